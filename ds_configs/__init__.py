@@ -1,0 +1,1 @@
+"""DeepSpeed configurations; `--ds_config NAME` finds them."""

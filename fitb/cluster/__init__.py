@@ -1,0 +1,1 @@
+"""The submit side: Slurm, submitit and plain processes; works where torch is not installed."""

@@ -1,0 +1,420 @@
+"""The typed configuration: one definition for YAML, dotted flags, --help and the saved config.yaml.
+
+jsonargparse reads it; nothing here parses. Sections are frozen dataclasses that check what they
+alone can know and never change a value. Every number has one owner: the files of ds_configs/ own
+ZeRO, offload and loss scaling; these sections own everything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from fitb.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A BERT with random weights, by its sizes (TinyBERT: Jiao et al. 2020, section 4.1).
+
+    Args:
+        num_hidden_layers: Transformer layers.
+        hidden_size: width; a multiple of the number of heads.
+        intermediate_size: width of the feed-forward layer.
+        num_attention_heads: heads; the same as the teacher's where attention is distilled.
+    """
+
+    num_hidden_layers: int = 4
+    hidden_size: int = 312
+    intermediate_size: int = 1200
+    num_attention_heads: int = 12
+
+    def __post_init__(self) -> None:
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size={self.hidden_size} is not a multiple of"
+            f" num_attention_heads={self.num_attention_heads}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Teacher and student.
+
+    Args:
+        teacher: Hugging Face folder or hub name, or a geometry; null trains plain MLM, and then
+            only the mlm term counts.
+        student: Hugging Face folder or hub name, or a geometry with random weights.
+        dropout: of the student; null keeps what its configuration says.
+    """
+
+    teacher: Geometry | str | None = None
+    student: Geometry | str = field(default_factory=Geometry)
+    dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which rows.
+
+    Args:
+        shards: folder that `fitb prepare` wrote.
+        window_shards: shards whose rows are shuffled among each other.
+        prefetch_steps: global batches read ahead of need.
+    """
+
+    shards: str = "data/shards"
+    window_shards: int = 16
+    prefetch_steps: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.window_shards >= 1, f"window_shards={self.window_shards}; at least 1")
+        _require(self.prefetch_steps >= 0, f"prefetch_steps={self.prefetch_steps}; at least 0")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How rows are masked.
+
+    Args:
+        strategy: token (Devlin et al. 2019), whole_word, or span (SpanBERT: Joshi et al. 2020).
+        fraction: share of a row's ordinary tokens that become slots, an exact count per row.
+        mask_share: share of slots that show [MASK].
+        random_share: share that show a random ordinary token; the rest show the token itself.
+        span_p: parameter of the geometric distribution of span lengths, in words.
+        span_max_words: longest span.
+    """
+
+    strategy: Literal["token", "whole_word", "span"] = "whole_word"
+    fraction: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    span_p: float = 0.2
+    span_max_words: int = 10
+
+    def __post_init__(self) -> None:
+        _require(0 < self.fraction < 1, f"mask.fraction={self.fraction}; between 0 and 1")
+        _require(
+            self.mask_share >= 0
+            and self.random_share >= 0
+            and self.mask_share + self.random_share <= 1,
+            f"mask_share={self.mask_share} and random_share={self.random_share};"
+            " neither below 0, their sum at most 1",
+        )
+        _require(0 < self.span_p <= 1, f"mask.span_p={self.span_p}; above 0, at most 1")
+        _require(self.span_max_words >= 1, f"span_max_words={self.span_max_words}; at least 1")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the five terms; a term of weight 0 is neither computed nor logged.
+
+    Args:
+        embedding: mean squared error of the embedding output (TinyBERT, eq. 9).
+        hidden: mean squared error of hidden states, summed over layers (eq. 8).
+        attention: mean squared error of attention scores, summed over layers (eq. 7).
+        logits: soft cross-entropy at masked positions (eq. 10), times temperature squared.
+        mlm: cross-entropy with the true tokens at masked positions.
+        temperature: of the soft cross-entropy.
+        layer_map: teacher layer (1 = first) for each student layer; uniform spreads them evenly.
+        form: mean over real tokens, or the formulas of the original code, padding included.
+    """
+
+    embedding: float = 1.0
+    hidden: float = 1.0
+    attention: float = 1.0
+    logits: float = 1.0
+    mlm: float = 1.0
+    temperature: float = 1.0
+    layer_map: Literal["uniform"] | list[int] = "uniform"
+    form: Literal["masked_mean", "tinybert_reference"] = "masked_mean"
+
+    def __post_init__(self) -> None:
+        weights = (self.embedding, self.hidden, self.attention, self.logits, self.mlm)
+        _require(min(weights) >= 0, f"objective weights {weights}; none below 0")
+        _require(max(weights) > 0, "every objective weight is 0; give at least one term a weight")
+        _require(self.temperature > 0, f"temperature={self.temperature}; above 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Args:
+        lr: peak learning rate.
+        warmup_steps: steps of linear warm-up.
+        schedule: from the peak to the end of the run.
+        betas: decay of the two moments.
+        eps: added to the denominator.
+        weight_decay: decoupled; not for biases and LayerNorm.
+        clip_norm: global gradient norm limit; 0 turns it off.
+    """
+
+    lr: float = 5e-4
+    warmup_steps: int = 1000
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation during training, on fixed masks.
+
+    Args:
+        every_steps: 0 turns it off.
+        rows: validation rows used; 0 means all.
+        patience: evaluations without a better loss before the run stops; 0 never stops.
+    """
+
+    every_steps: int = 1000
+    rows: int = 1024
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved, apart from every stop and the end.
+
+    Args:
+        every_steps: 0 saves only at stops and at the end.
+        keep_last: newest checkpoints kept; at least 2, so that a damaged one has a predecessor.
+    """
+
+    every_steps: int = 1000
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        _require(
+            self.keep_last >= 2,
+            f"checkpoint.keep_last={self.keep_last}; at least 2, so that a damaged one has a"
+            " predecessor",
+        )
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Where numbers go. metrics.jsonl always; W&B mirrors it.
+
+    Args:
+        every_steps: steps between two lines.
+        wandb: auto is online where there is a key, else offline.
+        project: W&B project.
+        entity: W&B team or user.
+        name: W&B run name; null takes the run folder's name.
+    """
+
+    every_steps: int = 10
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "fitb"
+    entity: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, f"track.every_steps={self.every_steps}; at least 1")
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When to save and leave before the end.
+
+    Args:
+        time_budget_min: minutes after which this attempt saves and asks to be started again.
+    """
+
+    time_budget_min: float | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run.
+
+    Args:
+        run_dir: the folder that is the run; if it holds one, the run goes on.
+        steps: optimiser updates.
+        global_batch: rows per step over all processes.
+        micro_batch: rows per forward pass and process; accumulation follows from it.
+        precision: of the student's arithmetic and of the teacher.
+        ds_config: a DeepSpeed file, or the name of one of ours (zero1 zero2 zero2_offload zero3).
+        seed: of weights, order, masks and dropout.
+    """
+
+    run_dir: str
+    steps: int = 100_000
+    global_batch: int = 256
+    micro_batch: int = 32
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    ds_config: str = "zero2"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "micro_batch"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; at least 1")
+
+    def grad_accum(self, world_size: int) -> int:
+        """Micro-batches per step and process.
+
+        Raises: ConfigError where global_batch is not micro_batch x world_size x an integer.
+        """
+        per_pass = self.micro_batch * world_size
+        if self.global_batch % per_pass:
+            share = self.global_batch / world_size
+            fits = [m for m in range(1, int(share) + 1) if share % m == 0] if share % 1 == 0 else []
+            remedy = (
+                f"use micro_batch={max((m for m in fits if m <= self.micro_batch), default=fits[0])}"
+                if fits
+                else f"use a number of processes that divides {self.global_batch}"
+            )
+            raise ConfigError(
+                f"global_batch={self.global_batch} is not a multiple of micro_batch="
+                f"{self.micro_batch} x {world_size} processes = {per_pass}; {remedy}"
+            )
+        return self.global_batch // per_pass
+
+
+# What may differ between two attempts of one run: how it is executed, not what it computes.
+MAY_CHANGE = ("run_dir", "micro_batch", "ds_config", "data.shards", "data.prefetch_steps", "track.",
+              "checkpoint.", "stop.")  # fmt: skip
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted key -> value for nested dataclasses or dicts."""
+    items = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+    flat: dict[str, Any] = {}
+    for key, value in items.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
+    """Keys that a resumed run may not change but that differ, as 'key: old -> new'."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_CHANGE)
+    ]
+
+
+def to_yaml(config: Any) -> str:
+    """Render a configuration as YAML that `--config` reads back."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def preset_names() -> list[str]:
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("fitb.presets").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def resolve_resource(name: str, package: str, suffix: str) -> Path:
+    """Return the file itself where `name` is a path, else the packaged file of that name.
+
+    Raises: ConfigError with the nearest packaged name.
+    """
+    if Path(name).exists():
+        return Path(name)
+    folder = Path(str(resources.files(package)))
+    known = sorted(path.stem for path in folder.glob(f"*{suffix}"))
+    if name in known:
+        return folder / f"{name}{suffix}"
+    raise ConfigError(
+        f"{name!r} is neither a file nor one of {', '.join(known)}{nearest(name, known)}"
+    )
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are ConfigErrors that name the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [
+            option.lstrip("-")
+            for action in self._actions
+            for option in action.option_strings
+            if not option.endswith((".help", "+"))
+        ]
+        text = " ".join(message.split())
+        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
+        flag = re.search(r"unrecognized arguments: -*([\w.]+)", text, re.IGNORECASE)
+        key = re.search(r"Option '([\w.]+)' is not accepted", text)
+        if group:
+            name = f"{group[1]}.{group[2]}"
+        else:
+            found = flag or key
+            name = found[1] if found else ""
+        if name:
+            text = f"unknown key {name!r}{nearest(name, known)}; `{self.prog} --help` lists all"
+        raise ConfigError(text) from ex
+
+
+def parser_for(kind: type[Any], prog: str) -> Parser:
+    """Build the parser of a configuration dataclass: its keys as dotted flags, and --config."""
+    parser = Parser(prog=prog, description=(kind.__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"YAML file, or a preset: {', '.join(preset_names())}",
+    )
+    parser.add_class_arguments(kind, None)
+    return parser
+
+
+def parse(kind: type[T], prog: str, args: Sequence[str]) -> T:
+    """Parse flags into an instance of `kind`.
+
+    Raises: ConfigError naming the key, the value and the nearest valid key.
+    """
+    parser = parser_for(kind, prog)
+    namespace = parser.parse_args(list(_with_presets(args)))
+    values = vars(parser.instantiate(namespace))
+    return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+
+
+def _with_presets(args: Sequence[str]) -> Iterator[str]:
+    """Replace the name of a preset after --config by its path."""
+    previous = ""
+    for argument in args:
+        if previous == "--config":
+            yield str(resolve_resource(argument, "fitb.presets", ".yaml"))
+        elif argument.startswith("--config="):
+            yield f"--config={resolve_resource(argument[9:], 'fitb.presets', '.yaml')}"
+        else:
+            yield argument
+        previous = argument

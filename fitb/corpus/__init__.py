@@ -1,0 +1,1 @@
+"""Text in, Arrow shards and a manifest out; no torch."""

@@ -1,0 +1,1 @@
+"""How well a model fills masked positions, with intervals."""

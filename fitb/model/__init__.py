@@ -1,0 +1,1 @@
+"""Teacher and student: loading them, and the contract that they must keep."""

@@ -1,0 +1,71 @@
+"""Randomness without state: a hash of a seed and integers, the same on every machine.
+
+Order, masks and dropout are functions of keys made here, so there is no generator to save and a
+run can be entered at any step by any number of ranks. The mixer is splitmix64's finaliser
+(Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014, figure 17).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit integers, one to one.
+
+    Args:
+        values: any shape, uint64.
+    Returns: same shape, uint64.
+    """
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def keyed(seed: int, *parts: ArrayLike) -> NDArray[np.uint64]:
+    """Hash a seed and integers to 64 random bits; parts broadcast against each other.
+
+    Args:
+        seed: any integer; taken modulo 2**64.
+        parts: integers or integer arrays, each at least 0.
+    Returns: uint64 of the broadcast shape.
+    """
+    with np.errstate(over="ignore"):
+        state = mix(np.asarray(seed % 2**64, dtype=np.uint64) + _GOLDEN)
+        for part in parts:
+            state = mix((state ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
+    return state
+
+
+def uniform(seed: int, *parts: ArrayLike) -> NDArray[np.float64]:
+    """Hash to float64 in [0, 1), 53 bits."""
+    return (keyed(seed, *parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(index: ArrayLike, size: int, key: int) -> NDArray[np.int64]:
+    """Send each index to its place under a keyed permutation of 0 .. size - 1.
+
+    A balanced Feistel network of four rounds over the next even power of two, walked along its
+    cycles until the image falls inside (Black and Rogaway: Ciphers with arbitrary finite domains,
+    CT-RSA 2002): no table, O(1) memory, any place reached at once.
+
+    Args:
+        index: integers in [0, size), any shape.
+        size: at least 1.
+        key: chooses the permutation.
+    Returns: int64, same shape.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    out = np.array(index, dtype=np.uint64, ndmin=1)
+    todo = np.ones(out.shape, dtype=bool)
+    while todo.any():
+        left, right = out[todo] >> half, out[todo] & low
+        for round_number in range(4):
+            left, right = right, left ^ (keyed(key, round_number, right) & low)
+        out[todo] = (left << half) | right
+        todo[todo] = out[todo] >= size
+    return out.astype(np.int64).reshape(np.shape(index))

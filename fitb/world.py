@@ -1,0 +1,61 @@
+"""Who am I among the processes of a job: ranks read from the environment of whatever started it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fitb.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place in the job.
+
+    Args:
+        rank: 0 .. size - 1 over all hosts.
+        size: number of processes.
+        local_rank: place on this host.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> World:
+        """Read torchrun's names, else Slurm's, else be alone.
+
+        Raises: ConfigError where a value is not an integer or the ranks contradict each other.
+        """
+        for names in (
+            ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        ):
+            if all(name in env for name in names):
+                break
+        else:
+            return cls()
+        try:
+            rank, size, local_rank = (int(env[name]) for name in names)
+        except ValueError as error:
+            raise ConfigError(f"{'/'.join(names)} must be integers: {error}") from None
+        if not 0 <= rank < size:
+            raise ConfigError(
+                f"{names[0]}={rank} is not below {names[1]}={size}; check the launcher"
+            )
+        return cls(rank, size, local_rank)
+
+    def env(self, master_addr: str, master_port: int) -> dict[str, str]:
+        """The five variables that torch.distributed and DeepSpeed read."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank),
+            "MASTER_ADDR": master_addr,
+            "MASTER_PORT": str(master_port),
+        }
