@@ -283,13 +283,10 @@ class Config:
         """
         per_pass = self.micro_batch * world_size
         if self.global_batch % per_pass:
-            share = self.global_batch / world_size
-            fits = [m for m in range(1, int(share) + 1) if share % m == 0] if share % 1 == 0 else []
-            remedy = (
-                f"use micro_batch={max((m for m in fits if m <= self.micro_batch), default=fits[0])}"
-                if fits
-                else f"use a number of processes that divides {self.global_batch}"
-            )
+            share, rest = divmod(self.global_batch, world_size)
+            fits = [m for m in range(1, min(share, self.micro_batch) + 1) if share % m == 0]
+            remedy = f"use micro_batch={fits[-1]}" if fits and not rest else ""
+            remedy = remedy or f"use a number of processes that divides {self.global_batch}"
             raise ConfigError(
                 f"global_batch={self.global_batch} is not a multiple of micro_batch="
                 f"{self.micro_batch} x {world_size} processes = {per_pass}; {remedy}"
@@ -384,7 +381,7 @@ class Parser(ArgumentParser):
         raise ConfigError(text) from ex
 
 
-def parser_for(kind: type[Any], prog: str) -> Parser:
+def parser_for(kind: type[Any], prog: str, positional: str | None = None) -> Parser:
     """Build the parser of a configuration dataclass: its keys as dotted flags, and --config."""
     parser = Parser(prog=prog, description=(kind.__doc__ or "").split("\n")[0])
     parser.add_argument(
@@ -392,16 +389,18 @@ def parser_for(kind: type[Any], prog: str) -> Parser:
         action="config",
         help=f"YAML file, or a preset: {', '.join(preset_names())}",
     )
-    parser.add_class_arguments(kind, None)
+    parser.add_class_arguments(kind, None, skip={positional} if positional else None)
+    if positional:
+        parser.add_argument(positional, nargs="+", type=str)
     return parser
 
 
-def parse(kind: type[T], prog: str, args: Sequence[str]) -> T:
-    """Parse flags into an instance of `kind`.
+def parse(kind: type[T], prog: str, args: Sequence[str], positional: str | None = None) -> T:
+    """Parse flags into an instance of `kind`; `positional` names a field of plain words.
 
     Raises: ConfigError naming the key, the value and the nearest valid key.
     """
-    parser = parser_for(kind, prog)
+    parser = parser_for(kind, prog, positional)
     namespace = parser.parse_args(list(_with_presets(args)))
     values = vars(parser.instantiate(namespace))
     return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]

@@ -8,7 +8,7 @@
     +-- TrainingError        5   the numbers: minimum loss scale, a loss that is not finite
     |   +-- CheckpointError  5   checkpoints exist and none can be trusted
 
-A training job has its own three codes, because its scheduler reads them: FINISHED, RESUME, STOP.
+A training job has its own codes, because its scheduler reads them: FINISHED, RESUME, STOP.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import difflib
 from collections.abc import Iterable
 
 FINISHED = 0  # all steps are done
+CRASH = 1  # and everything else that is not here: starting again may help
 RESUME = 85  # saved; start the same command again
 STOP = 93  # starting again would not help
 

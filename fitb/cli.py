@@ -1,0 +1,97 @@
+"""The command line: parse, call, print, exit code. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+import fitb
+from fitb import log
+from fitb.config import Config, parse
+from fitb.errors import STOP, ConfigError, FitbError, nearest
+
+HELP = """usage: fitb COMMAND [flags]
+
+fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to the bit.
+
+commands:
+  prepare    text in, Arrow shards and a manifest out
+  train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
+  evaluate   how well a model fills masked positions, with 95 % intervals
+  fill       fill the blanks of sentences
+  demo       the whole road on this machine: corpus, teacher, student, controls
+
+`fitb COMMAND --help` lists the flags of a command. Exit codes of train: 0 finished, 85 saved and
+wants to be started again, 93 starting again would not help, anything else a crash. Exit codes of
+the other commands: 0 done, 2 configuration, 3 data or models, 4 machine, 5 training.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    command, flags = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"fitb {fitb.__version__}")
+        return 0
+    log.setup()
+    try:
+        if command not in COMMANDS:
+            message = f"unknown command {command!r}{nearest(command, COMMANDS)}"
+            raise ConfigError(f"{message}; `fitb --help` lists all")
+        return COMMANDS[command](flags)
+    except FitbError as error:
+        logging.getLogger("fitb").error("%s", error)
+        return STOP if command == "train" and not error.restart_helps else error.exit_code
+
+
+def _prepare(flags: list[str]) -> int:
+    from fitb.corpus.build import PrepareConfig, prepare
+
+    print(prepare(parse(PrepareConfig, "fitb prepare", flags)))
+    return 0
+
+
+def _train(flags: list[str]) -> int:
+    config = parse(Config, "fitb train", flags)
+    from fitb.train.loop import train
+
+    return train(config)
+
+
+def _evaluate(flags: list[str]) -> int:
+    from fitb.evaluate.run import EvaluateConfig, evaluate, render
+
+    config = parse(EvaluateConfig, "fitb evaluate", flags)
+    result = evaluate(config)
+    print(json.dumps(result) if config.json else render(result))
+    return 0
+
+
+def _fill(flags: list[str]) -> int:
+    from fitb.infer.fill import FillConfig, as_json, fill_from, render
+
+    config = parse(FillConfig, "fitb fill", flags, positional="texts")
+    filled = fill_from(config)
+    print(json.dumps(as_json(filled), ensure_ascii=False) if config.json else render(filled))
+    return 0
+
+
+def _demo(flags: list[str]) -> int:
+    from fitb.demo import DemoConfig, demo
+
+    return demo(parse(DemoConfig, "fitb demo", flags))
+
+
+COMMANDS = {
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "fill": _fill,
+    "demo": _demo,
+}

@@ -1,0 +1,244 @@
+"""What is minimised: the student, its projections and the weighted sum of the terms.
+
+The module holds the student and the projections, so that one wrapper (DeepSpeed) sees every
+trained parameter; the teacher stays outside and hands over plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fitb.config import ObjectiveConfig
+from fitb.data.masking import IGNORE_INDEX, Batch
+from fitb.distill.attention import attention_loss, split_heads
+from fitb.distill.losses import hidden_loss, logits_loss, mlm_loss
+from fitb.errors import ConfigError
+from fitb.model.load import encoder, mlm_head
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one model says about a batch, at the layers that are compared.
+
+    Args:
+        hidden: (B, L, D) each; the embedding output first, then the compared layers.
+        attention: queries and keys, (B, H, L, d), of the compared layers.
+        logits: (B * K, V) at the slots; None where no term needs them.
+    """
+
+    hidden: tuple[torch.Tensor, ...]
+    attention: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    logits: Any
+
+
+class Tap(nn.Module):
+    """A BERT that hands out features: hooks on projections and layers, no L x L matrix.
+
+    Args:
+        model: left as it is.
+        layers: numbers of the layers to tap, 1 is the first; empty taps nothing.
+        attention: whether queries and keys are wanted.
+        head: whether logits are wanted.
+    """
+
+    def __init__(
+        self, model: BertForMaskedLM, layers: Sequence[int], *, attention: bool, head: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.num_heads = int(model.config.num_attention_heads)
+        self.head = head
+        self._layers = tuple(layers)
+        self._attention = attention and bool(layers)
+        self._seen: dict[tuple[str, int], torch.Tensor] = {}
+        bert = encoder(model)
+        if layers:
+            self._keep(bert.embeddings, "hidden", 0)
+        for number in layers:
+            layer = bert.encoder.layer[number - 1]
+            self._keep(layer, "hidden", number)
+            if attention:
+                self._keep(layer.attention.self.query, "query", number)
+                self._keep(layer.attention.self.key, "key", number)
+
+    def _keep(self, module: nn.Module, what: str, number: int) -> None:
+        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+            self._seen[what, number] = output
+
+        module.register_forward_hook(hook)
+
+    def forward(self, batch: Batch) -> Features:
+        last = encoder(self.model)(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state
+        hidden, pairs = [], []
+        if self._layers:
+            hidden = [self._seen["hidden", number] for number in (0, *self._layers)]
+        if self._attention:
+            pairs = [
+                (
+                    split_heads(self._seen["query", number], self.num_heads),
+                    split_heads(self._seen["key", number], self.num_heads),
+                )
+                for number in self._layers
+            ]
+        self._seen.clear()
+        logits = None
+        if self.head:
+            slots = batch.slots[..., None].expand(-1, -1, last.shape[-1])
+            logits = mlm_head(self.model)(last.gather(1, slots).flatten(0, 1))
+        return Features(tuple(hidden), tuple(pairs), logits)
+
+
+def layer_map(config: ObjectiveConfig, num_student: int, num_teacher: int) -> tuple[int, ...]:
+    """Teacher layer for each student layer, 1 is the first (TinyBERT, section 3.1).
+
+    Raises: ConfigError where the map has another length, or names a layer that is not there.
+    """
+    if config.layer_map == "uniform":
+        if num_student > num_teacher:
+            raise ConfigError(
+                f"objective.layer_map=uniform needs a teacher at least as deep as the student;"
+                f" {num_teacher} < {num_student} layers; give the map as a list"
+            )
+        return tuple(round((i + 1) * num_teacher / num_student) for i in range(num_student))
+    given = tuple(config.layer_map)
+    if len(given) != num_student or not all(1 <= layer <= num_teacher for layer in given):
+        raise ConfigError(
+            f"objective.layer_map={list(given)}; expected {num_student} layers, each from 1"
+            f" to {num_teacher}"
+        )
+    return given
+
+
+class Objective(nn.Module):
+    """Student, projections and terms.
+
+    Args:
+        student: trained.
+        teacher: its geometry only; None trains plain MLM, and then only the mlm term counts.
+        config: weights, temperature, layer map, form.
+
+    `names` lists the terms in the order of the vectors below; `weights` their weights. The last
+    name is student/top1, of weight 0: what share of slots the student gets right.
+    """
+
+    def __init__(
+        self, student: BertForMaskedLM, teacher: BertForMaskedLM | None, config: ObjectiveConfig
+    ) -> None:
+        super().__init__()
+        self.config = config
+        num_layers = int(student.config.num_hidden_layers)
+        num_teacher = int(teacher.config.num_hidden_layers) if teacher else 0
+        self.layers = layer_map(config, num_layers, num_teacher) if teacher else ()
+        self._uses = {
+            name: getattr(config, name) > 0 and (teacher is not None or name == "mlm")
+            for name in ("embedding", "hidden", "attention", "logits", "mlm")
+        }
+        if not any(self._uses.values()):
+            raise ConfigError("without a teacher only objective.mlm counts, and its weight is 0")
+        compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
+        self.student = Tap(
+            student,
+            range(1, num_layers + 1) if compares else (),
+            attention=self._uses["attention"],
+            head=self._uses["logits"] or self._uses["mlm"],
+        )
+        self.projections = nn.ModuleList(self._build_projections(student, teacher))
+        self.names, self.weights = self._names_and_weights(num_layers)
+
+    def _build_projections(self, student: Any, teacher: Any) -> list[nn.Module]:
+        """One bias-free map per compared state (eq. 8, 9), or the one shared map of the code."""
+        if not (self._uses["embedding"] or self._uses["hidden"]):
+            return []
+        narrow, wide = student.config.hidden_size, teacher.config.hidden_size
+        if self.config.form == "tinybert_reference":
+            return [nn.Linear(narrow, wide)]
+        states = ["embedding"] * self._uses["embedding"]
+        states += ["hidden"] * len(self.layers) * self._uses["hidden"]
+        return [nn.Linear(narrow, wide, bias=False) for _ in states]
+
+    def _names_and_weights(self, num_layers: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        layers = range(1, num_layers + 1)
+        named: list[tuple[str, float]] = []
+        if self._uses["embedding"]:
+            named += [("distill/embedding", self.config.embedding)]
+        if self._uses["hidden"]:
+            named += [(f"distill/hidden/layer_{i}", self.config.hidden) for i in layers]
+        if self._uses["attention"]:
+            named += [(f"distill/attention/layer_{i}", self.config.attention) for i in layers]
+        if self._uses["logits"]:
+            named += [("distill/logits", self.config.logits)]
+        if self._uses["mlm"]:
+            named += [("student/loss_mlm", self.config.mlm)]
+        if self.student.head:
+            named += [("student/top1", 0.0)]
+        names, weights = zip(*named, strict=True)
+        return names, weights
+
+    def teacher_tap(self, teacher: BertForMaskedLM) -> Tap:
+        """Freeze the teacher and tap the layers that this objective compares."""
+        teacher.eval().requires_grad_(False)
+        compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
+        return Tap(
+            teacher,
+            self.layers if compares else (),
+            attention=self._uses["attention"],
+            head=self._uses["logits"],
+        )
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        """What each term's sum is divided by, from the batch alone: (terms,) float64.
+
+        The original code averages hidden states over padding too, and divides scores, of which it
+        zeroes the padded key columns, by all L x L of them.
+        """
+        reference = self.config.form == "tinybert_reference"
+        real = torch.ones_like(batch.attention_mask) if reference else batch.attention_mask
+        hidden = real.sum().double() * self._width()
+        scores = real.sum(1).square().sum().double() * self.student.num_heads
+        slots = (batch.labels != IGNORE_INDEX).sum().double()
+        kinds = {"embedding": hidden, "hidden": hidden, "attention": scores}
+        return torch.stack([kinds.get(name.split("/")[1], slots) for name in self.names])
+
+    def _width(self) -> int:
+        return int(self.projections[0].out_features) if len(self.projections) else 0  # type: ignore[arg-type]
+
+    def forward(self, batch: Batch, teacher: Features | None) -> torch.Tensor:
+        """Run the student on a batch.
+
+        Args:
+            batch: masked rows.
+            teacher: its features of the same batch; None where there is no teacher.
+        Returns: the sum of each term, (terms,) fp32 with a graph.
+        """
+        student = self.student(batch)
+        real, labels = batch.attention_mask, batch.labels.flatten()
+        reference = self.config.form == "tinybert_reference"
+        tokens = torch.ones_like(real) if reference else real
+        sums = []
+        if teacher is not None:
+            states = [0] * self._uses["embedding"]
+            states += range(1, len(self.layers) + 1) if self._uses["hidden"] else ()
+            for place, state in enumerate(states):
+                projected = self.projections[0 if reference else place](student.hidden[state])
+                sums.append(hidden_loss(projected, teacher.hidden[state], tokens))
+            if self._uses["attention"]:
+                for ours, theirs in zip(student.attention, teacher.attention, strict=True):
+                    sums.append(attention_loss(ours, theirs, query_mask=tokens, key_mask=real))
+            if self._uses["logits"]:
+                temperature = self.config.temperature
+                sums.append(logits_loss(student.logits, teacher.logits, labels, temperature))
+        if self._uses["mlm"]:
+            sums.append(mlm_loss(student.logits, labels))
+        if student.logits is not None:
+            sums.append((student.logits.detach().argmax(-1) == labels).sum().float())
+        return torch.stack(sums)

@@ -1,0 +1,208 @@
+"""Checkpoints that are whole or not there, and a load that trusts nothing it has not hashed.
+
+Commit protocol: all ranks write their share into step-N.tmp; they exchange what they wrote; rank 0
+reads it back, writes manifest.json, renames the folder, replaces `latest`, prunes. A kill at any
+point leaves the earlier checkpoint the newest one. On load rank 0 alone chooses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from fitb import fsio
+from fitb.errors import CheckpointError, FitbError, SystemFault
+from fitb.world import World
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def save(
+    root: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    manifest: dict[str, Any],
+    *,
+    world: World,
+    keep_last: int,
+    keep_step: int | None = None,
+) -> Path:
+    """Commit a checkpoint; all ranks call this at the same step.
+
+    Args:
+        root: the checkpoints folder of the run.
+        tensors: names and whole tensors, in the same order on every rank; collective.
+        manifest: what else to remember; must hold `step`.
+        keep_last: newest checkpoints to keep.
+        keep_step: one more to keep, the best.
+    Returns: the committed folder.
+    Raises: SystemFault on every rank where any rank could not write; what was saved before stays.
+    """
+    final = root / f"step-{manifest['step']:07d}"
+    scratch = root / f"{final.name}.tmp"
+
+    def prepare() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+
+    def write_share() -> tuple[str, str, int]:
+        mine = {name: t for i, (name, t) in enumerate(tensors) if i // 3 % world.size == world.rank}
+        data = safetensors.torch.save({name: t.contiguous() for name, t in mine.items()})
+        path = scratch / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
+        with fsio.naming_full_disk(path), open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return path.name, hashlib.sha256(data).hexdigest(), len(data)
+
+    def commit(written: list[tuple[str, str, int]]) -> None:
+        files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
+        _check_files(scratch, files)
+        whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
+        fsio.write_json(scratch / MANIFEST, whole)
+        fsio.fsync_dir(scratch)
+        shutil.rmtree(final, ignore_errors=True)  # an older attempt's save of the same step
+        scratch.rename(final)
+        fsio.fsync_dir(root)
+        fsio.write_atomic(root / "latest", final.name + "\n")
+        _prune(root, keep_last, keep_step)
+
+    try:
+        on_main(prepare, world)
+        written = on_all(write_share, world)
+        on_main(lambda: commit(written), world)
+    except FitbError:
+        if world.is_main:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return final
+
+
+def choose(root: Path, world: World) -> Path | None:
+    """Return the newest checkpoint that verifies, the same on every rank; None on a fresh run.
+
+    Bad ones are renamed out of the way. Raises: CheckpointError where there are checkpoints and
+    none verifies: a run never starts from zero in silence.
+    """
+
+    def find() -> str | None:
+        bad = [path.name for path in root.glob("step-*.bad*")]
+        for path in reversed(_committed(root)):
+            try:
+                verify(path)
+                return path.name
+            except CheckpointError as error:
+                aside = next(
+                    candidate
+                    for i in range(10**6)
+                    if not (candidate := path.with_name(f"{path.name}.bad{i or ''}")).exists()
+                )
+                path.rename(aside)
+                bad.append(aside.name)
+                logger.warning("checkpoint set aside as %s: %s", aside, error)
+        if bad:
+            raise CheckpointError(
+                f"{root} holds checkpoints and none verifies ({', '.join(sorted(bad))});"
+                " expected at least one good one. Restore one under its name, or choose another"
+                " --run_dir"
+            )
+        return None
+
+    name = on_main(find, world)
+    return root / name if name else None
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint whose every file is as it was written.
+
+    Raises: CheckpointError saying which file is not.
+    """
+    try:
+        manifest = fsio.read_json(path / MANIFEST)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}; this fitb reads format {FORMAT}"
+        )
+    _check_files(path, manifest["files"])
+    return manifest
+
+
+def load_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read every tensor of a verified checkpoint, on the CPU."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name in manifest["files"]:
+        tensors.update(safetensors.torch.load_file(path / name))
+    return tensors
+
+
+def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{file} has {size} bytes; expected {expected['bytes']}")
+        digest = fsio.sha256_file(file)
+        if digest != expected["sha256"]:
+            raise CheckpointError(f"{file} has sha256 {digest}; expected {expected['sha256']}")
+
+
+def _committed(root: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    found = (path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _prune(root: Path, keep_last: int, keep_step: int | None) -> None:
+    for path in _committed(root)[:-keep_last]:
+        if int(path.name[5:]) != keep_step:
+            shutil.rmtree(path)
+
+
+def on_main(action: Callable[[], T], world: World) -> T:
+    """Run on rank 0 and give every rank its result, or its error."""
+    outcome: list[Any] = [None, None]
+    if world.is_main:
+        outcome = _attempt(action)
+    if world.size > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def on_all(action: Callable[[], T], world: World) -> list[T]:
+    """Run on every rank and give every rank all results, or the first rank's error."""
+    outcomes: list[Any] = [_attempt(action)]
+    if world.size > 1:
+        mine = outcomes[0]
+        outcomes = [None] * world.size
+        dist.all_gather_object(outcomes, mine)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]
+
+
+def _attempt(action: Callable[[], T]) -> list[Any]:
+    try:
+        return [action(), None]
+    except FitbError as error:
+        return [None, error]
+    except OSError as error:
+        return [None, SystemFault(f"{error.filename or 'file'}: {error.strerror or error}")]

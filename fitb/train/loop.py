@@ -1,0 +1,80 @@
+"""The main road: read rows, agree, update, log, save, until the end or a signal.
+
+Read this first. A step reads this rank's share of one global batch (fitb/data), asks the teacher,
+and updates the student (engine.py). There is no state but the weights, Adam's moments, the loss
+scale and the number of the step: order, masks, dropout and learning rate follow from the step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from fitb import log
+from fitb.config import Config
+from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
+from fitb.train.engine import leave_distributed, start_distributed
+from fitb.train.meter import Meter
+from fitb.train.milestones import due, evaluate, out_of_patience, save
+from fitb.train.rundir import RunDir, open_run
+from fitb.train.setup import Parts, build
+from fitb.train.stop import StopFlag
+from fitb.train.track import Tracker
+from fitb.world import World
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config) -> int:
+    """Begin a run or go on with it; return its exit code, the same on every rank."""
+    world = World.from_env(os.environ)
+    log.setup(world.rank)
+    stop = StopFlag(config.stop.time_budget_min)
+    stop.install()
+    run = None
+    try:
+        device = start_distributed(config, world)
+        run = open_run(config, world)
+        tracker = Tracker(run, config, world)
+        parts = build(config, run, world, device)
+        reason = _train(parts, config, run, tracker, stop)
+        code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
+    except FitbError as error:
+        code = CRASH if error.restart_helps else STOP
+        logger.error("%s", error)
+        if run:
+            run.event("stop", reason=str(error), exit_code=code)
+        return code
+    run.event("stop", reason=reason, exit_code=code, step=parts.progress.step)
+    logger.info("stopped at step %d: %s, exit code %d", parts.progress.step, reason, code)
+    tracker.finish(code)
+    leave_distributed()
+    return code
+
+
+def _train(parts: Parts, config: Config, run: RunDir, tracker: Tracker, stop: StopFlag) -> str:
+    """Train until there is a reason to stop, save, and return the reason."""
+    engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
+    saved_step = progress.step
+    reason = "all steps done"
+    for step, micro_batches in stop.guard(parts.stream.iter_from(progress.step, config.steps)):
+        stopped, counts = stop.agree(engine.counts(micro_batches))
+        if stopped:
+            reason = stopped
+            break
+        result = engine.train_step(step, micro_batches, counts)
+        progress.step = step + 1
+        metrics = meter.read(progress.step, result)
+        if due(progress.step, config.eval.every_steps, config):
+            metrics |= evaluate(parts, run, config)
+        if metrics:
+            tracker.log(progress.step, metrics)
+        if due(progress.step, config.checkpoint.every_steps, config):
+            saved_step = save(parts, run, config, tracker.wandb_id)
+        if out_of_patience(progress, config):
+            reason = "early stopping"
+            break
+    if saved_step != progress.step:
+        save(parts, run, config, tracker.wandb_id)
+    stop.raise_failure()
+    return reason

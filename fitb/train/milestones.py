@@ -1,0 +1,138 @@
+"""What happens every so often: validate, export the best student, save."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import BertForMaskedLM
+
+from fitb import fsio
+from fitb.config import Config
+from fitb.evaluate.metrics import metrics_of
+from fitb.evaluate.run import count
+from fitb.train import checkpoint
+from fitb.train.rundir import RunDir, describe_code
+from fitb.train.setup import Parts, Progress
+
+logger = logging.getLogger(__name__)
+_EVAL_BATCH = 64
+
+
+def due(step: int, every: int, config: Config) -> bool:
+    """Whether something that happens every so many steps (0: never), and at the end, is due."""
+    return every > 0 and (step % every == 0 or step == config.steps)
+
+
+def out_of_patience(progress: Progress, config: Config) -> bool:
+    """Whether `eval.patience` validations in a row brought no better loss."""
+    if not config.eval.patience or progress.best_step is None:
+        return False
+    return progress.step - progress.best_step >= config.eval.patience * config.eval.every_steps
+
+
+def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
+    """Validate on fixed masks, every rank a share of the rows; export the student if it is best."""
+    assert parts.validation is not None
+    world = parts.engine.world
+    num_rows = min(config.eval.rows or parts.validation.num_rows, parts.validation.num_rows)
+    share = math.ceil(num_rows / world.size)
+    begin = min(world.rank * share, num_rows)
+    mine = np.arange(begin, min(begin + share, num_rows))
+    padded = np.resize(mine if len(mine) else np.zeros(1, np.int64), share)
+    counts = count(
+        parts.engine.objective.student.model,
+        parts.validation,
+        padded,  # equally many rows on every rank: ZeRO-3 gathers weights in every forward pass
+        vocabulary=parts.vocabulary,
+        mask=config.mask,
+        batch_rows=_EVAL_BATCH,
+    )
+    totals = torch.from_numpy(counts.table()[: len(mine)].sum(axis=0))
+    if world.size > 1:
+        totals = totals.to(parts.engine.device)
+        dist.all_reduce(totals)
+    values = {k: float(v) for k, v in metrics_of(totals.cpu().numpy()).items()}
+    metrics = {f"val/{'loss_mlm' if k == 'loss' else k}": v for k, v in values.items()}
+    progress = parts.progress
+    if values["loss"] < progress.best_loss:
+        progress.best_loss, progress.best_step = values["loss"], progress.step
+        export(parts, run, config, metrics)
+    return metrics
+
+
+def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> None:
+    """Write the student as a Hugging Face folder, fp32; all ranks take part, rank 0 writes."""
+    prefix = "param/student.model."
+    student = parts.engine.objective.student.model
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in parts.engine.full_tensors(moments=False)
+        if name.startswith(prefix)
+    }
+    if not parts.engine.world.is_main:
+        return
+    copy = BertForMaskedLM(student.config)
+    missing, unexpected = copy.load_state_dict(weights, strict=False)
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    with fsio.folder_written_whole(run.export) as folder:
+        copy.save_pretrained(folder)
+        parts.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(_model_card(parts, config, metrics))
+
+
+def _model_card(parts: Parts, config: Config, metrics: dict[str, float]) -> str:
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+---
+# {run_name(config)}
+
+A BERT for filling blanks, trained by fitb: step {parts.progress.step} of {config.steps}.
+
+| | |
+|---|---|
+| teacher | {config.model.teacher} |
+| student | {config.model.student} |
+| shards | {parts.fingerprint} |
+| masks | {config.mask.strategy}, {config.mask.fraction:.0%} |
+| commit | {describe_code()["commit"]} |
+{rows}
+"""
+
+
+def run_name(config: Config) -> str:
+    return config.track.name or config.run_dir.rstrip("/").rsplit("/", 1)[-1]
+
+
+def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
+    """Commit a checkpoint, and an export where no validation makes one; return the step."""
+    progress = parts.progress
+    manifest = {
+        "step": progress.step,
+        "rows_consumed": progress.step * config.global_batch,
+        "best_loss": progress.best_loss,
+        "best_step": progress.best_step,
+        "optimizer": parts.engine.scalars(),
+        "fingerprint": parts.fingerprint,
+        "attempt": run.attempt,
+        "wandb_id": wandb_id,
+        "versions": describe_code()["packages"],
+    }
+    folder = checkpoint.save(
+        run.checkpoints,
+        parts.engine.full_tensors(),
+        manifest,
+        world=parts.engine.world,
+        keep_last=config.checkpoint.keep_last,
+        keep_step=progress.best_step,
+    )
+    run.event("save", step=progress.step, checkpoint=folder.name)
+    if not config.eval.every_steps and progress.step == config.steps:
+        export(parts, run, config, {})
+    return progress.step

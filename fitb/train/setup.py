@@ -1,0 +1,154 @@
+"""From a configuration to the parts of a run: shards, models, contract, engine, stream."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitb import fsio
+from fitb.config import Config, ObjectiveConfig
+from fitb.corpus.shards import ShardSet
+from fitb.data.masking import Vocabulary
+from fitb.data.stream import RowStream
+from fitb.distill.objective import Objective, layer_map
+from fitb.errors import CheckpointError, DataError
+from fitb.model.contract import check_contract
+from fitb.model.load import load_model, load_tokenizer, num_parameters
+from fitb.train import checkpoint
+from fitb.train.engine import Engine
+from fitb.train.rundir import RunDir
+from fitb.world import World
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors.
+
+    Args:
+        step: optimiser updates done.
+        best_loss: lowest validation loss so far.
+        best_step: when that was.
+    """
+
+    step: int = 0
+    best_loss: float = float("inf")
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop moves."""
+
+    engine: Engine
+    stream: RowStream
+    validation: ShardSet | None
+    vocabulary: Vocabulary
+    tokenizer: Any
+    fingerprint: str
+    progress: Progress
+
+
+def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
+    """Load, check the contract, and enter the newest checkpoint if there is one.
+
+    Raises: ConfigError, DataError, ContractError, CheckpointError; all before the first row.
+    """
+    shards = ShardSet.open(config.data.shards, "train")
+    validation = (
+        ShardSet.open(config.data.shards, "validation") if config.eval.every_steps else None
+    )
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    objective, teacher = _models(config, shards, tokenizer)
+    found = checkpoint.choose(run.checkpoints, world)
+    manifest, tensors = _read(found, shards.fingerprint, objective) if found else ({}, {})
+    engine = Engine(objective, teacher, config, world, device)
+    progress = Progress()
+    if found:
+        engine.load_full_tensors(tensors)
+        engine.load_scalars(manifest["optimizer"])
+        progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
+        run.event("resume", step=progress.step, checkpoint=found.name)
+        logger.info("resumed at step %d from %s", progress.step, found)
+    vocabulary = Vocabulary.of(tokenizer)
+    stream = RowStream(
+        shards,
+        vocabulary=vocabulary,
+        mask=config.mask,
+        world=world,
+        global_batch=config.global_batch,
+        micro_batch=config.micro_batch,
+        window_shards=config.data.window_shards,
+        prefetch_steps=config.data.prefetch_steps,
+        seed=config.seed,
+    )
+    return Parts(engine, stream, validation, vocabulary, tokenizer, shards.fingerprint, progress)
+
+
+def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Any]:
+    student = load_model(
+        config.model.student,
+        tokenizer=tokenizer,
+        length=shards.length,
+        dropout=config.model.dropout,
+        seed=config.seed,
+    )
+    teacher = None
+    if config.model.teacher is not None:
+        teacher = load_model(
+            config.model.teacher, tokenizer=tokenizer, length=shards.length, seed=config.seed + 1
+        )
+    terms: ObjectiveConfig = config.objective
+    check_contract(
+        tokenizer=tokenizer,
+        manifest=shards.manifest,
+        student=student,
+        teacher=teacher,
+        needs_teacher_head=terms.logits > 0,
+        needs_student_head=terms.logits > 0 or terms.mlm > 0,
+        attention=terms.attention > 0,
+    )
+    logger.info("student %s: %d parameters", student.source, num_parameters(student.model))
+    if teacher is None:
+        return Objective(student.model, None, terms), None
+    logger.info("teacher %s: %d parameters", teacher.source, num_parameters(teacher.model))
+    pairs = layer_map(
+        terms,
+        student.model.config.num_hidden_layers,
+        teacher.model.config.num_hidden_layers,
+    )
+    logger.info("student layers learn from teacher layers %s", list(pairs))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # of the projections
+        objective = Objective(student.model, teacher.model, terms)
+    return objective, objective.teacher_tap(teacher.model)
+
+
+def _read(
+    found: Path, fingerprint: str, objective: Objective
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Read a chosen checkpoint; put its weights into the module before DeepSpeed copies them."""
+    manifest = fsio.read_json(found / checkpoint.MANIFEST)
+    if manifest["fingerprint"] != fingerprint:
+        raise DataError(
+            f"{found} was trained on shards {manifest['fingerprint'][:12]}; --data.shards holds"
+            f" {fingerprint[:12]}. Point it at the old shards, or choose another --run_dir"
+        )
+    tensors = checkpoint.load_tensors(found, manifest)
+    wanted = {name: p.shape for name, p in objective.named_parameters() if p.requires_grad}
+    held = {n.removeprefix("param/"): t.shape for n, t in tensors.items() if n[:6] == "param/"}
+    if wanted != held:
+        differing = sorted(set(wanted.items()) ^ set(held.items()))
+        raise CheckpointError(
+            f"{found} holds other parameters than this student: {differing[:4]} ..."
+        )
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"param/{name}"])
+    return manifest, tensors

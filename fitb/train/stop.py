@@ -1,0 +1,94 @@
+"""Leaving together: signals and the time budget set a flag, and ranks agree on it at every step.
+
+A handler does nothing but note the signal. The note is reduced over all ranks together with the
+counts that the step needs anyway, so every rank leaves at the same step, between two updates.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from fitb.data.masking import Batch
+from fitb.errors import DataError, FitbError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+_REASONS = (*(s.name for s in SIGNALS), "time budget", "failure")
+
+
+class StopFlag:
+    """Why this process wants to stop, if it does.
+
+    Args:
+        time_budget_min: minutes from now; None is no limit.
+    """
+
+    def __init__(self, time_budget_min: float | None = None) -> None:
+        self._noted = [0] * len(_REASONS)
+        self._deadline = None
+        if time_budget_min is not None:
+            self._deadline = time.monotonic() + 60 * time_budget_min
+        self._group = None
+        self._failure: FitbError | None = None
+        self._failed_elsewhere = False
+
+    def install(self) -> None:
+        """Catch the signals of schedulers, in this process and not in forked children."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        os.register_at_fork(after_in_child=_restore)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._noted[_REASONS.index(signal.Signals(number).name)] = 1
+        if number == signal.SIGINT:  # a second Ctrl-C means it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def guard(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+        """Pass steps on; if reading fails on this rank, make all ranks stop at the agreement."""
+        step = -1
+        try:
+            for step, micro_batches in steps:
+                yield step, micro_batches
+        except FitbError as error:
+            self._failure = error
+            self._noted[_REASONS.index("failure")] = 1
+            yield step + 1, []
+
+    def raise_failure(self) -> None:
+        """Raise what made the ranks stop, if a failure did."""
+        if self._failure is not None:
+            raise self._failure
+        if self._failed_elsewhere:
+            raise DataError("another rank could not read its rows; its log says why")
+
+    def agree(self, counts: torch.Tensor) -> tuple[str | None, torch.Tensor]:
+        """Reduce flags and counts over all ranks; every rank gets the same answer.
+
+        Args:
+            counts: (n,) float64 on the CPU, this rank's.
+        Returns: why to stop (the first of the reasons that any rank noted) or None; the sum of
+            counts over all ranks.
+        """
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._noted[_REASONS.index("time budget")] = 1
+        both = torch.cat([torch.tensor(self._noted, dtype=torch.float64), counts])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            if self._group is None and dist.get_backend() != "gloo":
+                self._group = dist.new_group(backend="gloo")  # no device synchronisation
+            dist.all_reduce(both, group=self._group)
+        flags = both[: len(_REASONS)].tolist()
+        ordered = ("failure", *_REASONS[:-1])  # a failure outweighs a wish to be started again
+        reason = next((r for r in ordered if flags[_REASONS.index(r)]), None)
+        self._failed_elsewhere = reason == "failure"
+        return reason, both[len(_REASONS) :]
+
+
+def _restore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
