@@ -1,0 +1,224 @@
+"""Documents to rows of fixed length, without loss and almost without padding.
+
+A row is `[CLS] tokens [SEP] tokens [SEP] ...`. A document that does not fit goes on in the next
+row. Three rules settle the end of a row:
+
+- The last place is [SEP], and only the last row of a split is padded.
+- A word is not cut: the row closes before it, and the places left take [SEP], as does a single
+  place left after a document. Full rows need no attention mask.
+- Except that a word of more than a quarter row may be cut; what follows in the next row has no
+  word start, so no mask falls on it.
+
+Dimensions: T tokens of a stream (each document followed by its [SEP]), B rows, L length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from fitb.corpus.tokenizer import SpecialIds
+
+MIN_LENGTH = 8
+
+_BATCH_CHARS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tokens of consecutive documents, one [SEP] after each.
+
+    Args:
+        ids: (T,) int64.
+        starts: (T,) bool, true on the first piece of each word.
+        ends: (T,) bool, true on the [SEP] after a document.
+        document: (T,) int64, ordinal of the document in its split.
+        begin: (T,) int32, first character of the token in the normalised text; 0 for [SEP].
+        end: (T,) int32, one past its last character; 0 for [SEP].
+    """
+
+    ids: NDArray[np.int64]
+    starts: NDArray[np.bool_]
+    ends: NDArray[np.bool_]
+    document: NDArray[np.int64]
+    begin: NDArray[np.int32]
+    end: NDArray[np.int32]
+
+    def after(self, place: int) -> Stream:
+        """Return the tokens from `place` on."""
+        return Stream(*(getattr(self, field.name)[place:] for field in fields(self)))
+
+    def then(self, other: Stream) -> Stream:
+        """Return the tokens of both."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Stream(*(np.concatenate(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows, column by column.
+
+    Args:
+        input_ids: (B, L) int64.
+        word_starts: (B, L) bool, true on the first piece of each word.
+        doc_begin: (B,) int64, ordinal of the first document with tokens in the row.
+        doc_end: (B,) int64, one past the ordinal of the last.
+        char_begin: (B,) int32, first character of the first ordinary token, in its document.
+        char_end: (B,) int32, one past the last character of the last, in its own.
+        offset_begin: (B, L) int32, first character of each token in its document; 0 if special.
+        offset_end: (B, L) int32, one past its last character; 0 if special.
+    """
+
+    input_ids: NDArray[np.int64]
+    word_starts: NDArray[np.bool_]
+    doc_begin: NDArray[np.int64]
+    doc_end: NDArray[np.int64]
+    char_begin: NDArray[np.int32]
+    char_end: NDArray[np.int32]
+    offset_begin: NDArray[np.int32]
+    offset_end: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def part(self, begin: int, end: int) -> Columns:
+        """Return rows begin .. end - 1."""
+        return Columns(*(getattr(self, field.name)[begin:end] for field in fields(self)))
+
+
+def concatenate(parts: list[Columns]) -> Columns:
+    """Return the rows of all parts in order."""
+    names = [field.name for field in fields(Columns)]
+    return Columns(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def token_streams(texts: Iterable[str], tokenizer: Tokenizer, sep_id: int) -> Iterator[Stream]:
+    """Encode texts in batches of about a million characters.
+
+    Args:
+        texts: normalised; one that gives no token is left out and gets no ordinal.
+        tokenizer: from tokenizer.open_tokenizer.
+        sep_id: of the token after each document.
+    """
+    ordinal = 0
+    for batch in _batches(texts):
+        encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
+        encodings = [encoding for encoding in encodings if len(encoding)]
+        if encodings:
+            yield stream_of(encodings, sep_id, first_document=ordinal)
+            ordinal += len(encodings)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    num_chars = 0
+    for text in texts:
+        batch.append(text)
+        num_chars += len(text)
+        if num_chars >= _BATCH_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
+
+
+def stream_of(encodings: list[Encoding], sep_id: int, *, first_document: int = 0) -> Stream:
+    """Join the encodings of documents, none of them empty.
+
+    Word starts come from the pre-tokenizer's word ids: gaps between offsets miss the words of
+    "don't" or of Chinese.
+    """
+    sizes = np.array([len(encoding) for encoding in encodings])
+    num_tokens = int(sizes.sum())
+    # Place of every ordinary token once each document before it has its [SEP].
+    places = np.arange(num_tokens) + np.repeat(np.arange(len(sizes)), sizes)
+    firsts = np.cumsum(sizes) - sizes
+    words = np.fromiter(chain.from_iterable(e.word_ids for e in encodings), np.int64, num_tokens)
+    starts = np.ones(num_tokens, dtype=bool)
+    starts[1:] = words[1:] != words[:-1]
+    starts[firsts] = True
+    flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+    offsets = np.fromiter(flat, np.int32, 2 * num_tokens).reshape(-1, 2)
+    ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, num_tokens)
+
+    total = num_tokens + len(sizes)
+    stream = Stream(
+        ids=np.full(total, sep_id, dtype=np.int64),
+        starts=np.zeros(total, dtype=bool),
+        ends=np.ones(total, dtype=bool),
+        document=np.repeat(first_document + np.arange(len(sizes)), sizes + 1),
+        begin=np.zeros(total, dtype=np.int32),
+        end=np.zeros(total, dtype=np.int32),
+    )
+    stream.ids[places], stream.starts[places], stream.ends[places] = ids, starts, False
+    stream.begin[places], stream.end[places] = offsets[:, 0], offsets[:, 1]
+    return stream
+
+
+def pack(streams: Iterable[Stream], length: int, special: SpecialIds) -> Iterator[Columns]:
+    """Pack streams into rows; tokens left over from one stream begin the next.
+
+    Args:
+        streams: in order, each of whole documents.
+        length: L, at least 8.
+        special: ids of [CLS], [SEP] and [PAD].
+    """
+    left: Stream | None = None
+    for stream in streams:
+        stream = stream if left is None else left.then(stream)
+        cuts = row_cuts(stream, length)
+        if len(cuts) > 1:
+            yield _rows(stream, cuts, length, special)
+        left = stream.after(cuts[-1])
+    if left is not None and len(left.ids):
+        rows = _rows(left, [0, len(left.ids)], length, special)
+        rows.input_ids[0, 1 + len(left.ids) :] = special.pad
+        yield rows
+
+
+def row_cuts(stream: Stream, length: int) -> list[int]:
+    """Return where rows begin: 0, then one place after each row that the stream fills."""
+    total = len(stream.ids)
+    # Last word start at or before each token.
+    word = np.maximum.accumulate(np.where(stream.starts, np.arange(total), 0))
+    room = length - 2  # tokens between [CLS] and the [SEP] that closes the row
+    cuts = [0]
+    while (cut := cuts[-1] + room) < total:
+        if stream.ends[cut]:  # the document's own [SEP] closes the row
+            cut += 1
+        elif cut - word[cut] <= length // 4:
+            cut = int(word[cut])
+        cuts.append(cut)
+    return cuts
+
+
+def _rows(stream: Stream, cuts: list[int], length: int, special: SpecialIds) -> Columns:
+    begins, ends = np.array(cuts[:-1]), np.array(cuts[1:])
+    steps = np.arange(length - 1)
+    filled = steps < (ends - begins)[:, None]
+    places = np.minimum(begins[:, None] + steps, len(stream.ids) - 1)
+    shape = (len(begins), length)
+
+    def spread(values: NDArray, empty: int, first: int) -> NDArray:  # type: ignore[type-arg]
+        out = np.empty(shape, dtype=values.dtype)
+        out[:, 0] = first
+        out[:, 1:] = np.where(filled, values[places], empty)
+        return out
+
+    last = ends - 1
+    last = last - stream.ends[last]  # step back from the document's [SEP]
+    return Columns(
+        input_ids=spread(stream.ids, special.sep, special.cls),
+        word_starts=spread(stream.starts, False, False),
+        doc_begin=stream.document[begins],
+        doc_end=stream.document[last] + 1,
+        char_begin=stream.begin[begins],
+        char_end=stream.end[last],
+        offset_begin=spread(stream.begin, 0, 0),
+        offset_end=spread(stream.end, 0, 0),
+    )

@@ -1,0 +1,255 @@
+"""A lowercase WordPiece vocabulary like BERT's: trained here, or taken from a folder or the hub.
+
+Training is repeatable to the byte. The trainer of `tokenizers` numbers the pieces that continue a
+word in the order of a hash table with a random seed, and ties between merges follow those numbers,
+so two runs give two vocabularies. Here every character gets one private symbol for the start of a
+word and another for its inside; on words spelt in these symbols the same trainer has no choice.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer
+
+from fitb.errors import DataError
+from fitb.fsio import read_json, sha256_json, write_atomic, write_json
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+MIN_VOCAB_SIZE = 256
+
+_TRAINING_CHARS = 200_000_000  # documents come in random order, so the first are a fair sample
+_MAX_WORD_CHARS = 100  # BERT's limit; a longer word is [UNK]
+_MAX_SYMBOLS = 2000
+_MIN_FREQUENCY = 2
+_PRIVATE = 0xF0000  # first code point of a plane that text, once normalised, does not use
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the five tokens that BERT needs."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a lowercase WordPiece and write it as a Hugging Face folder.
+
+    Args:
+        texts: normalised; those after the first 200 million characters are not looked at.
+        vocab_size: at least 256; fewer where the text does not give as many.
+        folder: created; gets tokenizer.json, tokenizer_config.json and vocab.txt.
+    Raises: DataError where there is no word to learn from.
+    """
+    tokenizer = _bert_tokenizer({})
+    words = _count_words(texts, tokenizer)
+    if not words:
+        raise DataError("no word to train a tokenizer on; give more text, or a tokenizer")
+    pieces = _learn_pieces(words, vocab_size - len(SPECIAL_TOKENS))
+    vocabulary = [*SPECIAL_TOKENS.values(), *pieces]
+    tokenizer = _bert_tokenizer({piece: number for number, piece in enumerate(vocabulary)})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    write_atomic(folder / "vocab.txt", "".join(f"{piece}\n" for piece in vocabulary))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 512,
+        "do_lower_case": True,
+        **SPECIAL_TOKENS,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            vocabulary,
+            unk_token="[UNK]",
+            max_input_chars_per_word=_MAX_WORD_CHARS,
+            continuing_subword_prefix="##",
+        )
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    if vocabulary:
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+        )
+    return tokenizer
+
+
+def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
+    """Count words as the tokenizer splits them; every different stretch is split once."""
+    stretches: Counter[str] = Counter()
+    seen_chars = 0
+    for text in texts:
+        stretches.update(text.split(" "))
+        seen_chars += len(text)
+        if seen_chars > _TRAINING_CHARS:
+            break
+    words: Counter[str] = Counter()
+    for stretch, count in stretches.items():
+        normal = tokenizer.normalizer.normalize_str(stretch)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            if len(word) <= _MAX_WORD_CHARS:
+                words[word] += count
+    return words
+
+
+def _learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
+    """Return single characters, sorted, then merges in the order they were learnt."""
+    symbols = _symbols(words, min(_MAX_SYMBOLS, num_pieces // 4))
+    code = {symbol: chr(_PRIVATE + number) for number, symbol in enumerate(symbols)}
+    spelt = Tokenizer(models.BPE())
+    spelt.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = BpeTrainer(
+        vocab_size=num_pieces,
+        min_frequency=_MIN_FREQUENCY,
+        initial_alphabet=list(code.values()),
+        show_progress=False,
+    )
+    spelt.train_from_iterator(_spell(words, code), trainer)
+    learnt = sorted(spelt.get_vocab().items(), key=lambda item: item[1])
+    return [_unspell(piece, symbols) for piece, _ in learnt]
+
+
+def _symbols(words: Counter[str], limit: int) -> list[tuple[str, bool]]:
+    """Return the (character, inside a word) pairs of the vocabulary, sorted.
+
+    Printable ASCII is always there, so that no plain word is unknown; then the most frequent.
+    """
+    plain = string.ascii_lowercase + string.digits
+    chosen = {(character, inside) for character in plain for inside in (False, True)}
+    chosen |= {(character, False) for character in string.punctuation}
+    counts: Counter[tuple[str, bool]] = Counter()
+    for word, count in words.items():
+        for place, character in enumerate(word):
+            counts[character, place > 0] += count
+    for symbol, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if len(chosen) >= limit:
+            break
+        chosen.add(symbol)
+    return sorted(chosen)
+
+
+def _spell(words: Counter[str], code: dict[tuple[str, bool], str]) -> Iterator[str]:
+    for word, count in words.items():
+        symbols = [code.get((character, place > 0)) for place, character in enumerate(word)]
+        if None in symbols:  # holds a rare character: [UNK] for the model as well
+            continue
+        spelt = "".join(symbols) + " "  # type: ignore[arg-type]
+        for begin in range(0, count, 10_000):
+            yield spelt * min(10_000, count - begin)
+
+
+def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
+    pairs = [symbols[ord(character) - _PRIVATE] for character in piece]
+    return ("##" if pairs[0][1] else "") + "".join(character for character, _ in pairs)
+
+
+def take_tokenizer(name: str, folder: Path) -> None:
+    """Copy a given tokenizer into a folder, in Hugging Face's format.
+
+    Args:
+        name: Hugging Face folder or hub name; HF_HUB_OFFLINE is respected.
+        folder: created.
+    Raises: DataError where it cannot be loaded, is not fast, knows no word, or lacks one of the
+        five tokens.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise DataError(
+            f"tokenizer {name!r} cannot be loaded: {reason}; give a local folder with"
+            " tokenizer.json, or null to train one"
+        ) from error
+    if not tokenizer.is_fast:
+        raise DataError(f"tokenizer {name!r} is not a fast one; give one that has tokenizer.json")
+    missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_id") is None]
+    if missing:
+        raise DataError(
+            f"tokenizer {name!r} has no {', '.join(missing)}; give one of the BERT family"
+        )
+    if len(tokenizer) <= len(SPECIAL_TOKENS):  # transformers 5 says nothing when files are missing
+        raise DataError(
+            f"tokenizer {name!r} has {len(tokenizer)} tokens and no words; its folder lacks"
+            " tokenizer.json or vocab.txt"
+        )
+    tokenizer.save_pretrained(folder)
+
+
+def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
+    """Load a tokenizer for whole documents: no truncation, no padding, no special token from text.
+
+    Without the last, a text that speaks of "[MASK]" or "[SEP]" would put one into a row.
+
+    Raises: DataError where a file is missing or a special token has no id.
+    """
+    try:
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "tokenizer_config.json")
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing; copy the tokenizer folder again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    ids: dict[str, int] = {}
+    for name in SPECIAL_TOKENS:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        number = None if token is None else tokenizer.token_to_id(token)
+        if number is None:
+            raise DataError(f"{folder} gives no id for {name}={token!r}; it must be in its files")
+        ids[name.removesuffix("_token")] = number
+    return tokenizer, SpecialIds(**ids)
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """Return the sha256 of what a tokenizer does, whatever its file's layout.
+
+    It is that of the canonical JSON of tokenizer.json without truncation and padding, which callers
+    set at will.
+
+    Raises: DataError where tokenizer.json is missing or damaged.
+    """
+    path = Path(folder) / "tokenizer.json"
+    try:
+        content: dict[str, Any] = read_json(path)
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is missing or damaged: {error}; copy the folder again") from error
+    return sha256_json({k: v for k, v in content.items() if k not in ("truncation", "padding")})
+
+
+def describe_tokenizer(folder: Path) -> dict[str, Any]:
+    """Return the manifest's entry: fingerprint, files, vocab_size (largest id + 1), special_ids."""
+    tokenizer, special = open_tokenizer(folder)
+    return {
+        "fingerprint": tokenizer_fingerprint(folder),
+        "files": sorted(path.name for path in folder.iterdir()),
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "special_ids": asdict(special),
+    }

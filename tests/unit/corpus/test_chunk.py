@@ -1,0 +1,171 @@
+"""Rows keep every token of every document, in order, and cut no word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from fitb.corpus.chunk import Columns, concatenate, pack, stream_of, token_streams
+from fitb.corpus.tokenizer import SpecialIds, open_tokenizer
+
+LENGTHS = (8, 9, 16, 33, 64)
+Opened = tuple[Tokenizer, SpecialIds]
+
+
+@pytest.fixture(scope="module")
+def opened(tokenizer_folder: Path) -> Opened:
+    return open_tokenizer(tokenizer_folder)
+
+
+def packed(opened: Opened, texts: list[str], length: int, *, per_stream: int = 0) -> Columns:
+    tokenizer, special = opened
+    if not per_stream:
+        return concatenate(
+            list(pack(token_streams(texts, tokenizer, special.sep), length, special))
+        )
+    parts = [
+        stream_of(
+            tokenizer.encode_batch(texts[begin : begin + per_stream], add_special_tokens=False),
+            special.sep,
+            first_document=begin,
+        )
+        for begin in range(0, len(texts), per_stream)
+    ]
+    return concatenate(list(pack(parts, length, special)))
+
+
+def ordinary(rows: Columns, special: SpecialIds) -> np.ndarray:
+    return ~np.isin(rows.input_ids, (special.pad, special.cls, special.sep))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rows_in_order_give_back_every_token_word_start_and_offset(
+    opened: Opened, texts: list[str], length: int
+) -> None:
+    tokenizer, special = opened
+    rows = packed(opened, texts, length)
+    kept = ordinary(rows, special)
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    ids = [number for encoding in encodings for number in encoding.ids]
+    starts = [
+        place == 0 or encoding.word_ids[place] != encoding.word_ids[place - 1]
+        for encoding in encodings
+        for place in range(len(encoding))
+    ]
+    offsets = [pair for encoding in encodings for pair in encoding.offsets]
+    assert rows.input_ids[kept].tolist() == ids
+    assert rows.word_starts[kept].tolist() == starts
+    found = zip(rows.offset_begin[kept].tolist(), rows.offset_end[kept].tolist(), strict=True)
+    assert list(found) == offsets
+    for column in (rows.word_starts, rows.offset_begin, rows.offset_end):
+        assert not column[~kept].any()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rows_start_with_cls_end_with_sep_and_only_the_last_is_padded(
+    opened: Opened, texts: list[str], length: int
+) -> None:
+    _, special = opened
+    rows = packed(opened, texts, length)
+    assert (rows.input_ids[:, 0] == special.cls).all()
+    assert (rows.input_ids[:, 1:] != special.cls).all()
+    assert (rows.input_ids[:-1, -1] == special.sep).all()
+    assert (rows.input_ids[:-1] != special.pad).all()
+    last = rows.input_ids[-1]
+    content = last[last != special.pad]
+    assert content[-1] == special.sep
+    assert (last[: len(content)] == content).all()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_only_a_word_of_more_than_a_quarter_row_is_ever_cut(
+    opened: Opened, texts: list[str], length: int
+) -> None:
+    _, special = opened
+    rows = packed(opened, texts, length)
+    cut = ~rows.word_starts[:, 1]
+    assert not cut[0]
+    for number in np.flatnonzero(cut):
+        head = rows.word_starts[number - 1]
+        tokens = ordinary(rows, special)[number - 1]
+        assert tokens.nonzero()[0][-1] - head.nonzero()[0][-1] >= length // 4
+    if length >= 64:
+        assert not cut.any()
+    fill = (rows.input_ids[:-1, ::-1] == special.sep).argmin(axis=1)
+    assert fill.max() <= length // 4 + 1
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_document_ordinals_and_characters_agree_with_the_separators(
+    opened: Opened, texts: list[str], length: int
+) -> None:
+    _, special = opened
+    rows = packed(opened, texts, length)
+    kept = ordinary(rows, special)
+    for number in range(len(rows)):
+        places = kept[number].nonzero()[0]
+        inside = rows.input_ids[number, : places[-1]] == special.sep
+        assert rows.doc_end[number] - rows.doc_begin[number] == inside.sum() + 1
+        assert rows.char_begin[number] == rows.offset_begin[number, places[0]]
+        assert rows.char_end[number] == rows.offset_end[number, places[-1]]
+    assert rows.doc_begin[0] == 0
+    assert rows.doc_end[-1] == len(texts)
+    step = rows.doc_begin[1:] - rows.doc_end[:-1]
+    assert set(step.tolist()) <= {-1, 0}
+    continued = step == -1
+    assert (rows.char_begin[1:][continued] >= rows.char_end[:-1][continued]).all()
+    assert (rows.char_begin[1:][~continued] == 0).all()
+
+
+@pytest.mark.parametrize("per_stream", [1, 7])
+def test_the_size_of_a_batch_does_not_change_the_rows(
+    opened: Opened, texts: list[str], per_stream: int
+) -> None:
+    whole = packed(opened, texts, 16)
+    parts = packed(opened, texts, 16, per_stream=per_stream)
+    for name in Columns.__dataclass_fields__:
+        assert (getattr(whole, name) == getattr(parts, name)).all()
+
+
+@pytest.mark.parametrize("num_words", range(1, 20))
+def test_a_document_of_any_size_near_a_row_fits_without_an_empty_row(
+    opened: Opened, num_words: int
+) -> None:
+    _, special = opened
+    rows = packed(opened, [" ".join(["the"] * num_words)], 8)
+    assert len(rows) == -(-num_words // 6)
+    assert ordinary(rows, special).sum() == num_words
+
+
+def test_a_single_place_left_after_a_document_takes_a_separator(opened: Opened) -> None:
+    _, special = opened
+    rows = packed(opened, ["the the the the the", "the the"], 8)
+    assert rows.input_ids[0, -2:].tolist() == [special.sep, special.sep]
+    assert rows.doc_end[0] == 1
+    assert rows.doc_begin[1] == 1
+
+
+def test_a_word_longer_than_a_row_is_cut_and_its_rest_starts_no_word(opened: Opened) -> None:
+    rows = packed(opened, ["the " + "zq9" * 30 + " the"], 16)
+    assert len(rows) > 2
+    assert rows.word_starts.sum() == 3
+
+
+def test_texts_without_tokens_get_no_ordinal(opened: Opened) -> None:
+    rows = packed(opened, ["the", "\u200b", "", "of"], 16)
+    assert (rows.doc_begin[0], rows.doc_end[-1]) == (0, 2)
+
+
+def test_characters_point_into_the_text(opened: Opened, texts: list[str]) -> None:
+    tokenizer, special = opened
+    text = " ".join(texts[:5]) + " Caf\u00e9 isn't"
+    rows = packed(opened, [text], 16)
+    for begin, end, number in zip(
+        rows.offset_begin.flat, rows.offset_end.flat, rows.input_ids.flat, strict=True
+    ):
+        if end and number != special.unk:
+            piece = tokenizer.id_to_token(int(number)).removeprefix("##")
+            assert piece == text[begin:end].lower().replace("\u00e9", "e").replace("\u00ef", "i")

@@ -1,0 +1,202 @@
+"""Shards give back what was written, in any order asked, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fitb.corpus.chunk import Columns
+from fitb.corpus.shards import ShardSet, id_type, in_shards, write_shard
+from fitb.errors import DataError
+from fitb.fsio import sha256_file
+
+
+def random_columns(num_rows: int, length: int, vocab_size: int = 300) -> Columns:
+    draw = np.random.default_rng(0)
+    return Columns(
+        input_ids=draw.integers(0, vocab_size, (num_rows, length)),
+        word_starts=draw.random((num_rows, length)) < 0.5,
+        doc_begin=np.arange(num_rows),
+        doc_end=np.arange(num_rows) + 1,
+        char_begin=np.arange(num_rows, dtype=np.int32),
+        char_end=np.arange(num_rows, dtype=np.int32) + 9,
+        offset_begin=draw.integers(0, 99, (num_rows, length), dtype=np.int32),
+        offset_end=draw.integers(0, 99, (num_rows, length), dtype=np.int32),
+    )
+
+
+def write_set(folder: Path, columns: Columns, shard_rows: int, split: str = "train") -> None:
+    """Write a set by hand, with one split."""
+    entries = []
+    for number, part in enumerate(in_shards([columns], shard_rows)):
+        path = folder / f"{split}-{number:05d}.arrow"
+        size = write_shard(path, part, vocab_size=300, with_offsets=split == "validation")
+        entry = {"file": path.name, "split": split, "rows": len(part), "bytes": size}
+        entries.append({**entry, "sha256": sha256_file(path)})
+    manifest = {"format_version": 1, "fingerprint": "f", "length": columns.input_ids.shape[1]}
+    rest = {"shards": entries, "splits": {split: {}}, "tokenizer": {}, "settings": {}}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **rest}))
+
+
+@pytest.fixture()
+def copied(shard_set: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(shard_set, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("length", [8, 13, 64])
+@pytest.mark.parametrize("shard_rows", [1, 7, 50, 1000])
+def test_rows_come_back_in_the_asked_order_from_any_shard(
+    tmp_path: Path, length: int, shard_rows: int
+) -> None:
+    columns = random_columns(50, length)
+    write_set(tmp_path, columns, shard_rows)
+    shards = ShardSet.open(tmp_path, "train")
+    assert shards.num_rows == sum(shards.shard_rows) == 50
+    asked = np.random.default_rng(1).integers(0, 50, 200)
+    rows = shards.read(asked)
+    assert rows.input_ids.dtype == np.int64
+    assert rows.word_starts.dtype == np.bool_
+    assert (rows.input_ids == columns.input_ids[asked]).all()
+    assert (rows.word_starts == columns.word_starts[asked]).all()
+    assert shards.read(np.array([], dtype=np.int64)).input_ids.shape == (0, length)
+
+
+def test_offsets_come_back_from_validation_and_are_refused_for_train(tmp_path: Path) -> None:
+    columns = random_columns(20, 16)
+    write_set(tmp_path, columns, 6, split="validation")
+    asked = np.array([19, 0, 7, 7])
+    offsets = ShardSet.open(tmp_path, "validation").read_offsets(asked)
+    assert (offsets.offset_begin == columns.offset_begin[asked]).all()
+    assert (offsets.offset_end == columns.offset_end[asked]).all()
+    assert (offsets.doc_begin == asked).all()
+    write_set(tmp_path, columns, 6, split="train")
+    with pytest.raises(DataError, match="has no offsets"):
+        ShardSet.open(tmp_path, "train").read_offsets(asked)
+
+
+@pytest.mark.parametrize("rows", [[-1], [0, 50]])
+def test_a_row_that_does_not_exist_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+    write_set(tmp_path, random_columns(50, 8), 20)
+    with pytest.raises(IndexError, match="which has 50"):
+        ShardSet.open(tmp_path, "train").read(np.array(rows))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "expected"),
+    [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")],
+)
+def test_ids_take_the_smallest_type(tmp_path: Path, vocab_size: int, expected: str) -> None:
+    assert id_type(vocab_size) == np.dtype(expected)
+    columns = random_columns(4, 8, vocab_size)
+    columns.input_ids[0, 0] = vocab_size - 1
+    write_shard(tmp_path / "a.arrow", columns, vocab_size=vocab_size, with_offsets=False)
+    table = pa.ipc.open_stream(pa.memory_map(str(tmp_path / "a.arrow"))).read_all()
+    assert table.schema.field("input_ids").type == pa.list_(pa.type_for_alias(expected), 8)
+    assert table["input_ids"].to_pylist() == columns.input_ids.tolist()
+
+
+def test_word_starts_are_little_endian_bits(tmp_path: Path) -> None:
+    columns = random_columns(1, 13)
+    columns.word_starts[:] = False
+    columns.word_starts[0, [0, 9]] = True
+    write_shard(tmp_path / "a.arrow", columns, vocab_size=300, with_offsets=False)
+    table = pa.ipc.open_stream(pa.memory_map(str(tmp_path / "a.arrow"))).read_all()
+    assert table["word_starts"].to_pylist() == [[1, 2]]
+
+
+def test_columns_are_views_of_the_file(shard_set: Path) -> None:
+    shards = ShardSet.open(shard_set, "train")
+    before = pa.total_allocated_bytes()
+    columns = shards._shards[0].columns()
+    assert pa.total_allocated_bytes() - before < 1000
+    assert not any(column.flags.writeable or column.flags.owndata for column in columns.values())
+
+
+def test_datasets_opens_a_shard_file(shard_set: Path) -> None:
+    from datasets import Dataset
+
+    dataset = Dataset.from_file(str(shard_set / "validation-00000.arrow"))
+    shards = ShardSet.open(shard_set, "validation")
+    assert dataset[0]["input_ids"] == shards.read(np.array([0])).input_ids[0].tolist()
+    assert set(dataset.column_names) >= {"word_starts", "doc_begin", "offset_end"}
+
+
+def test_a_shard_set_travels_to_another_process(shard_set: Path) -> None:
+    shards = ShardSet.open(shard_set, "train")
+    shards.read(np.array([0]))
+    copy = pickle.loads(pickle.dumps(shards))
+    assert copy == shards
+    assert (copy.read(np.array([1])).input_ids == shards.read(np.array([1])).input_ids).all()
+
+
+def test_a_shard_is_hashed_once_though_many_threads_read_it(
+    shard_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("fitb.corpus.shards.sha256_file", counting)
+    shards = ShardSet.open(shard_set, "train")
+    assert not hashed
+    rows = np.arange(shards.num_rows)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: shards.read(rows).input_ids, range(8)))
+    assert len(hashed) == len(shards.shard_rows) > 1
+    assert all((result == results[0]).all() for result in results)
+
+
+def test_a_folder_that_is_no_shard_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not a shard set: it has no manifest\.json"):
+        ShardSet.open(tmp_path / "nowhere", "train")
+    (tmp_path / "manifest.json").write_text('{"format_version": 1,')
+    with pytest.raises(DataError, match="damaged"):
+        ShardSet.open(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text('{"format_version": 99}')
+    with pytest.raises(DataError, match="format_version 99, this fitb reads 1"):
+        ShardSet.open(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text('{"format_version": 1, "length": 8}')
+    with pytest.raises(DataError, match="lacks fingerprint, shards"):
+        ShardSet.open(tmp_path, "train")
+
+
+def test_an_unknown_split_names_the_nearest(shard_set: Path) -> None:
+    with pytest.raises(DataError, match=r"no split 'valid' \(nearest: validation\)"):
+        ShardSet.open(shard_set, "valid")
+
+
+def test_a_missing_shard_is_named_when_the_set_is_opened(copied: Path) -> None:
+    (copied / "train-00001.arrow").unlink()
+    with pytest.raises(DataError, match=r"train-00001\.arrow is missing"):
+        ShardSet.open(copied, "train")
+
+
+def test_a_truncated_shard_is_named_when_the_set_is_opened(copied: Path) -> None:
+    path = copied / "train-00001.arrow"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"train-00001\.arrow has \d+ bytes, expected \d+"):
+        ShardSet.open(copied, "train")
+
+
+def test_a_flipped_bit_is_found_when_its_shard_is_first_read_and_only_then(copied: Path) -> None:
+    path = copied / "train-00001.arrow"
+    expected = sha256_file(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    shards = ShardSet.open(copied, "train")
+    shards.read(np.arange(shards.shard_rows[0]))
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            shards.read(np.array([0, shards.shard_rows[0]]))
+        message = str(caught.value)
+        assert all(part in message for part in (path.name, expected, sha256_file(path), "prepare"))
