@@ -9,18 +9,23 @@ word and another for its inside; on words spelt in these symbols the same traine
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
 from fitb.errors import DataError
 from fitb.fsio import read_json, sha256_json, write_atomic, write_json
+from fitb.hub import UNREADABLE, find_file, not_found
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -168,8 +173,37 @@ def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
     return ("##" if pairs[0][1] else "") + "".join(character for character, _ in pairs)
 
 
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer from a folder or hub name, exactly as its tokenizer.json says.
+
+    AutoTokenizer rebuilds the normaliser of a BERT tokenizer from tokenizer_config.json, where a
+    missing `do_lower_case` turns a cased tokenizer into a lowercasing one; so it is only asked
+    where there is a vocab.txt and nothing else.
+
+    Raises: DataError where there is no tokenizer.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        kind = (
+            PreTrainedTokenizerFast if find_file(str(source), "tokenizer.json") else AutoTokenizer
+        )
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(source))
+    except UNREADABLE as error:
+        raise not_found("tokenizer", str(source), "tokenizer.json", error) from error
+    vocabulary = tokenizer.get_vocab()
+    unnamed = {
+        name: token
+        for name, token in SPECIAL_TOKENS.items()
+        if getattr(tokenizer, name) is None and token in vocabulary
+    }
+    if unnamed:
+        tokenizer.add_special_tokens(dict(unnamed))
+    return tokenizer
+
+
 def take_tokenizer(name: str, folder: Path) -> None:
-    """Copy a given tokenizer into a folder, in Hugging Face's format.
+    """Copy a given tokenizer into a folder, in Hugging Face's format, its tokenizer.json verbatim.
 
     Args:
         name: Hugging Face folder or hub name; HF_HUB_OFFLINE is respected.
@@ -177,16 +211,7 @@ def take_tokenizer(name: str, folder: Path) -> None:
     Raises: DataError where it cannot be loaded, is not fast, knows no word, or lacks one of the
         five tokens.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise DataError(
-            f"tokenizer {name!r} cannot be loaded: {reason}; give a local folder with"
-            " tokenizer.json, or null to train one"
-        ) from error
+    tokenizer = load_tokenizer(name)
     if not tokenizer.is_fast:
         raise DataError(f"tokenizer {name!r} is not a fast one; give one that has tokenizer.json")
     missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_id") is None]
@@ -200,6 +225,8 @@ def take_tokenizer(name: str, folder: Path) -> None:
             " tokenizer.json or vocab.txt"
         )
     tokenizer.save_pretrained(folder)
+    if original := find_file(name, "tokenizer.json"):
+        shutil.copyfile(original, folder / "tokenizer.json")
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:

@@ -93,6 +93,18 @@ def num_slots(length: int, config: MaskConfig) -> int:
     return max(1, round(config.fraction * (length - 2)))
 
 
+def word_numbers(
+    input_ids: NDArray[np.int64], word_starts: NDArray[np.bool_], vocabulary: Vocabulary
+) -> NDArray[np.int64]:
+    """(B, L) int64: the number of each token's word in its row.
+
+    It is -1 for special tokens, and for the tail of a word that was cut before the row began: such
+    tokens are never masked.
+    """
+    words = np.cumsum(word_starts, axis=1) - 1
+    return np.where(vocabulary.is_special()[input_ids], -1, words)
+
+
 def mask_rows(
     input_ids: NDArray[np.int64],
     word_starts: NDArray[np.bool_],
@@ -117,9 +129,8 @@ def mask_rows(
         seed: of the run.
     """
     special = vocabulary.is_special()
-    ordinary = ~special[input_ids]
-    words = np.where(ordinary, np.cumsum(word_starts & ordinary, axis=1) - 1, -1)
-    words = np.where(words < 0, np.where(ordinary, 0, -1), words)  # a row may begin inside a word
+    words = word_numbers(input_ids, word_starts, vocabulary)
+    ordinary = words >= 0
     budget = np.round(config.fraction * ordinary.sum(1)).astype(np.int64)
     budget = np.maximum(budget, ordinary.any(1).astype(np.int64))
     budget = np.minimum(budget, num_slots(input_ids.shape[1], config))

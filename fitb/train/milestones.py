@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM
 from fitb import fsio
 from fitb.config import Config
 from fitb.evaluate.metrics import metrics_of
-from fitb.evaluate.run import count
+from fitb.evaluate.run import choose_rows, count
 from fitb.train import checkpoint
 from fitb.train.rundir import RunDir, describe_code
 from fitb.train.setup import Parts, Progress
@@ -38,10 +38,9 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
     """Validate on fixed masks, every rank a share of the rows; export the student if it is best."""
     assert parts.validation is not None
     world = parts.engine.world
-    num_rows = min(config.eval.rows or parts.validation.num_rows, parts.validation.num_rows)
-    share = math.ceil(num_rows / world.size)
-    begin = min(world.rank * share, num_rows)
-    mine = np.arange(begin, min(begin + share, num_rows))
+    rows = choose_rows(parts.validation.num_rows, config.eval.rows)
+    share = math.ceil(len(rows) / world.size)
+    mine = rows[world.rank * share : (world.rank + 1) * share]
     padded = np.resize(mine if len(mine) else np.zeros(1, np.int64), share)
     counts = count(
         parts.engine.objective.student.model,

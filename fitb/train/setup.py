@@ -12,12 +12,13 @@ import torch
 from fitb import fsio
 from fitb.config import Config, ObjectiveConfig
 from fitb.corpus.shards import ShardSet
+from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective, layer_map
 from fitb.errors import CheckpointError, DataError
 from fitb.model.contract import check_contract
-from fitb.model.load import load_model, load_tokenizer, num_parameters
+from fitb.model.load import load_model, num_parameters
 from fitb.train import checkpoint
 from fitb.train.engine import Engine
 from fitb.train.rundir import RunDir
@@ -110,9 +111,12 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
         student=student,
         teacher=teacher,
         needs_teacher_head=terms.logits > 0,
-        needs_student_head=terms.logits > 0 or terms.mlm > 0,
         attention=terms.attention > 0,
+        layer_map=terms.layer_map if teacher else None,
     )
+    if student.missing:
+        names = ", ".join(student.missing)
+        logger.warning("student %s lacks %s: they start at random", student.source, names)
     logger.info("student %s: %d parameters", student.source, num_parameters(student.model))
     if teacher is None:
         return Objective(student.model, None, terms), None

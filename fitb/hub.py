@@ -1,0 +1,48 @@
+"""Files of a Hugging Face folder or hub name; a download only where the environment allows one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from fitb.errors import DataError
+
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """Return a file of a folder or of a hub model, None where it has none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            source,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:
+        return None
+    return Path(found) if found else None
+
+
+def not_found(what: str, source: str, file: str, error: BaseException) -> DataError:
+    """Say in one line that something is not there or cannot be read, and what to do."""
+    if Path(source).is_dir():
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        present = (Path(source) / file).exists()
+        state = f"cannot be read ({reason})" if present else f"not there: it holds no {file}"
+        return DataError(
+            f"{what} {source!r} {state}; expected a folder that save_pretrained wrote; write it"
+            " again or name another"
+        )
+    return DataError(
+        f"{what} {source!r} not found: tried a folder of that name, then the Hugging Face hub and"
+        " its cache; give the path of a local folder, or download it where there is a network and"
+        " set HF_HUB_OFFLINE=1 here"
+    )

@@ -1,0 +1,185 @@
+"""Teacher and student: from a folder, a hub name or a geometry, with what their files lacked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from fitb.config import Geometry
+from fitb.errors import ConfigError, DataError
+from fitb.hub import UNREADABLE, find_file, not_found
+
+_MIN_POSITIONS = 512  # BERT's own, so that a student of a given geometry has the published size
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what its source said about itself.
+
+    Args:
+        model: in eval mode, float32, on the CPU.
+        source: folder, hub name, or a rendering of the geometry.
+        missing: weights that the checkpoint did not hold and that are random now, sorted; empty
+            for a geometry, whose weights are random on purpose.
+        tokenizer_fingerprint: of the tokenizer in the same folder; None where there is none.
+    """
+
+    model: BertForMaskedLM
+    source: str
+    missing: tuple[str, ...] = ()
+    tokenizer_fingerprint: str | None = None
+
+
+def load_model(
+    source: str | Geometry,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int = 512,
+    dropout: float | None = None,
+    seed: int = 0,
+    attn_implementation: str = "sdpa",
+) -> Loaded:
+    """Load a BERT with its MLM head, or make one with random weights.
+
+    Args:
+        source: Hugging Face folder or hub name, or a geometry.
+        tokenizer: gives a geometry its vocabulary size and pad id.
+        length: tokens in a row; a geometry gets at least so many positions.
+        dropout: replaces both dropout probabilities; None keeps those of the source.
+        seed: of random weights; the global random state is left alone.
+        attn_implementation: as transformers names it.
+    Raises:
+        ConfigError: the source is not a BERT encoder.
+        DataError: the source is not there, or its weights cannot be read or have other shapes.
+    """
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ConfigError(f"model.dropout={dropout}; at least 0, below 1")
+    if isinstance(source, Geometry):
+        config = _config_of(source, tokenizer, length)
+        _set_dropout(config, dropout)
+        config._attn_implementation = attn_implementation
+        with _seeded(seed):
+            model = BertForMaskedLM(config)
+        return Loaded(_at_rest(model), source=f"random {source}")
+    model, missing = _from_pretrained(source, dropout, seed, attn_implementation)
+    return Loaded(model, source, missing, _tokenizer_fingerprint(source))
+
+
+def encoder(model: BertForMaskedLM) -> nn.Module:
+    """Return the module from token ids (B, L) to hidden states (B, L, D)."""
+    return model.bert
+
+
+def mlm_head(model: BertForMaskedLM) -> nn.Module:
+    """Return the module from hidden states (..., D) to logits (..., V)."""
+    return model.cls
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count parameters; the embedding that is also the decoder counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _at_rest(model: BertForMaskedLM) -> BertForMaskedLM:
+    model.train(False)
+    return model
+
+
+def _config_of(geometry: Geometry, tokenizer: PreTrainedTokenizerBase, length: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=geometry.hidden_size,
+        num_hidden_layers=geometry.num_hidden_layers,
+        num_attention_heads=geometry.num_attention_heads,
+        intermediate_size=geometry.intermediate_size,
+        max_position_embeddings=max(_MIN_POSITIONS, length),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _set_dropout(config: BertConfig, dropout: float | None) -> None:
+    if dropout is not None:
+        config.hidden_dropout_prob = dropout
+        config.attention_probs_dropout_prob = dropout
+
+
+def _from_pretrained(
+    source: str, dropout: float | None, seed: int, attn_implementation: str
+) -> tuple[BertForMaskedLM, tuple[str, ...]]:
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except UNREADABLE as error:
+        raise not_found("model", source, "config.json", error) from error
+    if config.model_type != "bert" or config.is_decoder or config.add_cross_attention:
+        kind = "a decoder" if config.model_type == "bert" else f"of type {config.model_type!r}"
+        raise ConfigError(
+            f"model {source!r} is {kind}; expected a BERT encoder (model_type 'bert');"
+            " choose such a checkpoint"
+        )
+    _set_dropout(config, dropout)
+    try:
+        with _seeded(seed), _quiet():
+            loaded: Any = BertForMaskedLM.from_pretrained(
+                source,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, all at once and by name
+                attn_implementation=attn_implementation,
+                dtype=torch.float32,
+            )
+    except UNREADABLE as error:
+        raise not_found("weights of model", source, "model.safetensors", error) from error
+    model, report = loaded
+    if report["mismatched_keys"]:
+        shapes = ", ".join(
+            f"{name} is {tuple(found)} and should be {tuple(expected)}"
+            for name, found, expected in sorted(report["mismatched_keys"])
+        )
+        raise DataError(
+            f"model {source!r}: weights and config.json disagree: {shapes}; put back the"
+            " config.json that was saved with the weights"
+        )
+    return _at_rest(model), tuple(sorted(report["missing_keys"]))
+
+
+def _tokenizer_fingerprint(source: str) -> str | None:
+    from fitb.corpus.tokenizer import tokenizer_fingerprint
+
+    found = find_file(source, "tokenizer.json")
+    return tokenizer_fingerprint(found.parent) if found else None
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside, and leave torch's global CPU generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back transformers' own loading report and progress bar: what they say is returned."""
+    verbosity = transformers_logging.get_verbosity()
+    bars: Any = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

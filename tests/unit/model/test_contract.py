@@ -1,0 +1,213 @@
+import dataclasses
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BertModel, PreTrainedTokenizerFast
+
+from fitb.config import Geometry
+from fitb.corpus.tokenizer import describe_tokenizer
+from fitb.errors import ContractError
+from fitb.model.contract import EDGE_CASES, check_contract
+from fitb.model.load import load_model
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture
+def manifest(tokenizer_folder):
+    return {"length": 32, "tokenizer": describe_tokenizer(tokenizer_folder)}
+
+
+@pytest.fixture
+def make(make_folder, tokenizer):
+    def load(name="model", **changes):
+        return load_model(make_folder(name, **changes), tokenizer=tokenizer)
+
+    return load
+
+
+def failures(**arguments):
+    with pytest.raises(ContractError) as caught:
+        check_contract(**arguments)
+    return caught.value.failures
+
+
+def wrap(raw):
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def test_what_fits_together_passes(make, tokenizer, manifest):
+    check_contract(
+        tokenizer=tokenizer,
+        manifest=manifest,
+        student=make("student"),
+        teacher=make("teacher", num_hidden_layers=4),
+        needs_teacher_head=True,
+        needs_student_head=True,
+        attention=True,
+        layer_map="uniform",
+    )
+
+
+def test_a_random_student_and_no_teacher_pass(tokenizer, manifest):
+    small = Geometry(num_hidden_layers=1, hidden_size=12, intermediate_size=8)
+    student = load_model(small, tokenizer=tokenizer, length=32)
+    check_contract(tokenizer=tokenizer, manifest=manifest, student=student, needs_student_head=True)
+
+
+def test_without_shards_only_the_models_are_checked(make, tokenizer):
+    check_contract(tokenizer=tokenizer, manifest=None, student=make(), needs_student_head=True)
+
+
+def test_all_failures_come_at_once_each_with_a_remedy(make, tokenizer, manifest):
+    found = failures(
+        tokenizer=tokenizer,
+        manifest=manifest | {"length": 100},
+        student=make("student", with_tokenizer=False),
+        teacher=make("teacher", kind=BertModel, num_attention_heads=4, num_hidden_layers=1),
+        needs_teacher_head=True,
+        attention=True,
+        layer_map="uniform",
+    )
+    assert len(found) == 5
+    assert all("; " in failure for failure in found)
+    text = "\n".join(found)
+    assert "64 positions, rows have 100 tokens" in text
+    assert "student has 3 attention heads, the teacher 4" in text
+    assert "lacks a trained MLM head" in text
+    assert "not 1 layers under 2" in text
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_head_that_would_be_random_is_named_where_it_is_needed(make, tokenizer, manifest, role):
+    models = {"student": make("student"), "teacher": make("teacher")}
+    models[role] = make("headless", kind=BertModel)
+    needed = {f"needs_{role}_head": True}
+    (failure,) = failures(tokenizer=tokenizer, manifest=manifest, **models, **needed)
+    assert role in failure
+    assert "cls.predictions.transform.dense.weight" in failure
+    check_contract(tokenizer=tokenizer, manifest=manifest, **models)
+
+
+def test_an_encoder_with_random_layers_is_refused_even_without_head(make, tokenizer, manifest):
+    whole = make()
+    torn = dataclasses.replace(
+        whole, missing=tuple(f"bert.encoder.layer.1.weight{i}" for i in range(10))
+    )
+    (failure,) = failures(tokenizer=tokenizer, manifest=manifest, student=torn)
+    assert "lacks 10 weights of its encoder" in failure
+    assert "and 2 more" in failure
+
+
+def test_vocabularies_of_other_sizes_are_refused(make, tokenizer, manifest):
+    student = make()
+    tokenizer.add_tokens(["unheardof"])
+    found = failures(tokenizer=tokenizer, manifest=manifest, student=student)
+    size = len(tokenizer)
+    assert any(f"vocabulary of {size - 1}, the tokenizer one of {size}" in f for f in found)
+    assert any(f"{size} entries, the manifest says {size - 1}" in f for f in found)
+
+
+def test_other_special_ids_are_refused(make, tokenizer, manifest):
+    student = make(pad_token_id=3)
+    special_ids = manifest["tokenizer"]["special_ids"] | {"mask": 9}
+    other = manifest | {"tokenizer": manifest["tokenizer"] | {"special_ids": special_ids}}
+    found = failures(tokenizer=tokenizer, manifest=other, student=student)
+    assert len(found) == 2
+    assert any("pads with id 3, the tokenizer with 0" in failure for failure in found)
+    assert any("mask id 4, the manifest says 9" in failure for failure in found)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_another_tokenizer_beside_a_model_is_refused(make, tokenizer, manifest, role):
+    models = {"student": make("student"), "teacher": make("teacher")}
+    models[role] = dataclasses.replace(models[role], tokenizer_fingerprint="f" * 64)
+    (failure,) = failures(tokenizer=tokenizer, manifest=manifest, **models)
+    assert f"beside the {role}" in failure
+    assert "ffffffffffff" in failure
+
+
+@pytest.mark.parametrize("layers", [[1], [1, 2, 3], [0, 1], [1, 4]])
+def test_impossible_layer_maps_are_refused(make, tokenizer, manifest, layers):
+    student, teacher = make("student"), make("teacher", num_hidden_layers=3)
+    (failure,) = failures(
+        tokenizer=tokenizer, manifest=manifest, student=student, teacher=teacher, layer_map=layers
+    )
+    assert str(layers) in failure
+    assert "from 1 to 3" in failure
+
+
+@pytest.mark.parametrize("layers", [[1, 3], [2, 2], (3, 1), "uniform", None])
+def test_possible_layer_maps_pass(make, tokenizer, manifest, layers):
+    student, teacher = make("student"), make("teacher", num_hidden_layers=3)
+    check_contract(
+        tokenizer=tokenizer, manifest=manifest, student=student, teacher=teacher, layer_map=layers
+    )
+
+
+def test_other_heads_are_fine_where_attention_is_not_compared(make, tokenizer, manifest):
+    student, teacher = make("student"), make("teacher", num_attention_heads=4)
+    check_contract(tokenizer=tokenizer, manifest=manifest, student=student, teacher=teacher)
+
+
+def test_a_cased_tokenizer_with_one_word_passes(make):
+    words = {word: i for i, word in enumerate([*SPECIAL, "e", "##e"])}
+    raw = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=False)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    found = failures(tokenizer=wrap(raw), manifest=None, student=make())
+    assert all("does not give back" not in failure for failure in found)
+
+
+def round_trip_failures(raw, student):
+    found = failures(tokenizer=wrap(raw), manifest=None, student=student)
+    return [failure for failure in found if "does not give back" in failure]
+
+
+def test_a_normaliser_that_changes_its_own_output_is_refused(make):
+    raw = Tokenizer(
+        models.WordPiece({w: i for i, w in enumerate([*SPECIAL, "e", "##e"])}, unk_token="[UNK]")
+    )
+    raw.normalizer = normalizers.Replace(",", ",,")
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    found = round_trip_failures(raw, make())
+    assert found
+    assert all("read differently" in failure for failure in found)
+
+
+def test_pieces_that_are_not_their_text_are_refused(make):
+    words = {word: i for i, word in enumerate([*SPECIAL, "\u2581ok"])}
+    raw = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    (failure,) = round_trip_failures(raw, make())
+    assert "token '\u2581ok' stands for 'ok'" in failure
+
+
+def test_pieces_that_do_not_tell_where_words_start_are_refused(make):
+    plain = [chr(code) for code in range(33, 127)]
+    words = {piece: i for i, piece in enumerate([*SPECIAL, *plain])}
+    raw = Tokenizer(models.BPE(words, [], unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    found = round_trip_failures(raw, make())
+    assert len(found) == len(EDGE_CASES)
+    assert all("its place says otherwise" in failure for failure in found)
+
+
+def test_rows_may_fill_every_position_and_not_one_more(make, tokenizer, manifest):
+    student = make(max_position_embeddings=40)
+    check_contract(tokenizer=tokenizer, manifest=manifest | {"length": 40}, student=student)
+    (failure,) = failures(tokenizer=tokenizer, manifest=manifest | {"length": 41}, student=student)
+    assert "40 positions, rows have 41 tokens; prepare shards of length 40 or less" in failure
+
+
+def test_text_that_vanishes_without_a_token_is_refused(make):
+    raw = Tokenizer(models.WordPiece({w: i for i, w in enumerate(SPECIAL)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split("o", "removed")
+    found = round_trip_failures(raw, make())
+    assert any("has no token" in failure for failure in found)
+
+
+def test_use_of_the_tokenizer_leaves_no_trace_in_the_contract(make, tokenizer, manifest):
+    tokenizer(["the dog", "the"], padding=True, truncation=True, max_length=4)
+    check_contract(tokenizer=tokenizer, manifest=manifest, student=make())
