@@ -1,0 +1,100 @@
+"""Runs of `fitb train` in several processes, and what they left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fitb.cluster.local import LocalRun, train_command
+
+TIMEOUT_S = 240.0
+
+
+def run(
+    flags: list[str], run_dir: Path, num_processes: int = 2, env: dict[str, str] | None = None
+) -> int:
+    """Run to the end; return the common exit code."""
+    command = train_command([*flags, "--run_dir", str(run_dir)])
+    with LocalRun(command, num_processes, env=env) as job:
+        return job.wait(TIMEOUT_S)
+
+
+def run_and_signal(
+    flags: list[str], run_dir: Path, number: int, *, at_step: int, rank: int | None, size: int = 2
+) -> int:
+    """Run until a step is logged, signal one rank (None: all), and return the exit code."""
+    command = train_command([*flags, "--run_dir", str(run_dir)])
+    with LocalRun(command, size) as job:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while steps(run_dir)[-1:] < [at_step] and job.running() and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        job.signal(number, rank)
+        return job.wait(TIMEOUT_S)
+
+
+def fitb(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line in one process."""
+    return subprocess.run(
+        [sys.executable, "-m", "fitb", *words],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    whole = (
+        [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+        if (path.exists())
+        else []
+    )
+    return [json.loads(line) for line in whole]
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [record["train/step"] for record in metrics(run_dir)]
+
+
+def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def newest(run_dir: Path) -> Path:
+    """Folder of the newest checkpoint."""
+    checkpoints = run_dir / "checkpoints"
+    return checkpoints / (checkpoints / "latest").read_text().strip()
+
+
+def state(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in newest(run_dir).glob("*.safetensors"):
+        tensors |= load_file(path)
+    return tensors
+
+
+def differing(first: Path, second: Path) -> list[str]:
+    """Names of tensors that are not bitwise the same."""
+    a, b = state(first), state(second)
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def unlike(first: Path, second: Path) -> list[str]:
+    """Metrics that differ between two runs at any step, speed apart."""
+    found = set()
+    for a, b in zip(metrics(first), metrics(second), strict=True):
+        found |= {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
+    return sorted(name for name in found if not name.startswith("perf/"))

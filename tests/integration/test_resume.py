@@ -1,0 +1,127 @@
+"""Stop anywhere, start the same command again: the run is the one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import job
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def straight(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert job.run(quick_flags, folder) == 0
+    return folder
+
+
+def test_two_resumes_in_one_epoch_end_bitwise_where_an_uninterrupted_run_ends(
+    straight: Path, quick_flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert job.run_and_signal(quick_flags, run, signal.SIGUSR1, at_step=4, rank=1) == 85
+    assert job.run_and_signal(quick_flags, run, signal.SIGTERM, at_step=14, rank=None) == 85
+    assert job.run(quick_flags, run) == 0
+    assert job.differing(straight, run) == []
+    assert job.steps(run) == list(range(1, 25))
+    assert job.unlike(straight, run) == []
+    stops = [event["step"] for event in job.events(run, "stop")]
+    assert stops[-1] == 24 and 4 <= stops[0] < stops[1] < 24
+    assert [event["step"] for event in job.events(run, "resume")] == stops[:2]
+
+
+def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_checkpoint(
+    straight: Path, quick_flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert job.run_and_signal(quick_flags, run, signal.SIGKILL, at_step=13, rank=1) not in (0, 85)
+    assert job.run(quick_flags, run) == 0
+    assert job.events(run, "resume")[0]["step"] == 10
+    assert job.differing(straight, run) == []
+    assert job.steps(run) == list(range(1, 25))  # replayed steps are not logged twice
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2_offload", "zero3"])
+def test_zero_stages_agree_and_each_resumes_bitwise(
+    straight: Path, quick_flags: list[str], tmp_path: Path, stage: str
+) -> None:
+    flags = [*quick_flags, "--ds_config", stage]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert job.run(flags, whole) == 0
+    assert job.run_and_signal(flags, resumed, signal.SIGUSR2, at_step=5, rank=0) == 85
+    assert job.run(flags, resumed) == 0
+    assert job.differing(whole, resumed) == []
+    for ours, theirs in zip(job.metrics(straight), job.metrics(whole), strict=True):
+        for name in ("train/loss", "student/loss_mlm", "distill/total", "optim/grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["train/step"], name)
+
+
+def test_bf16_resumes_bitwise(quick_flags: list[str], tmp_path: Path) -> None:
+    flags = [*quick_flags, "--precision", "bf16"]
+    assert job.run(flags, tmp_path / "whole") == 0
+    resumed = tmp_path / "resumed"
+    assert job.run_and_signal(flags, resumed, signal.SIGUSR1, at_step=5, rank=1) == 85
+    assert job.run(flags, resumed) == 0
+    assert job.differing(tmp_path / "whole", resumed) == []
+
+
+def test_neither_accumulation_nor_world_size_changes_the_loss(
+    quick_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [*quick_flags, "--model.dropout", "0", "--steps", "8", "--checkpoint.every_steps", "0"]
+    runs = [("one", 1, "16"), ("accumulated", 1, "2"), ("four", 4, "4")]
+    for name, size, micro_batch in runs:
+        assert job.run([*flags, "--micro_batch", micro_batch], tmp_path / name, size) == 0
+    reference = job.metrics(tmp_path / "one")
+    for name, _, _ in runs[1:]:
+        for ours, theirs in zip(reference, job.metrics(tmp_path / name), strict=True):
+            for key, value in ours.items():
+                if not key.startswith(("perf/", "val/top", "val/span")):
+                    assert theirs[key] == pytest.approx(value, rel=1e-5, abs=1e-7), (name, key)
+
+
+def test_a_time_budget_saves_and_asks_to_be_started_again(
+    quick_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [*quick_flags, "--stop.time_budget_min", "0.0", "--checkpoint.every_steps", "1"]
+    assert job.run(flags, tmp_path / "run", 1) == 85
+    assert job.events(tmp_path / "run", "stop")[-1]["reason"] == "time budget"
+
+
+def test_early_stopping_finishes_and_keeps_the_best_student(
+    quick_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [*quick_flags, "--optim.lr", "1.0", "--optim.clip_norm", "0", "--eval.patience", "1"]
+    flags += ["--eval.every_steps", "2"]
+    assert job.run(flags, tmp_path / "run", 1) == 0
+    stop = job.events(tmp_path / "run", "stop")[-1]
+    assert stop["reason"] == "early stopping" and stop["step"] < 24
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+
+def test_a_finished_run_that_is_started_again_finishes_at_once(
+    straight: Path, quick_flags: list[str]
+) -> None:
+    before = job.state(straight)
+    assert job.run(quick_flags, straight) == 0
+    assert job.steps(straight) == list(range(1, 25))
+    assert all(torch.equal(before[name], tensor) for name, tensor in job.state(straight).items())
+
+
+def test_the_export_is_a_hugging_face_folder_that_holds_the_final_weights(straight: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model = AutoModelForMaskedLM.from_pretrained(straight / "export")
+    tokenizer = AutoTokenizer.from_pretrained(straight / "export")
+    assert tokenizer.mask_token_id is not None
+    best = json.loads((job.newest(straight) / "manifest.json").read_text())["best_step"]
+    if best == 24:
+        final = job.state(straight)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, final[f"param/student.model.{name}"]), name
+    card = (straight / "export" / "README.md").read_text()
+    assert f"step {best} of 24" in card
