@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import fitb
 from fitb import log
-from fitb.config import Config, parse
+from fitb.config import Config
 from fitb.errors import STOP, ConfigError, FitbError, nearest
+from fitb.flags import parse
 
 HELP = """usage: fitb COMMAND [flags]
 

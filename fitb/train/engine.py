@@ -19,10 +19,11 @@ import torch
 import torch.distributed as dist
 
 from fitb import rng
-from fitb.config import Config, OptimConfig, resolve_resource
+from fitb.config import Config, OptimConfig
 from fitb.data.masking import Batch
 from fitb.distill.objective import Objective, Tap
 from fitb.errors import ConfigError, SystemFault, TrainingError
+from fitb.flags import resolve_resource
 from fitb.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -98,11 +98,16 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
         length=shards.length,
         dropout=config.model.dropout,
         seed=config.seed,
+        attn_implementation=config.model.attn_implementation,
     )
     teacher = None
     if config.model.teacher is not None:
         teacher = load_model(
-            config.model.teacher, tokenizer=tokenizer, length=shards.length, seed=config.seed + 1
+            config.model.teacher,
+            tokenizer=tokenizer,
+            length=shards.length,
+            seed=config.seed + 1,
+            attn_implementation=config.model.attn_implementation,
         )
     terms: ObjectiveConfig = config.objective
     check_contract(

@@ -1,0 +1,208 @@
+"""Several processes of one job on this machine, without a scheduler.
+
+with LocalRun(train_command(flags), num_processes=2) as run:
+    run.signal(signal.SIGUSR1, rank=1)
+    code = run.wait(timeout_s=60)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import IO
+
+from fitb.errors import FINISHED, RESUME, STOP
+from fitb.world import World
+
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+POLL_S = 0.05
+TAIL_BYTES = 4_000
+
+
+def train_command(flags: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "fitb", "train", *flags]
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def common_code(codes: Sequence[int]) -> int:
+    """Return the code that all processes gave, or else the one that explains the end.
+
+    Args:
+        codes: exit codes in the order of the ends, 128 + N where signal N ended a process.
+    """
+    crashes = [code for code in codes if code not in (FINISHED, RESUME, STOP)]
+    return crashes[0] if crashes else max(codes)
+
+
+class LocalRun:
+    """Processes of one job, each with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+
+    Rank 0 writes where this process writes; of the others the end of the output is shown if one
+    crashes. Leaving the context ends what still runs.
+
+    Args:
+        command: the same for every process.
+        num_processes: world size.
+        env: added to this process's environment.
+        output: where rank 0 writes; None is this process's standard output and error.
+        crash_grace_s: seconds that the others have, after one crashed, to say why they fail too.
+        leave_grace_s: seconds that the others have after one ended in good order.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        num_processes: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        output: IO[bytes] | None = None,
+        crash_grace_s: float = 3.0,
+        leave_grace_s: float = 60.0,
+    ) -> None:
+        self._grace_s = {True: crash_grace_s, False: leave_grace_s}
+        self._ended: dict[int, int] = {}
+        self._outputs: list[IO[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        threads = max(1, (os.cpu_count() or 1) // num_processes)
+        shared = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | dict(env or {})
+        port = free_port()
+        try:
+            for rank in range(num_processes):
+                world = World(rank, num_processes, rank).env("127.0.0.1", port)
+                stream = output if rank == 0 else self._scratch()
+                self._processes.append(_start(command, shared | world, stream))
+        except BaseException:
+            self.kill()
+            raise
+
+    def __enter__(self) -> LocalRun:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def _scratch(self) -> IO[bytes]:
+        self._outputs.append(tempfile.TemporaryFile())  # noqa: SIM115 - kill() closes it
+        return self._outputs[-1]
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to one rank, or to all that run."""
+        for place, process in enumerate(self._processes):
+            if rank in (None, place) and process.poll() is None:
+                process.send_signal(number)
+
+    def running(self) -> list[int]:
+        """Return the ranks that have not ended, noting those that have."""
+        for rank, process in enumerate(self._processes):
+            code = process.poll()
+            if code is not None and rank not in self._ended:
+                self._ended[rank] = code if code >= 0 else 128 - code
+                if self._crashed(rank):
+                    self._show_end_of(rank)
+        return [rank for rank in range(len(self._processes)) if rank not in self._ended]
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for all processes and return their common exit code.
+
+        Raises: TimeoutError after `timeout_s` seconds; the processes go on.
+        """
+        began = time.monotonic()
+        first_end: float | None = None
+        while left := self.running():
+            now = time.monotonic()
+            if timeout_s is not None and now - began > timeout_s:
+                raise TimeoutError(f"ranks {left} still run after {timeout_s} s")
+            if self._ended:
+                first_end = first_end or now
+                crashed = any(self._crashed(rank) for rank in self._ended)
+                if now - first_end > self._grace_s[crashed]:
+                    self.signal(signal.SIGKILL)
+            time.sleep(POLL_S)
+        return common_code(list(self._ended.values()))
+
+    def kill(self) -> None:
+        """End what still runs, at once."""
+        self.signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+        while self._outputs:
+            self._outputs.pop().close()
+
+    def _crashed(self, rank: int) -> bool:
+        return self._ended[rank] not in (FINISHED, RESUME, STOP)
+
+    def _show_end_of(self, rank: int) -> None:
+        if rank == 0 or not self._outputs:
+            return
+        file = self._outputs[rank - 1]
+        size = os.fstat(file.fileno()).st_size
+        text = os.pread(file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
+        code = self._ended[rank]
+        sys.stderr.write(f"rank {rank} ended with {code}:\n{text.decode(errors='replace')}\n")
+
+
+def _start(
+    command: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    # A session of its own, so that Ctrl-C in a terminal reaches a process once, through us.
+    return subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def forwarding(run: LocalRun) -> Iterator[None]:
+    """Pass the signals of FORWARDED on to all processes; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        run.signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_local(
+    flags: Sequence[str],
+    num_processes: int,
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> int:
+    """Run `fitb train` with these flags in `num_processes` processes; return their exit code.
+
+    Raises: TimeoutError
+    """
+    with LocalRun(train_command(flags), num_processes, env=env) as run, forwarding(run):
+        return run.wait(timeout_s)

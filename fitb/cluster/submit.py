@@ -1,0 +1,312 @@
+"""The submitit door: the callable that every task runs, and the executor that submits it.
+
+submitit installs a handler of SIGUSR2 that pickles the callable anew and requeues the job, from
+rank 0, at once. Training replaces the handlers and saves first, at the end of a step, on all ranks;
+after that rank 0 calls the handler that it put aside. Of a preemption submitit itself only logs
+the SIGTERM, so that is ours to catch, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
+
+from fitb import log
+from fitb.cluster import progress, slurm
+from fitb.config import Config, to_yaml
+from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError, SystemFault
+from fitb.flags import parse
+from fitb.fsio import read_lines, write_atomic
+from fitb.world import World
+
+logger = logging.getLogger(__name__)
+
+# submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
+MAX_NUM_TIMEOUT = 1_000_000
+STATE_POLL_S = 10.0
+ENDED = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    slurm.FORGOTTEN,
+)
+
+
+class JobStopped(FitbError):
+    """A job that is not requeued; raised so that the scheduler shows it as failed."""
+
+    exit_code = STOP
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """What every task of a submitit job runs; pickled, so it holds nothing but words.
+
+    Args:
+        flags: of `fitb train`.
+        entry: module:function that takes a Config and returns an exit code.
+        restarts: how often submitit has requeued this job.
+    """
+
+    flags: tuple[str, ...]
+    entry: str = "fitb.train.loop:train"
+    restarts: int = 0
+
+    def __call__(self) -> int:
+        """Train, and requeue the job where that helps.
+
+        Returns: FINISHED.
+        Raises: JobStopped on rank 0 where starting again would not help; SystemExit on the others.
+        """
+        job = submitit.JobEnvironment()
+        world = World(job.global_rank, job.num_tasks, job.local_rank)
+        log.setup(world.rank)
+        requeue = signal.getsignal(getattr(signal, f"SIG{job.USR_SIG}"))
+        config = parse(Config, "fitb train", self.flags)
+        code = self._train(job, world, config)
+        if code == FINISHED:
+            return code
+        if not world.is_main:
+            sys.exit(code)
+        run_dir = Path(config.run_dir)
+        decision = progress.decide(run_dir, code, job=job.job_id)
+        logger.info("%s", decision.reason)
+        if decision.exit_code != RESUME:
+            raise JobStopped(f"{decision.reason}; see {run_dir / 'events.jsonl'}")
+        if job.cluster == "slurm" and (state := slurm.job_state(job.job_id)) != "RUNNING":
+            logger.info("no requeue from here: Slurm reports %s for this job", state)
+            sys.exit(code)
+        _forget_broken_pickle(job.paths)
+        requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]
+        raise AssertionError("submitit's handler ends the process")
+
+    def checkpoint(self) -> Any:
+        """submitit's hook: what the requeued job runs."""
+        return submitit.helpers.DelayedSubmission(
+            dataclasses.replace(self, restarts=self.restarts + 1)
+        )
+
+    def _train(self, job: Any, world: World, config: Config) -> int:
+        """Run the entry in the environment that it expects; an exception becomes an exit code."""
+        local = job.cluster == "local"
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
+        port = slurm.master_port(int(job.job_id.split("_")[0]), restarts)
+        os.environ.update(world.env("127.0.0.1" if local else job.hostnames[0], port))
+        if local:  # as the setup lines of a Slurm job do
+            threads = max(1, (os.cpu_count() or 1) // world.size)
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        told_to_leave: list[int] = []
+
+        def note(number: int, frame: FrameType | None) -> None:
+            told_to_leave.append(number)
+
+        signal.signal(signal.SIGTERM, note)
+        try:
+            module, _, name = self.entry.partition(":")
+            train = getattr(importlib.import_module(module), name)  # seconds of imports
+            # Rank 0 alone leaves before the start: its requeue ends the others.
+            return RESUME if told_to_leave and world.is_main else int(train(config))
+        except FitbError as error:
+            logger.exception("training failed")
+            return CRASH if error.restart_helps else STOP
+        except Exception:
+            logger.exception("training crashed")
+            return CRASH
+
+
+@dataclass(frozen=True)
+class CommandJob:
+    """One fitb command in one task.
+
+    Args:
+        arguments: of `fitb`, e.g. ("prepare", "--out", "data/shards").
+    """
+
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> int:
+        """Run it.
+
+        Raises: JobStopped with its exit code.
+        """
+        command = [sys.executable, "-m", "fitb", *self.arguments]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        if code:
+            raise JobStopped(f"`fitb {self.arguments[0]}` ended with {code}")
+        return FINISHED
+
+
+def _forget_broken_pickle(paths: JobPaths) -> None:
+    """Remove what a kill in the middle of submitit's dump left; its next dump refuses to go on."""
+    pickle = Path(paths.submitted_pickle)
+    pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
+
+
+def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Build the parser of the flags that say where a job runs; other flags are left to others."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    add("--nodes", type=int, default=1, help="hosts")
+    add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
+    add("--cpus_per_task", type=int, help="CPU cores of each process")
+    add("--gpus_per_node", type=int, help="GPUs of each host")
+    add("--time_min", type=float, default=240, help="time limit of one attempt, in minutes")
+    add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
+    add("--partition", help="Slurm partition")
+    add("--job_name", default="fitb")
+    add("--wait", action="store_true", help="wait for the end and return the job's exit code")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def make_executor(where: argparse.Namespace, folder: Path) -> submitit.Executor:
+    """Make the executor for a job whose logs go to `folder`.
+
+    Raises: SystemFault where the cluster is not there or cannot hold such a job.
+    """
+    on_slurm = where.cluster == "slurm" or (where.cluster == "auto" and shutil.which("srun"))
+    try:
+        return _slurm_executor(where, folder) if on_slurm else _local_executor(where, folder)
+    except (RuntimeError, ValueError) as error:
+        raise SystemFault(f"--cluster {where.cluster}: {error}") from error
+
+
+def _slurm_executor(where: argparse.Namespace, folder: Path) -> submitit.SlurmExecutor:
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
+    executor.update_parameters(
+        job_name=where.job_name,
+        nodes=where.nodes,
+        ntasks_per_node=where.tasks_per_node,
+        cpus_per_task=where.cpus_per_task,
+        gpus_per_node=where.gpus_per_node,
+        time=math.ceil(where.time_min),
+        partition=where.partition,
+        signal_delay_s=where.signal_delay_s,
+        additional_parameters={"requeue": True},
+        # slurm/distill.sh says why a bad exit does not kill.
+        srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
+        setup=[
+            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
+            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+            'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
+            " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+        ],
+    )
+    return executor
+
+
+def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalExecutor:
+    executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
+    executor.update_parameters(
+        nodes=where.nodes,
+        tasks_per_node=where.tasks_per_node,
+        gpus_per_node=where.gpus_per_node or 0,
+        timeout_min=where.time_min,
+        signal_delay_s=where.signal_delay_s,
+    )
+    return executor
+
+
+def submit_distill(
+    flags: Sequence[str], where: argparse.Namespace, *, entry: str = DistillJob.entry
+) -> tuple[submitit.Job[int], Path]:
+    """Check the configuration, write it down and submit; return the job and the run directory.
+
+    Raises: ConfigError, before anything is submitted; SystemFault where the scheduler refuses.
+    """
+    run_dir = slurm.default_run_dir(where.job_name)
+    config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
+    config.grad_accum(where.nodes * where.tasks_per_node)
+    logs = Path(config.run_dir).absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    text = to_yaml(config)
+    # Named by its content: a job that waits in the queue keeps the configuration it was given.
+    path = logs / f"launch-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
+    write_atomic(path, text)
+    job = submit(DistillJob(("--config", str(path)), entry), where, logs)
+    return job, Path(config.run_dir)
+
+
+def submit(task: Any, where: argparse.Namespace, folder: Path) -> submitit.Job[int]:
+    """Submit a callable.
+
+    Raises: SystemFault where the scheduler refuses.
+    """
+    try:
+        return make_executor(where, folder).submit(task)
+    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        raise SystemFault(f"the job was not accepted: {error}") from error
+
+
+def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
+    """Wait for the end of a job through all its requeues; return its exit code.
+
+    Args:
+        job: as submitted.
+        run_dir: of a training job, where the reason of a stop is read.
+    """
+    first = job.task(0) if job.num_tasks > 1 else job
+    asked = time.monotonic()
+    while not first.done():
+        time.sleep(0.5)
+        if isinstance(job, submitit.SlurmJob) and time.monotonic() - asked > STATE_POLL_S:
+            asked = time.monotonic()
+            try:
+                if slurm.job_state(job.job_id) in ENDED:
+                    break  # killed before it could leave a result
+            except SystemFault as error:
+                logger.warning("%s; asking again", error)
+    try:
+        return int(first.result()) if first.paths.result_pickle.exists() else CRASH
+    except (FailedJobError, UncompletedJobError):
+        events = read_lines(run_dir / "events.jsonl") if run_dir else iter(())
+        stops = [e for e in events if e.get("event") == "stop" and e.get("job") == job.job_id]
+        return STOP if stops else CRASH
+
+
+def launch_command(command: str, args: Sequence[str]) -> int:
+    """Submit one fitb command as a job of one task: the main of launch/prepare.py and evaluate.py.
+
+    Args:
+        command: of `fitb`.
+        args: where to run, and the command's own flags, which it checks itself.
+    Returns: exit code.
+    """
+    parser = resource_parser(
+        f"python -m launch.{command}",
+        f"Submit `fitb {command}`. Every other flag is one of that command.",
+        job_name=f"fitb-{command}",
+        signal_delay_s=0,
+    )
+    where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    where.nodes = where.tasks_per_node = 1
+    try:
+        folder = Path(slurm.default_run_dir(where.job_name)).absolute() / "logs"
+        job = submit(CommandJob((command, *flags)), where, folder)
+        print(f"job {job.job_id}, log: {job.paths.stdout}", flush=True)
+        return wait_for(job) if where.wait else FINISHED
+    except FitbError as error:
+        print(f"fitb: {error}", file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,37 @@
+"""Distil through submitit: python -m launch.distill [where] [flags of `fitb train`]
+
+    python -m launch.distill --nodes 4 --tasks_per_node 8 --gpus_per_node 8 --config tinybert4
+    python -m launch.distill --cluster local --tasks_per_node 2 --wait --config tinybert4
+
+A run that another front began goes on here if --run_dir is its folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fitb.cluster.submit import resource_parser, submit_distill, wait_for
+from fitb.errors import FitbError
+
+
+def main(args: Sequence[str]) -> int:
+    parser = resource_parser(
+        "python -m launch.distill",
+        "Submit a distillation. Every other flag is one of `fitb train`; the run directory is"
+        " runs/JOB_NAME unless --run_dir says otherwise.",
+        job_name="fitb-distill",
+        nodes=1,
+    )
+    where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    try:
+        job, run_dir = submit_distill(flags, where)
+        print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)
+        return wait_for(job, run_dir) if where.wait else 0
+    except FitbError as error:
+        print(f"fitb: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Distil on several hosts:   sbatch [sbatch options] slurm/distill.sh [flags of `fitb train`]
+#
+# Submit from the root of the repository, or from anywhere if fitb is installed. Options on the
+# command line win over the #SBATCH lines. On hosts without GPUs: --gpus-per-node=0.
+# FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
+#
+# Invariants
+# - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks one.
+# - The job keeps its id and its run directory for all its attempts; without --run_dir that is
+#   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself.
+# - USR1 300 s before the time limit reaches this shell alone (B:), which passes it to srun and so to
+#   all tasks. A preemption sends the tasks SIGTERM directly. Either way they save and leave with 85.
+# - No exit code is lost: srun runs in the background, and a wait that a signal cut short is repeated.
+# - srun does not kill on a bad exit: 85 is one, and the first rank to leave would take the code, and
+#   the last words to W&B, from the others. A rank that hangs after another crashed has 60 seconds.
+# - fitb.cluster.progress alone decides about a requeue. A job that Slurm is ending (scancel) or has
+#   already requeued is left alone; scancel is final.
+#
+#SBATCH --job-name=fitb-distill
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=4
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+
+set -uo pipefail # not -e: exit codes are the point
+
+python=${FITB_PYTHON:-python}
+srun_pid='' signalled=0
+# shellcheck disable=SC2317 # the trap calls it
+pass_on() {
+  signalled=1
+  echo "fitb: told to leave; passing it on to the tasks"
+  [[ -z $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null
+}
+trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
+
+job_plan=$("$python" -m fitb.cluster.slurm "$@") || exit 93
+{ read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT; } <<<"$job_plan" || exit 93
+mkdir -p -- "$run_dir/logs" || exit 93
+
+export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
+unset RANK LOCAL_RANK WORLD_SIZE # of the shell that submitted; the tasks take Slurm's
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
+fi
+
+echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
+if ((signalled)); then
+  code=85
+else
+  srun --kill-on-bad-exit=0 --wait=60 --open-mode=append --output="$run_dir/logs/%j.%t.out" \
+    "$python" -m fitb train "$@" --run_dir "$run_dir" &
+  srun_pid=$!
+  signalled=1
+  while ((signalled)); do
+    signalled=0
+    wait "$srun_pid"
+    code=$?
+  done
+  srun_pid=''
+fi
+echo "fitb: tasks ended with $code"
+((code == 0)) && exit 0
+
+state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep --only-matching 'JobState=[A-Z_]*')
+if [[ $state != JobState=RUNNING ]]; then
+  echo "fitb: no requeue from here: Slurm reports ${state:-nothing} for this job"
+  exit "$code"
+fi
+"$python" -m fitb.cluster.progress "$run_dir" "$code"
+verdict=$?
+if ((verdict == 85)); then
+  scontrol requeue "$SLURM_JOB_ID" || echo "fitb: the requeue was refused; submit the same command again"
+fi
+exit "$verdict"

@@ -1,0 +1,144 @@
+"""The cluster of the session, and the job that its tests run: a stand-in, then the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import Cluster, ClusterUnavailable, a_cluster, tail
+
+from fitb.cluster.submit import resource_parser, submit_distill
+
+ROOT = Path(__file__).resolve().parents[2]
+DISTILL = ROOT / "slurm" / "distill.sh"
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """A Slurm of two hosts; where there can be none the tests are skipped, in CI they fail."""
+    try:
+        with a_cluster(num_hosts=2) as cluster:
+            yield cluster
+    except ClusterUnavailable as error:
+        if os.environ.get("CI") or os.environ.get("FITB_REQUIRE_CLUSTER"):
+            pytest.fail(f"no Slurm: {error}")
+        pytest.skip(f"no Slurm: {error}")
+
+
+@pytest.fixture
+def cluster(slurm: Cluster) -> Iterator[Cluster]:
+    """The session's cluster with an empty queue before and after."""
+    yield slurm
+    slurm.cancel_all()
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A job to run.
+
+    Args:
+        python: interpreter of the batch script.
+        entry: what the submitit door calls.
+        flags: of the job, but for --run_dir.
+        env: of the job.
+        steps: the last one.
+    """
+
+    python: str
+    entry: str
+    flags: list[str]
+    env: dict[str, str]
+    steps: int
+    tasks_per_node: int = 1
+
+
+@dataclass
+class Run:
+    """A run directory under test, and the two doors into it."""
+
+    cluster: Cluster
+    payload: Payload
+    folder: Path
+
+    @property
+    def batch_log(self) -> Path:
+        return Path(f"{self.folder}.batch.out")
+
+    @property
+    def flags(self) -> list[str]:
+        return ["--run_dir", str(self.folder), *self.payload.flags]
+
+    def env(self, **more: str) -> dict[str, str]:
+        """What the job finds in its environment."""
+        return self.payload.env | {"FITB_PYTHON": self.payload.python} | more
+
+    def sbatch(
+        self, *options: str, env: dict[str, str] | None = None, flags: Sequence[str] = ()
+    ) -> str:
+        """Submit slurm/distill.sh and return the job id."""
+        return self.cluster.sbatch(
+            "--nodes=2",
+            f"--ntasks-per-node={self.payload.tasks_per_node}",
+            "--gpus-per-node=0",
+            "--cpus-per-task=1",
+            f"--output={self.batch_log}",
+            *options,
+            DISTILL,
+            *self.flags,
+            *flags,
+            env=self.env(**(env or {})),
+            cwd=ROOT,
+        )
+
+    def submitit(self, monkeypatch: pytest.MonkeyPatch, *where: str) -> Any:
+        """Submit through fitb.cluster.submit and return submitit's job."""
+        for name, value in (self.payload.env | {"SLURM_CONF": str(self.cluster.conf)}).items():
+            monkeypatch.setenv(name, value)
+        tasks = str(self.payload.tasks_per_node)
+        options = ["--cluster", "slurm", "--nodes", "2", "--tasks_per_node", tasks, *where]
+        arguments = resource_parser("test", "").parse_args(options)
+        return submit_distill(self.flags, arguments, entry=self.payload.entry)[0]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def saved(self) -> int:
+        """The last committed step."""
+        latest = self.folder / "checkpoints" / "latest"
+        return int(latest.read_text().strip().removeprefix("step-")) if latest.exists() else 0
+
+    def logs(self) -> str:
+        """The ends of all logs of the run, for a message."""
+        files = [
+            path for path in (self.batch_log, *sorted(self.folder.glob("logs/*"))) if path.is_file()
+        ]
+        return tail([path for path in files if path.suffix in (".out", ".err")])
+
+
+def stand_in(folder: Path, steps: int = 60) -> Payload:
+    """The stand-in behind an interpreter that runs it in place of `-m fitb train`."""
+    python = folder / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'if [[ "$1 $2 $3" == "-m fitb train" ]]; then shift 3; set -- -m stand_in "$@"; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    env = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    flags = ["--steps", str(steps), "--checkpoint.every_steps", "10"]
+    return Payload(str(python), "stand_in:train", flags, env, steps, tasks_per_node=2)
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Run:
+    """A run of the stand-in, not yet submitted."""
+    return Run(cluster, stand_in(tmp_path), tmp_path / "run")

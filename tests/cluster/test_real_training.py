@@ -1,0 +1,95 @@
+"""The real training job on a real Slurm of two hosts: interrupted, it ends where it would have."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Payload, Run
+from slurm_cluster import Cluster, wait_until
+
+from fitb.cluster.local import LocalRun, train_command
+from fitb.fsio import read_lines, sha256_file
+
+pytestmark = pytest.mark.cluster
+
+STEPS = 300
+TIMEOUT_S = 300
+
+
+@pytest.fixture(scope="module")
+def payload(quick_flags: list[str]) -> Payload:
+    # Validation is not what is tested here, and the steps are to last longer than a preemption.
+    changed = {"--steps": str(STEPS), "--eval.every_steps": "0", "--checkpoint.every_steps": "50"}
+    flags = dict(zip(quick_flags[::2], quick_flags[1::2], strict=True)) | changed
+    words = [word for flag in flags.items() for word in flag]
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return Payload(sys.executable, "fitb.train.loop:train", words, env, STEPS)
+
+
+@pytest.fixture(scope="module")
+def straight(payload: Payload, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks on this machine that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    command = train_command([*payload.flags, "--run_dir", str(folder)])
+    with LocalRun(command, 2, env=payload.env) as run:
+        assert run.wait(TIMEOUT_S) == 0
+    return folder
+
+
+@pytest.fixture
+def run(cluster: Cluster, payload: Payload, tmp_path: Path) -> Run:
+    return Run(cluster, payload, tmp_path / "run")
+
+
+def result(run_dir: Path) -> dict[str, str]:
+    """File -> hash of the newest checkpoint's tensors."""
+    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
+    files = sorted(folder.glob("*.safetensors"))
+    assert files
+    return {file.name: sha256_file(file) for file in files}
+
+
+def steps(run: Run) -> list[int]:
+    return [record["train/step"] for record in read_lines(run.folder / "metrics.jsonl")]
+
+
+def wait_for_step(run: Run, step: int) -> None:
+    wait_until(lambda: steps(run)[-1:] >= [step], TIMEOUT_S, f"step {step}")
+
+
+def test_preempted_sbatch_job_ends_bitwise_where_an_uninterrupted_run_ends(
+    straight: Path, run: Run
+) -> None:
+    job = run.sbatch()
+    wait_for_step(run, 5)
+    run.cluster.preempt()
+    run.cluster.wait_restart(job)
+    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
+    assert run.cluster.show(job)["Restarts"] == "1"
+    (resume,) = run.events("resume")
+    (requeue,) = run.events("requeue")
+    assert 5 <= resume["step"] == requeue["step"] < STEPS
+    assert len(run.events("attempt")[1]["hosts"]) == 2
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert result(run.folder) == result(straight)
+
+
+def test_run_begun_by_sbatch_and_preempted_under_submitit_ends_bitwise_the_same(
+    straight: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run.sbatch()
+    wait_for_step(run, 5)
+    run.cluster("scancel", job)
+    run.cluster.wait_state(job, "CANCELLED")
+    assert run.events("requeue") == []
+    second = run.submitit(monkeypatch, "--time_min", "30").job_id
+    wait_for_step(run, run.saved() + 5)
+    run.cluster.preempt()
+    run.cluster.wait_restart(second)
+    assert run.cluster.wait_end(second, TIMEOUT_S) == "COMPLETED", run.logs()
+    stops = [event["step"] for event in run.events("stop")]
+    assert [event["step"] for event in run.events("resume")] == stops[:2]
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert result(run.folder) == result(straight)

@@ -1,0 +1,86 @@
+"""The other commands and launchers, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import job
+import pytest
+
+
+def test_torchrun_and_accelerate_style_environments_start_the_same_job(
+    quick_flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = [*quick_flags, "--steps", "2", "--run_dir", str(run)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    torchrun += ["--nproc-per-node", "2", sys.executable, "-m", "fitb", "train", *flags]
+    done = subprocess.run(
+        torchrun, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert job.events(run, "attempt")[0]["world_size"] == 2
+
+
+def test_a_teacher_is_trained_evaluated_and_asked_to_fill_a_blank(
+    quick_flags: list[str], shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    plain = ["--model.teacher", "null", "--run_dir", str(run)]
+    done = job.fitb("train", *quick_flags, *plain)
+    assert done.returncode == 0, done.stderr
+    last = job.metrics(run)[-1]
+    assert last["train/loss"] == last["student/loss_mlm"] and "distill/total" not in last
+    model = str(run / "export")
+    where = ["--model", model, "--shards", str(shards)]
+    first, again = (job.fitb("evaluate", *where, "--rows", "64", "--json") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    a, b = json.loads(first.stdout), json.loads(again.stdout)
+    assert a["metrics"] == b["metrics"]
+    assert a["metrics"]["loss"]["value"] == pytest.approx(last["val/loss_mlm"], rel=1e-5)
+    for metric in ("loss", "ppl", "top1", "top5", "span_em"):
+        value = a["metrics"][metric]
+        assert value["low"] <= value["value"] <= value["high"]
+    filled = job.fitb("fill", "Returns a [MASK] of strings.", "--model", model, "--json")
+    assert filled.returncode == 0, filled.stderr
+    (answer,) = json.loads(filled.stdout)
+    assert len(answer["blanks"]) == 1 and len(answer["blanks"][0]) == 5
+
+
+def test_a_model_without_head_weights_is_not_evaluated_or_asked(
+    teacher: Path, shards: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, BertForMaskedLM
+
+    headless = tmp_path / "headless"
+    BertForMaskedLM.from_pretrained(teacher).bert.save_pretrained(headless)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(headless)
+    for words in (
+        ["evaluate", "--model", str(headless), "--shards", str(shards)],
+        ["fill", "a [MASK] b", "--model", str(headless)],
+    ):
+        done = job.fitb(*words)
+        assert done.returncode == 3, done.stderr
+        assert "cls.predictions" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_demo_in_miniature_walks_the_whole_road(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = job.fitb(
+        *("demo", "--out", str(out), "--max_mb", "0.5", "--vocab_size", "600"),
+        *("--teacher_steps", "20", "--steps", "20", "--rows", "64"),
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    names = ["teacher", "student", "control", "control_equal_compute", "untrained"]
+    assert list(summary["models"]) == names
+    for model in summary["models"].values():
+        assert {"params", "loss", "ppl", "top1", "top5", "span_em"} <= model.keys()
+    assert summary["attempts"] == 2 and summary["seconds"] > 0 and summary["tokens_per_s"] > 0
+    assert summary["compute_ratio"] > 1
+    assert summary["models"]["control_equal_compute"]["steps"] > 20
+    assert "control_equal_compute" in done.stdout and "[MASK]" not in done.stdout.split("==")[-1]

@@ -1,0 +1,237 @@
+"""slurm/*.sh under bash, with a Slurm of three small scripts on PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+TIMEOUT_S = 60
+
+# Notes its arguments and environment, then does what $FAKE_SRUN says.
+SRUN = """#!/usr/bin/env bash
+printf '%s\\n' "$@" >"$FAKE/srun.arguments"
+env >"$FAKE/srun.env"
+trap 'echo USR1 >>"$FAKE/srun.signals"' USR1
+touch "$FAKE/srun.ready"
+eval "$FAKE_SRUN"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then
+  echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} Reason=None"
+else
+  echo "$*" >>"$FAKE/scontrol.calls"
+  exit "${FAKE_REQUEUE:-0}"
+fi
+"""
+UNTIL_SIGNAL = "until [[ -s $FAKE/srun.signals ]]; do sleep 0.02; done; sleep 0.2; exit 85"
+
+
+class Batch:
+    """One run of slurm/distill.sh as Slurm would start it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        self.env = {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "FITB_PYTHON": sys.executable,
+            "FAKE": str(folder),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NAME": "mine",
+            "SLURM_JOB_NODELIST": "h[3-4]",
+        }
+
+    def start(self, srun: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(ROOT / "slurm" / "distill.sh"), *flags],
+            cwd=self.folder,
+            env=self.env | {"FAKE_SRUN": srun} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, srun: str, *flags: str, **env: str) -> tuple[int, str]:
+        """Return exit code and output."""
+        with self.start(srun, *flags, **env) as process:
+            output = process.communicate(timeout=TIMEOUT_S)[0]
+        return process.returncode, output
+
+    def requeues(self) -> int:
+        calls = self.folder / "scontrol.calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        assert set(lines) <= {"requeue 7"}
+        return len(lines)
+
+    def srun_arguments(self) -> list[str]:
+        return (self.folder / "srun.arguments").read_text().splitlines()
+
+    def srun_env(self) -> dict[str, str]:
+        lines = (self.folder / "srun.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    return Batch(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    checks = [["bash", "-n", str(script)]]
+    if shutil.which("shellcheck"):
+        checks.append(["shellcheck", str(script)])
+    for check in checks:
+        done = subprocess.run(check, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_finished_job_ends_with_0_and_is_not_requeued(batch: Batch) -> None:
+    assert batch.run("exit 0")[0] == 0
+    assert batch.requeues() == 0
+
+
+def test_saved_job_is_requeued(batch: Batch) -> None:
+    code, output = batch.run("exit 85")
+    assert (code, batch.requeues()) == (85, 1)
+    assert "left as asked" in output
+
+
+def test_job_that_says_stop_ends_with_93_and_is_not_requeued(batch: Batch) -> None:
+    code, output = batch.run("exit 93")
+    assert (code, batch.requeues()) == (93, 0)
+    assert "would not help" in output
+
+
+def test_crash_is_requeued_twice_and_then_given_up(batch: Batch) -> None:
+    codes = [batch.run("exit 1", "--run_dir", "here")[0] for _ in range(3)]
+    assert codes == [85, 85, 93]
+    assert batch.requeues() == 2
+    lines = (batch.folder / "here" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["requeue", "requeue", "stop"]
+
+
+def test_refused_requeue_is_said_and_seen_in_the_exit_code(batch: Batch) -> None:
+    code, output = batch.run("exit 85", FAKE_REQUEUE="1")
+    assert code == 85
+    assert "the requeue was refused" in output
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
+def test_job_that_slurm_is_ending_is_left_alone(batch: Batch, state: str) -> None:
+    code, output = batch.run("exit 85", FAKE_STATE=state)
+    assert (code, batch.requeues()) == (85, 0)
+    assert state in output
+    assert not (batch.folder / "runs/mine/events.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(
+    batch: Batch, number: signal.Signals
+) -> None:
+    with batch.start(UNTIL_SIGNAL) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (batch.folder / "srun.ready").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        output = process.communicate(timeout=TIMEOUT_S)[0]
+    assert (process.returncode, batch.requeues()) == (85, 1), output
+    assert (batch.folder / "srun.signals").read_text() == "USR1\n"
+
+
+def test_signal_before_the_tasks_began_requeues_without_starting_them(batch: Batch) -> None:
+    slow = batch.folder / "slow-python"
+    slow.write_text(
+        "#!/usr/bin/env bash\n"
+        '[[ $2 != fitb.cluster.slurm ]] || { touch "$FAKE/planning"; sleep 1; }\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    slow.chmod(0o755)
+    with batch.start("exit 0", FITB_PYTHON=str(slow)) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (batch.folder / "planning").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR1)
+        process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, batch.requeues()) == (85, 1)
+    assert not (batch.folder / "srun.ready").exists()
+
+
+def test_tasks_get_the_flags_the_run_directory_and_the_address(batch: Batch) -> None:
+    flags = ["--run_dir=my runs/a b", "--track.name", "two words * $HOME"]
+    assert batch.run("exit 0", *flags, RANK="3", WORLD_SIZE="9")[0] == 0
+    arguments = batch.srun_arguments()
+    begin = arguments.index(sys.executable)
+    assert arguments[begin:] == [
+        sys.executable, "-m", "fitb", "train", *flags, "--run_dir", "my runs/a b",
+    ]  # fmt: skip
+    assert "--kill-on-bad-exit=0" in arguments[:begin]
+    assert "--open-mode=append" in arguments[:begin]
+    assert "--output=my runs/a b/logs/%j.%t.out" in arguments[:begin]
+    assert (batch.folder / "my runs/a b/logs").is_dir()
+    env = batch.srun_env()
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("h3", "20007")
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & env.keys()
+
+
+def test_without_a_run_directory_the_job_name_gives_one(batch: Batch) -> None:
+    assert batch.run("exit 0")[0] == 0
+    assert batch.srun_arguments()[-2:] == ["--run_dir", "runs/mine"]
+    assert (batch.folder / "runs/mine/logs").is_dir()
+
+
+def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) -> None:
+    batch.run("exit 0", SLURM_CPUS_PER_TASK="6")
+    env = batch.srun_env()
+    assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("6", "6")
+    batch.run("exit 0", SLURM_CPUS_PER_TASK="6", OMP_NUM_THREADS="2")
+    assert batch.srun_env()["OMP_NUM_THREADS"] == "2"
+    batch.run("exit 0")
+    env = batch.srun_env()
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert "SRUN_CPUS_PER_TASK" not in env
+
+
+def test_unknown_flag_ends_with_93_before_any_task(batch: Batch) -> None:
+    code, output = batch.run("exit 0", "--stepz", "3")
+    assert (code, batch.requeues()) == (93, 0)
+    assert "nearest: steps" in output
+    assert not (batch.folder / "srun.ready").exists()
+
+
+def test_missing_interpreter_ends_with_93(batch: Batch) -> None:
+    code, output = batch.run("exit 0", FITB_PYTHON="no-such-python")
+    assert code == 93
+    assert "no-such-python" in output
+
+
+@pytest.mark.parametrize("name", ["prepare", "evaluate"])
+def test_single_task_script_becomes_the_fitb_command(tmp_path: Path, name: str) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$OMP_NUM_THREADS" "$@"\nexit 3\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / f"{name}.sh"), "--out", "a b"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "5"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stdout.splitlines() == ["5", "-m", "fitb", name, "--out", "a b"]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fitb.cluster.slurm import FORGOTTEN, expand_nodelist, first_host, job_state, master_port, plan
+from fitb.errors import ConfigError, SystemFault
+
+
+@pytest.mark.parametrize(
+    ("expression", "hosts"),
+    [
+        ("host1", ["host1"]),
+        ("host[1-3,7],other", ["host1", "host2", "host3", "host7", "other"]),
+        ("gpu-a-[08-10]", ["gpu-a-08", "gpu-a-09", "gpu-a-10"]),
+        ("n[9-11].site.org", ["n9.site.org", "n10.site.org", "n11.site.org"]),
+        ("r[1-2]n[1-2]", ["r1n1", "r1n2", "r2n1", "r2n2"]),
+        ("login,r[3]c[005]-ib", ["login", "r3c005-ib"]),
+        ("10.0.0.[7,9]", ["10.0.0.7", "10.0.0.9"]),
+    ],
+)
+def test_nodelist_expands_to_hosts_in_slurms_order(expression: str, hosts: list[str]) -> None:
+    assert expand_nodelist(expression) == hosts
+    assert first_host(expression) == hosts[0]
+
+
+@pytest.mark.parametrize("expression", ["", "a[1-2", "a]1[", "a,,b", "a[1-x]", "a[]", "a[1-2-3]"])
+def test_broken_nodelist_is_an_error_that_shows_it(expression: str) -> None:
+    with pytest.raises(ConfigError):
+        expand_nodelist(expression)
+
+
+def test_ports_lie_below_the_ephemeral_range_and_differ_at_each_restart() -> None:
+    for job in (0, 1, 11_999, 12_000, 67_043_328, 2**32):
+        ports = [master_port(job, restart) for restart in range(100)]
+        assert len(set(ports)) == 100
+        assert all(20_000 <= port < 32_000 for port in ports)
+    assert len({master_port(job, 0) for job in range(500, 600)}) == 100
+
+
+ENV = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[3-4]", "SLURM_JOB_NAME": "mine"}
+
+
+def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("run_dir: from/file\n")
+    assert plan([], ENV) == ("runs/mine", "h3", 20_007)
+    assert plan(["--run_dir", "a"], ENV)[0] == "a"
+    assert plan(["--run_dir=a b"], ENV)[0] == "a b"
+    assert plan(["--config", str(file)], ENV)[0] == "from/file"
+    assert plan(["--config", str(file), "--run_dir", "a"], ENV)[0] == "a"
+
+
+def test_plan_changes_the_port_at_a_restart() -> None:
+    assert plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2] != plan([], ENV)[2]
+
+
+def test_plan_refuses_what_training_would_refuse() -> None:
+    with pytest.raises(ConfigError, match="nearest: steps"):
+        plan(["--stepz", "3"], ENV)
+    with pytest.raises(ConfigError, match="3 processes"):
+        plan([], ENV | {"SLURM_NTASKS": "3"})
+    with pytest.raises(ConfigError, match="sbatch"):
+        plan([], {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        ("echo JobId=7 JobState=RUNNING Reason=None", "RUNNING"),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", FORGOTTEN),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None),
+        (None, None),
+    ],
+)
+def test_job_state_is_what_scontrol_says_or_a_system_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str | None, state: str | None
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if answer else str(tmp_path))
+    if answer:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    if state:
+        assert job_state("7") == state
+    else:
+        with pytest.raises(SystemFault, match="scontrol show job"):
+            job_state("7")

@@ -1,0 +1,182 @@
+"""The submitit door on this machine: real processes, real signals, no Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitb.cluster.submit import CommandJob, DistillJob, resource_parser, submit_distill, wait_for
+from fitb.errors import ConfigError, SystemFault
+
+ROOT = Path(__file__).resolve().parents[3]
+TIMEOUT_S = 90
+FLAGS = ["--steps", "20", "--checkpoint.every_steps", "10"]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let jobs import the stand-in of the cluster tests."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests' / 'cluster'}")
+    monkeypatch.setenv("STAND_IN_STEP_S", "0.02")
+    return monkeypatch
+
+
+def submit(run_dir: Path, *where: str) -> Any:
+    arguments = resource_parser("test", "").parse_args(["--cluster", "local", *where])
+    flags = ["--run_dir", str(run_dir), *FLAGS]
+    return submit_distill(flags, arguments, entry="stand_in:train")[0]
+
+
+def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    path = run_dir / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def log(job: Any) -> str:
+    return job.paths.stderr.read_text() if job.paths.stderr.exists() else "no log"
+
+
+def test_job_of_two_tasks_runs_to_its_end(stand_in: object, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = submit(run_dir, "--tasks_per_node", "2")
+    assert wait_for(job, run_dir) == 0, log(job)
+    assert [event["world_size"] for event in events(run_dir, "attempt")] == [2]
+    assert job.paths.folder == run_dir / "logs"
+
+
+def test_sigterm_saves_requeues_and_resumes_under_the_same_id(
+    stand_in: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in.setenv("STAND_IN_STEP_S", "0.3")
+    run_dir = tmp_path / "run"
+    job = submit(run_dir, "--tasks_per_node", "2")
+    deadline = time.monotonic() + TIMEOUT_S
+    while not events(run_dir, "attempt"):
+        assert time.monotonic() < deadline, log(job)
+        time.sleep(0.05)
+    os.kill(int(job.job_id), signal.SIGTERM)  # the controller passes it on to its tasks
+    assert wait_for(job, run_dir) == 0, log(job)
+    (requeue,) = events(run_dir, "requeue")
+    assert (requeue["job"], requeue["exit_code"]) == (job.job_id, 85)
+    assert [event["step"] for event in events(run_dir, "attempt")] == [0, requeue["step"]]
+
+
+def test_time_limit_saves_requeues_and_resumes(
+    stand_in: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in.setenv("STAND_IN_STEP_S", "1")
+    run_dir = tmp_path / "run"
+    job = submit(run_dir, "--time_min", "0.5", "--signal_delay_s", "26")
+    assert wait_for(job, run_dir) == 0, log(job)
+    assert len(events(run_dir, "requeue")) >= 1
+    assert events(run_dir, "attempt")[1]["step"] == events(run_dir, "requeue")[0]["step"] > 0
+
+
+def test_job_that_says_stop_fails_visibly_with_the_reason(
+    stand_in: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in.setenv("STAND_IN_STOP_AT", "3")
+    run_dir = tmp_path / "run"
+    job = submit(run_dir, "--tasks_per_node", "2")
+    assert wait_for(job, run_dir) == 93
+    assert len(events(run_dir, "attempt")) == 1
+    assert "would not help" in log(job)
+
+
+def test_exception_in_training_is_a_crash_and_given_up_after_three(
+    stand_in: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in.setenv("STAND_IN_STEP_S", "not a number")
+    run_dir = tmp_path / "run"
+    job = submit(run_dir)
+    assert wait_for(job, run_dir) == 93
+    assert [event["stalled"] for event in events(run_dir, "requeue")] == [1, 2]
+    assert "could not convert string to float" in log(job)
+
+
+def test_configuration_is_checked_before_anything_is_submitted(tmp_path: Path) -> None:
+    arguments = resource_parser("test", "").parse_args(["--nodes", "3"])
+    run_dir = tmp_path / "run"
+    with pytest.raises(ConfigError, match="3 processes"):
+        submit_distill(["--run_dir", str(run_dir)], arguments)
+    with pytest.raises(ConfigError, match="nearest: steps"):
+        submit_distill(["--run_dir", str(run_dir), "--stepz", "1"], arguments)
+    assert not run_dir.exists()
+
+
+def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = resource_parser("test", "")
+    flags = ["--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemFault, match="only one node"):
+        submit_distill(flags, parser.parse_args(["--cluster", "local", "--nodes", "2"]))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemFault, match="srun"):
+        submit_distill(flags, parser.parse_args(["--cluster", "slurm"]))
+
+
+def test_pickled_job_is_small_and_knows_its_restarts() -> None:
+    job = DistillJob(("--run_dir", "a"))
+    assert len(pickle.dumps(job)) < 500
+    assert pickle.loads(pickle.dumps(job)) == job
+    assert job.checkpoint().function.restarts == 1
+
+
+def test_command_job_fails_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert CommandJob(("--version",))() == 0
+    with pytest.raises(Exception, match="`fitb train` ended with 93"):
+        CommandJob(("train", "--stepz", "1"))()
+
+
+def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) -> None:
+    train = "import sys\ndef train(config):\n    return 93 if config.seed else 0\n"
+    package = tmp_path / "shadow" / "fitb_entry.py"
+    package.parent.mkdir()
+    package.write_text(train)
+    start = (
+        "import sys, fitb.cluster.submit as s\n"
+        "s.submit_distill.__kwdefaults__['entry'] = 'fitb_entry:train'\n"
+        "from launch.distill import main; sys.exit(main(sys.argv[1:]))"
+    )
+    where = ["--cluster", "local", "--wait", "--run_dir", str(tmp_path / "run")]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{package.parent}"}
+
+    def launch(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", start, *where, *flags]
+        return subprocess.run(
+            command, env=env, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    done = launch("--", "--steps", "5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("job ") and "log of rank 0: " in done.stdout
+    assert launch("--seed", "1").returncode == 93
+    wrong = launch("--stepz", "5")
+    assert wrong.returncode == 2
+    assert "nearest: steps" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["distill", "prepare", "evaluate"])
+def test_launchers_explain_themselves_without_torch(name: str) -> None:
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None\n"
+        f"sys.argv = ['launch.{name}', '--help']\n"
+        f"runpy.run_module('launch.{name}', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--tasks_per_node" in done.stdout
