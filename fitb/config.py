@@ -7,7 +7,8 @@ ZeRO, offload and loss scaling; these sections own everything else.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, is_dataclass
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 import yaml
@@ -18,6 +19,16 @@ from fitb.errors import ConfigError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_range(
+    section: str, values: object, *names: str, low: float, high: float = math.inf
+) -> None:
+    """Require low <= value < high of each named field that is not None; NaN is in no range."""
+    for name in names:
+        value = getattr(values, name)
+        limit = f"at least {low:g}" + (f", below {high:g}" if high < math.inf else "")
+        _require(value is None or low <= value < high, f"{section}{name}={value}; {limit}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Geometry:
     num_attention_heads: int = 12
 
     def __post_init__(self) -> None:
+        _check_range("", self, *(key.name for key in fields(self)), low=1)
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size={self.hidden_size} is not a multiple of"
@@ -62,6 +74,9 @@ class ModelConfig:
     dropout: float | None = None
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
+    def __post_init__(self) -> None:
+        _check_range("model.", self, "dropout", low=0, high=1)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -78,8 +93,8 @@ class DataConfig:
     prefetch_steps: int = 2
 
     def __post_init__(self) -> None:
-        _require(self.window_shards >= 1, f"window_shards={self.window_shards}; at least 1")
-        _require(self.prefetch_steps >= 0, f"prefetch_steps={self.prefetch_steps}; at least 0")
+        _check_range("data.", self, "window_shards", low=1)
+        _check_range("data.", self, "prefetch_steps", low=0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ class MaskConfig:
             " neither below 0, their sum at most 1",
         )
         _require(0 < self.span_p <= 1, f"mask.span_p={self.span_p}; above 0, at most 1")
-        _require(self.span_max_words >= 1, f"span_max_words={self.span_max_words}; at least 1")
+        _check_range("mask.", self, "span_max_words", low=1)
 
 
 @dataclass(frozen=True)
@@ -141,7 +156,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         weights = (self.embedding, self.hidden, self.attention, self.logits, self.mlm)
-        _require(min(weights) >= 0, f"objective weights {weights}; none below 0")
+        _require(all(w >= 0 for w in weights), f"objective weights {weights}; none below 0")
         _require(max(weights) > 0, "every objective weight is 0; give at least one term a weight")
         _require(self.temperature > 0, f"temperature={self.temperature}; above 0")
 
@@ -168,6 +183,11 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        names = ("lr", "warmup_steps", "eps", "weight_decay", "clip_norm")
+        _check_range("optim.", self, *names, low=0)
+        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas={self.betas}; in [0, 1)")
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -183,6 +203,9 @@ class EvalConfig:
     rows: int = 1024
     patience: int = 0
 
+    def __post_init__(self) -> None:
+        _check_range("eval.", self, "every_steps", "rows", "patience", low=0)
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -197,6 +220,7 @@ class CheckpointConfig:
     keep_last: int = 2
 
     def __post_init__(self) -> None:
+        _check_range("checkpoint.", self, "every_steps", low=0)
         _require(
             self.keep_last >= 2,
             f"checkpoint.keep_last={self.keep_last}; at least 2, so that a damaged one has a"
@@ -223,7 +247,7 @@ class TrackConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.every_steps >= 1, f"track.every_steps={self.every_steps}; at least 1")
+        _check_range("track.", self, "every_steps", low=1)
 
 
 @dataclass(frozen=True)
@@ -235,6 +259,9 @@ class StopConfig:
     """
 
     time_budget_min: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("stop.", self, "time_budget_min", low=0)
 
 
 @dataclass(frozen=True)
@@ -269,8 +296,7 @@ class Config:
     stop: StopConfig = field(default_factory=StopConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; at least 1")
+        _check_range("", self, "steps", "global_batch", "micro_batch", low=1)
 
     def grad_accum(self, world_size: int) -> int:
         """Micro-batches per step and process.
@@ -324,12 +350,27 @@ def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
     ]
 
 
+class _Text(str):
+    """A string that YAML must not take for a number, a date or a switch."""
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    pass
+
+
+_Dumper.add_representer(
+    _Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
 def to_yaml(config: Any) -> str:
     """Render a configuration as YAML that `--config` reads back."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return str(yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return _Text(value)
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

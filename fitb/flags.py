@@ -29,7 +29,7 @@ def resolve_resource(name: str, package: str, suffix: str) -> Path:
 
     Raises: ConfigError with the nearest packaged name.
     """
-    if Path(name).exists():
+    if Path(name).is_file():
         return Path(name)
     folder = Path(str(resources.files(package)))
     known = sorted(path.stem for path in folder.glob(f"*{suffix}"))
@@ -66,7 +66,8 @@ class Parser(ArgumentParser):
 
 def parser_for(kind: type[Any], prog: str, positional: str | None = None) -> Parser:
     """Build the parser of a configuration dataclass: its keys as dotted flags, and --config."""
-    parser = Parser(prog=prog, description=(kind.__doc__ or "").split("\n")[0])
+    description = (kind.__doc__ or "").split("\n")[0]
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config",
         action="config",
@@ -84,10 +85,14 @@ def parse(kind: type[T], prog: str, args: Sequence[str], positional: str | None 
     Raises: ConfigError naming the key, the value and the nearest valid key.
     """
     parser = parser_for(kind, prog, positional)
-    switches = {f"--{item.name}" for item in fields(kind) if item.type in ("bool", bool)}
+    keys = fields(kind)  # type: ignore[arg-type]
+    switches = {f"--{key.name}" for key in keys if key.type == "bool"}
     namespace = parser.parse_args(list(_with_presets(args, switches)))
-    values = vars(parser.instantiate(namespace))
-    return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+    try:
+        values = vars(parser.instantiate(namespace))
+    except ValueError as error:  # how jsonargparse passes on what a nested section refuses
+        raise ConfigError(" ".join(str(error).split())) from error
+    return kind(**{key.name: values[key.name] for key in keys})
 
 
 def _with_presets(args: Sequence[str], switches: set[str]) -> Iterator[str]:

@@ -63,6 +63,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     """Yield a scratch folder beside `path` that takes its place when the block ends well."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    for leftover in (scratch, old):  # of a killed process that had this one's number
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir(parents=True)
     with naming_full_disk(path):
         try:
@@ -73,6 +75,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.rename(path)
             raise
     fsync_dir(path.parent)
 

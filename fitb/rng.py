@@ -48,7 +48,7 @@ def uniform(seed: int, *parts: ArrayLike) -> NDArray[np.float64]:
 def permute(index: ArrayLike, size: int, key: int) -> NDArray[np.int64]:
     """Send each index to its place under a keyed permutation of 0 .. size - 1.
 
-    A balanced Feistel network of four rounds over the next even power of two, walked along its
+    A balanced Feistel network of eight rounds over the next even power of two, walked along its
     cycles until the image falls inside (Black and Rogaway: Ciphers with arbitrary finite domains,
     CT-RSA 2002): no table, O(1) memory, any place reached at once.
 
@@ -64,7 +64,7 @@ def permute(index: ArrayLike, size: int, key: int) -> NDArray[np.int64]:
     todo = np.ones(out.shape, dtype=bool)
     while todo.any():
         left, right = out[todo] >> half, out[todo] & low
-        for round_number in range(4):
+        for round_number in range(8):
             left, right = right, left ^ (keyed(key, round_number, right) & low)
         out[todo] = (left << half) | right
         todo[todo] = out[todo] >= size

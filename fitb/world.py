@@ -36,8 +36,14 @@ class World:
             ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
             ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
         ):
-            if all(name in env for name in names):
+            missing = [name for name in names if name not in env]
+            if not missing:
                 break
+            if len(missing) < len(names) and names[0] == "RANK":
+                raise ConfigError(
+                    f"{', '.join(missing)} is not set but the others of {', '.join(names)} are;"
+                    " set all three, or none to run alone"
+                )
         else:
             return cls()
         try:

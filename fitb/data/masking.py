@@ -216,8 +216,9 @@ def _span_lengths(
     u = rng.uniform(seed, _LENGTH, epochs[:, None], rows[:, None], place)
     if config.span_p == 1:
         return np.ones(shape, dtype=np.int64)
-    drawn = 1 + np.floor(np.log1p(-u) / np.log1p(-config.span_p)).astype(np.int64)
-    return np.minimum(drawn, config.span_max_words)
+    drawn = 1 + np.floor(np.log1p(-u) / np.log1p(-config.span_p))
+    lengths: NDArray[np.int64] = np.minimum(drawn, config.span_max_words).astype(np.int64)
+    return lengths
 
 
 def _spans(
@@ -229,7 +230,7 @@ def _spans(
     """Take spans of words, the i-th beginning at the i-th word in order: (B, W) bool by word.
 
     A span stops before the first word that does not fit into what is left of the budget; a word
-    that an earlier span took costs nothing.
+    that an earlier span took costs nothing. In a packed row a span may run on into the next text.
     """
     num_words = sizes.shape[1]
     taken = np.zeros(sizes.shape, dtype=bool)

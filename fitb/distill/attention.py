@@ -17,7 +17,8 @@ import torch
 
 def split_heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B, L, H * d) -> (B, H, L, d)."""
-    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    rows, length, width = states.shape
+    return states.view(rows, length, num_heads, width // num_heads).transpose(1, 2)
 
 
 def attention_loss(

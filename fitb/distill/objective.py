@@ -59,7 +59,7 @@ class Tap(nn.Module):
         self._layers = tuple(layers)
         self._attention = attention and bool(layers)
         self._seen: dict[tuple[str, int], torch.Tensor] = {}
-        bert = encoder(model)
+        bert: Any = encoder(model)
         if layers:
             self._keep(bert.embeddings, "hidden", 0)
         for number in layers:
@@ -186,7 +186,8 @@ class Objective(nn.Module):
 
     def teacher_tap(self, teacher: BertForMaskedLM) -> Tap:
         """Freeze the teacher and tap the layers that this objective compares."""
-        teacher.eval().requires_grad_(False)
+        nn.Module.eval(teacher)
+        teacher.requires_grad_(False)
         compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
         return Tap(
             teacher,

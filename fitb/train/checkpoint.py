@@ -30,6 +30,10 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 
+class NewerFormat(CheckpointError):
+    """A checkpoint that is good, but not for this fitb."""
+
+
 def save(
     root: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
@@ -71,7 +75,7 @@ def save(
         files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
         _check_files(scratch, files)
         whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
-        fsio.write_json(scratch / MANIFEST, whole)
+        fsio.write_json(scratch / MANIFEST, {**whole, "sha256": fsio.sha256_json(whole)})
         fsio.fsync_dir(scratch)
         shutil.rmtree(final, ignore_errors=True)  # an older attempt's save of the same step
         scratch.rename(final)
@@ -93,8 +97,12 @@ def save(
 def choose(root: Path, world: World) -> Path | None:
     """Return the newest checkpoint that verifies, the same on every rank; None on a fresh run.
 
-    Bad ones are renamed out of the way. Raises: CheckpointError where there are checkpoints and
-    none verifies: a run never starts from zero in silence.
+    Bad ones are renamed out of the way; one that a newer fitb wrote is good, and left.
+
+    Raises:
+        CheckpointError: there are checkpoints and none verifies: a run never starts from zero in
+            silence. Or the newest is of a newer format.
+        SystemFault: the filesystem failed to read one.
     """
 
     def find() -> str | None:
@@ -103,6 +111,8 @@ def choose(root: Path, world: World) -> Path | None:
             try:
                 verify(path)
                 return path.name
+            except NewerFormat:
+                raise
             except CheckpointError as error:
                 aside = next(
                     candidate
@@ -127,19 +137,24 @@ def choose(root: Path, world: World) -> Path | None:
 def verify(path: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint whose every file is as it was written.
 
-    Raises: CheckpointError saying which file is not.
+    Raises: CheckpointError saying which file is not; SystemFault where the filesystem fails.
     """
     try:
         manifest = fsio.read_json(path / MANIFEST)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(
-            f"{path} has checkpoint format {found}; this fitb reads format {FORMAT}"
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path / MANIFEST} is not an object; expected a manifest")
+    if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT:
+        raise NewerFormat(
+            f"{path} has checkpoint format {manifest['format']} and this fitb reads format"
+            f" {FORMAT}; go on with the fitb that wrote it, {manifest.get('versions')}"
         )
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != fsio.sha256_json(rest):
+        raise CheckpointError(f"{path / MANIFEST} is not what was written: its sha256 differs")
     _check_files(path, manifest["files"])
-    return manifest
+    return rest
 
 
 def load_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -168,6 +183,8 @@ def _committed(root: Path) -> list[Path]:
 
 
 def _prune(root: Path, keep_last: int, keep_step: int | None) -> None:
+    for path in root.glob("step-*.tmp"):  # of attempts that were killed while saving
+        shutil.rmtree(path)
     for path in _committed(root)[:-keep_last]:
         if int(path.name[5:]) != keep_step:
             shutil.rmtree(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,10 +65,12 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
     path = resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
     try:
         filled: dict[str, Any] = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    twice = [key for key in _OWNED_BY_FITB if key in filled]
-    twice += ["fp16.enabled"] if "enabled" in filled.get("fp16", {}) else []
+    if not isinstance(filled, dict) or not isinstance(filled.get("fp16", {}), dict):
+        raise ConfigError(f"{path} is not a DeepSpeed configuration; expected a JSON object")
+    twice = [key for key in _OWNED_BY_FITB if filled.get(key, "auto") != "auto"]
+    twice += ["fp16.enabled"] if filled.get("fp16", {}).get("enabled", "auto") != "auto" else []
     if twice:
         raise ConfigError(
             f"{path} sets {', '.join(twice)}, which fitb owns; remove it there and use"
@@ -155,7 +158,7 @@ class StepResult:
     sums: torch.Tensor
     counts: torch.Tensor
     coverage: torch.Tensor
-    grad_norm: Any
+    grad_norm: float | None
     skipped: bool
     lr: float
 
@@ -252,7 +255,13 @@ class Engine:
                 " lower --optim.lr or use --precision bf16"
             ) from error
         skipped = self._engine.skipped_steps > skipped_before
-        norm = None if skipped else self._engine.get_global_grad_norm()
+        norm = None if skipped else float(self._engine.get_global_grad_norm())
+        if norm is not None and not math.isfinite(norm):
+            raise TrainingError(
+                f"step {step}: the loss or its gradient is not finite (norm {norm}) in"
+                f" {self.config.precision}; lower --optim.lr, or look at the rows of this step."
+                " The last checkpoint is from before"
+            )
         return StepResult(total, counts, coverage, norm, skipped, lr)
 
     @property

@@ -60,7 +60,7 @@ def open_run(config: Config, world: World) -> RunDir:
             (path / folder).mkdir(exist_ok=True)
         saved = path / "config.yaml"
         if saved.exists():
-            changed = changed_keys(yaml.safe_load(saved.read_text()), config)
+            changed = changed_keys(_read_config(saved), config)
             if changed:
                 raise ConfigError(
                     f"{path} was begun under another configuration: {'; '.join(changed)}."
@@ -70,7 +70,7 @@ def open_run(config: Config, world: World) -> RunDir:
             fsio.write_atomic(saved, to_yaml(config))
         events = path / "events.jsonl"
         fsio.mend_tail(events)
-        return 1 + sum(event["event"] == "attempt" for event in fsio.read_lines(events))
+        return 1 + len([e for e in fsio.read_lines(events) if e["event"] == "attempt"])
 
     run = RunDir(path, on_main(enter, world), world)
     hosts = on_all(socket.gethostname, world)
@@ -78,6 +78,19 @@ def open_run(config: Config, world: World) -> RunDir:
     if world.is_main:
         _add_provenance(path / "provenance.json", run.attempt, hosts, config)
     return run
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        saved = yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        saved = error
+    if not isinstance(saved, dict):
+        raise ConfigError(
+            f"{path} is not the configuration of a run ({type(saved).__name__}); put it back, or"
+            " choose another --run_dir"
+        )
+    return saved
 
 
 def _add_provenance(path: Path, attempt: int, hosts: list[str], config: Config) -> None:

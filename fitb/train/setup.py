@@ -142,7 +142,7 @@ def _read(
     found: Path, fingerprint: str, objective: Objective
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read a chosen checkpoint; put its weights into the module before DeepSpeed copies them."""
-    manifest = fsio.read_json(found / checkpoint.MANIFEST)
+    manifest = fsio.read_json(found / checkpoint.MANIFEST)  # verified by rank 0 just now
     if manifest["fingerprint"] != fingerprint:
         raise DataError(
             f"{found} was trained on shards {manifest['fingerprint'][:12]}; --data.shards holds"

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from fitb.data.masking import Batch
-from fitb.errors import DataError, FitbError
+from fitb.errors import DataError, FitbError, SystemFault
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-_REASONS = (*(s.name for s in SIGNALS), "time budget", "failure")
+_FAILURES = ("failure", "machine failure")  # the second may pass if the job is started again
+_REASONS = (*(s.name for s in SIGNALS), "time budget", *_FAILURES)
 
 
 class StopFlag:
@@ -36,7 +37,7 @@ class StopFlag:
             self._deadline = time.monotonic() + 60 * time_budget_min
         self._group = None
         self._failure: FitbError | None = None
-        self._failed_elsewhere = False
+        self._failed_elsewhere: str | None = None
 
     def install(self) -> None:
         """Catch the signals of schedulers, in this process and not in forked children."""
@@ -57,15 +58,18 @@ class StopFlag:
                 yield step, micro_batches
         except FitbError as error:
             self._failure = error
-            self._noted[_REASONS.index("failure")] = 1
+            self._noted[_REASONS.index(_FAILURES[error.restart_helps])] = 1
             yield step + 1, []
 
     def raise_failure(self) -> None:
         """Raise what made the ranks stop, if a failure did."""
         if self._failure is not None:
             raise self._failure
+        message = "another rank could not read its rows; its log says why"
+        if self._failed_elsewhere == "failure":
+            raise DataError(message)
         if self._failed_elsewhere:
-            raise DataError("another rank could not read its rows; its log says why")
+            raise SystemFault(message)
 
     def agree(self, counts: torch.Tensor) -> tuple[str | None, torch.Tensor]:
         """Reduce flags and counts over all ranks; every rank gets the same answer.
@@ -83,9 +87,9 @@ class StopFlag:
                 self._group = dist.new_group(backend="gloo")  # no device synchronisation
             dist.all_reduce(both, group=self._group)
         flags = both[: len(_REASONS)].tolist()
-        ordered = ("failure", *_REASONS[:-1])  # a failure outweighs a wish to be started again
+        ordered = (*_FAILURES, *_REASONS)  # a failure outweighs a wish to be started again
         reason = next((r for r in ordered if flags[_REASONS.index(r)]), None)
-        self._failed_elsewhere = reason == "failure"
+        self._failed_elsewhere = reason if reason in _FAILURES else None
         return reason, both[len(_REASONS) :]
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitb.config import parse, parser_for
 from fitb.corpus import build
 from fitb.corpus.build import PrepareConfig, prepare
 from fitb.corpus.dedupe import text_digest
@@ -21,6 +20,7 @@ from fitb.corpus.shards import ShardSet
 from fitb.corpus.spool import split_of
 from fitb.corpus.tokenizer import open_tokenizer, tokenizer_fingerprint
 from fitb.errors import ConfigError, DataError
+from fitb.flags import parse, parser_for
 from fitb.fsio import read_json
 
 MakeConfig = Callable[..., PrepareConfig]

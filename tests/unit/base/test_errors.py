@@ -1,0 +1,54 @@
+"""Exit codes and the helpers of the exception tree."""
+
+import pytest
+
+from fitb import errors
+from fitb.errors import (
+    CheckpointError,
+    ConfigError,
+    ContractError,
+    DataError,
+    FitbError,
+    SystemFault,
+    TrainingError,
+    nearest,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (FitbError, 1),
+        (ConfigError, 2),
+        (DataError, 3),
+        (ContractError, 3),
+        (SystemFault, 4),
+        (TrainingError, 5),
+        (CheckpointError, 5),
+    ],
+)
+def test_each_branch_of_the_tree_has_the_exit_code_of_its_table(kind, code):
+    assert issubclass(kind, FitbError)
+    assert kind.exit_code == code
+
+
+def test_the_codes_that_a_scheduler_reads_are_the_documented_ones():
+    assert (errors.FINISHED, errors.CRASH, errors.RESUME, errors.STOP) == (0, 1, 85, 93)
+
+
+def test_only_a_fault_of_the_machine_is_worth_another_start():
+    kinds = (ConfigError, DataError, ContractError, TrainingError, CheckpointError)
+    assert SystemFault.restart_helps
+    assert not any(kind.restart_helps for kind in kinds)
+
+
+def test_a_contract_error_tells_every_failure_at_once():
+    error = ContractError(iter(["the vocabularies differ", "the teacher has no head"]))
+    assert error.failures == ["the vocabularies differ", "the teacher has no head"]
+    assert str(error) == "the vocabularies differ; the teacher has no head"
+
+
+def test_nearest_names_the_likest_name_and_nothing_where_none_is_like_it():
+    assert nearest("optim.lrr", ["optim.lr", "steps", "mask.fraction"]) == " (nearest: optim.lr)"
+    assert nearest("zzzzzz", ["optim.lr", "steps"]) == ""
+    assert nearest("steps", []) == ""

@@ -1,0 +1,63 @@
+"""Ranks from the environments of torchrun, Slurm and nothing."""
+
+import pytest
+
+from fitb.errors import ConfigError
+from fitb.world import World
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}
+
+
+def test_torchrun_is_believed():
+    assert World.from_env(TORCHRUN) == World(rank=3, size=8, local_rank=1)
+
+
+def test_slurm_is_believed():
+    assert World.from_env(SLURM) == World(rank=5, size=6, local_rank=2)
+
+
+def test_torchrun_inside_slurm_wins():
+    assert World.from_env(SLURM | TORCHRUN) == World(rank=3, size=8, local_rank=1)
+
+
+def test_without_a_launcher_a_process_is_alone_and_main():
+    alone = World.from_env({"HOME": "/root", "SLURM_JOB_ID": "1"})
+    assert alone == World(rank=0, size=1, local_rank=0)
+    assert alone.is_main
+    assert not World(rank=1, size=2).is_main
+
+
+@pytest.mark.parametrize(("name", "env"), [("RANK", TORCHRUN), ("SLURM_NTASKS", SLURM)])
+def test_a_rank_that_is_no_integer_is_refused(name, env):
+    with pytest.raises(ConfigError, match="must be integers"):
+        World.from_env(env | {name: "many"})
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        TORCHRUN | {"RANK": "8"},
+        TORCHRUN | {"RANK": "-1"},
+        TORCHRUN | {"RANK": "0", "WORLD_SIZE": "0"},
+        SLURM | {"SLURM_PROCID": "6"},
+    ],
+)
+def test_ranks_that_contradict_each_other_are_refused(env):
+    with pytest.raises(ConfigError, match="is not below"):
+        World.from_env(env)
+
+
+@pytest.mark.parametrize("missing", TORCHRUN)
+def test_half_an_environment_does_not_make_every_process_the_main_one(missing):
+    env = {name: value for name, value in TORCHRUN.items() if name != missing}
+    with pytest.raises(ConfigError, match=missing):
+        World.from_env(env)
+
+
+def test_what_is_handed_to_torch_reads_back_as_the_same_place():
+    world = World(rank=2, size=4, local_rank=0)
+    env = world.env("10.0.0.1", 1234)
+    assert env["MASTER_ADDR"] == "10.0.0.1"
+    assert env["MASTER_PORT"] == "1234"
+    assert World.from_env(env) == world

@@ -1,0 +1,85 @@
+"""A small vocabulary, made-up rows and a shard set that lives in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from fitb.data.masking import Vocabulary
+
+PAD, UNK, CLS, SEP, MASK = 0, 1, 2, 3, 4
+SIZE = 60
+
+
+@dataclass
+class Rows:
+    """Stand-in for what a shard set reads."""
+
+    input_ids: np.ndarray
+    word_starts: np.ndarray
+
+
+class MemoryShards:
+    """Stand-in for a shard set: rows in memory, and what was asked for."""
+
+    def __init__(self, rows: Rows, shard_rows: list[int]) -> None:
+        self.rows, self.shard_rows = rows, shard_rows
+        self.num_rows = sum(shard_rows)
+        self.asked: list[list[int]] = []
+        self.broken_row: int | None = None
+        self.error: Exception | None = None
+
+    def read(self, rows):
+        self.asked.append(rows.tolist())
+        if self.error is not None and self.broken_row in rows:
+            raise self.error
+        return Rows(self.rows.input_ids[rows], self.rows.word_starts[rows])
+
+
+def random_rows(num_rows, length, seed=0, longest_word=4, tails=True):
+    """Rows of [CLS] documents [SEP] [PAD], with words of several pieces and unknown words.
+
+    With tails, every third row begins inside a word that the row before it cut.
+    """
+    draw = np.random.default_rng(seed)
+    ids = np.full((num_rows, length), PAD, dtype=np.int64)
+    starts = np.zeros((num_rows, length), dtype=bool)
+    for row in range(num_rows):
+        end = length if draw.random() < 0.7 else int(draw.integers(2, length + 1))
+        ids[row, 0], ids[row, end - 1] = CLS, SEP
+        place = 1
+        if tails and row % 3 == 0:
+            stop = min(place + int(draw.integers(1, 4)), end - 1)
+            ids[row, place:stop] = draw.integers(5, SIZE, stop - place)
+            place = stop
+        while place < end - 1:
+            kind = draw.random()
+            if kind < 0.1:
+                ids[row, place] = SEP if kind < 0.05 else UNK
+                place += 1
+                continue
+            stop = min(place + int(draw.integers(1, longest_word + 1)), end - 1)
+            ids[row, place:stop] = draw.integers(5, SIZE, stop - place)
+            starts[row, place] = True
+            place = stop
+    return Rows(ids, starts)
+
+
+@pytest.fixture
+def vocabulary():
+    return Vocabulary(size=SIZE, pad_id=PAD, mask_id=MASK, special_ids=(PAD, UNK, CLS, SEP, MASK))
+
+
+@pytest.fixture
+def make_rows():
+    return random_rows
+
+
+@pytest.fixture
+def make_shards():
+    def make(shard_rows=(5, 1, 9, 3, 6), length=16, **settings):
+        return MemoryShards(random_rows(sum(shard_rows), length, **settings), list(shard_rows))
+
+    return make

@@ -1,0 +1,383 @@
+"""Masks against loops that go token by token, and what they may never depend on."""
+
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from fitb import rng
+from fitb.config import MaskConfig
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, num_slots
+
+CHOICE, SHOWN, DRAWN, LENGTH = 11, 12, 13, 14  # pinned: another number is another mask
+STRATEGIES = ("token", "whole_word", "span")
+SEED = 5
+
+
+def settings(strategy, **changes):
+    return MaskConfig(strategy=strategy, **changes)
+
+
+def masked(rows, vocabulary, config, seed=SEED, epoch=0, numbers=None):
+    size = len(rows.input_ids)
+    numbers = np.arange(size) * 7 + 3 if numbers is None else np.asarray(numbers)
+    return mask_rows(
+        rows.input_ids,
+        rows.word_starts,
+        numbers.astype(np.int64),
+        np.full(size, epoch, dtype=np.int64),
+        seed=seed,
+        vocabulary=vocabulary,
+        config=config,
+    )
+
+
+def chosen_of(batch):
+    """For each row, the places of its slots."""
+    used = batch.labels != IGNORE_INDEX
+    return [row[mask].tolist() for row, mask in zip(batch.slots, used, strict=True)]
+
+
+def words_of(ids, starts, vocabulary):
+    """Lists of places, one list for each word that begins in the row."""
+    words = []
+    for place, token in enumerate(ids.tolist()):
+        if token in vocabulary.special_ids:
+            continue
+        if starts[place]:
+            words.append([])
+        words[-1].append(place)
+    return words
+
+
+def budget_of(ids, vocabulary, config):
+    ordinary = sum(token not in vocabulary.special_ids for token in ids.tolist())
+    wanted = max(round(config.fraction * ordinary), 1 if ordinary else 0)
+    return min(wanted, num_slots(len(ids), config))
+
+
+def naive_choice(ids, starts, vocabulary, config, key):
+    """Places of a row's slots, found one word after the other."""
+    left = budget_of(ids, vocabulary, config)
+    hashed = {place: int(rng.keyed(SEED, CHOICE, *key, place)) for place in range(len(ids))}
+    if config.strategy == "token":
+        ordinary = [
+            p for p, token in enumerate(ids.tolist()) if token not in vocabulary.special_ids
+        ]
+        return sorted(sorted(ordinary, key=lambda place: hashed[place])[:left])
+    words = words_of(ids, starts, vocabulary)
+    order = sorted(range(len(words)), key=lambda number: hashed[words[number][0]])
+    taken = set()
+    for i, first in enumerate(order):
+        length = 1
+        if config.strategy == "span":
+            u = float(rng.uniform(SEED, LENGTH, *key, i))
+            length = 1 + math.floor(math.log(1 - u) / math.log(1 - config.span_p))
+            length = min(length, config.span_max_words)
+        for number in range(first, min(first + length, len(words))):
+            if number in taken:
+                continue
+            if len(words[number]) > left:
+                break
+            taken.add(number)
+            left -= len(words[number])
+    return sorted(place for number in taken for place in words[number])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("fraction", [0.01, 0.15, 0.5, 0.9])
+def test_slots_are_those_that_a_loop_over_words_finds(vocabulary, make_rows, strategy, fraction):
+    config = settings(strategy, fraction=fraction)
+    for length, longest in ((8, 2), (33, 6), (64, 3)):
+        rows = make_rows(40, length, seed=length, longest_word=longest, tails=False)
+        chosen = chosen_of(masked(rows, vocabulary, config, epoch=2))
+        for row, places in enumerate(chosen):
+            naive = naive_choice(
+                rows.input_ids[row], rows.word_starts[row], vocabulary, config, (2, row * 7 + 3)
+            )
+            assert places == naive
+
+
+def test_every_span_setting_gives_the_slots_of_the_loop(vocabulary, make_rows):
+    rows = make_rows(30, 64, tails=False)
+    for span_p, longest in ((0.05, 10), (0.5, 3), (0.99, 10), (0.2, 1)):
+        config = settings("span", span_p=span_p, span_max_words=longest, fraction=0.4)
+        chosen = chosen_of(masked(rows, vocabulary, config))
+        for row, places in enumerate(chosen):
+            ids, starts = rows.input_ids[row], rows.word_starts[row]
+            assert places == naive_choice(ids, starts, vocabulary, config, (0, row * 7 + 3))
+
+
+def test_spans_of_one_word_are_whole_words(vocabulary, make_rows):
+    rows = make_rows(30, 64, tails=False)
+    whole = masked(rows, vocabulary, settings("whole_word"))
+    for changes in ({"span_p": 1.0}, {"span_max_words": 1}):
+        spans = masked(rows, vocabulary, settings("span", **changes))
+        assert chosen_of(spans) == chosen_of(whole)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_shown_in_a_slot_follows_from_its_key(vocabulary, make_rows, strategy):
+    rows = make_rows(40, 48)
+    config = settings(strategy, fraction=0.5, mask_share=0.5, random_share=0.3)
+    batch = masked(rows, vocabulary, config, epoch=4)
+    pool = [token for token in range(vocabulary.size) if token not in vocabulary.special_ids]
+    for row, places in enumerate(chosen_of(batch)):
+        for place in places:
+            key = (4, row * 7 + 3, place)
+            shown = float(rng.uniform(SEED, SHOWN, *key))
+            expected = int(rows.input_ids[row, place])
+            if shown < 0.5:
+                expected = vocabulary.mask_id
+            elif shown < 0.8:
+                expected = pool[int(float(rng.uniform(SEED, DRAWN, *key)) * len(pool))]
+            assert int(batch.input_ids[row, place]) == expected
+
+
+def test_the_token_strategy_meets_its_budget_exactly(vocabulary, make_rows):
+    for fraction in (0.01, 0.15, 0.4, 0.95):
+        config = settings("token", fraction=fraction)
+        rows = make_rows(50, 40, tails=False)
+        for ids, places in zip(
+            rows.input_ids, chosen_of(masked(rows, vocabulary, config)), strict=True
+        ):
+            assert len(places) == budget_of(ids, vocabulary, config)
+
+
+@pytest.mark.parametrize("strategy", ["whole_word", "span"])
+def test_no_word_is_cut_and_none_that_still_fits_is_left(vocabulary, make_rows, strategy):
+    config = settings(strategy, fraction=0.3)
+    rows = make_rows(100, 64, longest_word=6, tails=False)
+    for row, places in enumerate(chosen_of(masked(rows, vocabulary, config))):
+        ids, taken = rows.input_ids[row], set(places)
+        words = words_of(ids, rows.word_starts[row], vocabulary)
+        assert all(taken >= set(word) or not taken & set(word) for word in words)
+        left = budget_of(ids, vocabulary, config) - len(places)
+        assert left >= 0
+        assert all(len(word) > left for word in words if not taken & set(word))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_tail_of_a_word_that_the_row_before_cut_is_never_masked(
+    vocabulary, make_rows, strategy
+):
+    config = settings(strategy, fraction=0.6)
+    rows = make_rows(90, 32)
+    batch = masked(rows, vocabulary, config)
+    tails = slots_after_tails = 0
+    for row, places in enumerate(chosen_of(batch)):
+        starts = np.flatnonzero(rows.word_starts[row])
+        first = starts[0] if len(starts) else rows.input_ids.shape[1]
+        tail = [p for p in range(first) if rows.input_ids[row, p] not in vocabulary.special_ids]
+        tails += bool(tail)
+        slots_after_tails += len(places) if tail else 0
+        assert not set(places) & set(tail)
+        words = words_of(rows.input_ids[row, first:], rows.word_starts[row, first:], vocabulary)
+        if strategy != "token":
+            assert all(
+                {p + first for p in word} <= set(places)
+                or not {p + first for p in word} & set(places)
+                for word in words
+            )
+    assert tails > 20
+    assert slots_after_tails > 0
+
+
+def test_the_tail_of_a_cut_word_does_not_belong_to_the_word_after_it(vocabulary):
+    ids = np.array([[2, 10, 11, 12, 13, 3]])
+    starts = np.array([[False, False, False, True, True, False]])
+    batch = mask_rows(
+        ids,
+        starts,
+        np.array([0]),
+        np.array([0]),
+        seed=0,
+        vocabulary=vocabulary,
+        config=settings("whole_word", fraction=0.9),
+    )
+    assert chosen_of(batch) == [[3, 4]]
+    words = batch.slot_words[batch.labels != IGNORE_INDEX].tolist()
+    assert len(set(words)) == 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_special_tokens_are_neither_masked_nor_drawn(vocabulary, make_rows, strategy):
+    config = settings(strategy, fraction=0.9, mask_share=0.0, random_share=1.0)
+    rows = make_rows(200, 64)
+    batch = masked(rows, vocabulary, config)
+    special = np.isin(rows.input_ids, vocabulary.special_ids)
+    assert np.array_equal(batch.input_ids.numpy()[special], rows.input_ids[special])
+    assert not np.isin(batch.input_ids.numpy()[~special], vocabulary.special_ids).any()
+    for row, places in enumerate(chosen_of(batch)):
+        assert not special[row, places].any()
+
+
+def test_random_replacements_cover_the_ordinary_vocabulary_evenly(vocabulary, make_rows):
+    config = settings("token", fraction=0.9, mask_share=0.0, random_share=1.0)
+    rows = make_rows(600, 64, tails=False)
+    batch = masked(rows, vocabulary, config)
+    drawn = batch.input_ids.gather(1, batch.slots)[batch.labels != IGNORE_INDEX].numpy()
+    counts = np.bincount(drawn, minlength=vocabulary.size)[5:]
+    expected = counts.sum() / len(counts)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert counts.sum() > 20_000
+    assert chi_square < 54 + 5 * (2 * 54) ** 0.5
+
+
+def test_eighty_ten_ten_holds_over_many_slots(make_rows):
+    vocabulary = Vocabulary(30_000, 0, 4, (0, 1, 2, 3, 4))
+    rows = make_rows(800, 64, tails=False)
+    batch = masked(rows, vocabulary, settings("whole_word", fraction=0.6))
+    used = batch.labels != IGNORE_INDEX
+    shown, labels = batch.input_ids.gather(1, batch.slots)[used], batch.labels[used]
+    kept = (shown == labels).sum().item()
+    hidden = (shown == vocabulary.mask_id).sum().item()
+    counts = np.array([hidden, len(shown) - hidden - kept, kept])
+    expected = np.array([0.8, 0.1, 0.1]) * counts.sum()
+    assert counts.sum() > 15_000
+    assert ((counts - expected) ** 2 / expected).sum() < 20.7  # 2 degrees of freedom, 1 in 30 000
+
+
+def test_every_ordinary_token_is_masked_about_equally_often(vocabulary, make_rows):
+    rows = make_rows(1, 34, longest_word=1, tails=False, seed=3)
+    ordinary = ~np.isin(rows.input_ids[0], vocabulary.special_ids)
+    same = type(rows)(np.repeat(rows.input_ids, 6000, 0), np.repeat(rows.word_starts, 6000, 0))
+    for strategy in ("token", "whole_word"):
+        batch = masked(same, vocabulary, settings(strategy))
+        hits = np.bincount(np.concatenate(chosen_of(batch)).astype(int), minlength=34)[ordinary]
+        expected = hits.sum() / ordinary.sum()
+        assert abs(hits - expected).max() < 5 * expected**0.5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_labels_are_the_true_tokens_and_everything_outside_slots_is_unchanged(
+    vocabulary, make_rows, strategy
+):
+    rows = make_rows(60, 48)
+    before = rows.input_ids.copy()
+    batch = masked(rows, vocabulary, settings(strategy))
+    assert np.array_equal(rows.input_ids, before)
+    ids = batch.input_ids.numpy().copy()
+    for row, places in enumerate(chosen_of(batch)):
+        assert places == sorted(set(places))
+        labels = batch.labels[row][batch.labels[row] != IGNORE_INDEX].tolist()
+        assert labels == before[row, places].tolist()
+        ids[row, places] = before[row, places]
+    assert np.array_equal(ids, before)
+    unused = batch.labels == IGNORE_INDEX
+    assert (batch.slots[unused] == 0).all()
+    assert (batch.slot_words[unused] == -1).all()
+    assert np.array_equal(batch.attention_mask.numpy(), (before != vocabulary.pad_id).astype(int))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_slot_words_number_the_words_of_the_row(vocabulary, make_rows, strategy):
+    rows = make_rows(60, 48, tails=False)
+    batch = masked(rows, vocabulary, settings(strategy, fraction=0.5))
+    for row in range(60):
+        words = words_of(rows.input_ids[row], rows.word_starts[row], vocabulary)
+        number_of = {place: number for number, word in enumerate(words) for place in word}
+        used = batch.labels[row] != IGNORE_INDEX
+        expected = [number_of[place] for place in batch.slots[row][used].tolist()]
+        assert batch.slot_words[row][used].tolist() == expected
+
+
+@pytest.mark.parametrize("length", [8, 32, 128, 512])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_number_of_slots_is_fixed_by_length_and_settings(
+    vocabulary, make_rows, strategy, length
+):
+    config = settings(strategy)
+    assert num_slots(length, config) == max(1, round(0.15 * (length - 2)))
+    for size, seed in ((1, 0), (20, 1)):
+        batch = masked(make_rows(size, length, seed=seed), vocabulary, config)
+        shape = (size, num_slots(length, config))
+        assert batch.slots.shape == batch.labels.shape == batch.slot_words.shape == shape
+        assert batch.input_ids.shape == batch.attention_mask.shape == (size, length)
+        assert {getattr(batch, f.name).dtype for f in fields(batch)} == {torch.int64}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_of_special_tokens_only_has_no_slot(vocabulary, make_rows, strategy):
+    rows = make_rows(3, 16, tails=False)
+    rows.input_ids[1] = [2, 1, 1, 3, 3, *[0] * 11]
+    rows.word_starts[1] = False
+    chosen = chosen_of(masked(rows, vocabulary, settings(strategy)))
+    assert chosen[1] == []
+    assert chosen[0]
+    alone = type(rows)(rows.input_ids[1:2], rows.word_starts[1:2])
+    assert chosen_of(masked(alone, vocabulary, settings(strategy))) == [[]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_has_the_same_mask_in_any_batch(vocabulary, make_rows, strategy):
+    config, rows = settings(strategy, fraction=0.3), make_rows(40, 48)
+    whole = masked(rows, vocabulary, config)
+    numbers = np.arange(40) * 7 + 3
+    draw = np.random.default_rng(0)
+    for size in (1, 2, 17, 40):
+        some = draw.permutation(40)[:size]
+        part = type(rows)(rows.input_ids[some], rows.word_starts[some])
+        batch = masked(part, vocabulary, config, numbers=numbers[some])
+        for field in fields(batch):
+            assert torch.equal(getattr(batch, field.name), getattr(whole, field.name)[some])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_another_epoch_row_or_seed_is_another_mask(vocabulary, make_rows, strategy):
+    config, rows = settings(strategy), make_rows(40, 48)
+    batches = [
+        masked(rows, vocabulary, config),
+        masked(rows, vocabulary, config, epoch=1),
+        masked(rows, vocabulary, config, seed=SEED + 1),
+        masked(rows, vocabulary, config, numbers=np.arange(40) + 1000),
+    ]
+    slots = [tuple(map(tuple, chosen_of(batch))) for batch in batches]
+    assert len(set(slots)) == 4
+
+
+def test_the_epoch_of_each_row_is_its_own(vocabulary, make_rows):
+    """A batch may cross the end of an epoch."""
+    config, rows = settings("whole_word"), make_rows(2, 48)
+    epochs = np.array([0, 1])
+    both = mask_rows(
+        rows.input_ids, rows.word_starts, np.array([9, 9]), epochs,
+        seed=SEED, vocabulary=vocabulary, config=config,
+    )  # fmt: skip
+    for row in range(2):
+        part = type(rows)(rows.input_ids[row : row + 1], rows.word_starts[row : row + 1])
+        alone = masked(part, vocabulary, config, epoch=row, numbers=[9])
+        assert torch.equal(both.slots[row], alone.slots[0])
+        assert torch.equal(both.input_ids[row], alone.input_ids[0])
+
+
+def test_coverage_counts_rows_tokens_slots_and_their_squares(vocabulary, make_rows):
+    batch = masked(make_rows(30, 48), vocabulary, settings("whole_word"))
+    used = [len(places) for places in chosen_of(batch)]
+    tokens = int((batch.attention_mask == 1).sum())
+    assert batch.coverage().dtype == torch.float64
+    assert batch.coverage().tolist() == [30, tokens, sum(used), sum(n * n for n in used)]
+    parts = [batch.part(0, 11).coverage(), batch.part(11, 30).coverage()]
+    assert torch.equal(parts[0] + parts[1], batch.coverage())
+
+
+def test_parts_of_a_batch_are_its_rows(vocabulary, make_rows):
+    batch = masked(make_rows(10, 16), vocabulary, settings("token"))
+    part = batch.part(4, 7).to(torch.device("cpu"))
+    for field in fields(batch):
+        assert torch.equal(getattr(part, field.name), getattr(batch, field.name)[4:7])
+
+
+def test_a_vocabulary_takes_its_ids_from_the_tokenizer():
+    class Tokenizer:
+        pad_token_id, mask_token_id, all_special_ids = 7, 9, [9, 7, 8]
+
+        def __len__(self):
+            return 20
+
+    vocabulary = Vocabulary.of(Tokenizer())
+    assert vocabulary == Vocabulary(20, 7, 9, (7, 8, 9))
+    assert np.flatnonzero(vocabulary.is_special()).tolist() == [7, 8, 9]
+    assert replace(vocabulary, special_ids=()).is_special().sum() == 0

@@ -1,0 +1,74 @@
+"""Tiny BERTs and batches of rows with different padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from fitb.data.masking import IGNORE_INDEX, Batch
+
+VOCABULARY, LENGTH, SLOTS = 40, 12, 3
+
+
+def tiny_bert(layers, width, heads, seed, attention="sdpa", dropout=0.0):
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        attn_implementation=attention,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertForMaskedLM(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_(0, 0.1)
+    return model
+
+
+def padded_batch(num_rows, seed=0, longest=LENGTH):
+    """Rows of 3 to `longest` real tokens and 0 to SLOTS used slots."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(3, longest + 1, (num_rows,), generator=draw)
+    sizes[0] = longest
+    mask = (torch.arange(LENGTH) < sizes[:, None]).long()
+    ids = torch.randint(5, VOCABULARY, (num_rows, LENGTH), generator=draw)
+    used = torch.arange(SLOTS) < torch.randint(0, SLOTS + 1, (num_rows, 1), generator=draw)
+    used[0] = True
+    used &= torch.arange(SLOTS) < (sizes - 1)[:, None]
+    labels = torch.randint(5, VOCABULARY, (num_rows, SLOTS), generator=draw)
+    return Batch(
+        input_ids=ids * mask,
+        attention_mask=mask,
+        slots=torch.where(used, 1 + torch.arange(SLOTS), 0),
+        labels=torch.where(used, labels, IGNORE_INDEX),
+        slot_words=torch.where(used, 0, -1),
+    )
+
+
+@pytest.fixture
+def make_bert():
+    return tiny_bert
+
+
+@pytest.fixture
+def make_batch():
+    return padded_batch
+
+
+@pytest.fixture
+def student(make_bert):
+    return make_bert(layers=2, width=12, heads=3, seed=1)
+
+
+@pytest.fixture
+def teacher(make_bert):
+    return make_bert(layers=4, width=24, heads=3, seed=2)

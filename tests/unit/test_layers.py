@@ -1,0 +1,117 @@
+"""Who may import whom: the contract of setup.cfg, and what it cannot say."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "fitb"
+NO_LAYER = {"__init__", "__main__", "presets"}  # they hold nothing to import
+WITHOUT_TORCH = (
+    "errors",
+    "world",
+    "rng",
+    "fsio",
+    "log",
+    "config",
+    "flags",
+    "cluster",
+    "corpus",
+    "cli",
+)
+HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
+# What a room may see of fitb besides itself, where the order of layers does not say it.
+SEES = {
+    "cluster": {"cluster", "config", "errors", "flags", "fsio", "log", "rng", "world"},
+    "corpus": {"corpus", "config", "errors", "flags", "fsio", "hub", "log", "rng", "world"},
+}
+
+
+def modules_of(*rooms):
+    for room in rooms:
+        path = PACKAGE / room
+        yield from sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def imports_of(path, top_level_only=False):
+    """Dotted names that a module imports at run time; not what only type checkers see."""
+    todo = list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        elif not (top_level_only and isinstance(node, (ast.FunctionDef, ast.Lambda))):
+            todo += ast.iter_child_nodes(node)
+
+
+def layers():
+    """Rooms of each layer, highest first."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["importlinter:contract:layers"]["layers"].split("\n")
+    names = [line.replace("|", ":").split(":") for line in lines if line.strip()]
+    return [[name.strip("() ").removeprefix("fitb.") for name in line] for line in names]
+
+
+def test_the_contract_of_layers_is_kept():
+    pytest.importorskip("importlinter")
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_module_has_a_layer():
+    rooms = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - NO_LAYER <= {name for layer in layers() for name in layer}
+
+
+def test_modules_import_only_from_layers_below_their_own():
+    """The same rule once more, so that it holds where import-linter is not installed."""
+    height = {name: i for i, layer in enumerate(reversed(layers())) for name in layer}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for room in height
+        if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").exists()
+        for path in modules_of(room)
+        for name in imports_of(path)
+        if name.startswith("fitb.")
+        and (other := name.split(".")[1]) != room
+        and height.get(other, -1) > height[room]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", ["infer", "evaluate", "distill", "data", "model"])
+def test_what_a_user_of_a_model_needs_never_imports_training(room):
+    for path in modules_of(room):
+        assert not [n for n in imports_of(path) if n.startswith("fitb.train")], path
+
+
+@pytest.mark.parametrize("room", SEES)
+def test_a_room_sees_only_what_lies_below_it(room):
+    for path in modules_of(room):
+        seen = {name.split(".")[1] for name in imports_of(path) if name.startswith("fitb.")}
+        assert seen <= SEES[room], path
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_a_room_that_must_work_without_torch_imports_none_of_it(room):
+    for path in modules_of(room):
+        top = {name.split(".")[0] for name in imports_of(path, top_level_only=True)}
+        assert not top & HEAVY, path
+
+
+def test_the_cluster_imports_no_torch_anywhere():
+    for path in modules_of("cluster"):
+        assert not {name.split(".")[0] for name in imports_of(path)} & HEAVY, path

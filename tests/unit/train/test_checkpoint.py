@@ -1,0 +1,353 @@
+"""Checkpoints that were cut, flipped, emptied, removed, or never finished."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from fitb.errors import CheckpointError, SystemFault
+from fitb.train import checkpoint
+from fitb.train.checkpoint import MANIFEST, choose, load_tensors, save, verify
+from fitb.world import World
+
+ALONE = World(0, 1, 0)
+
+
+def tensors(step, size=4):
+    for name in ("student.weight", "student.bias", "projections.0.weight"):
+        for kind in ("param", "exp_avg", "exp_avg_sq"):
+            yield f"{kind}/{name}", torch.arange(float(size)).reshape(2, -1).T + step
+
+
+def commit(root, step, keep_last=10, keep_step=None, **details):
+    return save(
+        root,
+        tensors(step),
+        {"step": step, "rows_consumed": 8 * step, **details},
+        world=ALONE,
+        keep_last=keep_last,
+        keep_step=keep_step,
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two checkpoints, of steps 1 and 2."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    commit(folder, 1)
+    commit(folder, 2)
+    return folder
+
+
+def state_of(folder):
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def names(root):
+    return sorted(os.listdir(root))
+
+
+def test_what_was_saved_comes_back_to_the_bit(root):
+    found = choose(root, ALONE)
+    assert found == root / "step-0000002"
+    manifest = verify(found)
+    assert manifest["step"] == 2
+    assert manifest["rows_consumed"] == 16
+    assert manifest["world_size"] == 1
+    loaded, saved = load_tensors(found, manifest), dict(tensors(2))
+    assert set(loaded) == set(saved)
+    for name, tensor in saved.items():
+        assert torch.equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+
+
+def test_best_losses_that_are_not_numbers_yet_come_back(root):
+    folder = commit(root, 3, best_loss=float("inf"), best_step=None)
+    assert verify(folder)["best_loss"] == float("inf")
+
+
+def test_a_fresh_run_has_no_checkpoint(tmp_path):
+    assert choose(tmp_path, ALONE) is None
+    assert choose(tmp_path / "none", ALONE) is None
+
+
+def test_the_newest_is_chosen_by_its_number_and_not_by_its_name(tmp_path):
+    for step in (9_999_999, 10_000_000, 3):
+        commit(tmp_path, step)
+    assert verify(choose(tmp_path, ALONE))["step"] == 10_000_000
+
+
+def test_latest_names_the_newest(root):
+    assert (root / "latest").read_text() == "step-0000002\n"
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+DAMAGE = [truncate, flip, empty, lengthen, Path.unlink]
+
+
+@pytest.mark.parametrize("file", ["state", "manifest"])
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_chosen(root, damage, file):
+    newest = root / "step-0000002"
+    damage(state_of(newest) if file == "state" else newest / MANIFEST)
+    assert choose(root, ALONE) == root / "step-0000001"
+    assert names(root) == ["latest", "step-0000001", "step-0000002.bad"]
+    assert choose(root, ALONE) == root / "step-0000001"
+    commit(root, 2)
+    assert choose(root, ALONE) == root / "step-0000002"
+
+
+def test_no_flipped_bit_of_a_manifest_changes_what_is_believed(root):
+    path = root / "step-0000002" / MANIFEST
+    data, believed = path.read_bytes(), []
+    manifest = verify(path.parent)
+    for place in range(len(data)):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        try:
+            if verify(path.parent) != manifest:
+                believed.append(bytes(flipped[max(0, place - 10) : place + 10]))
+        except CheckpointError:
+            pass
+    assert not believed
+
+
+@pytest.mark.parametrize("lacking", ["files", "format", "step"])
+def test_a_manifest_that_lacks_a_part_is_a_bad_checkpoint(root, lacking):
+    path = root / "step-0000002" / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest[lacking]
+    path.write_text(json.dumps(manifest))
+    assert choose(root, ALONE) == root / "step-0000001"
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"format": 1, "files": 3}'])
+def test_a_manifest_of_another_shape_is_a_bad_checkpoint(root, text):
+    (root / "step-0000002" / MANIFEST).write_text(text)
+    assert choose(root, ALONE) == root / "step-0000001"
+
+
+def test_a_checkpoint_of_a_newer_fitb_is_left_where_it_is(root):
+    """It is good; only this program is old."""
+    path = root / "step-0000002" / MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(CheckpointError, match="format 2"):
+        choose(root, ALONE)
+    assert (root / "step-0000002").exists()
+
+
+def test_when_none_verifies_the_run_stops_now_and_at_every_later_start(root):
+    for folder in ("step-0000001", "step-0000002"):
+        flip(state_of(root / folder))
+    for _ in range(3):
+        with pytest.raises(CheckpointError, match="none verifies"):
+            choose(root, ALONE)
+    assert names(root) == ["latest", "step-0000001.bad", "step-0000002.bad"]
+
+
+def test_a_second_bad_checkpoint_of_a_step_gets_its_own_name(root):
+    for _ in range(3):
+        flip(state_of(root / "step-0000002"))
+        choose(root, ALONE)
+        commit(root, 2)
+    bad = [name for name in names(root) if ".bad" in name]
+    assert len(bad) == 3
+
+
+def test_an_unfinished_checkpoint_is_ignored(root):
+    shutil.copytree(root / "step-0000002", root / "step-0000003.tmp")
+    assert choose(root, ALONE) == root / "step-0000002"
+    assert (root / "step-0000003.tmp").exists()
+
+
+def test_a_lone_unfinished_checkpoint_is_a_fresh_start(tmp_path):
+    (tmp_path / "step-0000003.tmp").mkdir()
+    assert choose(tmp_path, ALONE) is None
+
+
+def test_what_an_earlier_attempt_left_unfinished_does_not_stay_for_ever(root):
+    (root / "step-0000003.tmp").mkdir()
+    commit(root, 3)
+    (root / "step-0000004.tmp").mkdir()
+    commit(root, 5)
+    assert not list(root.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("keep_last", [2, 3])
+def test_the_newest_are_kept_and_older_ones_go(tmp_path, keep_last):
+    for step in range(1, 7):
+        commit(tmp_path, step, keep_last=keep_last)
+        assert choose(tmp_path, ALONE) == tmp_path / f"step-{step:07d}"
+    left = [f"step-{step:07d}" for step in range(7 - keep_last, 7)]
+    assert names(tmp_path) == ["latest", *left]
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path):
+    for step in range(1, 7):
+        commit(tmp_path, step, keep_last=2, keep_step=min(step, 2))
+    left = [f"step-{step:07d}" for step in (2, 5, 6)]
+    assert names(tmp_path) == ["latest", *left]
+
+
+def test_saving_a_step_again_replaces_it(root):
+    commit(root, 2, note="again")
+    assert verify(root / "step-0000002")["note"] == "again"
+    assert names(root) == ["latest", "step-0000001", "step-0000002"]
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace"])
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_half_done(root, monkeypatch, call):
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(SystemFault, match="no space left while writing .*step-0000003"):
+        commit(root, 3)
+    monkeypatch.undo()
+    assert names(root) == ["latest", "step-0000001", "step-0000002"]
+    assert choose(root, ALONE) == root / "step-0000002"
+
+
+def test_a_disk_that_is_really_full_leaves_the_earlier_checkpoint(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a filesystem of 256 kB needs root")
+    try:
+        commit(folder, 1)
+        with pytest.raises(SystemFault, match="no space left"):
+            save(
+                folder, tensors(2, size=20_000), {"step": 2}, world=ALONE, keep_last=2
+            )  # fmt: skip
+        assert names(folder) == ["latest", "step-0000001"]
+        assert choose(folder, ALONE) == folder / "step-0000001"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing after it runs."""
+
+
+CALLS = ("os.fsync", "os.replace", "pathlib.Path.rename", "shutil.rmtree", "pathlib.Path.mkdir")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_any_moment_leaves_a_checkpoint_that_verifies(
+    tmp_path, monkeypatch, call, moment
+):
+    owner, name = call.rsplit(".", 1)
+    owner = {"os": os, "shutil": shutil, "pathlib.Path": Path}[owner]
+    original, killed = getattr(owner, name), True
+    number = 0
+    while killed:
+        root = tmp_path / str(number)
+        original_mkdir = os.mkdir
+        original_mkdir(root)
+        commit(root, 1)
+        commit(root, 2)
+        left = [number]
+
+        def counted(*args, left=left, **kwargs):
+            left[0] -= 1
+            if left[0] == -1 and moment == "before":
+                raise Killed
+            result = original(*args, **kwargs)
+            if left[0] == -1:
+                raise Killed
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, counted)
+            try:
+                commit(root, 3, keep_last=2)
+                killed = False
+            except Killed:
+                killed = True
+        found = choose(root, ALONE)
+        assert found in (root / "step-0000002", root / "step-0000003")
+        loaded = load_tensors(found, verify(found))
+        for key, tensor in tensors(int(found.name[-1])):
+            assert torch.equal(loaded[key], tensor)
+        assert not list(root.glob("*.bad*"))
+        commit(root, 4, keep_last=2)
+        assert choose(root, ALONE) == root / "step-0000004"
+        number += 1
+    assert number > 1
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(root):
+    for path in (root / "step-0000002").iterdir():
+        if path.name != MANIFEST:
+            assert safetensors.torch.load_file(path)
+    assert {p.suffix for p in (root / "step-0000002").iterdir()} == {".json", ".safetensors"}
+
+
+def test_every_file_is_in_the_manifest_with_its_size_and_hash(root):
+    manifest = json.loads((root / "step-0000002" / MANIFEST).read_text())
+    state = state_of(root / "step-0000002")
+    assert list(manifest["files"]) == [state.name]
+    assert manifest["files"][state.name]["bytes"] == state.stat().st_size
+    assert re.fullmatch("[0-9a-f]{64}", manifest["files"][state.name]["sha256"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_shares_of_ranks_hold_every_tensor_once(tmp_path, monkeypatch, size):
+    """Ranks one after the other, each told what all of them wrote."""
+    written = []
+
+    def on_all(action, world):
+        written.append(action())
+        return written
+
+    monkeypatch.setattr(checkpoint, "on_all", on_all)
+    monkeypatch.setattr(
+        checkpoint, "on_main", lambda action, world: action() if world.rank == size - 1 else None
+    )
+    scratch = tmp_path / "step-0000001.tmp"
+    mkdir = Path.mkdir
+    scratch.mkdir()
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
+    for rank in range(size):
+        save(tmp_path, tensors(1), {"step": 1}, world=World(rank, size), keep_last=2)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    folder = tmp_path / "step-0000001"
+    manifest = verify(folder)
+    assert manifest["world_size"] == size
+    parts = [safetensors.torch.load_file(folder / name) for name in manifest["files"]]
+    assert len(parts) == size
+    held = [name for part in parts for name in part]
+    assert sorted(held) == sorted(name for name, _ in tensors(1))
+    for name, tensor in tensors(1):
+        assert torch.equal(load_tensors(folder, manifest)[name], tensor)

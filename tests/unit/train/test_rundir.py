@@ -1,0 +1,120 @@
+"""The run directory: begun once, entered again, refused under another configuration."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from fitb import fsio
+from fitb.config import Config, OptimConfig
+from fitb.errors import ConfigError
+from fitb.flags import parse
+from fitb.train.rundir import RunDir, open_run
+from fitb.world import World
+
+ALONE = World()
+
+
+def events(config):
+    return list(fsio.read_lines(Path(config.run_dir) / "events.jsonl"))
+
+
+def test_a_run_begins_with_its_configuration_and_provenance(make_config):
+    config = make_config(seed=5)
+    run = open_run(config, ALONE)
+    assert run.attempt == 1
+    path = Path(config.run_dir)
+    saved = parse(Config, "fitb train", ["--config", str(path / "config.yaml")])
+    assert saved == config
+    assert (path / "checkpoints").is_dir()
+    assert (path / "logs").is_dir()
+    (provenance,) = fsio.read_json(path / "provenance.json")
+    assert provenance["attempt"] == 1
+    assert provenance["seed"] == 5
+    assert {"commit", "diff", "packages", "hosts", "devices"} <= set(provenance)
+    assert "torch" in provenance["packages"]
+    assert [e["event"] for e in events(config)] == ["attempt"]
+
+
+def test_each_start_is_one_more_attempt(make_config):
+    config = make_config()
+    assert [open_run(config, ALONE).attempt for _ in range(3)] == [1, 2, 3]
+    provenance = fsio.read_json(Path(config.run_dir) / "provenance.json")
+    assert [entry["attempt"] for entry in provenance] == [1, 2, 3]
+
+
+def test_a_changed_configuration_is_refused_with_every_key(make_config):
+    config = make_config()
+    open_run(config, ALONE)
+    before = (Path(config.run_dir) / "config.yaml").read_bytes()
+    changed = dataclasses.replace(config, steps=7, optim=OptimConfig(lr=0.5))
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0005 -> 0\.5; steps: 100000 -> 7"):
+        open_run(changed, ALONE)
+    assert (Path(config.run_dir) / "config.yaml").read_bytes() == before
+    assert len(events(config)) == 1
+    assert open_run(config, ALONE).attempt == 2
+
+
+def test_what_may_change_may_change(make_config):
+    config = make_config()
+    open_run(config, ALONE)
+    run = open_run(dataclasses.replace(config, micro_batch=1, ds_config="zero1"), ALONE)
+    assert run.attempt == 2
+
+
+def test_a_moved_run_goes_on_under_its_new_name(make_config, tmp_path):
+    config = make_config()
+    open_run(config, ALONE)
+    Path(config.run_dir).rename(tmp_path / "moved")
+    moved = dataclasses.replace(config, run_dir=str(tmp_path / "moved"))
+    assert open_run(moved, ALONE).attempt == 2
+
+
+def test_an_event_that_a_kill_tore_is_mended(make_config):
+    config = make_config()
+    open_run(config, ALONE)
+    with open(Path(config.run_dir) / "events.jsonl", "a") as file:
+        file.write('{"event": "att')
+    assert open_run(config, ALONE).attempt == 2
+    assert [e["event"] for e in events(config)] == ["attempt"] * 2
+
+
+def test_a_kill_between_folder_and_configuration_is_a_first_attempt(make_config):
+    config = make_config()
+    (Path(config.run_dir) / "checkpoints").mkdir(parents=True)
+    assert open_run(config, ALONE).attempt == 1
+
+
+def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
+    config = make_config()
+    open_run(config, ALONE)
+    path = Path(config.run_dir) / "config.yaml"
+    for text in ("", "optim: {lr: [", "3"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            open_run(config, ALONE)
+
+
+def test_events_have_a_time_an_attempt_and_details(tmp_path):
+    RunDir(tmp_path, 4, ALONE).event("save", step=3)
+    (event,) = fsio.read_lines(tmp_path / "events.jsonl")
+    assert event["event"] == "save"
+    assert event["attempt"] == 4
+    assert event["step"] == 3
+    assert event["time"].endswith("+00:00")
+
+
+def test_ranks_other_than_the_first_write_no_event(tmp_path):
+    RunDir(tmp_path, 1, World(1, 2)).event("save", step=3)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_environment_never_reaches_the_folder(make_config, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "xyzzy-" + "secret-one")
+    monkeypatch.setenv("SOME_TOKEN", "xyzzy-" + "secret-two")
+    config = make_config()
+    open_run(config, ALONE)
+    for path in Path(config.run_dir).rglob("*"):
+        if path.is_file():
+            assert "xyzzy-" + "secret" not in path.read_text(), path

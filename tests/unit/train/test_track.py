@@ -1,0 +1,213 @@
+"""metrics.jsonl is the truth; W&B mirrors it and may fail."""
+
+import json
+import logging
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fitb.config import TrackConfig
+from fitb.train.rundir import RunDir
+from fitb.train.track import Tracker, wandb_mode
+from fitb.world import World
+
+
+class StandInRun:
+    def __init__(self, **settings):
+        self.settings = settings
+        self.logged, self.metrics, self.finished = [], [], []
+        self.error = None
+
+    def define_metric(self, name, step_metric=None):
+        self.metrics.append((name, step_metric))
+
+    def log(self, record):
+        if self.error:
+            raise self.error
+        self.logged.append(record)
+
+    def finish(self, exit_code):
+        if self.error:
+            raise self.error
+        self.finished.append(exit_code)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the W&B module that keeps every run."""
+    module = SimpleNamespace(runs=[], error=None)
+
+    def init(**settings):
+        if module.error:
+            raise module.error
+        module.runs.append(StandInRun(**settings))
+        return module.runs[-1]
+
+    module.init = init
+    module.Settings = lambda **settings: settings
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+@pytest.fixture
+def make_tracker(tmp_path, make_config):
+    def make(rank=0, **track):
+        world = World(rank, rank + 1)
+        run = RunDir(tmp_path, 1, world)
+        settings = {"wandb": "offline"} | track
+        return Tracker(run, make_config(steps=100, track=TrackConfig(**settings)), world)
+
+    return make
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_is_one_line_with_its_metrics(tmp_path, make_tracker):
+    make_tracker(wandb="disabled").log(3, {"train/loss": 0.5, "optim/lr": 1e-4})
+    assert lines(tmp_path) == [{"train/step": 3, "train/loss": 0.5, "optim/lr": 1e-4}]
+
+
+def test_w_and_b_gets_the_same_records(tmp_path, make_tracker, wandb):
+    tracker = make_tracker()
+    for step in (1, 2):
+        tracker.log(step, {"train/loss": 1.0 / step})
+    assert wandb.runs[0].logged == lines(tmp_path)
+    assert wandb.runs[0].metrics == [("train/step", None), ("*", "train/step")]
+    tracker.finish(85)
+    assert wandb.runs[0].finished == [85]
+
+
+def test_a_replayed_step_is_not_logged_twice(tmp_path, make_tracker, wandb):
+    first = make_tracker()
+    for step in (10, 20, 30):
+        first.log(step, {"train/loss": 1.0})
+    second = make_tracker()
+    for step in (20, 30, 40):
+        second.log(step, {"train/loss": 2.0})
+    second.log(40, {"train/loss": 3.0})
+    assert [line["train/step"] for line in lines(tmp_path)] == [10, 20, 30, 40]
+    assert lines(tmp_path)[-1]["train/loss"] == 2.0
+    assert [r["train/step"] for r in wandb.runs[0].logged] == [10, 20, 30]
+    assert [r["train/step"] for r in wandb.runs[1].logged] == [40]
+
+
+def test_all_attempts_are_one_w_and_b_run(make_tracker, wandb):
+    ids = {make_tracker().wandb_id for _ in range(3)}
+    assert len(ids) == 1
+    assert {run.settings["id"] for run in wandb.runs} == ids
+
+
+def test_an_online_run_is_resumed_and_carries_the_configuration(tmp_path, make_tracker, wandb):
+    make_tracker(wandb="online", project="p", entity="e", name="n")
+    settings = wandb.runs[0].settings
+    assert settings["resume"] == "allow"
+    assert (settings["project"], settings["entity"], settings["name"]) == ("p", "e", "n")
+    assert settings["config"]["optim.lr"] == 5e-4
+    assert settings["dir"] == str(tmp_path)
+
+
+def test_a_line_that_a_kill_tore_is_mended_and_its_step_logged_again(tmp_path, make_tracker):
+    make_tracker(wandb="disabled").log(1, {"train/loss": 1.0})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"train/step": 2, "train/lo')
+    make_tracker(wandb="disabled").log(2, {"train/loss": 2.0})
+    assert [line["train/step"] for line in lines(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("error", [ValueError("closed"), OSError("gone"), SystemError("broken")])
+def test_w_and_b_that_fails_stops_neither_training_nor_the_file(
+    tmp_path, make_tracker, wandb, error, caplog
+):
+    tracker = make_tracker()
+    tracker.log(1, {"train/loss": 1.0})
+    wandb.runs[0].error = error
+    with caplog.at_level(logging.WARNING):
+        for step in (2, 3):
+            tracker.log(step, {"train/loss": 1.0})
+    assert [line["train/step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert len([r for r in caplog.records if "W&B" in r.message]) == 1
+    tracker.finish(0)
+
+
+def test_w_and_b_that_fails_at_the_end_is_a_warning(make_tracker, wandb, caplog):
+    tracker = make_tracker()
+    wandb.runs[0].error = RuntimeError("no network")
+    with caplog.at_level(logging.WARNING):
+        tracker.finish(0)
+    assert "no network" in caplog.text
+
+
+def test_w_and_b_that_hangs_at_the_end_is_left_behind(make_tracker, wandb, monkeypatch, caplog):
+    import threading
+
+    monkeypatch.setattr("fitb.train.track._FINISH_TIMEOUT_S", 0.05)
+    tracker, never = make_tracker(), threading.Event()
+    wandb.runs[0].finish = lambda exit_code: never.wait(10)
+    with caplog.at_level(logging.WARNING):
+        tracker.finish(0)
+    never.set()
+    assert "left behind" in caplog.text
+
+
+def test_w_and_b_that_cannot_start_is_a_warning(tmp_path, make_tracker, wandb, caplog):
+    wandb.error = RuntimeError("api key not valid")
+    with caplog.at_level(logging.WARNING):
+        tracker = make_tracker()
+    assert "W&B is off" in caplog.text
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.finish(0)
+    assert len(lines(tmp_path)) == 1
+
+
+def test_ranks_other_than_the_first_write_nothing(tmp_path, make_tracker, wandb):
+    tracker = make_tracker(rank=1)
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.finish(0)
+    assert os.listdir(tmp_path) == []
+    assert wandb.runs == []
+
+
+def test_disabled_w_and_b_is_not_even_imported(make_tracker, wandb):
+    make_tracker(wandb="disabled")
+    assert wandb.runs == []
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("wanted", ["online", "offline", "disabled"])
+def test_a_mode_that_was_asked_for_is_taken(home, wanted):
+    env = {"WANDB_MODE": "online", "WANDB_API_KEY": "k"}
+    assert wandb_mode(wanted, env) == wanted
+
+
+@pytest.mark.parametrize(
+    ("env", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "k"}, "online"),
+        ({"WANDB_API_KEY": ""}, "offline"),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, "disabled"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "k"}, "offline"),
+    ],
+)
+def test_auto_is_what_the_environment_says_else_online_where_there_is_a_key(home, env, mode):
+    assert wandb_mode("auto", env) == mode
+
+
+def test_auto_knows_a_login_in_netrc(home):
+    path = home / ".netrc"
+    path.write_text("machine api.wandb.ai login user password k\n")
+    path.chmod(0o600)
+    assert wandb_mode("auto", {}) == "online"
+    path.write_text("machine elsewhere login user password k\n")
+    assert wandb_mode("auto", {}) == "offline"
+    path.write_text("this is no netrc\n")
+    assert wandb_mode("auto", {}) == "offline"
