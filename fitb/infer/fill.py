@@ -27,13 +27,13 @@ class FillConfig:
     """Fill the blanks of sentences.
 
     Args:
-        model: Hugging Face folder or hub name with a trained MLM head.
+        model: Hugging Face folder or hub name with a trained MLM head; by default the demo's student.
         texts: sentences with [MASK] where something is missing.
         top_k: candidates per blank.
         json: print JSON.
     """
 
-    model: str
+    model: str = "runs/demo/student/export"
     texts: list[str] = field(default_factory=list)
     top_k: int = 5
     json: bool = False

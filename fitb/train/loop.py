@@ -35,8 +35,8 @@ def train(config: Config) -> int:
     try:
         device = start_distributed(config, world)
         run = open_run(config, world)
-        tracker = Tracker(run, config, world)
         parts = build(config, run, world, device)
+        tracker = Tracker(run, config, world)
         reason = _train(parts, config, run, tracker, stop)
         code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
     except FitbError as error:

@@ -50,6 +50,9 @@ class RunDir:
 def open_run(config: Config, world: World) -> RunDir:
     """Create the run directory or enter it again; all ranks call this.
 
+    Until a first step was logged or saved the configuration may still change: what was refused
+    can be mended and started again.
+
     Raises: ConfigError with every key that differs from the run's own config.yaml and may not.
     """
     path = Path(config.run_dir)
@@ -59,7 +62,8 @@ def open_run(config: Config, world: World) -> RunDir:
         for folder in ("checkpoints", "logs"):
             (path / folder).mkdir(exist_ok=True)
         saved = path / "config.yaml"
-        if saved.exists():
+        begun = (path / "metrics.jsonl").exists() or any((path / "checkpoints").iterdir())
+        if begun and saved.exists():
             changed = changed_keys(_read_config(saved), config)
             if changed:
                 raise ConfigError(

@@ -44,9 +44,25 @@ def test_each_start_is_one_more_attempt(make_config):
     assert [entry["attempt"] for entry in provenance] == [1, 2, 3]
 
 
-def test_a_changed_configuration_is_refused_with_every_key(make_config):
+def begin(config):
+    """Enter the run directory and log a step."""
+    run = open_run(config, ALONE)
+    fsio.append_line(run.metrics, {"train/step": 1})
+
+
+def test_until_a_step_is_logged_a_refused_configuration_can_be_mended(make_config):
     config = make_config()
     open_run(config, ALONE)
+    mended = dataclasses.replace(config, steps=7)
+    assert open_run(mended, ALONE).attempt == 2
+    begin(mended)
+    with pytest.raises(ConfigError, match=r"steps: 7 -> 100000"):
+        open_run(config, ALONE)
+
+
+def test_a_changed_configuration_is_refused_with_every_key(make_config):
+    config = make_config()
+    begin(config)
     before = (Path(config.run_dir) / "config.yaml").read_bytes()
     changed = dataclasses.replace(config, steps=7, optim=OptimConfig(lr=0.5))
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0005 -> 0\.5; steps: 100000 -> 7"):
@@ -58,7 +74,7 @@ def test_a_changed_configuration_is_refused_with_every_key(make_config):
 
 def test_what_may_change_may_change(make_config):
     config = make_config()
-    open_run(config, ALONE)
+    begin(config)
     run = open_run(dataclasses.replace(config, micro_batch=1, ds_config="zero1"), ALONE)
     assert run.attempt == 2
 
@@ -88,7 +104,7 @@ def test_a_kill_between_folder_and_configuration_is_a_first_attempt(make_config)
 
 def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
     config = make_config()
-    open_run(config, ALONE)
+    begin(config)
     path = Path(config.run_dir) / "config.yaml"
     for text in ("", "optim: {lr: [", "3"):
         path.write_text(text)
