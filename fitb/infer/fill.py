@@ -27,7 +27,7 @@ class FillConfig:
     """Fill the blanks of sentences.
 
     Args:
-        model: Hugging Face folder or hub name with a trained MLM head; by default the demo's student.
+        model: Hugging Face folder or hub name with a trained MLM head; the demo's student.
         texts: sentences with [MASK] where something is missing.
         top_k: candidates per blank.
         json: print JSON.

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,9 @@ def start_distributed(config: Config, world: World) -> torch.device:
     """
     config.grad_accum(world.size)
     deepspeed_config(config, world)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # of ninja
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger as deepspeed_logger

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import BertForMaskedLM
+from transformers.utils.logging import disable_progress_bar
 
 from fitb import fsio
 from fitb.config import Config
@@ -78,6 +79,7 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     missing, unexpected = copy.load_state_dict(weights, strict=False)
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    disable_progress_bar()
     with fsio.folder_written_whole(run.export) as folder:
         copy.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)

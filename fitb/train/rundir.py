@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import logging
 import platform
@@ -103,8 +104,9 @@ def _add_provenance(path: Path, attempt: int, hosts: list[str], config: Config) 
     fsio.write_json(path, attempts)
 
 
+@functools.cache
 def describe_code() -> dict[str, Any]:
-    """Commit, local changes and versions of what is running."""
+    """Commit, local changes and versions of what is running, as they were when it began."""
     import torch
 
     def git(*args: str) -> str | None:
