@@ -14,7 +14,7 @@ from fitb.fsio import read_lines, sha256_file
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 300
+STEPS = 600
 TIMEOUT_S = 300
 
 
@@ -72,6 +72,20 @@ def test_preempted_sbatch_job_ends_bitwise_where_an_uninterrupted_run_ends(
     (requeue,) = run.events("requeue")
     assert 5 <= resume["step"] == requeue["step"] < STEPS
     assert len(run.events("attempt")[1]["hosts"]) == 2
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert result(run.folder) == result(straight)
+
+
+def test_sbatch_job_at_its_time_limit_ends_bitwise_where_an_uninterrupted_run_ends(
+    straight: Path, run: Run
+) -> None:
+    # Slurm looks at limits every 30 s, so the warning comes 5 to 35 s after the start.
+    job = run.sbatch("--time=1", "--signal=B:USR1@55")
+    run.cluster.wait_restart(job, timeout_s=TIMEOUT_S)
+    run.cluster("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
+    assert run.events("requeue")[0]["exit_code"] == 85, run.logs()
+    assert len(run.events("resume")) >= 1
     assert steps(run) == list(range(1, STEPS + 1))
     assert result(run.folder) == result(straight)
 
