@@ -79,7 +79,7 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     missing, unexpected = copy.load_state_dict(weights, strict=False)
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     with fsio.folder_written_whole(run.export) as folder:
         copy.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
