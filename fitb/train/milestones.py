@@ -58,7 +58,7 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
     values = {k: float(v) for k, v in metrics_of(totals.cpu().numpy()).items()}
     metrics = {f"val/{'loss_mlm' if k == 'loss' else k}": v for k, v in values.items()}
     progress = parts.progress
-    if values["loss"] < progress.best_loss:
+    if progress.best_loss is None or values["loss"] < progress.best_loss:
         progress.best_loss, progress.best_step = values["loss"], progress.step
         export(parts, run, config, metrics)
     return metrics

@@ -33,12 +33,12 @@ class Progress:
 
     Args:
         step: optimiser updates done.
-        best_loss: lowest validation loss so far.
+        best_loss: lowest validation loss so far; None before the first.
         best_step: when that was.
     """
 
     step: int = 0
-    best_loss: float = float("inf")
+    best_loss: float | None = None
     best_step: int | None = None
 
 

@@ -1,4 +1,4 @@
-"""A small English tokenizer and tiny models; nothing here reaches for the network."""
+"""What several rooms need: a small English tokenizer and tiny models; no network."""
 
 import pytest
 import torch
