@@ -38,7 +38,7 @@ def test_the_same_text_gives_the_same_bytes_in_another_place_process_and_file_or
         (tmp_path / name).write_text("\r\n\r\n".join(part), encoding="utf-8", newline="")
     code = (
         "import sys\n"
-        "from fitb.config import parse\n"
+        "from fitb.flags import parse\n"
         "from fitb.corpus.build import PrepareConfig, prepare\n"
         "prepare(parse(PrepareConfig, 'prepare', sys.argv[1:]))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
