@@ -135,26 +135,31 @@ def _train(
         *("--steps", str(steps), "--precision", precision()),
     ]
     while True:
+        interrupted = False
         with LocalRun(train_command(flags), config.processes) as run, forwarding(run):
             if interrupt_at and _attempts(run_dir) == 0:
-                _wait_for_step(run, run_dir / "metrics.jsonl", interrupt_at)
+                interrupted = _reaches_step(run, run_dir / "metrics.jsonl", interrupt_at)
+            if interrupted:
                 _say(f"SIGUSR1 to one of {config.processes} processes, as a scheduler would")
                 run.signal(signal.SIGUSR1, rank=config.processes - 1)
             code = run.wait()
-        if code == RESUME and interrupt_at:
-            _say("saved; the same command again")
-            interrupt_at = 0
-        elif code == FINISHED:
+        if code == FINISHED:
             return
+        if code == RESUME and interrupted:
+            _say("saved; the same command again")
+        elif code == RESUME:
+            raise TrainingError(f"{run_dir} was told to stop and is saved; `fitb demo` goes on")
         else:
             raise TrainingError(f"{run_dir} ended with exit code {code}; its lines above say why")
 
 
-def _wait_for_step(run: LocalRun, metrics: Path, step: int) -> None:
+def _reaches_step(run: LocalRun, metrics: Path, step: int) -> bool:
+    """Wait until a step is logged; False where the run ends before."""
     while run.running():
         if any(record["train/step"] >= step for record in fsio.read_lines(metrics)):
-            return
+            return True
         time.sleep(0.2)
+    return False
 
 
 def _attempts(run_dir: Path) -> int:

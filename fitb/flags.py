@@ -31,7 +31,10 @@ def resolve_resource(name: str, package: str, suffix: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    folder = Path(str(resources.files(package)))
+    try:
+        folder = Path(str(resources.files(package)))
+    except ModuleNotFoundError:  # a checkout that is not installed has it beside the package
+        folder = Path(__file__).parents[1] / package.rpartition(".")[2]
     known = sorted(path.stem for path in folder.glob(f"*{suffix}"))
     if name in known:
         return folder / f"{name}{suffix}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fitb.errors import SystemFault
+from fitb.errors import DataError, SystemFault
 
 
 @contextlib.contextmanager
@@ -90,19 +90,29 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in one write."""
+    """Append one JSON object as a line, in one write that survives a power cut."""
     with naming_full_disk(path), open(path, "ab") as file:
         file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file of lines; a line torn by a kill, at its end, is left out."""
+    """Yield the JSON objects of a file of lines; a line torn by a kill, at its end, is left out.
+
+    Raises: DataError naming a line that is no JSON.
+    """
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}:{number} is not JSON ({error}); mend or remove that line"
+                    ) from error
 
 
 def mend_tail(path: Path) -> None:

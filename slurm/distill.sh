@@ -39,7 +39,12 @@ pass_on() {
 }
 trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
 
-job_plan=$("$python" -m fitb.cluster.slurm "$@") || exit 93
+for try in 1 2 3; do # a sick filesystem may come back; a typing error or a missing python does not
+  job_plan=$("$python" -m fitb.cluster.slurm "$@")
+  case $? in 0) break ;; 2 | 126 | 127) exit 93 ;; esac
+  ((try == 3)) && exit 1
+  sleep 20
+done
 { read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT; } <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
@@ -68,9 +73,12 @@ fi
 echo "fitb: tasks ended with $code"
 ((code == 0)) && exit 0
 
-state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep --only-matching 'JobState=[A-Z_]*')
-if [[ $state != JobState=RUNNING ]]; then
-  echo "fitb: no requeue from here: Slurm reports ${state:-nothing} for this job"
+for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
+  state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep --only-matching 'JobState=[A-Z_]*') && break
+  sleep 5
+done
+if [[ -n $state && $state != JobState=RUNNING ]]; then
+  echo "fitb: no requeue from here: Slurm reports $state for this job"
   exit "$code"
 fi
 "$python" -m fitb.cluster.progress "$run_dir" "$code"

@@ -191,18 +191,3 @@ def forwarding(run: LocalRun) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def run_local(
-    flags: Sequence[str],
-    num_processes: int,
-    *,
-    env: Mapping[str, str] | None = None,
-    timeout_s: float | None = None,
-) -> int:
-    """Run `fitb train` with these flags in `num_processes` processes; return their exit code.
-
-    Raises: TimeoutError
-    """
-    with LocalRun(train_command(flags), num_processes, env=env) as run, forwarding(run):
-        return run.wait(timeout_s)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from fitb.config import Config
 from fitb.errors import ConfigError, FitbError, SystemFault
-from fitb.flags import parse
+from fitb.flags import parse, resolve_resource
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
@@ -100,6 +100,7 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[str, str, int]:
         raise ConfigError(f"{error} is not set; submit with `sbatch slurm/distill.sh`") from None
     run_dir = default_run_dir(env.get("SLURM_JOB_NAME", "fitb-distill"))
     config = parse(Config, "fitb train", ["--run_dir", run_dir, *flags])
+    resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
     if "SLURM_NTASKS" in env:
         config.grad_accum(int(env["SLURM_NTASKS"]))
     port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))

@@ -94,7 +94,7 @@ class DistillJob:
         logger.info("%s", decision.reason)
         if decision.exit_code != RESUME:
             raise JobStopped(f"{decision.reason}; see {run_dir / 'events.jsonl'}")
-        if job.cluster == "slurm" and (state := slurm.job_state(job.job_id)) != "RUNNING":
+        if job.cluster == "slurm" and (state := _state(job.job_id)) != "RUNNING":
             logger.info("no requeue from here: Slurm reports %s for this job", state)
             sys.exit(code)
         _forget_broken_pickle(job.paths)
@@ -155,6 +155,17 @@ class CommandJob:
         if code:
             raise JobStopped(f"`fitb {self.arguments[0]}` ended with {code}")
         return FINISHED
+
+
+def _state(job_id: str) -> str:
+    """Slurm's word for the job's state; RUNNING where Slurm does not answer for half a minute."""
+    for _ in range(6):
+        try:
+            return slurm.job_state(job_id)
+        except SystemFault as error:
+            logger.warning("%s; asking again", error)
+            time.sleep(5)
+    return "RUNNING"
 
 
 def _forget_broken_pickle(paths: JobPaths) -> None:

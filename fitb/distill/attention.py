@@ -7,7 +7,8 @@ For one head the difference of the scores is one product,
     A = [Qt / sqrt(dt) | -Qs / sqrt(ds)],  C = [Kt | Ks],
 and the squared Frobenius norm of A C^T is the sum of (A^T A) * (C^T C): an affair of (dt + ds)^2
 numbers instead of L^2. Both models are free to run fused attention. The price is cancellation where
-teacher and student nearly agree, so it is done in fp32 with TF32 off.
+teacher and student nearly agree, so it is done in fp32 (torch keeps TF32
+off unless it is asked for).
 """
 
 from __future__ import annotations

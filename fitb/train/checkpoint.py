@@ -73,7 +73,7 @@ def save(
 
     def commit(written: list[tuple[str, str, int]]) -> None:
         files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
-        _check_files(scratch, files)
+        _read_back(scratch, files)
         whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
         fsio.write_json(scratch / MANIFEST, {**whole, "sha256": fsio.sha256_json(whole)})
         fsio.fsync_dir(scratch)
@@ -122,9 +122,10 @@ def choose(root: Path, world: World) -> Path | None:
                 path.rename(aside)
                 bad.append(aside.name)
                 logger.warning("checkpoint set aside as %s: %s", aside, error)
-        if bad:
+        if bad or (root / "latest").exists():
+            found = ", ".join(sorted(bad)) or "all gone"
             raise CheckpointError(
-                f"{root} holds checkpoints and none verifies ({', '.join(sorted(bad))});"
+                f"{root} had checkpoints and none verifies ({found});"
                 " expected at least one good one. Restore one under its name, or choose another"
                 " --run_dir"
             )
@@ -174,6 +175,14 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
         digest = fsio.sha256_file(file)
         if digest != expected["sha256"]:
             raise CheckpointError(f"{file} has sha256 {digest}; expected {expected['sha256']}")
+
+
+def _read_back(path: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Check what was just written; a filesystem that gives back something else may recover."""
+    try:
+        _check_files(path, files)
+    except CheckpointError as error:
+        raise SystemFault(f"what was just saved does not read back: {error}") from error
 
 
 def _committed(root: Path) -> list[Path]:

@@ -103,6 +103,11 @@ def start_distributed(config: Config, world: World) -> torch.device:
     deepspeed_logger.setLevel(logging.WARNING)
     check_precision(config.precision)
 
+    if world.size > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"rank {world.rank} of {world.size} does not know where rank 0 is: MASTER_ADDR is not"
+            " set; start with slurm/distill.sh, launch.distill or torchrun"
+        )
     for name, value in world.env("127.0.0.1", 29500).items():
         os.environ.setdefault(name, value)
     accelerator = get_accelerator()

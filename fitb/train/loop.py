@@ -31,7 +31,7 @@ def train(config: Config) -> int:
     log.setup(world.rank)
     stop = StopFlag(config.stop.time_budget_min)
     stop.install()
-    run = None
+    run = tracker = None
     try:
         device = start_distributed(config, world)
         run = open_run(config, world)
@@ -44,6 +44,8 @@ def train(config: Config) -> int:
         logger.error("%s", error)
         if run:
             run.event("stop", reason=str(error), exit_code=code)
+        if tracker:
+            tracker.finish(code)
         return code
     run.event("stop", reason=reason, exit_code=code, step=parts.progress.step)
     logger.info("stopped at step %d: %s, exit code %d", parts.progress.step, reason, code)
@@ -56,6 +58,8 @@ def _train(parts: Parts, config: Config, run: RunDir, tracker: Tracker, stop: St
     """Train until there is a reason to stop, save, and return the reason."""
     engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
     saved_step = progress.step
+    if out_of_patience(progress, config):  # it stopped early, and is started again
+        return "early stopping"
     reason = "all steps done"
     for step, micro_batches in stop.guard(parts.stream.iter_from(progress.step, config.steps)):
         stopped, counts = stop.agree(engine.counts(micro_batches))

@@ -132,7 +132,7 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
         teacher.model.config.num_hidden_layers,
     )
     logger.info("student layers learn from teacher layers %s", list(pairs))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the projections
         objective = Objective(student.model, teacher.model, terms)
     return objective, objective.teacher_tap(teacher.model)
@@ -154,7 +154,8 @@ def _read(
     if wanted != held:
         differing = sorted(set(wanted.items()) ^ set(held.items()))
         raise CheckpointError(
-            f"{found} holds other parameters than this student: {differing[:4]} ..."
+            f"{found} holds other parameters than this student: {differing[:4]} ...; go on with"
+            " the fitb and transformers of provenance.json, or choose another --run_dir"
         )
     with torch.no_grad():
         for name, parameter in objective.named_parameters():

@@ -56,7 +56,9 @@ class StopFlag:
         try:
             for step, micro_batches in steps:
                 yield step, micro_batches
-        except FitbError as error:
+        except (FitbError, OSError) as error:
+            if isinstance(error, OSError):
+                error = SystemFault(f"{error.filename or 'a shard'}: {error.strerror or error}")
             self._failure = error
             self._noted[_REASONS.index(_FAILURES[error.restart_helps])] = 1
             yield step + 1, []

@@ -123,27 +123,33 @@ def wandb_mode(wanted: str, env: dict[str, str]) -> str:
 
 
 def _start_wandb(path: Path, config: Config, run_id: str) -> Any:
+    """Start W&B; where the network fails, offline; where that fails too, not at all."""
     mode = wandb_mode(config.track.wandb, dict(os.environ))
-    if mode == "disabled":
-        return None
-    try:
-        import wandb
+    for attempt in (mode, "offline") if mode == "online" else (mode,):
+        if attempt == "disabled":
+            return None
+        try:
+            return _init_wandb(path, config, run_id, attempt)
+        except Exception as error:  # network, space, key: the run does not depend on it
+            logger.warning("W&B is off in mode %s (%s); metrics.jsonl has all", attempt, error)
+    return None
 
-        (path / "wandb").mkdir(exist_ok=True)
-        run = wandb.init(
-            id=run_id,
-            resume="allow" if mode == "online" else None,
-            mode=mode,  # type: ignore[arg-type]
-            dir=str(path),
-            project=config.track.project,
-            entity=config.track.entity,
-            name=config.track.name or path.resolve().name,
-            config=flatten(config),
-            settings=wandb.Settings(silent=True, init_timeout=30),
-        )
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP)
-    except Exception as error:  # no network, no space, a bad key: the run does not depend on it
-        logger.warning("W&B is off (%s); metrics.jsonl has everything", error)
-        return None
+
+def _init_wandb(path: Path, config: Config, run_id: str, mode: str) -> Any:
+    import wandb
+
+    (path / "wandb").mkdir(exist_ok=True)
+    run = wandb.init(
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        mode=mode,  # type: ignore[arg-type]
+        dir=str(path),
+        project=config.track.project,
+        entity=config.track.entity,
+        name=config.track.name or path.resolve().name,
+        config=flatten(config),
+        settings=wandb.Settings(silent=True, init_timeout=30),
+    )
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP)
     return run
