@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import numpy as np
@@ -19,7 +18,6 @@ from fitb.train import checkpoint
 from fitb.train.rundir import RunDir, describe_code
 from fitb.train.setup import Parts, Progress
 
-logger = logging.getLogger(__name__)
 _EVAL_BATCH = 64
 
 
@@ -83,16 +81,16 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     with fsio.folder_written_whole(run.export) as folder:
         copy.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(_model_card(parts, config, metrics))
+        (folder / "README.md").write_text(_model_card(parts, run, config, metrics))
 
 
-def _model_card(parts: Parts, config: Config, metrics: dict[str, float]) -> str:
+def _model_card(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> str:
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
 ---
-# {run_name(config)}
+# {config.track.name or run.name}
 
 A BERT for filling blanks, trained by fitb: step {parts.progress.step} of {config.steps}.
 
@@ -105,10 +103,6 @@ A BERT for filling blanks, trained by fitb: step {parts.progress.step} of {confi
 | commit | {describe_code()["commit"]} |
 {rows}
 """
-
-
-def run_name(config: Config) -> str:
-    return config.track.name or config.run_dir.rstrip("/").rsplit("/", 1)[-1]
 
 
 def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:

@@ -36,6 +36,7 @@ class RunDir:
 
     def __init__(self, path: Path, attempt: int, world: World) -> None:
         self.path, self.attempt, self._world = path, attempt, world
+        self.name = path.resolve().name
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
         self.metrics = path / "metrics.jsonl"

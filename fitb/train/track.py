@@ -40,7 +40,7 @@ class Tracker:
             for record in fsio.read_lines(run.metrics):
                 self._logged_until = max(self._logged_until, record[STEP])
             self.wandb_id = _wandb_id(run.path / "wandb_id")
-            self._wandb = _start_wandb(run.path, config, self.wandb_id)
+            self._wandb = _start_wandb(run, config, self.wandb_id)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step; a step that an earlier attempt logged is passed over.
@@ -122,34 +122,34 @@ def wandb_mode(wanted: str, env: dict[str, str]) -> str:
     return "online" if env.get("WANDB_API_KEY") or has_login else "offline"
 
 
-def _start_wandb(path: Path, config: Config, run_id: str) -> Any:
+def _start_wandb(run: RunDir, config: Config, run_id: str) -> Any:
     """Start W&B; where the network fails, offline; where that fails too, not at all."""
     mode = wandb_mode(config.track.wandb, dict(os.environ))
     for attempt in (mode, "offline") if mode == "online" else (mode,):
         if attempt == "disabled":
             return None
         try:
-            return _init_wandb(path, config, run_id, attempt)
+            return _init_wandb(run, config, run_id, attempt)
         except Exception as error:  # network, space, key: the run does not depend on it
             logger.warning("W&B is off in mode %s (%s); metrics.jsonl has all", attempt, error)
     return None
 
 
-def _init_wandb(path: Path, config: Config, run_id: str, mode: str) -> Any:
+def _init_wandb(run: RunDir, config: Config, run_id: str, mode: str) -> Any:
     import wandb
 
-    (path / "wandb").mkdir(exist_ok=True)
-    run = wandb.init(
+    (run.path / "wandb").mkdir(exist_ok=True)
+    started = wandb.init(
         id=run_id,
         resume="allow" if mode == "online" else None,
         mode=mode,  # type: ignore[arg-type]
-        dir=str(path),
+        dir=str(run.path),
         project=config.track.project,
         entity=config.track.entity,
-        name=config.track.name or path.resolve().name,
+        name=config.track.name or run.name,
         config=flatten(config),
         settings=wandb.Settings(silent=True, init_timeout=30),
     )
-    run.define_metric(STEP)
-    run.define_metric("*", step_metric=STEP)
-    return run
+    started.define_metric(STEP)
+    started.define_metric("*", step_metric=STEP)
+    return started
