@@ -26,7 +26,7 @@ from fitb.corpus.shards import (
     shard_name,
     write_shard,
 )
-from fitb.corpus.sources import read_documents
+from fitb.corpus.old_sources import read_documents
 from fitb.corpus.spool import SPLITS, Spool, spool
 from fitb.corpus.tokenizer import (
     MIN_VOCAB_SIZE,

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from fitb.corpus.dedupe import unique
 from fitb.corpus.normalize import normalize
-from fitb.corpus.sources import Document
+from fitb.corpus.old_sources import Document
 
 SPLITS = ("train", "validation")
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from fitb.corpus.dedupe import text_digest, unique
-from fitb.corpus.sources import Document
+from fitb.corpus.old_sources import Document
 from fitb.corpus.spool import Spool, split_of, spool
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fitb.corpus.sources import Document, docstring_documents, is_english, read_documents
+from fitb.corpus.old_sources import Document, docstring_documents, is_english, read_documents
 from fitb.errors import DataError
 
 PROSE = "Return the length of the thing that is given, in metres, as a float."
