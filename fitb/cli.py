@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import fitb
 from fitb import log
@@ -19,9 +20,11 @@ fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to 
 
 commands:
   prepare    text in, Arrow shards and a manifest out
+  inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
+  bench      measure: `fitb bench data`
   demo       the whole road on this machine: corpus, teacher, student, controls
 
 `fitb COMMAND --help` lists the flags of a command. Exit codes of train: 0 finished, 85 saved and
@@ -52,9 +55,22 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _prepare(flags: list[str]) -> int:
-    from fitb.corpus.build import PrepareConfig, prepare
+    from fitb.prepare.config import PrepareConfig
+    from fitb.prepare.run import prepare
 
     print(prepare(parse(PrepareConfig, "fitb prepare", flags)))
+    return 0
+
+
+def _inspect(flags: list[str]) -> int:
+    from fitb.inspect.page import render, write_page
+    from fitb.inspect.run import InspectConfig, inspect
+
+    config = parse(InspectConfig, "fitb inspect", flags, positional="shards")
+    result = inspect(config)
+    if config.html:
+        write_page(Path(config.html), result)
+    print(json.dumps(result) if config.json else render(result))
     return 0
 
 
@@ -83,6 +99,18 @@ def _fill(flags: list[str]) -> int:
     return 0
 
 
+def _bench(flags: list[str]) -> int:
+    what, *rest = flags or [""]
+    if what != "data":
+        raise ConfigError(f"unknown benchmark {what!r}{nearest(what, ['data'])}; expected data")
+    from fitb.bench.data import BenchDataConfig, bench_data, render
+
+    config = parse(BenchDataConfig, "fitb bench data", rest)
+    result = bench_data(config)
+    print(json.dumps(result) if config.json else render(result))
+    return 0
+
+
 def _demo(flags: list[str]) -> int:
     from fitb.demo import DemoConfig, demo
 
@@ -91,8 +119,10 @@ def _demo(flags: list[str]) -> int:
 
 COMMANDS = {
     "prepare": _prepare,
+    "inspect": _inspect,
     "train": _train,
     "evaluate": _evaluate,
     "fill": _fill,
+    "bench": _bench,
     "demo": _demo,
 }

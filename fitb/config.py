@@ -83,18 +83,25 @@ class DataConfig:
     """Which rows.
 
     Args:
-        shards: folder that `fitb prepare` wrote.
+        shards: folder that `fitb prepare` wrote, or its URL: file://, https://, s3:// and others.
         window_shards: shards whose rows are shuffled among each other.
         prefetch_steps: global batches read ahead of need.
+        cache_dir: folder on each node for shards of a URL; null takes $SLURM_TMPDIR, then
+            $TMPDIR/fitb-cache-UID.
+        cache_gb: what that folder may hold, in units of 1e9 bytes; two windows must fit.
+        fetch_deadline_s: seconds after which a file that no server gives stops the run.
     """
 
     shards: str = "data/shards"
     window_shards: int = 16
     prefetch_steps: int = 2
+    cache_dir: str | None = None
+    cache_gb: float = 20.0
+    fetch_deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
         _check_range("data.", self, "window_shards", low=1)
-        _check_range("data.", self, "prefetch_steps", low=0)
+        _check_range("data.", self, "prefetch_steps", "cache_gb", "fetch_deadline_s", low=0)
 
 
 @dataclass(frozen=True)
@@ -317,8 +324,9 @@ class Config:
 
 
 # What may differ between two attempts of one run: how it is executed, not what it computes.
-MAY_CHANGE = ("run_dir", "micro_batch", "ds_config", "data.shards", "data.prefetch_steps", "track.",
-              "checkpoint.", "stop.")  # fmt: skip
+MAY_CHANGE = ("run_dir", "micro_batch", "ds_config", "data.shards", "data.prefetch_steps",
+              "data.cache_dir", "data.cache_gb", "data.fetch_deadline_s", "track.", "checkpoint.",
+              "stop.")  # fmt: skip
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

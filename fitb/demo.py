@@ -98,7 +98,8 @@ def _say(what: str) -> None:
 
 
 def _prepare(config: DemoConfig, shards: Path) -> None:
-    from fitb.corpus.build import PrepareConfig, prepare
+    from fitb.prepare.config import PrepareConfig
+    from fitb.prepare.run import prepare
 
     if (shards / "manifest.json").exists():
         return
@@ -180,16 +181,17 @@ def _compute_ratio(run_dir: Path) -> float:
     from fitb.config import ObjectiveConfig
     from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
+    from fitb.data.batch import Batch
     from fitb.data.masking import Vocabulary, mask_rows
     from fitb.distill.objective import Objective
     from fitb.model.load import load_model
 
     config = parse(Config, "fitb demo", ["--config", str(run_dir / "config.yaml")])
     shards = ShardSet.open(config.data.shards, "train")
-    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    tokenizer = load_tokenizer(shards.tokenizer_folder)
     rows = np.arange(min(config.micro_batch, shards.num_rows))
     read = shards.read(rows)
-    batch = mask_rows(
+    masked = mask_rows(
         read.input_ids,
         read.word_starts,
         rows,
@@ -198,6 +200,7 @@ def _compute_ratio(run_dir: Path) -> float:
         vocabulary=Vocabulary.of(tokenizer),
         config=config.mask,
     )
+    batch = Batch.of(masked)
 
     def flops(with_teacher: bool) -> int:
         student = load_model(config.model.student, tokenizer=tokenizer).model

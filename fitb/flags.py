@@ -83,12 +83,18 @@ def parser_for(kind: type[Any], prog: str, positional: str | None = None) -> Par
 
 
 def parse(kind: type[T], prog: str, args: Sequence[str], positional: str | None = None) -> T:
-    """Parse flags into an instance of `kind`; `positional` names a field of plain words.
+    """Parse flags into an instance of `kind`.
 
+    Args:
+        positional: names a field of plain words, or of one, which may stand first without its flag.
     Raises: ConfigError naming the key, the value and the nearest valid key.
     """
-    parser = parser_for(kind, prog, positional)
     keys = fields(kind)  # type: ignore[arg-type]
+    if positional and any(key.name == positional and key.type == "str" for key in keys):
+        if args and not args[0].startswith("-"):
+            args = [f"--{positional}={args[0]}", *args[1:]]
+        positional = None
+    parser = parser_for(kind, prog, positional)
     switches = {f"--{key.name}" for key in keys if key.type == "bool"}
     namespace = parser.parse_args(list(_with_presets(args, switches)))
     try:

@@ -20,9 +20,13 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         values: any shape, uint64.
     Returns: same shape, uint64.
     """
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = values >> np.uint64(30)  # and in place from here on: arrays made anew cost more
+    mixed ^= values
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def keyed(seed: int, *parts: ArrayLike) -> NDArray[np.uint64]:
@@ -60,12 +64,16 @@ def permute(index: ArrayLike, size: int, key: int) -> NDArray[np.int64]:
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    out = np.array(index, dtype=np.uint64, ndmin=1)
-    todo = np.ones(out.shape, dtype=bool)
-    while todo.any():
-        left, right = out[todo] >> half, out[todo] & low
-        for round_number in range(8):
-            left, right = right, left ^ (keyed(key, round_number, right) & low)
-        out[todo] = (left << half) | right
-        todo[todo] = out[todo] >= size
-    return out.astype(np.int64).reshape(np.shape(index))
+    rounds = keyed(key, np.arange(8))  # what keyed(key, round, right) has in common for all right
+    flat = np.array(index, dtype=np.uint64).reshape(-1)
+    todo = np.arange(len(flat))
+    walking = flat
+    while len(todo):
+        left, right = walking >> half, walking & low
+        for state in rounds:
+            left, right = right, left ^ (mix((right ^ state) + _GOLDEN) & low)
+        walking = (left << half) | right
+        flat[todo] = walking
+        outside = walking >= size
+        todo, walking = todo[outside], walking[outside]
+    return flat.astype(np.int64).reshape(np.shape(index))

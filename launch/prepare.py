@@ -1,8 +1,8 @@
-"""Prepare shards through submitit: python -m launch.prepare [where] [flags of `fitb prepare`]"""
+"""Prepare shards as Slurm arrays: python -m launch.prepare [where] [flags of `fitb prepare`]"""
 
 import sys
 
-from fitb.cluster.submit import launch_command
+from fitb.prepare.slurm import main
 
 if __name__ == "__main__":
-    sys.exit(launch_command("prepare", sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

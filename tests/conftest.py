@@ -21,7 +21,8 @@ STUDENT = (
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of half a megabyte of docstrings: some 2,000 rows of 64 tokens in small shards."""
-    from fitb.corpus.build import PrepareConfig, prepare
+    from fitb.prepare.config import PrepareConfig
+    from fitb.prepare.run import prepare
 
     folder = tmp_path_factory.mktemp("corpus") / "shards"
     prepare(
@@ -31,7 +32,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             max_mb=0.5,
             vocab_size=600,
             length=64,
-            shard_rows=200,
+            shard_mb=0.04,
+            workers=1,
             validation_fraction=0.1,
         )
     )

@@ -20,6 +20,15 @@ from fitb.flags import parse, resolve_resource
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
 FORGOTTEN = "FORGOTTEN"  # our word: Slurm drops a job from its memory some minutes after its end
+ENDED = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    FORGOTTEN,
+)
 RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: no restart meets the port of the one before
 
 

@@ -42,15 +42,6 @@ logger = logging.getLogger(__name__)
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000
 STATE_POLL_S = 10.0
-ENDED = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    slurm.FORGOTTEN,
-)
 
 
 class JobStopped(FitbError):
@@ -285,7 +276,7 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
         if isinstance(job, submitit.SlurmJob) and time.monotonic() - asked > STATE_POLL_S:
             asked = time.monotonic()
             try:
-                if slurm.job_state(job.job_id) in ENDED:
+                if slurm.job_state(job.job_id) in slurm.ENDED:
                     break  # killed before it could leave a result
             except SystemFault as error:
                 logger.warning("%s; asking again", error)

@@ -3,18 +3,21 @@
 A row is `[CLS] tokens [SEP] tokens [SEP] ...`. A document that does not fit goes on in the next
 row. Three rules settle the end of a row:
 
-- The last place is [SEP], and only the last row of a split is padded.
+- The last place is [SEP], and only the last row of a shard is padded.
 - A word is not cut: the row closes before it, and the places left take [SEP], as does a single
   place left after a document. Full rows need no attention mask.
 - Except that a word of more than a quarter row may be cut; what follows in the next row has no
   word start, so no mask falls on it.
+
+The other way, `windows`, gives every document rows of its own: windows of its tokens, each padded,
+the next beginning `stride` tokens after the one before, at the start of a word.
 
 Dimensions: T tokens of a stream (each document followed by its [SEP]), B rows, L length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 
@@ -37,7 +40,7 @@ class Stream:
         ids: (T,) int64.
         starts: (T,) bool, true on the first piece of each word.
         ends: (T,) bool, true on the [SEP] after a document.
-        document: (T,) int64, ordinal of the document in its split.
+        document: (T,) int64, ordinal of the document in its shard.
         begin: (T,) int32, first character of the token in the normalised text; 0 for [SEP].
         end: (T,) int32, one past its last character; 0 for [SEP].
     """
@@ -97,21 +100,28 @@ def concatenate(parts: list[Columns]) -> Columns:
     return Columns(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def token_streams(texts: Iterable[str], tokenizer: Tokenizer, sep_id: int) -> Iterator[Stream]:
+def token_streams(
+    texts: Iterable[str], tokenizer: Tokenizer, special: SpecialIds
+) -> Iterator[tuple[Stream | None, NDArray[np.bool_]]]:
     """Encode texts in batches of about a million characters.
 
+    A text without any token that the vocabulary knows is left out and gets no ordinal.
+
     Args:
-        texts: normalised; one that gives no token is left out and gets no ordinal.
+        texts: normalised.
         tokenizer: from tokenizer.open_tokenizer.
-        sep_id: of the token after each document.
+        special: its special ids.
+    Yields: the stream of a batch, None where nothing was kept, and (texts of the batch,) bool,
+        true where one was kept.
     """
     ordinal = 0
     for batch in _batches(texts):
         encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
-        encodings = [encoding for encoding in encodings if len(encoding)]
-        if encodings:
-            yield stream_of(encodings, sep_id, first_document=ordinal)
-            ordinal += len(encodings)
+        kept = np.array([bool(set(encoding.ids) - {special.unk}) for encoding in encodings])
+        encodings = [encoding for encoding, keep in zip(encodings, kept, strict=True) if keep]
+        stream = stream_of(encodings, special.sep, first_document=ordinal) if encodings else None
+        ordinal += len(encodings)
+        yield stream, kept
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -173,19 +183,16 @@ def pack(streams: Iterable[Stream], length: int, special: SpecialIds) -> Iterato
         stream = stream if left is None else left.then(stream)
         cuts = row_cuts(stream, length)
         if len(cuts) > 1:
-            yield _rows(stream, cuts, length, special)
+            yield _rows(stream, cuts[:-1], cuts[1:], length, special.cls, fill=special.sep)
         left = stream.after(cuts[-1])
     if left is not None and len(left.ids):
-        rows = _rows(left, [0, len(left.ids)], length, special)
-        rows.input_ids[0, 1 + len(left.ids) :] = special.pad
-        yield rows
+        yield _rows(left, [0], [len(left.ids)], length, special.cls, fill=special.pad)
 
 
 def row_cuts(stream: Stream, length: int) -> list[int]:
     """Return where rows begin: 0, then one place after each row that the stream fills."""
     total = len(stream.ids)
-    # Last word start at or before each token.
-    word = np.maximum.accumulate(np.where(stream.starts, np.arange(total), 0))
+    word = _word_begins(stream)
     room = length - 2  # tokens between [CLS] and the [SEP] that closes the row
     cuts = [0]
     while (cut := cuts[-1] + room) < total:
@@ -197,12 +204,72 @@ def row_cuts(stream: Stream, length: int) -> list[int]:
     return cuts
 
 
-def _rows(stream: Stream, cuts: list[int], length: int, special: SpecialIds) -> Columns:
-    begins, ends = np.array(cuts[:-1]), np.array(cuts[1:])
+def windows(
+    streams: Iterable[Stream], length: int, special: SpecialIds, *, stride: int
+) -> Iterator[Columns]:
+    """Give each document its own rows `[CLS] tokens [SEP] [PAD] ...`.
+
+    Args:
+        streams: in order, each of whole documents.
+        length: L, at least 8.
+        special: ids of [CLS], [SEP] and [PAD].
+        stride: tokens from the begin of a window to that of the next, at most L - 2; the next
+            begins earlier where that is inside a word.
+    """
+    for stream in streams:
+        begins, ends = window_bounds(stream, length, stride)
+        rows = _rows(stream, begins, ends, length, special.cls, fill=special.pad)
+        rows.input_ids[np.arange(len(rows)), 1 + np.array(ends) - np.array(begins)] = special.sep
+        yield rows
+
+
+def window_bounds(stream: Stream, length: int, stride: int) -> tuple[list[int], list[int]]:
+    """Return the begins and ends of all windows: together they hold every token of a document.
+
+    No window is part of another, and a word of at most L/4 pieces is whole in at least one.
+    """
+    word = _word_begins(stream)
+    room = length - 2
+    begins, ends = [], []
+    first = 0
+    for last in np.flatnonzero(stream.ends):  # the [SEP] after a document
+        begin, before = first, first
+        while before < last:
+            end = min(begin + room, int(last))
+            if end < last and end - word[end] <= length // 4:
+                end = int(word[end])
+            if end <= before:  # a word longer than the stride: nothing new in this window
+                begin = before
+                continue
+            begins.append(begin)
+            ends.append(end)
+            before = end
+            following = min(begin + stride, end)
+            begin = int(word[following]) if word[following] > begin else following
+        first = int(last) + 1
+    return begins, ends
+
+
+def _word_begins(stream: Stream) -> NDArray[np.int64]:
+    """(T,) the last word start at or before each token."""
+    return np.maximum.accumulate(np.where(stream.starts, np.arange(len(stream.ids)), 0))
+
+
+def _rows(
+    stream: Stream,
+    begins: Sequence[int],
+    ends: Sequence[int],
+    length: int,
+    first_id: int,
+    *,
+    fill: int,
+) -> Columns:
+    """Cut rows out of a stream; each holds at least one ordinary token."""
+    begin, end = np.array(begins), np.array(ends)
     steps = np.arange(length - 1)
-    filled = steps < (ends - begins)[:, None]
-    places = np.minimum(begins[:, None] + steps, len(stream.ids) - 1)
-    shape = (len(begins), length)
+    filled = steps < (end - begin)[:, None]
+    places = np.minimum(begin[:, None] + steps, len(stream.ids) - 1)
+    shape = (len(begin), length)
 
     def spread(values: NDArray, empty: int, first: int) -> NDArray:  # type: ignore[type-arg]
         out = np.empty(shape, dtype=values.dtype)
@@ -210,14 +277,14 @@ def _rows(stream: Stream, cuts: list[int], length: int, special: SpecialIds) -> 
         out[:, 1:] = np.where(filled, values[places], empty)
         return out
 
-    last = ends - 1
+    last = end - 1
     last = last - stream.ends[last]  # step back from the document's [SEP]
     return Columns(
-        input_ids=spread(stream.ids, special.sep, special.cls),
+        input_ids=spread(stream.ids, fill, first_id),
         word_starts=spread(stream.starts, False, False),
-        doc_begin=stream.document[begins],
+        doc_begin=stream.document[begin],
         doc_end=stream.document[last] + 1,
-        char_begin=stream.begin[begins],
+        char_begin=stream.begin[begin],
         char_end=stream.end[last],
         offset_begin=spread(stream.begin, 0, 0),
         offset_end=spread(stream.end, 0, 0),

@@ -2,7 +2,8 @@
 
 A file is an Arrow IPC stream of one uncompressed record batch, which `datasets.Dataset.from_file`
 opens as well. The manifest beside the files says what they are: `ShardSet.open` checks that every
-file is there in its right size, and the first read of a shard checks its sha256.
+file is there in its right size, and the first read of a shard checks its sha256. Files of a remote
+set pass through the cache of this node.
 
 Dimensions: n rows asked for, L length.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +21,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fitb.corpus.cache import TOKENIZER, Cache, CacheSettings, open_cache
 from fitb.corpus.chunk import Columns, concatenate
+from fitb.corpus.mapped import REMEDY, MappedShards, check_content, check_size, map_table
+from fitb.corpus.remote import MissingFile, Remote, is_remote, local_folder
 from fitb.errors import DataError, nearest
-from fitb.fsio import naming_full_disk, read_json, sha256_file
+from fitb.fsio import naming_full_disk
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+DIGEST_BYTES = 16  # of a document
 
-_REMEDY = "copy the folder again, or remove it and run `fitb prepare` again"
 _MANIFEST_KEYS = ("fingerprint", "length", "shards", "splits", "tokenizer", "settings")
 
 
@@ -59,6 +62,40 @@ def write_shard(path: Path, rows: Columns, *, vocab_size: int, with_offsets: boo
     if with_offsets:
         columns["offset_begin"] = _lists(rows.offset_begin)
         columns["offset_end"] = _lists(rows.offset_end)
+    return _write_stream(path, columns)
+
+
+def write_documents(
+    path: Path,
+    file: NDArray[np.int32],
+    place: NDArray[np.int64],
+    chars: NDArray[np.int32],
+    digest: NDArray[np.uint8],
+) -> int:
+    """Write where the documents of a shard come from, one row each, in the shard's order.
+
+    Args:
+        path: written anew; on disk when the function returns.
+        file: (n,) int32, which of the set's input files.
+        place: (n,) int64, where in that file.
+        chars: (n,) int32, characters of the normalised text.
+        digest: (n, 16) uint8, first half of the sha256 of the normalised text in UTF-8.
+    Returns: size in bytes.
+    Raises: SystemFault where the disk is full.
+    """
+    digests = pa.py_buffer(np.ascontiguousarray(digest, dtype=np.uint8))
+    columns = {
+        "file": pa.array(file, pa.int32()),
+        "place": pa.array(place, pa.int64()),
+        "chars": pa.array(chars, pa.int32()),
+        "digest": pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(DIGEST_BYTES), len(digest), [None, digests]
+        ),
+    }
+    return _write_stream(path, columns)
+
+
+def _write_stream(path: Path, columns: dict[str, pa.Array]) -> int:
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
     with naming_full_disk(path), open(path, "wb") as file:
         with pa.ipc.new_stream(file, batch.schema) as writer:
@@ -101,14 +138,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = read_json(path)
+        return _checked_manifest(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise DataError(
-            f"{folder} is not a shard set: it has no {MANIFEST}; name a folder that"
-            " `fitb prepare` wrote"
-        ) from error
+        raise _no_set(str(folder)) from error
+
+
+def _remote_manifest(remote: Remote) -> dict[str, Any]:
+    try:
+        return _checked_manifest(remote.read(MANIFEST), f"{remote.name}/{MANIFEST}")
+    except MissingFile as error:
+        raise _no_set(remote.name) from error
+
+
+def _no_set(where: str) -> DataError:
+    return DataError(
+        f"{where} is not a shard set: it has no {MANIFEST}; name a folder that `fitb prepare` wrote"
+    )
+
+
+def _checked_manifest(content: bytes, path: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}; {_REMEDY}") from error
+        raise DataError(f"{path} is damaged: {error}; {REMEDY}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
@@ -117,7 +169,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     missing = [key for key in _MANIFEST_KEYS if key not in manifest]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; {_REMEDY}")
+        raise DataError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
     return dict(manifest)
 
 
@@ -141,7 +193,8 @@ class Offsets:
     Args:
         offset_begin: (n, L) int32, first character; 0 for special tokens.
         offset_end: (n, L) int32, one past the last character; 0 for special tokens.
-        doc_begin: (n,) int64, ordinal of the first document of the row; the next follows [SEP].
+        doc_begin: (n,) int64, first document of the row, counted from 0 in its shard file; the
+            next follows [SEP].
     """
 
     offset_begin: NDArray[np.int32]
@@ -149,108 +202,135 @@ class Offsets:
     doc_begin: NDArray[np.int64]
 
 
-class _Shard:
-    """One file: checked and mapped when it is first asked for."""
-
-    def __init__(self, path: Path, sha256: str) -> None:
-        self._path = path
-        self._sha256 = sha256
-        self._lock = threading.Lock()
-        self._columns: dict[str, NDArray[Any]] | None = None
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns as read-only views of the file.
-
-        Raises: DataError where the content is not what the manifest says.
-        """
-        with self._lock:
-            if self._columns is None:
-                found = sha256_file(self._path)
-                if found != self._sha256:
-                    raise DataError(
-                        f"{self._path} is damaged: expected sha256 {self._sha256}, found {found};"
-                        f" {_REMEDY}"
-                    )
-                self._columns = _map_columns(self._path)
-            return self._columns
-
-
-def _map_columns(path: Path) -> dict[str, NDArray[Any]]:
-    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    columns: dict[str, NDArray[Any]] = {}
-    for name in table.column_names:
-        array = table.column(name).chunk(0)
-        if isinstance(array, pa.FixedSizeListArray):
-            flat = array.flatten().to_numpy(zero_copy_only=True)
-            columns[name] = flat.reshape(-1, array.type.list_size)
-        else:
-            columns[name] = array.to_numpy(zero_copy_only=True)
-    return columns
-
-
 @dataclass(frozen=True)
 class ShardSet:
     """The rows of one split, by number.
 
     Rows are numbered through the shards in the manifest's order. Reading is thread-safe; a copy
-    sent to another process opens the folder again.
+    sent to another process opens the set again.
 
     Args:
-        folder: of the manifest.
+        name: of the set in messages, without passwords.
         split: train or validation.
         length: L, tokens in a row.
         fingerprint: of the whole set, both splits.
         shard_rows: rows of each shard.
         manifest: all of it.
+        tokenizer_folder: on this machine.
+        cache: of a remote set; None for a local one.
     """
 
-    folder: Path
+    name: str
     split: str
     length: int
     fingerprint: str
     shard_rows: tuple[int, ...]
     manifest: dict[str, Any] = field(repr=False)
-    _shards: tuple[_Shard, ...] = field(repr=False, compare=False)
+    tokenizer_folder: Path = field(repr=False)
+    cache: Cache | None = field(repr=False, compare=False)
+    _entries: tuple[dict[str, Any], ...] = field(repr=False, compare=False)
+    _mapped: MappedShards = field(repr=False, compare=False)
+    _ends: NDArray[np.int64] = field(repr=False, compare=False)  # of each shard, in rows
+    _again: tuple[Any, ...] = field(repr=False, compare=False)  # arguments of open
 
     @classmethod
-    def open(cls, folder: Path | str, split: str) -> ShardSet:
-        """Open a split; sizes are checked now, contents when first read.
+    def open(
+        cls,
+        where: Path | str,
+        split: str,
+        settings: CacheSettings | None = None,
+        max_mapped: int = 64,
+    ) -> ShardSet:
+        """Open a split; sizes of local files are checked now, contents when first read.
 
-        Raises: DataError that names the folder, split or file that is not as it should be.
+        Args:
+            where: folder, or a URL that fsspec knows.
+            settings: of the cache of a remote set.
+            max_mapped: shards mapped at a time; the shards of one read should be no more.
+        Raises: DataError that names the folder, split or file that is not as it should be; for a
+            remote set ConfigError and SystemFault too, as Remote does.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        entries = [entry for entry in manifest["shards"] if entry["split"] == split]
+        cache = None
+        if is_remote(where):
+            settings = settings or CacheSettings()
+            remote = Remote(str(where), settings.deadline_s)
+            manifest = _remote_manifest(remote)
+            cache = open_cache(remote, manifest, settings)
+        else:
+            manifest = read_manifest(local_folder(where))
+        folder = cache.folder if cache else local_folder(where)
+        name = cache.remote.name if cache else str(folder)
+        entries = tuple(entry for entry in manifest["shards"] if entry["split"] == split)
         if not entries:
             known = list(manifest["splits"])
             raise DataError(
-                f"{folder} has no split {split!r}{nearest(split, known)}; it has {', '.join(known)}"
+                f"{name} has no split {split!r}{nearest(split, known)}; it has {', '.join(known)}"
             )
-        for entry in entries:
-            _check_size(folder / entry["file"], entry["bytes"])
+        for entry in entries if cache is None else ():
+            check_size(folder / entry["file"], entry["bytes"])
+        shard_rows = tuple(entry["rows"] for entry in entries)
         return cls(
-            folder=folder,
+            name=name,
             split=split,
             length=manifest["length"],
             fingerprint=manifest["fingerprint"],
-            shard_rows=tuple(entry["rows"] for entry in entries),
+            shard_rows=shard_rows,
             manifest=manifest,
-            _shards=tuple(_Shard(folder / entry["file"], entry["sha256"]) for entry in entries),
+            tokenizer_folder=folder / TOKENIZER,
+            cache=cache,
+            _entries=entries,
+            _mapped=MappedShards(entries, folder, cache, max_mapped),
+            _ends=np.cumsum(shard_rows),
+            _again=(where, split, settings, max_mapped),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet.open, (self.folder, self.split)
+        return ShardSet.open, self._again
 
     @property
     def num_rows(self) -> int:
-        return sum(self.shard_rows)
+        return int(self._ends[-1])
+
+    @property
+    def shard_bytes(self) -> tuple[int, ...]:
+        return tuple(entry["bytes"] for entry in self._entries)
+
+    def fetch(self, numbers: Iterable[int]) -> None:
+        """Bring shards of a remote set to this node, those that no other process fetches first.
+
+        Raises: as Cache.fetch does.
+        """
+        if self.cache is not None:
+            files = [self._entries[number]["file"] for number in numbers]
+            for file in [file for file in files if not self.cache.fetch(file, wait=False)]:
+                self.cache.fetch(file)
+
+    def documents(self, number: int) -> pa.Table:
+        """Return where the documents of a shard come from: what `write_documents` wrote.
+
+        Raises: DataError where the set does not say, or the file is missing or damaged.
+        """
+        entry = self._entries[number]
+        if "documents_file" not in entry:
+            raise DataError(
+                f"{self.name} does not say where the documents of {entry['file']} come from; run"
+                " `fitb prepare` again"
+            )
+        if self.cache is not None:
+            with self.cache.held(entry["documents_file"]) as path:
+                return map_table(path)
+        path = self.tokenizer_folder.parent / entry["documents_file"]
+        check_size(path, entry["documents_bytes"])
+        check_content(path, entry["documents_sha256"])
+        return map_table(path)
 
     def read(self, rows: NDArray[np.int64]) -> Rows:
         """Return rows in the order asked for.
 
         Args:
             rows: (n,) int64, each in [0, num_rows); repeats are allowed.
-        Raises: DataError where a touched shard is damaged; IndexError where a row does not exist.
+        Raises: DataError where a touched shard is damaged; IndexError where a row does not exist;
+            what Cache.fetch raises.
         """
         ids = np.empty((len(rows), self.length), dtype=np.int64)
         starts = np.empty((len(rows), self.length), dtype=bool)
@@ -266,7 +346,7 @@ class ShardSet:
 
         Args:
             rows: (n,) int64, each in [0, num_rows).
-        Raises: DataError where the split has no offsets, or a touched shard is damaged.
+        Raises: DataError where the split has no offsets; as `read` does.
         """
         begin = np.empty((len(rows), self.length), dtype=np.int32)
         end = np.empty((len(rows), self.length), dtype=np.int32)
@@ -274,7 +354,7 @@ class ShardSet:
         for asked, columns, local in self._by_shard(rows):
             if "offset_begin" not in columns:
                 raise DataError(
-                    f"split {self.split!r} of {self.folder} has no offsets; only validation has"
+                    f"split {self.split!r} of {self.name} has no offsets; only validation has"
                 )
             begin[asked] = columns["offset_begin"][local]
             end[asked] = columns["offset_end"][local]
@@ -286,23 +366,16 @@ class ShardSet:
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]], NDArray[np.int64]]]:
         """Yield (places in `rows`, columns, rows inside the shard) for every shard concerned."""
         rows = np.asarray(rows, dtype=np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
+        if not len(rows):
+            return
+        if rows.min() < 0 or rows.max() >= self.num_rows:
             raise IndexError(
                 f"rows {rows.min()} .. {rows.max()} asked of {self.split!r}, which has"
                 f" {self.num_rows}"
             )
-        ends = np.cumsum(self.shard_rows)
-        shard = np.searchsorted(ends, rows, side="right")
-        for number in np.unique(shard):
-            asked = np.flatnonzero(shard == number)
-            first = ends[number] - self.shard_rows[number]
-            yield asked, self._shards[number].columns(), rows[asked] - first
-
-
-def _check_size(path: Path, expected: int) -> None:
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; {_REMEDY}") from error
-    if found != expected:
-        raise DataError(f"{path} has {found} bytes, expected {expected}; {_REMEDY}")
+        shard = np.searchsorted(self._ends, rows, side="right")
+        order = np.argsort(shard, kind="stable")
+        numbers, begins = np.unique(shard[order], return_index=True)
+        for number, asked in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
+            first = self._ends[number] - self.shard_rows[number]
+            yield asked, self._mapped.columns(number), rows[asked] - first

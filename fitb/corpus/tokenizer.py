@@ -4,16 +4,22 @@ Training is repeatable to the byte. The trainer of `tokenizers` numbers the piec
 word in the order of a hash table with a random seed, and ties between merges follow those numbers,
 so two runs give two vocabularies. Here every character gets one private symbol for the start of a
 word and another for its inside; on words spelt in these symbols the same trainer has no choice.
+
+Added tokens (words of a field) come after the vocabulary and lie in tokenizer.json alone: what they
+replace, and the tokenizer without them, follow from it.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+import logging
 import shutil
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +42,12 @@ SPECIAL_TOKENS = {
 }
 MIN_VOCAB_SIZE = 256
 
+logger = logging.getLogger(__name__)
 _TRAINING_CHARS = 200_000_000  # documents come in random order, so the first are a fair sample
 _MAX_WORD_CHARS = 100  # BERT's limit; a longer word is [UNK]
 _MAX_SYMBOLS = 2000
 _MIN_FREQUENCY = 2
+_CONTINUED = "##"  # begins a piece that continues a word
 _PRIVATE = 0xF0000  # first code point of a plane that text, once normalised, does not use
 
 
@@ -88,12 +96,12 @@ def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
             vocabulary,
             unk_token="[UNK]",
             max_input_chars_per_word=_MAX_WORD_CHARS,
-            continuing_subword_prefix="##",
+            continuing_subword_prefix=_CONTINUED,
         )
     )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUED)
     if vocabulary:
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -170,7 +178,7 @@ def _spell(words: Counter[str], code: dict[tuple[str, bool], str]) -> Iterator[s
 
 def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
     pairs = [symbols[ord(character) - _PRIVATE] for character in piece]
-    return ("##" if pairs[0][1] else "") + "".join(character for character, _ in pairs)
+    return (_CONTINUED if pairs[0][1] else "") + "".join(character for character, _ in pairs)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -237,13 +245,10 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
     Raises: DataError where a file is missing or a special token has no id.
     """
     try:
-        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = _for_text((folder / "tokenizer.json").read_text(encoding="utf-8"))
         settings = read_json(folder / "tokenizer_config.json")
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing; copy the tokenizer folder again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
     ids: dict[str, int] = {}
     for name in SPECIAL_TOKENS:
         token = settings.get(name)
@@ -255,6 +260,14 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
     return tokenizer, SpecialIds(**ids)
 
 
+def _for_text(content: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def tokenizer_fingerprint(folder: Path) -> str:
     """Return the sha256 of what a tokenizer does, whatever its file's layout.
 
@@ -263,20 +276,124 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
     Raises: DataError where tokenizer.json is missing or damaged.
     """
-    path = Path(folder) / "tokenizer.json"
+    return _fingerprint(_read_content(Path(folder)))
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return sha256_json({k: v for k, v in content.items() if k not in ("truncation", "padding")})
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
     try:
         content: dict[str, Any] = read_json(path)
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is missing or damaged: {error}; copy the folder again") from error
-    return sha256_json({k: v for k, v in content.items() if k not in ("truncation", "padding")})
+    return content
 
 
 def describe_tokenizer(folder: Path) -> dict[str, Any]:
-    """Return the manifest's entry: fingerprint, files, vocab_size (largest id + 1), special_ids."""
+    """Return the manifest's entry: fingerprint, files, vocab_size (largest id + 1), special_ids.
+
+    Where tokens were added, also `added`, as `added_tokens` gives them, and `base_fingerprint`, of
+    the tokenizer without them.
+    """
     tokenizer, special = open_tokenizer(folder)
-    return {
+    entry = {
         "fingerprint": tokenizer_fingerprint(folder),
         "files": sorted(path.name for path in folder.iterdir()),
         "vocab_size": max(tokenizer.get_vocab().values()) + 1,
         "special_ids": asdict(special),
     }
+    if added := added_tokens(folder):
+        base = _split(_read_content(folder))[0]
+        entry |= {"added": added, "base_fingerprint": _fingerprint(base)}
+    return entry
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Return the tokens of a file to add: one a line, in UTF-8; blank and repeated ones left out.
+
+    A token is one word: it may hold punctuation (c++, state-of-the-art) but no space.
+
+    Raises: DataError where there is no file, or with the number of the line that is no such token.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    except OSError as error:
+        raise DataError(f"tokens={path}: {error.strerror}; expected a file, one a line") from error
+    tokens = []
+    for number, line in enumerate(lines, 1):
+        try:
+            token = line.decode().strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number} is not UTF-8; save the file in UTF-8") from error
+        if len(token.split()) > 1 or token.startswith(_CONTINUED):
+            raise DataError(
+                f"{path}:{number} is {token!r}; expected one word, without spaces and without"
+                f" {_CONTINUED} before it; correct or remove the line"
+            )
+        tokens.append(token)
+    kept = list(dict.fromkeys(filter(None, tokens)))
+    logger.info("tokens=%d blank_or_repeated=%d file=%s", len(kept), len(lines) - len(kept), path)
+    return kept
+
+
+def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """Add words to a tokenizer in place; those that are one piece already are left out.
+
+    An added token is found where it stands as a word, in the form that the normaliser gives it: in
+    any case where that lowercases. Every other word is cut as before. Adding again does nothing.
+
+    Args:
+        folder: Hugging Face folder of a fast tokenizer; only its tokenizer.json changes.
+        tokens: each one word, as from `read_tokens`.
+    Returns: the new ones, as `added_tokens`.
+    Raises: DataError where the tokenizer would not find a token again, such as one of several Han
+        characters, each of which is a word to BERT.
+    """
+    tokenizer, special = open_tokenizer(folder)
+    content, vocabulary = _read_content(folder), tokenizer.get_vocab()
+    next_id, new = max(vocabulary.values()) + 1, dict[str, int]()
+    for token in tokens:
+        if token in vocabulary:
+            continue
+        normal = tokenizer.normalizer.normalize_str(token) if tokenizer.normalizer else token
+        ids = tokenizer.encode(normal, add_special_tokens=False).ids
+        if not ids or normal.split() != [normal] or normal.startswith(_CONTINUED):
+            raise DataError(f"token {token!r} is no single word for this tokenizer; remove it")
+        if len(ids) > 1 or ids[0] == special.unk:
+            new.setdefault(normal, next_id + len(new))
+    form = {"single_word": True, "lstrip": False, "rstrip": False, "normalized": True}
+    content["added_tokens"] += [
+        {"id": number, "content": token, **form, "special": False} for token, number in new.items()
+    ]
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    extended = _for_text(text)
+    for token, number in new.items():
+        if number not in extended.encode(f"a {token} b", add_special_tokens=False).ids:
+            raise DataError(f"token {token!r} is not found in text by this tokenizer; remove it")
+    if new:
+        write_atomic(folder / "tokenizer.json", text)
+    logger.info("tokens_added=%d tokens_known=%d", len(new), len(tokens) - len(new))
+    return [entry for entry in added_tokens(folder) if entry["token"] in new]
+
+
+def added_tokens(folder: Path) -> list[dict[str, Any]]:
+    """Return by id what was added: `token` (normalised), `id`, `pieces` (its ids before)."""
+    base, added = _split(_read_content(folder))
+    if not added:
+        return []
+    encode = partial(_for_text(json.dumps(base)).encode, add_special_tokens=False)
+    return [
+        {"token": token, "id": number, "pieces": encode(token).ids}
+        for number, token in sorted((entry["id"], entry["content"]) for entry in added)
+    ]
+
+
+def _split(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a tokenizer.json without the tokens added after its vocabulary, and these."""
+    size = len(content["model"]["vocab"])
+    entries = content.get("added_tokens", [])
+    added = [entry for entry in entries if entry["id"] >= size and not entry["special"]]
+    return {**content, "added_tokens": [e for e in entries if e not in added]}, added

@@ -1,15 +1,17 @@
-"""The one collator: masked batches as a pure function of (seed, epoch, row, position).
+"""The one collator: masked rows as a pure function of (seed, epoch, row, position); no torch.
 
-Legend: B rows, L length, K slots per row (fixed by L and the settings, so shapes are static).
+Legend: B rows, L length, K slots per row (fixed by L and the settings, so shapes are static), W the
+most words of any row, T ordinary tokens and M used slots of all rows, one after the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fitb import rng
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 _CHOICE, _SHOWN, _RANDOM, _LENGTH = 11, 12, 13, 14  # what a key is for
 _NEVER = np.uint64(2**64 - 1)
+_BLOCK_TOKENS = 2**14  # masked at a time: arrays of 128 kB that stay in a core's cache
+_SPAN_LENGTHS = 16  # drawn at a time, for the rows that still need them: most rows need no more
 
 
 @dataclass(frozen=True)
@@ -48,44 +52,39 @@ class Vocabulary:
             special_ids=tuple(sorted(tokenizer.all_special_ids)),
         )
 
+    @lru_cache(maxsize=8)  # noqa: B019, a few small values, and equal ones share
     def is_special(self) -> NDArray[np.bool_]:
-        """(size,) bool."""
+        """(size,) bool, read-only."""
         table = np.zeros(self.size, dtype=bool)
         table[list(self.special_ids)] = True
+        table.setflags(write=False)
         return table
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def ordinary_ids(self) -> NDArray[np.int64]:
+        """(size less special ids,) int64, ascending, read-only."""
+        ids = np.flatnonzero(~self.is_special())
+        ids.setflags(write=False)
+        return ids
 
 
 @dataclass(frozen=True)
-class Batch:
+class Masked:
     """Masked rows.
 
     Args:
         input_ids: (B, L) int64, slots replaced.
         attention_mask: (B, L) int64, 1 on real tokens.
-        slots: (B, K) int64, positions in the row; 0 where unused.
+        slots: (B, K) int64, positions in the row, ascending; 0 where unused.
         labels: (B, K) int64, the true token; IGNORE_INDEX where the slot is unused.
         slot_words: (B, K) int64, number of the slot's word in its row; -1 where unused.
     """
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    slots: torch.Tensor
-    labels: torch.Tensor
-    slot_words: torch.Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
-
-    def part(self, begin: int, end: int) -> Batch:
-        return Batch(*(getattr(self, f.name)[begin:end] for f in fields(self)))
-
-    def coverage(self) -> torch.Tensor:
-        """(4,) float64: rows, real tokens, used slots, sum over rows of used slots squared."""
-        used = (self.labels != IGNORE_INDEX).sum(1).double()
-        rows = torch.tensor(len(used), dtype=torch.float64)
-        return torch.stack(
-            [rows, self.attention_mask.sum().double(), used.sum(), used.square().sum()]
-        )
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    slot_words: NDArray[np.int64]
 
 
 def num_slots(length: int, config: MaskConfig) -> int:
@@ -101,8 +100,24 @@ def word_numbers(
     It is -1 for special tokens, and for the tail of a word that was cut before the row began: such
     tokens are never masked.
     """
-    words = np.cumsum(word_starts, axis=1) - 1
-    return np.where(vocabulary.is_special()[input_ids], -1, words)
+    words = np.cumsum(word_starts, axis=1, dtype=np.int64)
+    words -= 1
+    words[np.take(vocabulary.is_special(), input_ids)] = -1
+    return words
+
+
+def budgets(words: NDArray[np.int64], length: int, config: MaskConfig) -> NDArray[np.int64]:
+    """(B,) int64, the most slots of each row.
+
+    It is round(fraction x ordinary tokens), at least 1 where there is one, at most num_slots.
+
+    Args:
+        words: (B, L) int64, of word_numbers.
+    """
+    ordinary = np.count_nonzero(words >= 0, axis=1)
+    wanted = np.round(config.fraction * ordinary).astype(np.int64)
+    budget: NDArray[np.int64] = np.maximum(wanted, np.minimum(ordinary, 1))
+    return np.minimum(budget, num_slots(length, config))
 
 
 def mask_rows(
@@ -114,12 +129,12 @@ def mask_rows(
     seed: int,
     vocabulary: Vocabulary,
     config: MaskConfig,
-) -> Batch:
+) -> Masked:
     """Mask rows: choose slots, then show [MASK], a random token or the token itself in each.
 
-    The budget of a row is round(fraction x ordinary tokens), at least 1 where there is one.
-    `token` meets it exactly; `whole_word` and `span` never cut a word and so may fall short by
-    less than the shortest word left. 80/10/10 after Devlin et al. 2019, section 3.1, per token.
+    `token` meets the budget of a row exactly; `whole_word` and `span` never cut a word and so may
+    fall short by less than the shortest word left. 80/10/10 after Devlin et al. 2019, section 3.1,
+    per token.
 
     Args:
         input_ids: (B, L) int64.
@@ -128,55 +143,110 @@ def mask_rows(
         epochs: (B,) int64, part of the key; evaluation uses its own constant.
         seed: of the run.
     """
-    special = vocabulary.is_special()
-    words = word_numbers(input_ids, word_starts, vocabulary)
-    ordinary = words >= 0
-    budget = np.round(config.fraction * ordinary.sum(1)).astype(np.int64)
-    budget = np.maximum(budget, ordinary.any(1).astype(np.int64))
-    budget = np.minimum(budget, num_slots(input_ids.shape[1], config))
-    where = (epochs[:, None], rows[:, None], np.arange(input_ids.shape[1])[None])
-    key = np.where(ordinary, rng.keyed(seed, _CHOICE, *where), _NEVER)
+    num_rows, length = input_ids.shape
+    shape = (num_rows, num_slots(length, config))
+    masked = Masked(
+        input_ids=input_ids.astype(np.int64),
+        attention_mask=(input_ids != vocabulary.pad_id).astype(np.int64),
+        slots=np.zeros(shape, dtype=np.int64),
+        labels=np.full(shape, IGNORE_INDEX, dtype=np.int64),
+        slot_words=np.full(shape, -1, dtype=np.int64),
+    )
+    step = max(1, _BLOCK_TOKENS // length)
+    for begin in range(0, num_rows, step):
+        block = slice(begin, begin + step)
+        words = word_numbers(input_ids[block], word_starts[block], vocabulary)
+        where = (epochs[block], rows[block])
+        row, place = _choose(words, where, seed, config)
+        number = np.arange(len(row)) - np.searchsorted(row, row)  # of the slot in its row
+        row_in_batch = row + begin
+        labels = input_ids[row_in_batch, place]
+        masked.slots[row_in_batch, number] = place
+        masked.labels[row_in_batch, number] = labels
+        masked.slot_words[row_in_batch, number] = words[row, place]
+        key = (where[0][row], where[1][row], place)
+        masked.input_ids[row_in_batch, place] = _show(labels, key, seed, vocabulary, config)
+    return masked
+
+
+def _show(
+    labels: NDArray[np.int64],
+    key: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    seed: int,
+    vocabulary: Vocabulary,
+    config: MaskConfig,
+) -> NDArray[np.int64]:
+    """(M,) what stands in each slot: [MASK], a random ordinary token, or the token itself."""
+    drawn = rng.uniform(seed, _SHOWN, *key)
+    random = np.flatnonzero(
+        (drawn >= config.mask_share) & (drawn < config.mask_share + config.random_share)
+    )
+    shown = np.where(drawn < config.mask_share, vocabulary.mask_id, labels)
+    pool = vocabulary.ordinary_ids()
+    which = rng.uniform(seed, _RANDOM, *(part[random] for part in key)) * len(pool)
+    shown[random] = pool[which.astype(np.int64)]
+    return shown
+
+
+def _choose(
+    words: NDArray[np.int64],
+    where: tuple[NDArray[np.int64], NDArray[np.int64]],
+    seed: int,
+    config: MaskConfig,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(M,) rows and (M,) places of all slots, in row-major order."""
+    length = words.shape[1]
+    budget = budgets(words, length, config)
+    row_key = tuple(part[:, None] for part in where)
     if config.strategy == "token":
-        chosen = _smallest(key, budget) & ordinary
+        key = rng.keyed(seed, _CHOICE, *row_key, np.arange(length)[None])
+        key[words < 0] = _NEVER
+        row, place = np.nonzero(_smallest(key, budget) & (words >= 0))
+        return row, place
+    tokens = np.flatnonzero(words >= 0)
+    width = int(words.max(initial=0)) + 1
+    word = (words + np.arange(len(words))[:, None] * width).ravel()[tokens]
+    sizes, first = _word_table(tokens, word, (len(words), width), length)
+    key = rng.keyed(seed, _CHOICE, *row_key, first)
+    key[sizes == 0] = _NEVER
+    order = np.argsort(key, axis=1)  # no two keys of a row are equal: a place is hashed one to one
+    if config.strategy == "whole_word":
+        taken = _first_fit(order, sizes, budget)
     else:
-        sizes = _word_sizes(words)
-        order = _words_in_keyed_order(key, words, sizes)
-        if config.strategy == "whole_word":
-            taken = _first_fit(order, sizes, budget)
-        else:
-            lengths = _span_lengths(seed, epochs, rows, order.shape, config)
-            taken = _spans(order, sizes, budget, lengths)
-        chosen = np.take_along_axis(taken, np.maximum(words, 0), axis=1) & ordinary
-    shown = rng.uniform(seed, _SHOWN, *where)
-    pool = np.flatnonzero(~special)
-    drawn = pool[(rng.uniform(seed, _RANDOM, *where) * len(pool)).astype(np.int64)]
-    masked = np.where(chosen & (shown < config.mask_share), vocabulary.mask_id, input_ids)
-    randomised = (shown >= config.mask_share) & (shown < config.mask_share + config.random_share)
-    masked = np.where(chosen & randomised, drawn, masked)
-    return _batch(input_ids, masked, chosen, words, vocabulary, num_slots(key.shape[1], config))
+        taken = _spans(
+            order, sizes, budget, _span_lengths(seed, where, config), config.span_max_words
+        )
+    row, place = np.divmod(tokens[taken.ravel()[word]], length)
+    return row, place
 
 
 def _smallest(key: NDArray[np.uint64], budget: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(B, L) bool, true at the `budget` smallest keys of each row."""
-    rank = np.argsort(np.argsort(key, axis=1, kind="stable"), axis=1, kind="stable")
-    return rank < budget[:, None]
+    """(B, L) bool, true at the `budget` smallest keys of each row, which are all different."""
+    most = int(budget.max(initial=0))
+    if most == 0:
+        return np.zeros(key.shape, dtype=bool)
+    small = np.sort(np.partition(key, most - 1, axis=1)[:, :most], axis=1)
+    last = np.take_along_axis(small, np.maximum(budget, 1)[:, None] - 1, axis=1)
+    return (key <= last) & (budget > 0)[:, None]
 
 
-def _word_sizes(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(B, W) tokens in each word, 0 past a row's last word; W is the most words of any row."""
-    num_rows, width = len(words), int(words.max(initial=0)) + 1
-    flat = (np.arange(num_rows)[:, None] * width + words)[words >= 0]
-    return np.bincount(flat, minlength=num_rows * width).reshape(num_rows, width)
+def _word_table(
+    tokens: NDArray[np.int64], word: NDArray[np.int64], shape: tuple[int, int], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(B, W) tokens in each word, 0 where there is none, and (B, W) places of their first tokens.
 
-
-def _words_in_keyed_order(
-    key: NDArray[np.uint64], words: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """(B, W) word numbers by the key of their first token; words that do not exist come last."""
-    first = np.cumsum(sizes, axis=1) - sizes  # of each word among the row's ordinary tokens
-    packed = np.take_along_axis(key, np.argsort(words < 0, axis=1, kind="stable"), axis=1)
-    word_key = np.take_along_axis(packed, np.minimum(first, key.shape[1] - 1), axis=1)
-    return np.argsort(np.where(sizes > 0, word_key, _NEVER), axis=1, kind="stable")
+    Args:
+        tokens: (T,) flat places of ordinary tokens, ascending.
+        word: (T,) the flat number of each one's word in a table of this shape, ascending.
+    """
+    sizes, first = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    new = np.ones(len(word), dtype=bool)
+    np.not_equal(word[1:], word[:-1], out=new[1:])
+    begins = np.flatnonzero(new)
+    which = word[begins]
+    sizes.ravel()[which] = np.diff(begins, append=len(word))
+    first.ravel()[which] = np.tile(np.arange(length), len(first))[tokens[begins]]
+    return sizes, first
 
 
 def _first_fit(
@@ -186,46 +256,49 @@ def _first_fit(
 
     Done in rounds, each taking the longest run that fits: a word passed over never fits later.
     """
-    ordered = np.take_along_axis(sizes, order, axis=1)
-    taken = np.zeros(order.shape, dtype=bool)  # by place in the order
-    left = budget.copy()
-    open_ = ordered > 0
-    while True:
-        open_ &= ordered <= left[:, None]
-        if not open_.any():
-            break
-        run = np.cumsum(np.where(open_, ordered, 0), axis=1) <= left[:, None]
-        new = open_ & run
-        taken |= new
-        left = left - (ordered * new).sum(1)
-        open_ &= ~new
-    by_word = np.zeros_like(taken)
-    np.put_along_axis(by_word, order, taken, axis=1)
+    by_word = np.zeros(order.shape, dtype=bool)
+    todo = np.flatnonzero(budget > 0)
+    left = budget[todo]
+    end = int(left.max(initial=0))  # of the first round: so many words often are enough
+    while len(todo):
+        words = order[todo, :end]
+        size = np.where(by_word[todo[:, None], words], 0, sizes[todo[:, None], words])
+        size[size > left[:, None]] = 0
+        ends = np.cumsum(size, axis=1)
+        run = (ends <= left[:, None]) & (size > 0)
+        row, place = np.nonzero(run)
+        by_word[todo[row], words[row, place]] = True
+        left = left - np.where(run, ends, 0).max(axis=1, initial=0)
+        more = (left > 0) & ((ends[:, -1] > 0) | (end < order.shape[1]))
+        todo, left, end = todo[more], left[more], order.shape[1]
     return by_word
 
 
 def _span_lengths(
-    seed: int,
-    epochs: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    shape: tuple[int, ...],
-    config: MaskConfig,
-) -> NDArray[np.int64]:
-    """(B, W) span lengths in words: geometric, clipped (Joshi et al. 2020, section 3.1)."""
-    place = np.arange(shape[1])[None]
-    u = rng.uniform(seed, _LENGTH, epochs[:, None], rows[:, None], place)
-    if config.span_p == 1:
-        return np.ones(shape, dtype=np.int64)
-    drawn = 1 + np.floor(np.log1p(-u) / np.log1p(-config.span_p))
-    lengths: NDArray[np.int64] = np.minimum(drawn, config.span_max_words).astype(np.int64)
-    return lengths
+    seed: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], config: MaskConfig
+) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """Return a function from some rows (n,) and span numbers (s,) to lengths in words (n, s).
+
+    They are geometric, clipped (Joshi et al. 2020, section 3.1).
+    """
+
+    def lengths_of(rows: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.int64]:
+        if config.span_p == 1:
+            return np.ones((len(rows), len(spans)), dtype=np.int64)
+        u = rng.uniform(seed, _LENGTH, *(part[rows, None] for part in where), spans)
+        drawn = 1 + np.floor(np.log1p(-u) / np.log1p(-config.span_p))
+        lengths: NDArray[np.int64] = np.minimum(drawn, config.span_max_words).astype(np.int64)
+        return lengths
+
+    return lengths_of
 
 
 def _spans(
     order: NDArray[np.int64],
     sizes: NDArray[np.int64],
     budget: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    lengths_of: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]],
+    longest: int,
 ) -> NDArray[np.bool_]:
     """Take spans of words, the i-th beginning at the i-th word in order: (B, W) bool by word.
 
@@ -233,44 +306,24 @@ def _spans(
     that an earlier span took costs nothing. In a packed row a span may run on into the next text.
     """
     num_words = sizes.shape[1]
-    taken = np.zeros(sizes.shape, dtype=bool)
-    left = budget.copy()
-    all_rows = np.arange(len(sizes))
+    longest = min(longest, num_words)
+    after = ((0, 0), (0, longest))  # words that do not exist, where a span ends
+    sizes, taken = np.pad(sizes, after), np.zeros((len(sizes), num_words + longest), dtype=bool)
+    todo = np.flatnonzero(budget > 0)
+    left, steps = budget[todo], np.arange(longest)
     for i in range(num_words):
-        going = left > 0
-        if not going.any():
+        if i % _SPAN_LENGTHS == 0:
+            lengths = lengths_of(todo, np.arange(i, i + _SPAN_LENGTHS))
+        row, words = todo[:, None], order[todo, i][:, None] + steps
+        size = sizes[row, words]
+        ends = np.cumsum(np.where(taken[row, words], 0, size), axis=1)
+        inside = steps < lengths[:, i % _SPAN_LENGTHS, None]
+        fits = np.logical_and.accumulate(inside & (size > 0) & (ends <= left[:, None]), axis=1)
+        which, step = np.nonzero(fits)
+        taken[todo[which], words[which, step]] = True
+        left = left - np.where(fits, ends, 0).max(axis=1)
+        more = (left > 0) & (size[:, 0] > 0)  # words that do not exist come last
+        todo, left, lengths = todo[more], left[more], lengths[more]
+        if not len(todo):
             break
-        for step in range(int(lengths[going, i].max())):
-            word = order[:, i] + step
-            inside = np.minimum(word, num_words - 1)
-            size = sizes[all_rows, inside]
-            going = going & (step < lengths[:, i]) & (word < num_words) & (size > 0)
-            new = going & ~taken[all_rows, inside]
-            going = going & ~(new & (size > left))
-            new = new & going
-            taken[all_rows[new], inside[new]] = True
-            left = left - np.where(new, size, 0)
-            if not going.any():
-                break
-    return taken
-
-
-def _batch(
-    input_ids: NDArray[np.int64],
-    masked: NDArray[np.int64],
-    chosen: NDArray[np.bool_],
-    words: NDArray[np.int64],
-    vocabulary: Vocabulary,
-    slots_per_row: int,
-) -> Batch:
-    places = np.argsort(~chosen, axis=1, kind="stable")[:, :slots_per_row]
-    used = np.take_along_axis(chosen, places, axis=1)
-    labels = np.take_along_axis(input_ids, places, axis=1)
-    slot_words = np.take_along_axis(words, places, axis=1)
-    return Batch(
-        input_ids=torch.from_numpy(masked),
-        attention_mask=torch.from_numpy((input_ids != vocabulary.pad_id).astype(np.int64)),
-        slots=torch.from_numpy(np.where(used, places, 0)),
-        labels=torch.from_numpy(np.where(used, labels, IGNORE_INDEX)),
-        slot_words=torch.from_numpy(np.where(used, slot_words, -1)),
-    )
+    return taken[:, :num_words]

@@ -3,11 +3,15 @@
 Position p of a run is position p mod N of epoch p div N. In each epoch the shards are permuted, cut
 into windows of a few shards, and the rows of a window are permuted among each other, so that a
 filesystem sees whole shards in turn. World size, workers and micro-batches are unknown here.
+
+Legend: n positions, S shards, W windows of an epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,50 +22,101 @@ _SHARDS, _ROWS = 1, 2  # what a key is for
 
 
 def rows_at(
-    positions: NDArray[np.int64], *, shard_rows: Sequence[int], seed: int, window_shards: int
+    positions: NDArray[np.int64],
+    *,
+    shard_rows: Sequence[int] | NDArray[np.int64],
+    seed: int,
+    window_shards: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the epoch and the row at each position of a run.
 
     Args:
         positions: (n,) int64, each at least 0: rows consumed before this one.
-        shard_rows: rows in each shard, in the manifest's order.
+        shard_rows: (S,) rows in each shard, in the manifest's order; an array spares a conversion.
         seed: of the run.
         window_shards: shards whose rows are shuffled among each other.
     Returns: epochs (n,) and row numbers (n,) in 0 .. sum(shard_rows) - 1, int64; over one epoch
         the row numbers are a permutation.
     """
-    epochs, places = np.divmod(positions, int(sum(shard_rows)))
+    sizes = np.asarray(shard_rows, np.int64)
+    epochs, places = np.divmod(positions, int(sizes.sum()))
     rows = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        rows[here] = _rows_of_epoch(
-            places[here], int(epoch), np.asarray(shard_rows, np.int64), seed, window_shards
-        )
+        shards = _shards_of_epoch(sizes.tobytes(), int(epoch), seed, window_shards)
+        rows[here] = _rows_of_epoch(places[here], int(epoch), shards, seed)
     return epochs, rows
 
 
-def _rows_of_epoch(
-    places: NDArray[np.int64],
-    epoch: int,
-    shard_rows: NDArray[np.int64],
+def windows_from(
+    position: int,
+    *,
+    shard_rows: Sequence[int] | NDArray[np.int64],
     seed: int,
     window_shards: int,
-) -> NDArray[np.int64]:
-    num_shards = len(shard_rows)
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the shards that a run reads from a position on, window by window, without end.
+
+    Args:
+        position: at least 0; the first window is the one that holds it.
+        shard_rows, seed, window_shards: as in rows_at.
+    Yields: (at most window_shards,) int64, shard numbers in the epoch's order; the last window of
+        an epoch may be shorter, and a shard comes again in the next epoch.
+    """
+    sizes = np.asarray(shard_rows, np.int64)
+    epoch, place = divmod(position, int(sizes.sum()))
+    while True:
+        shards = _shards_of_epoch(sizes.tobytes(), epoch, seed, window_shards)
+        first = int(np.searchsorted(shards.window_ends, place, side="right"))
+        for begin in range(first * window_shards, len(sizes), window_shards):
+            yield shards.numbers[begin : begin + window_shards].copy()
+        epoch, place = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The shards of an epoch in its order.
+
+    Args:
+        numbers: (S,) int64, in the manifest.
+        ends: (S,) int64, places of the epoch up to the end of each shard.
+        shift: (S,) int64, row number less place: what the shards before it do not have in common.
+        window_ends: (W,) int64, places of the epoch up to the end of each window.
+    """
+
+    numbers: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    window_ends: NDArray[np.int64]
+
+
+@lru_cache(maxsize=4)  # a batch touches two epochs, a fetcher one; 0.5 MB each at 15,000 shards
+def _shards_of_epoch(shard_rows: bytes, epoch: int, seed: int, window_shards: int) -> _Shards:
+    sizes = np.frombuffer(shard_rows, np.int64)
+    num_shards = len(sizes)
     key = int(rng.keyed(seed, _SHARDS, epoch))
-    shards = rng.permute(np.arange(num_shards), num_shards, key)  # shards in this epoch's order
-    ends = np.cumsum(shard_rows[shards])
-    first_row = np.concatenate([[0], np.cumsum(shard_rows)])[shards]  # of each shard in the corpus
+    numbers = rng.permute(np.arange(num_shards), num_shards, key)
+    ends = np.cumsum(sizes[numbers])
+    first_row = np.cumsum(sizes) - sizes
     last = np.minimum(np.arange(0, num_shards, window_shards) + window_shards, num_shards) - 1
-    window_ends = ends[last]
-    window_begins = np.concatenate([[0], window_ends[:-1]])
-    windows = np.searchsorted(window_ends, places, side="right")
+    return _Shards(
+        numbers=numbers,
+        ends=ends,
+        shift=first_row[numbers] - (ends - sizes[numbers]),
+        window_ends=ends[last],
+    )
+
+
+def _rows_of_epoch(
+    places: NDArray[np.int64], epoch: int, shards: _Shards, seed: int
+) -> NDArray[np.int64]:
+    window_begins = np.concatenate([[0], shards.window_ends[:-1]])
+    windows = np.searchsorted(shards.window_ends, places, side="right")
     rows = np.empty_like(places)
     for window in np.unique(windows):
         here = windows == window
-        begin, size = window_begins[window], window_ends[window] - window_begins[window]
-        window_key = int(rng.keyed(seed, _ROWS, epoch, window))
-        shuffled = begin + rng.permute(places[here] - begin, int(size), window_key)
-        slot = np.searchsorted(ends, shuffled, side="right")  # which shard, in this epoch's order
-        rows[here] = first_row[slot] + shuffled - (ends[slot] - shard_rows[shards[slot]])
+        begin, size = window_begins[window], shards.window_ends[window] - window_begins[window]
+        key = int(rng.keyed(seed, _ROWS, epoch, window))
+        shuffled = begin + rng.permute(places[here] - begin, int(size), key)
+        rows[here] = shuffled + shards.shift[np.searchsorted(shards.ends, shuffled, side="right")]
     return rows

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fitb.config import ObjectiveConfig
-from fitb.data.masking import IGNORE_INDEX, Batch
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX
 from fitb.distill.attention import attention_loss, split_heads
 from fitb.distill.losses import hidden_loss, logits_loss, mlm_loss
 from fitb.errors import ConfigError

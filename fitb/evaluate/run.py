@@ -9,7 +9,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from torch.nn import functional as F  # noqa: N812
 from fitb.config import MaskConfig
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.data.masking import IGNORE_INDEX, Batch, Vocabulary, mask_rows, word_numbers
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, word_numbers
 from fitb.errors import ConfigError
 from fitb.evaluate.metrics import METRICS, RowCounts, summarise
 from fitb.model.contract import check_contract
@@ -40,7 +40,7 @@ class EvaluateConfig:
 
     Args:
         model: Hugging Face folder or hub name with a trained MLM head.
-        shards: folder that `fitb prepare` wrote.
+        shards: folder that `fitb prepare` wrote, or its URL.
         split: of the shards.
         rows: rows used, spread evenly over the split; 0 means all.
         batch: rows per forward pass.
@@ -108,9 +108,10 @@ def count(
                 vocabulary=vocabulary,
                 config=mask,
             )
-            loss, rank = _score(model, masked.to(device))
+            batch = Batch.of(masked)
+            loss, rank = _score(model, batch.to(device))
             words = word_numbers(read.input_ids, read.word_starts, vocabulary)
-            parts.append(_count_rows(chosen, masked, words, loss, rank))
+            parts.append(_count_rows(chosen, batch, words, loss, rank))
     return RowCounts.joined(parts)
 
 
@@ -121,7 +122,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises: ContractError where the model does not fit the shards or has no trained MLM head.
     """
     shards = ShardSet.open(config.shards, config.split)
-    tokenizer = load_tokenizer(Path(config.shards) / "tokenizer")
+    tokenizer = load_tokenizer(shards.tokenizer_folder)
     loaded = load_model(config.model, tokenizer=tokenizer, length=shards.length)
     check_contract(
         tokenizer=tokenizer, manifest=shards.manifest, student=loaded, needs_student_head=True

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from fitb import rng
 from fitb.config import Config, OptimConfig
-from fitb.data.masking import Batch
+from fitb.data.batch import Batch
 from fitb.distill.objective import Objective, Tap
 from fitb.errors import ConfigError, SystemFault, TrainingError
 from fitb.flags import resolve_resource

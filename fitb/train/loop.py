@@ -14,7 +14,7 @@ from fitb import log
 from fitb.config import Config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.train.engine import leave_distributed, start_distributed
-from fitb.train.meter import Meter
+from fitb.train.meter import Meter, embedding_norms
 from fitb.train.milestones import due, evaluate, out_of_patience, save
 from fitb.train.rundir import RunDir, open_run
 from fitb.train.setup import Parts, build
@@ -69,6 +69,8 @@ def _train(parts: Parts, config: Config, run: RunDir, tracker: Tracker, stop: St
         result = engine.train_step(step, micro_batches, counts)
         progress.step = step + 1
         metrics = meter.read(progress.step, result)
+        if metrics:
+            metrics |= embedding_norms(parts)
         if due(progress.step, config.eval.every_steps, config):
             metrics |= evaluate(parts, run, config)
         if metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import torch
 import torch.distributed as dist
 
 from fitb.config import Config
@@ -64,6 +65,28 @@ class Meter:
         self._tokens, self._since_s, self._since_step = 0.0, now, step
         self._since_wait_s = waited_s
         return speed
+
+
+def embedding_norms(parts: Parts) -> dict[str, float]:
+    """How far the student's embeddings of added tokens are from those of the others.
+
+    All ranks take part, as under ZeRO-3 each holds a part of the rows. Gathers the matrix, once on
+    a logged step, and only where tokens were added.
+
+    Returns: mean L2 norms of the rows, `embeddings/added_norm` and `embeddings/norm`; else nothing.
+    """
+    if not parts.added_ids:
+        return {}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    student = parts.engine.objective.student.model
+    norms = safe_get_full_fp32_param(student.get_input_embeddings().weight).norm(dim=1)
+    added = torch.zeros(len(norms), dtype=torch.bool, device=norms.device)
+    added[list(parts.added_ids)] = True
+    return {
+        "embeddings/added_norm": float(norms[added].mean()),
+        "embeddings/norm": float(norms[~added].mean()),
+    }
 
 
 def terms(

@@ -11,6 +11,7 @@ import torch
 
 from fitb import fsio
 from fitb.config import Config, ObjectiveConfig
+from fitb.corpus.cache import CacheSettings
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
@@ -18,6 +19,7 @@ from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective, layer_map
 from fitb.errors import CheckpointError, DataError
 from fitb.model.contract import check_contract
+from fitb.model.extend import extended
 from fitb.model.load import load_model, num_parameters
 from fitb.train import checkpoint
 from fitb.train.engine import Engine
@@ -44,7 +46,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that the loop moves."""
+    """Everything that the loop moves.
+
+    Args:
+        added_ids: of tokens that were added to the vocabulary, ascending; most often none.
+    """
 
     engine: Engine
     stream: RowStream
@@ -53,6 +59,7 @@ class Parts:
     tokenizer: Any
     fingerprint: str
     progress: Progress
+    added_ids: tuple[int, ...] = ()
 
 
 def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
@@ -60,11 +67,13 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
 
     Raises: ConfigError, DataError, ContractError, CheckpointError; all before the first row.
     """
-    shards = ShardSet.open(config.data.shards, "train")
-    validation = (
-        ShardSet.open(config.data.shards, "validation") if config.eval.every_steps else None
-    )
-    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    data = config.data
+    cache = CacheSettings(data.cache_dir, data.cache_gb, data.fetch_deadline_s)
+    shards = ShardSet.open(data.shards, "train", cache, max_mapped=2 * data.window_shards)
+    validation = None
+    if config.eval.every_steps:
+        validation = ShardSet.open(data.shards, "validation", cache)
+    tokenizer = load_tokenizer(shards.tokenizer_folder)
     objective, teacher = _models(config, shards, tokenizer)
     found = checkpoint.choose(run.checkpoints, world)
     manifest, tensors = _read(found, shards.fingerprint, objective) if found else ({}, {})
@@ -88,7 +97,16 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         prefetch_steps=config.data.prefetch_steps,
         seed=config.seed,
     )
-    return Parts(engine, stream, validation, vocabulary, tokenizer, shards.fingerprint, progress)
+    return Parts(
+        engine,
+        stream,
+        validation,
+        vocabulary,
+        tokenizer,
+        shards.fingerprint,
+        progress,
+        tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
+    )
 
 
 def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Any]:
@@ -109,6 +127,8 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
             seed=config.seed + 1,
             attn_implementation=config.model.attn_implementation,
         )
+    entry = shards.manifest["tokenizer"]
+    student, teacher = extended(student, entry), teacher and extended(teacher, entry)
     terms: ObjectiveConfig = config.objective
     check_contract(
         tokenizer=tokenizer,

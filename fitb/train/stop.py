@@ -15,7 +15,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from fitb.data.masking import Batch
+from fitb.data.batch import Batch
 from fitb.errors import DataError, FitbError, SystemFault
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)

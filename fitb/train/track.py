@@ -17,6 +17,7 @@ from typing import Any
 
 from fitb import fsio
 from fitb.config import Config, flatten
+from fitb.corpus.remote import redacted
 from fitb.train.rundir import RunDir
 from fitb.world import World
 
@@ -147,7 +148,10 @@ def _init_wandb(run: RunDir, config: Config, run_id: str, mode: str) -> Any:
         project=config.track.project,
         entity=config.track.entity,
         name=config.track.name or run.name,
-        config=flatten(config),
+        config={
+            key: redacted(value) if isinstance(value, str) else value
+            for key, value in flatten(config).items()
+        },
         settings=wandb.Settings(silent=True, init_timeout=30),
     )
     started.define_metric(STEP)

@@ -6,11 +6,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import job
-import pytest
 
 
 def refusal(flags: list[str], run_dir: Path, **kwargs: dict[str, str]) -> str:
@@ -142,20 +140,6 @@ def test_a_deepspeed_file_that_sets_a_number_of_fitbs_is_refused(
     mine.write_text('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}')
     line = refusal([*quick_flags, "--ds_config", str(mine)], tmp_path / "run")
     assert "gradient_clipping" in line and str(mine) in line
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small filesystem needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_no_space_while_saving_leaves_the_earlier_checkpoint_good(

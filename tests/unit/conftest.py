@@ -1,16 +1,32 @@
-"""What several rooms need: a small English tokenizer and tiny models; no network."""
+"""What several rooms need: a small tokenizer, models, a corpus and its shard set; no network."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
+from fitb.prepare.config import PrepareConfig
+from fitb.prepare.run import prepare
 
 ENGLISH = [
     "the quick brown fox jumps over the lazy dog while the others are watching it",
     "a reader opens a book and reads the first page of the story again and again",
     "walking home she was thinking of the capital of france and of its rivers",
 ]
+
+WORDS = """
+    the reader of a shard asks for rows and gets them in order when nothing is broken but isn't
+    tokenization unbelievable internationalization caf\u00e9 na\u00efve \u4e2d\u6587 x_y 3.14
+    [MASK] [SEP] http://a.b/c state-of-the-art distillation teacher student hidden attention
+    """
+SYLLABLES = "ba de ki lo mu ra se ti vo nu pel dor gan fis wex"
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +72,56 @@ def make_folder(tmp_path, tokenizer):
         return str(folder)
 
     return make
+
+
+def random_texts(number: int, seed: int) -> list[str]:
+    """Return different texts of 1 to 60 words, one in ten of them made up."""
+    draw = random.Random(seed)
+    words, syllables = WORDS.split(), SYLLABLES.split()
+    words += ["".join(draw.choices(syllables, k=draw.randint(2, 6))) for _ in range(100)]
+    weights = [9.0 / (len(words) - 100)] * (len(words) - 100) + [0.01] * 100
+    return [
+        f"text {place} " + " ".join(draw.choices(words, weights, k=draw.randint(1, 60)))
+        for place in range(number)
+    ]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return random_texts(400, seed=1)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_config(text_file: Path) -> Callable[..., PrepareConfig]:
+    """Small settings for a folder, with changes."""
+
+    def make(out: Path, **changes: Any) -> PrepareConfig:
+        settings = {
+            "source": "text",
+            "files": [str(text_file)],
+            "vocab_size": 300,
+            "length": 32,
+            "validation_fraction": 0.1,
+            "shard_mb": 0.02,
+            "workers": 1,
+        }
+        return PrepareConfig(out=str(out), **{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shard_set(
+    tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., PrepareConfig]
+) -> Path:
+    """A set of several small shards; tests that damage it copy it first."""
+    out = tmp_path_factory.mktemp("sets") / "set"
+    prepare(make_config(out))
+    return out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -35,6 +36,9 @@ REJECTED: list[tuple[type[Any], dict[str, Any], str]] = [
     (Geometry, {"num_hidden_layers": 0}, "num_hidden_layers=0"),
     (DataConfig, {"window_shards": 0}, "window_shards=0"),
     (DataConfig, {"prefetch_steps": -1}, "prefetch_steps=-1"),
+    (DataConfig, {"cache_gb": -0.5}, "cache_gb=-0.5"),
+    (DataConfig, {"cache_gb": math.nan}, "cache_gb=nan"),
+    (DataConfig, {"fetch_deadline_s": -1.0}, "fetch_deadline_s=-1.0"),
     (MaskConfig, {"fraction": 0.0}, "fraction=0"),
     (MaskConfig, {"fraction": 1.0}, "fraction=1"),
     (MaskConfig, {"fraction": float("nan")}, "fraction=nan"),
@@ -239,6 +243,7 @@ def test_flatten_gives_dotted_keys():
         {"micro_batch": 1},
         {"ds_config": "zero1"},
         {"data": DataConfig(shards="elsewhere", prefetch_steps=0)},
+        {"data": DataConfig(cache_dir="elsewhere", cache_gb=1.0, fetch_deadline_s=9.0)},
         {"track": TrackConfig(every_steps=1, wandb="disabled", name="other")},
         {"checkpoint": CheckpointConfig(every_steps=1, keep_last=5)},
         {"stop": StopConfig(time_budget_min=1.0)},

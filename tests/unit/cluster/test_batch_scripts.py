@@ -221,10 +221,18 @@ def test_missing_interpreter_ends_with_93(batch: Batch) -> None:
     assert "no-such-python" in output
 
 
-@pytest.mark.parametrize("name", ["prepare", "evaluate"])
-def test_single_task_script_becomes_the_fitb_command(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("evaluate", ["5", "-m", "fitb", "evaluate"]),
+        ("prepare", ["", "-m", "fitb.prepare.slurm", "--cluster", "slurm"]),
+    ],
+)
+def test_single_task_script_becomes_its_command(
+    tmp_path: Path, name: str, words: list[str]
+) -> None:
     python = tmp_path / "python"
-    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$OMP_NUM_THREADS" "$@"\nexit 3\n')
+    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "${OMP_NUM_THREADS-}" "$@"\nexit 3\n')
     python.chmod(0o755)
     done = subprocess.run(
         ["bash", str(ROOT / "slurm" / f"{name}.sh"), "--out", "a b"],
@@ -234,4 +242,4 @@ def test_single_task_script_becomes_the_fitb_command(tmp_path: Path, name: str) 
         check=False,
     )
     assert done.returncode == 3
-    assert done.stdout.splitlines() == ["5", "-m", "fitb", name, "--out", "a b"]
+    assert done.stdout.splitlines() == [*words, "--out", "a b"]

@@ -179,4 +179,4 @@ def test_launchers_explain_themselves_without_torch(name: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "--tasks_per_node" in done.stdout
+    assert "--tasks" in done.stdout

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fitb.corpus.chunk import Columns, concatenate, pack, stream_of, token_streams
+from fitb.corpus.chunk import Columns, concatenate, pack, stream_of, token_streams, windows
 from fitb.corpus.tokenizer import SpecialIds, open_tokenizer
 
 LENGTHS = (8, 9, 16, 33, 64)
@@ -23,9 +23,8 @@ def opened(tokenizer_folder: Path) -> Opened:
 def packed(opened: Opened, texts: list[str], length: int, *, per_stream: int = 0) -> Columns:
     tokenizer, special = opened
     if not per_stream:
-        return concatenate(
-            list(pack(token_streams(texts, tokenizer, special.sep), length, special))
-        )
+        streams = [stream for stream, _ in token_streams(texts, tokenizer, special) if stream]
+        return concatenate(list(pack(streams, length, special)))
     parts = [
         stream_of(
             tokenizer.encode_batch(texts[begin : begin + per_stream], add_special_tokens=False),
@@ -169,3 +168,60 @@ def test_characters_point_into_the_text(opened: Opened, texts: list[str]) -> Non
         if end and number != special.unk:
             piece = tokenizer.id_to_token(int(number)).removeprefix("##")
             assert piece == text[begin:end].lower().replace("\u00e9", "e").replace("\u00ef", "i")
+
+
+def windowed(opened: Opened, texts: list[str], length: int, stride: int) -> Columns:
+    tokenizer, special = opened
+    streams = [stream for stream, _ in token_streams(texts, tokenizer, special) if stream]
+    return concatenate(list(windows(streams, length, special, stride=stride)))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("share", [0.25, 0.6, 1.0])
+def test_windows_hold_every_token_of_their_document_in_order(
+    opened: Opened, texts: list[str], length: int, share: float
+) -> None:
+    tokenizer, special = opened
+    stride = max(1, round(share * (length - 2)))
+    rows = windowed(opened, texts, length, stride)
+    kept = ordinary(rows, special)
+    assert (rows.doc_end - rows.doc_begin == 1).all()
+    for ordinal, text in enumerate(texts):
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        mine = np.flatnonzero(rows.doc_begin == ordinal)
+        found: list[tuple[int, int, int]] = []
+        for row in mine:
+            places = kept[row].nonzero()[0]
+            assert places.tolist() == list(range(1, len(places) + 1))
+            tail = rows.input_ids[row, len(places) + 1 :].tolist()
+            assert tail == [special.sep] + [special.pad] * (len(tail) - 1)
+            part = [
+                (
+                    int(rows.input_ids[row, p]),
+                    int(rows.offset_begin[row, p]),
+                    int(rows.offset_end[row, p]),
+                )
+                for p in places
+            ]
+            at = next(n for n in range(len(found) + 1) if found[n:] == part[: len(found) - n])
+            assert len(mine) == 1 or len(found[:at] + part) > len(found)
+            found = found[:at] + part
+        whole = [(i, *o) for i, o in zip(encoding.ids, encoding.offsets, strict=True)]
+        assert found == whole
+
+
+@pytest.mark.parametrize("length", [16, 33])
+def test_windows_begin_at_words_and_overlap_by_what_the_stride_leaves(
+    opened: Opened, texts: list[str], length: int
+) -> None:
+    _, special = opened
+    stride = (length - 2) // 2
+    rows = windowed(opened, texts, length, stride)
+    sizes = ordinary(rows, special).sum(axis=1)
+    again = np.flatnonzero(rows.doc_begin[1:] == rows.doc_begin[:-1])
+    assert len(again) > 100
+    begins = rows.word_starts[:, 1]
+    assert begins.mean() > 0.9
+    assert (sizes <= length - 2).all()
+    overlap = rows.char_end[again] - rows.char_begin[again + 1]
+    assert (overlap > 0).all()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from fitb.corpus.chunk import Columns
-from fitb.corpus.shards import ShardSet, id_type, in_shards, write_shard
+from fitb.corpus.shards import ShardSet, id_type, in_shards, write_documents, write_shard
 from fitb.errors import DataError
 from fitb.fsio import sha256_file
 
@@ -40,7 +40,7 @@ def write_set(folder: Path, columns: Columns, shard_rows: int, split: str = "tra
         size = write_shard(path, part, vocab_size=300, with_offsets=split == "validation")
         entry = {"file": path.name, "split": split, "rows": len(part), "bytes": size}
         entries.append({**entry, "sha256": sha256_file(path)})
-    manifest = {"format_version": 1, "fingerprint": "f", "length": columns.input_ids.shape[1]}
+    manifest = {"format_version": 2, "fingerprint": "f", "length": columns.input_ids.shape[1]}
     rest = {"shards": entries, "splits": {split: {}}, "tokenizer": {}, "settings": {}}
     (folder / "manifest.json").write_text(json.dumps({**manifest, **rest}))
 
@@ -114,7 +114,7 @@ def test_word_starts_are_little_endian_bits(tmp_path: Path) -> None:
 def test_columns_are_views_of_the_file(shard_set: Path) -> None:
     shards = ShardSet.open(shard_set, "train")
     before = pa.total_allocated_bytes()
-    columns = shards._shards[0].columns()
+    columns = shards._mapped.columns(0)
     assert pa.total_allocated_bytes() - before < 1000
     assert not any(column.flags.writeable or column.flags.owndata for column in columns.values())
 
@@ -145,7 +145,7 @@ def test_a_shard_is_hashed_once_though_many_threads_read_it(
         hashed.append(path)
         return sha256_file(path)
 
-    monkeypatch.setattr("fitb.corpus.shards.sha256_file", counting)
+    monkeypatch.setattr("fitb.corpus.mapped.sha256_file", counting)
     shards = ShardSet.open(shard_set, "train")
     assert not hashed
     rows = np.arange(shards.num_rows)
@@ -155,16 +155,107 @@ def test_a_shard_is_hashed_once_though_many_threads_read_it(
     assert all((result == results[0]).all() for result in results)
 
 
+def mapped_files(folder: Path) -> set[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {Path(line.split()[-1]).name for line in lines if str(folder) in line}
+
+
+def test_few_shards_stay_mapped_and_none_is_hashed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = random_columns(50, 8)
+    write_set(tmp_path, columns, 5)
+    hashed: list[Path] = []
+    monkeypatch.setattr(
+        "fitb.corpus.mapped.sha256_file", lambda path: hashed.append(path) or sha256_file(path)
+    )
+    shards = ShardSet.open(tmp_path, "train", max_mapped=3)
+    for asked in [np.arange(50), np.arange(50)[::-1], np.array([0, 49, 25])]:
+        assert (shards.read(asked).input_ids == columns.input_ids[asked]).all()
+    assert mapped_files(tmp_path) == {f"train-{number:05d}.arrow" for number in (0, 5, 9)}
+    assert len(hashed) == 10
+
+
+def test_a_file_url_is_read_in_place(shard_set: Path) -> None:
+    there, here = (
+        ShardSet.open(where, "train") for where in (f"file://{shard_set}", str(shard_set))
+    )
+    assert there == here
+    assert there.cache is None
+    assert there.tokenizer_folder == shard_set / "tokenizer"
+
+
+def write_set_with_documents(folder: Path) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(2)
+    written = {
+        "file": draw.integers(0, 9, 12, dtype=np.int32),
+        "place": draw.integers(0, 2**40, 12),
+        "chars": draw.integers(1, 2**20, 12, dtype=np.int32),
+        "digest": draw.integers(0, 256, (12, 16), dtype=np.uint8),
+    }
+    written["digest"][3:5] = 0  # no byte of a digest is an end
+    write_set(folder, random_columns(12, 8), 6)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    path = folder / "train-00001.documents.arrow"
+    size = write_documents(path, **written)
+    manifest["shards"][1] |= {
+        "documents": 12,
+        "documents_file": path.name,
+        "documents_bytes": size,
+        "documents_sha256": sha256_file(path),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return written
+
+
+def test_where_documents_come_from_is_read_back(tmp_path: Path) -> None:
+    written = write_set_with_documents(tmp_path)
+    table = ShardSet.open(tmp_path, "train").documents(1)
+    assert [str(kind) for kind in table.schema.types] == [
+        "int32",
+        "int64",
+        "int32",
+        "fixed_size_binary[16]",
+    ]
+    for name in ("file", "place", "chars"):
+        assert table[name].to_pylist() == written[name].tolist()
+    assert table["digest"].to_pylist() == [bytes(digest) for digest in written["digest"]]
+
+
+def test_a_shard_without_documents_may_be_written(tmp_path: Path) -> None:
+    none = np.zeros(0, np.int32)
+    write_documents(tmp_path / "a", none, none.astype(np.int64), none, np.zeros((0, 16), np.uint8))
+    assert pa.ipc.open_stream(pa.memory_map(str(tmp_path / "a"))).read_all().num_rows == 0
+
+
+def test_documents_that_are_not_there_or_not_right_are_named(tmp_path: Path) -> None:
+    write_set_with_documents(tmp_path)
+    shards = ShardSet.open(tmp_path, "train")
+    with pytest.raises(DataError, match=r"where the documents of train-00000\.arrow come from"):
+        shards.documents(0)
+    path = tmp_path / "train-00001.documents.arrow"
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"documents\.arrow is damaged: expected sha256"):
+        shards.documents(1)
+    path.unlink()
+    with pytest.raises(DataError, match=r"documents\.arrow is missing"):
+        shards.documents(1)
+    shards.read(np.arange(12))  # rows do without
+
+
 def test_a_folder_that_is_no_shard_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not a shard set: it has no manifest\.json"):
         ShardSet.open(tmp_path / "nowhere", "train")
-    (tmp_path / "manifest.json").write_text('{"format_version": 1,')
+    (tmp_path / "manifest.json").write_text('{"format_version": 2,')
     with pytest.raises(DataError, match="damaged"):
         ShardSet.open(tmp_path, "train")
-    (tmp_path / "manifest.json").write_text('{"format_version": 99}')
-    with pytest.raises(DataError, match="format_version 99, this fitb reads 1"):
-        ShardSet.open(tmp_path, "train")
-    (tmp_path / "manifest.json").write_text('{"format_version": 1, "length": 8}')
+    for other in (1, 99):
+        (tmp_path / "manifest.json").write_text(json.dumps({"format_version": other}))
+        with pytest.raises(DataError, match=f"format_version {other}, this fitb reads 2; use the"):
+            ShardSet.open(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text('{"format_version": 2, "length": 8}')
     with pytest.raises(DataError, match="lacks fingerprint, shards"):
         ShardSet.open(tmp_path, "train")
 

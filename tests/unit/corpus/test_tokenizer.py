@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fitb.corpus.chunk import stream_of
 from fitb.corpus.tokenizer import (
+    add_tokens,
+    added_tokens,
     describe_tokenizer,
+    load_tokenizer,
     open_tokenizer,
+    read_tokens,
     take_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
@@ -133,3 +140,178 @@ def test_a_folder_without_its_files_is_an_error_that_names_them(tmp_path: Path) 
 def test_training_on_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no word"):
         train_tokenizer([""], 300, tmp_path)
+
+
+ADDED = [
+    "covid",
+    "TensorFlow",
+    "state-of-the-art",
+    "na\u00efvet\u00e9",
+    "c++",
+    ".net",
+    "__init__",
+    "x86_64",
+]
+
+
+@pytest.fixture
+def extended(tokenizer_folder: Path, tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path / "extended"
+    shutil.copytree(tokenizer_folder, folder)
+    return folder, add_tokens(folder, ADDED)
+
+
+def test_added_tokens_follow_the_vocabulary_and_name_the_pieces_they_replace(
+    tokenizer_folder: Path, extended: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    folder, added = extended
+    before, _ = open_tokenizer(tokenizer_folder)
+    after, _ = open_tokenizer(folder)
+    assert [entry["id"] for entry in added] == list(range(300, 300 + len(ADDED)))
+    for token, entry in zip(ADDED, added, strict=True):
+        pieces = before.encode(token, add_special_tokens=False).ids
+        assert entry["pieces"] == pieces and len(pieces) > 1
+        assert entry["token"] == before.normalizer.normalize_str(token)
+        assert after.id_to_token(entry["id"]) == entry["token"]
+    assert added_tokens(folder) == added
+
+
+def test_an_added_token_is_one_word_in_any_case_with_its_offsets(
+    extended: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, added = extended
+    tokenizer, special = open_tokenizer(folder)
+    for token, entry in zip(ADDED, added, strict=True):
+        for form in (token, token.lower(), token.upper()):
+            text = f"the {form}, ({form}) rows {form}"
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            places = [i for i, number in enumerate(encoding.ids) if number == entry["id"]]
+            assert len(places) == 3, form
+            assert [text[slice(*encoding.offsets[i])] for i in places] == [form] * 3
+            stream = stream_of([encoding], special.sep)
+            words = encoding.word_ids
+            for i in places:
+                assert words.count(words[i]) == 1
+                assert stream.starts[i] and (i + 1 == len(words) or stream.starts[i + 1])
+
+
+def test_other_words_are_cut_as_before_also_those_that_hold_an_added_token(
+    tokenizer_folder: Path, texts: list[str], extended: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    before, _ = open_tokenizer(tokenizer_folder)
+    after, _ = open_tokenizer(extended[0])
+    inside = ["covids", "recovid", "covid19", "tensorflows", "ac++", "x.nets", "my__init__s"]
+    plain = [text.replace("state-of-the-art", "") for text in texts]
+    for text in [*plain, *inside, " ".join(inside), "[MASK] [SEP] net c init naive"]:
+        ours, theirs = (
+            tokenizer.encode(text, add_special_tokens=False) for tokenizer in (after, before)
+        )
+        assert ours.ids == theirs.ids
+        assert ours.offsets == theirs.offsets
+        assert ours.word_ids == theirs.word_ids
+    beside = after.encode("unbelievable covid unbelievable", add_special_tokens=False)
+    alone = before.encode("unbelievable", add_special_tokens=False).ids
+    assert beside.ids == [*alone, 300, *alone]
+
+
+def test_text_with_added_tokens_is_decoded_to_itself(
+    extended: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    tokenizer, _ = open_tokenizer(extended[0])
+    text = "the reader of covid asks tensorflow for a state-of-the-art order"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_transformers_reads_writes_and_copies_added_tokens(
+    extended: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder, added = extended
+    load_tokenizer(folder).save_pretrained(tmp_path / "saved")
+    take_tokenizer(str(folder), tmp_path / "taken")
+    ours, _ = open_tokenizer(folder)
+    for copy in (folder, tmp_path / "saved", tmp_path / "taken"):
+        assert added_tokens(copy) == added
+        assert tokenizer_fingerprint(copy) == tokenizer_fingerprint(folder)
+        theirs = AutoTokenizer.from_pretrained(copy)
+        assert len(theirs) == 300 + len(added)
+        text = "COVID covids and TensorFlow"
+        assert theirs(text, add_special_tokens=False).input_ids == (
+            ours.encode(text, add_special_tokens=False).ids
+        )
+
+
+def test_the_manifest_holds_what_was_added_and_the_fingerprint_without_it(
+    tokenizer_folder: Path, extended: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    folder, added = extended
+    entry = describe_tokenizer(folder)
+    assert entry["added"] == added
+    assert entry["vocab_size"] == 300 + len(added)
+    assert entry["base_fingerprint"] == tokenizer_fingerprint(tokenizer_folder)
+    assert entry["fingerprint"] == tokenizer_fingerprint(folder) != entry["base_fingerprint"]
+    assert "added" not in describe_tokenizer(tokenizer_folder)
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_tokens_that_are_one_piece_already_or_twice_are_not_added(
+    extended: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, added = extended
+    before = (folder / "tokenizer.json").read_bytes()
+    assert add_tokens(folder, [*ADDED, "COVID", "The", "[MASK]", "a"]) == []
+    assert (folder / "tokenizer.json").read_bytes() == before
+    more = add_tokens(folder, ["Numpy", "covid", "numpy"])
+    assert [entry["token"] for entry in more] == ["numpy"]
+    assert added_tokens(folder) == added + more
+
+
+@pytest.mark.parametrize("token", ["\u6211\u4eec", "new york", "\u00ad", "##ing"])
+def test_what_no_text_would_give_as_one_word_is_refused(
+    tokenizer_folder: Path, tmp_path: Path, token: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tokenizer_folder, folder)
+    with pytest.raises(DataError, match="no single word for this tokenizer"):
+        add_tokens(folder, ["covid", token])
+    assert tokenizer_fingerprint(folder) == tokenizer_fingerprint(tokenizer_folder)
+
+
+def test_a_cased_tokenizer_matches_an_added_token_in_its_case(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cased"
+    shutil.copytree(tokenizer_folder, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    number = add_tokens(folder, ["TensorFlow"])[0]["id"]
+    tokenizer, _ = open_tokenizer(folder)
+    assert tokenizer.encode("a TensorFlow").ids.count(number) == 1
+    assert number not in tokenizer.encode("a tensorflow").ids
+
+
+def test_a_file_of_tokens_is_read_in_order_without_blank_and_repeated_lines(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tokens.txt"
+    path.write_bytes(b"\xef\xbb\xbfcovid\r\n\n  c++ \ncovid\nna\xc3\xafve")
+    assert read_tokens(path) == ["covid", "c++", "na\u00efve"]
+
+
+def test_a_file_that_is_no_list_of_tokens_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.txt"
+    with pytest.raises(DataError, match="tokens.txt: No such file"):
+        read_tokens(path)
+    with pytest.raises(DataError, match="Is a directory"):
+        read_tokens(tmp_path)
+    for content, words in (
+        (b"covid\n\nnew york\n", "tokens.txt:3 is 'new york'; expected one word"),
+        (b"##ing\n", "tokens.txt:1 is '##ing'"),
+        (b"covid\n\xff\n", "tokens.txt:2 is not UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=re.escape(words)) as caught:
+            read_tokens(path)
+        assert "\n" not in str(caught.value)

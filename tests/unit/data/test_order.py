@@ -1,9 +1,12 @@
 """The order of rows: what an epoch is, random access, windows, and the shares of ranks."""
 
+import hashlib
+from itertools import islice
+
 import numpy as np
 import pytest
 
-from fitb.data.order import rows_at
+from fitb.data.order import rows_at, windows_from
 from fitb.data.stream import positions_of_rank
 from fitb.world import World
 
@@ -137,3 +140,75 @@ def test_the_shares_of_ranks_in_turn_are_the_global_batch(size):
 def test_the_order_of_a_seed_is_pinned():
     """A change here is a change of every run's order."""
     assert order(0, 8, shard_rows=(4, 4), window_shards=2)[1].tolist() == [0, 1, 2, 6, 3, 4, 7, 5]
+
+
+def test_the_order_of_many_settings_is_pinned_to_the_bit():
+    """The digest is that of the first form of the code: written plainly, before it was fast."""
+    digest = hashlib.sha256()
+    for shard_rows, window_shards, begin, size in (
+        (UNEVEN, 3, 0, 200),
+        ((4, 0, 4), 1, 0, 40),
+        ((65536,) * 300, 16, 3 * 10**9 + 5, 4096),
+        ((10**9, 10**9 + 7), 2, 10**15, 100),
+        ((5000, 1, 77, 65536), 2, 60000, 200000),
+    ):
+        for seed in (0, 7, -1):
+            for part in order(begin, begin + size, shard_rows, seed, window_shards):
+                digest.update(part.astype("<i8").tobytes())
+    assert digest.hexdigest() == "fcdd83d7c5432b472a724f37b669d0c137f8c423ccbf8f3f6aae54e4219e035b"
+
+
+def test_sizes_of_shards_may_come_as_a_tuple_a_list_or_an_array():
+    expected = order(0, 300)
+    for shard_rows in (list(UNEVEN), np.array(UNEVEN), np.array(UNEVEN, np.int32)):
+        for part, wanted in zip(order(0, 300, shard_rows=shard_rows), expected, strict=True):
+            assert np.array_equal(part, wanted)
+
+
+def test_an_array_of_sizes_that_changes_afterwards_is_not_remembered():
+    sizes = np.array(UNEVEN)
+    order(0, 80, shard_rows=sizes)
+    sizes[:] = sizes[::-1]
+    fresh = order(0, 80, shard_rows=UNEVEN[::-1])
+    assert np.array_equal(order(0, 80, shard_rows=sizes)[1], fresh[1])
+
+
+def windows_by_rows(position, num_windows, shard_rows, seed, window_shards):
+    """The same windows, found by reading every row from the beginning of the epoch on."""
+    num_rows, ends = sum(shard_rows), np.cumsum(shard_rows)
+    begin = position // num_rows * num_rows
+    found = []
+    while len(found) < num_windows:
+        rows = order(begin, (begin // num_rows + 1) * num_rows, shard_rows, seed, window_shards)[1]
+        shards = np.searchsorted(ends, rows, side="right")
+        window = list(dict.fromkeys(shards.tolist()))[:window_shards]
+        begin += sum(shard_rows[number] for number in window)
+        if begin > position:
+            found.append(set(window))
+    return found
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 3, 7, 100])
+def test_windows_hold_the_shards_of_the_rows_from_a_position_on(window_shards):
+    for seed in (0, 9):
+        settings = {"shard_rows": UNEVEN, "seed": seed, "window_shards": window_shards}
+        for position in (0, 1, 40, 79, 80, 81, 200, 399, 10**6 + 13):
+            found = list(islice(windows_from(position, **settings), 12))
+            expected = windows_by_rows(position, 12, **settings)
+            assert [set(window.tolist()) for window in found] == expected
+            assert all(window.dtype == np.int64 for window in found)
+
+
+def test_every_epoch_of_windows_holds_every_shard_once():
+    windows = windows_from(0, shard_rows=UNEVEN, seed=4, window_shards=3)
+    for _ in range(5):
+        shards = np.concatenate(list(islice(windows, 3)))
+        assert sorted(shards.tolist()) == list(range(len(UNEVEN)))
+
+
+def test_writing_into_a_window_changes_no_later_one():
+    settings = {"shard_rows": UNEVEN, "seed": 0, "window_shards": 3}
+    before = next(windows_from(0, **settings))
+    expected = before.tolist()
+    before[:] = -1
+    assert next(windows_from(0, **settings)).tolist() == expected

@@ -1,17 +1,39 @@
 """Micro-batches from a step number: the same rows however they are shared, cut or read ahead."""
 
+import json
 import threading
 import time
 from dataclasses import fields
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from file_server import FileServer
 
 from fitb.config import MaskConfig
-from fitb.data.masking import Batch
-from fitb.data.stream import RowStream
-from fitb.errors import DataError
+from fitb.corpus.cache import CacheSettings
+from fitb.corpus.chunk import Columns
+from fitb.corpus.shards import ShardSet, write_shard
+from fitb.corpus.tokenizer import tokenizer_fingerprint
+from fitb.data.batch import Batch
+from fitb.data.order import rows_at
+from fitb.data.stream import RowStream, bytes_ahead, window_spans
+from fitb.errors import ConfigError, DataError
+from fitb.fsio import sha256_file
 from fitb.world import World
+
+
+@pytest.fixture
+def make_shards(make_shards):
+    """Shards in memory, which need no cache."""
+
+    def make(**settings):
+        shards = make_shards(**settings)
+        shards.cache = None
+        return shards
+
+    return make
 
 
 @pytest.fixture
@@ -148,3 +170,140 @@ def test_time_spent_waiting_is_counted(make_stream, make_shards):
     stream = make_stream(shards=shards)
     list(stream.iter_from(0, 2))
     assert stream.waited_s >= 0.09
+
+
+SHARD_ROWS = (5, 1, 9, 3, 6)  # as in memory: an epoch is three steps, and three windows of two
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A shard set of a few rows, on disk."""
+    folder = tmp_path_factory.mktemp("rows") / "set"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    draw, entries = np.random.default_rng(5), []
+    for number, rows in enumerate(SHARD_ROWS):
+        path = folder / f"train-{number:05d}.arrow"
+        one = np.zeros(rows, np.int32)
+        ids = draw.integers(5, 60, (rows, 16))
+        columns = Columns(ids, ids % 2 == 0, one, one, one, one, ids, ids)
+        size = write_shard(path, columns, vocab_size=60, with_offsets=False)
+        entry = {"file": path.name, "split": "train", "rows": rows, "bytes": size}
+        entries.append(entry | {"sha256": sha256_file(path)})
+    fingerprint = tokenizer_fingerprint(folder / "tokenizer")
+    manifest = {
+        "format_version": 2,
+        "fingerprint": "f",
+        "length": 16,
+        "shards": entries,
+        "splits": {"train": {}},
+        "tokenizer": {"fingerprint": fingerprint, "files": ["tokenizer.json"]},
+        "settings": {},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def server(folder, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr("fitb.corpus.remote.FIRST_WAIT_S", 0.02)
+    with FileServer(folder) as serving:
+        yield serving
+
+
+@pytest.fixture
+def open_remote(server, folder, tmp_path):
+    """Open the set on the server, through a cache that holds two windows and no more."""
+
+    def open_it(deadline_s=30.0):
+        room = bytes_ahead(ShardSet.open(folder, "train").shard_bytes, 2)
+        settings = CacheSettings(str(tmp_path / "cache"), room / 1e9, deadline_s)
+        return ShardSet.open(server.url, "train", settings, max_mapped=2)
+
+    return open_it
+
+
+def spans_of(begin, end, seed=4):
+    sizes = np.array(SHARD_ROWS)
+    return list(window_spans(begin, end, shard_rows=sizes, seed=seed, window_shards=2))
+
+
+@pytest.mark.parametrize("begin", [0, 1, 7, 23, 24, 100])
+def test_the_rows_of_a_position_lie_in_the_shards_of_its_window(begin):
+    spans = spans_of(begin, begin + 60)
+    assert spans[-1][0] >= begin + 60
+    assert all(first < second for (first, _), (second, _) in pairwise(spans))
+    positions = np.arange(begin, begin + 60)
+    _, rows = rows_at(positions, shard_rows=SHARD_ROWS, seed=4, window_shards=2)
+    shard = np.searchsorted(np.cumsum(SHARD_ROWS), rows, side="right")
+    for position, number in zip(positions, shard, strict=True):
+        assert number in next(numbers for end, numbers in spans if end > position)
+
+
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+@pytest.mark.parametrize("begin", [0, 4])
+def test_remote_shards_give_the_batches_of_local_ones(
+    make_stream, open_remote, folder, begin, prefetch_steps
+):
+    there = make_stream(shards=ShardSet.open(folder, "train"))
+    stream = make_stream(shards=open_remote(), prefetch_steps=prefetch_steps)
+    steps = list(stream.iter_from(begin, 9))
+    assert [step for step, _ in steps] == list(range(begin, 9))
+    for step, micro_batches in steps:
+        assert same(joined(micro_batches), joined(there.micro_batches(step)))
+
+
+def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote, server):
+    spans = spans_of(0, 72)
+    stream = make_stream(shards=open_remote()).iter_from(0, 9)
+    expected = {f"train-{n:05d}.arrow" for _, numbers in spans[:2] for n in numbers}
+    next(stream)
+    assert spans[0][0] >= 8  # one step reads the first window only
+    deadline = time.monotonic() + 5
+    while not expected <= server.requests.keys() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)  # for a fetch too many to show
+    assert {name for name in server.requests if name.startswith("train")} == expected
+    stream.close()
+
+
+def test_a_failure_to_fetch_ahead_surfaces_at_the_step_that_needs_the_rows(
+    make_stream, open_remote, server
+):
+    spans = spans_of(0, 72)
+    broken = int(spans[1][1][0])
+    server.answers[f"train-{broken:05d}.arrow"] = 404
+    seen = []
+    with pytest.raises(DataError, match=rf"train-{broken:05d}\.arrow is missing"):
+        for step, _ in make_stream(shards=open_remote(), prefetch_steps=1).iter_from(0, 9):
+            seen.append(step)
+    assert seen == list(range(spans[0][0] // 8))
+
+
+def test_leaving_does_not_wait_for_a_server_that_is_away(make_stream, open_remote, server):
+    shards = open_remote(deadline_s=300.0)
+    stream = make_stream(shards=shards, prefetch_steps=2).iter_from(0, 50)
+    next(stream)
+    server.stop()
+    stream.close()
+    deadline = time.monotonic() + 30
+    while [t for t in threading.enumerate() if t.name.startswith("fitb-")]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.start()
+    assert len(shards.read(np.arange(24)).input_ids) == 24  # it may be read again
+
+
+def test_a_cache_that_does_not_hold_two_windows_is_refused_with_both_remedies(
+    make_stream, server, tmp_path
+):
+    settings = CacheSettings(str(tmp_path / "cache"), 3e-6)
+    shards = ShardSet.open(server.url, "train", settings)
+    needed = sum(sorted(shards.shard_bytes)[-4:])
+    with pytest.raises(ConfigError) as refused:
+        make_stream(shards=shards)
+    message = str(refused.value)
+    assert f"{needed / 1e9:.4g} GB; raise data.cache_gb above that" in message
+    assert "lower data.window_shards to 1" in message or "prepare smaller shards" in message

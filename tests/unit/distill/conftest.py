@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from fitb.data.masking import IGNORE_INDEX, Batch
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX
 
 VOCABULARY, LENGTH, SLOTS = 40, 12, 3
 

@@ -8,9 +8,9 @@ import torch
 from transformers import BertForMaskedLM, BertModel
 
 from fitb.config import Geometry, MaskConfig
-from fitb.corpus.build import PrepareConfig, prepare
 from fitb.corpus.shards import Rows, ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError, ContractError
 from fitb.evaluate.run import (
@@ -22,6 +22,8 @@ from fitb.evaluate.run import (
     render,
 )
 from fitb.model.load import load_model
+from fitb.prepare.config import PrepareConfig
+from fitb.prepare.run import prepare
 
 STRATEGIES = ("token", "whole_word", "span")
 LENGTH = 24
@@ -91,10 +93,11 @@ class Oracle(torch.nn.Module):
 def naive_row(model, shards, row, vocabulary, mask, seed):
     """One row alone: all logits at all positions, then Python loops."""
     ids, starts = shards.input_ids[row], shards.word_starts[row]
-    batch = mask_rows(
+    masked = mask_rows(
         ids[None], starts[None], np.array([row]), np.array([EVALUATION_EPOCH]),
         seed=seed, vocabulary=vocabulary, config=mask,
     )  # fmt: skip
+    batch = Batch.of(masked)
     with torch.no_grad():
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[0]
     found = dict.fromkeys(("loss_sum", "num_slots", "top1", "top5", "num_words", "words_right"), 0)
@@ -156,10 +159,11 @@ def test_one_wrong_token_spoils_its_word_and_no_other(shards, vocabulary):
     mask = MaskConfig(fraction=0.6)
     arguments = {"vocabulary": vocabulary, "mask": mask, "batch_rows": 11}
     right = count(Oracle(shards, vocabulary.size, wrong=()), shards, np.arange(11), **arguments)
-    batch = mask_rows(
+    masked = mask_rows(
         shards.input_ids, shards.word_starts, np.arange(11), np.full(11, EVALUATION_EPOCH),
         seed=0, vocabulary=vocabulary, config=mask,
     )  # fmt: skip
+    batch = Batch.of(masked)
     place = int(batch.slots[2, 1])
     spoilt = count(
         Oracle(shards, vocabulary.size, wrong=((2, place),)), shards, np.arange(11), **arguments
@@ -301,7 +305,8 @@ def prepared(tmp_path_factory):
         vocab_size=300,
         length=32,
         validation_fraction=0.2,
-        shard_rows=8,
+        shard_mb=0.001,
+        workers=1,
     )
     prepare(config)
     return folder / "shards"

@@ -1,0 +1,249 @@
+"""How fast text becomes shards and shards become masked rows: `fitb bench data`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fitb import rng
+from fitb.bench.measure import Spread, machine, peak_mb, seconds
+from fitb.config import MaskConfig
+from fitb.corpus import minhash
+from fitb.corpus.clean import CleanConfig
+from fitb.corpus.shards import ShardSet
+from fitb.corpus.sources import Document, Source, plan, read_unit
+from fitb.corpus.tokenizer import describe_tokenizer, open_tokenizer, train_tokenizer
+from fitb.data.masking import Vocabulary
+from fitb.data.order import rows_at
+from fitb.data.stream import RowStream
+from fitb.errors import ConfigError
+from fitb.prepare.config import PrepareConfig
+from fitb.prepare.run import prepare
+from fitb.world import World
+
+SIMULATED_ROWS = 10**9
+SIMULATED_SHARD_ROWS = 65_536
+SIZES = (1, 4, 16)
+
+_POOL_MB = 4.0
+_LINE_CHARS = 20
+_DOCUMENT_CHARS = 1500
+_ROWS_PER_BATCH = 1024
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchDataConfig:
+    """Speed and memory of preparation, and of reading rows.
+
+    Args:
+        mb: megabytes of text that are prepared for the ratios.
+        memory_mb: megabytes of the smallest of the three corpora whose memory is measured.
+        repeats: runs of each figure.
+        json: print one JSON object.
+    """
+
+    mb: float = 48.0
+    memory_mb: float = 16.0
+    repeats: int = 3
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.mb, self.memory_mb) < 1 or self.repeats < 1:
+            raise ConfigError("mb, memory_mb and repeats: each at least 1")
+
+
+def bench_data(config: BenchDataConfig) -> dict[str, Any]:
+    """Measure, and return one flat row.
+
+    The text is English docstrings of this machine, their lines drawn anew into documents of some
+    1,500 characters, so that any size has no repeated document.
+    """
+    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
+        folder = Path(name)
+        lines = _pool()
+        tokenizer = folder / "tokenizer"
+        train_tokenizer(lines, 30522, tokenizer)
+        texts = list(documents(lines, int(config.mb * 1e6), seed=0))
+        plain = folder / "texts.txt"
+        plain.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        result: dict[str, Any] = {"bench": "data", **machine(), "text_mb": config.mb}
+        result |= _ratios(config, folder, texts, plain, tokenizer)
+        result["signature_mb_per_s_core"] = asdict(_signatures(texts, config.repeats))
+        for strategy in ("whole_word", "token", "span"):
+            speed = _rows_per_s(folder / "shards-0", strategy, config.repeats)
+            result["rows_per_s" + f"_{strategy}" * (strategy != "whole_word")] = asdict(speed)
+        result["seek_ms"] = asdict(_seek(config.repeats))
+        result["prepare_peak_mb"] = _memory(config, folder, lines, tokenizer)
+    return result
+
+
+def _pool() -> list[str]:
+    """Return different lines of prose, long enough to differ."""
+    source = Source("docstrings")
+    units = plan(source, max_mb=_POOL_MB)
+    lines: dict[str, None] = {}
+    for unit in units.units:
+        for found in read_unit(source, units, unit):
+            if isinstance(found, Document):
+                for line in found.text.splitlines():
+                    if len(line.strip()) >= _LINE_CHARS:
+                        lines[line.strip()] = None
+    return list(lines)
+
+
+def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
+    """Draw lines into documents of one line each until there are about num_bytes of text."""
+    total = number = 0
+    while total < num_bytes:
+        picks = rng.keyed(seed, number, np.arange(64)) % np.uint64(len(lines))
+        parts: list[str] = []
+        size = 0
+        for pick in picks:
+            parts.append(lines[int(pick)])
+            size += len(parts[-1]) + 1
+            if size >= _DOCUMENT_CHARS:
+                break
+        text = " ".join(parts)
+        total += len(text.encode()) + 1
+        number += 1
+        yield text
+
+
+def _ratios(
+    config: BenchDataConfig, folder: Path, texts: list[str], plain: Path, tokenizer: Path
+) -> dict[str, Any]:
+    """Time the bare tokenizer and whole preparations in turn, on the same text and cores."""
+    bare: list[float] = []
+    default: list[float] = []
+    mended: list[float] = []
+    for number in range(config.repeats):
+        bare.append(seconds(lambda: _encode(texts, tokenizer)))
+        for clean, times in ((CleanConfig(), default), (CleanConfig(ftfy=True), mended)):
+            out = folder / f"shards-{number + config.repeats * clean.ftfy}"
+            asked = _prepare_config(out, plain, tokenizer, clean)
+            times.append(seconds(partial(prepare, asked)))
+        logger.info(
+            "run=%d bare_s=%.1f prepare_s=%.1f with_ftfy_s=%.1f",
+            *(number, bare[-1], default[-1], mended[-1]),
+        )
+    size_mb = plain.stat().st_size / 1e6
+    return {
+        "tokenizer_mb_per_s": asdict(Spread.of([size_mb / s for s in bare], 2)),
+        "prepare_mb_per_s": asdict(Spread.of([size_mb / s for s in default], 2)),
+        "prepare_over_tokenizer": asdict(
+            Spread.of([a / b for a, b in zip(default, bare, strict=True)])
+        ),
+        "prepare_ftfy_over_tokenizer": asdict(
+            Spread.of([a / b for a, b in zip(mended, bare, strict=True)])
+        ),
+    }
+
+
+def _prepare_config(
+    out: Path, plain: Path, tokenizer: Path, clean: CleanConfig | None = None
+) -> PrepareConfig:
+    return PrepareConfig(
+        out=str(out),
+        source="text",
+        files=[str(plain)],
+        document="line",
+        tokenizer=str(tokenizer),
+        clean=clean or CleanConfig(),
+        shard_mb=4.0,
+    )
+
+
+def _encode(texts: list[str], folder: Path) -> None:
+    """What the bare fast tokenizer takes, on all cores."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    tokenizer, _ = open_tokenizer(folder)
+    for begin in range(0, len(texts), 1000):
+        tokenizer.encode_batch(texts[begin : begin + 1000], add_special_tokens=False)
+
+
+def _signatures(texts: list[str], repeats: int) -> Spread:
+    few = texts[:4000]
+    size_mb = sum(len(text.encode()) for text in few) / 1e6
+    times = [seconds(lambda: minhash.signatures(few)) for _ in range(repeats)]
+    return Spread.of([size_mb / s for s in times], 2)
+
+
+def _rows_per_s(folder: Path, strategy: Any, repeats: int) -> Spread:
+    """Masked, collated batches as training gets them, in one process, shards in the page cache."""
+    shards = ShardSet.open(folder, "train")
+    described = describe_tokenizer(shards.tokenizer_folder)
+    special = described["special_ids"]
+    stream = RowStream(
+        shards,
+        vocabulary=Vocabulary(
+            described["vocab_size"], special["pad"], special["mask"], tuple(special.values())
+        ),
+        mask=MaskConfig(strategy=strategy),
+        world=World(0, 1, 0),
+        global_batch=_ROWS_PER_BATCH,
+        micro_batch=32,
+        window_shards=16,
+        prefetch_steps=0,
+        seed=0,
+    )
+    steps = 30
+    stream.micro_batches(0)
+    times = [
+        seconds(lambda: [stream.micro_batches(step) for step in range(steps)])
+        for _ in range(repeats)
+    ]
+    return Spread.of([steps * _ROWS_PER_BATCH / s for s in times], 0)
+
+
+def _seek(repeats: int) -> Spread:
+    """Milliseconds to know the rows of a batch at a random step of 10^9 rows, caches cold."""
+    full, rest = divmod(SIMULATED_ROWS, SIMULATED_SHARD_ROWS)
+    shard_rows = np.array([SIMULATED_SHARD_ROWS] * full + [rest], dtype=np.int64)
+    times = []
+    for number in range(max(20, repeats)):
+        place = int(rng.keyed(1, number) % np.uint64(100 * SIMULATED_ROWS))
+        positions = np.arange(place, place + 256)
+        look = partial(rows_at, positions, shard_rows=shard_rows, seed=0, window_shards=16)
+        times.append(1e3 * seconds(look))
+    return Spread.of(times)
+
+
+def _memory(
+    config: BenchDataConfig, folder: Path, lines: list[str], tokenizer: Path
+) -> dict[str, float]:
+    """Peak memory of `fitb prepare` and its workers, by megabytes of text."""
+    peaks = {}
+    for factor in SIZES:
+        size_mb = config.memory_mb * factor
+        path = folder / f"memory-{factor}.txt"
+        with open(path, "w", encoding="utf-8") as file:
+            for text in documents(lines, int(size_mb * 1e6), seed=factor):
+                file.write(text + "\n")
+        command = [sys.executable, "-m", "fitb", "prepare", "--out", f"{path}.shards"]
+        command += ["--source", "text", "--files", f'["{path}"]', "--document", "line"]
+        command += ["--tokenizer", str(tokenizer), "--shard_mb", "4"]
+        peaks[f"{size_mb:g}"] = peak_mb(command)
+        path.unlink()
+    return peaks
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the row as lines for people."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, dict) and "median" in value:
+            lines.append(f"{key:28} {Spread(**value)}")
+        else:
+            lines.append(f"{key:28} {value}")
+    return "\n".join(lines)

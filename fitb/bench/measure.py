@@ -1,0 +1,115 @@
+"""Medians, spread, memory of a process tree, and the machine that a figure belongs to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fitb.errors import SystemFault
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "datatrove", "numpy", "pyarrow")
+_SAMPLE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of several runs.
+
+    Args:
+        median: of all runs.
+        low: the least.
+        high: the greatest.
+        runs: how many.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], digits: int = 3) -> Spread:
+        rounded = [round(value, digits) for value in values]
+        median = round(statistics.median(values), digits)
+        return cls(median, min(rounded), max(rounded), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:,.6g} ({self.low:,.6g} to {self.high:,.6g}, {self.runs} runs)"
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return the wall-clock time of a call."""
+    begin_s = time.perf_counter()
+    work()
+    return time.perf_counter() - begin_s
+
+
+def peak_mb(command: Sequence[str]) -> float:
+    """Run a command and return the greatest memory of it and its children together, in MB.
+
+    Proportional set sizes are added up, so a page that processes share counts once.
+
+    Raises: SystemFault where it fails, with the last it said.
+    """
+    import psutil
+
+    peak = 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said: list[bytes] = []
+    assert process.stderr is not None
+    reader = threading.Thread(target=lambda: said.append(process.stderr.read()))  # type: ignore[union-attr]
+    reader.start()
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0
+        try:
+            for member in (root, *root.children(recursive=True)):
+                total += member.memory_full_info().pss
+        except psutil.Error:  # ended meanwhile
+            continue
+        peak = max(peak, total)
+        time.sleep(_SAMPLE_S)
+    reader.join()
+    if process.returncode:
+        last = b"".join(said).decode(errors="replace").strip().splitlines()[-1:]
+        raise SystemFault(f"`{' '.join(command)}` ended with {process.returncode}: {last}")
+    return round(peak / 1e6, 1)
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure depends on besides the code: hardware, versions, commit, date."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _commit() -> str:
+    """Return the short commit of the checkout, with a plus where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or sys.platform
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,256 @@
+"""Text to its normal form, and the rules by which a document is kept or dropped.
+
+Normal form: NFC or NFKC, no control characters, single spaces. Character offsets in the shards
+refer to it. The optional steps come from libraries that are loaded only where they are on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fitb.errors import ConfigError, nearest
+
+RULES = ("html_empty", "empty", "too_short", "too_long", "language", "keep", "drop")
+STEPS = ("html", "ftfy", "control", "unicode", "whitespace")
+
+# Control, format, surrogate and private use: invisible, and BERT's own normaliser drops them.
+_DROPPED = {"Cc", "Cf", "Cs", "Co"}
+_ASCII = {code: " " if chr(code).isspace() else None for code in (*range(32), 127)}
+_ODD_SPACE = re.compile(r"[^\S ]")
+_PAGE = re.compile(r"<html\b", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--|<!doctype\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """What is done to the text of a document, and which documents are left out.
+
+    Args:
+        unicode: normal form; NFKC also folds ligatures, wide letters and superscripts.
+        ftfy: mend text that was decoded with the wrong encoding, and HTML entities in plain text.
+        html: documents are HTML: keep their main text, without navigation and other boilerplate.
+        min_chars: drop shorter documents, in characters of the normal form.
+        max_chars: drop longer documents.
+        language: keep documents in this language only, an ISO 639-1 code such as en.
+        language_threshold: least probability of that language.
+        keep: regular expression; keep only documents in whose normal form it is found.
+        drop: regular expression; drop documents in whose normal form it is found.
+    Raises: ConfigError.
+    """
+
+    unicode: Literal["NFC", "NFKC"] = "NFC"
+    ftfy: bool = False
+    html: bool = False
+    min_chars: int = 1
+    max_chars: int | None = None
+    language: str | None = None
+    language_threshold: float = 0.5
+    keep: str | None = None
+    drop: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.unicode not in ("NFC", "NFKC"):
+            raise ConfigError(f"unicode is {self.unicode!r}; take NFC or NFKC")
+        if self.min_chars < 1:
+            raise ConfigError(f"min_chars is {self.min_chars}, expected 1 or more characters")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ConfigError(
+                f"max_chars is {self.max_chars}, expected min_chars={self.min_chars} or more"
+            )
+        if not 0 < self.language_threshold <= 1:
+            raise ConfigError(
+                f"language_threshold is {self.language_threshold}, expected a probability above 0"
+                " and up to 1; the default is 0.5"
+            )
+        for name in ("keep", "drop"):
+            pattern = getattr(self, name)
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise ConfigError(
+                    f"{name} is {pattern!r}, which is no regular expression: {error}; mend it"
+                ) from error
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A document after cleaning.
+
+    Args:
+        text: its normal form.
+        dropped: one of RULES, or None for a document that is kept.
+    """
+
+    text: str
+    dropped: str | None
+
+
+class _Visible(dict[int, str | None]):
+    """Translation table that looks a character up once: space, nothing, or itself."""
+
+    def __missing__(self, code: int) -> str | None:
+        character = chr(code)
+        dropped = unicodedata.category(character) in _DROPPED
+        value = " " if character.isspace() else None if dropped else character
+        self[code] = value
+        return value
+
+
+_VISIBLE = _Visible()
+
+
+def normalize(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+    """Return the normal form of a text; a normal form is its own normal form.
+
+    Args:
+        text: any, with any line ends.
+        form: of Unicode. No character's NFKC holds a control character, so those go first; some
+            hold spaces, so those are joined last.
+    Returns: text in that form without control characters, runs of whitespace as one space, none at
+        the ends.
+    """
+    return " ".join(unicodedata.normalize(form, _visible(text)).split())
+
+
+def _visible(text: str) -> str:
+    return text.translate(_ASCII if text.isascii() else _VISIBLE)
+
+
+class Cleaner:
+    """Cleans documents by one configuration; a process has its own.
+
+    Args:
+        config: what to do; every library that it needs is loaded and tried here.
+    Attributes:
+        changed: how many documents each of STEPS changed, dropped ones included.
+    Raises: ConfigError where a library is missing or the language is unknown to it.
+    """
+
+    def __init__(self, config: CleanConfig) -> None:
+        self.config = config
+        self.changed: Counter[str] = Counter()
+        self._main_text = _html_reader() if config.html else None
+        self._mend = _mender() if config.ftfy else None
+        self._language_of = _language_reader(config.language) if config.language else None
+        self._keep = re.compile(config.keep) if config.keep is not None else None
+        self._drop = re.compile(config.drop) if config.drop is not None else None
+
+    def clean(self, text: str) -> Cleaned:
+        """Return the normal form of a text, and the rule that drops it, if one does."""
+        if self._main_text and _TAG.search(text):
+            text = self._main_text(text)
+            self.changed["html"] += 1
+            if not text.strip():
+                return Cleaned("", "html_empty")
+        if self._mend:
+            mended = self._mend(text)
+            if mended != text:
+                self.changed["ftfy"] += 1
+            text = mended
+        normal = self._normalized(text)
+        return Cleaned(normal, self._rule(normal))
+
+    def _normalized(self, text: str) -> str:
+        """The same as normalize(), counting what each step changed."""
+        visible = _visible(text)
+        formed = unicodedata.normalize(self.config.unicode, visible)
+        normal = " ".join(formed.split())
+        if normal != text:
+            is_shorter = len(visible) < len(text)
+            if is_shorter:
+                self.changed["control"] += 1
+            if formed != visible:
+                self.changed["unicode"] += 1
+            # Where nothing was left out, a difference is a space that was another kind of space.
+            odd = _ODD_SPACE.search(text) is not None if is_shorter else visible != text
+            if odd or normal != formed:
+                self.changed["whitespace"] += 1
+        return normal
+
+    def _rule(self, text: str) -> str | None:
+        config = self.config
+        if not text:
+            return "empty"
+        if len(text) < config.min_chars:
+            return "too_short"
+        if config.max_chars is not None and len(text) > config.max_chars:
+            return "too_long"
+        if self._language_of:
+            language, probability = self._language_of(text)
+            if language != config.language or probability < config.language_threshold:
+                return "language"
+        if self._keep and not self._keep.search(text):
+            return "keep"
+        if self._drop and self._drop.search(text):
+            return "drop"
+        return None
+
+
+def _library(name: str, option: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{option} needs {name.split('.')[0]}, which cannot be imported ({reason});"
+            " pip install 'fitb[clean]'"
+        ) from error
+
+
+def _mender() -> Callable[[str], str]:
+    """Return ftfy set to mend what is broken and to leave alone what is typography."""
+    ftfy = _library("ftfy", "ftfy")
+    config = ftfy.TextFixerConfig(
+        normalization=None,
+        uncurl_quotes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        fix_line_breaks=False,
+        remove_control_chars=False,
+    )
+
+    def mend(text: str) -> str:
+        return str(ftfy.fix_text(text, config))
+
+    mend("")
+    return mend
+
+
+def _html_reader() -> Callable[[str], str]:
+    """Return a function from HTML to its main text, or all its text where it has no main text."""
+    trafilatura = _library("trafilatura", "html")
+    logging.getLogger("trafilatura").setLevel(logging.ERROR)  # it warns of every empty page
+
+    def main_text(html: str) -> str:
+        page = html.encode(errors="ignore").decode()  # lxml refuses lone surrogates
+        if not _PAGE.search(page):  # trafilatura takes a bare fragment for something else
+            page = f"<html><body>{page}</body></html>"
+        main = trafilatura.extract(page, include_comments=False)
+        return str(main or trafilatura.html2txt(page) or "")
+
+    main_text("<p>text</p>")
+    return main_text
+
+
+def _language_reader(language: str) -> Callable[[str], tuple[str, float]]:
+    """Return a function from text to its language and that language's probability."""
+    langid = _library("py3langid.langid", "language")
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    if language not in identifier.labels:
+        raise ConfigError(
+            f"language {language!r} is unknown{nearest(language, identifier.labels)};"
+            f" take one of {' '.join(sorted(identifier.labels))}"
+        )
+
+    def language_of(text: str) -> tuple[str, float]:
+        found, probability = identifier.classify(text)
+        return str(found), float(probability)
+
+    return language_of

@@ -1,0 +1,241 @@
+"""Text files cut where no document is hurt, and read as lines or blocks in bounded memory.
+
+A line ends with a newline byte; a blank line holds ASCII whitespace only; a block is a run of
+lines that are not blank. A safe place is the end of a line, for blocks the end of a blank one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from fitb.corpus.files import (
+    HEAD_BYTES,
+    Found,
+    check_is_text,
+    compression_of,
+    opened,
+)
+from fitb.corpus.units import TO_THE_END, Document, Dropped, Piece, Source, Unit, decoded
+from fitb.errors import DataError, nearest
+
+_READ_BYTES = 1 << 20
+_SEEK_BYTES = 1 << 16
+_LINE_END = re.compile(rb"\n")
+_BLANK_LINE = re.compile(rb"\n[ \t\r\v\f]*\n")
+_EXPANSION = 4  # bytes of text in a byte of compressed English, about, for any common compression
+
+
+def cut(source: Source, found: Found, unit_bytes: int, room: float) -> Iterator[Piece]:
+    """Yield the pieces of a text or JSONL file, in order.
+
+    Args:
+        unit_bytes: nominal size of a piece; each boundary moves on to the next safe place.
+        room: bytes of text to take at most, up to the next safe place.
+    """
+    blocks = source.kind == "text" and source.document == "block"
+    begin, size = 0, found.num_bytes
+    if not size:
+        return
+    if compression_of(found.name):
+        yield _whole(found, blocks, room)
+        return
+    if size <= min(unit_bytes, room):
+        yield Piece(0, size, size)
+        return
+    with opened(found.name, _SEEK_BYTES) as file:
+        while begin < size and room > 0:
+            nominal = begin + max(1, int(min(unit_bytes, room)))
+            end = size
+            if nominal < size:
+                file.seek(nominal - 1)
+                end = min(size, safe_place(file, nominal, blocks))
+            yield Piece(begin, end, end - begin)
+            room -= end - begin
+            begin = end
+
+
+def _whole(found: Found, blocks: bool, room: float) -> Piece:
+    """Return a compressed file as one piece; its text is counted only if it may not fit."""
+    estimate = _EXPANSION * found.num_bytes
+    if estimate <= room:
+        return Piece(0, TO_THE_END, estimate)
+    with opened(found.name) as file:
+        nominal = max(1, int(room))
+        passed = 0
+        while passed < nominal - 1:
+            piece = file.read(min(_READ_BYTES, nominal - 1 - passed))
+            if not piece:
+                return Piece(0, TO_THE_END, passed)
+            passed += len(piece)
+        end = safe_place(file, nominal, blocks)
+        return Piece(0, end, end)
+
+
+def safe_place(file: IO[bytes], nominal: int, blocks: bool) -> int:
+    """Return a safe place at or after an offset, or the end of the file.
+
+    Args:
+        file: stands one byte before `nominal`, which is at least 1.
+        nominal: offset from the file's start.
+        blocks: the end of a blank line that is seen whole, rather than of any line.
+    """
+    pattern = _BLANK_LINE if blocks else _LINE_END
+    offset, before = nominal - 1, b""
+    while piece := file.read(_SEEK_BYTES):
+        window = before + piece
+        if match := pattern.search(window):
+            return offset - len(before) + match.end()
+        offset += len(piece)
+        # One newline stands for a line that is blank so far, however long it is.
+        tail = window[window.rfind(b"\n") :] if b"\n" in window else b""
+        before = b"\n" if tail.isspace() else b""
+    return offset
+
+
+def read(source: Source, name: str, unit: Unit) -> Iterator[Document | Dropped]:
+    """Yield the documents of a unit of a text or JSONL file.
+
+    Raises: DataError for a torn or foreign file, or where a file's first record has no such column.
+    """
+    with opened(name) as file:
+        found = lines(*_pieces(file, name, unit), source.max_document_bytes)
+        if source.kind == "jsonl":
+            yield from _records(source, name, unit, found)
+            return
+        if source.document == "block":
+            found = blocks(found, source.max_document_bytes)
+        for place, raw in found:
+            if raw is None or not _is_blank(raw):
+                yield decoded(unit.file, place, raw and raw.rstrip(b"\r"))
+
+
+def _pieces(file: IO[bytes], name: str, unit: Unit) -> tuple[Iterator[bytes], int]:
+    """Return a unit's bytes, without a byte order mark, and the offset of the first."""
+    left = None if unit.end == TO_THE_END else unit.end - unit.begin
+    if unit.begin:
+        file.seek(unit.begin)
+        return _limited(file, name, b"", left), unit.begin
+    head = b""
+    while more := file.read((HEAD_BYTES if left is None else min(HEAD_BYTES, left)) - len(head)):
+        head += more
+    check_is_text(name, head)
+    left = None if left is None else left - len(head)
+    if head.startswith(codecs.BOM_UTF8):
+        begin = len(codecs.BOM_UTF8)
+        return _limited(file, name, head[begin:], left), begin
+    return _limited(file, name, head, left), 0
+
+
+def _limited(file: IO[bytes], name: str, head: bytes, left: int | None) -> Iterator[bytes]:
+    if head:
+        yield head
+    while left is None or left > 0:
+        piece = file.read(_READ_BYTES if left is None else min(_READ_BYTES, left))
+        if not piece:
+            if left is not None:
+                raise DataError(
+                    f"{name} ended {left} bytes before it should; it changed since it was planned:"
+                    " plan again"
+                )
+            return
+        left = None if left is None else left - len(piece)
+        yield piece
+
+
+def lines(
+    pieces: Iterable[bytes], begin: int, max_bytes: int
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (offset, line without its newline) of pieces of a file, wherever those are cut.
+
+    Args:
+        begin: offset of the first piece, which is the beginning of a line.
+        max_bytes: a longer line is never held: it comes as None, or empty if it is blank.
+    """
+    held: list[bytes] = []
+    size, is_blank, offset = 0, True, begin
+    for piece in pieces:
+        *ended, last = piece.split(b"\n")
+        for part in ended:
+            size += len(part)
+            line: bytes | None = b"".join([*held, part]) if held else part
+            if size > max_bytes:
+                line = b"" if is_blank and _is_blank(part) else None
+            yield offset, line
+            offset += size + 1
+            held, size, is_blank = [], 0, True
+        size += len(last)
+        is_blank = is_blank and _is_blank(last)
+        held = [*held, last] if last and size <= max_bytes else []
+    if size:
+        yield offset, b"".join(held) if size <= max_bytes else b"" if is_blank else None
+
+
+def blocks(
+    found: Iterable[tuple[int, bytes | None]], max_bytes: int
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (offset, block without its last newline) of lines; None for one that is too long."""
+    block = bytearray()
+    begin, is_big = -1, False
+    for place, line in found:
+        if line is None or not _is_blank(line):
+            begin = place if begin < 0 else begin
+            is_big = is_big or line is None or len(block) + bool(block) + len(line) > max_bytes
+            if is_big or line is None:
+                block.clear()
+            else:
+                block += b"\n" + line if block else line
+        elif begin >= 0:
+            yield begin, None if is_big else bytes(block)
+            block.clear()
+            begin, is_big = -1, False
+    if begin >= 0:
+        yield begin, None if is_big else bytes(block)
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line or line.isspace()
+
+
+def _records(
+    source: Source, name: str, unit: Unit, found: Iterable[tuple[int, bytes | None]]
+) -> Iterator[Document | Dropped]:
+    checked = unit.begin > 0
+    for place, raw in found:
+        if raw is not None and _is_blank(raw):
+            continue
+        line = decoded(unit.file, place, raw)
+        if isinstance(line, Dropped):
+            yield line
+            continue
+        record = _object(line.text)
+        if record is None:
+            yield Dropped(unit.file, place, "invalid_json")
+            continue
+        if not checked and source.column not in record:
+            raise no_column(name, source.column, list(record), "its first record")
+        checked = True
+        text = record.get(source.column)
+        if isinstance(text, str):
+            yield Document(unit.file, place, text)
+        else:
+            yield Dropped(unit.file, place, "no_text")
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # a hostile line may be a thousand brackets deep
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def no_column(name: str, column: str, known: list[str], where: str) -> DataError:
+    """Return the error for a column that is not there."""
+    return DataError(
+        f"{name} has no column {column!r}{nearest(column, known)}; {where} has"
+        f" {', '.join(known) or 'none'}: name one of them with --column"
+    )

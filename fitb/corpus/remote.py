@@ -1,0 +1,191 @@
+"""One file at a time from a folder at a URL, through fsspec: with patience, and without secrets."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fitb.errors import ConfigError, DataError, FitbError, SystemFault, nearest
+from fitb.fsio import naming_full_disk
+
+REFUSALS = 3  # answers in a row that a file is not there, or not allowed, before one is believed
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # between two tries
+SILENCE_S = 30.0  # of an http server that has accepted, before the next try
+_POLL_S = 0.05  # for what another process holds
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class MissingFile(DataError):
+    """A server that answers says that there is no such file."""
+
+
+def is_remote(where: str | Path) -> bool:
+    return isinstance(where, str) and "://" in where and not where.startswith("file://")
+
+
+def local_folder(where: str | Path) -> Path:
+    """Return the folder that a path or a file:// URL names."""
+    return Path(where.removeprefix("file://")) if isinstance(where, str) else where
+
+
+def redacted(text: str) -> str:
+    """Return text with the passwords and the queries of its URLs left out."""
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"(://[^\s?]*)\?[^\s'\")]*", r"\1?***", text)
+
+
+class Remote:
+    """The folder at a URL.
+
+    Args:
+        url: of any protocol that fsspec knows; a query goes behind the name of every file.
+        deadline_s: for one file, all tries together.
+    Raises: ConfigError for a protocol that is not known, or whose library is missing.
+    """
+
+    def __init__(self, url: str, deadline_s: float) -> None:
+        self.name = redacted(url).rstrip("/")
+        self.deadline_s = deadline_s
+        self.cancelled = threading.Event()  # while it is set, whatever waits gives up
+        self._fs, base = _filesystem(url)
+        self._base, mark, query = base.partition("?") if "://" in base else (base, "", "")
+        self._query = mark + query
+
+    def read(self, name: str) -> bytes:
+        """Return a small file; raise as `fetch` does."""
+        return bytes(self._patiently(name, lambda: self._fs.cat_file(self._at(name))))
+
+    def fetch(self, name: str, path: Path, until_s: float | None = None) -> None:
+        """Copy a file to `path`.
+
+        Args:
+            until_s: time.monotonic() of the last try; None is deadline_s from now.
+        Raises: MissingFile or DataError where the server refuses; SystemFault where none answers
+            in time, the disk is full, or the wait was cancelled.
+        """
+        callback = _callback(self._check_cancelled)
+
+        def copy() -> None:
+            with naming_full_disk(path):
+                self._fs.get_file(self._at(name), str(path), callback=callback)
+
+        self._patiently(name, copy, until_s)
+
+    def pause(self) -> None:
+        """Wait a moment for another process; raise SystemFault if the wait is cancelled."""
+        self.cancelled.wait(_POLL_S)
+        self._check_cancelled()
+
+    def _at(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}{self._query}"
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled.is_set():
+            raise SystemFault(f"reading {self.name} was given up; start again")
+
+    def _patiently(self, name: str, work: Callable[[], T], until_s: float | None = None) -> T:
+        from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
+        from tenacity.nap import sleep_using_event
+
+        until_s = time.monotonic() + self.deadline_s if until_s is None else until_s
+        refusals = 0
+
+        def give_up(state: Any) -> bool:
+            nonlocal refusals
+            refusals = refusals + 1 if _refuses(state.outcome.exception()) else 0
+            late = time.monotonic() >= until_s
+            return refusals >= REFUSALS or late or self.cancelled.is_set()
+
+        def log(state: Any) -> None:
+            reason = _reason(state.outcome.exception())
+            wait_s = state.next_action.sleep
+            logger.warning("%s/%s: %s; again in %.1f s", self.name, name, reason, wait_s)
+
+        # Every filesystem has exceptions of its own, so all are taken to pass, but for refusals.
+        tries = Retrying(
+            retry=retry_if_exception(lambda e: not isinstance(e, FitbError)),
+            stop=give_up,
+            wait=wait_exponential(FIRST_WAIT_S, LONGEST_WAIT_S) + wait_random(0, FIRST_WAIT_S),
+            sleep=sleep_using_event(self.cancelled),
+            before_sleep=log,
+            reraise=True,
+        )
+        try:
+            return tries(work)
+        except FitbError:
+            raise
+        except Exception as error:
+            raise self._fault(name, error) from error
+
+    def _fault(self, name: str, error: Exception) -> FitbError:
+        where = f"{self.name}/{name}"
+        if self.cancelled.is_set():
+            return SystemFault(f"reading {self.name} was given up; start again")
+        if isinstance(error, FileNotFoundError):
+            return MissingFile(f"{where} is missing; copy the set there again")
+        if _refuses(error):
+            return DataError(f"{where} is refused: {_reason(error)}; give this job the credentials")
+        return SystemFault(
+            f"no server gave {where} within {self.deadline_s:g} s, at last {_reason(error)}; mend"
+            " the server or the network and start again, or raise data.fetch_deadline_s"
+        )
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """Return a filesystem that no other part of the process uses, and the path in it."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            silence = aiohttp.ClientTimeout(sock_connect=SILENCE_S, sock_read=SILENCE_S)
+            # fsspec's own limit is five minutes a file; proxies are read from the environment.
+            options["client_kwargs"] = {"timeout": silence, "trust_env": True}
+        filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
+    except ImportError as error:
+        raise ConfigError(
+            f"{redacted(url)} needs a library that is not here ({error}); pip install"
+            " 'fitb[remote]' brings those of http and s3"
+        ) from error
+    except ValueError as error:
+        near = nearest(protocol, fsspec.available_protocols())
+        raise ConfigError(
+            f"{redacted(url)}: unknown protocol {protocol!r}{near}; use a folder, file://, https://,"
+            " s3:// or another that fsspec knows"
+        ) from error
+    return filesystem, path
+
+
+def _callback(check: Callable[[], None]) -> Any:
+    """A progress callback of fsspec that lets `check` raise between two pieces of a file."""
+    from fsspec.callbacks import Callback
+
+    class Checking(Callback):  # type: ignore[misc]
+        def call(self, *_: Any, **__: Any) -> None:
+            check()
+
+    return Checking()
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether a server that answers says no; botocore's error is named so as not to import it."""
+    no = isinstance(error, (FileNotFoundError, PermissionError))
+    status = getattr(error, "status", None)
+    return no or status in (401, 403, 410) or type(error).__name__ == "NoCredentialsError"
+
+
+def _reason(error: BaseException) -> str:
+    told = error if str(error) else error.__cause__ or error  # fsspec's timeouts say nothing
+    first = str(told).strip().partition("\n")[0]
+    return redacted(f"{type(told).__name__}: {first}")

@@ -1,0 +1,260 @@
+"""Columns of text in Parquet files and Hugging Face datasets, read in pieces and never whole."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fitb.corpus.files import Found, first_line, naming
+from fitb.corpus.lines import no_column
+from fitb.corpus.units import TO_THE_END, Document, Dropped, Piece, Plan, Source, Unit, decoded
+from fitb.errors import DataError, SystemFault
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_BATCH_ROWS = 256
+
+
+def cut_parquet(source: Source, found: Found, unit_bytes: int, room: float) -> Iterator[Piece]:
+    """Yield runs of row groups of a Parquet file, by the uncompressed size of the text column.
+
+    Args:
+        unit_bytes: a piece ends with the row group that reaches it.
+        room: bytes of text to take; the row group that reaches it is the last.
+    Raises: DataError for a file that is no Parquet, or a column that is missing or no text.
+    """
+    if not found.num_bytes:
+        return
+    with _parquet(found.name) as file:
+        column = _text_column(file, found.name, source.column)
+        begin, size = 0, 0
+        for end in range(1, file.num_row_groups + 1):
+            size += file.metadata.row_group(end - 1).column(column).total_uncompressed_size
+            is_last = end == file.num_row_groups or size >= room
+            if is_last or size >= unit_bytes:
+                yield Piece(begin, end, size)
+                begin, size, room = end, 0, room - size
+            if is_last:
+                return
+
+
+def read_parquet(source: Source, name: str, unit: Unit) -> Iterator[Document | Dropped]:
+    """Yield the documents of a range of row groups.
+
+    Raises: DataError for a torn file, or a column that is missing or no text.
+    """
+    import pyarrow as pa
+
+    with _parquet(name) as file:
+        _text_column(file, name, source.column)
+        place = sum(file.metadata.row_group(number).num_rows for number in range(unit.begin))
+        groups = range(unit.begin, unit.end)
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[source.column]):
+            column = batch.column(0)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            # As bytes, so that one value that is no UTF-8 does not cost its neighbours.
+            for raw in column.cast(pa.large_binary()).to_pylist():
+                if raw is None:
+                    yield Dropped(unit.file, place, "no_text")
+                else:
+                    fits = len(raw) <= source.max_document_bytes
+                    yield decoded(unit.file, place, raw if fits else None)
+                place += 1
+
+
+@contextlib.contextmanager
+def _parquet(name: str) -> Iterator[pq.ParquetFile]:
+    import fsspec
+    import pyarrow.parquet as pq
+
+    remedy = "a Parquet file ends with PAR1: fetch it again, or take --source text or jsonl"
+    with naming(name, remedy), contextlib.ExitStack() as stack:
+        handle = name if os.path.exists(name) else stack.enter_context(fsspec.open(name, "rb"))
+        yield stack.enter_context(pq.ParquetFile(handle))
+
+
+def _text_column(file: pq.ParquetFile, name: str, column: str) -> int:
+    """Return the number of the text column among a row group's column chunks."""
+    schema = file.schema_arrow
+    if column not in schema.names:
+        raise no_column(name, column, schema.names, "its schema")
+    kind = schema.field(column).type
+    if not _is_text(kind):
+        texts = [field.name for field in schema if _is_text(field.type)]
+        raise DataError(
+            f"{name} holds {kind} in column {column!r}, expected strings; columns of strings are"
+            f" {', '.join(texts) or 'none'}: name one of them with --column"
+        )
+    paths = [file.schema.column(number).path for number in range(len(file.schema))]
+    return paths.index(column)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def shards_of(source: Source, unit_bytes: int) -> list[Found]:
+    """Return the shards of a Hugging Face dataset, with the bytes of text that each may hold.
+
+    A folder that save_to_disk wrote has as many as units of `unit_bytes` fit in; others have their
+    own. Bytes are 0 where the dataset does not tell.
+    Raises: DataError.
+    """
+    name = source.files[0]
+    with _naming_dataset(name):
+        if _is_saved(name):
+            data = _saved(source).data
+            size = data.column(data.column_names.index(source.column)).nbytes
+            num_shards = min(max(1, -(-size // unit_bytes)), data.num_rows)
+        else:
+            dataset = _streaming(source)
+            split = (dataset.info.splits or {}).get(source.split)
+            size = (split and split.num_bytes) or 0
+            num_shards = dataset.num_shards
+    label = f"{name} {source.subset} {source.split}" if source.subset else f"{name} {source.split}"
+    return [
+        Found(f"{label} shard {number} of {num_shards}", size // num_shards)
+        for number in range(num_shards)
+    ]
+
+
+def cut_shard(source: Source, number: int, shards: list[Found], room: float) -> Iterator[Piece]:
+    """Yield a shard as one piece, cut at the row that passes `room` bytes of text.
+
+    Rows are counted, which reads them once more, only where the shard may hold more than `room`.
+    """
+    estimate = shards[number].num_bytes
+    if room == float("inf") or 0 < estimate <= room:
+        yield Piece(0, TO_THE_END, estimate)
+        return
+    name, total = shards[number].name, 0
+    with _naming_dataset(name):
+        for row, record in enumerate(_rows(source, number, len(shards))):
+            text = record.get(source.column)
+            total += len(text.encode(errors="replace")) if isinstance(text, str) else 0
+            if total >= room:
+                yield Piece(0, row + 1, total)
+                return
+    yield Piece(0, TO_THE_END, total)
+
+
+def read_shard(source: Source, plan: Plan, unit: Unit) -> Iterator[Document | Dropped]:
+    """Yield the documents of a shard of a Hugging Face dataset, streamed.
+
+    Raises: DataError; SystemFault where the stream breaks off.
+    """
+    name, limit = plan.files[unit.file], source.max_document_bytes
+    end = None if unit.end == TO_THE_END else unit.end
+    with _naming_dataset(name), _naming_break(name):
+        rows = _rows(source, unit.file, len(plan.files))
+        for place, record in enumerate(islice(rows, unit.begin, end), unit.begin):
+            if place == 0 and source.column not in record:
+                raise no_column(name, source.column, list(record), "its first row")
+            text = record.get(source.column)
+            if not isinstance(text, str):
+                yield Dropped(unit.file, place, "no_text")
+            elif len(text) * 4 > limit and len(text.encode(errors="replace")) > limit:
+                yield Dropped(unit.file, place, "too_big")
+            else:
+                yield Document(unit.file, place, text)
+
+
+def _rows(source: Source, number: int, num_shards: int) -> Iterator[dict[str, Any]]:
+    name = source.files[0]
+    if _is_saved(name):
+        dataset = _saved(source).to_iterable_dataset(num_shards=num_shards)
+    else:
+        dataset = _streaming(source)
+    if dataset.num_shards != num_shards:
+        raise DataError(
+            f"dataset {name} has {dataset.num_shards} shards, {num_shards} when it was planned:"
+            " plan again"
+        )
+    yield from dataset.shard(num_shards=num_shards, index=number)
+
+
+def _is_saved(name: str) -> bool:
+    return any(
+        os.path.exists(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")
+    )
+
+
+def _saved(source: Source) -> Any:
+    import datasets
+
+    found = datasets.load_from_disk(source.files[0])
+    if isinstance(found, datasets.DatasetDict):
+        if source.split not in found:
+            raise DataError(
+                f"dataset {source.files[0]} has no split {source.split!r};"
+                f" it has {', '.join(found)}: name one with --split"
+            )
+        found = found[source.split]
+    return _only_text(found, source)
+
+
+def _streaming(source: Source) -> Any:
+    return _only_text(_loaded(source.files[0], source.subset, source.split), source)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, subset: str | None, split: str) -> Any:
+    """Open a stream once in a process: every opening lists the files on the hub anew."""
+    import datasets
+
+    return datasets.load_dataset(name, subset, split=split, streaming=True)
+
+
+def _only_text(dataset: Any, source: Source) -> Any:
+    """Return the text column alone; a stream that does not know its columns stays as it is."""
+    if dataset.features is None:
+        return dataset
+    name, features = source.files[0], dataset.features
+    if source.column not in features:
+        raise no_column(name, source.column, list(features), "its schema")
+    kind = getattr(features[source.column], "dtype", "no text")
+    if kind not in ("string", "large_string"):
+        raise DataError(
+            f"{name} holds {kind} in column {source.column!r}, expected strings; name another"
+            " column with --column"
+        )
+    return dataset.select_columns([source.column])
+
+
+@contextlib.contextmanager
+def _naming_dataset(name: str) -> Iterator[None]:
+    from datasets.exceptions import DatasetsError
+
+    remedy = "check the name, --subset and --split, or the network (HF_HUB_OFFLINE is respected)"
+    try:
+        with naming(f"dataset {name}", remedy):
+            yield
+    except (DatasetsError, RuntimeError, KeyError) as error:
+        raise DataError(f"cannot read dataset {name}: {first_line(error)}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def _naming_break(name: str) -> Iterator[None]:
+    """Tell a network that fails in the middle from a dataset that cannot be read."""
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # of whichever client the hub uses
+        if not kinds & {"ConnectionError", "TimeoutError", "TransportError"}:
+            raise
+        raise SystemFault(
+            f"dataset {name} broke off: {first_line(error)}; start the same command again, what is"
+            " done stays"
+        ) from error

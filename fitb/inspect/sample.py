@@ -1,0 +1,142 @@
+"""Runs of consecutive rows, spread over a split: from them whole documents can be counted.
+
+Legend: B rows of the sample, L length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb.corpus.mapped import map_table
+from fitb.corpus.shards import ShardSet
+from fitb.corpus.tokenizer import SpecialIds
+
+_NUM_RUNS = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows begin .. end - 1 of a shard, counted in its file."""
+
+    shard: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a split, run after run.
+
+    Args:
+        rows: (B,) int64, row numbers in the split.
+        input_ids: (B, L) int64.
+        word_starts: (B, L) bool.
+        segments: (B, L) int64, for tokens of text the ordinal of their document in its shard file;
+            -1 for [CLS], [SEP] and [PAD].
+        runs: that the rows come from, in order.
+    """
+
+    rows: NDArray[np.int64]
+    input_ids: NDArray[np.int64]
+    word_starts: NDArray[np.bool_]
+    segments: NDArray[np.int64]
+    runs: tuple[Run, ...]
+
+
+def choose_runs(shard_rows: Sequence[int], wanted: int) -> tuple[Run, ...]:
+    """Return runs of `wanted` rows in all, or of every row where there are fewer."""
+    total = sum(shard_rows)
+    wanted = min(wanted, total)
+    ends = np.cumsum(shard_rows)
+    runs = []
+    for i in range(_NUM_RUNS):
+        begin = i * wanted // _NUM_RUNS + i * (total - wanted) // _NUM_RUNS
+        end = begin + (i + 1) * wanted // _NUM_RUNS - i * wanted // _NUM_RUNS
+        while begin < end:
+            shard = int(np.searchsorted(ends, begin, side="right"))
+            first = int(ends[shard]) - shard_rows[shard]
+            stop = min(end, int(ends[shard]))
+            runs.append(Run(shard, begin - first, stop - first))
+            begin = stop
+    return tuple(_joined(runs))
+
+
+def _joined(runs: Sequence[Run]) -> Iterator[Run]:
+    """Make one run of neighbours, so that no document is taken for a cut one."""
+    before: Run | None = None
+    for run in runs:
+        if before and (before.shard, before.end) == (run.shard, run.begin):
+            before = Run(run.shard, before.begin, run.end)
+            continue
+        if before:
+            yield before
+        before = run
+    if before:
+        yield before
+
+
+def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
+    """Read about `wanted` rows.
+
+    Raises: DataError where a shard is damaged, and what fetching a remote one raises.
+    """
+    runs = choose_runs(shards.shard_rows, wanted)
+    firsts = np.cumsum(shards.shard_rows) - shards.shard_rows
+    rows = np.concatenate([firsts[run.shard] + np.arange(run.begin, run.end) for run in runs])
+    read = shards.read(rows)
+    documents = np.concatenate([_documents(shards, run) for run in runs])
+    return Sample(
+        rows=rows,
+        input_ids=read.input_ids,
+        word_starts=read.word_starts,
+        segments=segments_of(read.input_ids, documents, special),
+        runs=runs,
+    )
+
+
+def segments_of(
+    input_ids: NDArray[np.int64], documents: NDArray[np.int64], special: SpecialIds
+) -> NDArray[np.int64]:
+    """Number the documents of each token of text, -1 for [CLS], [SEP] and [PAD].
+
+    Args:
+        input_ids: (B, L) int64.
+        documents: (B,) int64, ordinal of each row's first document.
+    Returns: (B, L) int64.
+    """
+    text = ~np.isin(input_ids, (special.pad, special.cls, special.sep))
+    begins = text.copy()
+    begins[:, 1:] &= ~text[:, :-1]
+    number: NDArray[np.int64] = documents[:, None] + np.cumsum(begins, axis=1) - 1
+    return np.where(text, number, -1)
+
+
+def document_lengths(sample: Sample, shard_rows: Sequence[int]) -> NDArray[np.int64]:
+    """(documents,) int64, tokens of each document that lies in a run as a whole."""
+    lengths, begin = [], 0
+    for run in sample.runs:
+        end = begin + run.end - run.begin
+        segments = sample.segments[begin:end]
+        found = segments[segments >= 0]
+        if len(found):
+            counts = np.bincount(found - found.min())
+            first = 0 if run.begin == 0 else 1
+            last = len(counts) - (0 if run.end == shard_rows[run.shard] else 1)
+            lengths.append(counts[first:last])
+        begin = end
+    return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+
+
+def _documents(shards: ShardSet, run: Run) -> NDArray[np.int64]:
+    """(rows of the run,) int64, ordinal of each row's first document in its file."""
+    entries = [entry for entry in shards.manifest["shards"] if entry["split"] == shards.split]
+    name = entries[run.shard]["file"]
+    if shards.cache is None:
+        table = map_table(shards.tokenizer_folder.parent / name)
+        return np.array(table.column("doc_begin")[run.begin : run.end])
+    with shards.cache.held(name) as path:
+        return np.array(map_table(path).column("doc_begin")[run.begin : run.end])

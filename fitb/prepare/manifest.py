@@ -1,0 +1,127 @@
+"""The last file of a shard set: what it is, how it was made, and what was left out."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from typing import Any, Literal
+
+import datasets
+import numpy
+import pyarrow as pa
+import tokenizers
+
+import fitb
+from fitb.config import MaskConfig
+from fitb.corpus.remote import redacted
+from fitb.corpus.runs import SPLITS
+from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, ShardSet
+from fitb.corpus.tokenizer import describe_tokenizer
+from fitb.data.masking import Vocabulary
+from fitb.data.validate import validate
+from fitb.errors import DataError
+from fitb.fsio import fsync_dir, read_json, sha256_json, write_json
+from fitb.prepare.dropped import join_dropped
+from fitb.prepare.work import Work, too_few
+
+INPUTS = "inputs.json"
+DROPPED_FILE = "dropped.parquet"
+NUM_SAMPLES = 5
+STRATEGIES: tuple[Literal["token", "whole_word", "span"], ...] = ("token", "whole_word", "span")
+
+_VALIDATED_ROWS = 1024
+
+
+def write_manifest(work: Work) -> None:
+    """Complete work.set: tokenizer, inputs, what was dropped, and the manifest.
+
+    Raises: DataError where a shard is missing, a split has no row, or masks do not hold.
+    """
+    pieces = {}
+    for shard in work.shards:
+        if not work.piece(shard).exists():
+            raise DataError(f"shard {shard.name} is not written; start again")
+        pieces[shard] = read_json(work.piece(shard))
+    entries = [piece["entry"] for piece in pieces.values() if piece["entry"]]
+    for split in SPLITS:
+        if not any(entry["split"] == split for entry in entries):
+            raise DataError(too_few(split, work.totals, work.config))
+    shutil.copytree(work.tokenizer, work.set / "tokenizer", dirs_exist_ok=True)
+    write_json(work.set / INPUTS, [redacted(name) for name in work.plan.files])
+    dropped = Counter(work.totals.dropped)
+    for piece in pieces.values():
+        dropped.update(piece["dropped"])
+    runs = [work.run(unit).with_suffix(".arrow") for unit in work.plan.units]
+    parts = [work.piece(shard).with_suffix(".arrow") for shard in work.shards]
+    join_dropped(work.set / DROPPED_FILE, [*runs, *parts])
+    tokenizer = describe_tokenizer(work.set / "tokenizer")
+    content = {
+        "length": work.config.length,
+        "shards": entries,
+        "tokenizer": tokenizer["fingerprint"],
+    }
+    splits = {split: _totals(pieces, split) for split in SPLITS}
+    manifest = {
+        "format": "fitb-shards",
+        "format_version": FORMAT_VERSION,
+        "fitb_version": fitb.__version__,
+        "fingerprint": sha256_json({"format_version": FORMAT_VERSION, **content}),
+        "corpus_fingerprint": work.totals.fingerprint,
+        "length": work.config.length,
+        "splits": splits,
+        "shards": entries,
+        "tokenizer": tokenizer,
+        "statistics": _statistics(splits, work.config.length),
+        "dropped": dict(sorted(dropped.items())),
+        "changed": dict(sorted(work.totals.changed.items())),
+        "sample": [text for piece in pieces.values() for text in piece["sample"]][:NUM_SAMPLES],
+        "settings": {**work.settings, "files": [redacted(name) for name in work.settings["files"]]},
+        "versions": {
+            module.__name__: module.__version__ for module in (datasets, numpy, pa, tokenizers)
+        },
+    }
+    write_json(work.set / MANIFEST, {**manifest, "masks": []})
+    write_json(work.set / MANIFEST, {**manifest, "masks": _validated(work)})
+    fsync_dir(work.set)
+
+
+def _totals(pieces: dict[Any, Any], split: str) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for shard, piece in pieces.items():
+        if shard.split == split and piece["entry"]:
+            total.update({"documents": piece["entry"]["documents"], **piece["counts"]})
+    return dict(total)
+
+
+def _statistics(splits: dict[str, dict[str, int]], length: int) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for counts in splits.values():
+        total.update(counts)
+    return {
+        "documents": total["documents"],
+        "tokens": total["tokens"],
+        "rows": total["rows"],
+        "unknown_share": round(total["unknown_tokens"] / total["tokens"], 6),
+        "padding_share": round(total["padding_tokens"] / (total["rows"] * length), 6),
+        "mean_document_tokens": round(total["tokens"] / total["documents"], 2),
+    }
+
+
+def _validated(work: Work) -> list[dict[str, Any]]:
+    """Mask the first training rows in every strategy and say what was seen."""
+    described = describe_tokenizer(work.set / "tokenizer")
+    special = described["special_ids"]
+    shards = ShardSet.open(work.set, "train")
+    rows = shards.read(numpy.arange(min(_VALIDATED_ROWS, shards.num_rows)))
+    return validate(
+        rows.input_ids,
+        rows.word_starts,
+        vocabulary=Vocabulary(
+            size=described["vocab_size"],
+            pad_id=special["pad"],
+            mask_id=special["mask"],
+            special_ids=tuple(sorted(special.values())),
+        ),
+        configs=[MaskConfig(strategy=strategy) for strategy in STRATEGIES],
+        seed=work.config.seed,
+    )

@@ -1,0 +1,181 @@
+"""The same stages as Slurm arrays, each waiting for the one before: `python -m launch.prepare`.
+
+The submitter checks everything and leaves. A stage that fails cancels those that wait for it;
+submitting again runs the tasks that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import SlurmPipelineExecutor
+from datatrove.utils.logging import logger as datatrove_logger
+
+from fitb import log
+from fitb.cluster import slurm
+from fitb.corpus.shards import MANIFEST
+from fitb.errors import CRASH, FINISHED, DataError, FitbError, SystemFault
+from fitb.flags import parse
+from fitb.fsio import read_json, write_json
+from fitb.prepare.config import PrepareConfig
+from fitb.prepare.run import Stage, prepare, stages_of
+from fitb.prepare.work import Work, begin, folder_of, leave, lock_of, take
+
+_POLL_S = 2.0
+_JOBS = "jobs.json"
+
+logger = logging.getLogger(__name__)
+
+
+class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
+    """datatrove's Slurm executor without what a site may lack: QOS, partition, merge jobs."""
+
+    def __init__(self, stage: Stage, where: argparse.Namespace, folder: Path, **more: Any) -> None:
+        tasks = min(stage.tasks or where.tasks, where.tasks) if stage.name != "buckets" else None
+        tasks = tasks or stage.tasks
+        super().__init__(
+            [stage.step],
+            tasks=tasks,
+            time=f"{where.time_min:.0f}",
+            partition=where.partition,
+            cpus_per_task=where.cpus_per_task,
+            mem_per_cpu_gb=where.mem_per_cpu_gb,
+            workers=where.max_running or -1,
+            job_name=f"{where.job_name}-{stage.name}",
+            qos=None,
+            env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
+            logging_dir=str(folder / "stages" / f"{stage.name}-{tasks}"),
+            sbatch_args={"kill-on-invalid-dep": "yes", "open-mode": "append"},
+            srun_args={"kill-on-bad-exit": "1"},
+            **more,
+        )
+
+    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
+        arguments: dict[str, Any] = super().get_sbatch_args(max_array)
+        if not self.partition:
+            del arguments["partition"]
+        if not self.mem_per_cpu_gb:
+            del arguments["mem-per-cpu"]
+        return arguments
+
+    def launch_merge_stats(self) -> None:
+        """Do nothing: the manifest holds the counts."""
+
+
+def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
+    """Submit all stages; return the job id of each that has something to do.
+
+    Args:
+        config: what to make.
+        where: tasks, max_running, cpus_per_task, mem_per_cpu_gb, time_min, partition, job_name.
+    Raises: as prepare; DataError where jobs of this preparation are still queued or running;
+        SystemFault where Slurm refuses.
+    """
+    if shutil.which("sbatch") is None:
+        raise SystemFault("sbatch not found; run `fitb prepare` on this machine instead")
+    lock = lock_of(config)
+    take(lock, config)
+    try:
+        _refuse_twins(config)
+        work = begin(config)
+        jobs = _launch(work, where)
+        write_json(work.folder / _JOBS, jobs)
+    finally:
+        leave(lock)
+    return jobs
+
+
+def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
+    datatrove_logger.disable("datatrove")
+    # A submitter that is itself a job must not hand its own size to the jobs it submits.
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+        if name not in ("SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_PARTITION"):
+            del os.environ[name]
+    before: _Slurm | None = None
+    jobs: dict[str, str] = {}
+    for stage in stages_of(work):
+        before = _Slurm(stage, where, work.folder, depends=before)
+        try:
+            before.run()
+        except (subprocess.CalledProcessError, OSError) as error:
+            raise SystemFault(f"stage {stage.name} was not accepted: {error}") from error
+        if before.job_id != -1:
+            jobs[stage.name] = str(before.job_id)
+    return jobs
+
+
+def _refuse_twins(config: PrepareConfig) -> None:
+    path = folder_of(config) / _JOBS
+    if not path.exists():
+        return
+    last = list(read_json(path).items())[-1:]
+    for name, job in last:
+        state = slurm.job_state(job)
+        if state not in slurm.ENDED:
+            raise DataError(
+                f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}:"
+                f" {state}); wait for its end, or cancel them, or name another folder"
+            )
+
+
+def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
+    """Wait for the end of the last stage; return FINISHED or CRASH."""
+    last = list(jobs.values())[-1]
+    while slurm.job_state(last) not in slurm.ENDED:
+        time.sleep(_POLL_S)
+    if (Path(config.out) / MANIFEST).exists():
+        return FINISHED
+    logger.error("no shard set: see the logs in %s", folder_of(config) / "stages")
+    return CRASH
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a preparation is spread."""
+    add = parser.add_argument
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    add("--tasks", type=int, default=16, help="tasks of a stage: the size of its array")
+    add("--max_running", type=int, help="tasks of a stage that run at the same time")
+    add("--cpus_per_task", type=int, default=1, help="CPU cores of a task; it uses one")
+    add("--mem_per_cpu_gb", type=int, default=2, help="in GB; 0 leaves it to the site")
+    add("--time_min", type=float, default=240, help="time limit of a task, in minutes")
+    add("--partition", help="Slurm partition")
+    add("--job_name", default="fitb-prepare")
+    add("--wait", action="store_true", help="wait for the end")
+
+
+def main(args: Sequence[str]) -> int:
+    """Submit, or prepare here where there is no Slurm."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.prepare",
+        description="Prepare shards as Slurm arrays. Every other flag is one of `fitb prepare`.",
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    log.setup()
+    try:
+        config = parse(PrepareConfig, "python -m launch.prepare", flags)
+        on_slurm = where.cluster == "slurm" or (where.cluster == "auto" and shutil.which("srun"))
+        if not on_slurm:
+            print(prepare(config))
+            return FINISHED
+        jobs = submit(config, where)
+        print(" ".join(f"{name}={job}" for name, job in jobs.items()), flush=True)
+        print(f"logs: {folder_of(config) / 'stages'}", flush=True)
+        return wait_for(config, jobs) if where.wait else FINISHED
+    except FitbError as error:
+        print(f"fitb: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

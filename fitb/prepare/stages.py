@@ -1,0 +1,267 @@
+"""What one task of each stage does; a task takes every world_size-th unit or shard.
+
+    read -> (sign -> buckets -> cluster) -> tokenizer -> write -> finish
+
+The stages in brackets run where near-duplicates are dropped; `buckets` is datatrove's own. What a
+task writes does not depend on how many tasks there are, and a unit or shard that is there is not
+made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb.corpus import minhash
+from fitb.corpus.chunk import Columns, concatenate, pack, token_streams, windows
+from fitb.corpus.clean import Cleaner
+from fitb.corpus.runs import Documents, text_digest, write_run
+from fitb.corpus.shards import DIGEST_BYTES, write_documents, write_shard
+from fitb.corpus.sources import Document, Unit, read_unit
+from fitb.corpus.tokenizer import (
+    SpecialIds,
+    add_tokens,
+    describe_tokenizer,
+    open_tokenizer,
+    read_tokens,
+    train_tokenizer,
+)
+from fitb.fsio import folder_written_whole, sha256_file, write_json, written_whole
+from fitb.prepare.dropped import write_dropped
+from fitb.prepare.manifest import NUM_SAMPLES, write_manifest
+from fitb.prepare.work import Shard, Work
+
+SAMPLE_CHARS = 160
+
+_SIGN_BATCH = 4096
+
+logger = logging.getLogger(__name__)
+
+
+def read(folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Clean and sort the documents of every unit of this task."""
+    work = Work.open(folder)
+    for unit in work.plan.units[rank::world_size]:
+        if not work.run(unit).with_suffix(".json").exists():
+            _read_unit(work, unit)
+
+
+def _read_unit(work: Work, unit: Unit) -> None:
+    cleaner = Cleaner(work.config.clean)
+    dropped: list[tuple[int, int, str]] = []
+
+    def documents() -> Iterator[tuple[int, int, str]]:
+        for found in read_unit(work.config.text_source(), work.plan, unit):
+            if not isinstance(found, Document):
+                dropped.append((found.file, found.place, found.rule))
+                continue
+            cleaned = cleaner.clean(found.text)
+            if cleaned.dropped is None:
+                yield found.file, found.place, cleaned.text
+            else:
+                dropped.append((found.file, found.place, cleaned.dropped))
+
+    run = work.run(unit)
+    kept = write_run(
+        run,
+        documents(),
+        seed=work.config.seed,
+        validation_fraction=work.config.validation_fraction,
+        block_bytes=int(work.config.shard_mb * 1e6),
+    )
+    write_dropped(run.with_suffix(".arrow"), dropped)
+    counts = Counter(rule for _, _, rule in dropped)
+    write_json(
+        run.with_suffix(".json"),
+        {
+            **asdict(kept),
+            "digest_sum": f"{kept.digest_sum:064x}",
+            "dropped": counts,
+            "changed": cleaner.changed,
+        },
+    )
+    size_mb = sum(kept.bytes.values()) / 1e6
+    logger.info(
+        "unit=%d documents=%d dropped=%d text_mb=%.1f",
+        *(unit.number, sum(kept.documents.values()), len(dropped), size_mb),
+    )
+
+
+def sign(folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Write the MinHash signatures of every shard of this task."""
+    work = Work.open(folder)
+    assert work.config.near_duplicates is not None
+    for shard in work.shards[rank::world_size]:
+        done = work.folder / "signed" / shard.name
+        if done.exists():
+            continue
+        texts = work.gather(shard).texts
+        parts = [
+            minhash.signatures(texts.slice(begin, _SIGN_BATCH).to_pylist())
+            for begin in range(0, max(1, len(texts)), _SIGN_BATCH)
+        ]
+        minhash.write_signatures(
+            work.folder / "minhash",
+            shard.index,
+            np.concatenate(parts),
+            np.arange(len(texts)),
+            work.config.near_duplicates,
+        )
+        done.touch()
+        logger.info("signed=%s documents=%d", shard.name, len(texts))
+
+
+def cluster(folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Decide which near-duplicates go."""
+    work = Work.open(folder)
+    assert work.config.near_duplicates is not None
+    found = minhash.cluster(work.folder / "minhash", work.config.near_duplicates)
+    write_json(work.folder / "minhash" / "clusters.json", asdict(found))
+    logger.info("near_duplicates=%d clusters=%d", found.removed, found.clusters)
+
+
+def tokenizer(folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Train the tokenizer if none was given."""
+    work = Work.open(folder)
+    if work.tokenizer.exists():
+        return
+    texts = (
+        text
+        for shard in work.shards
+        if shard.split == "train"
+        for text in _texts(work.documents(shard)[0])
+    )
+    with folder_written_whole(work.tokenizer) as scratch:
+        train_tokenizer(texts, work.config.vocab_size, scratch)
+        if work.config.add_tokens:
+            add_tokens(scratch, read_tokens(Path(work.config.add_tokens)))
+    logger.info("vocab_size=%d", describe_tokenizer(work.tokenizer)["vocab_size"])
+
+
+def write(folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Tokenise, cut and write every shard of this task."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what is parallel
+    work = Work.open(folder)
+    for shard in work.shards[rank::world_size]:
+        if not work.piece(shard).exists():
+            _write_piece(work, shard)
+
+
+def _write_piece(work: Work, shard: Shard) -> None:
+    documents, alike = work.documents(shard)
+    encoder, special = open_tokenizer(work.tokenizer)
+    texts = documents.texts.to_pylist()
+    kept: list[NDArray[np.bool_]] = []
+
+    def streams() -> Iterator[Any]:
+        for stream, batch_kept in token_streams(texts, encoder, special):
+            kept.append(batch_kept)
+            if stream is not None:
+                yield stream
+
+    config = work.config
+    if config.rows == "packed":
+        parts = list(pack(streams(), config.length, special))
+    else:
+        stride = config.stride or config.length - 2
+        parts = list(windows(streams(), config.length, special, stride=stride))
+    unknown = np.flatnonzero(~np.concatenate([np.empty(0, bool), *kept]))
+    dropped = [
+        *((*pair, "duplicate") for pair in documents.duplicates.tolist()),
+        *((*pair, "near_duplicate") for pair in _places(alike)),
+        *((*pair, "unknown") for pair in _places(documents.only(unknown))),
+    ]
+    write_dropped(work.folder / "pieces" / f"{shard.name}.arrow", dropped)
+    documents = documents.without(unknown)
+    piece: dict[str, Any] = {
+        "dropped": Counter(rule for *_, rule in dropped),
+        "entry": None,
+        "sample": [_shortened(text) for text in islice(_texts(documents), NUM_SAMPLES)],
+    }
+    if parts:
+        rows = concatenate(parts)
+        piece["entry"] = _write_shard(work, shard, rows, documents, encoder.get_vocab_size())
+        piece["counts"] = _counts(rows, special)
+    write_json(work.piece(shard), piece)
+    logger.info("shard=%s documents=%d rows=%d", shard.name, len(documents), sum(map(len, parts)))
+
+
+def _write_shard(
+    work: Work, shard: Shard, rows: Columns, documents: Documents, vocab_size: int
+) -> dict[str, Any]:
+    """Write the two files of a shard and return its entry in the manifest."""
+    path = work.set / f"{shard.name}.arrow"
+    table = work.set / f"{shard.name}.documents.arrow"
+    texts = list(_texts(documents))
+    digests = b"".join(text_digest(text)[:DIGEST_BYTES] for text in texts)
+    with written_whole(path) as part:
+        num_bytes = write_shard(
+            part, rows, vocab_size=vocab_size, with_offsets=shard.split == "validation"
+        )
+        sha256 = sha256_file(part)
+    with written_whole(table) as part:
+        table_bytes = write_documents(
+            part,
+            file=documents.file,
+            place=documents.place,
+            chars=np.array([len(text) for text in texts], dtype=np.int32),
+            digest=np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES),
+        )
+        table_sha256 = sha256_file(part)
+    return {
+        "file": path.name,
+        "split": shard.split,
+        "rows": len(rows),
+        "bytes": num_bytes,
+        "sha256": sha256,
+        "documents": len(documents),
+        "documents_file": table.name,
+        "documents_bytes": table_bytes,
+        "documents_sha256": table_sha256,
+    }
+
+
+def _counts(rows: Columns, special: SpecialIds) -> dict[str, int]:
+    """Return totals of a shard; tokens are ordinary ones, [UNK] among them."""
+    no_text = np.isin(rows.input_ids, (special.pad, special.cls, special.sep))
+    return {
+        "rows": len(rows),
+        "tokens": int(no_text.size - no_text.sum()),
+        "unknown_tokens": int((rows.input_ids == special.unk).sum()),
+        "padding_tokens": int((rows.input_ids == special.pad).sum()),
+    }
+
+
+def _texts(documents: Documents) -> Iterator[str]:
+    return (text.as_py() for text in documents.texts)
+
+
+def _places(documents: Documents) -> list[tuple[int, int]]:
+    return list(zip(documents.file.tolist(), documents.place.tolist(), strict=True))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
+
+
+def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Put the manifest to the shards and the set in its place."""
+    work = Work.open(folder)
+    write_manifest(work)
+    if work.out.exists():
+        work.out.rmdir()  # empty, or `begin` would have refused it
+    work.set.rename(work.out)
+    for entry in work.folder.iterdir():  # stages/ holds the record of this very task
+        if entry.is_dir() and entry.name != "stages":
+            shutil.rmtree(entry)
+    (work.folder / "settings.json").unlink()

@@ -1,0 +1,325 @@
+"""The folder where a preparation works: beside the one it makes, and kept if it is interrupted.
+
+Everything in it appears by a rename, so what is there is done. A second start of the same
+preparation does what is missing; another one is refused, and so is a second one at the same time.
+
+    settings.json plan.json        what is made, of which units of the input
+    tokenizer/                     given, or trained
+    runs/00017.run .arrow .json    documents of a unit, sorted; what was dropped; counts
+    minhash/ signed/               near-duplicates
+    pieces/train-00003.json        a shard that is written, in set/
+    set/                           becomes the shard set
+    stages/                        datatrove's record of tasks done, and their logs
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+import fitb
+from fitb.corpus.clean import CleanConfig, Cleaner
+from fitb.corpus.minhash import removed
+from fitb.corpus.runs import SPLITS, Documents, Kept, gather
+from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, read_manifest, shard_name
+from fitb.corpus.sources import Plan, Unit, plan
+from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
+from fitb.errors import DataError
+from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
+from fitb.prepare.config import PrepareConfig
+
+# Names of places do not count: texts and tokenizers are compared by their fingerprints.
+_PLACES = ("files", "tokenizer", "add_tokens")
+
+_FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")
+NOTHING = np.empty(0, dtype=np.int64)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of keys of one split, before and after it is a file.
+
+    Args:
+        index: over both splits, training first.
+        split: train or validation.
+        number: in its split.
+        of: shards of its split.
+    """
+
+    index: int
+    split: str
+    number: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.split, self.number).removesuffix(".arrow")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all units gave: documents, text, and what was mended or dropped on the way."""
+
+    kept: Kept
+    dropped: dict[str, int]
+    changed: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all cleaned texts, repeated ones too, whatever their order."""
+        return f"{self.kept.digest_sum:064x}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A preparation under way, seen from any process.
+
+    Args:
+        folder: where it works, absolute.
+        out: the folder to make, absolute.
+        config: what is asked for.
+        settings: what the manifest will say of it.
+        plan: units of the input.
+    """
+
+    folder: Path
+    out: Path
+    config: PrepareConfig
+    settings: dict[str, Any]
+    plan: Plan = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Work:
+        """Enter a preparation that `begin` began."""
+        saved = read_json(folder / "settings.json")
+        config = saved["config"]
+        return cls(
+            folder,
+            Path(saved["out"]),
+            PrepareConfig(**{**config, "clean": CleanConfig(**config["clean"])}),
+            saved["settings"],
+            _read_plan(folder / "plan.json"),
+        )
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @property
+    def set(self) -> Path:
+        return self.folder / "set"
+
+    def run(self, unit: Unit) -> Path:
+        return self.folder / "runs" / f"{unit.number:05d}.run"
+
+    def piece(self, shard: Shard) -> Path:
+        return self.folder / "pieces" / f"{shard.name}.json"
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Sums over all units.
+
+        Raises: DataError where a unit is not read, or a split has no document.
+        """
+        totals = Totals(Kept(), Counter(), Counter())
+        for unit in self.plan.units:
+            path = self.run(unit).with_suffix(".json")
+            if not path.exists():
+                raise DataError(f"unit {unit.number} of the input is not read; start again")
+            found = read_json(path)
+            for split in SPLITS:
+                totals.kept.documents[split] += found["documents"][split]
+                totals.kept.bytes[split] += found["bytes"][split]
+            digest_sum = totals.kept.digest_sum + int(found["digest_sum"], 16)
+            totals.kept.digest_sum = digest_sum % 2**256
+            for name in ("dropped", "changed"):
+                for rule, count in found[name].items():
+                    getattr(totals, name)[rule] += count
+        for split in SPLITS:
+            if not totals.kept.documents[split]:
+                raise DataError(too_few(split, totals, self.config))
+        return totals
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """All shards, of about shard_mb of text each."""
+        shards: list[Shard] = []
+        for split in SPLITS:
+            of = max(1, round(self.totals.kept.bytes[split] / (self.config.shard_mb * 1e6)))
+            shards += [Shard(len(shards) + n, split, n, of) for n in range(of)]
+        return shards
+
+    def gather(self, shard: Shard) -> Documents:
+        """Return the different documents of a shard."""
+        runs = [self.run(unit) for unit in self.plan.units]
+        return gather(runs, shard.split, shard.number, shard.of)
+
+    def documents(self, shard: Shard) -> tuple[Documents, Documents]:
+        """Return the documents that a shard is made of, and its near-duplicates, left out."""
+        documents = self.gather(shard)
+        near = self.config.near_duplicates is not None
+        alike = removed(self.folder / "minhash", shard.index) if near else NOTHING
+        return documents.without(alike), documents.only(alike)
+
+    def is_made(self) -> bool:
+        """Whether the folder holds this shard set already.
+
+        Raises: DataError where it holds a set of other text.
+        """
+        if not (self.out / MANIFEST).exists():
+            return False
+        found = read_manifest(self.out).get("corpus_fingerprint")
+        if found != self.totals.fingerprint:
+            raise DataError(
+                f"out={self.out} holds a shard set of other text (corpus_fingerprint {found}, now"
+                f" {self.totals.fingerprint}); name a new folder, or remove this one"
+            )
+        return True
+
+
+def too_few(split: str, totals: Totals, config: PrepareConfig) -> str:
+    """Say that a split has no document, and what would give it one."""
+    remedy = "raise" if split == "validation" else "lower"
+    finer = ", or document=line" if config.source == "text" and config.document == "block" else ""
+    dropped = "".join(f", {rule} {count}" for rule, count in sorted(totals.dropped.items()))
+    return (
+        f"no document fell into the {split} split: {sum(totals.kept.documents.values())} documents"
+        f" at validation_fraction={config.validation_fraction} (dropped:{dropped or ' none'});"
+        f" give more text, {remedy} the fraction{finer}"
+    )
+
+
+def lock_of(config: PrepareConfig) -> FileLock:
+    """Return the lock that one preparation at a time holds, not yet taken."""
+    folder = folder_of(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.parent / f"{folder.name}.lock")
+
+
+def take(lock: FileLock, config: PrepareConfig) -> None:
+    """Take the lock.
+
+    Raises: DataError where another process holds it.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(
+            f"out={config.out} is being made by another preparation right now; wait for its end,"
+            " or name another folder"
+        ) from error
+
+
+def leave(lock: FileLock) -> None:
+    """Give the lock back and remove its file."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def begin(config: PrepareConfig) -> Work:
+    """Begin a preparation, or go on with one of the same settings and input.
+
+    Raises: ConfigError, DataError; then nothing new is left.
+    """
+    folder = folder_of(config)
+    _check_place(Path(config.out).absolute())
+    Cleaner(config.clean)  # a library that is missing is told now, not by a task
+    if (folder / "settings.json").exists():
+        return _begin(config, folder, read_json(folder / "settings.json"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        return _begin(config, folder, None)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> Work:
+    out = Path(config.out).absolute()
+    tokens = read_tokens(Path(config.add_tokens)) if config.add_tokens else []
+    if config.tokenizer is not None and not (folder / "tokenizer").exists():
+        with folder_written_whole(folder / "tokenizer") as scratch:
+            take_tokenizer(config.tokenizer, scratch)
+            if tokens:
+                add_tokens(scratch, tokens)
+    settings = _settings(config, folder / "tokenizer", tokens)
+    if (out / MANIFEST).exists():
+        _compare(read_manifest(out)["settings"], settings, f"out={out} holds a shard set")
+    if old is not None:
+        _compare(old["settings"], settings, f"{folder} holds an unfinished preparation")
+    units = plan(config.text_source(), unit_mb=4 * config.shard_mb, max_mb=config.max_mb)
+    if old is not None and _read_plan(folder / "plan.json") != units:
+        logger.warning("the input has changed since %s was begun; starting anew", folder)
+        for name in _FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        if config.tokenizer is None:
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    for name in _FOLDERS:
+        (folder / name).mkdir(exist_ok=True)
+    write_json(folder / "plan.json", asdict(units))
+    saved = {"out": str(out), "config": asdict(config), "settings": settings}
+    write_json(folder / "settings.json", saved)
+    return Work(folder, out, config, settings, units)
+
+
+def folder_of(config: PrepareConfig) -> Path:
+    """Return where this preparation works: hidden, beside the folder that it makes."""
+    out = Path(config.out).absolute()
+    return out.parent / f".{out.name}.work"
+
+
+def _read_plan(path: Path) -> Plan:
+    found = read_json(path)
+    return Plan(
+        tuple(found["files"]),
+        tuple(found["file_bytes"]),
+        tuple(Unit(**unit) for unit in found["units"]),
+    )
+
+
+def _settings(config: PrepareConfig, tokenizer: Path, tokens: list[str]) -> dict[str, Any]:
+    """Return what the manifest keeps: what decides the bytes, and the names of places."""
+    settings = asdict(config)
+    for name in ("out", "workers"):
+        del settings[name]
+    given = config.tokenizer is not None
+    settings["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer) if given else None
+    settings["added_tokens"] = sha256_json(tokens) if tokens else None
+    settings["fitb_version"] = fitb.__version__
+    settings["format_version"] = FORMAT_VERSION
+    return settings
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that holds anything but a shard set."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"out={out} is a file; name a new folder")
+    if not (out / MANIFEST).exists() and any(out.iterdir()):
+        raise DataError(f"out={out} holds files that are no shard set; name a new folder")
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    keys = sorted((before.keys() | now.keys()) - set(_PLACES))
+    changed = [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise DataError(
+            f"{what} of other settings ({'; '.join(changed)}); name a new folder, or remove this"
+            " one"
+        )

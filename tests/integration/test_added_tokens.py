@@ -1,0 +1,160 @@
+"""Tokens added to a vocabulary, from the shards through a run that is stopped to its export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import job
+import pytest
+import torch
+
+TOKENS = ["DataFrame", "PyTorch", "tokenizers", "scikit-learn"]
+EMBEDDINGS = "param/student.model.bert.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def extended_shards(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text once more, with added tokens."""
+    from fitb.corpus.tokenizer import add_tokens
+
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(shards / "tokenizer", folder / "tokenizer")
+    assert len(add_tokens(folder / "tokenizer", TOKENS)) == len(TOKENS)
+    done = job.fitb(
+        "prepare", "--out", str(folder / "shards"), "--tokenizer", str(folder / "tokenizer"),
+        "--max_mb", "0.5", "--length", "64", "--validation_fraction", "0.1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def student(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student's folder whose tokenizer knows nothing of the added tokens."""
+    from fitb.config import Geometry
+    from fitb.corpus.tokenizer import load_tokenizer
+    from fitb.model.load import load_model
+
+    folder = tmp_path_factory.mktemp("student")
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    loaded = load_model(Geometry(2, 32, 64, 4), tokenizer=tokenizer, length=64, seed=8)
+    loaded.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(quick_flags: list[str], extended_shards: Path, student: Path) -> list[str]:
+    """Distil from a teacher's folder into a student's, neither of which has the added tokens."""
+    changes = {"--data.shards": str(extended_shards), "--model.student": str(student)}
+    changed = dict(zip(quick_flags[::2], quick_flags[1::2], strict=True)) | changes
+    return [word for pair in changed.items() for word in pair]
+
+
+@pytest.fixture(scope="module")
+def straight(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert job.run(flags, folder) == 0
+    return folder
+
+
+def manifest(shards: Path) -> dict[str, Any]:
+    return json.loads((shards / "manifest.json").read_text())["tokenizer"]
+
+
+def assert_norms_are_those_of_the_checkpoint(run: Path, added_ids: list[int]) -> None:
+    rows = job.state(run)[EMBEDDINGS].double().norm(dim=1)
+    added = torch.zeros(len(rows), dtype=torch.bool)
+    added[added_ids] = True
+    last = job.metrics(run)[-1]
+    assert last["embeddings/added_norm"] == pytest.approx(float(rows[added].mean()), rel=1e-5)
+    assert last["embeddings/norm"] == pytest.approx(float(rows[~added].mean()), rel=1e-5)
+    assert all("embeddings/added_norm" in record for record in job.metrics(run))
+
+
+def test_a_stopped_run_with_added_tokens_resumes_bitwise(
+    straight: Path, flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert job.run_and_signal(flags, run, signal.SIGUSR1, at_step=6, rank=0) == 85
+    assert job.run(flags, run) == 0
+    assert job.differing(straight, run) == []
+    assert job.unlike(straight, run) == []
+
+
+def test_the_student_begins_at_the_mean_of_the_pieces_and_learns(
+    straight: Path, student: Path, extended_shards: Path
+) -> None:
+    from transformers import BertForMaskedLM
+
+    before = BertForMaskedLM.from_pretrained(student).get_input_embeddings().weight.detach()
+    added = manifest(extended_shards)["added"]
+    means = torch.stack([before[entry["pieces"]].mean(0) for entry in added])
+    first = job.metrics(straight)[0]["embeddings/added_norm"]
+    assert first == pytest.approx(float(means.norm(dim=1).mean()), rel=1e-2)  # after one step
+    rows = job.state(straight)[EMBEDDINGS]
+    assert rows.shape == (len(before) + len(TOKENS), 32)
+    assert not torch.equal(rows[len(before) :], means)
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_norms_of_added_and_other_embeddings_are_logged_under_every_stage(
+    straight: Path, flags: list[str], extended_shards: Path, tmp_path: Path, stage: str
+) -> None:
+    run = tmp_path / "run"
+    assert job.run([*flags, "--ds_config", stage, "--steps", "4"], run) == 0
+    assert_norms_are_those_of_the_checkpoint(
+        run, [entry["id"] for entry in manifest(extended_shards)["added"]]
+    )
+
+
+def test_a_run_without_added_tokens_has_no_such_norms() -> None:
+    from fitb.train.meter import embedding_norms
+
+    assert embedding_norms(SimpleNamespace(added_ids=())) == {}
+
+
+def test_the_export_has_the_new_vocabulary_and_is_a_student_that_is_not_extended_again(
+    straight: Path, flags: list[str], extended_shards: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    entry = manifest(extended_shards)
+    export = straight / "export"
+    model = AutoModelForMaskedLM.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    size = model.config.vocab_size
+    assert size == len(tokenizer) == entry["vocab_size"]
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    ids = tokenizer("A pytorch dataframe", add_special_tokens=False).input_ids
+    by_token = {added["token"]: added["id"] for added in entry["added"]}
+    assert ids[-2:] == [by_token["pytorch"], by_token["dataframe"]]
+
+    again = tmp_path / "again"
+    finetune = ["--model.teacher", "null", "--model.student", str(export), "--steps", "2"]
+    for term in ("embedding", "hidden", "attention", "logits"):
+        finetune += [f"--objective.{term}", "0"]
+    assert job.run([*flags, *finetune], again, 1) == 0
+    assert job.state(again)[EMBEDDINGS].shape[0] == size
+
+
+def test_shards_with_added_tokens_and_a_model_of_other_size_are_refused(
+    flags: list[str], student: Path, tmp_path: Path
+) -> None:
+    from transformers import BertForMaskedLM
+
+    other = tmp_path / "student"
+    shutil.copytree(student, other)
+    model = BertForMaskedLM.from_pretrained(student)
+    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
+    model.save_pretrained(other)
+    done = job.fitb(
+        "train", *flags, "--model.student", str(other), "--run_dir", str(tmp_path / "run")
+    )
+    assert done.returncode == 93
+    assert "has a vocabulary of 601, the tokenizer one of 604" in done.stderr

@@ -1,0 +1,135 @@
+"""What `fitb prepare` does with bad input: an error that names it, or a skip that is counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fitb.fsio import read_json
+
+TEXTS = [
+    f"document number {n} speaks of shards and rows and of the reader {n * n}" for n in range(200)
+]
+
+
+def prepared(folder: Path, source: str, file: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command on one file, with one worker."""
+    command = [sys.executable, "-m", "fitb", "prepare", "--out", str(folder / "out")]
+    command += ["--source", source, "--files", json.dumps([str(folder / file)])]
+    command += ["--vocab_size", "300", "--length", "32", "--validation_fraction", "0.1"]
+    command += ["--workers", "1", *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def manifest(folder: Path) -> dict:  # type: ignore[type-arg]
+    return read_json(folder / "out" / "manifest.json")  # type: ignore[no-any-return]
+
+
+def lines(path: Path, *more: bytes) -> None:
+    path.write_bytes(b"".join(text.encode() + b"\n" for text in TEXTS) + b"".join(more))
+
+
+def a_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"body": TEXTS, "title": TEXTS}), path)
+
+
+def a_cut_parquet(path: Path) -> None:
+    a_parquet(path)
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def a_cut_gz(path: Path) -> None:
+    path.write_bytes(gzip.compress("\n".join(TEXTS * 50).encode(), mtime=0)[:-200])
+
+
+def records(path: Path) -> None:
+    path.write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "make", "words"),
+    [
+        ("text", "texts.txt.gz", a_cut_gz, ("texts.txt.gz", "fetch")),
+        ("parquet", "texts.parquet", a_cut_parquet, ("texts.parquet", "fetch")),
+        ("parquet", "texts.parquet", a_parquet, ("'text'", "body", "--column")),
+        ("jsonl", "texts.jsonl", records, ("'text'", "body", "--column")),
+        ("text", "empty.txt", Path.touch, ("empty.txt",)),
+        ("text", "no*.txt", lambda path: None, ("no*.txt",)),
+        ("text", "texts.parquet", a_parquet, ("texts.parquet", "--source parquet")),
+    ],
+)
+def test_input_that_cannot_be_read_is_named_and_nothing_is_left(
+    tmp_path: Path, source: str, file: str, make: Callable[[Path], None], words: tuple[str, ...]
+) -> None:
+    make(tmp_path / file)
+    before = sorted(tmp_path.iterdir())
+    done = prepared(tmp_path, source, file, "--document", "line")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in last, last
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bad_documents_are_counted_and_the_others_kept(tmp_path: Path) -> None:
+    rare = "\u13a0\u13a1 \u13a2\n".encode()
+    lines(tmp_path / "texts.txt", b"caf\xe9\n", b"\n", b"x" * 3_000_000 + b"\n", b"last one\n")
+    (tmp_path / "rare.txt").write_bytes(rare)
+    (tmp_path / "empty.txt").touch()
+    more = ("--document", "line", "--max_document_mb", "2")
+    done = prepared(tmp_path, "text", "*.txt", *more)
+    assert done.returncode == 0, done.stderr
+    found = manifest(tmp_path)
+    expected = {"invalid_utf8": 1, "too_big": 1}
+    assert {rule: found["dropped"].get(rule) for rule in expected} == expected
+    # The rare symbols are in the one file that a tokenizer of this text is trained on.
+    assert found["statistics"]["documents"] + found["dropped"].get("unknown", 0) == 202
+
+
+def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    lines(path)
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size + 10**9)  # a hole: NULs that take no disk
+        file.seek(0, 2)
+        file.write(b"\nthe last line\n")
+    code = (
+        "import resource, sys\n"
+        "from fitb.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+    command = [sys.executable, "-c", code, "prepare", "--out", str(tmp_path / "out")]
+    command += ["--source", "text", "--files", json.dumps([str(path)]), "--document", "line"]
+    command += ["--vocab_size", "300", "--length", "32", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = manifest(tmp_path)
+    assert found["dropped"] == {"too_big": 1}
+    assert found["statistics"]["documents"] == 201
+    assert int(done.stderr.strip().splitlines()[-1]) < 600_000, "kilobytes"
+
+
+def test_a_full_disk_is_named_and_the_work_goes_on_when_there_is_room(small_disk: Path) -> None:
+    texts = [f"{text} {number}" for number in range(60) for text in TEXTS]
+    (small_disk / "texts.txt").write_text("\n".join(texts))
+    flags = ("--document", "line", "--shard_mb", "0.1")
+    done = prepared(small_disk, "text", "texts.txt", *flags)
+    assert done.returncode == 4, done.stderr
+    assert "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert not (small_disk / "out").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    done = prepared(small_disk, "text", "texts.txt", *flags)
+    assert done.returncode == 0, done.stderr
+    assert manifest(small_disk)["statistics"]["documents"] == len(texts)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["out", "texts.txt"]

@@ -1,0 +1,118 @@
+"""Training from shards on a server, through a cache smaller than the corpus: the local losses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import job
+import pytest
+from file_server import FileServer
+
+from fitb.cluster.local import LocalRun, train_command
+
+OUTAGE_S = 10.0
+STEPS = 16  # of 64 rows: five windows of one shard
+
+
+@pytest.fixture(scope="module")
+def remote_flags(quick_flags: list[str]) -> list[str]:
+    sizes = {"steps": STEPS, "global_batch": 64, "micro_batch": 16, "data.window_shards": 1}
+    return quick_flags + [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def at_home(remote_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that reads the folder itself."""
+    folder = tmp_path_factory.mktemp("at_home") / "run"
+    assert job.run(remote_flags, folder) == 0
+    return folder
+
+
+def cache_flags(shards: Path, where: str, cache: Path) -> list[str]:
+    """Flags for shards on a server, and a cache for two windows or one validation shard."""
+    manifest = json.loads((shards / "manifest.json").read_text())
+    sizes = sorted(entry["bytes"] for entry in manifest["shards"])
+    train = sorted(e["bytes"] for e in manifest["shards"] if e["split"] == "train")
+    room = max(sum(train[-2:]), sizes[-1])
+    assert room < sum(sizes) / 2
+    words = {"data.shards": where, "data.cache_dir": str(cache), "data.cache_gb": str(room / 1e9)}
+    return [word for key, value in words.items() for word in (f"--{key}", value)]
+
+
+@pytest.fixture()
+def bucket(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a copy of the shards on an S3 server, which the environment names."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+    filesystem.mkdir("for-training")
+    filesystem.put(f"{shards}/", "for-training/shards/", recursive=True)
+    yield "s3://for-training/shards"
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+
+def test_shards_on_an_s3_server_give_the_losses_of_local_ones(
+    at_home: Path, shards: Path, bucket: str, remote_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [*remote_flags, *cache_flags(shards, bucket, tmp_path / "cache")]
+    assert job.run(flags, tmp_path / "run") == 0
+    assert job.unlike(at_home, tmp_path / "run") == []
+    assert job.differing(at_home, tmp_path / "run") == []
+
+
+def test_an_http_server_that_is_away_for_some_seconds_costs_time_and_nothing_else(
+    at_home: Path, shards: Path, remote_flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with FileServer(shards) as server:
+        flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
+        with LocalRun(train_command([*flags, "--run_dir", str(run)]), 2) as training:
+            deadline_s = time.monotonic() + job.TIMEOUT_S
+            while not job.steps(run) and training.running() and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            server.stop()
+            threading.Event().wait(OUTAGE_S)
+            assert 0 < len(job.steps(run)) < STEPS and training.running()
+            server.start()
+            assert training.wait(job.TIMEOUT_S) == 0
+    assert job.unlike(at_home, run) == []
+    assert job.differing(at_home, run) == []
+
+
+def test_a_server_that_stays_away_stops_the_run_and_a_restart_goes_on_from_there(
+    at_home: Path, shards: Path, remote_flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with FileServer(shards) as server:
+        flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
+        flags += ["--data.cache_gb", "1", "--data.fetch_deadline_s", "1"]
+        with LocalRun(train_command([*flags, "--run_dir", str(run)]), 2) as training:
+            while not job.steps(run) and training.running():
+                time.sleep(0.01)
+            server.stop()
+            assert training.wait(job.TIMEOUT_S) == 1
+        assert job.events(run, "stop")[-1]["exit_code"] == 1
+        server.start()
+        assert job.run(flags, run) == 0
+    assert job.events(run, "resume")[0]["step"] > 0
+    assert job.unlike(at_home, run) == []
+    assert job.differing(at_home, run) == []

@@ -1,0 +1,217 @@
+"""One text has one normal form, and a document is dropped by the first rule that it breaks."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import unicodedata
+
+import pytest
+
+from fitb.corpus.clean import CleanConfig, Cleaned, Cleaner, normalize
+from fitb.errors import ConfigError
+
+DROPPED = {"Cc", "Cf", "Cs", "Co"}
+HOSTILE = [
+    "a\r\nb\rc\n\n d\te",
+    "\x00nu\x07ll\x7f \x1b[0m",
+    "cafe\u0301 \u00a0 na\u00efve",
+    "e\u200b\u0301 zero\ufeff width",
+    "line\u2028para\u2029next\x85nel",
+    "\ud800 lone surrogate \ue000 private",
+    "   ",
+    "\u1e9b\u0323 \u212b \uac00",
+    "",
+    "\u00a8 \u00b4a\u00b8 \u2017",  # NFKC turns these into a space and a mark
+    "\ufdfa \ufdfb",  # NFKC turns these into several words
+    "a\u1100\u200d\u1161\u11a8",
+    "\x1c\x1d\x1e\x1f\x0b\x0c",
+    "\ufb01ne \uff21\uff22 x\u00b2 \u2460",
+]
+ENGLISH = "The reader opens the book and reads the first page of the story again and again."
+GERMAN = "Der Leser schlaegt das Buch auf und liest die erste Seite der Geschichte noch einmal."
+
+
+def is_there(library: str) -> bool:
+    try:
+        importlib.import_module(library)
+    except ImportError:
+        return False
+    return True
+
+
+needs_trafilatura = pytest.mark.skipif(
+    not is_there("trafilatura"), reason="trafilatura cannot be imported here"
+)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_normal_form_is_composed_single_spaced_visible_and_stable(text, form):
+    normal = normalize(text, form)
+    assert normalize(normal, form) == normal
+    assert unicodedata.is_normalized(form, normal)
+    assert normal == " ".join(normal.split())
+    assert not any(unicodedata.category(c) in DROPPED for c in normal)
+    normal.encode()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+def test_every_character_alone_and_between_marks_has_a_stable_normal_form(form):
+    for code in range(sys.maxunicode + 1):
+        normal = normalize(f"a\u0301{chr(code)}\u0301", form)
+        assert normalize(normal, form) == normal, hex(code)
+
+
+def test_random_strings_of_hostile_characters_have_a_stable_normal_form():
+    draw = random.Random(1)
+    letters = "".join(HOSTILE) + "\u0301\u0323\u1161"
+    for form in ("NFC", "NFKC"):
+        for _ in range(3000):
+            normal = normalize("".join(draw.choices(letters, k=12)), form)
+            assert normalize(normal, form) == normal
+
+
+def test_line_ends_and_accents_do_not_make_two_texts():
+    assert normalize("cafe\u0301\r\nbar") == normalize("caf\u00e9 bar") == "caf\u00e9 bar"
+
+
+def test_control_characters_vanish_and_whitespace_becomes_one_space():
+    assert normalize("a\x00b\t\n c\x1fd") == "ab c d"
+
+
+def naive_changes(text, form):
+    """Steps that change a text, each by its definition."""
+    seen = "".join(
+        " " if c.isspace() else "" if unicodedata.category(c) in DROPPED else c for c in text
+    )
+    formed = unicodedata.normalize(form, seen)
+    odd_space = any(c.isspace() and c != " " for c in text)
+    changes = {
+        "control": any(unicodedata.category(c) in DROPPED and not c.isspace() for c in text),
+        "unicode": formed != seen,
+        "whitespace": odd_space or " ".join(formed.split()) != formed,
+    }
+    return {step for step, changed in changes.items() if changed}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+def test_each_step_counts_the_documents_that_it_changed(form):
+    draw = random.Random(2)
+    letters = "".join(HOSTILE) + "abcdefgh" * 8
+    texts = HOSTILE + ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(3000)]
+    for text in texts:
+        cleaner = Cleaner(CleanConfig(unicode=form))
+        assert cleaner.clean(text).text == normalize(text, form)
+        assert set(cleaner.changed) == naive_changes(text, form), ascii(text)
+        assert set(cleaner.changed.values()) <= {1}
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (" \n\x00", "empty"),
+        ("abc", "too_short"),
+        ("a  \n\n  bc", None),
+        ("abcdefghijk", "too_long"),
+        ("xxxx", "keep"),
+        ("a 42 z", "drop"),
+    ],
+)
+def test_a_document_is_dropped_by_the_first_rule_that_it_breaks(text, rule):
+    config = CleanConfig(min_chars=4, max_chars=10, keep="[a-c]", drop=r"\d\d")
+    assert Cleaner(config).clean(text).dropped == rule
+
+
+def test_without_options_every_text_that_is_not_empty_is_kept():
+    assert Cleaner(CleanConfig()).clean(" a\n") == Cleaned("a", None)
+    assert Cleaner(CleanConfig()).changed == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unicode": "NFD"}, "NFD.*NFC or NFKC"),
+        ({"min_chars": 0}, "min_chars is 0"),
+        ({"min_chars": 5, "max_chars": 4}, "max_chars is 4.*min_chars=5"),
+        ({"language_threshold": 0.0}, "language_threshold is 0"),
+        ({"keep": "("}, r"keep is '\('"),
+        ({"drop": "[a"}, r"drop is '\[a'"),
+    ],
+)
+def test_a_wrong_option_is_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        CleanConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "library"),
+    [
+        ({"ftfy": True}, "ftfy"),
+        ({"html": True}, "trafilatura"),
+        ({"language": "en"}, "py3langid.langid"),
+    ],
+)
+def test_a_missing_library_is_named_with_what_installs_it(option, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setitem(sys.modules, library.split(".")[0], None)
+    with pytest.raises(ConfigError, match=r"pip install 'fitb\[clean\]'"):
+        Cleaner(CleanConfig(**option))
+    Cleaner(CleanConfig())
+
+
+def test_language_is_told_from_text_and_an_unknown_code_is_refused():
+    pytest.importorskip("py3langid")
+    cleaner = Cleaner(CleanConfig(language="en"))
+    assert cleaner.clean(ENGLISH).dropped is None
+    assert cleaner.clean(GERMAN).dropped == "language"
+    assert cleaner.clean("?! 123").dropped == "language"
+    sure = Cleaner(CleanConfig(language="en", language_threshold=1.0))
+    assert sure.clean("reads the book").dropped == "language"
+    with pytest.raises(ConfigError, match="'eng' is unknown.*nearest: en"):
+        Cleaner(CleanConfig(language="eng"))
+
+
+def test_ftfy_mends_what_is_broken_and_leaves_typography_alone():
+    pytest.importorskip("ftfy")
+    cleaner = Cleaner(CleanConfig(ftfy=True))
+    good = "\u201cna\u00efve\u201d \ufb01ne \uff21"
+    broken = "na\u00efve caf\u00e9".encode().decode("latin-1")
+    assert cleaner.clean(good).text == good
+    assert cleaner.changed["ftfy"] == 0
+    assert cleaner.clean(broken).text == "na\u00efve caf\u00e9"
+    assert cleaner.changed["ftfy"] == 1
+    assert cleaner.clean("a\ud800 &amp; b \x00").text == "a\ufffd & b"
+
+
+@needs_trafilatura
+def test_html_keeps_the_main_text_and_drops_boilerplate():
+    body = "".join(f"<p>{number} {ENGLISH} {ENGLISH}</p>" for number in range(8))
+    page = (
+        "<!doctype html><html><head><title>t</title></head><body><nav><a href='/'>Navigation</a>"
+        f"</nav><article>{body}</article><footer>Copyright</footer></body></html>"
+    )
+    cleaner = Cleaner(CleanConfig(html=True))
+    cleaned = cleaner.clean(page)
+    assert cleaned.dropped is None
+    assert all(f"{number} {ENGLISH}" in cleaned.text for number in range(8))
+    assert not any(word in cleaned.text for word in ("Navigation", "Copyright", "<p>"))
+    assert cleaner.changed["html"] == 1
+
+
+@needs_trafilatura
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("<b>Hi</b> there", Cleaned("Hi there", None)),
+        ("<p>One &amp; two</p><p>three</p>", Cleaned("One & two three", None)),
+        ("<p>lone \ud800 and \x00 null</p>", Cleaned("lone and null", None)),
+        ("<p> </p>", Cleaned("", "html_empty")),
+        ("<!-- only a comment -->", Cleaned("", "html_empty")),
+        ("a < b and b > c &amp; so on", Cleaned("a < b and b > c &amp; so on", None)),
+        ("", Cleaned("", "empty")),
+    ],
+)
+def test_fragments_of_html_give_their_text_and_plain_text_stays(text, cleaned):
+    assert Cleaner(CleanConfig(html=True)).clean(text) == cleaned

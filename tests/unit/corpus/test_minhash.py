@@ -1,0 +1,300 @@
+"""Near-duplicates against the exact Jaccard similarity, through datatrove's own bucket step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fitb.corpus import minhash
+from fitb.corpus.minhash import (
+    NUM_HASHES,
+    bands,
+    bucket_step,
+    cluster,
+    removed,
+    signatures,
+    write_signatures,
+)
+from fitb.errors import ConfigError, DataError
+
+WORDS = [f"word{number}" for number in range(5000)]
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    """Word 5-grams of a text of Latin words, as a set."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def jaccard(a: str, b: str) -> float:
+    one, other = shingles(a), shingles(b)
+    return len(one & other) / len(one | other)
+
+
+def plant(
+    texts: Sequence[str], similarities: Sequence[float], seed: int
+) -> list[tuple[str, str, float]]:
+    """Return (text, edited copy, exact similarity): random words of a copy are replaced.
+
+    Args:
+        similarities: wanted, in turn; a copy is edited until it is no more alike than that.
+    """
+    draw = random.Random(seed)
+    planted = []
+    for number, text in enumerate(texts):
+        copy, wanted = text.split(), similarities[number % len(similarities)]
+        while jaccard(text, " ".join(copy)) > wanted:
+            copy[draw.randrange(len(copy))] = draw.choice(WORDS)
+        planted.append((text, " ".join(copy), jaccard(text, " ".join(copy))))
+    return planted
+
+
+def random_text(draw: random.Random, num_words: int) -> str:
+    return " ".join(draw.choices(WORDS, k=num_words))
+
+
+def deduplicate(folder: Path, shards: Sequence[Sequence[str]], threshold: float = 0.8):
+    """All steps over shards of texts, as separate tasks; return the counts and what is gone."""
+    for number, texts in enumerate(shards):
+        write_signatures(folder, number, signatures(texts), np.arange(len(texts)), threshold)
+    num_tasks = bands(threshold)[0]
+    for task in range(num_tasks):
+        bucket_step(folder, threshold).run(None, task, num_tasks)
+    counts = cluster(folder, threshold)
+    return counts, [removed(folder, number).tolist() for number in range(len(shards))]
+
+
+@pytest.fixture(scope="module")
+def planted() -> list[tuple[str, str, float]]:
+    draw = random.Random(1)
+    texts = [random_text(draw, draw.randint(80, 400)) for _ in range(540)]
+    return plant(texts, [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0], seed=2)
+
+
+def test_planted_copies_are_found_by_their_similarity(
+    planted: list[tuple[str, str, float]], tmp_path: Path
+) -> None:
+    """The estimate has a deviation of 0.02: beyond 0.05 from the threshold hardly any is wrong."""
+    originals, copies, similarity = zip(*planted, strict=True)
+    counts, gone = deduplicate(tmp_path, [originals, copies])
+    assert gone[0] == []
+    found = np.zeros(len(copies), dtype=bool)
+    found[gone[1]] = True
+    exact = np.array(similarity)
+    alike = exact >= 0.8
+    assert found[exact >= 0.85].mean() >= 0.99
+    assert found[exact < 0.75].mean() <= 0.01
+    assert found[exact == 1].all()
+    assert found[alike].mean() >= 0.9
+    assert alike[found].mean() >= 0.9
+    assert counts.removed == counts.clusters == counts.pairs == found.sum()
+    assert counts.candidates >= counts.pairs
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.95])
+def test_another_threshold_finds_other_copies(
+    planted: list[tuple[str, str, float]], tmp_path: Path, threshold: float
+) -> None:
+    originals, copies, similarity = zip(*planted, strict=True)
+    _, gone = deduplicate(tmp_path, [originals, copies], threshold)
+    found = np.zeros(len(copies), dtype=bool)
+    found[gone[1]] = True
+    exact = np.array(similarity)
+    assert found[exact >= threshold + 0.05].mean() >= 0.99
+    assert found[exact < threshold - 0.05].mean() <= 0.01
+
+
+def test_an_estimate_is_unbiased_with_a_deviation_of_two_hundredths(
+    planted: list[tuple[str, str, float]],
+) -> None:
+    originals, copies, similarity = zip(*planted, strict=True)
+    estimate = (signatures(originals) == signatures(copies)).mean(axis=1)
+    errors = estimate - np.array(similarity)
+    assert abs(errors.mean()) < 0.005
+    assert errors.std() < 0.025
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0])
+def test_buckets_share_99_of_100_pairs_at_the_threshold(threshold: float) -> None:
+    buckets, hashes = bands(threshold)
+    assert 1 <= buckets <= 20 and buckets * hashes <= NUM_HASHES
+    assert 1 - (1 - threshold**hashes) ** buckets >= 0.99
+
+
+@pytest.mark.parametrize("threshold", [0.3, 1.01, -1.0, float("nan")])
+def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
+    with pytest.raises(ConfigError, match="jaccard=.*from 0.5 to 1"):
+        bands(threshold)
+
+
+def test_signatures_are_the_same_in_processes_with_other_hash_seeds() -> None:
+    code = (
+        "import hashlib\n"
+        "from fitb.corpus.minhash import signatures\n"
+        "texts = ['one two three four five six', 'a b', '', '\\u6211\\u4eec caf\\u00e9 x_y']\n"
+        "print(hashlib.sha256(signatures(texts).tobytes()).hexdigest())\n"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1", "random")
+    }
+    texts = ["one two three four five six", "a b", "", "\u6211\u4eec caf\u00e9 x_y"]
+    here = hashlib.sha256(signatures(texts).tobytes()).hexdigest() + "\n"
+    assert digests == {here}
+
+
+def test_case_punctuation_and_spaces_do_not_count() -> None:
+    one, other = signatures(
+        ["The quick, brown fox: jumps (over) it!", "the QUICK brown\n\nfox jumps over it"]
+    )
+    assert np.array_equal(one, other)
+
+
+def test_a_han_or_kana_character_is_a_word() -> None:
+    apart, together, mixed = signatures(
+        ["\u6211 \u4eec \u5728 \u5317 \u4eac \u306e", "\u6211\u4eec\u5728\u5317\u4eac\u306e", "x"]
+    )
+    assert np.array_equal(apart, together)
+    assert not np.array_equal(apart, mixed)
+
+
+def test_few_words_are_one_shingle_and_none_is_never_a_duplicate(tmp_path: Path) -> None:
+    shards = [["one two", "", "one two three", "!?"], ["One two.", "...", "two one", "", "one two"]]
+    counts, gone = deduplicate(tmp_path, shards)
+    assert gone == [[], [0, 4]]
+    assert (counts.clusters, counts.removed) == (1, 2)
+
+
+def test_words_of_a_long_text_are_the_same_whatever_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(3)
+    texts = [random_text(draw, number) for number in (1, 4, 5, 6, 7, 12, 13, 100)]
+    at_once = signatures(texts)
+    for block in (1, 2, 3, 7):
+        monkeypatch.setattr(minhash, "_BLOCK_WORDS", block)
+        assert np.array_equal(signatures(texts), at_once)
+        for text in texts:
+            grams = {tuple(s.split()) for part in minhash._shingles(text) for s in part}
+            assert grams == shingles(text)
+
+
+def test_the_first_of_a_cluster_stays_in_whatever_order_shards_are_written(
+    tmp_path: Path,
+) -> None:
+    draw = random.Random(4)
+    kinds = [random_text(draw, 60) for _ in range(30)]
+    shards = [[draw.choice(kinds) for _ in range(25)] for _ in range(5)]
+    seen: set[str] = set()
+    expected: list[list[int]] = []
+    for texts in shards:
+        expected.append([])
+        for ordinal, text in enumerate(texts):
+            if text in seen:
+                expected[-1].append(ordinal)
+            seen.add(text)
+    assert deduplicate(tmp_path / "up", shards)[1] == expected
+    folder = tmp_path / "down"
+    for number in (3, 1, 4, 0, 2):
+        write_signatures(folder, number, signatures(shards[number]), np.arange(25))
+    for task in reversed(range(bands(0.8)[0])):
+        bucket_step(folder).run(None, task, bands(0.8)[0])
+    cluster(folder)
+    assert [removed(folder, number).tolist() for number in range(5)] == expected
+    assert removed(folder, 0).dtype == np.int64
+
+
+def test_ordinals_with_gaps_come_back_as_they_were(tmp_path: Path) -> None:
+    texts = ["a b c d e f", "x", "a b c d e f", "y"]
+    ordinals = np.array([3, 70000, 2**31, 2**32 - 1])
+    assert write_signatures(tmp_path, 7, signatures(texts), ordinals) == 4
+    for task in range(bands(0.8)[0]):
+        bucket_step(tmp_path).run(None, task, bands(0.8)[0])
+    cluster(tmp_path)
+    assert removed(tmp_path, 7).tolist() == [2**31]
+
+
+def test_a_pair_joined_through_a_third_is_one_cluster() -> None:
+    """Against a naive search, on random pairs: chains, stars and pairs given twice."""
+    draw = np.random.default_rng(5)
+    for number, pairs in ((1, 0), (2, 1), (50, 20), (50, 60), (400, 300)):
+        a, b = draw.integers(0, number, (2, pairs))
+        expected = np.arange(number)
+        for _ in range(number):
+            for x, y in zip(a, b, strict=True):
+                expected[[x, y]] = min(expected[x], expected[y])
+        assert np.array_equal(minhash._roots(number, a, b), expected)
+    chain = np.arange(1999)
+    for a, b in ((chain, chain + 1), (chain[::-1] + 1, chain[::-1]), (np.full(1999, 1999), chain)):
+        assert not minhash._roots(2000, a, b).any()
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> tuple[Path, Callable[[], None]]:
+    folder = tmp_path / "done"
+    deduplicate(folder, [["a b c d e f", "g"], ["a b c d e f"]])
+    return folder, lambda: cluster(folder)
+
+
+def test_missing_and_cut_off_pairs_are_errors_that_name_the_file(
+    done: tuple[Path, Callable[[], None]],
+) -> None:
+    folder, again = done
+    again()
+    path = folder / "pairs" / "00003_00.dups"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="00003_00.dups has 15 bytes.*run the bucket step"):
+        again()
+    path.unlink()
+    with pytest.raises(DataError, match="00003_00.dups is missing; run the bucket step"):
+        again()
+    assert removed(folder, 1).tolist() == [0]  # the lists of before are whole
+
+
+def test_lists_of_an_earlier_clustering_do_not_stay(
+    done: tuple[Path, Callable[[], None]],
+) -> None:
+    folder, again = done
+    for path in (folder / "pairs").glob("*.dups"):
+        path.write_bytes(b"")
+    again()
+    assert removed(folder, 1).size == 0
+    shutil.rmtree(folder / "removed")
+    with pytest.raises(DataError, match="run the clustering step first"):
+        removed(folder, 1)
+
+
+def test_a_writer_that_is_killed_leaves_nothing_where_buckets_are_read(tmp_path: Path) -> None:
+    """The shard is written again, and all is well."""
+    sigs = signatures(["a b c d e f", "a b c d e f"])
+    code = (
+        "import os, sys, pathlib, numpy as np\n"
+        "from fitb.corpus import minhash\n"
+        "os.fsync = lambda handle: os._exit(9)\n"
+        "sigs = minhash.signatures(['a b c d e f'] * 2)\n"
+        "minhash.write_signatures(pathlib.Path(sys.argv[1]), 0, sigs, np.arange(2))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == 9
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(left) == 1 and not left[0].is_relative_to(tmp_path / "buckets")
+    write_signatures(tmp_path, 0, sigs, np.arange(2))
+    for task in range(bands(0.8)[0]):
+        bucket_step(tmp_path).run(None, task, bands(0.8)[0])
+    assert cluster(tmp_path).removed == 1

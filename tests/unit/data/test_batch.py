@@ -1,0 +1,50 @@
+"""Batches of tensors: what they share with masked rows, their parts, their coverage."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from fitb.config import MaskConfig
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX, Masked, mask_rows
+
+
+@pytest.fixture
+def masked(vocabulary, make_rows):
+    rows = make_rows(30, 48)
+    return mask_rows(
+        rows.input_ids, rows.word_starts, np.arange(30), np.zeros(30, np.int64),
+        seed=5, vocabulary=vocabulary, config=MaskConfig(),
+    )  # fmt: skip
+
+
+def test_a_batch_has_the_fields_of_masked_rows_in_their_order():
+    assert [f.name for f in fields(Batch)] == [f.name for f in fields(Masked)]
+
+
+def test_a_batch_shares_the_memory_of_masked_rows(masked):
+    batch = Batch.of(masked)
+    for field in fields(batch):
+        tensor, array = getattr(batch, field.name), getattr(masked, field.name)
+        assert tensor.dtype == torch.int64
+        assert tensor.shape == array.shape
+        assert tensor.data_ptr() == array.ctypes.data
+
+
+def test_coverage_counts_rows_tokens_slots_and_their_squares(masked):
+    batch = Batch.of(masked)
+    used = (masked.labels != IGNORE_INDEX).sum(axis=1).tolist()
+    tokens = int((masked.attention_mask == 1).sum())
+    assert batch.coverage().dtype == torch.float64
+    assert batch.coverage().tolist() == [30, tokens, sum(used), sum(n * n for n in used)]
+    parts = [batch.part(0, 11).coverage(), batch.part(11, 30).coverage()]
+    assert torch.equal(parts[0] + parts[1], batch.coverage())
+
+
+def test_parts_of_a_batch_are_its_rows(masked):
+    batch = Batch.of(masked)
+    part = batch.part(4, 7).to(torch.device("cpu"))
+    for field in fields(batch):
+        assert torch.equal(getattr(part, field.name), getattr(batch, field.name)[4:7])

@@ -1,0 +1,183 @@
+"""A model that gets rows for added tokens keeps all that it had, bit by bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from fitb.config import Geometry
+from fitb.corpus.tokenizer import add_tokens, describe_tokenizer, load_tokenizer
+from fitb.errors import ContractError
+from fitb.model.contract import check_contract
+from fitb.model.extend import extend_embeddings, extended
+from fitb.model.load import load_model
+
+TOKENS = ["TensorFlow", "covid", "state-of-the-art"]
+
+
+@pytest.fixture
+def added_folder(tokenizer_folder, tmp_path):
+    """A tokenizer folder with three added tokens."""
+    folder = tmp_path / "added_tokenizer"
+    shutil.copytree(tokenizer_folder, folder)
+    add_tokens(folder, TOKENS)
+    return folder
+
+
+@pytest.fixture
+def entry(added_folder):
+    return describe_tokenizer(added_folder)
+
+
+def with_random_biases(folder):
+    """Save a model again with biases that are not zero."""
+    model = BertForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.cls.predictions.bias.normal_(generator=torch.Generator().manual_seed(3))
+    model.save_pretrained(folder)
+    return folder
+
+
+def resized(folder, size):
+    """Save a model again with another number of rows."""
+    model = BertForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+def check(loaded, tokenizer, entry):
+    manifest = {"length": 32, "tokenizer": entry}
+    check_contract(tokenizer=tokenizer, manifest=manifest, student=loaded)
+
+
+def test_old_rows_stay_and_new_ones_are_the_mean_of_their_pieces(make_folder, tokenizer, entry):
+    folder = with_random_biases(make_folder())
+    model = load_model(folder, tokenizer=tokenizer).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    size = model.config.vocab_size
+    extend_embeddings(model, entry["added"])
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    for name, old in before.items():
+        assert torch.equal(after[name][: len(old)] if old.ndim else after[name], old), name
+        assert after[name].dtype == old.dtype
+    grown = [name for name, old in before.items() if after[name].shape != old.shape]
+    assert sorted(grown) == [
+        "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.bias",
+        "cls.predictions.decoder.bias",
+        "cls.predictions.decoder.weight",
+    ]
+    for name in grown:
+        assert len(after[name]) == size + 3
+        for token in entry["added"]:
+            pieces = torch.stack([before[name][piece] for piece in token["pieces"]]).double()
+            torch.testing.assert_close(
+                after[name][token["id"]].double(), pieces.mean(0), rtol=1e-6, atol=1e-7
+            )
+
+
+def test_the_decoder_stays_tied_and_one_parameter(make_folder, tokenizer, entry):
+    model = load_model(make_folder(), tokenizer=tokenizer).model
+    names = [name for name, _ in model.named_parameters()]
+    extend_embeddings(model, entry["added"])
+    predictions = model.cls.predictions
+    assert predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    assert predictions.decoder.bias is predictions.bias
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+    size = model.config.vocab_size
+    assert (size, predictions.decoder.out_features) == (len(tokenizer) + 3,) * 2
+    assert model(torch.tensor([[2, size - 1, 3]])).logits.shape == (1, 3, size)
+
+
+def test_logits_of_old_tokens_do_not_change(make_folder, tokenizer, entry):
+    model = load_model(make_folder(), tokenizer=tokenizer).model
+    ids = tokenizer(["the quick brown dog"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        before = model(ids).logits
+        extend_embeddings(model, entry["added"])
+        after = model(ids).logits
+    torch.testing.assert_close(after[..., : before.shape[-1]], before, rtol=1e-5, atol=1e-5)
+
+
+def test_extending_leaves_the_global_random_state_alone(make_folder, tokenizer, entry):
+    model = load_model(make_folder(), tokenizer=tokenizer).model
+    state = torch.random.get_rng_state()
+    extend_embeddings(model, entry["added"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_extended_model_is_saved_and_loaded_as_it_is(
+    make_folder, tokenizer, added_folder, entry, tmp_path
+):
+    model = load_model(make_folder(), tokenizer=tokenizer).model
+    extend_embeddings(model, entry["added"])
+    model.save_pretrained(tmp_path / "saved")
+    load_tokenizer(added_folder).save_pretrained(tmp_path / "saved")
+    loaded = load_model(str(tmp_path / "saved"), tokenizer=load_tokenizer(added_folder))
+    assert loaded.missing == ()
+    assert loaded.model.config.vocab_size == len(tokenizer) + 3
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert extended(loaded, entry) is loaded  # it has them already
+    check(loaded, load_tokenizer(added_folder), entry)
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_model_that_lacks_exactly_the_added_tokens_then_fits_the_contract(
+    make_folder, added_folder, entry, with_tokenizer
+):
+    new = load_tokenizer(added_folder)
+    loaded = load_model(make_folder(with_tokenizer=with_tokenizer), tokenizer=new)
+    with pytest.raises(ContractError, match="has a vocabulary of"):
+        check(loaded, new, entry)
+    check(extended(loaded, entry), new, entry)
+
+
+def test_a_geometry_has_the_whole_vocabulary_from_the_start(added_folder, entry):
+    small = Geometry(
+        num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=3
+    )
+    loaded = load_model(small, tokenizer=load_tokenizer(added_folder), length=32)
+    assert extended(loaded, entry) is loaded
+    check(loaded, load_tokenizer(added_folder), entry)
+
+
+def test_shards_without_added_tokens_leave_every_model_alone(
+    make_folder, tokenizer, tokenizer_folder
+):
+    loaded = load_model(resized(make_folder(), len(tokenizer) - 3), tokenizer=tokenizer)
+    assert extended(loaded, describe_tokenizer(tokenizer_folder)) is loaded
+
+
+def test_a_model_of_another_vocabulary_is_left_to_the_contract(
+    make_folder, tokenizer, added_folder, entry
+):
+    """Of another size, of another tokenizer, or with only some of the added tokens."""
+    new = load_tokenizer(added_folder)
+    size = len(tokenizer)
+    others = [
+        resized(make_folder("smaller"), size - 1),
+        resized(make_folder("some"), size + 1),
+        make_folder("other"),
+    ]
+    path = Path(others[2]) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["the"], vocabulary["a"] = vocabulary["a"], vocabulary["the"]
+    path.write_text(json.dumps(content))
+    for folder, words in zip(
+        others,
+        (f"vocabulary of {size - 1}", f"vocabulary of {size + 1}", "would be other ids"),
+        strict=True,
+    ):
+        loaded = load_model(folder, tokenizer=new)
+        assert extended(loaded, entry) is loaded
+        with pytest.raises(ContractError, match=words):
+            check(loaded, new, entry)
