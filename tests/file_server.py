@@ -26,9 +26,14 @@ class FileServer:
         self.corrupt: Counter[str] = Counter()  # answers to come with a flipped bit
         self.cut: Counter[str] = Counter()  # answers to come that end in the middle
         self.answers: dict[str, int] = {}  # status instead of the file
+        self.only: int | None = (
+            None  # different training shards it gives; asked for more, it hangs up
+        )
+        self.asked_for_more = threading.Event()
         self.hold = threading.Event()  # while it is clear, files stop in the middle
         self.hold.set()
         self.holding = threading.Event()  # a file has stopped in the middle
+        self._given: set[str] = set()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
@@ -68,6 +73,16 @@ class FileServer:
         self.hold.set()
         self.stop()
 
+    def is_one_too_many(self, name: str) -> bool:
+        if self.only is None or not name.startswith("train-"):
+            return False
+        with self._lock:
+            self._given.add(name)
+            if len(self._given) > self.only:
+                self._given.discard(name)
+                return True
+        return False
+
     def content(self, name: str) -> bytes:
         data = bytearray((self.folder / name).read_bytes())
         with self._lock:
@@ -105,6 +120,10 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 server.seen += [asked.query, self.headers.get("Authorization", "")]
                 cut = server.cut[name] > 0
                 server.cut[name] -= cut
+            if server.is_one_too_many(name):
+                server.asked_for_more.set()
+                self.close_connection = True
+                return
             status = server.answers.get(name, 200)
             if status == 200 and not (server.folder / name).is_file():
                 status = 404

@@ -20,6 +20,7 @@ from fitb.config import MaskConfig
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.batch import Batch
+from fitb.data.held import HeldRows
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, word_numbers
 from fitb.errors import ConfigError
 from fitb.evaluate.metrics import METRICS, RowCounts, summarise
@@ -73,7 +74,7 @@ def choose_rows(num_rows: int, wanted: int) -> NDArray[np.int64]:
 
 def count(
     model: BertForMaskedLM,
-    shards: ShardSet,
+    shards: ShardSet | HeldRows,
     rows: NDArray[np.int64],
     *,
     vocabulary: Vocabulary,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import BertForMaskedLM
@@ -13,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from fitb import fsio
 from fitb.config import Config
 from fitb.evaluate.metrics import metrics_of
-from fitb.evaluate.run import choose_rows, count
+from fitb.evaluate.run import count
 from fitb.train import checkpoint
 from fitb.train.rundir import RunDir, describe_code
 from fitb.train.setup import Parts, Progress
@@ -36,20 +33,16 @@ def out_of_patience(progress: Progress, config: Config) -> bool:
 def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
     """Validate on fixed masks, every rank a share of the rows; export the student if it is best."""
     assert parts.validation is not None
-    world = parts.engine.world
-    rows = choose_rows(parts.validation.num_rows, config.eval.rows)
-    share = math.ceil(len(rows) / world.size)
-    mine = rows[world.rank * share : (world.rank + 1) * share]
-    padded = np.resize(mine if len(mine) else np.zeros(1, np.int64), share)
+    validation, world = parts.validation, parts.engine.world
     counts = count(
         parts.engine.objective.student.model,
-        parts.validation,
-        padded,  # equally many rows on every rank: ZeRO-3 gathers weights in every forward pass
+        validation.held,
+        validation.rows,  # as many on every rank: ZeRO-3 gathers weights in every forward pass
         vocabulary=parts.vocabulary,
         mask=config.mask,
         batch_rows=_EVAL_BATCH,
     )
-    totals = torch.from_numpy(counts.table()[: len(mine)].sum(axis=0))
+    totals = torch.from_numpy(counts.table()[: validation.num_own].sum(axis=0))
     if world.size > 1:
         totals = totals.to(parts.engine.device)
         dist.all_reduce(totals)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fitb import fsio
 from fitb.config import Config, ObjectiveConfig
 from fitb.corpus.cache import CacheSettings
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.held import HeldRows
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective, layer_map
 from fitb.errors import CheckpointError, DataError
+from fitb.evaluate.run import choose_rows
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import load_model, num_parameters
@@ -45,6 +50,33 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """This rank's share of the validation rows, read before the first step.
+
+    Args:
+        held: the rows.
+        rows: (n,) int64, their numbers, as many on every rank; the last ones may repeat.
+        num_own: how many of them no other rank counts.
+    """
+
+    held: HeldRows
+    rows: NDArray[np.int64]
+    num_own: int
+
+    @classmethod
+    def of(cls, shards: ShardSet, wanted: int, world: World) -> Validation:
+        """Choose `wanted` rows (0: all) for all ranks, and read this one's.
+
+        Raises: as ShardSet.read does.
+        """
+        chosen = choose_rows(shards.num_rows, wanted)
+        share = math.ceil(len(chosen) / world.size)
+        own = chosen[world.rank * share : (world.rank + 1) * share]
+        rows = np.resize(own if len(own) else np.zeros(1, np.int64), share)
+        return cls(HeldRows.of(shards, rows), rows, len(own))
+
+
+@dataclass(frozen=True)
 class Parts:
     """Everything that the loop moves.
 
@@ -54,7 +86,7 @@ class Parts:
 
     engine: Engine
     stream: RowStream
-    validation: ShardSet | None
+    validation: Validation | None
     vocabulary: Vocabulary
     tokenizer: Any
     fingerprint: str
@@ -70,11 +102,12 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
     data = config.data
     cache = CacheSettings(data.cache_dir, data.cache_gb, data.fetch_deadline_s)
     shards = ShardSet.open(data.shards, "train", cache, max_mapped=2 * data.window_shards)
-    validation = None
-    if config.eval.every_steps:
-        validation = ShardSet.open(data.shards, "validation", cache)
     tokenizer = load_tokenizer(shards.tokenizer_folder)
     objective, teacher = _models(config, shards, tokenizer)
+    validation = None
+    if config.eval.every_steps:
+        held_out = ShardSet.open(data.shards, "validation", cache)
+        validation = Validation.of(held_out, config.eval.rows, world)
     found = checkpoint.choose(run.checkpoints, world)
     manifest, tensors = _read(found, shards.fingerprint, objective) if found else ({}, {})
     engine = Engine(objective, teacher, config, world, device)

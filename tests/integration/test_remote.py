@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,11 +84,11 @@ def test_an_http_server_that_is_away_for_some_seconds_costs_time_and_nothing_els
     run = tmp_path / "run"
     with FileServer(shards) as server:
         flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
+        server.only = 3
         with LocalRun(train_command([*flags, "--run_dir", str(run)]), 2) as training:
-            deadline_s = time.monotonic() + job.TIMEOUT_S
-            while not job.steps(run) and training.running() and time.monotonic() < deadline_s:
-                time.sleep(0.01)
+            assert server.asked_for_more.wait(job.TIMEOUT_S)
             server.stop()
+            server.only = None
             threading.Event().wait(OUTAGE_S)
             assert 0 < len(job.steps(run)) < STEPS and training.running()
             server.start()
@@ -105,11 +104,12 @@ def test_a_server_that_stays_away_stops_the_run_and_a_restart_goes_on_from_there
     with FileServer(shards) as server:
         flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
         flags += ["--data.cache_gb", "1", "--data.fetch_deadline_s", "1"]
+        server.only = 3
         with LocalRun(train_command([*flags, "--run_dir", str(run)]), 2) as training:
-            while not job.steps(run) and training.running():
-                time.sleep(0.01)
+            assert server.asked_for_more.wait(job.TIMEOUT_S)
             server.stop()
             assert training.wait(job.TIMEOUT_S) == 1
+        server.only = None
         assert job.events(run, "stop")[-1]["exit_code"] == 1
         server.start()
         assert job.run(flags, run) == 0

@@ -1,0 +1,47 @@
+"""Rows that are read once and kept: what no disk or server can take away in the middle of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb.corpus.shards import Rows, ShardSet
+
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """Some rows of a split, in memory; L + 4 L bytes each.
+
+    Args:
+        numbers: (n,) int64, ascending.
+        input_ids: (n, L) int32.
+        word_starts: (n, L) bool.
+    """
+
+    numbers: NDArray[np.int64]
+    input_ids: NDArray[np.int32]
+    word_starts: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, shards: ShardSet, rows: NDArray[np.int64]) -> HeldRows:
+        """Read rows, in any order, repeated or not.
+
+        Raises: as ShardSet.read does.
+        """
+        numbers = np.unique(rows)
+        ids = np.empty((len(numbers), shards.length), dtype=np.int32)
+        starts = np.empty((len(numbers), shards.length), dtype=bool)
+        for begin in range(0, len(numbers), _BLOCK_ROWS):
+            block = slice(begin, begin + _BLOCK_ROWS)
+            read = shards.read(numbers[block])
+            ids[block], starts[block] = read.input_ids, read.word_starts
+        return cls(numbers, ids, starts)
+
+    def read(self, rows: NDArray[np.int64]) -> Rows:
+        """Return rows in the order asked for, each of them held."""
+        places = np.searchsorted(self.numbers, rows)
+        return Rows(self.input_ids[places].astype(np.int64), self.word_starts[places])
