@@ -53,7 +53,7 @@ class BenchDataConfig:
         json: print one JSON object.
     """
 
-    mb: float = 48.0
+    mb: float = 96.0
     memory_mb: float = 16.0
     repeats: int = 3
     json: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from fitb.errors import SystemFault
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "datatrove", "numpy", "pyarrow")
 _SAMPLE_S = 0.02
+_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,16 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def peak_mb(command: Sequence[str]) -> float:
-    """Run a command and return the greatest memory of it and its children together, in MB.
+    """Run a command and return the memory of it and all its children, in MB.
 
-    Proportional set sizes are added up, so a page that processes share counts once.
+    The peaks of their resident sets, as the kernel keeps them, are added up: an upper bound, as
+    they need not fall together and shared pages count for each.
 
     Raises: SystemFault where it fails, with the last it said.
     """
     import psutil
 
-    peak = 0
+    peaks: dict[int, int] = {}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said: list[bytes] = []
     assert process.stderr is not None
@@ -72,19 +76,19 @@ def peak_mb(command: Sequence[str]) -> float:
     reader.start()
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        total = 0
-        try:
-            for member in (root, *root.children(recursive=True)):
-                total += member.memory_full_info().pss
-        except psutil.Error:  # ended meanwhile
-            continue
-        peak = max(peak, total)
+        members = [process.pid]
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            members += [child.pid for child in root.children(recursive=True)]
+        for pid in members:
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                peaks[pid] = max([peaks.get(pid, 0), *map(int, _PEAK.findall(status))])
         time.sleep(_SAMPLE_S)
     reader.join()
     if process.returncode:
         last = b"".join(said).decode(errors="replace").strip().splitlines()[-1:]
         raise SystemFault(f"`{' '.join(command)}` ended with {process.returncode}: {last}")
-    return round(peak / 1e6, 1)
+    return round(sum(peaks.values()) * 1024 / 1e6, 1)
 
 
 def machine() -> dict[str, Any]:

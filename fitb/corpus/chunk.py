@@ -117,11 +117,24 @@ def token_streams(
     ordinal = 0
     for batch in _batches(texts):
         encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
-        kept = np.array([bool(set(encoding.ids) - {special.unk}) for encoding in encodings])
-        encodings = [encoding for encoding, keep in zip(encodings, kept, strict=True) if keep]
-        stream = stream_of(encodings, special.sep, first_document=ordinal) if encodings else None
-        ordinal += len(encodings)
+        kept = np.array([len(encoding) > 0 for encoding in encodings])
+        stream = _stream_of_kept(encodings, kept, special, ordinal)
+        if stream is not None:
+            known = (stream.ids != special.unk) & ~stream.ends
+            begins = np.flatnonzero(np.append(True, stream.ends[:-1]))
+            speaks = np.logical_or.reduceat(known, begins)
+            if not speaks.all():  # rare
+                kept[kept] = speaks
+                stream = _stream_of_kept(encodings, kept, special, ordinal)
+        ordinal += int(kept.sum())
         yield stream, kept
+
+
+def _stream_of_kept(
+    encodings: list[Encoding], kept: NDArray[np.bool_], special: SpecialIds, first_document: int
+) -> Stream | None:
+    chosen = [encoding for encoding, keep in zip(encodings, kept, strict=True) if keep]
+    return stream_of(chosen, special.sep, first_document=first_document) if chosen else None
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
