@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import re
@@ -21,8 +22,9 @@ from typing import Any
 from fitb.errors import SystemFault
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "datatrove", "numpy", "pyarrow")
-_SAMPLE_S = 0.02
-_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+_SAMPLE_S = 0.01
+_SAMPLES_OF_A_LIST = 10  # listing children is dear
+_ANONYMOUS = re.compile(r"RssAnon:\s+(\d+) kB")
 
 
 @dataclass(frozen=True)
@@ -59,36 +61,40 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def peak_mb(command: Sequence[str]) -> float:
-    """Run a command and return the memory of it and all its children, in MB.
+    """Run a command and return the greatest memory of it and its children together, in MB.
 
-    The peaks of their resident sets, as the kernel keeps them, are added up: an upper bound, as
-    they need not fall together and shared pages count for each.
+    Counted is anonymous memory (RssAnon), every 10 ms: pages of mapped files belong to the kernel,
+    which takes them back when it needs them. A page that a fork shares counts for each.
 
     Raises: SystemFault where it fails, with the last it said.
     """
     import psutil
 
-    peaks: dict[int, int] = {}
+    peak = 0
+    members = [process.pid]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said: list[bytes] = []
     assert process.stderr is not None
     reader = threading.Thread(target=lambda: said.append(process.stderr.read()))  # type: ignore[union-attr]
     reader.start()
     root = psutil.Process(process.pid)
-    while process.poll() is None:
-        members = [process.pid]
-        with contextlib.suppress(psutil.Error):  # ended meanwhile
-            members += [child.pid for child in root.children(recursive=True)]
+    for sample in itertools.count():
+        if process.poll() is not None:
+            break
+        if sample % _SAMPLES_OF_A_LIST == 0:
+            with contextlib.suppress(psutil.Error):  # ended meanwhile
+                members = [process.pid, *(child.pid for child in root.children(recursive=True))]
+        total = 0
         for pid in members:
             with contextlib.suppress(OSError):
-                status = Path(f"/proc/{pid}/status").read_text()
-                peaks[pid] = max([peaks.get(pid, 0), *map(int, _PEAK.findall(status))])
+                total += sum(map(int, _ANONYMOUS.findall(Path(f"/proc/{pid}/status").read_text())))
+        peak = max(peak, total)
         time.sleep(_SAMPLE_S)
     reader.join()
     if process.returncode:
         last = b"".join(said).decode(errors="replace").strip().splitlines()[-1:]
         raise SystemFault(f"`{' '.join(command)}` ended with {process.returncode}: {last}")
-    return round(sum(peaks.values()) * 1024 / 1e6, 1)
+    return round(peak * 1024 / 1e6, 1)
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Figures are those of the process tree and of the runs, not of the one who asks."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from fitb.bench.measure import Spread, machine, peak_mb
+from fitb.errors import SystemFault
+
+
+def test_a_spread_is_the_median_and_both_ends() -> None:
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
+    assert str(Spread.of([1.0])) == "1 (1 to 1, 1 runs)"
+
+
+def test_the_memory_of_a_command_is_that_of_its_children_too() -> None:
+    hold = "import time; held = bytearray(b'x' * 100_000_000); time.sleep(1)"
+    alone = peak_mb([sys.executable, "-c", hold])
+    code = f"import subprocess, sys; c = [sys.executable, '-c', {hold!r}]\n"
+    code += "both = [subprocess.Popen(c) for _ in range(2)]; [one.wait() for one in both]"
+    both = peak_mb([sys.executable, "-c", code])
+    assert 100 < alone < 150
+    assert 200 < both < 300
+
+
+def test_mapped_files_are_not_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 200_000_000)
+    code = f"import mmap, time; m = mmap.mmap(open({str(path)!r}).fileno(), 0, prot=mmap.PROT_READ)"
+    code += "; m.find(b'y'); time.sleep(0.5)"
+    assert peak_mb([sys.executable, "-c", code]) < 50
+
+
+def test_a_command_that_fails_is_named_with_its_last_words() -> None:
+    with pytest.raises(SystemFault, match="ended with 1: .*NameError"):
+        peak_mb([sys.executable, "-c", "nonsense"])
+
+
+def test_a_figure_says_where_it_was_taken() -> None:
+    found = machine()
+    assert {"date", "commit", "cpu", "cores", "torch"} <= set(found)
