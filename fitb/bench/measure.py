@@ -71,8 +71,8 @@ def peak_mb(command: Sequence[str]) -> float:
     import psutil
 
     peak = 0
-    members = [process.pid]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    members = [process.pid]
     said: list[bytes] = []
     assert process.stderr is not None
     reader = threading.Thread(target=lambda: said.append(process.stderr.read()))  # type: ignore[union-attr]
