@@ -10,7 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,30 +71,33 @@ def peak_mb(command: Sequence[str]) -> float:
     import psutil
 
     peak = 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    members = [process.pid]
-    said: list[bytes] = []
-    assert process.stderr is not None
-    reader = threading.Thread(target=lambda: said.append(process.stderr.read()))  # type: ignore[union-attr]
-    reader.start()
-    root = psutil.Process(process.pid)
-    for sample in itertools.count():
-        if process.poll() is not None:
-            break
-        if sample % _SAMPLES_OF_A_LIST == 0:
-            with contextlib.suppress(psutil.Error):  # ended meanwhile
-                members = [process.pid, *(child.pid for child in root.children(recursive=True))]
-        total = 0
-        for pid in members:
-            with contextlib.suppress(OSError):
-                total += sum(map(int, _ANONYMOUS.findall(Path(f"/proc/{pid}/status").read_text())))
-        peak = max(peak, total)
-        time.sleep(_SAMPLE_S)
-    reader.join()
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as process,
+    ):
+        root = psutil.Process(process.pid)
+        members = [process.pid]
+        for sample in itertools.count():
+            if process.poll() is not None:
+                break
+            if sample % _SAMPLES_OF_A_LIST == 0:
+                with contextlib.suppress(psutil.Error):  # ended meanwhile
+                    members = [process.pid, *(kid.pid for kid in root.children(recursive=True))]
+            peak = max(peak, sum(map(_anonymous_kb, members)))
+            time.sleep(_SAMPLE_S)
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().splitlines()[-1:]
     if process.returncode:
-        last = b"".join(said).decode(errors="replace").strip().splitlines()[-1:]
         raise SystemFault(f"`{' '.join(command)}` ended with {process.returncode}: {last}")
     return round(peak * 1024 / 1e6, 1)
+
+
+def _anonymous_kb(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # ended meanwhile
+        return 0
+    return sum(map(int, _ANONYMOUS.findall(status)))
 
 
 def machine() -> dict[str, Any]:
