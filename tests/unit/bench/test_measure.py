@@ -16,7 +16,7 @@ def test_a_spread_is_the_median_and_both_ends() -> None:
 
 
 def test_the_memory_of_a_command_is_that_of_its_children_too() -> None:
-    hold = "import time; held = bytearray(b'x' * 100_000_000); time.sleep(1)"
+    hold = "import time; held = b'x' * 100_000_000; time.sleep(1)"
     alone = peak_mb([sys.executable, "-c", hold])
     code = f"import subprocess, sys; c = [sys.executable, '-c', {hold!r}]\n"
     code += "both = [subprocess.Popen(c) for _ in range(2)]; [one.wait() for one in both]"
@@ -28,8 +28,8 @@ def test_the_memory_of_a_command_is_that_of_its_children_too() -> None:
 def test_mapped_files_are_not_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "file"
     path.write_bytes(b"x" * 200_000_000)
-    code = f"import mmap, time; m = mmap.mmap(open({str(path)!r}).fileno(), 0, prot=mmap.PROT_READ)"
-    code += "; m.find(b'y'); time.sleep(0.5)"
+    code = f"import mmap, time; file = open({str(path)!r}, 'rb')\n"
+    code += "m = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); m.find(b'y'); time.sleep(0.5)"
     assert peak_mb([sys.executable, "-c", code]) < 50
 
 
