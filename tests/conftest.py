@@ -1,8 +1,10 @@
-"""Small real things that tests share: shards of docstrings, a teacher, the flags of a quick run."""
+"""Small real things that tests share: shards, a teacher, flags of a quick run, a small disk."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,17 @@ def quick_flags(shards: Path, teacher: Path) -> list[str]:
         "track.wandb": "disabled",
     }
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small filesystem needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
