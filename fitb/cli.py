@@ -100,7 +100,10 @@ def _fill(flags: list[str]) -> int:
 
 
 def _bench(flags: list[str]) -> int:
-    what, *rest = flags or [""]
+    what, *rest = flags or ["--help"]
+    if what in ("-h", "--help"):
+        print("usage: fitb bench data [flags]; `fitb bench data --help` lists them")
+        return 0
     if what != "data":
         raise ConfigError(f"unknown benchmark {what!r}{nearest(what, ['data'])}; expected data")
     from fitb.bench.data import BenchDataConfig, bench_data, render

@@ -49,7 +49,7 @@ class DemoConfig:
 
     out: str = "runs/demo"
     processes: int = 2
-    max_mb: float = 10.0
+    max_mb: float = 14.0
     vocab_size: int = 4096
     length: int = 64
     teacher_steps: int = 2000

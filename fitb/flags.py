@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -95,13 +95,22 @@ def parse(kind: type[T], prog: str, args: Sequence[str], positional: str | None 
             args = [f"--{positional}={args[0]}", *args[1:]]
         positional = None
     parser = parser_for(kind, prog, positional)
-    switches = {f"--{key.name}" for key in keys if key.type == "bool"}
+    switches = set(_switches(kind))
     namespace = parser.parse_args(list(_with_presets(args, switches)))
     try:
         values = vars(parser.instantiate(namespace))
     except ValueError as error:  # how jsonargparse passes on what a nested section refuses
         raise ConfigError(" ".join(str(error).split())) from error
     return kind(**{key.name: values[key.name] for key in keys})
+
+
+def _switches(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """Yield the flags of a dataclass, nested ones too, that are on or off."""
+    for name, key in get_type_hints(kind).items():
+        if key is bool:
+            yield f"--{prefix}{name}"
+        elif is_dataclass(key):
+            yield from _switches(key, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _with_presets(args: Sequence[str], switches: set[str]) -> Iterator[str]:

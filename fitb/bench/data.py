@@ -21,7 +21,7 @@ from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.sources import Document, Source, plan, read_unit
-from fitb.corpus.tokenizer import describe_tokenizer, open_tokenizer, train_tokenizer
+from fitb.corpus.tokenizer import open_tokenizer, train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
@@ -60,7 +60,9 @@ class BenchDataConfig:
 
     def __post_init__(self) -> None:
         if min(self.mb, self.memory_mb) < 1 or self.repeats < 1:
-            raise ConfigError("mb, memory_mb and repeats: each at least 1")
+            raise ConfigError(
+                f"mb={self.mb}, memory_mb={self.memory_mb}, repeats={self.repeats}; each at least 1"
+            )
 
 
 def bench_data(config: BenchDataConfig) -> dict[str, Any]:
@@ -127,6 +129,8 @@ def _ratios(
     bare: list[float] = []
     default: list[float] = []
     mended: list[float] = []
+    _encode(texts, tokenizer)
+    prepare(_prepare_config(folder / "warm", plain, tokenizer, CleanConfig()))
     for number in range(config.repeats):
         bare.append(seconds(lambda: _encode(texts, tokenizer)))
         for clean, times in ((CleanConfig(), default), (CleanConfig(ftfy=True), mended)):
@@ -150,16 +154,14 @@ def _ratios(
     }
 
 
-def _prepare_config(
-    out: Path, plain: Path, tokenizer: Path, clean: CleanConfig | None = None
-) -> PrepareConfig:
+def _prepare_config(out: Path, plain: Path, tokenizer: Path, clean: CleanConfig) -> PrepareConfig:
     return PrepareConfig(
         out=str(out),
         source="text",
         files=[str(plain)],
         document="line",
         tokenizer=str(tokenizer),
-        clean=clean or CleanConfig(),
+        clean=clean,
         shard_mb=4.0,
     )
 
@@ -182,13 +184,9 @@ def _signatures(texts: list[str], repeats: int) -> Spread:
 def _rows_per_s(folder: Path, strategy: Any, repeats: int) -> Spread:
     """Masked, collated batches as training gets them, in one process, shards in the page cache."""
     shards = ShardSet.open(folder, "train")
-    described = describe_tokenizer(shards.tokenizer_folder)
-    special = described["special_ids"]
     stream = RowStream(
         shards,
-        vocabulary=Vocabulary(
-            described["vocab_size"], special["pad"], special["mask"], tuple(special.values())
-        ),
+        vocabulary=Vocabulary.of_folder(shards.tokenizer_folder),
         mask=MaskConfig(strategy=strategy),
         world=World(0, 1, 0),
         global_batch=_ROWS_PER_BATCH,

@@ -89,10 +89,6 @@ class Columns:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def part(self, begin: int, end: int) -> Columns:
-        """Return rows begin .. end - 1."""
-        return Columns(*(getattr(self, field.name)[begin:end] for field in fields(self)))
-
 
 def concatenate(parts: list[Columns]) -> Columns:
     """Return the rows of all parts in order."""

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from fitb.errors import ConfigError, nearest
 
-RULES = ("html_empty", "empty", "too_short", "too_long", "language", "keep", "drop")
 STEPS = ("html", "ftfy", "control", "unicode", "whitespace")
 
 # Control, format, surrogate and private use: invisible, and BERT's own normaliser drops them.
@@ -42,7 +41,7 @@ class CleanConfig:
         language_threshold: least probability of that language.
         keep: regular expression; keep only documents in whose normal form it is found.
         drop: regular expression; drop documents in whose normal form it is found.
-    Raises: ConfigError.
+    Raises: ConfigError for a value out of range, or a regular expression that is none.
     """
 
     unicode: Literal["NFC", "NFKC"] = "NFC"
@@ -85,7 +84,7 @@ class Cleaned:
 
     Args:
         text: its normal form.
-        dropped: one of RULES, or None for a document that is kept.
+        dropped: html_empty, empty, too_short, too_long, language, keep or drop; None if kept.
     """
 
     text: str

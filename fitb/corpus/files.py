@@ -84,8 +84,8 @@ def _is_passing(error: BaseException) -> bool:
     """Whether it is the way to a remote file that failed, not the file."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         return _is_passing(error.__cause__)  # fsspec's word for any failure to ask for the size
-    refused = getattr(error, "status", None) in (401, 403, 404, 410)
-    settled = (FileNotFoundError, PermissionError, BadGzipFile, ValueError, EOFError)
+    refused = getattr(error, "status", None) in (404, 410)  # a key that ran out may be renewed
+    settled = (FileNotFoundError, BadGzipFile, ValueError, EOFError)
     content = (*settled, zlib.error, lzma.LZMAError)
     told_by_arrow = type(error) is OSError and error.errno is None  # of bytes that it cannot unpack
     return not refused and not told_by_arrow and not isinstance(error, content)

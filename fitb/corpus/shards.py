@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fitb.corpus.cache import TOKENIZER, Cache, CacheSettings, open_cache
-from fitb.corpus.chunk import Columns, concatenate
+from fitb.corpus.chunk import Columns
 from fitb.corpus.mapped import REMEDY, MappedShards, check_content, check_size, map_table
 from fitb.corpus.remote import MissingFile, Remote, is_remote, local_folder
 from fitb.errors import DataError, nearest
@@ -112,23 +112,6 @@ def _lists(values: NDArray[Any]) -> pa.Array:
 
 def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}.arrow"
-
-
-def in_shards(batches: Iterable[Columns], shard_rows: int) -> Iterator[Columns]:
-    """Regroup rows into shards of shard_rows; the last may be shorter."""
-    waiting: list[Columns] = []
-    num_waiting = 0
-    for batch in batches:
-        waiting.append(batch)
-        num_waiting += len(batch)
-        if num_waiting >= shard_rows:
-            rows = concatenate(waiting)
-            full = num_waiting - num_waiting % shard_rows
-            for begin in range(0, full, shard_rows):
-                yield rows.part(begin, begin + shard_rows)
-            waiting, num_waiting = [rows.part(full, num_waiting)], num_waiting - full
-    if num_waiting:
-        yield concatenate(waiting)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Source:
         split: split of a Hugging Face dataset.
         max_document_mb: longer documents (10**6 bytes of UTF-8; of JSON the whole line) are
             skipped, and never held where they are text or JSON lines.
-    Raises: ConfigError.
+    Raises: ConfigError for a value that is not one of those.
     """
 
     kind: Kind

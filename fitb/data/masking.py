@@ -7,8 +7,9 @@ most words of any row, T ordinary tokens and M used slots of all rows, one after
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from fitb import rng
 from fitb.config import MaskConfig
+from fitb.corpus.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +53,16 @@ class Vocabulary:
             mask_id=int(tokenizer.mask_token_id),
             special_ids=tuple(sorted(tokenizer.all_special_ids)),
         )
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Vocabulary:
+        """Read the same from a tokenizer's folder, without transformers."""
+        tokenizer, special = open_tokenizer(folder)
+        added = tokenizer.get_added_tokens_decoder().items()
+        marked = {number for number, token in added if token.special}
+        ids = marked | set(asdict(special).values())
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        return cls(size, special.pad, special.mask, tuple(sorted(ids)))
 
     @lru_cache(maxsize=8)  # noqa: B019, a few small values, and equal ones share
     def is_special(self) -> NDArray[np.bool_]:

@@ -63,13 +63,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     """
     shards = ShardSet.open(config.shards, config.split)
     reader = Reader(shards.tokenizer_folder)
-    special = asdict(reader.special)
-    vocabulary = Vocabulary(
-        size=shards.manifest["tokenizer"]["vocab_size"],
-        pad_id=special["pad"],
-        mask_id=special["mask"],
-        special_ids=tuple(sorted(special.values())),
-    )
+    vocabulary = Vocabulary.of_folder(shards.tokenizer_folder)
     sample = read_sample(shards, config.rows, reader.special)
     return {
         "facts": facts(shards),

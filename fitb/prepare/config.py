@@ -25,7 +25,7 @@ class PrepareConfig:
         column: that holds the text, of jsonl, parquet and hf.
         subset: configuration of a Hugging Face dataset.
         split: of a Hugging Face dataset.
-        max_document_mb: a larger document is skipped, and counted, without being read.
+        max_document_mb: a larger document is skipped and counted.
         max_mb: read no more than about this many megabytes of text; null reads all.
         clean: what is mended and what is dropped.
         near_duplicates: drop all but one of documents whose word 5-grams have at least this

@@ -80,6 +80,7 @@ def write_manifest(work: Work) -> None:
             module.__name__: module.__version__ for module in (datasets, numpy, pa, tokenizers)
         },
     }
+    # The masks are tried on the set, and a set has a manifest.
     write_json(work.set / MANIFEST, {**manifest, "masks": []})
     write_json(work.set / MANIFEST, {**manifest, "masks": _validated(work)})
     fsync_dir(work.set)
@@ -109,19 +110,12 @@ def _statistics(splits: dict[str, dict[str, int]], length: int) -> dict[str, Any
 
 def _validated(work: Work) -> list[dict[str, Any]]:
     """Mask the first training rows in every strategy and say what was seen."""
-    described = describe_tokenizer(work.set / "tokenizer")
-    special = described["special_ids"]
     shards = ShardSet.open(work.set, "train")
     rows = shards.read(numpy.arange(min(_VALIDATED_ROWS, shards.num_rows)))
     return validate(
         rows.input_ids,
         rows.word_starts,
-        vocabulary=Vocabulary(
-            size=described["vocab_size"],
-            pad_id=special["pad"],
-            mask_id=special["mask"],
-            special_ids=tuple(sorted(special.values())),
-        ),
+        vocabulary=Vocabulary.of_folder(work.set / "tokenizer"),
         configs=[MaskConfig(strategy=strategy) for strategy in STRATEGIES],
         seed=work.config.seed,
     )

@@ -23,7 +23,7 @@ from datatrove.utils.logging import logger as datatrove_logger
 from fitb import log
 from fitb.cluster import slurm
 from fitb.corpus.shards import MANIFEST
-from fitb.errors import CRASH, FINISHED, DataError, FitbError, SystemFault
+from fitb.errors import CRASH, FINISHED, ConfigError, DataError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.fsio import read_json, write_json
 from fitb.prepare.config import PrepareConfig
@@ -40,8 +40,7 @@ class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
     """datatrove's Slurm executor without what a site may lack: QOS, partition, merge jobs."""
 
     def __init__(self, stage: Stage, where: argparse.Namespace, folder: Path, **more: Any) -> None:
-        tasks = min(stage.tasks or where.tasks, where.tasks) if stage.name != "buckets" else None
-        tasks = tasks or stage.tasks
+        tasks = stage.tasks or where.tasks
         super().__init__(
             [stage.step],
             tasks=tasks,
@@ -80,6 +79,8 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
     Raises: as prepare; DataError where jobs of this preparation are still queued or running;
         SystemFault where Slurm refuses.
     """
+    if where.tasks < 1:
+        raise ConfigError(f"tasks={where.tasks}; at least 1")
     if shutil.which("sbatch") is None:
         raise SystemFault("sbatch not found; run `fitb prepare` on this machine instead")
     lock = lock_of(config)
@@ -88,7 +89,6 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
         _refuse_twins(config)
         work = begin(config)
         jobs = _launch(work, where)
-        write_json(work.folder / _JOBS, jobs)
     finally:
         leave(lock)
     return jobs
@@ -107,9 +107,13 @@ def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
         try:
             before.run()
         except (subprocess.CalledProcessError, OSError) as error:
-            raise SystemFault(f"stage {stage.name} was not accepted: {error}") from error
+            others = f"cancel the jobs {' '.join(jobs.values())}, and " if jobs else ""
+            raise SystemFault(
+                f"stage {stage.name} was not accepted: {error}; {others}submit again"
+            ) from error
         if before.job_id != -1:
             jobs[stage.name] = str(before.job_id)
+            write_json(work.folder / _JOBS, jobs)
     return jobs
 
 
@@ -117,14 +121,13 @@ def _refuse_twins(config: PrepareConfig) -> None:
     path = folder_of(config) / _JOBS
     if not path.exists():
         return
-    last = list(read_json(path).items())[-1:]
-    for name, job in last:
-        state = slurm.job_state(job)
-        if state not in slurm.ENDED:
-            raise DataError(
-                f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}:"
-                f" {state}); wait for its end, or cancel them, or name another folder"
-            )
+    name, job = list(read_json(path).items())[-1]
+    state = slurm.job_state(job)
+    if state not in slurm.ENDED:
+        raise DataError(
+            f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}: {state});"
+            " wait for its end, or cancel them, or name another folder"
+        )
 
 
 def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:

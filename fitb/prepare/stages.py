@@ -101,7 +101,7 @@ def sign(folder: Path, data: Any, rank: int, world_size: int) -> None:
     """Write the MinHash signatures of every shard of this task."""
     work = Work.open(folder)
     assert work.config.near_duplicates is not None
-    for shard in work.shards[rank::world_size]:
+    for shard in work.missing_shards(rank, world_size):
         done = work.folder / "signed" / shard.name
         if done.exists():
             continue
@@ -125,15 +125,16 @@ def cluster(folder: Path, data: Any, rank: int, world_size: int) -> None:
     """Decide which near-duplicates go."""
     work = Work.open(folder)
     assert work.config.near_duplicates is not None
+    if work.is_made():
+        return
     found = minhash.cluster(work.folder / "minhash", work.config.near_duplicates)
-    write_json(work.folder / "minhash" / "clusters.json", asdict(found))
     logger.info("near_duplicates=%d clusters=%d", found.removed, found.clusters)
 
 
 def tokenizer(folder: Path, data: Any, rank: int, world_size: int) -> None:
     """Train the tokenizer if none was given."""
     work = Work.open(folder)
-    if work.tokenizer.exists():
+    if work.tokenizer.exists() or work.is_made():
         return
     texts = (
         text
@@ -152,7 +153,7 @@ def write(folder: Path, data: Any, rank: int, world_size: int) -> None:
     """Tokenise, cut and write every shard of this task."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what is parallel
     work = Work.open(folder)
-    for shard in work.shards[rank::world_size]:
+    for shard in work.missing_shards(rank, world_size):
         if not work.piece(shard).exists():
             _write_piece(work, shard)
 
@@ -257,10 +258,13 @@ def _shortened(text: str) -> str:
 def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
     """Put the manifest to the shards and the set in its place."""
     work = Work.open(folder)
-    write_manifest(work)
-    if work.out.exists():
-        work.out.rmdir()  # empty, or `begin` would have refused it
-    work.set.rename(work.out)
+    if work.is_made():
+        logger.info("out=%s already holds this shard set; nothing to do", work.out)
+    else:
+        write_manifest(work)
+        if work.out.exists():
+            work.out.rmdir()  # `begin` found it empty
+        work.set.rename(work.out)
     for entry in work.folder.iterdir():  # stages/ holds the record of this very task
         if entry.is_dir() and entry.name != "stages":
             shutil.rmtree(entry)

@@ -1,6 +1,6 @@
 """The folder where a preparation works: beside the one it makes, and kept if it is interrupted.
 
-Everything in it appears by a rename, so what is there is done. A second start of the same
+What fitb writes in it appears by a rename, so what is there is done. A second start of the same
 preparation does what is missing; another one is refused, and so is a second one at the same time.
 
     settings.json plan.json        what is made, of which units of the input
@@ -9,6 +9,7 @@ preparation does what is missing; another one is refused, and so is a second one
     minhash/ signed/               near-duplicates
     pieces/train-00003.json        a shard that is written, in set/
     set/                           becomes the shard set
+    jobs.json                      Slurm's ids of the stages
     stages/                        datatrove's record of tasks done, and their logs
 """
 
@@ -40,8 +41,6 @@ from fitb.prepare.config import PrepareConfig
 _PLACES = ("files", "tokenizer", "add_tokens")
 
 _FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")
-NOTHING = np.empty(0, dtype=np.int64)
-
 logger = logging.getLogger(__name__)
 
 
@@ -159,6 +158,10 @@ class Work:
             shards += [Shard(len(shards) + n, split, n, of) for n in range(of)]
         return shards
 
+    def missing_shards(self, rank: int, world_size: int) -> list[Shard]:
+        """Return the shards of a task: none where the set is made already."""
+        return [] if self.is_made() else self.shards[rank::world_size]
+
     def gather(self, shard: Shard) -> Documents:
         """Return the different documents of a shard."""
         runs = [self.run(unit) for unit in self.plan.units]
@@ -168,7 +171,7 @@ class Work:
         """Return the documents that a shard is made of, and its near-duplicates, left out."""
         documents = self.gather(shard)
         near = self.config.near_duplicates is not None
-        alike = removed(self.folder / "minhash", shard.index) if near else NOTHING
+        alike = removed(self.folder / "minhash", shard.index) if near else np.empty(0, np.int64)
         return documents.without(alike), documents.only(alike)
 
     def is_made(self) -> bool:
@@ -191,10 +194,13 @@ def too_few(split: str, totals: Totals, config: PrepareConfig) -> str:
     """Say that a split has no document, and what would give it one."""
     remedy = "raise" if split == "validation" else "lower"
     finer = ", or document=line" if config.source == "text" and config.document == "block" else ""
-    dropped = "".join(f", {rule} {count}" for rule, count in sorted(totals.dropped.items()))
+    dropped = ", ".join(f"{rule} {count}" for rule, count in sorted(totals.dropped.items()))
+    kept = sum(totals.kept.documents.values())
+    if not kept:
+        return f"no document was kept (dropped: {dropped}); check --source, --column and --clean"
     return (
-        f"no document fell into the {split} split: {sum(totals.kept.documents.values())} documents"
-        f" at validation_fraction={config.validation_fraction} (dropped:{dropped or ' none'});"
+        f"no document fell into the {split} split: {kept} documents at"
+        f" validation_fraction={config.validation_fraction} (dropped: {dropped or 'none'});"
         f" give more text, {remedy} the fraction{finer}"
     )
 

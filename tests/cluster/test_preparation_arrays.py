@@ -98,6 +98,10 @@ def test_arrays_on_two_hosts_killed_midway_give_the_bytes_of_one_process(
     after = {path.name: path.stat().st_ino for path in out.glob("*.arrow")}
     assert all(after[f"{name}.arrow"] == before[f"{name}.arrow"] for name in pieces)
 
+    twice = submitted(cluster, out, tmp_path / "twice.out", env)
+    assert cluster.wait_end(twice["finish"]) == "COMPLETED", cluster.daemon_logs()
+    assert {path.name: path.stat().st_ino for path in out.glob("*.arrow")} == after
+
     prepare(config_of(tmp_path / "alone"))
     assert contents(out) == contents(tmp_path / "alone")
     assert len(after) > 16

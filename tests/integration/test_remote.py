@@ -12,6 +12,7 @@ import fsspec
 import job
 import pytest
 from file_server import FileServer
+from moto.server import ThreadedMotoServer
 
 from fitb.cluster.local import LocalRun, train_command
 
@@ -47,8 +48,7 @@ def cache_flags(shards: Path, where: str, cache: Path) -> list[str]:
 @pytest.fixture()
 def bucket(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of a copy of the shards on an S3 server, which the environment names."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
     host, port = server.get_host_and_port()

@@ -21,6 +21,7 @@ import fsspec
 import numpy as np
 import pytest
 from file_server import FileServer
+from moto.server import ThreadedMotoServer
 from test_shards import random_columns, write_set
 
 from fitb.corpus import remote as fetching
@@ -81,8 +82,7 @@ def settings(local: Path, tmp_path: Path) -> CacheSettings:
 @pytest.fixture()
 def bucket(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of a copy of the set on an S3 server."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
     host, port = server.get_host_and_port()

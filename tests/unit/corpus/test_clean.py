@@ -162,7 +162,6 @@ def test_a_missing_library_is_named_with_what_installs_it(option, library, monke
 
 
 def test_language_is_told_from_text_and_an_unknown_code_is_refused():
-    pytest.importorskip("py3langid")
     cleaner = Cleaner(CleanConfig(language="en"))
     assert cleaner.clean(ENGLISH).dropped is None
     assert cleaner.clean(GERMAN).dropped == "language"
@@ -174,7 +173,6 @@ def test_language_is_told_from_text_and_an_unknown_code_is_refused():
 
 
 def test_ftfy_mends_what_is_broken_and_leaves_typography_alone():
-    pytest.importorskip("ftfy")
     cleaner = Cleaner(CleanConfig(ftfy=True))
     good = "\u201cna\u00efve\u201d \ufb01ne \uff21"
     broken = "na\u00efve caf\u00e9".encode().decode("latin-1")

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from fitb.corpus.chunk import Columns
-from fitb.corpus.shards import ShardSet, id_type, in_shards, write_documents, write_shard
+from fitb.corpus.shards import ShardSet, id_type, write_documents, write_shard
 from fitb.errors import DataError
 from fitb.fsio import sha256_file
 
@@ -35,7 +36,9 @@ def random_columns(num_rows: int, length: int, vocab_size: int = 300) -> Columns
 def write_set(folder: Path, columns: Columns, shard_rows: int, split: str = "train") -> None:
     """Write a set by hand, with one split."""
     entries = []
-    for number, part in enumerate(in_shards([columns], shard_rows)):
+    names = [column.name for column in fields(Columns)]
+    for number, begin in enumerate(range(0, len(columns), shard_rows)):
+        part = Columns(*(getattr(columns, name)[begin : begin + shard_rows] for name in names))
         path = folder / f"{split}-{number:05d}.arrow"
         size = write_shard(path, part, vocab_size=300, with_offsets=split == "validation")
         entry = {"file": path.name, "split": split, "rows": len(part), "bytes": size}

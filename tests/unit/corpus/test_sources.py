@@ -19,7 +19,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import zstandard
+from moto.server import ThreadedMotoServer
 
 from fitb.corpus import tables
 from fitb.corpus.sources import Document, Dropped, Plan, Source, Unit, plan, read_unit
@@ -513,12 +515,10 @@ def test_globs_of_urls_are_expanded_in_sorted_order():
 @pytest.fixture
 def bucket(monkeypatch):
     """An empty bucket of an S3 server on this machine."""
-    server = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
     for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")

@@ -466,7 +466,7 @@ def test_too_little_text_is_an_error_that_says_what_to_do(
 def test_settings_that_cannot_work_are_refused(
     make_config: MakeConfig, changes: dict[str, object]
 ) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=list(changes)[-1]):
         make_config(Path("out"), **changes)
 
 
