@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import fitb
 from fitb import log
 from fitb.config import Config
-from fitb.errors import STOP, ConfigError, FitbError, nearest
+from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
 from fitb.flags import parse
+
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
 HELP = """usage: fitb COMMAND [flags]
 
@@ -48,7 +51,15 @@ def main(args: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             message = f"unknown command {command!r}{nearest(command, COMMANDS)}"
             raise ConfigError(f"{message}; `fitb --help` lists all")
-        return COMMANDS[command](flags)
+        code = COMMANDS[command](flags)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
+        return code
+    except KeyboardInterrupt:
+        logging.getLogger("fitb").error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CRASH
     except FitbError as error:
         logging.getLogger("fitb").error("%s", error)
         return STOP if command == "train" and not error.restart_helps else error.exit_code

@@ -50,7 +50,8 @@ def python_files(folders: Sequence[str] = ()) -> list[Found]:
         for path in _walk(root):
             name = path.relative_to(root).as_posix()
             if name not in found:
-                found[name] = Found(name, path.stat().st_size)
+                stat = path.stat()
+                found[name] = Found(name, stat.st_size, str(stat.st_mtime_ns))
     return list(found.values())
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import BadGzipFile
-from typing import IO
+from typing import IO, Any
 
 from fitb.corpus.remote import is_remote, redacted
 from fitb.errors import ConfigError, DataError, SystemFault
@@ -38,10 +38,12 @@ class Found:
     Args:
         name: path or URL.
         num_bytes: as stored.
+        stamp: changes when the file does: time of change, or what its server says.
     """
 
     name: str
     num_bytes: int
+    stamp: str = ""
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -113,7 +115,8 @@ def expand(patterns: Sequence[str]) -> list[Found]:
         else:
             for path in _expand_path(os.path.expanduser(local)):
                 with naming(path):
-                    file = Found(path, os.path.getsize(path))
+                    stat = os.stat(path)
+                file = Found(path, stat.st_size, str(stat.st_mtime_ns))
                 found.setdefault(os.path.realpath(path), file)
     return list(found.values())
 
@@ -146,13 +149,14 @@ def _expand_url(pattern: str) -> list[Found]:
     return [_sized(fs.unstrip_protocol(name), info) for name, info in files]
 
 
-def _sized(name: str, info: dict[str, int | None]) -> Found:
+def _sized(name: str, info: dict[str, Any]) -> Found:
     size = info.get("size")
     if size is None:
         raise DataError(
             f"the server does not tell the size of {name}; download it and name the copy"
         )
-    return Found(name, size)
+    stamps = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))
+    return Found(name, size, str(next((stamp for stamp in stamps if stamp), "")))
 
 
 def _nothing(pattern: str, is_folder: bool, is_glob: bool) -> DataError:
@@ -188,7 +192,10 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
 
     compression = compression_of(name)
     with naming(name), contextlib.ExitStack() as stack:
-        fs, path = fsspec.core.url_to_fs(name)
+        if "://" in name:
+            fs, path = fsspec.core.url_to_fs(name)
+        else:  # fsspec reads more than a path into a colon
+            fs, path = fsspec.filesystem("file"), os.path.abspath(name)
         # fsspec's own reader takes a torn .zst for a whole one; Arrow's does not.
         inner = None if compression == "zstd" else compression
         file = stack.enter_context(fs.open(path, "rb", block_bytes, compression=inner))

@@ -227,7 +227,7 @@ def _records(
 
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix("\ufeff"))  # files that were joined keep their BOM
     except (ValueError, RecursionError):  # a hostile line may be a thousand brackets deep
         return None
     return value if isinstance(value, dict) else None
@@ -237,5 +237,5 @@ def no_column(name: str, column: str, known: list[str], where: str) -> DataError
     """Return the error for a column that is not there."""
     return DataError(
         f"{name} has no column {column!r}{nearest(column, known)}; {where} has"
-        f" {', '.join(known) or 'none'}: name one of them with --column"
+        f" {', '.join(map(repr, known)) or 'none'}: name one of them with --column"
     )

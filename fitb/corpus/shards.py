@@ -156,6 +156,18 @@ def _checked_manifest(content: bytes, path: str) -> dict[str, Any]:
     return dict(manifest)
 
 
+def check_files(folder: Path) -> None:
+    """Raise DataError where a file of a local set is missing or has another size."""
+    manifest = read_manifest(folder)
+    for entry in manifest["shards"]:
+        check_size(folder / entry["file"], entry["bytes"])
+        if "documents_file" in entry:
+            check_size(folder / entry["documents_file"], entry["documents_bytes"])
+    for name in manifest["tokenizer"]["files"]:
+        if not (folder / TOKENIZER / name).is_file():
+            raise DataError(f"{folder / TOKENIZER / name} is missing; {REMEDY}")
+
+
 @dataclass(frozen=True)
 class Rows:
     """What training reads.

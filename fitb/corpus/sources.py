@@ -41,7 +41,10 @@ def plan(source: Source, *, unit_mb: float = 64, max_mb: float | None = None) ->
     for number, piece in _cut(source, found, unit_bytes, room):
         units.append(Unit(len(units), number, piece.begin, piece.end))
     result = Plan(
-        tuple(file.name for file in found), tuple(file.num_bytes for file in found), tuple(units)
+        tuple(file.name for file in found),
+        tuple(file.num_bytes for file in found),
+        tuple(units),
+        tuple(file.stamp for file in found),
     )
     if not units:
         where = ", ".join(source.files) or "the running interpreter's packages"

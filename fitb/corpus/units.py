@@ -91,11 +91,13 @@ class Plan:
             shard for hf. With a bound on the input they may hold more than the units read.
         file_bytes: size as stored; an estimate of the text for hf, 0 where it tells none.
         units: in the order of the input.
+        stamps: of the files; another one tells of another content of the same size.
     """
 
     files: tuple[str, ...]
     file_bytes: tuple[int, ...]
     units: tuple[Unit, ...]
+    stamps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

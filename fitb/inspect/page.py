@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fitb.errors import SystemFault
 from fitb.fsio import write_atomic
 
 _BAR = 40
@@ -103,7 +104,7 @@ def _distribution(name: str, numbers: dict[str, Any]) -> Iterator[str]:
 def write_page(path: Path, result: dict[str, Any]) -> None:
     """Write an inspection as one page that needs nothing from elsewhere.
 
-    Raises: SystemFault where the disk is full.
+    Raises: SystemFault where it cannot be written.
     """
     import jinja2
 
@@ -115,5 +116,10 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
     page = environment.from_string(source).render(
         result=result, facts=rows_of_facts(result), distributions=distributions(result)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page + "\n")
+    except OSError as error:
+        raise SystemFault(
+            f"cannot write {path}: {error.strerror}; name a file in a folder of yours"
+        ) from error

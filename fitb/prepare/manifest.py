@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import datasets
@@ -43,14 +44,15 @@ def write_manifest(work: Work) -> None:
             raise DataError(f"shard {shard.name} is not written; start again")
         pieces[shard] = read_json(work.piece(shard))
     entries = [piece["entry"] for piece in pieces.values() if piece["entry"]]
-    for split in SPLITS:
-        if not any(entry["split"] == split for entry in entries):
-            raise DataError(too_few(split, work.totals, work.config))
-    shutil.copytree(work.tokenizer, work.set / "tokenizer", dirs_exist_ok=True)
-    write_json(work.set / INPUTS, [redacted(name) for name in work.plan.files])
     dropped = Counter(work.totals.dropped)
     for piece in pieces.values():
         dropped.update(piece["dropped"])
+    for split in SPLITS:
+        if not any(entry["split"] == split for entry in entries):
+            totals = replace(work.totals, dropped=dropped)
+            raise DataError(too_few(split, totals, work.config))
+    shutil.copytree(work.tokenizer, work.set / "tokenizer", dirs_exist_ok=True)
+    write_json(work.set / INPUTS, [redacted(name) for name in work.plan.files])
     runs = [work.run(unit).with_suffix(".arrow") for unit in work.plan.units]
     parts = [work.piece(shard).with_suffix(".arrow") for shard in work.shards]
     join_dropped(work.set / DROPPED_FILE, [*runs, *parts])

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -140,11 +141,15 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
                     f"a worker of stage {self._name} was killed, perhaps for its memory; start the"
                     " same command again, with fewer --workers or a smaller --shard_mb"
                 ) from error
+            except KeyboardInterrupt:
+                logger.info("interrupted; the tasks at work end first, the rest is for next time")
+                raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends in order
     log.setup()
     datatrove_logger.disable("datatrove")
     threading.Thread(target=_end_with_parent, daemon=True).start()

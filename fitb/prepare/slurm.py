@@ -132,9 +132,9 @@ def _refuse_twins(config: PrepareConfig) -> None:
 
 def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
     """Wait for the end of the last stage; return FINISHED or CRASH."""
-    last = list(jobs.values())[-1]
-    while slurm.job_state(last) not in slurm.ENDED:
-        time.sleep(_POLL_S)
+    for last in list(jobs.values())[-1:]:
+        while slurm.job_state(last) not in slurm.ENDED:
+            time.sleep(_POLL_S)
     if (Path(config.out) / MANIFEST).exists():
         return FINISHED
     logger.error("no shard set: see the logs in %s", folder_of(config) / "stages")

@@ -264,8 +264,10 @@ def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
         write_manifest(work)
         if work.out.exists():
             work.out.rmdir()  # `begin` found it empty
+        for leftover in work.set.glob(".*.part"):  # of a killed task
+            leftover.unlink()
         work.set.rename(work.out)
+    (work.folder / "settings.json").unlink()  # first: what is left is rubbish now
     for entry in work.folder.iterdir():  # stages/ holds the record of this very task
         if entry.is_dir() and entry.name != "stages":
             shutil.rmtree(entry)
-    (work.folder / "settings.json").unlink()

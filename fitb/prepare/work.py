@@ -15,9 +15,12 @@ preparation does what is missing; another one is refused, and so is a second one
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +33,10 @@ import fitb
 from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.minhash import removed
 from fitb.corpus.runs import SPLITS, Documents, Kept, gather
-from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, read_manifest, shard_name
+from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, check_files, read_manifest, shard_name
 from fitb.corpus.sources import Plan, Unit, plan
 from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
-from fitb.errors import DataError
+from fitb.errors import DataError, SystemFault
 from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
 from fitb.prepare.config import PrepareConfig
 
@@ -175,9 +178,9 @@ class Work:
         return documents.without(alike), documents.only(alike)
 
     def is_made(self) -> bool:
-        """Whether the folder holds this shard set already.
+        """Whether the folder holds this shard set already, all of it.
 
-        Raises: DataError where it holds a set of other text.
+        Raises: DataError where it holds a set of other text, or files are missing or cut off.
         """
         if not (self.out / MANIFEST).exists():
             return False
@@ -187,6 +190,7 @@ class Work:
                 f"out={self.out} holds a shard set of other text (corpus_fingerprint {found}, now"
                 f" {self.totals.fingerprint}); name a new folder, or remove this one"
             )
+        check_files(self.out)
         return True
 
 
@@ -199,16 +203,28 @@ def too_few(split: str, totals: Totals, config: PrepareConfig) -> str:
     if not kept:
         return f"no document was kept (dropped: {dropped}); check --source, --column and --clean"
     return (
-        f"no document fell into the {split} split: {kept} documents at"
+        f"no document fell into the {split} split: {kept} documents (repeated ones too) at"
         f" validation_fraction={config.validation_fraction} (dropped: {dropped or 'none'});"
         f" give more text, {remedy} the fraction{finer}"
     )
 
 
+def place_of(config: PrepareConfig) -> Path:
+    """Return the folder to make, absolute, its links followed: it appears by a rename."""
+    return Path(os.path.realpath(config.out))
+
+
 def lock_of(config: PrepareConfig) -> FileLock:
-    """Return the lock that one preparation at a time holds, not yet taken."""
+    """Return the lock that one preparation at a time holds, not yet taken.
+
+    Raises: SystemFault where the folder to make cannot be.
+    """
     folder = folder_of(config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _naming_place(config):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # the lock below tells less of what is wrong with a place
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return FileLock(folder.parent / f"{folder.name}.lock")
 
 
@@ -218,11 +234,24 @@ def take(lock: FileLock, config: PrepareConfig) -> None:
     Raises: DataError where another process holds it.
     """
     try:
-        lock.acquire(timeout=0)
+        with _naming_place(config):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise DataError(
             f"out={config.out} is being made by another preparation right now; wait for its end,"
             " or name another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _naming_place(config: PrepareConfig) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        raise SystemFault(
+            f"out={config.out} cannot be made: {error.strerror or error}; name another folder"
         ) from error
 
 
@@ -238,7 +267,7 @@ def begin(config: PrepareConfig) -> Work:
     Raises: ConfigError, DataError; then nothing new is left.
     """
     folder = folder_of(config)
-    _check_place(Path(config.out).absolute())
+    _check_place(place_of(config))
     Cleaner(config.clean)  # a library that is missing is told now, not by a task
     if (folder / "settings.json").exists():
         return _begin(config, folder, read_json(folder / "settings.json"))
@@ -252,14 +281,16 @@ def begin(config: PrepareConfig) -> Work:
 
 
 def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> Work:
-    out = Path(config.out).absolute()
+    out = place_of(config)
     tokens = read_tokens(Path(config.add_tokens)) if config.add_tokens else []
-    if config.tokenizer is not None and not (folder / "tokenizer").exists():
-        with folder_written_whole(folder / "tokenizer") as scratch:
+    given = folder / "given"  # taken anew at every start, and compared with the one before
+    shutil.rmtree(given, ignore_errors=True)
+    if config.tokenizer is not None:
+        with folder_written_whole(given) as scratch:
             take_tokenizer(config.tokenizer, scratch)
             if tokens:
                 add_tokens(scratch, tokens)
-    settings = _settings(config, folder / "tokenizer", tokens)
+    settings = _settings(config, given, tokens)
     if (out / MANIFEST).exists():
         _compare(read_manifest(out)["settings"], settings, f"out={out} holds a shard set")
     if old is not None:
@@ -273,6 +304,9 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     for name in _FOLDERS:
         (folder / name).mkdir(exist_ok=True)
+    if config.tokenizer is not None and not (folder / "tokenizer").exists():
+        given.rename(folder / "tokenizer")
+    shutil.rmtree(given, ignore_errors=True)
     write_json(folder / "plan.json", asdict(units))
     saved = {"out": str(out), "config": asdict(config), "settings": settings}
     write_json(folder / "settings.json", saved)
@@ -281,7 +315,7 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
 
 def folder_of(config: PrepareConfig) -> Path:
     """Return where this preparation works: hidden, beside the folder that it makes."""
-    out = Path(config.out).absolute()
+    out = place_of(config)
     return out.parent / f".{out.name}.work"
 
 
@@ -291,6 +325,7 @@ def _read_plan(path: Path) -> Plan:
         tuple(found["files"]),
         tuple(found["file_bytes"]),
         tuple(Unit(**unit) for unit in found["units"]),
+        tuple(found["stamps"]),
     )
 
 
@@ -313,8 +348,13 @@ def _check_place(out: Path) -> None:
         return
     if not out.is_dir():
         raise DataError(f"out={out} is a file; name a new folder")
-    if not (out / MANIFEST).exists() and any(out.iterdir()):
-        raise DataError(f"out={out} holds files that are no shard set; name a new folder")
+    if not (out / MANIFEST).exists():
+        if any(out.iterdir()):
+            raise DataError(f"out={out} holds files that are no shard set; name a new folder")
+        if os.path.ismount(out):
+            raise DataError(
+                f"out={out} is a mount point, which nothing can be renamed to; name a folder in it"
+            )
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:

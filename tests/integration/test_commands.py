@@ -84,3 +84,10 @@ def test_the_demo_in_miniature_walks_the_whole_road(tmp_path: Path) -> None:
     assert summary["compute_ratio"] > 1
     assert summary["models"]["control_equal_compute"]["steps"] > 20
     assert "control_equal_compute" in done.stdout and "[MASK]" not in done.stdout.split("==")[-1]
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(shards: Path) -> None:
+    command = f"{sys.executable} -m fitb inspect {shards} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr and "Broken" not in done.stderr

@@ -144,7 +144,9 @@ def test_a_plan_depends_on_the_input_alone_and_goes_through_json(tmp_path):
     assert planned == plan(source, unit_mb=1e-4)
     value = json.loads(json.dumps(dataclasses.asdict(planned)))
     units = tuple(Unit(**unit) for unit in value["units"])
-    assert Plan(tuple(value["files"]), tuple(value["file_bytes"]), units) == planned
+    rest = (tuple(value[name]) for name in ("files", "file_bytes", "stamps"))
+    files, file_bytes, stamps = rest
+    assert Plan(files, file_bytes, units, stamps) == planned
     raw = json.loads(json.dumps(dataclasses.asdict(source)))
     assert Source(**{**raw, "files": tuple(raw["files"])}) == source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from fitb.corpus.clean import CleanConfig
 from fitb.corpus.runs import split_of, text_digest
 from fitb.corpus.shards import ShardSet
-from fitb.corpus.tokenizer import open_tokenizer, tokenizer_fingerprint
+from fitb.corpus.tokenizer import open_tokenizer, tokenizer_fingerprint, train_tokenizer
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.flags import parse, parser_for
 from fitb.fsio import read_json
@@ -475,3 +476,164 @@ def test_defaults_parse_and_every_setting_has_help() -> None:
     actions = {action.dest: action.help for action in parser_for(PrepareConfig, "p")._actions}
     assert all(actions[name] for name in PrepareConfig.__dataclass_fields__ if name != "clean")
     assert all(actions[f"clean.{name}"] for name in CleanConfig.__dataclass_fields__)
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
+    """Run a preparation until a call of stages.`place`."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+
+
+def test_another_tokenizer_between_two_starts_is_refused(
+    make_config: MakeConfig,
+    shard_set: Path,
+    tmp_path: Path,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = str(shard_set / "tokenizer")
+    interrupted_at(monkeypatch, make_config(tmp_path / "out", tokenizer=given), "_write_piece")
+    train_tokenizer(texts[:50], 256, tmp_path / "other")
+    with pytest.raises(DataError, match="unfinished preparation of other settings .tokenizer_fing"):
+        prepare(make_config(tmp_path / "out", tokenizer=str(tmp_path / "other")))
+    prepare(make_config(tmp_path / "out", tokenizer=given))
+    found = [read_json(f / "manifest.json")["fingerprint"] for f in (tmp_path / "out", shard_set)]
+    assert found[0] == found[1]
+
+
+def test_a_file_edited_to_the_same_size_between_two_starts_begins_anew(
+    make_config: MakeConfig, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(text_file.read_bytes())
+    config = make_config(tmp_path / "out", files=[str(path)])
+    interrupted_at(monkeypatch, config, "_write_piece")
+    path.write_bytes(text_file.read_bytes().replace(b"reader", b"writer"))
+    prepare(config)
+    prepare(make_config(tmp_path / "fresh", files=[str(path)]))
+    assert but_for_names(tmp_path / "out") == but_for_names(tmp_path / "fresh")
+
+
+def test_what_a_killed_task_left_in_the_set_does_not_become_part_of_it(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path / "out")
+    interrupted_at(monkeypatch, config, "write_manifest")
+    (folder_of(config) / "set" / ".train-00000.arrow.host.1.part").write_bytes(b"half")
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+
+
+def test_a_link_is_followed_and_a_place_that_cannot_be_is_named_at_once(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "set")
+    prepare(make_config(tmp_path / "link"))
+    assert (tmp_path / "real" / "set" / "manifest.json").exists()
+    assert prepare(make_config(tmp_path / "link")).exists()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "x", Path("/proc/nope/x"), tmp_path / ("n" * 250)):
+        with pytest.raises(SystemFault, match="cannot be made: .*; name another folder"):
+            prepare(make_config(place))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "real"]
+
+
+def test_a_mount_point_is_refused_before_any_work(
+    make_config: MakeConfig, small_disk: Path
+) -> None:
+    with pytest.raises(DataError, match="is a mount point"):
+        prepare(make_config(small_disk))
+
+
+@pytest.mark.parametrize("name", ["train-00001.arrow", "tokenizer/tokenizer.json"])
+def test_a_set_that_lost_a_file_is_not_taken_for_made(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, name: str
+) -> None:
+    out = shutil.copytree(shard_set, tmp_path / "set")
+    (out / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        prepare(make_config(out))
+
+
+def test_a_kill_while_it_tidies_up_costs_nothing(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path / "out")
+    remove, calls = shutil.rmtree, []
+
+    def interrupted(path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).parent == folder_of(config) and Path(path).name in ("runs", "pieces", "set"):
+            calls.append(path)
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert calls
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_name_with_colons_is_a_name(
+    make_config: MakeConfig, text_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a::b.txt"
+    path.write_bytes(text_file.read_bytes())
+    assert prepare(make_config(tmp_path / "out", files=[str(path)])).exists()
+
+
+def test_equal_documents_only_are_told_as_what_they_are(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("one and the same\n\n" * 500)
+    with pytest.raises(DataError, match=r"500 documents \(repeated ones too\)"):
+        prepare(make_config(tmp_path / "out", files=[str(path)], validation_fraction=0.5))
+
+
+def test_control_c_is_one_line_and_the_next_start_goes_on(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "out", workers=2)
+    slow = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from fitb.prepare import stages\n"
+        "write = stages._write_piece\n"
+        "def slowly(work, shard):\n"
+        f"    Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    time.sleep(0.5)\n"
+        "    write(work, shard)\n"
+        "stages._write_piece = slowly\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said and "interrupted" in said
+    assert list((folder_of(config) / "pieces").glob("*.json"))
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
