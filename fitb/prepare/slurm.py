@@ -23,15 +23,14 @@ from datatrove.utils.logging import logger as datatrove_logger
 from fitb import log
 from fitb.cluster import slurm
 from fitb.corpus.shards import MANIFEST
-from fitb.errors import CRASH, FINISHED, ConfigError, DataError, FitbError, SystemFault
+from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
-from fitb.fsio import read_json, write_json
+from fitb.fsio import write_json
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import Stage, prepare, stages_of
-from fitb.prepare.work import Work, begin, folder_of, leave, lock_of, take
+from fitb.prepare.work import JOBS, Work, begin, folder_of, leave, lock_of, take
 
 _POLL_S = 2.0
-_JOBS = "jobs.json"
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,7 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
     Args:
         config: what to make.
         where: tasks, max_running, cpus_per_task, mem_per_cpu_gb, time_min, partition, job_name.
-    Raises: as prepare; DataError where jobs of this preparation are still queued or running;
-        SystemFault where Slurm refuses.
+    Raises: as prepare; SystemFault where Slurm refuses.
     """
     if where.tasks < 1:
         raise ConfigError(f"tasks={where.tasks}; at least 1")
@@ -86,7 +84,6 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
     lock = lock_of(config)
     take(lock, config)
     try:
-        _refuse_twins(config)
         work = begin(config)
         jobs = _launch(work, where)
     finally:
@@ -113,21 +110,8 @@ def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
             ) from error
         if before.job_id != -1:
             jobs[stage.name] = str(before.job_id)
-            write_json(work.folder / _JOBS, jobs)
+            write_json(work.folder / JOBS, jobs)
     return jobs
-
-
-def _refuse_twins(config: PrepareConfig) -> None:
-    path = folder_of(config) / _JOBS
-    if not path.exists():
-        return
-    name, job = list(read_json(path).items())[-1]
-    state = slurm.job_state(job)
-    if state not in slurm.ENDED:
-        raise DataError(
-            f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}: {state});"
-            " wait for its end, or cancel them, or name another folder"
-        )
 
 
 def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:

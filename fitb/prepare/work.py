@@ -30,6 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import fitb
+from fitb.cluster import slurm
 from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.minhash import removed
 from fitb.corpus.runs import SPLITS, Documents, Kept, gather
@@ -43,6 +44,7 @@ from fitb.prepare.config import PrepareConfig
 # Names of places do not count: texts and tokenizers are compared by their fingerprints.
 _PLACES = ("files", "tokenizer", "add_tokens")
 
+JOBS = "jobs.json"
 _FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")
 logger = logging.getLogger(__name__)
 
@@ -268,6 +270,7 @@ def begin(config: PrepareConfig) -> Work:
     """
     folder = folder_of(config)
     _check_place(place_of(config))
+    _refuse_twins(config, folder)
     Cleaner(config.clean)  # a library that is missing is told now, not by a task
     if (folder / "settings.json").exists():
         return _begin(config, folder, read_json(folder / "settings.json"))
@@ -278,6 +281,19 @@ def begin(config: PrepareConfig) -> Work:
     except BaseException:
         shutil.rmtree(folder)
         raise
+
+
+def _refuse_twins(config: PrepareConfig, folder: Path) -> None:
+    """Refuse a preparation whose Slurm jobs are queued or running."""
+    if not (folder / JOBS).exists() or shutil.which("scontrol") is None:
+        return
+    name, job = list(read_json(folder / JOBS).items())[-1]
+    state = slurm.job_state(job)
+    if state not in slurm.ENDED:
+        raise DataError(
+            f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}: {state});"
+            " wait for its end, or cancel them, or name another folder"
+        )
 
 
 def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> Work:

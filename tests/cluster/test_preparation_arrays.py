@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from slurm_cluster import Cluster, wait_until
 
+from fitb.errors import DataError
 from fitb.fsio import read_json
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
@@ -71,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_arrays_on_two_hosts_killed_midway_give_the_bytes_of_one_process(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(HELD)
     held = tmp_path / "held"
@@ -84,6 +85,9 @@ def test_arrays_on_two_hosts_killed_midway_give_the_bytes_of_one_process(
     assert len(hosts_of(cluster, jobs["read"])) == 2
     with pytest.raises(AssertionError, match="is being made by Slurm jobs"):
         submitted(cluster, out, tmp_path / "twin.out", env)
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    with pytest.raises(DataError, match="is being made by Slurm jobs"):
+        prepare(config_of(out))
     wait_until(lambda: len(list((work / "pieces").glob("*.json"))) >= 6, 120, "other shards")
     cluster("scancel", "--signal=KILL", f"{jobs['write']}_1")
     wait_until(lambda: cluster.state(jobs["finish"]) == "CANCELLED", 60, "the end of the chain")
