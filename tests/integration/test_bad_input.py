@@ -103,10 +103,13 @@ def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(tmp_path: Path) -> No
         file.seek(0, 2)
         file.write(b"\nthe last line\n")
     code = (
-        "import resource, sys\n"
+        "import re, sys\n"
+        "from pathlib import Path\n"
         "from fitb.cli import main\n"
         "code = main(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        # Not getrusage: its peak is inherited from the process that started this one.
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', status)[1], file=sys.stderr)\n"
         "sys.exit(code)\n"
     )
     command = [sys.executable, "-c", code, "prepare", "--out", str(tmp_path / "out")]
@@ -117,7 +120,7 @@ def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(tmp_path: Path) -> No
     found = manifest(tmp_path)
     assert found["dropped"] == {"too_big": 1}
     assert found["statistics"]["documents"] == 201
-    assert int(done.stderr.strip().splitlines()[-1]) < 600_000, "kilobytes"
+    assert int(done.stderr.strip().splitlines()[-1]) < 400_000, "kilobytes"
 
 
 def test_a_full_disk_is_named_and_the_work_goes_on_when_there_is_room(small_disk: Path) -> None:
