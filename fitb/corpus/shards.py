@@ -356,6 +356,18 @@ class ShardSet:
             document[asked] = columns["doc_begin"][local]
         return Offsets(begin, end, document)
 
+    def first_documents(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ordinal of each row's first document in its shard: (n,) int64.
+
+        Args:
+            rows: (n,) int64, each in [0, num_rows).
+        Raises: as `read` does.
+        """
+        document = np.empty(len(rows), dtype=np.int64)
+        for asked, columns, local in self._by_shard(rows):
+            document[asked] = columns["doc_begin"][local]
+        return document
+
     def _by_shard(
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]], NDArray[np.int64]]]:

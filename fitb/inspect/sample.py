@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.mapped import map_table
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import SpecialIds
 
@@ -88,7 +87,7 @@ def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
     firsts = np.cumsum(shards.shard_rows) - shards.shard_rows
     rows = np.concatenate([firsts[run.shard] + np.arange(run.begin, run.end) for run in runs])
     read = shards.read(rows)
-    documents = np.concatenate([_documents(shards, run) for run in runs])
+    documents = shards.first_documents(rows)
     return Sample(
         rows=rows,
         input_ids=read.input_ids,
@@ -129,14 +128,3 @@ def document_lengths(sample: Sample, shard_rows: Sequence[int]) -> NDArray[np.in
             lengths.append(counts[first:last])
         begin = end
     return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
-
-
-def _documents(shards: ShardSet, run: Run) -> NDArray[np.int64]:
-    """(rows of the run,) int64, ordinal of each row's first document in its file."""
-    entries = [entry for entry in shards.manifest["shards"] if entry["split"] == shards.split]
-    name = entries[run.shard]["file"]
-    if shards.cache is None:
-        table = map_table(shards.tokenizer_folder.parent / name)
-        return np.array(table.column("doc_begin")[run.begin : run.end])
-    with shards.cache.held(name) as path:
-        return np.array(map_table(path).column("doc_begin")[run.begin : run.end])
