@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -27,13 +28,21 @@ commands:
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
-  bench      measure: `fitb bench data`
+  bench      measure, and print medians with their spread
   demo       the whole road on this machine: corpus, teacher, student, controls
 
 `fitb COMMAND --help` lists the flags of a command. Exit codes of train: 0 finished, 85 saved and
 wants to be started again, 93 starting again would not help, anything else a crash. Exit codes of
 the other commands: 0 done, 2 configuration, 3 data or models, 4 machine, 5 training.
 """
+
+BENCHMARKS = {
+    "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
+    "duplicates": "recall and precision of near-duplicates planted at known similarities",
+}
+BENCH_HELP = "usage: fitb bench WHAT [flags]\n\n" + "".join(
+    f"  {what:12} {description}\n" for what, description in BENCHMARKS.items()
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -113,15 +122,16 @@ def _fill(flags: list[str]) -> int:
 def _bench(flags: list[str]) -> int:
     what, *rest = flags or ["--help"]
     if what in ("-h", "--help"):
-        print("usage: fitb bench data [flags]; `fitb bench data --help` lists them")
+        print(BENCH_HELP, end="")
         return 0
-    if what != "data":
-        raise ConfigError(f"unknown benchmark {what!r}{nearest(what, ['data'])}; expected data")
-    from fitb.bench.data import BenchDataConfig, bench_data, render
-
-    config = parse(BenchDataConfig, "fitb bench data", rest)
-    result = bench_data(config)
-    print(json.dumps(result) if config.json else render(result))
+    if what not in BENCHMARKS:
+        expected = ", ".join(BENCHMARKS)
+        message = f"unknown benchmark {what!r}{nearest(what, BENCHMARKS)}"
+        raise ConfigError(f"{message}; expected one of {expected}")
+    module = importlib.import_module(f"fitb.bench.{what}")
+    config = parse(module.BenchConfig, f"fitb bench {what}", rest)
+    result = module.bench(config)
+    print(json.dumps(result) if config.json else module.render(result))
     return 0
 
 

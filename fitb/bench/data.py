@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,11 @@ import numpy as np
 
 from fitb import rng
 from fitb.bench.measure import Spread, machine, peak_mb, seconds
+from fitb.bench.text import documents, pool
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig
 from fitb.corpus.shards import ShardSet
-from fitb.corpus.sources import Document, Source, plan, read_unit
 from fitb.corpus.tokenizer import open_tokenizer, train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
@@ -34,16 +33,13 @@ SIMULATED_ROWS = 10**9
 SIMULATED_SHARD_ROWS = 65_536
 SIZES = (1, 4, 16)
 
-_POOL_MB = 4.0
-_LINE_CHARS = 20
-_DOCUMENT_CHARS = 1500
 _ROWS_PER_BATCH = 1024
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BenchDataConfig:
+class BenchConfig:
     """Speed and memory of preparation, and of reading rows.
 
     Args:
@@ -65,7 +61,7 @@ class BenchDataConfig:
             )
 
 
-def bench_data(config: BenchDataConfig) -> dict[str, Any]:
+def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure, and return one flat row.
 
     The text is English docstrings of this machine, their lines drawn anew into documents of some
@@ -73,7 +69,7 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         folder = Path(name)
-        lines = _pool()
+        lines = pool()
         tokenizer = folder / "tokenizer"
         train_tokenizer(lines, 30522, tokenizer)
         texts = list(documents(lines, int(config.mb * 1e6), seed=0))
@@ -90,40 +86,8 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     return result
 
 
-def _pool() -> list[str]:
-    """Return different lines of prose, long enough to differ."""
-    source = Source("docstrings")
-    units = plan(source, max_mb=_POOL_MB)
-    lines: dict[str, None] = {}
-    for unit in units.units:
-        for found in read_unit(source, units, unit):
-            if isinstance(found, Document):
-                for line in found.text.splitlines():
-                    if len(line.strip()) >= _LINE_CHARS:
-                        lines[line.strip()] = None
-    return list(lines)
-
-
-def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
-    """Draw lines into documents of one line each until there are about num_bytes of text."""
-    total = number = 0
-    while total < num_bytes:
-        picks = rng.keyed(seed, number, np.arange(64)) % np.uint64(len(lines))
-        parts: list[str] = []
-        size = 0
-        for pick in picks:
-            parts.append(lines[int(pick)])
-            size += len(parts[-1]) + 1
-            if size >= _DOCUMENT_CHARS:
-                break
-        text = " ".join(parts)
-        total += len(text.encode()) + 1
-        number += 1
-        yield text
-
-
 def _ratios(
-    config: BenchDataConfig, folder: Path, texts: list[str], plain: Path, tokenizer: Path
+    config: BenchConfig, folder: Path, texts: list[str], plain: Path, tokenizer: Path
 ) -> dict[str, Any]:
     """Time the bare tokenizer and whole preparations in turn, on the same text and cores."""
     bare: list[float] = []
@@ -218,7 +182,7 @@ def _seek(repeats: int) -> Spread:
 
 
 def _memory(
-    config: BenchDataConfig, folder: Path, lines: list[str], tokenizer: Path
+    config: BenchConfig, folder: Path, lines: list[str], tokenizer: Path
 ) -> dict[str, float]:
     """Peak memory of `fitb prepare` and its workers, by megabytes of text."""
     peaks = {}

@@ -1,0 +1,162 @@
+"""How well near-duplicates are found: `fitb bench duplicates`.
+
+Copies of texts are edited at random and their exact Jaccard similarity is counted; then the steps
+of `fitb prepare` look for them.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb import rng
+from fitb.bench.measure import machine
+from fitb.bench.text import documents, pool
+from fitb.corpus import minhash
+from fitb.errors import ConfigError
+
+_EDITED = 0.08  # the most words of a copy that are replaced: 0.4 of the similarity is left
+_EDGES = (-0.075, -0.025, 0.0, 0.025, 0.075)  # of the table's rows, about the threshold
+_MEAN_CHARS = 1500
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Recall and precision of near-duplicates that are planted at known similarities.
+
+    Args:
+        pairs: texts, each with one edited copy.
+        thresholds: Jaccard similarities from which on a copy is a duplicate.
+        seed: of the texts and their edits.
+        json: print one JSON object.
+    """
+
+    pairs: int = 3000
+    thresholds: list[float] = field(default_factory=lambda: [0.6, 0.8, 0.95])
+    seed: int = 0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or not self.thresholds:
+            raise ConfigError(
+                f"pairs={self.pairs}, thresholds={self.thresholds}; at least one of each"
+            )
+        for threshold in self.thresholds:
+            minhash.bands(threshold)
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Plant, look, count; every third copy is edited little, every tenth not at all."""
+    drawn = documents(pool(), 2 * config.pairs * _MEAN_CHARS, config.seed)
+    texts = [text for _, text in zip(range(config.pairs), drawn, strict=False)]
+    copies = [edited(text, number, config.seed) for number, text in enumerate(texts)]
+    exact = np.array([jaccard(a, b) for a, b in zip(texts, copies, strict=True)])
+    result: dict[str, Any] = {"bench": "duplicates", **machine(), "pairs": len(texts)}
+    result["thresholds"] = [
+        {"threshold": threshold, **_score(exact, *_search([texts, copies], threshold), threshold)}
+        for threshold in config.thresholds
+    ]
+    return result
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    """Word 5-grams of a text of spaced words, found apart from fitb/corpus/minhash.py."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def jaccard(a: str, b: str) -> float:
+    """Exact similarity of two texts."""
+    one, other = shingles(a), shingles(b)
+    return len(one & other) / len(one | other)
+
+
+def edited(text: str, number: int, seed: int) -> str:
+    """Replace words at random places, a number of them that is drawn as well."""
+    words = text.split()
+    share = float(rng.uniform(seed, 1, number)) * _EDITED
+    if number % 10 == 0:
+        return text
+    if number % 3 == 0:
+        share /= 4  # where the similarity moves fastest
+    places = rng.keyed(seed, 2, number, np.arange(max(1, round(share * len(words)))))
+    for edit, place in enumerate(places % np.uint64(len(words))):
+        words[int(place)] = f"edit{number}x{edit}"
+    return " ".join(words)
+
+
+def _search(
+    shards: Sequence[Sequence[str]], threshold: float
+) -> tuple[NDArray[np.bool_], int]:
+    """Return which copies go, (n,) bool, and how many originals do."""
+    from loguru import logger
+
+    logger.disable("datatrove")  # two lines a bucket
+    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
+        folder = Path(name)
+        for shard, texts in enumerate(shards):
+            signatures = minhash.signatures(texts)
+            ordinals = np.arange(len(texts))
+            minhash.write_signatures(folder, shard, signatures, ordinals, threshold)
+        num_buckets = minhash.bands(threshold)[0]
+        for task in range(num_buckets):
+            minhash.bucket_step(folder, threshold).run(None, task, num_buckets)
+        minhash.cluster(folder, threshold)
+        found = np.zeros(len(shards[1]), dtype=bool)
+        found[minhash.removed(folder, 1)] = True
+        return found, len(minhash.removed(folder, 0))
+
+
+def _score(
+    exact: NDArray[np.float64], found: NDArray[np.bool_], others: int, threshold: float
+) -> dict[str, Any]:
+    """Recall, precision, and the share found by exact similarity.
+
+    Args:
+        exact: (n,) similarity of each copy to its original.
+        found: (n,) whether the copy went.
+        others: originals that went: false, unless two were drawn alike.
+    """
+    alike = exact >= threshold
+    edges = [0.0, *(min(1.0, round(threshold + edge, 3)) for edge in _EDGES), 1.0]
+    rows = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        rows.append((f"{low:.3g} to {high:.3g}", (exact >= low) & (exact < high)))
+    rows.append(("1", exact == 1))
+    return {
+        "recall": round(float(found[alike].mean()), 4),
+        "precision": round(float((found & alike).sum() / max(1, found.sum() + others)), 4),
+        "by_similarity": [
+            {
+                "similarity": label,
+                "pairs": int(inside.sum()),
+                "found": round(float(found[inside].mean()), 4),
+            }
+            for label, inside in rows
+            if inside.any()
+        ],
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the tables for people."""
+    lines = [f"{result['pairs']} pairs, commit {result['commit']}, {result['date']}"]
+    for table in result["thresholds"]:
+        lines += [
+            "",
+            f"threshold {table['threshold']}: recall {table['recall']:.3f},"
+            f" precision {table['precision']:.3f}",
+            f"{'Jaccard similarity':>18} {'pairs':>7} {'found':>8}",
+        ]
+        lines += [
+            f"{row['similarity']:>18} {row['pairs']:>7,} {row['found']:>8.1%}"
+            for row in table["by_similarity"]
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""Text of any size that every machine has: lines of docstrings, drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fitb import rng
+from fitb.corpus.sources import Document, Source, plan, read_unit
+
+_POOL_MB = 4.0
+_LINE_CHARS = 20
+_DOCUMENT_CHARS = 1500
+
+
+def pool() -> list[str]:
+    """Return different lines of prose, long enough to differ."""
+    source = Source("docstrings")
+    units = plan(source, max_mb=_POOL_MB)
+    lines: dict[str, None] = {}
+    for unit in units.units:
+        for found in read_unit(source, units, unit):
+            if isinstance(found, Document):
+                for line in found.text.splitlines():
+                    if len(line.strip()) >= _LINE_CHARS:
+                        lines[line.strip()] = None
+    return list(lines)
+
+
+def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
+    """Draw lines into documents of one line each until there are about num_bytes of text."""
+    total = number = 0
+    while total < num_bytes:
+        picks = rng.keyed(seed, number, np.arange(64)) % np.uint64(len(lines))
+        parts: list[str] = []
+        size = 0
+        for pick in picks:
+            parts.append(lines[int(pick)])
+            size += len(parts[-1]) + 1
+            if size >= _DOCUMENT_CHARS:
+                break
+        text = " ".join(parts)
+        total += len(text.encode()) + 1
+        number += 1
+        yield text
