@@ -92,9 +92,7 @@ def edited(text: str, number: int, seed: int) -> str:
     return " ".join(words)
 
 
-def _search(
-    shards: Sequence[Sequence[str]], threshold: float
-) -> tuple[NDArray[np.bool_], int]:
+def _search(shards: Sequence[Sequence[str]], threshold: float) -> tuple[NDArray[np.bool_], int]:
     """Return which copies go, (n,) bool, and how many originals do."""
     from loguru import logger
 
