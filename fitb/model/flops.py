@@ -1,0 +1,73 @@
+"""Floating-point operations of a BERT by its sizes: what MFU and `fitb plan` count.
+
+A multiplication and an addition are two; LayerNorm, softmax, GELU and losses count nothing, so what
+an implementation does besides is overhead. Both heads run at the slots alone.
+
+Legend: L length, D hidden, F intermediate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fitb.config import Geometry
+
+BACKWARD = 2  # a backward pass has twice the products of its forward pass
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one token, on average, in operations.
+
+    Args:
+        teacher: its encoder, forward.
+        student: its encoder, forward and backward.
+        heads: both MLM heads at the slots, the student's forward and backward.
+    """
+
+    teacher: float
+    student: float
+    heads: float
+
+    @property
+    def total(self) -> float:
+        return self.teacher + self.student + self.heads
+
+
+def encoder_flops(geometry: Geometry, length: int) -> float:
+    """Of one token through the encoder, forward: 2 N (4 D^2 + 2 D F) + 4 N D L."""
+    width, layers = geometry.hidden_size, geometry.num_hidden_layers
+    linear = 2 * layers * (4 * width**2 + 2 * width * geometry.intermediate_size)
+    return linear + 4 * layers * width * length
+
+
+def head_flops(geometry: Geometry, vocabulary: int) -> float:
+    """Of one slot through the MLM head, forward: 2 D^2 + 2 D V."""
+    return 2 * geometry.hidden_size**2 + 2 * geometry.hidden_size * vocabulary
+
+
+def work_per_token(
+    student: Geometry,
+    teacher: Geometry | None,
+    *,
+    length: int,
+    vocabulary: int,
+    slots_per_token: float,
+    teacher_head: bool = True,
+) -> Work:
+    """Count a training step, divided by its tokens.
+
+    Args:
+        teacher: None trains plain MLM.
+        slots_per_token: masked positions over tokens.
+        teacher_head: whether a term needs the teacher's logits.
+    """
+    trained = 1 + BACKWARD
+    heads = trained * head_flops(student, vocabulary)
+    if teacher is not None and teacher_head:
+        heads += head_flops(teacher, vocabulary)
+    return Work(
+        teacher=encoder_flops(teacher, length) if teacher is not None else 0.0,
+        student=trained * encoder_flops(student, length),
+        heads=heads * slots_per_token,
+    )

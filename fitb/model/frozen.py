@@ -1,0 +1,121 @@
+"""A frozen teacher's matrices, kept in the form that multiplies fastest.
+
+Only the teacher's: its weights never change, so they are rearranged or rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertForMaskedLM
+
+from fitb.errors import SystemFault
+from fitb.model.load import encoder
+
+_E4M3_MAX = 448.0  # largest number of torch.float8_e4m3fn
+_FP8_CAPABILITY = (8, 9)  # Ada and Hopper
+
+
+class PackedLinear(nn.Module):
+    """A linear map, and GELU after it, through oneDNN, whose blocked weights it keeps.
+
+    torch sends fp32 products to MKL, which on AMD processors runs at half of oneDNN's speed; GELU
+    applied to the block that was just computed saves a pass over memory.
+
+    Args:
+        linear: replaced; on the CPU.
+        gelu: whether the exact GELU follows.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
+        super().__init__()
+        self.out_features = linear.out_features
+        self._activation = ("gelu", "none") if gelu else ("none", "")
+        with torch.no_grad():
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self._bias = linear.bias.detach()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        name, algorithm = self._activation
+        outputs: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self._weight, self._bias, name, [], algorithm
+        )
+        return outputs
+
+
+class Float8Linear(nn.Module):
+    """A linear map of 8-bit floats (e4m3): one scale per output, and one per token as it comes.
+
+    Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433. Sums are in fp32.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.out_features = linear.out_features
+        weight, scale = _to_float8(linear.weight.detach())
+        self.weight = nn.Buffer(weight, persistent=False)
+        self.scale = nn.Buffer(scale.mT, persistent=False)
+        self.bias = nn.Buffer(linear.bias.detach(), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rounded, scale = _to_float8(inputs.flatten(0, -2))
+        outputs: torch.Tensor = torch._scaled_mm(
+            rounded, self.weight.mT, scale_a=scale, scale_b=self.scale, out_dtype=inputs.dtype
+        )
+        return (outputs + self.bias).view(*inputs.shape[:-1], self.out_features)
+
+
+def _to_float8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, k) -> (n, k) float8_e4m3fn and its scales (n, 1) fp32."""
+    values = values.float()
+    scale = (values.abs().amax(1, keepdim=True) / _E4M3_MAX).clamp(min=1e-12)
+    return (values / scale).to(torch.float8_e4m3fn), scale
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether this torch multiplies through oneDNN on this device."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def pack(model: BertForMaskedLM) -> None:
+    """Replace the linear maps of a frozen BERT on the CPU, in its precision, in place."""
+    gelu = model.config.hidden_act == "gelu"
+    bert: Any = encoder(model)
+    for layer in bert.encoder.layer:
+        if gelu:  # before the walk below sees its dense map
+            layer.intermediate = PackedLinear(layer.intermediate.dense, gelu=True)
+    _replace(model, PackedLinear)
+
+
+def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
+    """Round the encoder's matrices of a frozen BERT to 8-bit floats, in place.
+
+    The MLM head stays as it is: its logits are what the student is asked to match.
+
+    Raises: SystemFault where the GPU has no 8-bit products.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
+        error = SystemFault(
+            f"model.teacher_precision=fp8 needs a GPU of compute capability 8.9 or more; this is"
+            f" {torch.cuda.get_device_name(device)}; leave it at `same`"
+        )
+        error.restart_helps = False
+        raise error
+    bert: Any = encoder(model)
+    _replace(bert.encoder, Float8Linear)
+
+
+def _replace(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    for parent, name, linear in list(_linears(module)):
+        setattr(parent, name, make(linear))
+
+
+def _linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                yield parent, name, child
