@@ -8,10 +8,8 @@ ZeRO, offload and loss scaling; these sections own everything else.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
-
-import yaml
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from fitb.errors import ConfigError
 
@@ -65,14 +63,14 @@ class ModelConfig:
             only the mlm term counts.
         student: Hugging Face folder or hub name, or a geometry with random weights.
         dropout: of the student; null keeps what its configuration says.
-        attn_implementation: of both, as transformers names it; eager is the faster one for short
-            rows in bf16 on a CPU.
+        teacher_precision: same as the student's, or fp8: the encoder's products in 8-bit floats,
+            for GPUs that have them.
     """
 
     teacher: Geometry | str | None = None
     student: Geometry | str = field(default_factory=Geometry)
     dropout: float | None = None
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    teacher_precision: Literal["same", "fp8"] = "same"
 
     def __post_init__(self) -> None:
         _check_range("model.", self, "dropout", low=0, high=1)
@@ -197,6 +195,34 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class SpeedConfig:
+    """How the arithmetic is executed; what is computed stays the same, to rounding.
+
+    Args:
+        attention: sdpa is torch's fused attention, eager builds the scores; auto takes the faster.
+        compile: compile teacher, student and losses; null does on GPUs, but not under ZeRO 3.
+        pad: compute with head and vocabulary sizes that GPU kernels like; null does on GPUs, but
+            not under ZeRO 3.
+        teacher_rows: rows of one forward pass of the teacher; null takes as many as hold 32,768
+            tokens on a GPU, micro_batch on a CPU.
+        pack_teacher: on a CPU, multiply the teacher's matrices through oneDNN.
+        fused_optimizer: update all weights in one kernel.
+        keep_memory: on a CPU, memory that was freed stays with the process.
+    """
+
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    compile: bool | None = None
+    pad: bool | None = None
+    teacher_rows: int | None = None
+    pack_teacher: bool = True
+    fused_optimizer: bool = True
+    keep_memory: bool = True
+
+    def __post_init__(self) -> None:
+        _check_range("speed.", self, "teacher_rows", low=1)
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Validation during training, on fixed masks.
 
@@ -297,6 +323,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -321,64 +348,3 @@ class Config:
                 f"{self.micro_batch} x {world_size} processes = {per_pass}; {remedy}"
             )
         return self.global_batch // per_pass
-
-
-# What may differ between two attempts of one run: how it is executed, not what it computes.
-MAY_CHANGE = ("run_dir", "micro_batch", "ds_config", "data.shards", "data.prefetch_steps",
-              "data.cache_dir", "data.cache_gb", "data.fetch_deadline_s", "track.", "checkpoint.",
-              "stop.")  # fmt: skip
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted key -> value for nested dataclasses or dicts."""
-    items = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    flat: dict[str, Any] = {}
-    for key, value in items.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
-    """Keys that a resumed run may not change but that differ, as 'key: old -> new'.
-
-    A key that the old configuration did not know yet had its default.
-    """
-    before, after = flatten(old), flatten(new)
-    before = {
-        k: v for k, v in flatten(Config("")).items() if k in after and k not in before
-    } | before
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_CHANGE)
-    ]
-
-
-class _Text(str):
-    """A string that YAML must not take for a number, a date or a switch."""
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    pass
-
-
-_Dumper.add_representer(
-    _Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-)
-
-
-def to_yaml(config: Any) -> str:
-    """Render a configuration as YAML that `--config` reads back."""
-    return str(yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return _Text(value)
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -31,7 +31,8 @@ from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
 
 from fitb import log
 from fitb.cluster import progress, slurm
-from fitb.config import Config, to_yaml
+from fitb.config import Config
+from fitb.config_io import to_yaml
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.fsio import read_lines, write_atomic

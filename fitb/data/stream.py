@@ -1,4 +1,4 @@
-"""From a step number to this rank's micro-batches, read ahead of need by one thread.
+"""From a step number to this rank's share of the batch, read ahead of need by one thread.
 
 Where the shards are remote, a second thread fetches the window that is read and then the next.
 """
@@ -159,8 +159,8 @@ class RowStream:
     Args:
         shards: the training split.
         global_batch: rows per step over all ranks.
-        micro_batch: rows per batch yielded.
         prefetch_steps: steps read ahead.
+        pin: hand over batches in memory that a GPU reads by itself.
     Raises: ConfigError where the cache of remote shards does not hold WINDOWS_AHEAD windows.
     """
 
@@ -172,21 +172,21 @@ class RowStream:
         mask: MaskConfig,
         world: World,
         global_batch: int,
-        micro_batch: int,
         window_shards: int,
         prefetch_steps: int,
         seed: int,
+        pin: bool = False,
     ) -> None:
         if shards.cache is not None:
             check_cache(shards.cache, shards.shard_bytes, window_shards)
         self._shards, self._vocabulary, self._mask, self._world = shards, vocabulary, mask, world
         self._shard_rows = np.asarray(shards.shard_rows, np.int64)
-        self._global_batch, self._micro_batch = global_batch, micro_batch
+        self._global_batch, self._pin = global_batch, pin
         self._window_shards, self._seed = window_shards, seed
         self._prefetch_steps = prefetch_steps
         self.waited_s = 0.0  # in iter_from, for rows that were not there yet
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def batch(self, step: int) -> Batch:
         """Return what this rank consumes in a step (0-based); any step, in any order."""
         positions = positions_of_rank(step, self._global_batch, self._world)
         epochs, rows = rows_at(
@@ -205,13 +205,13 @@ class RowStream:
             vocabulary=self._vocabulary,
             config=self._mask,
         )
-        batch, size = Batch.of(masked), self._micro_batch
-        return [batch.part(i, i + size) for i in range(0, len(rows), size)]
+        batch = Batch.of(masked)
+        return batch.pinned() if self._pin else batch
 
-    def iter_from(self, begin: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Yield (step, micro-batches) for steps begin .. end - 1."""
+    def iter_from(self, begin: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, batch) for steps begin .. end - 1."""
         with self._fetching(begin, end) as (read, pool):
-            ahead: deque[tuple[int, Future[list[Batch]]]] = deque()
+            ahead: deque[tuple[int, Future[Batch]]] = deque()
             upcoming = iter(range(begin, end))
             try:
                 for _ in range(end - begin):
@@ -222,9 +222,9 @@ class RowStream:
                         ahead.append((step, pool.submit(read, step)))
                     step, future = ahead.popleft()
                     asked_s = time.monotonic()
-                    micro_batches = future.result()
+                    batch = future.result()
                     self.waited_s += time.monotonic() - asked_s
-                    yield step, micro_batches
+                    yield step, batch
             finally:
                 for _, future in ahead:
                     future.cancel()
@@ -232,7 +232,7 @@ class RowStream:
     @contextlib.contextmanager
     def _fetching(
         self, begin: int, end: int
-    ) -> Iterator[tuple[Callable[[int], list[Batch]], ThreadPoolExecutor]]:
+    ) -> Iterator[tuple[Callable[[int], Batch], ThreadPoolExecutor]]:
         """Yield what reads a step, and the thread to do it on; remote shards are fetched first."""
         with contextlib.ExitStack() as stack:  # left from the end: close, pool, join
             fetch = None
@@ -250,10 +250,10 @@ class RowStream:
             if fetch is not None:
                 stack.callback(fetch.close)
 
-            def read(step: int) -> list[Batch]:
+            def read(step: int) -> Batch:
                 if fetch is not None:
                     positions = positions_of_rank(step, self._global_batch, self._world)
                     fetch.wait_for(int(positions[0]), int(positions[-1]) + 1)
-                return self.micro_batches(step)
+                return self.batch(step)
 
             yield read, pool

@@ -16,10 +16,10 @@ from torch import nn
 from fitb.config import ObjectiveConfig
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
-from fitb.distill.attention import attention_loss, split_heads
-from fitb.distill.losses import hidden_loss, logits_loss, mlm_loss
+from fitb.distill.attention import attention_loss
+from fitb.distill.losses import hidden_loss, slot_losses
 from fitb.errors import ConfigError
-from fitb.model.load import encoder, mlm_head
+from fitb.model.encoder import DEFAULT, encode, logits_at
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
@@ -37,17 +37,31 @@ class Features:
 
     hidden: tuple[torch.Tensor, ...]
     attention: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    logits: Any
+    logits: torch.Tensor | None
+
+    def part(self, begin: int, end: int, num_rows: int) -> Features:
+        """Those of the rows begin .. end - 1 out of num_rows."""
+        logits = self.logits
+        if logits is not None:
+            per_row = len(logits) // num_rows
+            logits = logits[begin * per_row : end * per_row]
+        return Features(
+            tuple(state[begin:end] for state in self.hidden),
+            tuple((query[begin:end], key[begin:end]) for query, key in self.attention),
+            logits,
+        )
 
 
 class Tap(nn.Module):
-    """A BERT that hands out features: hooks on projections and layers, no L x L matrix.
+    """A BERT that hands out features; no L x L matrix is among them.
 
     Args:
         model: left as it is.
         layers: numbers of the layers to tap, 1 is the first; empty taps nothing.
         attention: whether queries and keys are wanted.
         head: whether logits are wanted.
+
+    `kernels` says how it is executed, and may be set at any time before the first call.
     """
 
     def __init__(
@@ -57,46 +71,26 @@ class Tap(nn.Module):
         self.model = model
         self.num_heads = int(model.config.num_attention_heads)
         self.head = head
+        self.kernels = DEFAULT
         self._layers = tuple(layers)
         self._attention = attention and bool(layers)
-        self._seen: dict[tuple[str, int], torch.Tensor] = {}
-        bert: Any = encoder(model)
-        if layers:
-            self._keep(bert.embeddings, "hidden", 0)
-        for number in layers:
-            layer = bert.encoder.layer[number - 1]
-            self._keep(layer, "hidden", number)
-            if attention:
-                self._keep(layer.attention.self.query, "query", number)
-                self._keep(layer.attention.self.key, "key", number)
-
-    def _keep(self, module: nn.Module, what: str, number: int) -> None:
-        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-            self._seen[what, number] = output
-
-        module.register_forward_hook(hook)
 
     def forward(self, batch: Batch) -> Features:
-        last = encoder(self.model)(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state
-        hidden, pairs = [], []
-        if self._layers:
-            hidden = [self._seen["hidden", number] for number in (0, *self._layers)]
-        if self._attention:
-            pairs = [
-                (
-                    split_heads(self._seen["query", number], self.num_heads),
-                    split_heads(self._seen["key", number], self.num_heads),
-                )
-                for number in self._layers
-            ]
-        self._seen.clear()
+        encoded = encode(
+            self.model, batch.input_ids, batch.real(), layers=self._layers, kernels=self.kernels
+        )
         logits = None
         if self.head:
-            slots = batch.slots[..., None].expand(-1, -1, last.shape[-1])
-            logits = mlm_head(self.model)(last.gather(1, slots).flatten(0, 1))
-        return Features(tuple(hidden), tuple(pairs), logits)
+            logits = logits_at(self.model, encoded.last, batch.slots, self.kernels)
+        return Features(
+            encoded.hidden if self._layers else (),
+            encoded.pairs if self._attention else (),
+            logits,
+        )
+
+    def compile(self) -> None:
+        """Compile the forward pass: static shapes, one graph, or an error that says why not."""
+        self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
 
 def layer_map(config: ObjectiveConfig, num_student: int, num_teacher: int) -> tuple[int, ...]:
@@ -222,10 +216,17 @@ class Objective(nn.Module):
             teacher: its features of the same batch; None where there is no teacher.
         Returns: the sum of each term, (terms,) fp32 with a graph.
         """
-        student = self.student(batch)
-        real, labels = batch.attention_mask, batch.labels.flatten()
+        return self._terms(self.student(batch), batch, teacher)
+
+    def compile(self) -> None:
+        """Compile the student and the losses, two graphs without a break each."""
+        self.student.compile()
+        self._terms = torch.compile(self._terms, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+
+    def _terms(self, student: Features, batch: Batch, teacher: Features | None) -> torch.Tensor:
+        real = batch.attention_mask if batch.padded else None
         reference = self.config.form == "tinybert_reference"
-        tokens = torch.ones_like(real) if reference else real
+        tokens = None if reference else real
         sums = []
         if teacher is not None:
             states = [0] * self._uses["embedding"]
@@ -236,11 +237,12 @@ class Objective(nn.Module):
             if self._uses["attention"]:
                 for ours, theirs in zip(student.attention, teacher.attention, strict=True):
                     sums.append(attention_loss(ours, theirs, query_mask=tokens, key_mask=real))
-            if self._uses["logits"]:
-                temperature = self.config.temperature
-                sums.append(logits_loss(student.logits, teacher.logits, labels, temperature))
-        if self._uses["mlm"]:
-            sums.append(mlm_loss(student.logits, labels))
         if student.logits is not None:
-            sums.append((student.logits.detach().argmax(-1) == labels).sum().float())
+            soft, hard, hits = slot_losses(
+                student.logits,
+                teacher.logits if teacher is not None else None,
+                batch.labels.flatten(),
+                self.config.temperature,
+            )
+            sums += [soft] * self._uses["logits"] + [hard] * self._uses["mlm"] + [hits]
         return torch.stack(sums)

@@ -13,13 +13,13 @@ import os
 from fitb import log
 from fitb.config import Config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
-from fitb.train.engine import leave_distributed, start_distributed
 from fitb.train.meter import Meter, embedding_norms
 from fitb.train.milestones import due, evaluate, out_of_patience, save
 from fitb.train.rundir import RunDir, open_run
 from fitb.train.setup import Parts, build
 from fitb.train.stop import StopFlag
 from fitb.train.track import Tracker
+from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,13 @@ def _train(parts: Parts, config: Config, run: RunDir, tracker: Tracker, stop: St
     if out_of_patience(progress, config):  # it stopped early, and is started again
         return "early stopping"
     reason = "all steps done"
-    for step, micro_batches in stop.guard(parts.stream.iter_from(progress.step, config.steps)):
-        stopped, counts = stop.agree(engine.counts(micro_batches))
+    for step, batch in stop.guard(parts.stream.iter_from(progress.step, config.steps)):
+        stopped, counts = stop.agree(engine.counts(batch))
         if stopped:
             reason = stopped
             break
-        result = engine.train_step(step, micro_batches, counts)
+        assert batch is not None  # only where the ranks stop
+        result = engine.train_step(step, batch, counts)
         progress.step = step + 1
         metrics = meter.read(progress.step, result)
         if metrics:

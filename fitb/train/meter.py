@@ -30,6 +30,7 @@ class Meter:
         Args:
             step: optimiser updates done.
             result: of the last of them.
+        Raises: TrainingError where an update since the last check was not finite.
         """
         rows, tokens, slots, slots_squared = result.coverage.tolist()
         self._tokens += tokens
@@ -39,6 +40,7 @@ class Meter:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
         engine = self._parts.engine
+        engine.check_finite(step)
         means = (sums.cpu() / result.counts.clamp(min=1)).tolist()
         metrics = terms(engine.objective.names, engine.objective.weights, means)
         mean_slots = slots / rows

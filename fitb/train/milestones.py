@@ -31,7 +31,11 @@ def out_of_patience(progress: Progress, config: Config) -> bool:
 
 
 def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
-    """Validate on fixed masks, every rank a share of the rows; export the student if it is best."""
+    """Validate on fixed masks, every rank a share of the rows; export the student if it is best.
+
+    Raises: TrainingError where an update since the last check was not finite.
+    """
+    parts.engine.check_finite(parts.progress.step)
     assert parts.validation is not None
     validation, world = parts.validation, parts.engine.world
     counts = count(
@@ -61,7 +65,7 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     student = parts.engine.objective.student.model
     weights = {
         name.removeprefix(prefix): tensor
-        for name, tensor in parts.engine.full_tensors(moments=False)
+        for name, tensor in parts.engine.state.full_tensors(moments=False)
         if name.startswith(prefix)
     }
     if not parts.engine.world.is_main:
@@ -99,14 +103,18 @@ A BERT for filling blanks, trained by fitb: step {parts.progress.step} of {confi
 
 
 def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
-    """Commit a checkpoint, and an export where no validation makes one; return the step."""
+    """Commit a checkpoint, and an export where no validation makes one; return the step.
+
+    Raises: TrainingError where an update since the last check was not finite.
+    """
     progress = parts.progress
+    parts.engine.check_finite(progress.step)
     manifest = {
         "step": progress.step,
         "rows_consumed": progress.step * config.global_batch,
         "best_loss": progress.best_loss,
         "best_step": progress.best_step,
-        "optimizer": parts.engine.scalars(),
+        "optimizer": parts.engine.state.scalars(),
         "fingerprint": parts.fingerprint,
         "attempt": run.attempt,
         "wandb_id": wandb_id,
@@ -114,7 +122,7 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
     }
     folder = checkpoint.save(
         run.checkpoints,
-        parts.engine.full_tensors(),
+        parts.engine.state.full_tensors(),
         manifest,
         world=parts.engine.world,
         keep_last=config.checkpoint.keep_last,

@@ -16,7 +16,8 @@ import yaml
 
 import fitb
 from fitb import fsio
-from fitb.config import Config, changed_keys, to_yaml
+from fitb.config import Config
+from fitb.config_io import changed_keys, to_yaml
 from fitb.errors import ConfigError
 from fitb.train.checkpoint import on_all, on_main
 from fitb.world import World

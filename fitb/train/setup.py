@@ -110,11 +110,11 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         validation = Validation.of(held_out, config.eval.rows, world)
     found = checkpoint.choose(run.checkpoints, world)
     manifest, tensors = _read(found, shards.fingerprint, objective) if found else ({}, {})
-    engine = Engine(objective, teacher, config, world, device)
+    engine = Engine(objective, teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
-        engine.load_full_tensors(tensors)
-        engine.load_scalars(manifest["optimizer"])
+        engine.state.load_full_tensors(tensors)
+        engine.state.load_scalars(manifest["optimizer"], config.precision)
         progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
         run.event("resume", step=progress.step, checkpoint=found.name)
         logger.info("resumed at step %d from %s", progress.step, found)
@@ -125,10 +125,10 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         mask=config.mask,
         world=world,
         global_batch=config.global_batch,
-        micro_batch=config.micro_batch,
         window_shards=config.data.window_shards,
         prefetch_steps=config.data.prefetch_steps,
         seed=config.seed,
+        pin=device.type == "cuda",
     )
     return Parts(
         engine,
@@ -149,7 +149,6 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
         length=shards.length,
         dropout=config.model.dropout,
         seed=config.seed,
-        attn_implementation=config.model.attn_implementation,
     )
     teacher = None
     if config.model.teacher is not None:
@@ -158,7 +157,6 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
             tokenizer=tokenizer,
             length=shards.length,
             seed=config.seed + 1,
-            attn_implementation=config.model.attn_implementation,
         )
     entry = shards.manifest["tokenizer"]
     student, teacher = extended(student, entry), teacher and extended(teacher, entry)

@@ -50,18 +50,18 @@ class StopFlag:
         if number == signal.SIGINT:  # a second Ctrl-C means it
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def guard(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+    def guard(self, steps: Iterator[tuple[int, Batch]]) -> Iterator[tuple[int, Batch | None]]:
         """Pass steps on; if reading fails on this rank, make all ranks stop at the agreement."""
         step = -1
         try:
-            for step, micro_batches in steps:
-                yield step, micro_batches
+            for step, batch in steps:
+                yield step, batch
         except (FitbError, OSError) as error:
             if isinstance(error, OSError):
                 error = SystemFault(f"{error.filename or 'a shard'}: {error.strerror or error}")
             self._failure = error
             self._noted[_REASONS.index(_FAILURES[error.restart_helps])] = 1
-            yield step + 1, []
+            yield step + 1, None
 
     def raise_failure(self) -> None:
         """Raise what made the ranks stop, if a failure did."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fitb import fsio
-from fitb.config import Config, flatten
+from fitb.config import Config
+from fitb.config_io import flatten
 from fitb.corpus.remote import redacted
 from fitb.train.rundir import RunDir
 from fitb.world import World

@@ -17,7 +17,9 @@ WITHOUT_TORCH = (
     "rng",
     "fsio",
     "log",
+    "allocator",
     "config",
+    "config_io",
     "flags",
     "cluster",
     "corpus",
@@ -26,7 +28,7 @@ WITHOUT_TORCH = (
 HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
-    "cluster": {"cluster", "config", "errors", "flags", "fsio", "log", "rng", "world"},
+    "cluster": {"cluster", "config", "config_io", "errors", "flags", "fsio", "log", "rng", "world"},
     "corpus": {"corpus", "config", "errors", "flags", "fsio", "hub", "log", "rng", "world"},
 }
 

@@ -23,10 +23,8 @@ from fitb.config import (
     OptimConfig,
     StopConfig,
     TrackConfig,
-    changed_keys,
-    flatten,
-    to_yaml,
 )
+from fitb.config_io import changed_keys, flatten, to_yaml
 from fitb.errors import ConfigError
 from fitb.flags import parse, parser_for, preset_names, resolve_resource
 

@@ -21,12 +21,12 @@ def masked(vocabulary, make_rows):
 
 
 def test_a_batch_has_the_fields_of_masked_rows_in_their_order():
-    assert [f.name for f in fields(Batch)] == [f.name for f in fields(Masked)]
+    assert [f.name for f in fields(Batch)] == [*(f.name for f in fields(Masked)), "padded"]
 
 
 def test_a_batch_shares_the_memory_of_masked_rows(masked):
     batch = Batch.of(masked)
-    for field in fields(batch):
+    for field in fields(masked):
         tensor, array = getattr(batch, field.name), getattr(masked, field.name)
         assert tensor.dtype == torch.int64
         assert tensor.shape == array.shape
@@ -46,5 +46,15 @@ def test_coverage_counts_rows_tokens_slots_and_their_squares(masked):
 def test_parts_of_a_batch_are_its_rows(masked):
     batch = Batch.of(masked)
     part = batch.part(4, 7).to(torch.device("cpu"))
-    for field in fields(batch):
+    for field in fields(masked):
         assert torch.equal(getattr(part, field.name), getattr(batch, field.name)[4:7])
+
+
+def test_a_batch_knows_whether_a_row_ends_in_padding_and_hides_it_only_then(masked):
+    batch = Batch.of(masked)
+    assert batch.padded
+    assert torch.equal(batch.real(), batch.attention_mask == 1)
+    full = masked.attention_mask.all(axis=1)
+    whole = Batch.of(Masked(*(getattr(masked, f.name)[full] for f in fields(masked))))
+    assert len(whole.input_ids) and not whole.padded and whole.real() is None
+    assert batch.part(0, 4).padded and not whole.part(0, 1).padded

@@ -38,14 +38,13 @@ def make_shards(make_shards):
 
 @pytest.fixture
 def make_stream(vocabulary, make_shards):
-    def make(rank=0, size=1, micro_batch=2, prefetch_steps=0, shards=None):
+    def make(rank=0, size=1, prefetch_steps=0, shards=None):
         return RowStream(
             shards or make_shards(),
             vocabulary=vocabulary,
             mask=MaskConfig(strategy="span", fraction=0.3),
             world=World(rank, size),
             global_batch=8,
-            micro_batch=micro_batch,
             window_shards=2,
             prefetch_steps=prefetch_steps,
             seed=4,
@@ -54,41 +53,35 @@ def make_stream(vocabulary, make_shards):
     return make
 
 
-def joined(micro_batches):
-    return Batch(*(torch.cat([getattr(b, f.name) for b in micro_batches]) for f in fields(Batch)))
+def joined(batches):
+    tensors = (torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)[:-1])
+    return Batch(*tensors, padded=any(b.padded for b in batches))
 
 
 def same(a, b):
-    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
+    return a.padded == b.padded and all(
+        torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch)[:-1]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-@pytest.mark.parametrize("micro_batch", [1, 2, 4, 8])
-def test_the_micro_batches_of_all_ranks_are_one_big_batch(make_stream, size, micro_batch):
-    if 8 % (size * micro_batch):
-        micro_batch = 8 // size
+def test_the_shares_of_all_ranks_are_one_big_batch(make_stream, size):
     for step in (0, 2, 3, 50):  # an epoch is three steps
-        whole = make_stream(micro_batch=8).micro_batches(step)
-        assert len(whole) == 1
-        parts = []
-        for rank in range(size):
-            mine = make_stream(rank, size, micro_batch).micro_batches(step)
-            assert [len(batch.labels) for batch in mine] == [micro_batch] * (
-                8 // size // micro_batch
-            )
-            parts += mine
-        assert same(joined(parts), whole[0])
+        whole = make_stream().batch(step)
+        shares = [make_stream(rank, size).batch(step) for rank in range(size)]
+        assert [len(share.labels) for share in shares] == [8 // size] * size
+        assert same(joined(shares), whole)
 
 
 def test_a_rank_reads_only_its_own_rows(make_stream, make_shards):
     asked = []
     for rank in range(4):
         shards = make_shards()
-        make_stream(rank, 4, shards=shards).micro_batches(1)
+        make_stream(rank, 4, shards=shards).batch(1)
         asked += sum(shards.asked, [])
         assert len(sum(shards.asked, [])) == 2
     whole = make_shards()
-    make_stream(shards=whole).micro_batches(1)
+    make_stream(shards=whole).batch(1)
     assert asked == sum(whole.asked, [])
 
 
@@ -97,8 +90,8 @@ def test_reading_ahead_changes_nothing(make_stream, prefetch_steps):
     stream = make_stream(prefetch_steps=prefetch_steps)
     steps = list(stream.iter_from(0, 7))
     assert [step for step, _ in steps] == list(range(7))
-    for step, micro_batches in steps:
-        assert same(joined(micro_batches), joined(make_stream().micro_batches(step)))
+    for step, batch in steps:
+        assert same(batch, make_stream().batch(step))
 
 
 @pytest.mark.parametrize("begin", [0, 1, 3, 5, 6])
@@ -107,16 +100,14 @@ def test_entering_at_a_step_gives_the_rest_of_the_whole(make_stream, begin):
     tail = list(make_stream(prefetch_steps=2).iter_from(begin, 6))
     assert [step for step, _ in tail] == [step for step, _ in whole]
     for (_, a), (_, b) in zip(tail, whole, strict=True):
-        assert same(joined(a), joined(b))
+        assert same(a, b)
 
 
 def test_entering_again_and_again_inside_an_epoch_does_not_drift(make_stream):
-    whole = [joined(batches) for _, batches in make_stream().iter_from(0, 9)]
+    whole = [batch for _, batch in make_stream().iter_from(0, 9)]
     step, pieces = 0, []
     while step < 9:
-        pieces += [
-            joined(batches) for _, batches in make_stream().iter_from(step, min(step + 2, 9))
-        ]
+        pieces += [batch for _, batch in make_stream().iter_from(step, min(step + 2, 9))]
         step = len(pieces)
     assert all(same(a, b) for a, b in zip(pieces, whole, strict=True))
 
@@ -135,7 +126,7 @@ def test_so_many_steps_are_read_ahead_and_no_more(make_stream, make_shards):
 
 def test_an_error_in_reading_surfaces_at_its_step(make_stream, make_shards):
     shards = make_shards()
-    make_stream(shards=shards).micro_batches(4)
+    make_stream(shards=shards).batch(4)
     shards.broken_row, shards.error = shards.asked[0][-1], DataError("the shard is torn")
     first = next(s for s in range(5) if shards.broken_row in reads(make_stream, make_shards, s))
     seen = []
@@ -147,7 +138,7 @@ def test_an_error_in_reading_surfaces_at_its_step(make_stream, make_shards):
 
 def reads(make_stream, make_shards, step):
     shards = make_shards()
-    make_stream(shards=shards).micro_batches(step)
+    make_stream(shards=shards).batch(step)
     return shards.asked[0]
 
 
@@ -251,8 +242,8 @@ def test_remote_shards_give_the_batches_of_local_ones(
     stream = make_stream(shards=open_remote(), prefetch_steps=prefetch_steps)
     steps = list(stream.iter_from(begin, 9))
     assert [step for step, _ in steps] == list(range(begin, 9))
-    for step, micro_batches in steps:
-        assert same(joined(micro_batches), joined(there.micro_batches(step)))
+    for step, batch in steps:
+        assert same(batch, there.batch(step))
 
 
 def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote, server):

@@ -9,14 +9,23 @@ import pytest
 import torch
 
 from fitb.data.masking import IGNORE_INDEX
-from fitb.distill.attention import attention_loss, split_heads
-from fitb.distill.losses import hidden_loss, logits_loss, mlm_loss
+from fitb.distill import losses
+from fitb.distill.attention import attention_loss
+from fitb.distill.losses import hidden_loss, slot_losses
 
 GARBAGE = [1e4, -1e4, 3e38, float("inf"), float("nan")]
 
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def soft_loss(student, teacher, labels, temperature):
+    return slot_losses(student, teacher, labels, temperature)[0]
+
+
+def hard_loss(student, labels):
+    return slot_losses(student, None, labels, 1.0)[1]
 
 
 def check(ours, inputs, reference):
@@ -95,15 +104,16 @@ def test_hidden_loss_equals_a_loop_over_real_tokens():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_logits_loss_equals_a_loop_over_used_slots(temperature):
+    teacher = randn(6, 7, seed=1)
     check(
-        lambda s, t: logits_loss(s, t, LABELS, temperature),
-        [randn(6, 7), randn(6, 7, seed=1)],
-        lambda s, t: naive_soft(s, t, LABELS, temperature),
+        lambda s: soft_loss(s, teacher, LABELS, temperature),
+        [randn(6, 7)],
+        lambda s: naive_soft(s, teacher.double(), LABELS, temperature),
     )
 
 
 def test_mlm_loss_equals_a_loop_over_used_slots():
-    check(lambda s: mlm_loss(s, LABELS), [randn(6, 7)], lambda s: naive_mlm(s, LABELS))
+    check(lambda s: hard_loss(s, LABELS), [randn(6, 7)], lambda s: naive_mlm(s, LABELS))
 
 
 @pytest.mark.parametrize(("size_s", "size_t"), [(4, 4), (3, 8), (8, 2), (1, 16)])
@@ -173,7 +183,7 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype):
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     logits = randn(50, 300).to(dtype)
     labels = torch.arange(50)
-    value = mlm_loss(logits, labels)
+    value = hard_loss(logits, labels)
     expected = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum")
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
@@ -225,8 +235,8 @@ def test_garbage_in_unused_slots_changes_no_logits_loss_and_no_gradient(garbage)
     for value in (0.0, garbage):
         a, b = student.clone(), teacher.clone()
         a[unused] = b[unused] = value
-        runs.append(gradients(lambda s, t: logits_loss(s, t, LABELS, 2.0), a, b))
-    same_and_silent(*runs, [unused] * 2)
+        runs.append(gradients(lambda s, t=b: soft_loss(s, t, LABELS, 2.0), a))
+    same_and_silent(*runs, [unused])
 
 
 @pytest.mark.parametrize("garbage", GARBAGE[:3])
@@ -236,7 +246,7 @@ def test_garbage_in_unused_slots_changes_no_mlm_loss_and_no_gradient(garbage):
     for value in (0.0, garbage):
         logits = randn(6, 7)
         logits[unused] = value
-        runs.append(gradients(lambda s: mlm_loss(s, LABELS), logits))
+        runs.append(gradients(lambda s: hard_loss(s, LABELS), logits))
     same_and_silent(*runs, [unused])
 
 
@@ -246,8 +256,8 @@ def test_nothing_that_counts_gives_a_zero_that_has_a_graph():
     states = [randn(3, 2, 5, 4, seed=i) for i in range(4)]
     for loss, leaves in (
         (lambda s: hidden_loss(s, randn(3, 5, 4), nothing), [randn(3, 5, 4, seed=1)]),
-        (lambda s: logits_loss(s, randn(6, 7), labels, 2.0), [randn(6, 7, seed=1)]),
-        (lambda s: mlm_loss(s, labels), [randn(6, 7)]),
+        (lambda s: soft_loss(s, randn(6, 7), labels, 2.0), [randn(6, 7, seed=1)]),
+        (lambda s: hard_loss(s, labels), [randn(6, 7)]),
         (lambda q, k: attention_loss((q, k), tuple(states[2:]), nothing, nothing), states[:2]),
     ):
         value, found = gradients(loss, *leaves)
@@ -259,22 +269,39 @@ def test_the_soft_loss_grows_with_the_temperature_squared_so_its_gradient_does_n
     """Hinton et al. 2015, section 2.1: when it is high, the gradient is that of matching logits."""
     student, teacher = randn(20, 7), randn(20, 7, seed=1)
     labels = torch.arange(20) % 7
-    _, (found,) = gradients(lambda s: logits_loss(s, teacher, labels, 1000.0), student.clone())
+    _, (found,) = gradients(lambda s: soft_loss(s, teacher, labels, 1000.0), student.clone())
     centred = student - student.mean(-1, keepdim=True) - teacher + teacher.mean(-1, keepdim=True)
     assert torch.allclose(found, centred / 7, atol=2e-3)
 
 
 def test_the_soft_loss_is_least_where_student_and_teacher_agree():
     teacher = randn(6, 7)
-    _, (found,) = gradients(lambda s: logits_loss(s, teacher, LABELS, 2.0), teacher.clone())
+    _, (found,) = gradients(lambda s: soft_loss(s, teacher, LABELS, 2.0), teacher.clone())
     assert found.abs().max() < 1e-6
-    apart = logits_loss(randn(6, 7, seed=1), teacher, LABELS, 2.0)
-    assert logits_loss(teacher, teacher, LABELS, 2.0) < apart
+    apart = soft_loss(randn(6, 7, seed=1), teacher, LABELS, 2.0)
+    assert soft_loss(teacher, teacher, LABELS, 2.0) < apart
 
 
-def test_heads_are_split_as_bert_splits_them():
-    states = torch.arange(2 * 3 * 8).reshape(2, 3, 8)
-    heads = split_heads(states, 4)
-    assert heads.shape == (2, 4, 3, 2)
-    for h in range(4):
-        assert torch.equal(heads[:, h], states[:, :, 2 * h : 2 * h + 2])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_one_pass_over_the_logits_gives_what_each_loss_gives_alone(temperature):
+    """Whatever the blocks it is done in: gradients bitwise, sums to 1e-6."""
+    teacher = randn(6, 7, seed=1)
+    found = []
+    for block in (1, 14, 1000):
+        leaf = randn(6, 7).requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(losses, "_BLOCK", block)
+            soft, hard, hits = slot_losses(leaf, teacher, LABELS, temperature)
+            (2 * soft + 3 * hard).backward()
+        assert soft.item() == pytest.approx(soft_loss(leaf, teacher, LABELS, temperature).item())
+        assert hard.item() == pytest.approx(hard_loss(leaf, LABELS).item())
+        assert hits.item() == (leaf.argmax(1) == LABELS).sum()
+        found.append(([soft.item(), hard.item()], leaf.grad))
+    for sums, gradient in found[1:]:
+        assert sums == pytest.approx(found[0][0], rel=1e-6)
+        assert torch.equal(gradient, found[0][1])
+
+
+def test_logits_that_tie_are_no_hit_unless_the_first_of_them_is_the_true_token():
+    tied = torch.zeros(3, 7)
+    assert slot_losses(tied, None, torch.tensor([0, 3, 6]), 1.0)[2].item() == 1

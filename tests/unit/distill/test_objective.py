@@ -241,12 +241,6 @@ def test_queries_and_keys_give_the_attention_of_eager_transformers(make_bert, ma
         assert torch.allclose(ours, expected, atol=1e-6)
 
 
-def test_a_tap_holds_on_to_nothing_after_a_call(teacher, make_batch):
-    tap = Tap(teacher, (1, 2), attention=True, head=True)
-    tap(make_batch(2))
-    assert not tap._seen
-
-
 def naive_terms(student, teacher, objective, batch, config):
     """Each term's mean by its formula, in float64, with L x L scores and full logits."""
     told = []

@@ -8,7 +8,8 @@ import torch
 
 from fitb.config import OptimConfig
 from fitb.errors import ConfigError
-from fitb.train.engine import deepspeed_config, learning_rate, parameter_groups
+from fitb.train.engine import learning_rate, parameter_groups
+from fitb.train.zero import deepspeed_config
 from fitb.world import World
 
 FILES = ("zero1", "zero2", "zero2_offload", "zero3")
@@ -67,7 +68,9 @@ def test_every_file_of_ours_is_filled_with_what_fitb_owns(make_config, name, pre
     filled = deepspeed_config(config, World(rank=1, size=3))
     assert filled["train_micro_batch_size_per_gpu"] == 4
     assert filled["gradient_accumulation_steps"] == 4
-    assert filled["gradient_clipping"] == 0.25
+    ours = not filled["zero_optimization"].get("compute_grad_norm", True)
+    assert filled["gradient_clipping"] == (0.0 if ours else 0.25)
+    assert ours == (name == "zero2" or (name == "zero1" and precision != "bf16"))
     assert filled["fp16"]["enabled"] == (precision == "fp16")
     assert filled["bf16"]["enabled"] == (precision == "bf16")
     assert "auto" not in json.dumps(filled)
@@ -81,6 +84,13 @@ def test_every_file_of_ours_keeps_its_own_numbers(make_config, name, stage):
     assert filled["fp16"]["min_loss_scale"] == 1
     assert filled["data_types"]["grad_accum_dtype"] == "fp32"
     assert ("offload_optimizer" in filled["zero_optimization"]) == (name == "zero2_offload")
+
+
+def test_a_norm_in_a_file_of_ones_own_is_refused_as_fitb_takes_it(make_config, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, "compute_grad_norm": True}}))
+    with pytest.raises(ConfigError, match=r"sets zero_optimization\.compute_grad_norm"):
+        deepspeed_config(make_config(ds_config=str(path)), World())
 
 
 @pytest.mark.parametrize("key", OWNED)

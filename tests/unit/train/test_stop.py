@@ -153,7 +153,7 @@ def read(error, good):
 def test_a_failure_to_read_becomes_one_last_step_and_is_raised_at_the_end():
     flag = StopFlag()
     steps = list(flag.guard(read(DataError("torn shard"), good=3)))
-    assert steps == [*((i, [f"rows of step {i}"]) for i in range(3)), (3, [])]
+    assert steps == [*((i, [f"rows of step {i}"]) for i in range(3)), (3, None)]
     assert flag.agree(COUNTS)[0] == "failure"
     with pytest.raises(DataError, match="torn shard"):
         flag.raise_failure()

@@ -1,0 +1,139 @@
+"""DeepSpeed, filled in: its configuration, its process group, what this machine can train in.
+
+fitb owns batch sizes, learning rate, clipping and precision and writes them into the DeepSpeed
+configuration; a file that sets them too is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fitb.allocator import keep_freed_memory
+from fitb.config import Config
+from fitb.errors import ConfigError, SystemFault
+from fitb.flags import resolve_resource
+from fitb.world import World
+
+_SETTLE_S = 0.1
+_OWNED_BY_FITB = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+)
+
+
+def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
+    """Read a file of ds_configs/ and fill in what fitb owns.
+
+    Raises: ConfigError where the file is not there, is no JSON, or sets a number of fitb's.
+    """
+    path = resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
+    try:
+        filled: dict[str, Any] = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(filled, dict) or not isinstance(filled.get("fp16", {}), dict):
+        raise ConfigError(f"{path} is not a DeepSpeed configuration; expected a JSON object")
+    twice = [key for key in _OWNED_BY_FITB if filled.get(key, "auto") != "auto"]
+    twice += ["fp16.enabled"] if filled.get("fp16", {}).get("enabled", "auto") != "auto" else []
+    zero = filled.setdefault("zero_optimization", {})
+    twice += ["zero_optimization.compute_grad_norm"] if "compute_grad_norm" in zero else []
+    if twice:
+        raise ConfigError(
+            f"{path} sets {', '.join(twice)}, which fitb owns; remove it there and use"
+            " --global_batch, --micro_batch, --precision and --optim.* instead"
+        )
+    filled["train_micro_batch_size_per_gpu"] = config.micro_batch
+    filled["gradient_accumulation_steps"] = config.grad_accum(world.size)
+    filled["gradient_clipping"] = config.optim.clip_norm
+    filled["fp16"] = {**filled.get("fp16", {}), "enabled": config.precision == "fp16"}
+    filled["bf16"] = {"enabled": config.precision == "bf16", "check_grad_overflow": False}
+    filled["steps_per_print"] = 2**31 - 1
+    if norm_is_ours(filled):
+        zero["compute_grad_norm"], filled["gradient_clipping"] = False, 0.0
+    return filled
+
+
+def norm_is_ours(filled: dict[str, Any]) -> bool:
+    """Whether fitb takes the norm of the gradients, which asks the device for nothing.
+
+    DeepSpeed asks it up to four times a step. It lets go of the norm in ZeRO 2, and in ZeRO 1
+    unless it keeps bf16 weights with fp32 gradients; never of one on the host.
+    """
+    zero = filled["zero_optimization"]
+    stage, offloads = zero.get("stage", 0), "offload_optimizer" in zero
+    return not offloads and (stage == 2 or (stage == 1 and not filled["bf16"]["enabled"]))
+
+
+def start_distributed(config: Config, world: World) -> torch.device:
+    """Join the process group that the environment describes and return this rank's device.
+
+    Raises: ConfigError and SystemFault for what can be known before any process waits for another.
+    """
+    config.grad_accum(world.size)
+    deepspeed_config(config, world)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # of ninja
+    from deepspeed import comm
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import logger as deepspeed_logger
+
+    deepspeed_logger.setLevel(logging.WARNING)
+    check_precision(config.precision)
+
+    if world.size > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"rank {world.rank} of {world.size} does not know where rank 0 is: MASTER_ADDR is not"
+            " set; start with slurm/distill.sh, launch.distill or torchrun"
+        )
+    for name, value in world.env("127.0.0.1", 29500).items():
+        os.environ.setdefault(name, value)
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(world.local_rank)
+    elif config.speed.keep_memory:
+        keep_freed_memory()
+    if not dist.is_initialized():
+        comm.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    return torch.device(accelerator.current_device_name())
+
+
+def leave_distributed() -> None:
+    """Leave the process group; every rank, at the end.
+
+    gloo's threads free the tensors of the last collective after it was reported done. They need the
+    interpreter for it, and abort a process whose interpreter is ending: they are given a moment.
+    """
+    if dist.is_initialized():
+        time.sleep(_SETTLE_S)
+        dist.destroy_process_group()
+
+
+def check_precision(precision: str) -> None:
+    """Raise SystemFault where this machine cannot train in `precision`."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
+    if precision in supported and not supported[precision]():
+        others = "bf16 or fp32" if precision == "fp16" else "fp32"
+        error = SystemFault(
+            f"precision={precision} is not supported by this machine's {accelerator.device_name()}"
+            f" device; use --precision {others.replace(' or ', ' or --precision ')}"
+        )
+        error.restart_helps = False
+        raise error
