@@ -37,8 +37,13 @@ the other commands: 0 done, 2 configuration, 3 data or models, 4 machine, 5 trai
 """
 
 BENCHMARKS = {
+    "step": "tokens per second of training, its parts, MFU; --baseline beside the plain way",
+    "attention": "time and memory of the attention term, beside the form with L x L scores",
+    "comm": "latency and bandwidth of the collectives between ranks",
+    "infer": "texts per second of filling blanks, beside transformers' pipeline",
     "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
     "duplicates": "recall and precision of near-duplicates planted at known similarities",
+    "all": "each of them with its defaults",
 }
 BENCH_HELP = "usage: fitb bench WHAT [flags]\n\n" + "".join(
     f"  {what:12} {description}\n" for what, description in BENCHMARKS.items()
@@ -131,6 +136,8 @@ def _bench(flags: list[str]) -> int:
     module = importlib.import_module(f"fitb.bench.{what}")
     config = parse(module.BenchConfig, f"fitb bench {what}", rest)
     result = module.bench(config)
+    if not result:  # of a rank other than 0
+        return 0
     print(json.dumps(result) if config.json else module.render(result))
     return 0
 

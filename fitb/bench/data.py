@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fitb import rng
-from fitb.bench.measure import Spread, machine, peak_mb, seconds
+from fitb.bench.measure import Spread, machine, peak_mb, render, seconds
 from fitb.bench.text import documents, pool
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
@@ -36,6 +36,7 @@ SIZES = (1, 4, 16)
 _ROWS_PER_BATCH = 1024
 
 logger = logging.getLogger(__name__)
+__all__ = ["BenchConfig", "bench", "render"]
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,13 @@ def _rows_per_s(folder: Path, strategy: Any, repeats: int) -> Spread:
         mask=MaskConfig(strategy=strategy),
         world=World(0, 1, 0),
         global_batch=_ROWS_PER_BATCH,
-        micro_batch=32,
         window_shards=16,
         prefetch_steps=0,
         seed=0,
     )
     steps = 30
-    stream.micro_batches(0)
-    times = [
-        seconds(lambda: [stream.micro_batches(step) for step in range(steps)])
-        for _ in range(repeats)
-    ]
+    stream.batch(0)
+    times = [seconds(lambda: [stream.batch(step) for step in range(steps)]) for _ in range(repeats)]
     return Spread.of([steps * _ROWS_PER_BATCH / s for s in times], 0)
 
 
@@ -198,14 +195,3 @@ def _memory(
         peaks[f"{size_mb:g}"] = peak_mb(command)
         path.unlink()
     return peaks
-
-
-def render(result: dict[str, Any]) -> str:
-    """Return the row as lines for people."""
-    lines = []
-    for key, value in result.items():
-        if isinstance(value, dict) and "median" in value:
-            lines.append(f"{key:28} {Spread(**value)}")
-        else:
-            lines.append(f"{key:28} {value}")
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -53,10 +53,17 @@ class Spread:
         return f"{self.median:,.6g} ({self.low:,.6g} to {self.high:,.6g}, {self.runs} runs)"
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Return the wall-clock time of a call."""
+def seconds(work: Callable[[], Any], device: Any = None) -> float:
+    """Return the wall-clock time of a call; on a GPU until the device is done."""
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        import torch
+
+        torch.cuda.synchronize(device)
     begin_s = time.perf_counter()
     work()
+    if on_gpu:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begin_s
 
 
@@ -90,6 +97,49 @@ def peak_mb(command: Sequence[str]) -> float:
     if process.returncode:
         raise SystemFault(f"`{' '.join(command)}` ended with {process.returncode}: {last}")
     return round(peak * 1024 / 1e6, 1)
+
+
+def reset_peak_rss(device: Any) -> None:
+    """Begin to look for the highest memory of this process, or of its GPU."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # a kernel without it counts from the start
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss_gb(device: Any) -> float:
+    """Return the highest resident memory of this process since then, or allocated on its GPU."""
+    if device.type == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    peak = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return round(int(peak[0]) * 1024 / 1e9, 3)
+
+
+def peak_tensor_mb(work: Callable[[], Any], device: Any) -> float:
+    """Run and return the most memory that tensors made on the way held at one time, in MB."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    held = peak = 0
+    events = profiled.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 1e6
 
 
 def _anonymous_kb(pid: int) -> int:
@@ -126,3 +176,19 @@ def _cpu() -> str:
         return platform.processor() or sys.platform
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return a row as lines for people, nested figures under their own names."""
+    return "\n".join(_lines(result, ""))
+
+
+def _lines(result: dict[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in result.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value.keys() == {"median", "low", "high", "runs"}:
+            yield f"{name:36} {Spread(**value)}"
+        elif isinstance(value, dict):
+            yield from _lines(value, f"{name}.")
+        else:
+            yield f"{name:36} {value}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fitb import rng
 from fitb.corpus.sources import Document, Source, plan, read_unit
 
 _POOL_MB = 4.0
+_SHARDS_MB = 16.0
 _LINE_CHARS = 20
 _DOCUMENT_CHARS = 1500
 
@@ -44,3 +46,22 @@ def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
         total += len(text.encode()) + 1
         number += 1
         yield text
+
+
+def shards_of_docstrings(folder: Path, length: int, vocabulary: int) -> Path:
+    """Prepare rows of a given length and return their folder; the vocabulary is a full one."""
+    from fitb.prepare.config import PrepareConfig
+    from fitb.prepare.run import prepare
+
+    out = folder / "shards"
+    prepare(
+        PrepareConfig(
+            out=str(out),
+            source="docstrings",
+            max_mb=_SHARDS_MB,
+            vocab_size=vocabulary,
+            length=length,
+            validation_fraction=0.01,
+        )
+    )
+    return out

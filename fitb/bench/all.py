@@ -1,0 +1,34 @@
+"""Every benchmark in turn, each with its own defaults: `fitb bench all`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fitb.bench import attention, comm, data, duplicates, infer, step
+from fitb.bench.measure import render
+
+__all__ = ["BenchConfig", "bench", "render"]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """All benchmarks; half an hour on two cores.
+
+    Args:
+        json: print one JSON object.
+    """
+
+    json: bool = False
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Return each one's row under its name."""
+    return {
+        "step": step.bench(step.BenchConfig(baseline=True)),
+        "attention": attention.bench(attention.BenchConfig()),
+        "comm": comm.bench(comm.BenchConfig()),
+        "infer": infer.bench(infer.BenchConfig()),
+        "data": data.bench(data.BenchConfig()),
+        "duplicates": duplicates.bench(duplicates.BenchConfig()),
+    }

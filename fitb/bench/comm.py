@@ -1,0 +1,110 @@
+"""What the network between ranks gives: `fitb bench comm`.
+
+Run it under srun or torchrun for the network of a job; alone it starts processes on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fitb.bench.measure import Spread, machine, render, seconds
+from fitb.bench.processes import alone_or_in
+from fitb.config import Config
+from fitb.errors import ConfigError
+from fitb.train.zero import leave_distributed, start_distributed
+from fitb.world import World
+
+__all__ = ["BenchConfig", "bench", "render"]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Latency and bandwidth of the collectives that a training step uses.
+
+    Args:
+        mb: megabytes of each message; TinyBERT-4's gradients are 58 MB in fp32.
+        processes: started on this machine, unless srun or torchrun started this one.
+        repeats: of each message.
+        json: print one JSON object.
+    """
+
+    mb: list[float] = field(default_factory=lambda: [1.0, 16.0, 58.0])
+    processes: int = 2
+    repeats: int = 10
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.processes, self.repeats, len(self.mb)) < 1 or min(self.mb) <= 0:
+            raise ConfigError(
+                f"mb={self.mb}, processes={self.processes}, repeats={self.repeats}; each at least 1"
+            )
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure on every rank and return one row."""
+    return alone_or_in(config, "comm", config.processes, _measure)
+
+
+def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
+    run = Config(run_dir="", precision="fp32", micro_batch=1, global_batch=world.size)
+    device = start_distributed(run, world)
+    row: dict[str, Any] = {
+        "bench": "comm",
+        **machine(),
+        "processes": world.size,
+        "backend": dist.get_backend(),
+        "latency_us": asdict(_latency(config, device)),
+    }
+    for mb in config.mb:
+        row[f"{mb:g}_mb"] = {
+            name: {
+                "ms": asdict(Spread.of([1e3 * s for s in times])),
+                "bus_gb_per_s": round(_bus_bytes(name, mb, world.size) / min(times) / 1e9, 3),
+            }
+            for name, times in _collectives(config, mb, world, device).items()
+        }
+    leave_distributed()
+    return row
+
+
+def _latency(config: BenchConfig, device: torch.device) -> Spread:
+    """Of an all-reduce of one number: what the ranks' agreement costs in every step."""
+    number = torch.zeros(1, dtype=torch.float64, device=device)
+    times = _times(lambda: dist.all_reduce(number), config.repeats, device)
+    return Spread.of([1e6 * s for s in times], 1)
+
+
+def _collectives(
+    config: BenchConfig, mb: float, world: World, device: torch.device
+) -> dict[str, list[float]]:
+    size = max(1, int(mb * 1e6 / 4 / world.size))
+    whole = torch.zeros(size * world.size, device=device)
+    share = torch.zeros(size, device=device)
+    calls: dict[str, Callable[[], Any]] = {
+        "all_reduce": lambda: dist.all_reduce(whole),
+        "all_gather": lambda: dist.all_gather_into_tensor(whole, share),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(share, whole),
+    }
+    return {name: _times(call, config.repeats, device) for name, call in calls.items()}
+
+
+def _times(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
+    call()
+    times = []
+    for _ in range(repeats):
+        dist.barrier()
+        times.append(seconds(call, device))
+    return times
+
+
+def _bus_bytes(name: str, mb: float, num_ranks: int) -> float:
+    """Bytes that pass a rank's link: (n - 1) / n of the message, twice for an all-reduce.
+
+    As NCCL's tests count them: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
+    """
+    return (2 if name == "all_reduce" else 1) * mb * 1e6 * (num_ranks - 1) / num_ranks

@@ -1,0 +1,96 @@
+"""How fast blanks are filled, beside transformers' fill-mask pipeline: `fitb bench infer`."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitb.allocator import keep_freed_memory
+from fitb.bench.measure import Spread, machine, render, seconds
+from fitb.bench.text import documents, pool
+from fitb.config import Geometry
+from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
+from fitb.errors import ConfigError
+from fitb.infer.fill import fill
+from fitb.model.load import load_model
+
+__all__ = ["BenchConfig", "bench", "render"]
+
+_VOCABULARY = 30_522
+_WORDS = 24  # of a text
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Texts per second, tokenising included, by batch; one blank in each text.
+
+    Args:
+        batches: texts per forward pass.
+        texts: of each run.
+        model: TinyBERT-4 with random weights, or another geometry.
+        repeats: runs of each.
+        json: print one JSON object.
+    """
+
+    batches: list[int] = field(default_factory=lambda: [1, 8, 64])
+    texts: int = 192
+    model: Geometry = field(default_factory=Geometry)
+    repeats: int = 3
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.texts, self.repeats, *self.batches, len(self.batches)) < 1:
+            raise ConfigError(
+                f"batches={self.batches}, texts={self.texts}, repeats={self.repeats};"
+                " each at least 1"
+            )
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure both, turn by turn."""
+    from transformers import pipeline
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
+    lines = pool()
+    row: dict[str, Any] = {"bench": "infer", **machine(), "texts": config.texts}
+    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
+        train_tokenizer(lines, _VOCABULARY, Path(name))
+        tokenizer = load_tokenizer(Path(name))
+    model = torch.nn.Module.to(load_model(config.model, tokenizer=tokenizer).model, device)
+    texts = _texts(lines, config.texts, tokenizer.mask_token)
+    other: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]
+    for batch in config.batches:
+        runs = {
+            "fitb": lambda batch=batch: fill(model, tokenizer, texts, 5, batch=batch),
+            "pipeline": lambda batch=batch: other(texts, top_k=5, batch_size=batch),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(config.repeats + 1):
+            for name, run in runs.items():
+                speed = len(texts) / seconds(run, device)
+                if turn:
+                    speeds[name].append(speed)
+        row[f"batch_{batch}"] = {
+            "texts_per_s": asdict(Spread.of(speeds["fitb"], 1)),
+            "pipeline_texts_per_s": asdict(Spread.of(speeds["pipeline"], 1)),
+            "ratio": asdict(
+                Spread.of([a / b for a, b in zip(speeds["fitb"], speeds["pipeline"], strict=True)])
+            ),
+        }
+    return row
+
+
+def _texts(lines: list[str], number: int, mask_token: str) -> list[str]:
+    """Texts of some words, the middle one blanked."""
+    texts = []
+    for text in documents(lines, number * 4000, seed=2):
+        words = text.split()[:_WORDS]
+        words[len(words) // 2] = mask_token
+        texts.append(" ".join(words))
+    return texts[:number]

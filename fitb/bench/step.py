@@ -1,0 +1,348 @@
+"""How fast a training step is, beside the same objective written the plain way: `fitb bench step`.
+
+Everything is what `fitb train` runs: shards, the row stream, the agreement of the ranks, DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fitb.allocator import keep_freed_memory
+from fitb.bench.ceiling import copy_gb_per_s, product_tflops
+from fitb.bench.measure import Spread, machine, peak_rss_gb, render, reset_peak_rss
+from fitb.bench.parts import Timeline, watched
+from fitb.bench.plain import PlainObjective, PlainTeacher
+from fitb.bench.processes import alone_or_in
+from fitb.bench.text import shards_of_docstrings
+from fitb.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    Geometry,
+    ModelConfig,
+    ObjectiveConfig,
+    SpeedConfig,
+)
+from fitb.corpus.shards import ShardSet
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.masking import Vocabulary, num_slots
+from fitb.data.stream import RowStream
+from fitb.distill.objective import Objective
+from fitb.errors import ConfigError
+from fitb.model.attention import choose
+from fitb.model.flops import Work, work_per_token
+from fitb.model.load import load_model
+from fitb.train.engine import Engine
+from fitb.train.execution import DTYPES
+from fitb.train.stop import StopFlag
+from fitb.train.zero import leave_distributed, start_distributed
+from fitb.world import World
+
+__all__ = ["BenchConfig", "bench", "render"]
+
+_VOCABULARY = 30_522  # of BERT-base
+_TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
+_STEPS = {"cpu": 2, "cuda": 20}  # of a run
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Tokens per second of a training step, its parts, and MFU against a measured ceiling.
+
+    Args:
+        precision: of the student's arithmetic and of the teacher.
+        length: tokens in a row.
+        micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
+        grad_accum: micro-batches of a step.
+        baseline: run the plain way too, turn by turn.
+        baseline_precision: of the plain way; null takes `precision`.
+        switches: run with each switch of `speed` the other way round too, turn by turn.
+        repeats: runs of each way.
+        steps: of a run; null takes 2 on a CPU, 20 on a GPU.
+        processes: started on this machine, unless srun or torchrun started this one.
+        shards: a shard set of this length; null makes one of docstrings.
+        ds_config: as in training.
+        teacher: BERT-base with random weights, or another geometry.
+        student: TinyBERT-4, or another geometry.
+        objective: as in training.
+        speed: as in training.
+        json: print one JSON object.
+    """
+
+    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
+    length: int = 128
+    micro_batch: int | None = None
+    grad_accum: int = 1
+    baseline: bool = False
+    baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
+    switches: bool = False
+    repeats: int = 3
+    steps: int | None = None
+    processes: int = 1
+    shards: str | None = None
+    ds_config: str = "zero2"
+    teacher: Geometry = field(default_factory=lambda: Geometry(12, 768, 3072, 12))
+    student: Geometry = field(default_factory=Geometry)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        counts = {
+            key: getattr(self, key) for key in ("length", "grad_accum", "repeats", "processes")
+        }
+        counts |= {key: getattr(self, key) or 1 for key in ("micro_batch", "steps")}
+        wrong = [f"{key}={value}" for key, value in counts.items() if value < 1]
+        if wrong:
+            raise ConfigError(f"{', '.join(wrong)}; each at least 1")
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure on every rank, and return one flat row on all."""
+    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
+        if config.shards is None:
+            shards = shards_of_docstrings(Path(name), config.length, _VOCABULARY)
+            config = replace(config, shards=str(shards))
+        return alone_or_in(config, "step", config.processes, _measure)
+
+
+def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
+    device, run = _start(config, world)
+    steps = config.steps or _STEPS[device.type]
+    tokens = run.global_batch * config.length
+    ways = {
+        name: _Way(changed, plain, world, device)
+        for name, (changed, plain) in _ways(config, run, device).items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    parts: list[dict[str, float]] = []
+    for way in ways.values():
+        way.seconds(1)  # compiles, fills pools
+    for _ in range(config.repeats):
+        for name, way in ways.items():
+            way.seconds(1)  # after the others' turn
+            times[name].append(way.seconds(steps))
+            if name == "fitb":
+                parts.append(way.parts(steps))
+    row = {"bench": "step", **machine(), **_setting(config, run, world, device)}
+    row |= _figures(times, tokens) | _parts(parts, times["fitb"])
+    row |= _efficiency(config, run, world, device, row["tokens_per_s"]["median"])
+    row["peak_memory_gb"] = ways["fitb"].peak_gb
+    row["loss"] = {name: way.losses[0] for name, way in ways.items()}
+    leave_distributed()
+    return row
+
+
+def _setting(
+    config: BenchConfig, run: Config, world: World, device: torch.device
+) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+        "precision": run.precision,
+        "length": config.length,
+        "micro_batch": run.micro_batch,
+        "grad_accum": config.grad_accum,
+        "ds_config": run.ds_config,
+    }
+
+
+def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
+    """Speeds of every way, and the ratios of turns that stood side by side."""
+    speeds = {name: [tokens / s for s in seconds] for name, seconds in times.items()}
+    figures: dict[str, Any] = {
+        "step_s": asdict(Spread.of(times["fitb"], 4)),
+        "tokens_per_s": asdict(Spread.of(speeds["fitb"], 0)),
+    }
+    ratios = {
+        name: asdict(Spread.of([a / b for a, b in zip(speeds["fitb"], theirs, strict=True)]))
+        for name, theirs in speeds.items()
+    }
+    for name, prefix in (("plain", "baseline"), ("plain_keep_memory", "baseline_keep_memory")):
+        if name in speeds:
+            figures[f"{prefix}_tokens_per_s"] = asdict(Spread.of(speeds.pop(name), 0))
+            key = "ratio" if name == "plain" else "ratio_keep_memory"
+            figures[key] = ratios[name]
+    others = [name for name in speeds if name != "fitb"]
+    if others:
+        figures["switched"] = {name: ratios[name] for name in others}
+    return figures
+
+
+def _parts(parts: list[dict[str, float]], step_s: list[float]) -> dict[str, Any]:
+    """Medians of each part, and what they add up to beside steps that nobody watched."""
+    names = sorted({name for one in parts for name in one})
+    medians = {n: statistics.median(one.get(n, 0.0) for one in parts) for n in names}
+    total = sum(medians.values())
+    return {
+        "parts_s": {name: round(value, 5) for name, value in medians.items()},
+        "parts_over_step": round(total / statistics.median(step_s), 4),
+        "data_wait_frac": round(medians.get("data_wait", 0.0) / total, 5),
+    }
+
+
+def _efficiency(
+    config: BenchConfig, run: Config, world: World, device: torch.device, tokens_per_s: float
+) -> dict[str, Any]:
+    """Model operations a token, and the share of the measured ceiling that they reach.
+
+    Ranks that share a machine measure its ceiling at the same time, each on its part.
+    """
+    work = work_of(config, run)
+    ceiling = product_tflops(DTYPES[config.precision], device)
+    return {
+        "mflop_per_token": round(work.total / 1e6, 2),
+        "ceiling_tflops": round(ceiling, 4),
+        "ceiling_copy_gb_per_s": round(copy_gb_per_s(device), 1),
+        "mfu": round(tokens_per_s * work.total / world.size / (ceiling * 1e12), 4),
+    }
+
+
+def work_of(config: BenchConfig, run: Config) -> Work:
+    return work_per_token(
+        config.student,
+        config.teacher,
+        length=config.length,
+        vocabulary=_VOCABULARY,
+        slots_per_token=num_slots(config.length, run.mask) / config.length,
+        teacher_head=config.objective.logits > 0,
+    )
+
+
+def _start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
+    """Join the others and return this rank's device and the configuration of a run."""
+    probe = "cuda" if torch.cuda.is_available() else "cpu"
+    micro_batch = config.micro_batch or max(1, _TOKENS[probe] // config.length)
+    run = Config(
+        run_dir="",
+        precision=config.precision,
+        micro_batch=micro_batch,
+        global_batch=micro_batch * config.grad_accum * world.size,
+        ds_config=config.ds_config,
+        data=DataConfig(shards=config.shards or ""),
+        model=ModelConfig(teacher=config.teacher, student=config.student, dropout=0.0),
+        objective=config.objective,
+        eval=EvalConfig(every_steps=0),
+        speed=config.speed,
+    )
+    return start_distributed(run, world), run
+
+
+class _Way:
+    """One way to execute the step, with weights, rows and an engine of its own.
+
+    Args:
+        run: its `speed` says how.
+        plain: write the objective the plain way.
+    """
+
+    def __init__(self, run: Config, plain: bool, world: World, device: torch.device) -> None:
+        assert isinstance(run.model.student, Geometry) and isinstance(run.model.teacher, Geometry)
+        self.run, self._device = run, device
+        shards = ShardSet.open(run.data.shards, "train")
+        tokenizer = load_tokenizer(shards.tokenizer_folder)
+        student, teacher = (
+            load_model(geometry, tokenizer=tokenizer, length=shards.length, dropout=0.0, seed=seed)
+            for seed, geometry in enumerate((run.model.student, run.model.teacher))
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)
+            objective: Any = Objective(student.model, teacher.model, run.objective)
+        tap: Any = objective.teacher_tap(teacher.model)
+        if plain:
+            objective, tap = PlainObjective(objective), PlainTeacher(teacher.model)
+        self.engine = Engine(objective, tap, run, world, device, shards.length)
+        self._stream = RowStream(
+            shards,
+            vocabulary=Vocabulary.of(tokenizer),
+            mask=run.mask,
+            world=world,
+            global_batch=run.global_batch,
+            window_shards=run.data.window_shards,
+            prefetch_steps=run.data.prefetch_steps,
+            seed=run.seed,
+            pin=device.type == "cuda",
+        )
+        self._rows = self._stream.iter_from(0, 10**9)
+        self._stop = StopFlag()
+        self.losses: list[float] = []
+        self.peak_gb = 0.0
+
+    def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
+        """Run some steps as training does, and return the time of one."""
+        if self._device.type == "cpu":
+            keep_freed_memory(self.run.speed.keep_memory)
+        reset_peak_rss(self._device)
+        begin_s = time.perf_counter()
+        results = [self._step(timeline) for _ in range(steps)]
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        took_s = time.perf_counter() - begin_s
+        self.peak_gb = max(self.peak_gb, peak_rss_gb(self._device))
+        for result in results:
+            means = result.sums.cpu().double() / result.counts.clamp(min=1)
+            self.losses.append(float((means * self.engine.weights).sum()))
+        return took_s / steps
+
+    def _step(self, timeline: Timeline | None) -> Any:
+        part = timeline.part if timeline else lambda _: contextlib.nullcontext()
+        with part("data_wait"):
+            step, batch = next(self._rows)
+        counts = self.engine.counts(batch)
+        with part("communication"):
+            _, counts = self._stop.agree(counts)
+        return self.engine.train_step(step, batch, counts)
+
+    def parts(self, steps: int) -> dict[str, float]:
+        """Run some steps and return the seconds of one, by part."""
+        timeline = Timeline(self._device)
+        with watched(self.engine, timeline):
+            self.seconds(steps, timeline)
+        return {name: total / steps for name, total in timeline.seconds().items()}
+
+
+def _ways(config: BenchConfig, run: Config, device: torch.device) -> dict[str, tuple[Config, bool]]:
+    """Return what takes turns: name -> configuration, and whether it is the plain way."""
+    ways = {"fitb": (run, False)}
+    if config.baseline:
+        as_it_comes = SpeedConfig(
+            attention="eager", compile=False, pad=False, pack_teacher=False, keep_memory=False
+        )
+        precision = config.baseline_precision or config.precision
+        plain = replace(run, precision=precision, speed=as_it_comes)
+        ways["plain"] = (plain, True)
+        if device.type == "cpu":
+            kept = replace(as_it_comes, keep_memory=True)
+            ways["plain_keep_memory"] = (replace(plain, speed=kept), True)
+    for name, changes in _switches(config, device) if config.switches else ():
+        ways[name] = (replace(run, speed=replace(run.speed, **changes)), False)
+    return ways
+
+
+def _switches(config: BenchConfig, device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each switch of `speed` the other way round."""
+    dtype = DTYPES[config.precision]
+    chosen = choose(config.speed.attention, device, dtype, config.length)
+    yield "attention", {"attention": "sdpa" if chosen == "eager" else "eager"}
+    on_gpu = device.type == "cuda"
+    for name in ("compile", "pad"):
+        now = getattr(config.speed, name)
+        yield name, {name: not (on_gpu if now is None else now)}
+    yield "fused_optimizer", {"fused_optimizer": not config.speed.fused_optimizer}
+    if config.grad_accum > 1 and config.speed.teacher_rows is None:
+        micro_batch = config.micro_batch or max(1, _TOKENS[device.type] // config.length)
+        rows = micro_batch if on_gpu else micro_batch * config.grad_accum
+        yield "teacher_rows", {"teacher_rows": rows}
+    if not on_gpu:
+        for name in ("pack_teacher", "keep_memory"):
+            yield name, {name: not getattr(config.speed, name)}
