@@ -205,7 +205,7 @@ class SpeedConfig:
             not under ZeRO 3.
         teacher_rows: rows of one forward pass of the teacher; null takes as many as hold 32,768
             tokens on a GPU, micro_batch on a CPU.
-        pack_teacher: on a CPU, multiply the teacher's matrices through oneDNN.
+        pack_teacher: on a CPU, and without `pad`, multiply the teacher's matrices through oneDNN.
         fused_optimizer: update all weights in one kernel.
         keep_memory: on a CPU, memory that was freed stays with the process.
     """

@@ -28,7 +28,7 @@ def product_tflops(dtype: torch.dtype, device: torch.device) -> float:
     size = _SIZES[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     ways: list[Callable[[], Any]] = [lambda: a @ b]
-    if can_pack(device):
+    if can_pack(device, dtype):
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
     with torch.no_grad():
         return max(2 * size**3 / best_seconds(way, device) / 1e12 for way in ways)

@@ -116,11 +116,11 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
-    device, run = _start(config, world)
+    device, run = start(config, world)
     steps = config.steps or _STEPS[device.type]
     tokens = run.global_batch * config.length
     ways = {
-        name: _Way(changed, plain, world, device)
+        name: Way(changed, plain, world, device)
         for name, (changed, plain) in _ways(config, run, device).items()
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -219,7 +219,7 @@ def work_of(config: BenchConfig, run: Config) -> Work:
     )
 
 
-def _start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
+def start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
     """Join the others and return this rank's device and the configuration of a run."""
     probe = "cuda" if torch.cuda.is_available() else "cpu"
     micro_batch = config.micro_batch or max(1, _TOKENS[probe] // config.length)
@@ -238,7 +238,7 @@ def _start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
     return start_distributed(run, world), run
 
 
-class _Way:
+class Way:
     """One way to execute the step, with weights, rows and an engine of its own.
 
     Args:
@@ -273,7 +273,7 @@ class _Way:
             seed=run.seed,
             pin=device.type == "cuda",
         )
-        self._rows = self._stream.iter_from(0, 10**9)
+        self.rows = self._stream.iter_from(0, 10**9)
         self._stop = StopFlag()
         self.losses: list[float] = []
         self.peak_gb = 0.0
@@ -297,7 +297,7 @@ class _Way:
     def _step(self, timeline: Timeline | None) -> Any:
         part = timeline.part if timeline else lambda _: contextlib.nullcontext()
         with part("data_wait"):
-            step, batch = next(self._rows)
+            step, batch = next(self.rows)
         counts = self.engine.counts(batch)
         with part("communication"):
             _, counts = self._stop.agree(counts)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import BertForMaskedLM
 
 from fitb.model.attention import attend
@@ -118,7 +119,8 @@ def _self_attention(
     """Return the context (B, L, D), and the queries and keys it came from."""
     this = module.self
     size = this.attention_head_size
-    width = size + -size % _HEAD_MULTIPLE if kernels.pad else size
+    pads = kernels.pad and isinstance(this.query, nn.Linear)  # 8-bit maps are as they are
+    width = size + -size % _HEAD_MULTIPLE if pads else size
     query, key, value = (
         _heads(projection, state, this.num_attention_heads, width)
         for projection in (this.query, this.key, this.value)

@@ -75,10 +75,16 @@ def _to_float8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values / scale).to(torch.float8_e4m3fn), scale
 
 
-def can_pack(device: torch.device) -> bool:
-    """Whether this torch multiplies through oneDNN on this device."""
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch multiplies this type through oneDNN on this device."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if device.type != "cpu" or not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    halves = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    return dtype not in halves or bool(getattr(torch.ops.mkldnn, halves[dtype])())
 
 
 def pack(model: BertForMaskedLM) -> None:

@@ -57,14 +57,15 @@ class Execution:
                 " --ds_config zero2"
             )
         whole_on_gpu = device.type == "cuda" and zero_stage != 3
+        pad = whole_on_gpu if speed.pad is None else speed.pad
         return cls(
             dtype=dtype,
             kernels=Kernels(
                 attention=choose(speed.attention, device, dtype, length),
-                pad=whole_on_gpu if speed.pad is None else speed.pad,
+                pad=pad,
             ),
             compile=whole_on_gpu if speed.compile is None else speed.compile,
-            pack_teacher=can_pack(device) and speed.pack_teacher,
+            pack_teacher=speed.pack_teacher and not pad and can_pack(device, dtype),
             fp8_teacher=config.model.teacher_precision == "fp8",
             teacher_rows=_teacher_rows(config, world, device, length),
         )

@@ -13,26 +13,41 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from fitb.cluster.local import LocalRun, train_command
+from fitb.cluster.local import LocalRun
 
 TIMEOUT_S = 240.0
+FITB = ("-m", "fitb")
+IN_FP16 = (str(Path(__file__).parent / "in_fp16.py"),)  # the same, fp16 in software
+
+
+def command(flags: list[str], run_dir: Path, program: tuple[str, ...] = FITB) -> list[str]:
+    return [sys.executable, *program, "train", *flags, "--run_dir", str(run_dir)]
 
 
 def run(
-    flags: list[str], run_dir: Path, num_processes: int = 2, env: dict[str, str] | None = None
+    flags: list[str],
+    run_dir: Path,
+    num_processes: int = 2,
+    env: dict[str, str] | None = None,
+    program: tuple[str, ...] = FITB,
 ) -> int:
     """Run to the end; return the common exit code."""
-    command = train_command([*flags, "--run_dir", str(run_dir)])
-    with LocalRun(command, num_processes, env=env) as job:
+    with LocalRun(command(flags, run_dir, program), num_processes, env=env) as job:
         return job.wait(TIMEOUT_S)
 
 
 def run_and_signal(
-    flags: list[str], run_dir: Path, number: int, *, at_step: int, rank: int | None, size: int = 2
+    flags: list[str],
+    run_dir: Path,
+    number: int,
+    *,
+    at_step: int,
+    rank: int | None,
+    size: int = 2,
+    program: tuple[str, ...] = FITB,
 ) -> int:
     """Run until a step is logged, signal one rank (None: all), and return the exit code."""
-    command = train_command([*flags, "--run_dir", str(run_dir)])
-    with LocalRun(command, size) as job:
+    with LocalRun(command(flags, run_dir, program), size) as job:
         deadline_s = time.monotonic() + TIMEOUT_S
         while steps(run_dir)[-1:] < [at_step] and job.running() and time.monotonic() < deadline_s:
             time.sleep(0.01)
