@@ -200,7 +200,8 @@ class SpeedConfig:
 
     Args:
         attention: sdpa is torch's fused attention, eager builds the scores; auto takes the faster.
-        compile: compile teacher, student and losses; null does on GPUs, but not under ZeRO 3.
+        compile: compile student, losses and a teacher that is not packed; null does on GPUs, but
+            not under ZeRO 3.
         pad: compute with head and vocabulary sizes that GPU kernels like; null does on GPUs, but
             not under ZeRO 3.
         teacher_rows: rows of one forward pass of the teacher; null takes as many as hold 32,768

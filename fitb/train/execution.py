@@ -84,9 +84,9 @@ class Execution:
         teacher.kernels = self.kernels
         if self.fp8_teacher:
             to_float8(teacher.model, device)
-        if self.pack_teacher:
+        if self.pack_teacher:  # the compiler does not take oneDNN's maps, and has little to add
             pack(teacher.model)
-        if self.compile:
+        elif self.compile:
             teacher.compile()
 
 

@@ -125,6 +125,7 @@ def losses_and_gradients(execution: Execution, padded: bool):
         {"attention": "eager"},
         {"pad": True},
         {"pack_teacher": False},
+        {"compile": True},
         {"compile": True, "pad": True},
     ],
     ids=str,
