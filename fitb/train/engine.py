@@ -7,7 +7,8 @@ until somebody reads them. (In fp16 DeepSpeed asks once a step whether a gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from fitb.distill.objective import Objective, Tap
 from fitb.errors import TrainingError
 from fitb.train.execution import Execution
 from fitb.train.state import PortableState
-from fitb.train.zero import deepspeed_config, norm_is_ours
+from fitb.train.zero import deepspeed_config, ends_steps
 from fitb.world import World
 
 
@@ -51,6 +52,29 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
         {"params": decayed, "weight_decay": weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
+
+
+@contextmanager
+def summed_in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], None]]:
+    """Sum gradients over backward passes in fp32, and round each sum once at the end.
+
+    A 16-bit sum would lose what a micro-batch adds to many others.
+
+    Yields: what to call after each backward pass; at the end `grad` holds the sum.
+    """
+    sums: dict[int, torch.Tensor] = {}
+
+    def add() -> None:
+        for index, parameter in enumerate(parameters):
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None and index in sums:
+                sums[index] = sums[index].float() + gradient
+            elif gradient is not None:
+                sums[index] = gradient
+
+    yield add
+    for index, total in sums.items():
+        parameters[index].grad = total.to(parameters[index].dtype)
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,8 @@ class Engine:
             eps=config.optim.eps,
             fused=config.speed.fused_optimizer,
         )
-        self._clips = norm_is_ours(filled)
+        self._ends_steps = ends_steps(filled)
+        self._trained = [p for p in objective.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=filled)
         self.state = PortableState(self._engine, objective, world, device)
         self._checked_step, self._worst_norm = 0, torch.zeros((), device=device)
@@ -151,12 +176,14 @@ class Engine:
         total = torch.zeros(len(scale), device=self.device)
         skipped_before, norm = self._engine.skipped_steps, None
         try:
-            for rows, features, is_last in self._micro_batches(batch.to(self.device)):
-                sums = self._engine(rows, features)
-                self._engine.backward((sums * scale).sum(), scale_wrt_gas=False)
-                total += sums.detach()
-                if is_last and self._clips:
-                    norm = self._clip()
+            with self._accumulation() as after_backward:
+                for rows, features in self._micro_batches(batch.to(self.device)):
+                    sums = self._engine(rows, features)
+                    self._engine.backward((sums * scale).sum(), scale_wrt_gas=False)
+                    total += sums.detach()
+                    after_backward()
+            if self._ends_steps:
+                norm = self._clip()
                 self._engine.step()
         except Exception as error:
             if "loss scale already at minimum" not in str(error):
@@ -168,13 +195,22 @@ class Engine:
         skipped = self._engine.skipped_steps > skipped_before
         return StepResult(total, counts, coverage, self._note(norm, skipped), skipped, lr)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, Any, bool]]:
-        """Yield rows, the teacher's features of them, and whether they are the last.
+    @contextmanager
+    def _accumulation(self) -> Iterator[Callable[[], Any]]:
+        """Yield what to call after the backward pass of each micro-batch of a step."""
+        if self._ends_steps:
+            with self._engine.coalesce_grad_reduction(), summed_in_fp32(self._trained) as add:
+                yield add
+        else:
+            yield self._engine.step
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, Any]]:
+        """Yield rows and the teacher's features of them.
 
         The teacher answers for many micro-batches at once, as it keeps nothing for a backward pass.
         """
-        size, num_rows = self.config.micro_batch, len(batch.input_ids)
-        for begin in range(0, num_rows, self._teacher_rows):
+        size = self.config.micro_batch
+        for begin in range(0, len(batch.input_ids), self._teacher_rows):
             asked = batch.part(begin, begin + self._teacher_rows)
             features = None
             if self.teacher is not None:
@@ -183,8 +219,7 @@ class Engine:
             num_asked = len(asked.input_ids)
             for first in range(0, num_asked, size):
                 part = features and features.part(first, first + size, num_asked)
-                is_last = begin + first + size >= num_rows
-                yield asked.part(first, first + size), part, is_last
+                yield asked.part(first, first + size), part
 
     def _clip(self) -> torch.Tensor:
         """Clip this rank's part of the gradients by their global norm, and return the norm.

@@ -62,16 +62,18 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
     filled["fp16"] = {**filled.get("fp16", {}), "enabled": config.precision == "fp16"}
     filled["bf16"] = {"enabled": config.precision == "bf16", "check_grad_overflow": False}
     filled["steps_per_print"] = 2**31 - 1
-    if norm_is_ours(filled):
+    if ends_steps(filled):
         zero["compute_grad_norm"], filled["gradient_clipping"] = False, 0.0
+        filled["gradient_accumulation_steps"] = 1
     return filled
 
 
-def norm_is_ours(filled: dict[str, Any]) -> bool:
-    """Whether fitb takes the norm of the gradients, which asks the device for nothing.
+def ends_steps(filled: dict[str, Any]) -> bool:
+    """Whether fitb adds up micro-batches, reduces once, and takes the norm of the gradients.
 
-    DeepSpeed asks it up to four times a step. It lets go of the norm in ZeRO 2, and in ZeRO 1
-    unless it keeps bf16 weights with fp32 gradients; never of one on the host.
+    DeepSpeed would reduce after every micro-batch in ZeRO 2, and ask the device for norms up to four
+    times a step. It lets go of both in ZeRO 2, and in ZeRO 1 unless it keeps bf16 weights with fp32
+    gradients; never where the optimiser is on the host.
     """
     zero = filled["zero_optimization"]
     stage, offloads = zero.get("stage", 0), "offload_optimizer" in zero

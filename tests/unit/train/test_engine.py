@@ -8,7 +8,7 @@ import torch
 
 from fitb.config import OptimConfig
 from fitb.errors import ConfigError
-from fitb.train.engine import learning_rate, parameter_groups
+from fitb.train.engine import learning_rate, parameter_groups, summed_in_fp32
 from fitb.train.zero import deepspeed_config
 from fitb.world import World
 
@@ -67,9 +67,9 @@ def test_every_file_of_ours_is_filled_with_what_fitb_owns(make_config, name, pre
     )  # fmt: skip
     filled = deepspeed_config(config, World(rank=1, size=3))
     assert filled["train_micro_batch_size_per_gpu"] == 4
-    assert filled["gradient_accumulation_steps"] == 4
     ours = not filled["zero_optimization"].get("compute_grad_norm", True)
     assert filled["gradient_clipping"] == (0.0 if ours else 0.25)
+    assert filled["gradient_accumulation_steps"] == (1 if ours else 4)
     assert ours == (name == "zero2" or (name == "zero1" and precision != "bf16"))
     assert filled["fp16"]["enabled"] == (precision == "fp16")
     assert filled["bf16"]["enabled"] == (precision == "bf16")
@@ -138,3 +138,17 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     assert {id(p) for p in rest["params"]} == {
         id(module[1].bias), id(module[2].weight), id(module[2].bias)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sum_keeps_what_many_micro_batches_add_to_a_large_one(dtype):
+    """256 gradients of 1/512 after one of 1: in bf16 not one of them would move the sum."""
+    used, unused = (torch.nn.Parameter(torch.ones(2, dtype=dtype)) for _ in range(2))
+    with summed_in_fp32([used, unused]) as add:
+        for micro_batch in range(257):
+            used.grad = torch.full_like(used, 1.0 if micro_batch == 0 else 1 / 512)
+            add()
+            assert used.grad is None
+    assert used.grad.dtype == dtype
+    assert used.grad.tolist() == [1.5, 1.5]
+    assert unused.grad is None

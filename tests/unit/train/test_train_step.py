@@ -1,6 +1,7 @@
 """What a training step hands to DeepSpeed, with a stand-in for DeepSpeed."""
 
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ class StandIn:
     def __init__(self):
         self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
         self.optimizer.averaged_gradients = {}
-        self.skipped_steps = 0
+        self.skipped_steps = self.reductions = 0
         self.losses, self.draws, self.answers, self.steps = [], [], [], 0
         self.overflows = False
         self.error = None
@@ -43,6 +44,11 @@ class StandIn:
             raise self.error
         self.steps += 1
         self.skipped_steps += self.overflows
+
+    @contextmanager
+    def coalesce_grad_reduction(self):
+        yield
+        self.reductions += 1
 
     def get_global_grad_norm(self):
         return self.norm
@@ -69,7 +75,8 @@ def make_engine(make_config):
         engine = Engine.__new__(Engine)
         engine.config = make_config(steps=20, micro_batch=1, optim=optim, seed=7)
         engine.world, engine.device = World(rank, size), torch.device("cpu")
-        engine.teacher, engine._teacher_rows, engine._clips = None, 1, False
+        engine.teacher, engine._teacher_rows, engine._ends_steps = None, 1, False
+        engine._trained = []
         engine.objective = SimpleNamespace(weights=WEIGHTS)
         engine.weights = torch.tensor(WEIGHTS, dtype=torch.float64)
         engine._worst_norm, engine._checked_step = torch.zeros(()), 0
@@ -189,7 +196,7 @@ def test_the_teacher_answers_for_many_rows_and_each_micro_batch_gets_its_own(
 def test_gradients_are_clipped_by_their_norm_before_the_loss_scale(make_engine, clip_norm, scale):
     """What torch does to all of them at once, unscaled; to 1e-6."""
     engine = make_engine(clip_norm=clip_norm)
-    engine._clips = True
+    engine._ends_steps = True
     parts = [torch.randn(5, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     engine._engine.optimizer.cur_scale = scale
     engine._engine.optimizer.averaged_gradients = {
@@ -202,6 +209,7 @@ def test_gradients_are_clipped_by_their_norm_before_the_loss_scale(make_engine, 
     norm = torch.nn.utils.clip_grad_norm_(expected, clip_norm or math.inf)
     result = engine.train_step(0, BATCH, COUNTS)
     assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-6)
+    assert engine._engine.reductions == engine._engine.steps == 1
     found = [g for group in engine._engine.optimizer.averaged_gradients.values() for g in group]
     for gradient, parameter in zip(found, expected, strict=True):
         assert torch.allclose(gradient / scale, parameter.grad, rtol=1e-6)
