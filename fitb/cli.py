@@ -28,6 +28,7 @@ commands:
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
+  plan       what a run will take: time, traffic, checkpoints, losses to preemption
   bench      measure, and print medians with their spread
   demo       the whole road on this machine: corpus, teacher, student, controls
 
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "step": "tokens per second of training, its parts, MFU; --baseline beside the plain way",
     "attention": "time and memory of the attention term, beside the form with L x L scores",
     "comm": "latency and bandwidth of the collectives between ranks",
+    "plan": "steps in 1, 2 and 4 processes beside what `fitb plan` predicts of them",
     "infer": "texts per second of filling blanks, beside transformers' pipeline",
     "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
     "duplicates": "recall and precision of near-duplicates planted at known similarities",
@@ -124,6 +126,15 @@ def _fill(flags: list[str]) -> int:
     return 0
 
 
+def _plan(flags: list[str]) -> int:
+    from fitb.plan import PlanConfig, as_json, plan, render
+
+    config = parse(PlanConfig, "fitb plan", flags)
+    found = plan(config)
+    print(json.dumps(as_json(found)) if config.json else render(config, found))
+    return 0
+
+
 def _bench(flags: list[str]) -> int:
     what, *rest = flags or ["--help"]
     if what in ("-h", "--help"):
@@ -154,6 +165,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "fill": _fill,
+    "plan": _plan,
     "bench": _bench,
     "demo": _demo,
 }

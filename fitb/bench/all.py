@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fitb.bench import attention, comm, data, duplicates, infer, step
+from fitb.bench import attention, comm, data, duplicates, infer, plan, step
 from fitb.bench.measure import render
 
 __all__ = ["BenchConfig", "bench", "render"]
@@ -28,6 +28,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "step": step.bench(step.BenchConfig(baseline=True)),
         "attention": attention.bench(attention.BenchConfig()),
         "comm": comm.bench(comm.BenchConfig()),
+        "plan": plan.bench(plan.BenchConfig()),
         "infer": infer.bench(infer.BenchConfig()),
         "data": data.bench(data.BenchConfig()),
         "duplicates": duplicates.bench(duplicates.BenchConfig()),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from fitb.bench.measure import Spread, machine, render, seconds
 from fitb.bench.processes import alone_or_in
 from fitb.config import Config
 from fitb.errors import ConfigError
+from fitb.train.execution import DTYPES
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
@@ -27,13 +28,15 @@ class BenchConfig:
     """Latency and bandwidth of the collectives that a training step uses.
 
     Args:
-        mb: megabytes of each message; TinyBERT-4's gradients are 58 MB in fp32.
+        mb: megabytes of each message; TinyBERT-4's gradients are 31 MB in 16 bits, 62 MB in fp32.
+        precision: of the numbers in it.
         processes: started on this machine, unless srun or torchrun started this one.
         repeats: of each message.
         json: print one JSON object.
     """
 
-    mb: list[float] = field(default_factory=lambda: [1.0, 16.0, 58.0])
+    mb: list[float] = field(default_factory=lambda: [1.0, 16.0, 62.0])
+    precision: Literal["fp16", "bf16", "fp32"] = "fp32"
     processes: int = 2
     repeats: int = 10
     json: bool = False
@@ -58,6 +61,7 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
         **machine(),
         "processes": world.size,
         "backend": dist.get_backend(),
+        "precision": config.precision,
         "latency_us": asdict(_latency(config, device)),
     }
     for mb in config.mb:
@@ -82,9 +86,10 @@ def _latency(config: BenchConfig, device: torch.device) -> Spread:
 def _collectives(
     config: BenchConfig, mb: float, world: World, device: torch.device
 ) -> dict[str, list[float]]:
-    size = max(1, int(mb * 1e6 / 4 / world.size))
-    whole = torch.zeros(size * world.size, device=device)
-    share = torch.zeros(size, device=device)
+    dtype = DTYPES[config.precision]
+    size = max(1, int(mb * 1e6 / dtype.itemsize / world.size))
+    whole = torch.zeros(size * world.size, device=device, dtype=dtype)
+    share = torch.zeros(size, device=device, dtype=dtype)
     calls: dict[str, Callable[[], Any]] = {
         "all_reduce": lambda: dist.all_reduce(whole),
         "all_gather": lambda: dist.all_gather_into_tensor(whole, share),

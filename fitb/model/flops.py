@@ -1,4 +1,4 @@
-"""Floating-point operations of a BERT by its sizes: what MFU and `fitb plan` count.
+"""Operations and parameters of a BERT by its sizes: what MFU and `fitb plan` count.
 
 A multiplication and an addition are two; LayerNorm, softmax, GELU and losses count nothing, so what
 an implementation does besides is overhead. Both heads run at the slots alone.
@@ -71,3 +71,19 @@ def work_per_token(
         student=trained * encoder_flops(student, length),
         heads=heads * slots_per_token,
     )
+
+
+def trained_parameters(
+    student: Geometry, teacher: Geometry | None, *, vocabulary: int, length: int
+) -> int:
+    """Count what is trained: the student, its head, and a map to the teacher for each state.
+
+    The embedding that is also the decoder counts once.
+    """
+    width, inner = student.hidden_size, student.intermediate_size
+    positions = max(512, length)
+    embeddings = (vocabulary + positions + 2) * width + 2 * width
+    layer = 4 * (width + 1) * width + 2 * width * inner + inner + width + 4 * width
+    head = (width + 1) * width + 2 * width + vocabulary
+    maps = (student.num_hidden_layers + 1) * width * teacher.hidden_size if teacher else 0
+    return embeddings + student.num_hidden_layers * layer + head + maps

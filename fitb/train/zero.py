@@ -71,9 +71,9 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
 def ends_steps(filled: dict[str, Any]) -> bool:
     """Whether fitb adds up micro-batches, reduces once, and takes the norm of the gradients.
 
-    DeepSpeed would reduce after every micro-batch in ZeRO 2, and ask the device for norms up to four
-    times a step. It lets go of both in ZeRO 2, and in ZeRO 1 unless it keeps bf16 weights with fp32
-    gradients; never where the optimiser is on the host.
+    DeepSpeed would reduce after every micro-batch in ZeRO 2, and ask the device for norms up to
+    four times a step. It lets go of both in ZeRO 2, and in ZeRO 1 unless it keeps bf16 weights with
+    fp32 gradients; never where the optimiser is on the host.
     """
     zero = filled["zero_optimization"]
     stage, offloads = zero.get("stage", 0), "offload_optimizer" in zero
