@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 
 from fitb.allocator import keep_freed_memory
-from fitb.bench.ceiling import copy_gb_per_s, product_tflops
 from fitb.bench.measure import Spread, machine, peak_rss_gb, render, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
 from fitb.bench.plain import PlainObjective, PlainTeacher
@@ -41,6 +40,7 @@ from fitb.errors import ConfigError
 from fitb.model.attention import choose
 from fitb.model.flops import Work, work_per_token
 from fitb.model.load import load_model
+from fitb.train.ceiling import copy_gb_per_s, product_tflops
 from fitb.train.engine import Engine
 from fitb.train.execution import DTYPES
 from fitb.train.stop import StopFlag

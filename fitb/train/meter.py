@@ -21,6 +21,7 @@ class Meter:
     def __init__(self, parts: Parts, config: Config) -> None:
         self._parts, self._config = parts, config
         self._tokens = 0.0
+        self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
         self._since_s = time.monotonic()
         self._since_step, self._since_wait_s = parts.progress.step, 0.0
 
@@ -37,7 +38,7 @@ class Meter:
         if step % self._config.track.every_steps and step != self._config.steps:
             return {}
         sums = result.sums.double()
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if self._num_ranks > 1:
             dist.all_reduce(sums)
         engine = self._parts.engine
         engine.check_finite(step)
@@ -59,8 +60,10 @@ class Meter:
     def _speed(self, step: int) -> dict[str, float]:
         now, waited_s = time.monotonic(), self._parts.stream.waited_s
         seconds = max(now - self._since_s, 1e-9)
+        tokens_per_s = self._tokens / seconds
         speed = {
-            "perf/tokens_per_s": self._tokens / seconds,
+            "perf/tokens_per_s": tokens_per_s,
+            "perf/mfu": tokens_per_s / self._num_ranks * self._parts.least_token_s,
             "perf/steps_per_s": (step - self._since_step) / seconds,
             "perf/data_wait_frac": (waited_s - self._since_wait_s) / seconds,
         }

@@ -26,7 +26,7 @@ from fitb.evaluate.run import choose_rows
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import load_model, num_parameters
-from fitb.train import checkpoint
+from fitb.train import ceiling, checkpoint
 from fitb.train.engine import Engine
 from fitb.train.rundir import RunDir
 from fitb.world import World
@@ -81,6 +81,7 @@ class Parts:
     """Everything that the loop moves.
 
     Args:
+        least_token_s: seconds of a token's products at the speed that this device can reach.
         added_ids: of tokens that were added to the vocabulary, ascending; most often none.
     """
 
@@ -91,6 +92,7 @@ class Parts:
     tokenizer: Any
     fingerprint: str
     progress: Progress
+    least_token_s: float
     added_ids: tuple[int, ...] = ()
 
 
@@ -110,6 +112,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         validation = Validation.of(held_out, config.eval.rows, world)
     found = checkpoint.choose(run.checkpoints, world)
     manifest, tensors = _read(found, shards.fingerprint, objective) if found else ({}, {})
+    least_token_s = ceiling.least_token_s(objective, teacher, config, device, shards.length)
     engine = Engine(objective, teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
@@ -138,6 +141,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         tokenizer,
         shards.fingerprint,
         progress,
+        least_token_s,
         tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
     )
 

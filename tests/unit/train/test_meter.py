@@ -61,6 +61,7 @@ def make_meter(make_config):
             engine=engine,
             stream=SimpleNamespace(waited_s=0.0),
             progress=SimpleNamespace(step=0),
+            least_token_s=0.004,
         )
         config = make_config(steps=10, track=TrackConfig(every_steps=every_steps))
         return Meter(parts, config)
@@ -111,6 +112,7 @@ def test_speed_counts_the_steps_between_two_lines(make_meter, monkeypatch):
     now[0] += 4
     metrics = meter.read(2, result())
     assert metrics["perf/tokens_per_s"] == pytest.approx(50)
+    assert metrics["perf/mfu"] == pytest.approx(0.2)  # at the ceiling it would be 250 tokens/s
     assert metrics["perf/steps_per_s"] == pytest.approx(0.5)
     meter.read(3, result())
     now[0] += 1
