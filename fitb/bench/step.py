@@ -33,14 +33,13 @@ from fitb.config import (
 )
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.data.masking import Vocabulary, num_slots
+from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective
 from fitb.errors import ConfigError
 from fitb.model.attention import choose
-from fitb.model.flops import Work, work_per_token
 from fitb.model.load import load_model
-from fitb.train.ceiling import copy_gb_per_s, product_tflops
+from fitb.train.ceiling import copy_gb_per_s, product_tflops, work_of
 from fitb.train.engine import Engine
 from fitb.train.execution import DTYPES
 from fitb.train.stop import StopFlag
@@ -109,9 +108,14 @@ class BenchConfig:
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure on every rank, and return one flat row on all."""
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
-        if config.shards is None:
-            shards = shards_of_docstrings(Path(name), config.length, _VOCABULARY)
-            config = replace(config, shards=str(shards))
+        shards = config.shards or str(shards_of_docstrings(Path(name), config.length, _VOCABULARY))
+        length = ShardSet.open(shards, "train").length
+        if length != config.length:
+            raise ConfigError(
+                f"length={config.length}, but {shards} holds rows of {length};"
+                f" give --length {length}"
+            )
+        config = replace(config, shards=shards)
         return alone_or_in(config, "step", config.processes, _measure)
 
 
@@ -135,7 +139,7 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
                 parts.append(way.parts(steps))
     row = {"bench": "step", **machine(), **_setting(config, run, world, device)}
     row |= _figures(times, tokens) | _parts(parts, times["fitb"])
-    row |= _efficiency(config, run, world, device, row["tokens_per_s"]["median"])
+    row |= _efficiency(ways["fitb"], world, row["tokens_per_s"]["median"])
     row["peak_memory_gb"] = ways["fitb"].peak_gb
     row["loss"] = {name: way.losses[0] for name, way in ways.items()}
     leave_distributed()
@@ -191,32 +195,20 @@ def _parts(parts: list[dict[str, float]], step_s: list[float]) -> dict[str, Any]
     }
 
 
-def _efficiency(
-    config: BenchConfig, run: Config, world: World, device: torch.device, tokens_per_s: float
-) -> dict[str, Any]:
+def _efficiency(way: Way, world: World, tokens_per_s: float) -> dict[str, Any]:
     """Model operations a token, and the share of the measured ceiling that they reach.
 
     Ranks that share a machine measure its ceiling at the same time, each on its part.
     """
-    work = work_of(config, run)
-    ceiling = product_tflops(DTYPES[config.precision], device)
+    engine, run, device = way.engine, way.run, way.device
+    work = work_of(engine.objective, engine.teacher, run, way.length)
+    ceiling = product_tflops(DTYPES[run.precision], device)
     return {
         "mflop_per_token": round(work.total / 1e6, 2),
         "ceiling_tflops": round(ceiling, 4),
         "ceiling_copy_gb_per_s": round(copy_gb_per_s(device), 1),
         "mfu": round(tokens_per_s * work.total / world.size / (ceiling * 1e12), 4),
     }
-
-
-def work_of(config: BenchConfig, run: Config) -> Work:
-    return work_per_token(
-        config.student,
-        config.teacher,
-        length=config.length,
-        vocabulary=_VOCABULARY,
-        slots_per_token=num_slots(config.length, run.mask) / config.length,
-        teacher_head=config.objective.logits > 0,
-    )
 
 
 def start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
@@ -248,8 +240,9 @@ class Way:
 
     def __init__(self, run: Config, plain: bool, world: World, device: torch.device) -> None:
         assert isinstance(run.model.student, Geometry) and isinstance(run.model.teacher, Geometry)
-        self.run, self._device = run, device
+        self.run, self.device = run, device
         shards = ShardSet.open(run.data.shards, "train")
+        self.length = shards.length
         tokenizer = load_tokenizer(shards.tokenizer_folder)
         student, teacher = (
             load_model(geometry, tokenizer=tokenizer, length=shards.length, dropout=0.0, seed=seed)
@@ -280,15 +273,15 @@ class Way:
 
     def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
         """Run some steps as training does, and return the time of one."""
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             keep_freed_memory(self.run.speed.keep_memory)
-        reset_peak_rss(self._device)
+        reset_peak_rss(self.device)
         begin_s = time.perf_counter()
         results = [self._step(timeline) for _ in range(steps)]
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         took_s = time.perf_counter() - begin_s
-        self.peak_gb = max(self.peak_gb, peak_rss_gb(self._device))
+        self.peak_gb = max(self.peak_gb, peak_rss_gb(self.device))
         for result in results:
             means = result.sums.cpu().double() / result.counts.clamp(min=1)
             self.losses.append(float((means * self.engine.weights).sum()))
@@ -305,7 +298,7 @@ class Way:
 
     def parts(self, steps: int) -> dict[str, float]:
         """Run some steps and return the seconds of one, by part."""
-        timeline = Timeline(self._device)
+        timeline = Timeline(self.device)
         with watched(self.engine, timeline):
             self.seconds(steps, timeline)
         return {name: total / steps for name, total in timeline.seconds().items()}

@@ -11,7 +11,7 @@ import torch
 from fitb.config import Config, Geometry
 from fitb.data.masking import num_slots
 from fitb.distill.objective import Objective, Tap
-from fitb.model.flops import work_per_token
+from fitb.model.flops import Work, work_per_token
 from fitb.model.frozen import can_pack
 from fitb.train.execution import DTYPES
 
@@ -62,7 +62,13 @@ def least_token_s(
 
     Processes that share a CPU measure at the same time, each its part.
     """
-    work = work_per_token(
+    work = work_of(objective, teacher, config, length)
+    return work.total / 1e12 / product_tflops(DTYPES[config.precision], device, repeats=3)
+
+
+def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> Work:
+    """Return the operations of a token in rows of this length."""
+    return work_per_token(
         _geometry(objective.student),
         _geometry(teacher) if teacher is not None else None,
         length=length,
@@ -70,7 +76,6 @@ def least_token_s(
         slots_per_token=num_slots(length, config.mask) / length,
         teacher_head=config.objective.logits > 0,
     )
-    return work.total / 1e12 / product_tflops(DTYPES[config.precision], device, repeats=3)
 
 
 def _geometry(tap: Tap) -> Geometry:

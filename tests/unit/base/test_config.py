@@ -21,6 +21,7 @@ from fitb.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
+    SpeedConfig,
     StopConfig,
     TrackConfig,
 )
@@ -63,6 +64,7 @@ REJECTED: list[tuple[type[Any], dict[str, Any], str]] = [
     (CheckpointConfig, {"keep_last": 1}, "keep_last=1"),
     (CheckpointConfig, {"every_steps": -1}, "every_steps=-1"),
     (TrackConfig, {"every_steps": 0}, "every_steps=0"),
+    (SpeedConfig, {"teacher_rows": 0}, "teacher_rows=0"),
     (StopConfig, {"time_budget_min": -5.0}, "time_budget_min=-5"),
     (ModelConfig, {"dropout": 7.0}, "dropout=7"),
     (Config, {"run_dir": "r", "steps": 0}, "steps=0"),

@@ -1,0 +1,57 @@
+"""The benchmarks as commands: what they print is complete, whatever the speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "--length 64 --micro_batch 4 --grad_accum 2 --repeats 1 --steps 2 --precision fp32"
+    " --student.hidden_size 24 --student.num_hidden_layers 2 --student.intermediate_size 48"
+    " --student.num_attention_heads 2 --teacher.hidden_size 48 --teacher.num_hidden_layers 4"
+    " --teacher.intermediate_size 96 --teacher.num_attention_heads 2"
+)
+
+
+def bench(what: str, flags: str = "") -> dict:
+    command = [sys.executable, "-m", "fitb", "bench", what, *flags.split(), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_is_measured_beside_the_plain_way_with_equal_losses(
+    shards: Path, processes: int
+) -> None:
+    row = bench("step", f"{SMALL} --baseline --processes {processes} --shards {shards}")
+    assert row["processes"] == processes
+    for name in ("tokens_per_s", "baseline_tokens_per_s", "ratio"):
+        assert row[name]["median"] > 0
+    assert 0 < row["mfu"] < 1
+    assert row["peak_memory_gb"] > 0
+    assert row["loss"]["fitb"] == pytest.approx(row["loss"]["plain"], rel=1e-5)
+    expected = {"teacher", "student_forward", "student_backward", "losses", "optimiser"}
+    assert expected | {"data_wait", "communication"} <= set(row["parts_s"])
+    assert row["parts_s"]["communication"] > 0
+    assert {"commit", "date", "cpu", "cores", "torch"} <= set(row)
+
+
+def test_collectives_are_measured_between_processes() -> None:
+    row = bench("comm", "--mb [0.1] --repeats 2 --precision bf16")
+    assert row["latency_us"]["median"] > 0
+    assert set(row["0.1_mb"]) == {"all_reduce", "all_gather", "reduce_scatter"}
+
+
+def test_filling_is_measured_beside_the_pipeline() -> None:
+    row = bench(
+        "infer",
+        "--texts 4 --batches [2] --repeats 1 --model.hidden_size 24 --model.num_hidden_layers 1"
+        " --model.intermediate_size 48 --model.num_attention_heads 2",
+    )
+    assert row["batch_2"]["texts_per_s"]["median"] > 0
+    assert row["batch_2"]["pipeline_texts_per_s"]["median"] > 0
