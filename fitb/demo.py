@@ -222,7 +222,7 @@ def _compute_ratio(run_dir: Path) -> float:
 def _export_untrained(out: Path) -> None:
     """The student as it was before its first step."""
     from fitb.corpus.tokenizer import load_tokenizer
-    from fitb.model.load import load_model
+    from fitb.model.load import load_model, quiet
 
     folder = out / "untrained" / "export"
     if folder.exists():
@@ -231,7 +231,7 @@ def _export_untrained(out: Path) -> None:
     assert isinstance(config.model.student, Geometry)
     tokenizer = load_tokenizer(out / "shards" / "tokenizer")
     loaded = load_model(config.model.student, tokenizer=tokenizer, seed=config.seed)
-    with fsio.folder_written_whole(folder) as scratch:
+    with quiet(), fsio.folder_written_whole(folder) as scratch:
         loaded.model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 

@@ -88,12 +88,16 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(model: BertForMaskedLM) -> None:
-    """Replace the linear maps of a frozen BERT on the CPU, in its precision, in place."""
+    """Replace the linear maps of a frozen BERT on the CPU, in its precision, in place.
+
+    Maps that were rounded to 8 bits stay as they are.
+    """
     gelu = model.config.hidden_act == "gelu"
     bert: Any = encoder(model)
     for layer in bert.encoder.layer:
-        if gelu:  # before the walk below sees its dense map
-            layer.intermediate = PackedLinear(layer.intermediate.dense, gelu=True)
+        dense = layer.intermediate.dense
+        if gelu and isinstance(dense, nn.Linear):  # before the walk below sees it
+            layer.intermediate = PackedLinear(dense, gelu=True)
     _replace(model, PackedLinear)
 
 

@@ -131,7 +131,7 @@ def _from_pretrained(
         )
     _set_dropout(config, dropout)
     try:
-        with _seeded(seed), _quiet():
+        with _seeded(seed), quiet():
             loaded: Any = BertForMaskedLM.from_pretrained(
                 source,
                 config=config,
@@ -171,8 +171,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back transformers' own loading report and progress bar: what they say is returned."""
+def quiet() -> Iterator[None]:
+    """Hold back transformers' own report and progress bar: fitb says what is to be said."""
     verbosity = transformers_logging.get_verbosity()
     bars: Any = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def start_distributed(config: Config, world: World) -> torch.device:
     from deepspeed.utils import logger as deepspeed_logger
 
     deepspeed_logger.setLevel(logging.WARNING)
+    # DeepSpeed calls what torch 2.13 has renamed; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     check_precision(config.precision)
 
     if world.size > 1 and "MASTER_ADDR" not in os.environ:

@@ -76,6 +76,18 @@ def test_eight_bits_leave_each_answer_within_a_tenth_and_the_head_as_it_was(mode
         assert 0 < (ours - theirs).norm() <= 0.1 * theirs.norm()
 
 
+@packs
+def test_a_rounded_teacher_is_packed_where_it_is_not_rounded(model) -> None:
+    to_float8(model, CPU)
+    rounded = answers(model)
+    pack(model)
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(Float8Linear) == 2 * 6
+    assert kinds.count(PackedLinear) == 2  # both maps of the head
+    for ours, theirs in zip(answers(model), rounded, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 def test_an_eight_bit_map_equals_its_formula() -> None:
     draw = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(16, 32)
