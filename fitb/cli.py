@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -146,7 +147,8 @@ def _bench(flags: list[str]) -> int:
         raise ConfigError(f"{message}; expected one of {expected}")
     module = importlib.import_module(f"fitb.bench.{what}")
     config = parse(module.BenchConfig, f"fitb bench {what}", rest)
-    result = module.bench(config)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries talk; the row alone is the output
+        result = module.bench(config)
     if not result:  # of a rank other than 0
         return 0
     print(json.dumps(result) if config.json else module.render(result))

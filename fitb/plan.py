@@ -15,7 +15,8 @@ from fitb.data.masking import num_slots
 from fitb.errors import ConfigError
 from fitb.model.flops import trained_parameters, work_per_token
 
-COLLECTIVES = 4  # of a step: agreement, gradients, their norm, weights
+_COLLECTIVES = 5  # of a step: agreement, gradients, their norm, weights of both parameter groups
+_OVERFLOW = 1  # and in fp16 whether a gradient overflowed
 _STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
 
 
@@ -40,7 +41,7 @@ class PlanConfig:
         gpu_link_gb_per_s: between two GPUs of a node, each way.
         latency_us: of an all-reduce of one number, as `fitb bench comm` prints.
         checkpoint_every: steps.
-        keep_last: checkpoints kept.
+        keep_last: checkpoints kept, and the best one.
         disk_gb_per_s: at which one process writes a checkpoint.
         preemptions_per_day: of the job while it runs, with a signal ahead.
         node_failures_per_day: of one node, without a word; Llama 3 saw 419 in 54 days on 2,048
@@ -85,7 +86,10 @@ class PlanConfig:
             if not (0 <= value < math.inf if name in may_be_zero else 0 < value < math.inf)
         ]
         if wrong:
-            raise ConfigError(f"{', '.join(wrong)}; expected finite numbers above 0")
+            zero = ", ".join(sorted(may_be_zero - {"json"}))
+            raise ConfigError(
+                f"{', '.join(wrong)}; expected finite numbers above 0 ({zero} may be 0)"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Plan:
         checkpoint_mb: one.
         checkpoints: written.
         checkpoints_gb: written in all.
-        kept_gb: on disk at the end.
+        kept_gb: on disk at the end, the best one included.
         preemptions: expected.
         failures: expected.
         steps_lost: done twice, in the mean.
@@ -202,7 +206,7 @@ def plan(config: PlanConfig) -> Plan:
         checkpoint_mb=checkpoint_mb,
         checkpoints=checkpoints,
         checkpoints_gb=checkpoint_mb * checkpoints / 1e3,
-        kept_gb=checkpoint_mb * min(checkpoints, config.keep_last) / 1e3,
+        kept_gb=checkpoint_mb * min(checkpoints, config.keep_last + 1) / 1e3,
         **_with_stops(config, work_s, step_s, save_s, min(config.checkpoint_every, steps)),
     )
 
@@ -212,7 +216,8 @@ def _communication_s(config: PlanConfig, sends: Traffic) -> float:
     links += [config.node_link_gb_per_s] * (config.nodes > 1)
     if not links:
         return 0.0
-    return sends.sent_mb / 1e3 / min(links) + COLLECTIVES * config.latency_us / 1e6
+    calls = _COLLECTIVES + _OVERFLOW * (config.precision == "fp16")
+    return sends.sent_mb / 1e3 / min(links) + calls * config.latency_us / 1e6
 
 
 def _with_stops(

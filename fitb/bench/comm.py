@@ -77,7 +77,7 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
 
 
 def _latency(config: BenchConfig, device: torch.device) -> Spread:
-    """Of an all-reduce of one number: what the ranks' agreement costs in every step."""
+    """Of an all-reduce of one number, as the norm of the gradients needs in every step."""
     number = torch.zeros(1, dtype=torch.float64, device=device)
     times = _times(lambda: dist.all_reduce(number), config.repeats, device)
     return Spread.of([1e6 * s for s in times], 1)

@@ -103,6 +103,14 @@ class BenchConfig:
         wrong = [f"{key}={value}" for key, value in counts.items() if value < 1]
         if wrong:
             raise ConfigError(f"{', '.join(wrong)}; each at least 1")
+        terms = self.objective
+        weights = (terms.embedding, terms.hidden, terms.attention, terms.logits, terms.mlm)
+        ordinary = min(weights) > 0 and terms.temperature == 1 and terms.form == "masked_mean"
+        if self.baseline and not ordinary:
+            raise ConfigError(
+                "the plain way has all five terms, temperature 1 and the form masked_mean; leave"
+                f" out --baseline for {terms}"
+            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -123,24 +131,26 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
     device, run = start(config, world)
     steps = config.steps or _STEPS[device.type]
     tokens = run.global_batch * config.length
-    ways = {
-        name: Way(changed, plain, world, device)
-        for name, (changed, plain) in _ways(config, run, device).items()
-    }
+    ways: dict[str, Way] = {}
+    peak_gb = 0.0
+    for name, (changed, plain) in _ways(config, run, device).items():
+        ways[name] = Way(changed, plain, world, device)
+        ways[name].warm_up()  # compiles, fills pools
+        reset_peak_rss(device)
+        ways[name].seconds(1)
+        peak_gb = peak_gb or peak_rss_gb(device)  # of the first, which has the process for itself
     times: dict[str, list[float]] = {name: [] for name in ways}
     parts: list[dict[str, float]] = []
-    for way in ways.values():
-        way.seconds(1)  # compiles, fills pools
     for _ in range(config.repeats):
         for name, way in ways.items():
-            way.seconds(1)  # after the others' turn
+            way.warm_up()  # after the others' turn
             times[name].append(way.seconds(steps))
             if name == "fitb":
                 parts.append(way.parts(steps))
     row = {"bench": "step", **machine(), **_setting(config, run, world, device)}
     row |= _figures(times, tokens) | _parts(parts, times["fitb"])
     row |= _efficiency(ways["fitb"], world, row["tokens_per_s"]["median"])
-    row["peak_memory_gb"] = ways["fitb"].peak_gb
+    row["peak_memory_gb"] = peak_gb
     row["loss"] = {name: way.losses[0] for name, way in ways.items()}
     leave_distributed()
     return row
@@ -154,6 +164,7 @@ def _setting(
         "threads": torch.get_num_threads(),
         "processes": world.size,
         "precision": run.precision,
+        "baseline_precision": config.baseline_precision or run.precision,
         "length": config.length,
         "micro_batch": run.micro_batch,
         "grad_accum": config.grad_accum,
@@ -269,19 +280,20 @@ class Way:
         self.rows = self._stream.iter_from(0, 10**9)
         self._stop = StopFlag()
         self.losses: list[float] = []
-        self.peak_gb = 0.0
+
+    def warm_up(self) -> None:
+        """Begin a turn: malloc's settings are the process's, and pools are cold."""
+        if self.device.type == "cpu":
+            keep_freed_memory(self.run.speed.keep_memory)
+        self.seconds(1)
 
     def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
         """Run some steps as training does, and return the time of one."""
-        if self.device.type == "cpu":
-            keep_freed_memory(self.run.speed.keep_memory)
-        reset_peak_rss(self.device)
         begin_s = time.perf_counter()
         results = [self._step(timeline) for _ in range(steps)]
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         took_s = time.perf_counter() - begin_s
-        self.peak_gb = max(self.peak_gb, peak_rss_gb(self.device))
         for result in results:
             means = result.sums.cpu().double() / result.counts.clamp(min=1)
             self.losses.append(float((means * self.engine.weights).sum()))
@@ -309,7 +321,12 @@ def _ways(config: BenchConfig, run: Config, device: torch.device) -> dict[str, t
     ways = {"fitb": (run, False)}
     if config.baseline:
         as_it_comes = SpeedConfig(
-            attention="eager", compile=False, pad=False, pack_teacher=False, keep_memory=False
+            attention="eager",
+            compile=False,
+            pad=False,
+            teacher_rows=run.micro_batch,
+            pack_teacher=False,
+            keep_memory=False,
         )
         precision = config.baseline_precision or config.precision
         plain = replace(run, precision=precision, speed=as_it_comes)

@@ -15,7 +15,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, length: int) -
     """Resolve `auto`: fused attention, but for bf16 on a CPU.
 
     There torch's fused kernel is no faster than in fp32, while unfused products go through oneDNN:
-    2 to 6 times as fast up to 2,048 tokens (docs/experiments.md).
+    2 to 2.5 times as fast up to 2,048 tokens (docs/experiments.md).
     """
     if wanted != "auto":
         return wanted

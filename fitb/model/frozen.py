@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from transformers import BertForMaskedLM
 
-from fitb.errors import SystemFault
+from fitb.errors import ConfigError, SystemFault
 from fitb.model.load import encoder
 
 _E4M3_MAX = 448.0  # largest number of torch.float8_e4m3fn
 _FP8_CAPABILITY = (8, 9)  # Ada and Hopper
+_FP8_MULTIPLE = 16  # rows and columns of a matrix
 
 
 class PackedLinear(nn.Module):
@@ -62,10 +63,13 @@ class Float8Linear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rounded, scale = _to_float8(inputs.flatten(0, -2))
+        # GPUs' kernels for a scale per row write bf16, and not all of them anything else.
+        dtype = torch.bfloat16 if inputs.is_cuda else inputs.dtype
         outputs: torch.Tensor = torch._scaled_mm(
-            rounded, self.weight.mT, scale_a=scale, scale_b=self.scale, out_dtype=inputs.dtype
+            rounded, self.weight.mT, scale_a=scale, scale_b=self.scale, out_dtype=dtype
         )
-        return (outputs + self.bias).view(*inputs.shape[:-1], self.out_features)
+        outputs = outputs.to(inputs.dtype) + self.bias
+        return outputs.view(*inputs.shape[:-1], self.out_features)
 
 
 def _to_float8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +110,9 @@ def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
 
     The MLM head stays as it is: its logits are what the student is asked to match.
 
-    Raises: SystemFault where the GPU has no 8-bit products.
+    Raises:
+        SystemFault: the GPU has no 8-bit products.
+        ConfigError: a matrix is no multiple of 16 high and wide, which 8-bit products ask for.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
         error = SystemFault(
@@ -115,6 +121,12 @@ def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
         )
         error.restart_helps = False
         raise error
+    sizes = model.config.hidden_size, model.config.intermediate_size
+    if any(size % _FP8_MULTIPLE for size in sizes):
+        raise ConfigError(
+            f"model.teacher_precision=fp8 needs widths that are multiples of {_FP8_MULTIPLE}; this"
+            f" teacher has {sizes[0]} and {sizes[1]}; leave it at `same`"
+        )
     bert: Any = encoder(model)
     _replace(bert.encoder, Float8Linear)
 

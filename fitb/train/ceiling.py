@@ -16,6 +16,7 @@ from fitb.model.frozen import can_pack
 from fitb.train.execution import DTYPES
 
 _SIZES = {"cuda": 8192, "cpu": 2048}  # of a square matrix
+_LEAST_SIZE, _LONG_S = 256, 0.05
 _COPY_MB = {"cuda": 4096, "cpu": 256}
 
 
@@ -36,16 +37,26 @@ def best_seconds(work: Callable[[], Any], device: torch.device, repeats: int) ->
 def product_tflops(dtype: torch.dtype, device: torch.device, repeats: int = 10) -> float:
     """Return the speed of a large matrix product, in 10^12 operations a second.
 
-    On a CPU the better of torch's own and oneDNN's.
+    On a CPU the better of torch's own and oneDNN's. Where a small product takes long already, as
+    in fp16 on a processor that is not made for it, no large one is tried.
     """
-    size = _SIZES[device.type]
+    size = _LEAST_SIZE
+    while True:
+        ways = _products(size, dtype, device)
+        with torch.no_grad():
+            took_s = min(best_seconds(way, device, repeats=1) for way in ways)
+            if size == _SIZES[device.type] or took_s > _LONG_S:
+                return 2 * size**3 / min(best_seconds(w, device, repeats) for w in ways) / 1e12
+        size *= 2
+
+
+def _products(size: int, dtype: torch.dtype, device: torch.device) -> list[Callable[[], Any]]:
     draw = torch.Generator(device).manual_seed(0)  # the run's own random state stays as it is
     a, b = (torch.randn(size, size, device=device, generator=draw).to(dtype) for _ in range(2))
     ways: list[Callable[[], Any]] = [lambda: a @ b]
     if can_pack(device, dtype):
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    with torch.no_grad():
-        return max(2 * size**3 / best_seconds(way, device, repeats) / 1e12 for way in ways)
+    return ways
 
 
 def copy_gb_per_s(device: torch.device, repeats: int = 10) -> float:

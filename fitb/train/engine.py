@@ -224,11 +224,11 @@ class Engine:
     def _clip(self) -> torch.Tensor:
         """Clip this rank's part of the gradients by their global norm, and return the norm.
 
-        A norm that is not finite makes every gradient so too: the loss scaler sees it.
+        Gradients that are not finite stay so, for the loss scaler to see.
         """
         zero = self._engine.optimizer
         gradients = [part for group in zero.averaged_gradients.values() for part in group]
-        squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        squares = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum()
         if self.world.size > 1:
             dist.all_reduce(squares)
         norm = squares.sqrt() / self.loss_scale

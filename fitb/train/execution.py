@@ -73,7 +73,7 @@ class Execution:
     def prepare(self, objective: Objective, teacher: Tap | None, device: torch.device) -> None:
         """Bring both into this form, the teacher to its device too, before DeepSpeed comes.
 
-        Raises: SystemFault where the device has no 8-bit products and they are asked for.
+        Raises: as to_float8 does, where 8-bit products are asked for.
         """
         objective.student.kernels = self.kernels
         if self.compile:

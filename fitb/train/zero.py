@@ -63,6 +63,7 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
     filled["fp16"] = {**filled.get("fp16", {}), "enabled": config.precision == "fp16"}
     filled["bf16"] = {"enabled": config.precision == "bf16", "check_grad_overflow": False}
     filled["steps_per_print"] = 2**31 - 1
+    filled["timers"] = {"throughput": {"enabled": False}}  # it would wait before each micro-batch
     if ends_steps(filled):
         zero["compute_grad_norm"], filled["gradient_clipping"] = False, 0.0
         filled["gradient_accumulation_steps"] = 1

@@ -21,7 +21,7 @@ def bench(what: str, flags: str = "") -> dict:
     command = [sys.executable, "-m", "fitb", "bench", what, *flags.split(), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -116,18 +116,31 @@ COUNT = """
 import json, os, sys
 import in_fp16
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from fitb.config import Geometry
 from fitb.bench.step import BenchConfig, Way, start
 from fitb.world import World
 
 class Asked(TorchDispatchMode):
-    '''Counts what a GPU would be waited for: .item(), float(), bool() of a tensor.'''
+    '''Counts what a GPU would be waited for: .item(), float(), bool() of a tensor, and others.'''
     times = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        Asked.times += function is torch.ops.aten._local_scalar_dense.default
+        Asked.times += function in WAITING
         return function(*args, **(kwargs or {}))
+
+WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+def wait(*_):
+    Asked.times += 1
+
+get_accelerator().synchronize = wait
+for name in ("cpu", "tolist", "numpy"):
+    def waited(self, *args, call=getattr(torch.Tensor, name)):
+        wait()
+        return call(self, *args)
+    setattr(torch.Tensor, name, waited)
 
 found = {}
 for precision in ("fp32", "bf16", "fp16"):
@@ -135,7 +148,7 @@ for precision in ("fp32", "bf16", "fp16"):
                          teacher=Geometry(4, 64, 128, 4), student=Geometry(2, 32, 64, 4))
     device, run = start(config, World())
     way = Way(run, False, World(), device)
-    way.seconds(1)
+    way.seconds(4)  # some of DeepSpeed's timers start late
     step, batch = next(way.rows)
     counts = way.engine.counts(batch)
     before = Asked.times

@@ -84,7 +84,9 @@ def test_one_process_sends_nothing_and_waits_for_nobody():
 def test_the_slowest_link_that_is_used_carries_the_step(nodes, gpus, slowest):
     config = PlanConfig(nodes=nodes, gpus=gpus, latency_us=100.0)
     found = plan(config)
-    assert found.communication_ms == pytest.approx(found.traffic.sent_mb / slowest + 4 * 0.1)
+    assert found.communication_ms == pytest.approx(found.traffic.sent_mb / slowest + 6 * 0.1)
+    bf16 = plan(replace(config, precision="bf16"))  # it asks nobody whether a gradient overflowed
+    assert found.communication_ms - bf16.communication_ms == pytest.approx(0.1)
 
 
 def days_by_chance(config, found, rng):

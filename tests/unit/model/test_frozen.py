@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from fitb.errors import ConfigError
 from fitb.model.encoder import encode, logits_at
 from fitb.model.frozen import Float8Linear, PackedLinear, can_pack, pack, to_float8
 
@@ -74,6 +75,12 @@ def test_eight_bits_leave_each_answer_within_a_tenth_and_the_head_as_it_was(mode
     assert torch.equal(answers(model)[0], plain[0])  # the embeddings are not multiplied
     for ours, theirs in zip(answers(model)[1:], plain[1:], strict=True):
         assert 0 < (ours - theirs).norm() <= 0.1 * theirs.norm()
+
+
+def test_a_width_that_8_bit_products_do_not_take_is_refused(model) -> None:
+    model.config.hidden_size = 312
+    with pytest.raises(ConfigError, match="multiples of 16; this teacher has 312 and 48"):
+        to_float8(model, CPU)
 
 
 @packs

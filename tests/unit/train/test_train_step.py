@@ -213,3 +213,14 @@ def test_gradients_are_clipped_by_their_norm_before_the_loss_scale(make_engine, 
     found = [g for group in engine._engine.optimizer.averaged_gradients.values() for g in group]
     for gradient, parameter in zip(found, expected, strict=True):
         assert torch.allclose(gradient / scale, parameter.grad, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_norm_of_gradients_in_16_bits_is_taken_in_fp32(make_engine, dtype):
+    """Squares above 65,504 are infinite in fp16: each gradient was clipped to nothing."""
+    engine = make_engine(clip_norm=1.0)
+    engine._ends_steps = True
+    engine._engine.optimizer.averaged_gradients = {0: [torch.full((16,), 300.0, dtype=dtype)]}
+    assert engine.train_step(0, BATCH, COUNTS).grad_norm.item() == pytest.approx(1200)
+    (gradient,) = engine._engine.optimizer.averaged_gradients[0]
+    assert gradient.norm().item() == pytest.approx(1.0, rel=1e-2)
