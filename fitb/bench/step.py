@@ -195,13 +195,15 @@ def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
 
 
 def _parts(parts: list[dict[str, float]], step_s: list[float]) -> dict[str, Any]:
-    """Medians of each part, and what they add up to beside steps that nobody watched."""
+    """Medians of each part, and what all add up to beside the turn's steps that nobody watched."""
     names = sorted({name for one in parts for name in one})
     medians = {n: statistics.median(one.get(n, 0.0) for one in parts) for n in names}
     total = sum(medians.values())
     return {
         "parts_s": {name: round(value, 5) for name, value in medians.items()},
-        "parts_over_step": round(total / statistics.median(step_s), 4),
+        "parts_over_step": asdict(
+            Spread.of([sum(one.values()) / s for one, s in zip(parts, step_s, strict=True)], 4)
+        ),
         "data_wait_frac": round(medians.get("data_wait", 0.0) / total, 5),
     }
 
@@ -282,10 +284,10 @@ class Way:
         self.losses: list[float] = []
 
     def warm_up(self) -> None:
-        """Begin a turn: malloc's settings are the process's, and pools are cold."""
+        """Begin a turn: malloc's settings are the process's, and its heap is cold for two steps."""
         if self.device.type == "cpu":
             keep_freed_memory(self.run.speed.keep_memory)
-        self.seconds(1)
+        self.seconds(2)
 
     def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
         """Run some steps as training does, and return the time of one."""

@@ -48,10 +48,10 @@ def test_ratios_are_of_turns_that_stood_side_by_side() -> None:
 
 
 def test_parts_are_medians_and_are_held_against_steps_that_nobody_watched() -> None:
-    parts = [{"teacher": 1.0, "data_wait": 0.1}, {"teacher": 3.0}, {"teacher": 2.0}]
-    found = _parts(parts, [4.0, 4.0, 4.0])
+    parts = [{"teacher": 1.0, "data_wait": 0.2}, {"teacher": 3.0}, {"teacher": 2.0}]
+    found = _parts(parts, [1.0, 3.0, 4.0])
     assert found["parts_s"] == {"data_wait": 0.0, "teacher": 2.0}
-    assert found["parts_over_step"] == 0.5
+    assert found["parts_over_step"] == {"median": 1.0, "low": 0.5, "high": 1.2, "runs": 3}
 
 
 def test_every_switch_is_turned_alone_and_the_plain_way_has_them_all_off() -> None:
