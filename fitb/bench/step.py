@@ -64,6 +64,7 @@ class BenchConfig:
         grad_accum: micro-batches of a step.
         baseline: run the plain way too, turn by turn.
         baseline_precision: of the plain way; null takes `precision`.
+        baseline_kept: on a CPU, run the plain way with `speed.keep_memory` too, besides as it comes.
         switches: run with each switch of `speed` the other way round too, turn by turn.
         repeats: runs of each way.
         steps: of a run; null takes 2 on a CPU, 20 on a GPU.
@@ -83,6 +84,7 @@ class BenchConfig:
     grad_accum: int = 1
     baseline: bool = False
     baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
+    baseline_kept: bool = True
     switches: bool = False
     repeats: int = 3
     steps: int | None = None
@@ -141,14 +143,16 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
         peak_gb = peak_gb or peak_rss_gb(device)  # of the first, which has the process for itself
     times: dict[str, list[float]] = {name: [] for name in ways}
     parts: list[dict[str, float]] = []
+    unwatched: list[float] = []
     for _ in range(config.repeats):
         for name, way in ways.items():
             way.warm_up()  # after the others' turn
             times[name].append(way.seconds(steps))
             if name == "fitb":
                 parts.append(way.parts(steps))
+                unwatched.append(way.seconds(steps))
     row = {"bench": "step", **machine(), **_setting(config, run, world, device)}
-    row |= _figures(times, tokens) | _parts(parts, times["fitb"])
+    row |= _figures(times, tokens) | _parts(parts, unwatched)
     row |= _efficiency(ways["fitb"], world, row["tokens_per_s"]["median"])
     row["peak_memory_gb"] = peak_gb
     row["loss"] = {name: way.losses[0] for name, way in ways.items()}
@@ -194,15 +198,18 @@ def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
     return figures
 
 
-def _parts(parts: list[dict[str, float]], step_s: list[float]) -> dict[str, Any]:
-    """Medians of each part, and what all add up to beside the turn's steps that nobody watched."""
+def _parts(parts: list[dict[str, float]], unwatched: list[float]) -> dict[str, Any]:
+    """Medians of each part, and what all add up to beside the steps that nobody watched.
+
+    Those come right after: the first steps of a turn pay for memory that the plain way gave back.
+    """
     names = sorted({name for one in parts for name in one})
     medians = {n: statistics.median(one.get(n, 0.0) for one in parts) for n in names}
     total = sum(medians.values())
     return {
         "parts_s": {name: round(value, 5) for name, value in medians.items()},
         "parts_over_step": asdict(
-            Spread.of([sum(one.values()) / s for one, s in zip(parts, step_s, strict=True)], 4)
+            Spread.of([sum(one.values()) / s for one, s in zip(parts, unwatched, strict=True)], 4)
         ),
         "data_wait_frac": round(medians.get("data_wait", 0.0) / total, 5),
     }
@@ -333,7 +340,7 @@ def _ways(config: BenchConfig, run: Config, device: torch.device) -> dict[str, t
         precision = config.baseline_precision or config.precision
         plain = replace(run, precision=precision, speed=as_it_comes)
         ways["plain"] = (plain, True)
-        if device.type == "cpu":
+        if device.type == "cpu" and config.baseline_kept:
             kept = replace(as_it_comes, keep_memory=True)
             ways["plain_keep_memory"] = (replace(plain, speed=kept), True)
     for name, changes in _switches(config, device) if config.switches else ():
