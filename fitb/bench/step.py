@@ -64,7 +64,7 @@ class BenchConfig:
         grad_accum: micro-batches of a step.
         baseline: run the plain way too, turn by turn.
         baseline_precision: of the plain way; null takes `precision`.
-        baseline_kept: on a CPU, run the plain way with `speed.keep_memory` too, besides as it comes.
+        baseline_kept: on a CPU, run the plain way with `speed.keep_memory` too.
         switches: run with each switch of `speed` the other way round too, turn by turn.
         repeats: runs of each way.
         steps: of a run; null takes 2 on a CPU, 20 on a GPU.
