@@ -204,8 +204,8 @@ class SpeedConfig:
             not under ZeRO 3.
         pad: compute with head and vocabulary sizes that GPU kernels like; null does on GPUs, but
             not under ZeRO 3.
-        teacher_rows: rows of one forward pass of the teacher; null takes as many as hold 32,768
-            tokens on a GPU, micro_batch on a CPU.
+        teacher_rows: rows of one forward pass of the teacher at most, rounded to micro-batches;
+            null takes as many as hold 32,768 tokens on a GPU, micro_batch on a CPU.
         pack_teacher: on a CPU, and without `pad`, multiply the teacher's matrices through oneDNN.
         fused_optimizer: update all weights in one kernel.
         keep_memory: on a CPU, memory that was freed stays with the process.
@@ -272,6 +272,7 @@ class TrackConfig:
         project: W&B project.
         entity: W&B team or user.
         name: W&B run name; null takes the run folder's name.
+        rows: write down which rows every step read, in the folder `rows` of the run.
     """
 
     every_steps: int = 10
@@ -279,6 +280,7 @@ class TrackConfig:
     project: str = "fitb"
     entity: str | None = None
     name: str | None = None
+    rows: bool = False
 
     def __post_init__(self) -> None:
         _check_range("track.", self, "every_steps", low=1)
@@ -286,16 +288,20 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """When to save and leave before the end.
+    """When to leave before the end.
 
     Args:
         time_budget_min: minutes after which this attempt saves and asks to be started again.
+        hang_s: seconds without a step, the start and a save included, after which every rank writes
+            its stacks into the logs and the job fails; null never does.
     """
 
     time_budget_min: float | None = None
+    hang_s: float | None = 900.0
 
     def __post_init__(self) -> None:
         _check_range("stop.", self, "time_budget_min", low=0)
+        _check_range("stop.", self, "hang_s", low=1)
 
 
 @dataclass(frozen=True)
@@ -306,7 +312,7 @@ class Config:
         run_dir: the folder that is the run; if it holds one, the run goes on.
         steps: optimiser updates.
         global_batch: rows per step over all processes.
-        micro_batch: rows per forward pass and process; accumulation follows from it.
+        micro_batch: rows per forward pass and process at most; accumulation follows from it.
         precision: of the student's arithmetic and of the teacher.
         ds_config: a DeepSpeed file, or the name of one of ours (zero1 zero2 zero2_offload zero3).
         seed: of weights, order, masks and dropout.
@@ -334,18 +340,22 @@ class Config:
         _check_range("", self, "steps", "global_batch", "micro_batch", low=1)
 
     def grad_accum(self, world_size: int) -> int:
-        """Micro-batches per step and process.
+        """Micro-batches per step and process: as few as hold micro_batch rows at most.
 
-        Raises: ConfigError where global_batch is not micro_batch x world_size x an integer.
+        A step is the same rows at any number of processes; shares of processes, and micro-batches
+        of a share, differ by one row where nothing divides.
+
+        Raises: ConfigError where a micro-batch would be empty.
         """
-        per_pass = self.micro_batch * world_size
-        if self.global_batch % per_pass:
-            share, rest = divmod(self.global_batch, world_size)
-            fits = [m for m in range(1, min(share, self.micro_batch) + 1) if share % m == 0]
-            remedy = f"use micro_batch={fits[-1]}" if fits and not rest else ""
-            remedy = remedy or f"use a number of processes that divides {self.global_batch}"
-            raise ConfigError(
-                f"global_batch={self.global_batch} is not a multiple of micro_batch="
-                f"{self.micro_batch} x {world_size} processes = {per_pass}; {remedy}"
+        least, rest = divmod(self.global_batch, world_size)
+        number = math.ceil((least + (rest > 0)) / self.micro_batch)
+        if number > least:
+            remedy = (
+                "use fewer processes" if not least else f"use micro_batch={self.micro_batch + 1}"
             )
-        return self.global_batch // per_pass
+            raise ConfigError(
+                f"global_batch={self.global_batch} over {world_size} processes at micro_batch="
+                f"{self.micro_batch} leaves a process without a row; expected at least one in each"
+                f" micro-batch; {remedy}"
+            )
+        return number

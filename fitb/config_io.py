@@ -9,10 +9,11 @@ import yaml
 
 from fitb.config import Config
 
-# What may differ between two attempts of one run: how it is executed, not what it computes.
-MAY_CHANGE = ("run_dir", "micro_batch", "ds_config", "data.shards", "data.prefetch_steps",
-              "data.cache_dir", "data.cache_gb", "data.fetch_deadline_s", "speed.", "track.",
-              "checkpoint.", "stop.")  # fmt: skip
+# What may differ between two attempts of one run: how it is executed, not what it computes, but to
+# rounding.
+MAY_CHANGE = ("run_dir", "micro_batch", "precision", "ds_config", "data.shards",
+              "data.prefetch_steps", "data.cache_dir", "data.cache_gb", "data.fetch_deadline_s",
+              "speed.", "track.", "checkpoint.", "stop.")  # fmt: skip
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -33,11 +33,10 @@ def positions_of_rank(step: int, global_batch: int, world: World) -> NDArray[np.
 
     Args:
         step: 0-based.
-        global_batch: a multiple of the world size.
+        global_batch: of all ranks; their shares differ by one row where they must.
     """
-    share = global_batch // world.size
-    begin = step * global_batch + world.rank * share
-    return np.arange(begin, begin + share, dtype=np.int64)
+    begin, end = (global_batch * rank // world.size for rank in (world.rank, world.rank + 1))
+    return step * global_batch + np.arange(begin, end, dtype=np.int64)
 
 
 def bytes_ahead(shard_bytes: Sequence[int], window_shards: int) -> int:
@@ -205,7 +204,7 @@ class RowStream:
             vocabulary=self._vocabulary,
             config=self._mask,
         )
-        batch = Batch.of(masked)
+        batch = Batch.of(masked, rows)
         return batch.pinned() if self._pin else batch
 
     def iter_from(self, begin: int, end: int) -> Iterator[tuple[int, Batch]]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,7 +129,8 @@ class Engine:
         stage = filled["zero_optimization"].get("stage", 0)
         execution = Execution.of(config, world, device, length, stage)
         execution.prepare(objective, teacher, device)
-        self._teacher_rows = execution.teacher_rows
+        self._grad_accum = config.grad_accum(world.size)
+        self._asked_at_once = execution.teacher_rows // config.micro_batch
         self.weights = torch.tensor(objective.weights, dtype=torch.float64)
         optimizer = torch.optim.AdamW(
             parameter_groups(objective, config.optim.weight_decay),
@@ -209,17 +211,18 @@ class Engine:
 
         The teacher answers for many micro-batches at once, as it keeps nothing for a backward pass.
         """
-        size = self.config.micro_batch
-        for begin in range(0, len(batch.input_ids), self._teacher_rows):
-            asked = batch.part(begin, begin + self._teacher_rows)
+        num_rows = len(batch.input_ids)
+        bounds = [num_rows * i // self._grad_accum for i in range(self._grad_accum + 1)]
+        for first in range(0, self._grad_accum, self._asked_at_once):
+            ends = bounds[first : first + self._asked_at_once + 1]
+            asked = batch.part(ends[0], ends[-1])
             features = None
             if self.teacher is not None:
                 with torch.no_grad():
                     features = self.teacher(asked)
-            num_asked = len(asked.input_ids)
-            for first in range(0, num_asked, size):
-                part = features and features.part(first, first + size, num_asked)
-                yield asked.part(first, first + size), part
+            for begin, end in pairwise(end - ends[0] for end in ends):
+                part = features and features.part(begin, end, ends[-1] - ends[0])
+                yield asked.part(begin, end), part
 
     def _clip(self) -> torch.Tensor:
         """Clip this rank's part of the gradients by their global norm, and return the norm.

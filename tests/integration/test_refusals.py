@@ -35,14 +35,6 @@ def test_an_unknown_key_names_the_nearest_valid_one(quick_flags: list[str], tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_global_batch_that_the_world_does_not_divide_offers_one_that_works(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
-    line = refusal([*quick_flags, "--global_batch", "18"], tmp_path / "run")
-    assert "global_batch=18" in line and "micro_batch=3" in line
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_tokenizer_that_is_not_that_of_the_shards_is_refused(
     quick_flags: list[str], teacher: Path, tmp_path: Path
 ) -> None:

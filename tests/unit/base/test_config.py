@@ -1,6 +1,7 @@
 """One typed definition: what it accepts, what it refuses and in which words."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -241,6 +242,7 @@ def test_flatten_gives_dotted_keys():
     [
         {"run_dir": "elsewhere"},
         {"micro_batch": 1},
+        {"precision": "bf16"},
         {"ds_config": "zero1"},
         {"data": DataConfig(shards="elsewhere", prefetch_steps=0)},
         {"data": DataConfig(cache_dir="elsewhere", cache_gb=1.0, fetch_deadline_s=9.0)},
@@ -261,7 +263,6 @@ def test_how_a_run_is_executed_may_change(change):
         ({"steps": 5}, ["steps"]),
         ({"seed": 1}, ["seed"]),
         ({"global_batch": 128}, ["global_batch"]),
-        ({"precision": "bf16"}, ["precision"]),
         ({"data": DataConfig(window_shards=1)}, ["data.window_shards"]),
         ({"mask": MaskConfig(strategy="span", fraction=0.2)}, ["mask.fraction", "mask.strategy"]),
         ({"optim": OptimConfig(betas=(0.9, 0.98))}, ["optim.betas"]),
@@ -288,37 +289,44 @@ def test_a_teacher_that_appears_or_changes_its_kind_is_named():
     assert "model.teacher.hidden_size: 8 -> None" in changed
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_accumulation_times_what_runs_at_once_is_the_global_batch(world_size):
-    for micro_batch in (1, 2, 3, 5, 8):
-        config = Config(run_dir="run", global_batch=48, micro_batch=micro_batch)
-        if 48 % (micro_batch * world_size) == 0:
-            assert config.grad_accum(world_size) * micro_batch * world_size == 48
-        else:
-            with pytest.raises(ConfigError, match="global_batch=48"):
-                config.grad_accum(world_size)
+@pytest.mark.parametrize("world_size", range(1, 17))
+def test_every_micro_batch_has_a_row_and_no_more_than_it_may(world_size):
+    """Shares are cut as fitb.data.stream and the engine cut them; the same number on each rank."""
+    refused = 0
+    for global_batch, micro_batch in itertools.product(range(1, 50), range(1, 9)):
+        config = Config(run_dir="run", global_batch=global_batch, micro_batch=micro_batch)
+        least, most = global_batch // world_size, -(-global_batch // world_size)
+        try:
+            number = config.grad_accum(world_size)
+        except ConfigError as error:
+            assert least == 0 or micro_batch == 1 < most
+            assert f"global_batch={global_batch} over {world_size} processes" in str(error)
+            refused += 1
+            continue
+        for share in {least, most}:
+            sizes = [share * (i + 1) // number - share * i // number for i in range(number)]
+            assert sum(sizes) == share and min(sizes) >= 1 and max(sizes) <= micro_batch
+        assert number == -(-most // micro_batch)
+    assert refused > 0 or world_size == 1
 
 
 @pytest.mark.parametrize("global_batch", [6, 7, 48, 100, 256])
-def test_the_micro_batch_that_an_error_offers_works_and_none_nearer_below_does(global_batch):
-    offered = 0
-    for world_size in range(1, 9):
-        for micro_batch in range(1, 2 * global_batch, 7):
-            config = Config(run_dir="run", global_batch=global_batch, micro_batch=micro_batch)
-            try:
-                config.grad_accum(world_size)
-                continue
-            except ConfigError as error:
-                found = re.search(r"use micro_batch=(\d+)", str(error))
-            if found is None:
-                assert global_batch % world_size
-                continue
-            offered += 1
-            better = int(found[1])
-            assert better < micro_batch
-            dataclasses.replace(config, micro_batch=better).grad_accum(world_size)
-            assert all(global_batch % (m * world_size) for m in range(better + 1, micro_batch))
-    assert offered
+def test_what_the_error_about_an_empty_micro_batch_offers_works(global_batch):
+    offered = set()
+    for world_size in range(1, 2 * global_batch, 3):
+        config = Config(run_dir="run", global_batch=global_batch, micro_batch=1)
+        try:
+            config.grad_accum(world_size)
+        except ConfigError as error:
+            if "use fewer processes" in str(error):
+                assert world_size > global_batch
+                offered.add("processes")
+            else:
+                better = int(re.search(r"use micro_batch=(\d+)", str(error))[1])
+                assert better == 2
+                dataclasses.replace(config, micro_batch=better).grad_accum(world_size)
+                offered.add("micro_batch")
+    assert offered == {"processes", "micro_batch"}
 
 
 SILENT = (

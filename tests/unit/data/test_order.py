@@ -129,11 +129,11 @@ def test_batches_across_the_end_of_an_epoch_drop_and_repeat_nothing(global_batch
         assert np.array_equal(np.sort(rows[epochs == epoch]), np.arange(num_rows))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 48])
 def test_the_shares_of_ranks_in_turn_are_the_global_batch(size):
     for step in (0, 1, 17, 10**9):
         shares = [positions_of_rank(step, 48, World(rank, size)) for rank in range(size)]
-        assert {len(share) for share in shares} == {48 // size}
+        assert {len(share) for share in shares} <= {48 // size, -(-48 // size)}
         assert np.array_equal(np.concatenate(shares), np.arange(step * 48, (step + 1) * 48))
 
 

@@ -121,9 +121,9 @@ def test_a_name_that_is_not_there_names_the_nearest(make_config):
         deepspeed_config(make_config(ds_config="zer03"), World())
 
 
-def test_sizes_that_do_not_divide_are_refused_before_deepspeed_sees_them(make_config):
-    with pytest.raises(ConfigError, match="global_batch=48"):
-        deepspeed_config(make_config(global_batch=48, micro_batch=4), World(0, 5))
+def test_a_process_without_a_row_is_refused_before_deepspeed_sees_it(make_config):
+    with pytest.raises(ConfigError, match="global_batch=4 over 5 processes"):
+        deepspeed_config(make_config(global_batch=4, micro_batch=4), World(0, 5))
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():

@@ -75,7 +75,8 @@ def make_engine(make_config):
         engine = Engine.__new__(Engine)
         engine.config = make_config(steps=20, micro_batch=1, optim=optim, seed=7)
         engine.world, engine.device = World(rank, size), torch.device("cpu")
-        engine.teacher, engine._teacher_rows, engine._ends_steps = None, 1, False
+        engine.teacher, engine._ends_steps = None, False
+        engine._grad_accum, engine._asked_at_once = 2, 1
         engine._trained = []
         engine.objective = SimpleNamespace(weights=WEIGHTS)
         engine.weights = torch.tensor(WEIGHTS, dtype=torch.float64)
@@ -107,6 +108,7 @@ def test_each_micro_batch_gives_its_part_of_the_weighted_means_times_ranks(make_
 
 def test_a_term_without_any_count_adds_nothing(make_engine):
     engine = make_engine()
+    engine._grad_accum = 1
     counts = COUNTS.clone()
     counts[1] = 0
     engine.train_step(0, Rows([[1.0, 0.0, 0.0]]), counts)
@@ -177,19 +179,22 @@ def test_a_skipped_step_is_no_step_that_is_not_finite(make_engine):
     engine.check_finite(1)
 
 
-@pytest.mark.parametrize("teacher_rows", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("at_once", "grad_accum", "expected"),
+    [(1, 6, [1] * 6), (2, 6, [2] * 3), (6, 6, [6]), (2, 4, [3, 3]), (1, 4, [1, 2, 1, 2])],
+)
 def test_the_teacher_answers_for_many_rows_and_each_micro_batch_gets_its_own(
-    make_engine, teacher_rows
+    make_engine, at_once, grad_accum, expected
 ):
     engine = make_engine()
     asked = []
     engine.teacher = lambda batch: asked.append(len(batch.rows)) or Rows(10 * batch.rows)
-    engine._teacher_rows = teacher_rows
+    engine._asked_at_once, engine._grad_accum = at_once, grad_accum
     rows = torch.arange(18.0).reshape(6, 3)
     engine.train_step(0, Rows(rows), COUNTS)
-    assert asked == [teacher_rows] * (6 // teacher_rows)
+    assert asked == expected
     assert torch.equal(torch.cat(engine._engine.answers), 10 * rows)
-    assert engine._engine.steps == 6
+    assert engine._engine.steps == grad_accum
 
 
 @pytest.mark.parametrize(("clip_norm", "scale"), [(1.0, 1.0), (1.0, 8.0), (100.0, 1.0), (0.0, 4.0)])
