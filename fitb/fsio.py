@@ -11,7 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fitb.errors import DataError, SystemFault
 
@@ -76,13 +76,21 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `path` that takes its place when the block ends well."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+def folder_written_whole(path: Path, room: Path | None = None) -> Iterator[Path]:
+    """Yield a scratch folder that takes the place of `path` when the block ends well.
+
+    Args:
+        path: the folder to make or replace.
+        room: where the scratch folders are, which must exist; None is beside `path`.
+    """
+    if room is None:
+        room = path.parent
+        room.mkdir(parents=True, exist_ok=True)
+    scratch = room / f".{path.name}.{os.getpid()}.part"
+    old = room / f".{path.name}.{os.getpid()}.old"
     for leftover in (scratch, old):  # of a killed process that had this one's number
         shutil.rmtree(leftover, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    scratch.mkdir()
     with naming_full_disk(path):
         try:
             yield scratch
@@ -107,11 +115,26 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in one write that survives a power cut."""
-    with naming_full_disk(path), open(path, "ab") as file:
-        file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one JSON object as a line, in one write that survives a power cut.
+
+    Raises: SystemFault where the disk or quota is full; the file is as it was.
+    """
+    with open(path, "ab", buffering=0) as file:
+        append_to(file, record)
+
+
+def append_to(file: IO[bytes], record: dict[str, Any]) -> None:
+    """Do what `append_line` does to a file that is open without a buffer."""
+    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    with naming_full_disk(Path(file.name)):
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), end)  # or the next line would go on after half a line
+            raise
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fitb.data.masking import IGNORE_INDEX, Masked
 
@@ -18,6 +20,8 @@ class Batch:
     Args:
         padded: whether a row may end in padding; known before the rows leave the host, so that no
             device is asked.
+        rows: (n,) int64, numbers in the split of what was read, for the record; parts and copies of
+            a batch keep those of the whole.
     """
 
     input_ids: torch.Tensor
@@ -26,12 +30,13 @@ class Batch:
     labels: torch.Tensor
     slot_words: torch.Tensor
     padded: bool = True
+    rows: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, masked: Masked) -> Batch:
+    def of(cls, masked: Masked, rows: NDArray[np.int64] | None = None) -> Batch:
         """Share the memory of masked rows."""
         tensors = {f.name: torch.from_numpy(getattr(masked, f.name)) for f in fields(masked)}
-        return cls(**tensors, padded=not masked.attention_mask.all())
+        return cls(**tensors, padded=not masked.attention_mask.all(), rows=rows)
 
     def to(self, device: torch.device) -> Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -56,6 +61,6 @@ class Batch:
         )
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        names = (field.name for field in fields(self) if field.name != "padded")
+        names = (field.name for field in fields(self) if field.name not in ("padded", "rows"))
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **changed)

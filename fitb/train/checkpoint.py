@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there, and a load that trusts nothing it has not hashed.
 
-Commit protocol: all ranks write their share into step-N.tmp; they exchange what they wrote; rank 0
-reads it back, writes manifest.json, renames the folder, replaces `latest`, prunes. A kill at any
-point leaves the earlier checkpoint the newest one. On load rank 0 alone chooses.
+Commit protocol: all ranks write their share into the licence of their attempt (attempt.py); they
+exchange what they wrote; rank 0 reads it back, writes manifest.json, renames the folder out of the
+licence, replaces `latest`, prunes. A kill at any point leaves the earlier checkpoint the newest
+one, and an attempt whose licence is gone cannot rename. On load rank 0 alone chooses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ import torch.distributed as dist
 
 from fitb import fsio
 from fitb.errors import CheckpointError, FitbError, SystemFault
+from fitb.train.attempt import Replaced
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -39,27 +42,31 @@ def save(
     tensors: Iterable[tuple[str, torch.Tensor]],
     manifest: dict[str, Any],
     *,
+    licence: Path,
     world: World,
     keep_last: int,
     keep_step: int | None = None,
-) -> Path:
+) -> tuple[Path, dict[str, float]]:
     """Commit a checkpoint; all ranks call this at the same step.
 
     Args:
         root: the checkpoints folder of the run.
         tensors: names and whole tensors, in the same order on every rank; collective.
         manifest: what else to remember; must hold `step`.
+        licence: folder of this attempt, on the same filesystem; without it nothing is committed.
         keep_last: newest checkpoints to keep.
         keep_step: one more to keep, the best.
-    Returns: the committed folder.
-    Raises: SystemFault on every rank where any rank could not write; what was saved before stays.
+    Returns: the committed folder; seconds that its parts took, on this rank.
+    Raises:
+        SystemFault: on every rank where any rank could not write; what was saved before stays.
+        Replaced: the licence is gone.
     """
     final = root / f"step-{manifest['step']:07d}"
-    scratch = root / f"{final.name}.tmp"
+    scratch = licence / final.name
 
     def prepare() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        scratch.mkdir()
 
     def write_share() -> tuple[str, str, int]:
         mine = {name: t for i, (name, t) in enumerate(tensors) if i // 3 % world.size == world.rank}
@@ -71,27 +78,25 @@ def save(
             os.fsync(file.fileno())
         return path.name, hashlib.sha256(data).hexdigest(), len(data)
 
-    def commit(written: list[tuple[str, str, int]]) -> None:
-        files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
-        _read_back(scratch, files)
-        whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
-        fsio.write_json(scratch / MANIFEST, {**whole, "sha256": fsio.sha256_json(whole)})
-        fsio.fsync_dir(scratch)
-        shutil.rmtree(final, ignore_errors=True)  # an older attempt's save of the same step
-        scratch.rename(final)
-        fsio.fsync_dir(root)
-        fsio.write_atomic(root / "latest", final.name + "\n")
-        _prune(root, keep_last, keep_step)
-
+    began = time.monotonic()
     try:
         on_main(prepare, world)
         written = on_all(write_share, world)
-        on_main(lambda: commit(written), world)
-    except FitbError:
+        wrote = time.monotonic()
+        files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
+        whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
+        on_main(lambda: _commit(scratch, final, whole), world)
+        on_main(lambda: _prune(root, keep_last, keep_step, licence), world)
+    except FitbError as error:
+        if not licence.exists():
+            raise Replaced(
+                f"{final} is not saved: another attempt has taken this run over; its events.jsonl"
+                " says which"
+            ) from error
         if world.is_main:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return final
+    return final, {"write": wrote - began, "commit": time.monotonic() - wrote}
 
 
 def choose(root: Path, world: World) -> Path | None:
@@ -191,12 +196,33 @@ def _committed(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _prune(root: Path, keep_last: int, keep_step: int | None) -> None:
-    for path in root.glob("step-*.tmp"):  # of attempts that were killed while saving
-        shutil.rmtree(path)
-    for path in _committed(root)[:-keep_last]:
-        if int(path.name[5:]) != keep_step:
-            shutil.rmtree(path)
+def _commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Make what all ranks wrote the newest checkpoint."""
+    root, licence = final.parent, scratch.parent
+    _read_back(scratch, manifest["files"])
+    fsio.write_json(scratch / MANIFEST, {**manifest, "sha256": fsio.sha256_json(manifest)})
+    fsio.fsync_dir(scratch)
+    if final.exists():  # an older attempt's save of the same step
+        _discard(final, licence)
+    scratch.rename(final)
+    fsio.fsync_dir(root)
+    fsio.write_atomic(licence / "latest", final.name + "\n")
+    (licence / "latest").replace(root / "latest")
+    fsio.fsync_dir(root)
+
+
+def _prune(root: Path, keep_last: int, keep_step: int | None, licence: Path) -> None:
+    """Delete what is neither among the newest nor the best, and leftovers of an earlier fitb."""
+    older = [p for p in _committed(root)[:-keep_last] if int(p.name[5:]) != keep_step]
+    for path in [*root.glob("step-*.tmp"), *older]:
+        _discard(path, licence)
+
+
+def _discard(path: Path, licence: Path) -> None:
+    """Delete a folder whole or not at all, and only as the owner of the run."""
+    aside = licence / f"{path.name}.discarded"
+    path.rename(aside)
+    shutil.rmtree(aside)
 
 
 def on_main(action: Callable[[], T], world: World) -> T:

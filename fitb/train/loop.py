@@ -18,7 +18,9 @@ from fitb.train.milestones import due, evaluate, out_of_patience, save
 from fitb.train.rundir import RunDir, open_run
 from fitb.train.setup import Parts, build
 from fitb.train.stop import StopFlag
+from fitb.train.trace import RowTrace
 from fitb.train.track import Tracker
+from fitb.train.watch import Watch, arm, disarm
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
@@ -29,34 +31,43 @@ def train(config: Config) -> int:
     """Begin a run or go on with it; return its exit code, the same on every rank."""
     world = World.from_env(os.environ)
     log.setup(world.rank)
-    stop = StopFlag(config.stop.time_budget_min)
-    stop.install()
-    run = tracker = None
+    arm(config.stop.hang_s)
+    stop = StopFlag(config.stop.time_budget_min).install()
+    run = watch = tracker = step = None
     try:
         device = start_distributed(config, world)
         run = open_run(config, world)
+        watch = Watch(run, world, config.stop.hang_s)
         parts = build(config, run, world, device)
         tracker = Tracker(run, config, world)
-        reason = _train(parts, config, run, tracker, stop)
+        reason = _train(parts, config, run, tracker, watch, stop)
         code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
+        step = parts.progress.step
+        logger.info("stopped at step %d: %s, exit code %d", step, reason, code)
     except FitbError as error:
-        code = CRASH if error.restart_helps else STOP
+        code, reason = CRASH if error.restart_helps else STOP, str(error)
         logger.error("%s", error)
-        if run:
-            run.event("stop", reason=str(error), exit_code=code)
-        if tracker:
-            tracker.finish(code)
-        return code
-    run.event("stop", reason=reason, exit_code=code, step=parts.progress.step)
-    logger.info("stopped at step %d: %s, exit code %d", parts.progress.step, reason, code)
-    tracker.finish(code)
-    leave_distributed()
+    finally:
+        disarm()
+    if run:
+        run.event("stop", reason=reason, exit_code=code, step=step)
+    if watch:
+        watch.leave(code)
+    if tracker:
+        tracker.finish(code)
+    if run:
+        run.leave()
+    if code in (FINISHED, RESUME):
+        leave_distributed()
     return code
 
 
-def _train(parts: Parts, config: Config, run: RunDir, tracker: Tracker, stop: StopFlag) -> str:
+def _train(
+    parts: Parts, config: Config, run: RunDir, tracker: Tracker, watch: Watch, stop: StopFlag
+) -> str:
     """Train until there is a reason to stop, save, and return the reason."""
     engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
+    trace = RowTrace(run, config, engine.world)
     saved_step = progress.step
     if out_of_patience(progress, config):  # it stopped early, and is started again
         return "early stopping"
@@ -69,6 +80,8 @@ def _train(parts: Parts, config: Config, run: RunDir, tracker: Tracker, stop: St
         assert batch is not None  # only where the ranks stop
         result = engine.train_step(step, batch, counts)
         progress.step = step + 1
+        trace.read(progress.step, batch)
+        watch.moved(progress.step)
         metrics = meter.read(progress.step, result)
         if metrics:
             metrics |= embedding_norms(parts)

@@ -75,7 +75,8 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    with fsio.folder_written_whole(run.export) as folder:
+    run.check_owned()
+    with fsio.folder_written_whole(run.export, room=run.licence) as folder:
         copy.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(_model_card(parts, run, config, metrics))
@@ -120,15 +121,17 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
         "wandb_id": wandb_id,
         "versions": describe_code()["packages"],
     }
-    folder = checkpoint.save(
+    folder, seconds = checkpoint.save(
         run.checkpoints,
         parts.engine.state.full_tensors(),
         manifest,
+        licence=run.licence,
         world=parts.engine.world,
         keep_last=config.checkpoint.keep_last,
         keep_step=progress.best_step,
     )
-    run.event("save", step=progress.step, checkpoint=folder.name)
+    rounded = {part: round(value, 3) for part, value in seconds.items()}
+    run.event("save", step=progress.step, checkpoint=folder.name, seconds=rounded)
     if not config.eval.every_steps and progress.step == config.steps:
         export(parts, run, config, {})
     return progress.step

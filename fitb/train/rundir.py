@@ -6,19 +6,23 @@ import datetime
 import functools
 import importlib.metadata
 import logging
+import os
 import platform
 import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 import fitb
 from fitb import fsio
 from fitb.config import Config
 from fitb.config_io import changed_keys, to_yaml
-from fitb.errors import ConfigError
+from fitb.errors import ConfigError, SystemFault
+from fitb.train import attempt
+from fitb.train.attempt import Replaced
 from fitb.train.checkpoint import on_all, on_main
 from fitb.world import World
 
@@ -39,15 +43,41 @@ class RunDir:
         self.path, self.attempt, self._world = path, attempt, world
         self.name = path.resolve().name
         self.checkpoints = path / "checkpoints"
+        self.licence = self.checkpoints / f".{attempt:04d}"
+        self.heartbeats = path / "attempts" / f"{attempt:04d}"
         self.export = path / "export"
+        self.logs = path / "logs"
         self.metrics = path / "metrics.jsonl"
 
     def event(self, name: str, **details: Any) -> None:
-        """Append to events.jsonl, on rank 0."""
-        if self._world.is_main:
-            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-            record = {"time": now, "event": name, "attempt": self.attempt, **details}
+        """Append to events.jsonl, on rank 0; where that cannot be, only the log knows.
+
+        `age_s` is how long this process has existed.
+        """
+        if not self._world.is_main:
+            return
+        now = datetime.datetime.now(datetime.timezone.utc)
+        age_s = round(now.timestamp() - psutil.Process().create_time(), 2)
+        about = {"attempt": self.attempt, "age_s": age_s, **details}
+        record = {"time": now.isoformat(timespec="milliseconds"), "event": name, **about}
+        try:
+            self.check_owned()
             fsio.append_line(self.path / "events.jsonl", record)
+        except (Replaced, OSError, SystemFault) as error:
+            logger.warning("not in events.jsonl: %s (%s)", record, error)
+
+    def check_owned(self) -> None:
+        """Raise Replaced if another attempt has taken the run over."""
+        if not self.licence.exists():
+            raise Replaced(
+                f"attempt {self.attempt} of {self.path} has been replaced by a later one, which"
+                " goes on; this one stops"
+            )
+
+    def leave(self) -> None:
+        """Give the run back; rank 0, as the last thing."""
+        if self._world.is_main:
+            attempt.leave(self.path, self.attempt)
 
 
 def open_run(config: Config, world: World) -> RunDir:
@@ -56,7 +86,9 @@ def open_run(config: Config, world: World) -> RunDir:
     Until a first step was logged or saved the configuration may still change: what was refused
     can be mended and started again.
 
-    Raises: ConfigError with every key that differs from the run's own config.yaml and may not.
+    Raises:
+        ConfigError: with every key that differs from the run's own config.yaml and may not.
+        RunTaken: another job is writing this run.
     """
     path = Path(config.run_dir)
 
@@ -65,7 +97,7 @@ def open_run(config: Config, world: World) -> RunDir:
         for folder in ("checkpoints", "logs"):
             (path / folder).mkdir(exist_ok=True)
         saved = path / "config.yaml"
-        begun = (path / "metrics.jsonl").exists() or any((path / "checkpoints").iterdir())
+        begun = (path / "metrics.jsonl").exists() or any((path / "checkpoints").glob("step-*"))
         if begun and saved.exists():
             changed = changed_keys(_read_config(saved), config)
             if changed:
@@ -73,15 +105,23 @@ def open_run(config: Config, world: World) -> RunDir:
                     f"{path} was begun under another configuration: {'; '.join(changed)}."
                     " Give the old values back, or choose another --run_dir"
                 )
-        else:
-            fsio.write_atomic(saved, to_yaml(config))
         events = path / "events.jsonl"
+        earlier = [e for e in fsio.read_lines(events) if e["event"] == "attempt"]
+        number = attempt.take(path, os.environ, first=1 + len(earlier))
         fsio.mend_tail(events)
-        return 1 + len([e for e in fsio.read_lines(events) if e["event"] == "attempt"])
+        if not (begun and saved.exists()):
+            fsio.write_atomic(saved, to_yaml(config))
+        return number
 
     run = RunDir(path, on_main(enter, world), world)
     hosts = on_all(socket.gethostname, world)
-    run.event("attempt", world_size=world.size, hosts=sorted(set(hosts)))
+    run.event(
+        "attempt",
+        world_size=world.size,
+        hosts=sorted(set(hosts)),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )
     if world.is_main:
         _add_provenance(path / "provenance.json", run.attempt, hosts, config)
     return run

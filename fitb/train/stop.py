@@ -39,11 +39,12 @@ class StopFlag:
         self._failure: FitbError | None = None
         self._failed_elsewhere: str | None = None
 
-    def install(self) -> None:
+    def install(self) -> StopFlag:
         """Catch the signals of schedulers, in this process and not in forked children."""
         for number in SIGNALS:
             signal.signal(number, self._note)
         os.register_at_fork(after_in_child=_restore)
+        return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._noted[_REASONS.index(signal.Signals(number).name)] = 1

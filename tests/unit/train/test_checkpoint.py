@@ -27,14 +27,18 @@ def tensors(step, size=4):
 
 
 def commit(root, step, keep_last=10, keep_step=None, **details):
-    return save(
+    licence = root / ".0001"
+    licence.mkdir(exist_ok=True)
+    folder, _ = save(
         root,
         tensors(step),
         {"step": step, "rows_consumed": 8 * step, **details},
+        licence=licence,
         world=ALONE,
         keep_last=keep_last,
         keep_step=keep_step,
     )
+    return folder
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def state_of(folder):
 
 
 def names(root):
-    return sorted(os.listdir(root))
+    """What lies there, licences of attempts apart."""
+    return sorted(name for name in os.listdir(root) if not re.fullmatch(r"\.\d{4}", name))
 
 
 def test_what_was_saved_comes_back_to_the_bit(root):
@@ -246,8 +251,13 @@ def test_a_disk_that_is_really_full_leaves_the_earlier_checkpoint(tmp_path):
         commit(folder, 1)
         with pytest.raises(SystemFault, match="no space left"):
             save(
-                folder, tensors(2, size=20_000), {"step": 2}, world=ALONE, keep_last=2
-            )  # fmt: skip
+                folder,
+                tensors(2, size=20_000),
+                {"step": 2},
+                licence=folder / ".0001",
+                world=ALONE,
+                keep_last=2,
+            )
         assert names(folder) == ["latest", "step-0000001"]
         assert choose(folder, ALONE) == folder / "step-0000001"
     finally:
@@ -334,13 +344,14 @@ def test_the_shares_of_ranks_hold_every_tensor_once(tmp_path, monkeypatch, size)
     monkeypatch.setattr(
         checkpoint, "on_main", lambda action, world: action() if world.rank == size - 1 else None
     )
-    scratch = tmp_path / "step-0000001.tmp"
+    licence = tmp_path / ".0001"
     mkdir = Path.mkdir
-    scratch.mkdir()
+    (licence / "step-0000001").mkdir(parents=True)
     monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: None)
     monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
     for rank in range(size):
-        save(tmp_path, tensors(1), {"step": 1}, world=World(rank, size), keep_last=2)
+        world = World(rank, size)
+        save(tmp_path, tensors(1), {"step": 1}, licence=licence, world=world, keep_last=2)
     monkeypatch.setattr(Path, "mkdir", mkdir)
     folder = tmp_path / "step-0000001"
     manifest = verify(folder)

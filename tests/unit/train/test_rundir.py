@@ -113,7 +113,9 @@ def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
 
 
 def test_events_have_a_time_an_attempt_and_details(tmp_path):
-    RunDir(tmp_path, 4, ALONE).event("save", step=3)
+    run = RunDir(tmp_path, 4, ALONE)
+    run.licence.mkdir(parents=True)
+    run.event("save", step=3)
     (event,) = fsio.read_lines(tmp_path / "events.jsonl")
     assert event["event"] == "save"
     assert event["attempt"] == 4
