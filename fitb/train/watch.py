@@ -32,7 +32,7 @@ LAST_WORDS_S = 3.0  # for this rank's own error, which says more than that anoth
 _CONNECT_S = 60.0
 _TOKEN_BYTES = 16
 _STDERR = 2
-_PING = b"\xff"  # any other byte is the exit code of a rank that leaves
+_PING, _HANG = 255, 254  # any other byte is the exit code of a rank that leaves
 
 
 class Watch:
@@ -80,10 +80,11 @@ class Watch:
             if now - beaten_s > attempt.HEARTBEAT_S:
                 beaten_s = now
                 attempt.beat(self._run.heartbeats, self._world.rank, self._step)
-                arm(self._deadline_s)
+                if self._deadline_s is not None:
+                    arm(self._deadline_s + 2 * attempt.HEARTBEAT_S)
             if now - pinged_s > PING_S:
                 pinged_s = now
-                self._send(_PING)
+                self._tell(_PING)
             self._listen(0.25)
             self._judge(now)
 
@@ -97,11 +98,13 @@ class Watch:
                 heard = peer.recv(4096)
             except OSError:
                 heard = b""
-            code = next((byte for byte in heard if byte != _PING[0]), None)
+            code = next((byte for byte in heard if byte != _PING), None)
             self._heard_s[peer] = time.monotonic()
             if code in (FINISHED, RESUME):
                 self._listened.unregister(peer)
                 del self._heard_s[peer]
+            elif code == _HANG:
+                self._end(CRASH, "hang", self._peers[peer], "made no step within the deadline")
             elif code is not None:
                 self._end(code, "lost_rank", self._peers[peer], f"left with exit code {code}")
             elif not heard:
@@ -121,23 +124,20 @@ class Watch:
         """End this process, after its stacks are in the logs and the others know."""
         if self._left.is_set():
             return
-        self._tell(code)
+        self._tell(_HANG if event == "hang" else code)
         name = f"stacks-{self._run.attempt:04d}-rank-{self._world.rank:05d}.txt"
         dump(self._run.logs / name)
-        if self._left.wait(0 if event == "hang" else LAST_WORDS_S):
+        if self._left.wait(LAST_WORDS_S):
             return
         logger.error("rank %d %s after step %d: ending this one", rank, said, self._step)
         self._run.event(event, rank=rank, step=self._step, reason=f"rank {rank} {said}")
         sys.stderr.flush()
         os._exit(code)
 
-    def _tell(self, code: int) -> None:
-        self._send(bytes([min(code, _PING[0] - 1)]))
-
-    def _send(self, message: bytes) -> None:
+    def _tell(self, word: int) -> None:
         for peer in self._peers:
             try:
-                peer.send(message)
+                peer.send(bytes([word]))
             except OSError:
                 continue  # it is gone, as listening will tell
 

@@ -10,6 +10,8 @@ import job
 import pytest
 import torch
 
+from fitb.train.trace import rows_of_steps
+
 
 @pytest.fixture(scope="module")
 def straight(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,27 +71,62 @@ def test_bf16_resumes_bitwise(quick_flags: list[str], tmp_path: Path) -> None:
     assert job.differing(tmp_path / "whole", resumed) == []
 
 
-def test_neither_accumulation_nor_world_size_changes_the_loss(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
-    flags = [*quick_flags, "--model.dropout", "0", "--steps", "8", "--checkpoint.every_steps", "0"]
-    runs = [("one", 1, "16"), ("accumulated", 1, "2"), ("four", 4, "4")]
-    for name, size, micro_batch in runs:
-        assert job.run([*flags, "--micro_batch", micro_batch], tmp_path / name, size) == 0
-    reference = job.metrics(tmp_path / "one")
-    for name, _, _ in runs[1:]:
-        for ours, theirs in zip(reference, job.metrics(tmp_path / name), strict=True):
-            for key, value in ours.items():
-                if not key.startswith(("perf/", "val/top", "val/span")):
-                    assert theirs[key] == pytest.approx(value, rel=1e-5, abs=1e-7), (name, key)
+@pytest.fixture(scope="module")
+def alone(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process that takes each global batch whole, without dropout."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    flags = [*quick_flags, "--model.dropout", "0", "--micro_batch", "16", "--track.rows=true"]
+    assert job.run(flags, folder, 1) == 0
+    return folder
 
 
-def test_a_time_budget_saves_and_asks_to_be_started_again(
+def agree(reference: Path, run: Path, rel: float) -> None:
+    """Every metric of every step, speed and the places of ties apart."""
+    for ours, theirs in zip(job.metrics(reference), job.metrics(run), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            if not key.startswith(("perf/", "val/top", "val/span")):
+                assert theirs[key] == pytest.approx(value, rel=rel, abs=1e-7), key
+
+
+def test_accumulation_does_not_change_the_loss(
+    alone: Path, quick_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [*quick_flags, "--model.dropout", "0", "--micro_batch", "3"]  # which divides nothing
+    assert job.run(flags, tmp_path / "accumulated", 1) == 0
+    agree(alone, tmp_path / "accumulated", rel=1e-5)
+
+
+def test_a_run_that_goes_on_at_other_sizes_and_zero_stages_reads_and_learns_the_same(
+    alone: Path, quick_flags: list[str], tmp_path: Path
+) -> None:
+    """2 ranks, 1, 4, then 3, whose shares of 16 rows are not equal; micro-batches of 4 at most."""
+    run = tmp_path / "run"
+    flags = [*quick_flags, "--model.dropout", "0", "--track.rows=true"]
+    for size, stage, until in ((2, "zero1", 4), (1, "zero2", 10), (4, "zero3", 15)):
+        part = [*flags, "--ds_config", stage]
+        code = job.run_and_signal(part, run, signal.SIGUSR1, at_step=until, rank=0, size=size)
+        assert code == 85
+    assert job.run([*flags, "--ds_config", "zero2"], run, 3) == 0
+    assert [event["world_size"] for event in job.events(run, "attempt")] == [2, 1, 4, 3]
+    stops = [event["step"] for event in job.events(run, "stop")]
+    assert [event["step"] for event in job.events(run, "resume")] == stops[:3] == sorted(stops)[:3]
+    assert stops[3] == 24
+    rows = rows_of_steps(run)
+    assert rows == rows_of_steps(alone)
+    assert sorted(rows) == list(range(1, 25)) and {len(read) for read in rows.values()} == {16}
+    agree(alone, run, rel=1e-4)
+
+
+def test_a_time_budget_asks_to_be_started_again_and_another_precision_goes_on(
     quick_flags: list[str], tmp_path: Path
 ) -> None:
-    flags = [*quick_flags, "--stop.time_budget_min", "0.0", "--checkpoint.every_steps", "1"]
-    assert job.run(flags, tmp_path / "run", 1) == 85
-    assert job.events(tmp_path / "run", "stop")[-1]["reason"] == "time budget"
+    run = tmp_path / "run"
+    flags = [*quick_flags, "--checkpoint.every_steps", "1", "--steps", "12"]
+    assert job.run([*flags, "--stop.time_budget_min", "0.0"], run, 1) == 85
+    assert job.events(run, "stop")[-1]["reason"] == "time budget"
+    assert job.run([*flags, "--precision", "bf16"], run, 1) == 0
+    assert job.steps(run) == list(range(1, 13))
 
 
 def test_early_stopping_finishes_and_keeps_the_best_student(

@@ -1,0 +1,178 @@
+"""Two ranks save a checkpoint, and one is killed after the n-th action of the commit protocol.
+
+    python kill_points.py FOLDER
+
+For every action of either rank, and with either rank as the victim: two processes save step 1, then
+step 2, and the kill comes in the middle of step 2. Two others then enter the run. One JSON line a
+case: actor, victim, action, and what both ranks of the next attempt chose.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fitb.cluster.local import free_port
+from fitb.errors import FitbError
+from fitb.train import attempt, checkpoint
+from fitb.train.rundir import RunDir
+from fitb.world import World
+
+ACTIONS = [
+    *((os, name) for name in ("mkdir", "rename", "replace", "fsync", "open", "rmdir", "unlink")),
+    (builtins, "open"),
+    (dist, "broadcast_object_list"),
+    (dist, "all_gather_object"),
+]
+
+
+def tensors(step: int) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in ("weight", "bias"):
+        for kind in ("param", "exp_avg", "exp_avg_sq"):
+            yield f"{kind}/{name}", torch.full((8,), float(step))
+
+
+def save(run: RunDir, step: int, world: World) -> None:
+    checkpoint.save(
+        run.checkpoints,
+        tensors(step),
+        {"step": step},
+        licence=run.licence,
+        world=world,
+        keep_last=2,
+    )
+
+
+@contextlib.contextmanager
+def after_each(action: Callable[[str], None]) -> Iterator[None]:
+    """Call `action` with the name of every action, when it was done."""
+    real = [(owner, name, getattr(owner, name)) for owner, name in ACTIONS]
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            action(name)
+            return result
+
+        return call
+
+    try:
+        for owner, name, function in real:
+            setattr(owner, name, wrapped(name, function))
+        yield
+    finally:
+        for owner, name, function in real:
+            setattr(owner, name, function)
+
+
+def enter(rank: int, port: int) -> World:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=10))
+    return World(rank, 2)
+
+
+def rank_of_a_case(
+    rank: int, port: int, folder: Path, actor: int, victim: int, n: int, pids: int
+) -> None:
+    """One rank: save three times, the last with the kill; what it did is left in a file."""
+    world, seen = enter(rank, port), 0
+    number = checkpoint.on_main(lambda: attempt.take(folder, {}), world)
+    run = RunDir(folder, number, world)
+    for step in (0, 1):
+        save(run, step, world)
+    numbers = checkpoint.on_all(os.getpid, world)
+
+    def acted(name: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == n:
+            os.write(pids, f"{name}\n".encode())
+            os.kill(numbers[victim], signal.SIGKILL)
+            time.sleep(0.02 if rank != victim else 10)
+
+    with after_each(acted if rank == actor else lambda name: None):
+        save(run, 2, world)
+    os._exit(0)
+
+
+def choices(port: int, rank: int, asked: int, answers: int) -> None:
+    """A rank of every next attempt: for each folder asked about, tell what it enters."""
+    world = enter(rank, port)
+    with os.fdopen(asked) as lines:
+        for line in lines:
+            folder = Path(line.strip())
+            try:
+                checkpoint.on_main(lambda at=folder: attempt.take(at, {}), world)
+                found = checkpoint.choose(folder / "checkpoints", world)
+                manifest = checkpoint.verify(found) if found else {}
+                loaded = checkpoint.load_tensors(found, manifest) if found else {}
+                values = {float(tensor.unique()) for tensor in loaded.values()}
+                answer = f"{manifest.get('step')} {sorted(values)} {len(loaded)}"
+            except FitbError as error:
+                answer = repr(error)
+            os.write(answers, f"{answer}\n".encode())
+    os._exit(0)
+
+
+def fork(function: Callable[..., None], *args: Any) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        function(*args)
+    except BaseException as error:
+        if os.environ.get("FITB_SHOW"):
+            print(repr(error), file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    port = free_port()
+    asking = [os.pipe() for _ in range(2)]
+    telling = [os.pipe() for _ in range(2)]
+    askers = [fork(choices, port, rank, asking[rank][0], telling[rank][1]) for rank in range(2)]
+    told = [os.fdopen(read) for read, _ in telling]
+    for actor, victim in ((0, 0), (0, 1), (1, 1)):
+        n = 1
+        while True:
+            case = folder / f"{actor}-{victim}-{n}"
+            case.mkdir()
+            read, write = os.pipe()
+            port = free_port()
+            ranks = [
+                fork(rank_of_a_case, rank, port, case, actor, victim, n, write) for rank in range(2)
+            ]
+            os.close(write)
+            for pid in ranks:
+                os.waitpid(pid, 0)
+            with os.fdopen(read) as names:
+                action = names.read().strip()
+            for rank in range(2):
+                os.write(asking[rank][1], f"{case}\n".encode())
+            chosen = [told[rank].readline().strip() for rank in range(2)]
+            line = {"actor": actor, "victim": victim, "n": n, "action": action, "chosen": chosen}
+            print(json.dumps(line), flush=True)
+            if not action:  # the protocol has no n-th action: nothing was killed
+                break
+            n += 1
+    for pid in askers:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

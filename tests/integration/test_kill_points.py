@@ -1,0 +1,54 @@
+"""SIGKILL after each single action of the commit protocol, on rank 0 and on another."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BEFORE, AFTER = "1 [1.0] 6", "2 [2.0] 6"  # step, values of its tensors, how many
+PROGRAM = Path(__file__).parent / "kill_points.py"
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("kills")
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_after_a_kill_at_any_point_all_ranks_resume_from_the_same_good_step(
+    cases: list[dict[str, Any]],
+) -> None:
+    for case in cases:
+        assert case["chosen"][0] == case["chosen"][1], case
+        assert case["chosen"][0] in (BEFORE, AFTER), case
+
+
+def test_the_rename_of_the_folder_is_what_commits(cases: list[dict[str, Any]]) -> None:
+    """Of rank 0 killed at its own points; another rank's kill may be survived by the commit."""
+    points = {
+        key: list(group)
+        for key, group in itertools.groupby(cases, lambda case: (case["actor"], case["victim"]))
+    }
+    assert {key: len(group) - 1 >= (5 if key[0] else 12) for key, group in points.items()} == {
+        (0, 0): True,
+        (0, 1): True,
+        (1, 1): True,
+    }
+    for group in points.values():
+        chosen = [case["chosen"][0] for case in group]
+        assert chosen == sorted(chosen) and {*chosen} == {BEFORE, AFTER}
+        assert group[-1]["action"] == ""  # all points were met: nothing was left to kill after
+    own = points[0, 0]
+    first = next(i for i, case in enumerate(own) if case["chosen"][0] == AFTER)
+    assert own[first]["action"] == "rename"
+    assert sum(case["action"] == "fsync" for case in own[:first]) >= 4

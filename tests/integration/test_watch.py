@@ -1,0 +1,85 @@
+"""A rank that dies or hangs ends the others, and a second job on a run is refused."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import job
+import pytest
+
+from fitb.cluster.local import LocalRun
+
+# Rank 1 waits for ever for the rows of its eighth step, in another thread than the loop.
+HANGING = """
+import os, time
+if os.environ.get("RANK") == "1":
+    from fitb.data.stream import RowStream
+    batch = RowStream.batch
+    def hanging(self, step):
+        while step == 7:
+            time.sleep(1)
+        return batch(self, step)
+    RowStream.batch = hanging
+"""
+
+
+@pytest.fixture
+def flags(quick_flags: list[str]) -> list[str]:
+    """Steps enough to be hit in the middle of."""
+    return [*quick_flags, "--steps", "5000", "--eval.every_steps", "0"]
+
+
+def test_a_rank_that_is_killed_takes_the_others_down_in_seconds(
+    flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with LocalRun(job.command(flags, run), 3, crash_grace_s=60) as ranks:
+        while not job.steps(run)[-1:] >= [3]:
+            assert ranks.running() == [0, 1, 2]
+            time.sleep(0.05)
+        ranks.signal(signal.SIGKILL, 0)
+        killed_s = time.monotonic()
+        code = ranks.wait(60)
+    assert time.monotonic() - killed_s < 15
+    assert code not in (0, 85, 93)
+
+
+def test_a_hang_leaves_the_stacks_of_every_rank_and_a_reason_and_the_run_goes_on(
+    flags: list[str], tmp_path: Path
+) -> None:
+    run, site = tmp_path / "run", tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HANGING)
+    few = [*flags, "--steps", "10", "--checkpoint.every_steps", "5", "--stop.hang_s", "30"]
+    flags = [*few, "--data.prefetch_steps", "0"]
+    with LocalRun(job.command(flags, run), 2, env={"PYTHONPATH": str(site)}) as ranks:
+        assert ranks.wait(120) not in (0, 85, 93)
+    (event,) = job.events(run, "hang")
+    assert event["step"] == 7
+    stacks = [run / "logs" / f"stacks-0001-rank-0000{rank}.txt" for rank in (0, 1)]
+    assert "hanging" in stacks[1].read_text()
+    assert "all_reduce" in stacks[0].read_text() and "loop.py" in stacks[0].read_text()
+    assert job.run(few, run) == 0
+    assert job.events(run, "resume")[0]["step"] == 5
+    assert job.steps(run) == list(range(1, 11))
+
+
+def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(
+    flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    few = [*flags, "--steps", "600", "--checkpoint.every_steps", "0"]
+    with LocalRun(job.command(few, run), 1) as first:
+        while not job.steps(run)[-1:] >= [3]:
+            assert first.running()
+            time.sleep(0.05)
+        second = job.fitb("train", *few, "--run_dir", str(run))
+        assert first.running()
+        assert second.returncode == 93, second.stderr
+        assert "belongs to attempt 1, which lives" in second.stderr
+        assert "One job at a time" in second.stderr
+        first.signal(signal.SIGTERM)
+        assert first.wait(60) == 85
+    assert len(job.events(run, "attempt")) == 1

@@ -1,0 +1,103 @@
+"""The watch of three ranks, real processes that talk through gloo, without a training."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fitb import fsio
+
+# The parent has imported torch; each rank then does what its case says.
+CODE = """
+import os, signal, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from fitb.cluster.local import free_port
+from fitb.train import watch
+from fitb.train.rundir import RunDir
+from fitb.world import World
+
+watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S = 0.1, 2.0, 0.5
+run_dir, case = Path(sys.argv[1]), sys.argv[2]
+
+def child(rank, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    world = World(rank, 3)
+    seen = watch.Watch(RunDir(run_dir, 1, world), world, 3.0 if case == "hang" else 60.0)
+    seen.moved(1)
+    if case == "freeze" and rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if case == "refuse" and rank == 2:
+        seen.leave(93)
+        os._exit(93)
+    if case == "die" and rank == 0:
+        os._exit(9)
+    if case == "good":
+        time.sleep(rank)
+        seen.leave(85)
+        os._exit(85)
+    while True:
+        if case != "hang":
+            seen.moved(2)
+        time.sleep(0.05)
+
+port, pids = free_port(), []
+for rank in range(3):
+    pid = os.fork()
+    if pid == 0:
+        child(rank, port)
+    pids.append(pid)
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+codes = [wait(pid) for pid in pids if (case, pid) != ("freeze", pids[1])]
+if case == "freeze":
+    os.kill(pids[1], signal.SIGKILL)
+    codes.insert(1, wait(pids[1]))
+print(*codes)
+"""
+EVENTS = {
+    "good": [],
+    "freeze": [("lost_rank", 1, "has not been heard of for 2 s")],
+    "refuse": [("lost_rank", 2, "left with exit code 93")],
+    "die": [],  # rank 0 writes them
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "codes"),
+    [
+        ("good", "85 85 85"),
+        ("freeze", "1 -9 1"),
+        ("refuse", "93 93 93"),
+        ("die", "9 1 1"),
+        ("hang", "1 1 1"),
+    ],
+)
+def test_ranks_end_together_and_say_why(tmp_path: Path, case: str, codes: str) -> None:
+    for folder in ("logs", "checkpoints/.0001", "attempts/0001"):
+        (tmp_path / folder).mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(tmp_path), case],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == codes, done.stderr[-3000:]
+    events = [e for e in fsio.read_lines(tmp_path / "events.jsonl") if e["event"] != "first_step"]
+    found = [(event["event"], event["rank"], event["reason"]) for event in events]
+    if case == "hang":  # rank 0, or another that told it
+        ((name, rank, reason),) = found
+        assert name == "hang" and reason.startswith(f"rank {rank} made no step")
+        assert events[0]["step"] == 1
+    else:
+        assert found == [(name, rank, f"rank {rank} {said}") for name, rank, said in EVENTS[case]]
+    stacks = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    expected = {"good": [], "freeze": [0, 2], "refuse": [0, 1], "die": [1, 2], "hang": [0, 1, 2]}
+    assert stacks == [f"stacks-0001-rank-{rank:05d}.txt" for rank in expected[case]]
+    for name in stacks:
+        assert "in child" in (tmp_path / "logs" / name).read_text()
+    assert len(list((tmp_path / "attempts" / "0001").glob("rank-*.json"))) == 3
