@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from test_checkpoint import tensors
 
 from fitb import fsio
 from fitb.errors import FitbError
@@ -16,7 +17,6 @@ from fitb.train.attempt import Replaced, RunTaken, leave, take
 from fitb.train.checkpoint import choose, save
 from fitb.train.rundir import RunDir
 from fitb.world import World
-from tests.unit.train.test_checkpoint import tensors
 
 ALONE = World()
 JOB = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}

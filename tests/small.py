@@ -1,0 +1,71 @@
+"""Small real things that tests share: shards, a teacher, the flags of a quick run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HEADS = 4
+STUDENT = (
+    '{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64,'
+    f' "num_attention_heads": {HEADS}}}'
+)
+
+
+def make_shards(folder: Path) -> Path:
+    """Half a megabyte of docstrings: some 2,000 rows of 64 tokens in small shards."""
+    from fitb.prepare.config import PrepareConfig
+    from fitb.prepare.run import prepare
+
+    prepare(
+        PrepareConfig(
+            out=str(folder / "shards"),
+            source="docstrings",
+            max_mb=0.5,
+            vocab_size=600,
+            length=64,
+            shard_mb=0.04,
+            workers=1,
+            validation_fraction=0.1,
+        )
+    )
+    return folder / "shards"
+
+
+def make_teacher(folder: Path, shards: Path) -> Path:
+    """A Hugging Face folder with a BERT of 4 layers and its MLM head; its weights are random."""
+    from fitb.config import Geometry
+    from fitb.corpus.tokenizer import load_tokenizer
+    from fitb.model.load import load_model
+
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    loaded = load_model(Geometry(4, 64, 128, HEADS), tokenizer=tokenizer, length=64, seed=7)
+    loaded.model.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    return folder / "teacher"
+
+
+def quick(
+    shards: Path,
+    teacher: Path,
+    steps: int = 24,
+    checkpoint_every: int = 10,
+    eval_every: int = 8,
+) -> list[str]:
+    """Flags of a run that distils 24 steps in a few seconds on a CPU; --run_dir is the caller's."""
+    flags = {
+        "steps": steps,
+        "global_batch": 16,
+        "micro_batch": 4,
+        "precision": "fp32",
+        "data.shards": shards,
+        "model.teacher": teacher,
+        "model.student": STUDENT,
+        "optim.lr": 1e-3,
+        "optim.warmup_steps": 5,
+        "eval.every_steps": eval_every,
+        "eval.rows": 64,
+        "checkpoint.every_steps": checkpoint_every,
+        "track.every_steps": 1,
+        "track.wandb": "disabled",
+    }
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
