@@ -43,6 +43,7 @@ BENCHMARKS = {
     "attention": "time and memory of the attention term, beside the form with L x L scores",
     "comm": "latency and bandwidth of the collectives between ranks",
     "plan": "steps in 1, 2 and 4 processes beside what `fitb plan` predicts of them",
+    "resume": "seconds from a signal to a checkpoint, and from a start to the first step",
     "infer": "texts per second of filling blanks, beside transformers' pipeline",
     "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
     "duplicates": "recall and precision of near-duplicates planted at known similarities",

@@ -47,6 +47,21 @@ def test_collectives_are_measured_between_processes() -> None:
     assert set(row["0.1_mb"]) == {"all_reduce", "all_gather", "reduce_scatter"}
 
 
+def test_leaving_and_coming_back_are_measured_with_their_parts(shards: Path) -> None:
+    sizes = (
+        "--student.hidden_size 24 --student.num_hidden_layers 2 --student.intermediate_size 48"
+        " --student.num_attention_heads 2 --teacher.hidden_size 48 --teacher.num_hidden_layers 4"
+        " --teacher.intermediate_size 96 --teacher.num_attention_heads 2"
+    )
+    flags = f"{sizes} --length 64 --precision fp32 --processes 1 --repeats 1 --shards {shards}"
+    row = bench("resume", flags)
+    for whole in ("signal_to_committed", "start_to_first_step"):
+        parts = [row[key]["median"] for key in row if key.startswith(f"{whole}.")]
+        assert len(parts) == 3 and min(parts) >= 0
+        assert sum(parts) == pytest.approx(row[f"{whole}_s"]["median"], abs=0.3)
+    assert row["checkpoint_mb"] > 0.1
+
+
 def test_filling_is_measured_beside_the_pipeline() -> None:
     row = bench(
         "infer",
