@@ -19,6 +19,8 @@ from wandb_server import KEY, WandbServer
 
 from fitb.config import Config, TrackConfig
 from fitb.config_io import to_yaml
+from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.sync import MERGED, SyncConfig, sync
 from fitb.train.rundir import RunDir
 from fitb.train.track import Tracker
 from fitb.world import World
@@ -234,6 +236,68 @@ def test_a_full_disk_under_w_and_b_stops_no_step(
     attempt(run, range(30, 40), 0)
     assert time.monotonic() - begun_s < 3 * (5.0 + 3.0 + 1.0)
     assert job.steps(run) == list(range(1, 40))
+
+
+def test_sync_sends_a_run_once_however_often_it_is_called(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    attempt(run, range(1, 5), mode="disabled")
+    attempt(run, range(5, 9), 0, mode="disabled")
+    assert "sent 8 of 8 lines" in sync(SyncConfig(str(run)))
+    assert "sent 0 of 8 lines" in sync(SyncConfig(str(run)))
+    assert held(server, run) == list(range(1, 9))
+    (held_run,) = server.runs.values()
+    assert held_run.summary()["events/attempt"] == 2
+    assert held_run.summary()["events/exit_code"] == 0 == held_run.exit_codes[-1]
+    assert json.loads(held_run.config)["steps"]["value"] == 100
+    finished = len(held_run.exit_codes)
+    attempt(run, range(9, 11), None, mode="disabled")  # at work
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"train/step": 11, "train/')
+    assert "sent 2 of 10 lines" in sync(SyncConfig(str(run)))
+    assert held(server, run) == list(range(1, 11))
+    assert len(held_run.exit_codes) == finished
+    assert not (run / "wandb").exists()
+
+
+def test_a_merged_segment_holds_all_attempts_and_w_and_b_uploads_it_as_one_run(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    attempt(run, range(1, 5), mode="offline")
+    attempt(run, range(3, 9), 0, mode="offline")
+    for _ in range(2):  # the second takes the place of the first
+        done = sync(SyncConfig(str(run), offline=True))
+    (segment,) = run.glob(f"{MERGED}/wandb/offline-run-*")
+    assert str(segment) in done
+    logged, ids = history(run, f"{MERGED}/wandb/offline-run-*/*.wandb")
+    assert [record["train/step"] for record in logged] == list(range(1, 9))
+    assert ids == {(run / "wandb_id").read_text().strip()}
+    truth = job.metrics(run)
+    assert [{k: r[k] for k in ("train/step", "train/loss")} for r in logged] == truth
+    upload = [sys.executable, "-m", "wandb", "sync", str(segment)]
+    subprocess.run(upload, check=True, timeout=60, cwd=tmp_path)  # it leaves a log there
+    assert held(server, run) == list(range(1, 9))
+
+
+def test_sync_says_what_is_wrong(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"is not a run: .*config.yaml is missing"):
+        sync(SyncConfig(str(run)))
+    attempt(run, [], mode="disabled")
+    with pytest.raises(DataError, match="holds no metrics"):
+        sync(SyncConfig(str(run)))
+    attempt(run, [1], mode="disabled")
+    server.status["file_stream"] = 403
+    with pytest.raises(SystemFault, match="holds .* up to step -1, expected 1"):
+        monkeypatch.setattr("fitb.sync._LOOK_WAIT_S", 0.0)
+        sync(SyncConfig(str(run)))
+    server.status[""] = 401
+    with pytest.raises(SystemFault, match=r"did not take run \w+ \(.*401.*--offline"):
+        sync(SyncConfig(str(run)))
 
 
 def test_wandb_holds_student_and_distillation_losses_as_separate_series_across_attempts(
