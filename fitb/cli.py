@@ -27,6 +27,7 @@ commands:
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
+  sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
@@ -110,6 +111,13 @@ def _train(flags: list[str]) -> int:
     return train(config)
 
 
+def _sync(flags: list[str]) -> int:
+    from fitb.sync import SyncConfig, sync
+
+    print(sync(parse(SyncConfig, "fitb sync", flags, positional="run")))
+    return 0
+
+
 def _evaluate(flags: list[str]) -> int:
     from fitb.evaluate.run import EvaluateConfig, evaluate, render
 
@@ -166,6 +174,7 @@ COMMANDS = {
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,
+    "sync": _sync,
     "evaluate": _evaluate,
     "fill": _fill,
     "plan": _plan,

@@ -1,7 +1,7 @@
 """Where numbers go: metrics.jsonl first, then a line for people, then Weights & Biases.
 
 metrics.jsonl is the truth: one line per logged step, each step once, also across attempts. W&B
-mirrors it under one id per run; whatever W&B does, training goes on.
+mirrors it under one id per run (wandb_mirror.py); whatever W&B does, training goes on.
 """
 
 from __future__ import annotations
@@ -10,22 +10,17 @@ import logging
 import netrc
 import os
 import secrets
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from fitb import fsio
 from fitb.config import Config
-from fitb.config_io import flatten
-from fitb.corpus.remote import redacted
 from fitb.train.rundir import RunDir
+from fitb.train.wandb_mirror import STEP, Mirror, target_of
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
-STEP = "train/step"
 _SECONDS_BETWEEN_LINES = 5.0
-_FINISH_TIMEOUT_S = 20.0
 
 
 class Tracker:
@@ -33,7 +28,7 @@ class Tracker:
 
     def __init__(self, run: RunDir, config: Config, world: World) -> None:
         self._path, self._steps, self._world = run.metrics, config.steps, world
-        self._wandb: Any = None
+        self._mirror: Mirror | None = None
         self._last_line_s = 0.0
         self.wandb_id = ""
         self._logged_until = -1
@@ -42,7 +37,10 @@ class Tracker:
             for record in fsio.read_lines(run.metrics):
                 self._logged_until = max(self._logged_until, record[STEP])
             self.wandb_id = _wandb_id(run.path / "wandb_id")
-            self._wandb = _start_wandb(run, config, self.wandb_id)
+            mode = wandb_mode(config.track.wandb, dict(os.environ))
+            if mode != "disabled":
+                target = target_of(self.wandb_id, run.name, config)
+                self._mirror = Mirror(run.metrics, target, mode, run.path, self._logged_until)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step; a step that an earlier attempt logged is passed over.
@@ -58,12 +56,8 @@ class Tracker:
             return
         self._logged_until = step
         fsio.append_line(self._path, {STEP: step, **metrics})
-        if self._wandb is not None:
-            try:
-                self._wandb.log({STEP: step, **metrics})
-            except Exception as error:  # whatever it is, training goes on
-                logger.warning("W&B stopped taking metrics (%s); metrics.jsonl has them", error)
-                self._wandb = None
+        if self._mirror:
+            self._mirror.grown()
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()
@@ -88,20 +82,8 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         """Close W&B, waiting no longer than a grace period allows."""
-        if self._wandb is None:
-            return
-        closing = threading.Thread(target=_finish, args=(self._wandb, exit_code), daemon=True)
-        closing.start()
-        closing.join(_FINISH_TIMEOUT_S)
-        if closing.is_alive():
-            logger.warning("W&B did not close within %s s; left behind", _FINISH_TIMEOUT_S)
-
-
-def _finish(wandb_run: Any, exit_code: int) -> None:
-    try:
-        wandb_run.finish(exit_code=exit_code)
-    except Exception as error:
-        logger.warning("W&B did not close: %s", error)
+        if self._mirror:
+            self._mirror.finish(exit_code)
 
 
 def _wandb_id(path: Path) -> str:
@@ -122,39 +104,3 @@ def wandb_mode(wanted: str, env: dict[str, str]) -> str:
     except (OSError, netrc.NetrcParseError):
         has_login = False
     return "online" if env.get("WANDB_API_KEY") or has_login else "offline"
-
-
-def _start_wandb(run: RunDir, config: Config, run_id: str) -> Any:
-    """Start W&B; where the network fails, offline; where that fails too, not at all."""
-    mode = wandb_mode(config.track.wandb, dict(os.environ))
-    for attempt in (mode, "offline") if mode == "online" else (mode,):
-        if attempt == "disabled":
-            return None
-        try:
-            return _init_wandb(run, config, run_id, attempt)
-        except Exception as error:  # network, space, key: the run does not depend on it
-            logger.warning("W&B is off in mode %s (%s); metrics.jsonl has all", attempt, error)
-    return None
-
-
-def _init_wandb(run: RunDir, config: Config, run_id: str, mode: str) -> Any:
-    import wandb
-
-    (run.path / "wandb").mkdir(exist_ok=True)
-    started = wandb.init(
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        mode=mode,  # type: ignore[arg-type]
-        dir=str(run.path),
-        project=config.track.project,
-        entity=config.track.entity,
-        name=config.track.name or run.name,
-        config={
-            key: redacted(value) if isinstance(value, str) else value
-            for key, value in flatten(config).items()
-        },
-        settings=wandb.Settings(silent=True, init_timeout=30),
-    )
-    started.define_metric(STEP)
-    started.define_metric("*", step_metric=STEP)
-    return started

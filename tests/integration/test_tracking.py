@@ -1,14 +1,29 @@
-"""What W&B writes when offline, read back record by record."""
+"""What W&B writes when offline, read back record by record, and what a server gets online."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import job
+import psutil
+import pytest
+from wandb_server import KEY, WandbServer
+
+from fitb.config import Config, TrackConfig
+from fitb.config_io import to_yaml
+from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.sync import MERGED, SyncConfig, sync
+from fitb.train.rundir import RunDir
+from fitb.train.track import Tracker
+from fitb.world import World
 
 BLOCK = 32 * 1024
 
@@ -31,12 +46,14 @@ def records(path: Path) -> Iterator[bytes]:
             whole = b""
 
 
-def history(run_dir: Path) -> tuple[list[dict[str, float]], set[str]]:
+def history(
+    run_dir: Path, pattern: str = "wandb/offline-run-*/*.wandb"
+) -> tuple[list[dict[str, float]], set[str]]:
     """Logged dictionaries of all attempts in order, and the ids they were logged under."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     logged, ids = [], set()
-    for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
+    for path in sorted(run_dir.glob(pattern)):
         for payload in records(path):
             record = Record()
             record.ParseFromString(payload)
@@ -52,17 +69,257 @@ def history(run_dir: Path) -> tuple[list[dict[str, float]], set[str]]:
     return logged, ids
 
 
-def test_wandb_holds_student_and_distillation_losses_as_separate_series_across_attempts(
-    quick_flags: list[str], tmp_path: Path
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def attempt(
+    folder: Path, steps: Iterable[int], exit_code: int | None = 85, mode: str = "online"
+) -> Tracker:
+    """Log steps as one attempt of a training does; None leaves it unfinished."""
+    folder.mkdir(exist_ok=True)
+    config = Config(str(folder), steps=100, track=TrackConfig(wandb=mode))  # type: ignore[arg-type]
+    (folder / "config.yaml").write_text(to_yaml(config))
+    run = RunDir(folder, 1, World(0, 1))
+    run.event("attempt")
+    tracker = Tracker(run, config, World(0, 1))
+    for step in steps:
+        tracker.log(step, {"train/loss": 1.0 / step})
+    if exit_code is not None:
+        run.event("stop", reason="told to", exit_code=exit_code)
+        tracker.finish(exit_code)
+    return tracker
+
+
+def held(server: WandbServer, folder: Path) -> list[int]:
+    """Steps that the server holds of the one run that was logged."""
+    assert set(server.runs) <= {(folder / "wandb_id").read_text().strip()}
+    return [step for run in server.runs.values() for step in run.steps()]
+
+
+def wandb_process(pid: int) -> psutil.Process:
+    return next(c for c in psutil.Process(pid).children() if c.name() == "wandb-core")
+
+
+KILLED = """
+import sys; sys.path.insert(0, {tests!r})
+import os, signal
+from pathlib import Path
+from test_tracking import attempt
+attempt(Path({folder!r}), range(8, 13), None)  # W&B has hardly begun
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_interrupted_and_killed_has_every_step_once_on_the_server(
+    server: WandbServer, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    flags = [*quick_flags, "--track.wandb", "offline", "--precision", "fp32"]
-    assert job.run_and_signal(flags, run, signal.SIGUSR1, at_step=4, rank=0) == 85
-    assert job.run(flags, run) == 0
+    attempt(run, range(1, 6))
+    attempt(run, range(4, 9))  # it replays two
+    assert held(server, run) == job.steps(run) == list(range(1, 9))
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(run))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert job.steps(run) == list(range(1, 13)) and held(server, run) == list(range(1, 9))
+    attempt(run, range(11, 16), 0)
+    assert held(server, run) == job.steps(run) == list(range(1, 16))
+    (held_run,) = server.runs.values()
+    assert [line["_step"] for line in held_run.history()] == list(range(1, 16))
+    assert held_run.exit_codes[-1] == 0 and held_run.display_name == "run"
+
+
+def test_what_an_attempt_without_a_server_logged_is_filled_in_by_the_next(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B refused to start offline after it had failed online under the same id."""
+    monkeypatch.setattr("fitb.train.wandb_mirror.START_LIMIT_S", 1.0)
+    run = tmp_path / "run"
+    attempt(run, range(1, 4))
+    server.stop()
+    attempt(run, range(4, 7))
     logged, ids = history(run)
+    assert [record["train/step"] for record in logged] == [4, 5, 6]
+    assert ids == {(run / "wandb_id").read_text().strip()}
+    server.start()
+    monkeypatch.undo()
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    attempt(run, range(7, 10), 0)
+    assert held(server, run) == list(range(1, 10))
+
+
+HANGING = """
+import json, os, signal, sys, time
+import fitb.train.wandb_mirror as mirror
+from pathlib import Path
+from fitb import fsio, log
+log.setup()
+folder, when = Path(sys.argv[1]), sys.argv[2]
+mirror.FINISH_LIMIT_S, mirror._UPLOAD_LIMIT_S = 2.0, 1.0
+target = mirror.Target("abcd1234", "fitb", None, "run", {})
+metrics = folder / "metrics.jsonl"
+follower = mirror.Mirror(metrics, target, "online", folder, -1)
+def step(number):
+    fsio.append_line(metrics, {"train/step": number, "train/loss": 1.0})
+    follower.grown()
+step(1)
+print("begun", flush=True)
+sys.stdin.readline()
+begun_s = time.monotonic()
+for number in range(2, 102):
+    step(number)
+print(time.monotonic() - begun_s, flush=True)
+if when == "crash":
+    raise SystemExit("a training that crashed")
+follower.finish(85)
+"""
+
+
+@pytest.mark.parametrize("when", ["start", "later", "crash", "frozen", "killed"])
+def test_a_server_that_never_answers_costs_no_step_and_at_the_end_no_more_than_the_limit(
+    server: WandbServer, tmp_path: Path, when: str
+) -> None:
+    """Also where nobody closes W&B, and where its own process is what hangs."""
+    if when == "start":
+        server.hold.clear()
+    code = [sys.executable, "-c", HANGING, str(tmp_path), when]
+    child = subprocess.Popen(
+        code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdin and child.stdout and child.stdout.readline() == "begun\n"
+    end_s = time.monotonic() + 30
+    asked = "RunResumeStatus" if when == "start" else "file_stream"
+    while asked not in server.requests and time.monotonic() < end_s:
+        time.sleep(0.02)
+    server.hold.clear()
+    hung = wandb_process(child.pid)
+    if when == "frozen":
+        hung.suspend()
+    if when == "killed":  # as a signal to every process of a job may
+        hung.kill()
+    begun_s = time.monotonic()
+    out, err = child.communicate("go on\n", timeout=60)
+    took_s = time.monotonic() - begun_s
+    assert child.returncode == (1 if when == "crash" else 0), err
+    assert len(job.metrics(tmp_path)) == 101
+    assert float(out) < 2, "a step waited"
+    assert took_s < float(out) + 2.0 + 3.0 + 1.5  # finish, kill, and the interpreter's own end
+    assert "W&B" in err and "fitb sync" in err, err
+    assert "Exception ignored" not in err, err  # by the interpreter at its end
+    assert psutil.wait_procs([hung], timeout=5)[1] == []
+
+
+def test_a_full_disk_under_w_and_b_stops_no_step(
+    server: WandbServer, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fitb.train.wandb_mirror.FINISH_LIMIT_S", 5.0)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "wandb").symlink_to(small_disk)
+    tracker = attempt(run, range(1, 4), None, "offline")
+    with open(small_disk / "rest", "wb") as file:
+        while True:
+            try:
+                os.write(file.fileno(), b"x" * 4096)
+            except OSError:
+                break
+    for step in range(4, 20):
+        tracker.log(step, {"train/loss": 1.0})
+    begun_s = time.monotonic()
+    tracker.finish(85)
+    attempt(run, range(20, 30), 85, "offline")
+    attempt(run, range(30, 40), 0)
+    assert time.monotonic() - begun_s < 3 * (5.0 + 3.0 + 1.0)
+    assert job.steps(run) == list(range(1, 40))
+
+
+def test_sync_sends_a_run_once_however_often_it_is_called(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    attempt(run, range(1, 5), mode="disabled")
+    attempt(run, range(5, 9), 0, mode="disabled")
+    assert "sent 8 of 8 lines" in sync(SyncConfig(str(run)))
+    assert "sent 0 of 8 lines" in sync(SyncConfig(str(run)))
+    assert held(server, run) == list(range(1, 9))
+    (held_run,) = server.runs.values()
+    assert held_run.summary()["events/attempt"] == 2
+    assert held_run.summary()["events/exit_code"] == 0 == held_run.exit_codes[-1]
+    assert json.loads(held_run.config)["steps"]["value"] == 100
+    finished = len(held_run.exit_codes)
+    attempt(run, range(9, 11), None, mode="disabled")  # at work
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"train/step": 11, "train/')
+    assert "sent 2 of 10 lines" in sync(SyncConfig(str(run)))
+    assert held(server, run) == list(range(1, 11))
+    assert len(held_run.exit_codes) == finished
+    assert not (run / "wandb").exists()
+
+
+def test_a_merged_segment_holds_all_attempts_and_w_and_b_uploads_it_as_one_run(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    attempt(run, range(1, 5), mode="offline")
+    attempt(run, range(3, 9), 0, mode="offline")
+    for _ in range(2):  # the second takes the place of the first
+        done = sync(SyncConfig(str(run), offline=True))
+    (segment,) = run.glob(f"{MERGED}/wandb/offline-run-*")
+    assert str(segment) in done
+    logged, ids = history(run, f"{MERGED}/wandb/offline-run-*/*.wandb")
+    assert [record["train/step"] for record in logged] == list(range(1, 9))
     assert ids == {(run / "wandb_id").read_text().strip()}
     truth = job.metrics(run)
-    assert [record["train/step"] for record in logged] == list(range(1, 25))
+    assert [{k: r[k] for k in ("train/step", "train/loss")} for r in logged] == truth
+    upload = [sys.executable, "-m", "wandb", "sync", str(segment)]
+    subprocess.run(upload, check=True, timeout=60, cwd=tmp_path)  # it leaves a log there
+    assert held(server, run) == list(range(1, 9))
+
+
+def test_sync_says_what_is_wrong(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"is not a run: .*config.yaml is missing"):
+        sync(SyncConfig(str(run)))
+    attempt(run, [], mode="disabled")
+    with pytest.raises(DataError, match="holds no metrics"):
+        sync(SyncConfig(str(run)))
+    attempt(run, [1], mode="disabled")
+    server.status["file_stream"] = 403
+    with pytest.raises(SystemFault, match="holds .* up to step -1, expected 1"):
+        monkeypatch.setattr("fitb.sync._LOOK_WAIT_S", 0.0)
+        sync(SyncConfig(str(run)))
+    server.status[""] = 401
+    with pytest.raises(SystemFault, match=r"did not take run \w+ \(.*401.*--offline"):
+        sync(SyncConfig(str(run)))
+
+
+def test_wandb_holds_student_and_distillation_losses_as_separate_series_across_attempts(
+    server: WandbServer,
+    quick_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the key is nowhere, which W&B's debug log did hold."""
+    for name in ("WANDB_DEBUG", "WANDB_CORE_DEBUG"):
+        monkeypatch.setenv(name, "true")
+    run = tmp_path / "run"
+    flags = [*quick_flags, "--track.wandb", "auto", "--precision", "fp32"]
+    assert job.run_and_signal(flags, run, signal.SIGTERM, at_step=4, rank=None) == 85
+    assert job.run([*flags, "--micro_batch", "8"], run) == 0
+    assert held(server, run) == job.steps(run) == list(range(1, 25))
+    (held_run,) = server.runs.values()
+    logged, truth = held_run.history(), job.metrics(run)
+    assert held_run.exit_codes == [85, 0]
+    files = [path for path in run.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any("debug" in path.name for path in files)
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     layers = ("layer_1", "layer_2")
     names = ["student/loss_mlm", "student/top1", "distill/total", "distill/logits"]
     names += ["distill/embedding", *(f"distill/hidden/{layer}" for layer in layers)]

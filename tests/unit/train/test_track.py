@@ -1,9 +1,12 @@
 """metrics.jsonl is the truth; W&B mirrors it and may fail."""
 
+import io
 import json
 import logging
 import os
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,21 +14,23 @@ import pytest
 from fitb.config import TrackConfig
 from fitb.train.rundir import RunDir
 from fitb.train.track import Tracker, wandb_mode
+from fitb.train.wandb_mirror import held_step, whole_lines
 from fitb.world import World
 
 
 class StandInRun:
-    def __init__(self, **settings):
-        self.settings = settings
+    def __init__(self, starting_step=0, **settings):
+        self.settings, self.starting_step, self.summary = settings, starting_step, {}
         self.logged, self.metrics, self.finished = [], [], []
         self.error = None
 
     def define_metric(self, name, step_metric=None):
         self.metrics.append((name, step_metric))
 
-    def log(self, record):
+    def log(self, record, step, commit):
         if self.error:
             raise self.error
+        assert step == record["train/step"] and commit
         self.logged.append(record)
 
     def finish(self, exit_code):
@@ -37,15 +42,15 @@ class StandInRun:
 @pytest.fixture
 def wandb(monkeypatch):
     """A stand-in for the W&B module that keeps every run."""
-    module = SimpleNamespace(runs=[], error=None)
+    module = SimpleNamespace(runs=[], error=None, starting_step=0)
 
     def init(**settings):
         if module.error:
             raise module.error
-        module.runs.append(StandInRun(**settings))
+        module.runs.append(StandInRun(module.starting_step, **settings))
         return module.runs[-1]
 
-    module.init = init
+    module.init, module.teardown, module.setup = init, lambda: None, lambda settings: None
     module.Settings = lambda **settings: settings
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
@@ -62,6 +67,13 @@ def make_tracker(tmp_path, make_config):
     return make
 
 
+def wait_for(condition, limit_s=10.0):
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
 def lines(tmp_path):
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
@@ -75,9 +87,9 @@ def test_w_and_b_gets_the_same_records(tmp_path, make_tracker, wandb):
     tracker = make_tracker()
     for step in (1, 2):
         tracker.log(step, {"train/loss": 1.0 / step})
+    tracker.finish(85)
     assert wandb.runs[0].logged == lines(tmp_path)
     assert wandb.runs[0].metrics == [("train/step", None), ("*", "train/step")]
-    tracker.finish(85)
     assert wandb.runs[0].finished == [85]
 
 
@@ -85,24 +97,56 @@ def test_a_replayed_step_is_not_logged_twice(tmp_path, make_tracker, wandb):
     first = make_tracker()
     for step in (10, 20, 30):
         first.log(step, {"train/loss": 1.0})
+    first.finish(85)
     second = make_tracker()
     for step in (20, 30, 40):
         second.log(step, {"train/loss": 2.0})
     second.log(40, {"train/loss": 3.0})
+    second.finish(0)
     assert [line["train/step"] for line in lines(tmp_path)] == [10, 20, 30, 40]
     assert lines(tmp_path)[-1]["train/loss"] == 2.0
     assert [r["train/step"] for r in wandb.runs[0].logged] == [10, 20, 30]
     assert [r["train/step"] for r in wandb.runs[1].logged] == [40]
 
 
+def test_a_resumed_online_run_gets_what_the_server_lacks_first(tmp_path, make_tracker, wandb):
+    first = make_tracker()
+    for step in (10, 20, 30):
+        first.log(step, {"train/loss": 1.0})
+    first.finish(85)
+    wandb.starting_step = 11  # it holds step 10
+    second = make_tracker(wandb="online")
+    second.log(40, {"train/loss": 2.0})
+    second.finish(0)
+    assert [r["train/step"] for r in wandb.runs[1].logged] == [20, 30, 40]
+
+
+def test_a_run_whose_lines_were_only_counted_goes_on_behind_its_last_step():
+    run = StandInRun(starting_step=12)
+    run.summary = {"_step": 11, "train/step": 120}
+    assert held_step(run) == 120
+    run.summary = {"_step": 9, "train/step": 100}  # older than the last line
+    assert held_step(run) == 11
+    assert held_step(StandInRun(starting_step=0)) == -1
+
+
+def test_a_line_that_is_being_written_is_left_for_later():
+    file = io.BytesIO(b'{"train/step": 1}\n{"train/st')
+    assert list(whole_lines(file)) == [{"train/step": 1}]
+    assert file.read() == b'{"train/st'
+
+
 def test_all_attempts_are_one_w_and_b_run(make_tracker, wandb):
-    ids = {make_tracker().wandb_id for _ in range(3)}
+    trackers = [make_tracker() for _ in range(3)]
+    for tracker in trackers:
+        tracker.finish(0)
+    ids = {tracker.wandb_id for tracker in trackers}
     assert len(ids) == 1
     assert {run.settings["id"] for run in wandb.runs} == ids
 
 
 def test_an_online_run_is_resumed_and_carries_the_configuration(tmp_path, make_tracker, wandb):
-    make_tracker(wandb="online", project="p", entity="e", name="n")
+    make_tracker(wandb="online", project="p", entity="e", name="n").finish(0)
     settings = wandb.runs[0].settings
     assert settings["resume"] == "allow"
     assert (settings["project"], settings["entity"], settings["name"]) == ("p", "e", "n")
@@ -123,18 +167,19 @@ def test_w_and_b_that_fails_stops_neither_training_nor_the_file(
     tmp_path, make_tracker, wandb, error, caplog
 ):
     tracker = make_tracker()
-    tracker.log(1, {"train/loss": 1.0})
+    wait_for(lambda: wandb.runs)
     wandb.runs[0].error = error
     with caplog.at_level(logging.WARNING):
-        for step in (2, 3):
+        for step in (1, 2, 3):
             tracker.log(step, {"train/loss": 1.0})
+        tracker.finish(0)
     assert [line["train/step"] for line in lines(tmp_path)] == [1, 2, 3]
     assert len([r for r in caplog.records if "W&B" in r.message]) == 1
-    tracker.finish(0)
 
 
 def test_w_and_b_that_fails_at_the_end_is_a_warning(make_tracker, wandb, caplog):
     tracker = make_tracker()
+    wait_for(lambda: wandb.runs)
     wandb.runs[0].error = RuntimeError("no network")
     with caplog.at_level(logging.WARNING):
         tracker.finish(0)
@@ -142,10 +187,9 @@ def test_w_and_b_that_fails_at_the_end_is_a_warning(make_tracker, wandb, caplog)
 
 
 def test_w_and_b_that_hangs_at_the_end_is_left_behind(make_tracker, wandb, monkeypatch, caplog):
-    import threading
-
-    monkeypatch.setattr("fitb.train.track._FINISH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("fitb.train.wandb_mirror.FINISH_LIMIT_S", 0.05)
     tracker, never = make_tracker(), threading.Event()
+    wait_for(lambda: wandb.runs)
     wandb.runs[0].finish = lambda exit_code: never.wait(10)
     with caplog.at_level(logging.WARNING):
         tracker.finish(0)
@@ -157,9 +201,9 @@ def test_w_and_b_that_cannot_start_is_a_warning(tmp_path, make_tracker, wandb, c
     wandb.error = RuntimeError("api key not valid")
     with caplog.at_level(logging.WARNING):
         tracker = make_tracker()
+        tracker.log(1, {"train/loss": 1.0})
+        tracker.finish(0)
     assert "W&B is off" in caplog.text
-    tracker.log(1, {"train/loss": 1.0})
-    tracker.finish(0)
     assert len(lines(tmp_path)) == 1
 
 
