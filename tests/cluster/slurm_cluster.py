@@ -278,6 +278,11 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.show(job)["JobState"]
 
+    def run_time_s(self, job: str) -> int:
+        """Seconds that the job has run since its last start; below a day."""
+        hours, minutes, seconds = map(int, self.show(job)["RunTime"].split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+
     def wait_state(self, job: str, *states: str, timeout_s: float = 120) -> str:
         """Wait until the job is in one of `states`, and return it.
 
