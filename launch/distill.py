@@ -30,6 +30,11 @@ def main(args: Sequence[str]) -> int:
         default=0,
         help="submit this many jobs, one after another, in place of one that is requeued",
     )
+    parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="look at every host before the tasks start, and come back without the bad ones",
+    )
     where, flags = parser.parse_known_args([word for word in args if word != "--"])
     try:
         jobs, run_dir = submit_distill(flags, where)

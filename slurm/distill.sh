@@ -4,6 +4,7 @@
 # Submit from the root of the repository, or from anywhere if fitb is installed. Options on the
 # command line win over the #SBATCH lines. On hosts without GPUs: --gpus-per-node=0.
 # FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
+# FITB_PREFLIGHT=1 looks at every host before the tasks start, and comes back without the bad ones.
 #
 # Where a site forbids requeueing, submit a chain of jobs instead, each of which goes on where the
 # one before it left; those that come after the end of the run end at once:
@@ -68,9 +69,15 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
 fi
 
 echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
+code=0
+if [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 4 minutes, sooner than the warning lasts
+  "$python" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
+  code=$?
+  ((code == 85 || code == 93)) && exit "$code" # it has decided, and requeued the job
+fi
 if ((signalled)); then
   code=85
-else
+elif ((code == 0)); then
   srun --kill-on-bad-exit=0 --wait=60 --open-mode=append --output="$run_dir/logs/%j.%t.out" \
     "$python" -m fitb train "$@" --run_dir "$run_dir" &
   srun_pid=$!

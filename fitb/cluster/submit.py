@@ -208,7 +208,7 @@ def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.Ar
     add("--partition", help="Slurm partition")
     add("--job_name", default="fitb")
     add("--wait", action="store_true", help="wait for the end and return the job's exit code")
-    parser.set_defaults(chain=0, **defaults)  # flags of launch.distill alone
+    parser.set_defaults(chain=0, preflight=False, **defaults)  # flags of launch.distill alone
     return parser
 
 
@@ -227,7 +227,7 @@ def make_executor(
         if on_slurm:
             return _slurm_executor(where, folder, setup, chain)
         if setup or chain:
-            raise ValueError("--chain is of Slurm; leave it out here")
+            raise ValueError("--chain and --preflight are of Slurm; leave them out here")
         return _local_executor(where, folder)
     except (RuntimeError, ValueError) as error:
         raise SystemFault(f"--cluster {where.cluster}: {error}") from error
@@ -295,6 +295,9 @@ def submit_distill(
     write_atomic(path, text)
     chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
     setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
+    if where.preflight:
+        words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
+        setup.append(f"{shlex.join(words)} || exit $?")
     executor = make_executor(where, logs, setup=setup, chain=chain)
     task = DistillJob(("--config", str(path)), entry, chain=chain)
     jobs = [_submit(executor, task) for _ in range(where.chain or 1)]

@@ -182,6 +182,25 @@ def test_job_that_goes_on_with_the_run_of_an_earlier_one_is_requeued(batch: Batc
     assert batch.requeues() == 1
 
 
+@pytest.mark.parametrize("code", [85, 93])
+def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
+    batch: Batch, code: int
+) -> None:
+    python = batch.folder / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'[[ $2 != fitb.cluster.preflight ]] || exit $PREFLIGHT\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    asked = {"FITB_PREFLIGHT": "1", "FITB_PYTHON": str(python)}
+    assert batch.run("exit 0", PREFLIGHT=str(code), **asked)[0] == code
+    assert batch.requeues() == 0
+    code, output = batch.run("exit 0", PREFLIGHT="1", **asked)
+    assert (code, batch.requeues()) == (85, 1)
+    assert "crashed with exit code 1" in output
+    assert not (batch.folder / "srun.ready").exists()
+
+
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
 def test_job_that_slurm_is_ending_is_left_alone(batch: Batch, state: str) -> None:
     code, output = batch.run("exit 85", FAKE_STATE=state)
