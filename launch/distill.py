@@ -2,6 +2,7 @@
 
     python -m launch.distill --nodes 4 --tasks_per_node 8 --gpus_per_node 8 --config tinybert4
     python -m launch.distill --cluster local --tasks_per_node 2 --wait --config tinybert4
+    python -m launch.distill --nodes 4 --chain 8 ...      # where a site forbids requeueing
 
 A run that another front began goes on here if --run_dir is its folder.
 """
@@ -23,11 +24,23 @@ def main(args: Sequence[str]) -> int:
         job_name="fitb-distill",
         nodes=1,
     )
+    parser.add_argument(
+        "--chain",
+        type=int,
+        default=0,
+        help="submit this many jobs, one after another, in place of one that is requeued",
+    )
+    parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="look at every host before the tasks start, and come back without the bad ones",
+    )
     where, flags = parser.parse_known_args([word for word in args if word != "--"])
     try:
-        job, run_dir = submit_distill(flags, where)
-        print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)
-        return wait_for(job, run_dir) if where.wait else 0
+        jobs, run_dir = submit_distill(flags, where)
+        for job in jobs:
+            print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)
+        return wait_for(jobs[-1], run_dir) if where.wait else 0
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,18 +4,30 @@
 # Submit from the root of the repository, or from anywhere if fitb is installed. Options on the
 # command line win over the #SBATCH lines. On hosts without GPUs: --gpus-per-node=0.
 # FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
+# FITB_PREFLIGHT=1 looks at every host before the tasks start, and comes back without the bad ones.
+#
+# Where a site forbids requeueing, submit a chain of jobs instead, each of which goes on where the
+# one before it left; those that come after the end of the run end at once:
+#   export FITB_CHAIN=tb4-$(date +%s)
+#   for i in 1 2 3; do sbatch --no-requeue --dependency=singleton slurm/distill.sh [flags]; done
 #
 # Invariants
 # - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks one.
 # - The job keeps its id and its run directory for all its attempts; without --run_dir that is
-#   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself.
+#   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself. The jobs
+#   of a chain have ids of their own, and one name: singleton lets them run one after another.
 # - USR1 300 s before the time limit reaches this shell alone (B:), which passes it to srun and so to
 #   all tasks. A preemption sends the tasks SIGTERM directly. Either way they save and leave with 85.
 # - No exit code is lost: srun runs in the background, and a wait that a signal cut short is repeated.
 # - srun does not kill on a bad exit: 85 is one, and the first rank to leave would take the code, and
 #   the last words to W&B, from the others. A rank that hangs after another crashed has 60 seconds.
 # - fitb.cluster.progress alone decides about a requeue. A job that Slurm is ending (scancel) or has
-#   already requeued is left alone; scancel is final.
+#   already requeued is left alone; scancel is final. In a chain nothing is requeued: after 85 the
+#   next link goes on, and RUN_DIR/done.json keeps the links after a 0 or a 93 from starting tasks.
+# - The script writes about a run only while the run is its own. A host that was cut off from the
+#   network still runs an attempt that Slurm has started elsewhere, and a second job may be started
+#   on a run that is alive: either ends with 93, says which attempt the run belongs to, and leaves
+#   events.jsonl and done.json as they are.
 #
 #SBATCH --job-name=fitb-distill
 #SBATCH --nodes=2
@@ -41,11 +53,12 @@ trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
 
 for try in 1 2 3; do # a sick filesystem may come back; a typing error or a missing python does not
   job_plan=$("$python" -m fitb.cluster.slurm "$@")
-  case $? in 0) break ;; 2 | 126 | 127) exit 93 ;; esac
+  case $? in 0) break ;; 10) exit 0 ;; 2 | 93 | 126 | 127) exit 93 ;; esac
   ((try == 3)) && exit 1
   sleep 20
 done
-{ read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT; } <<<"$job_plan" || exit 93
+{ read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT && read -r seen; } \
+  <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
@@ -56,9 +69,15 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
 fi
 
 echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
+code=0
+if [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 4 minutes, sooner than the warning lasts
+  "$python" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
+  code=$?
+  ((code == 85 || code == 93)) && exit "$code" # it has decided, and requeued the job
+fi
 if ((signalled)); then
   code=85
-else
+elif ((code == 0)); then
   srun --kill-on-bad-exit=0 --wait=60 --open-mode=append --output="$run_dir/logs/%j.%t.out" \
     "$python" -m fitb train "$@" --run_dir "$run_dir" &
   srun_pid=$!
@@ -71,7 +90,10 @@ else
   srun_pid=''
 fi
 echo "fitb: tasks ended with $code"
-((code == 0)) && exit 0
+if ((code == 0)); then
+  "$python" -m fitb.cluster.progress "$run_dir" 0 "$seen"
+  exit 0
+fi
 
 for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
   state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep --only-matching 'JobState=[A-Z_]*') && break
@@ -81,9 +103,13 @@ if [[ -n $state && $state != JobState=RUNNING ]]; then
   echo "fitb: no requeue from here: Slurm reports $state for this job"
   exit "$code"
 fi
-"$python" -m fitb.cluster.progress "$run_dir" "$code"
+"$python" -m fitb.cluster.progress "$run_dir" "$code" "$seen"
 verdict=$?
-if ((verdict == 85)); then
-  scontrol requeue "$SLURM_JOB_ID" || echo "fitb: the requeue was refused; submit the same command again"
+if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
+  echo "fitb: the next link of chain $FITB_CHAIN goes on"
+elif ((verdict == 85)); then
+  scontrol requeue "$SLURM_JOB_ID" ||
+    echo "fitb: the requeue was refused; submit the same command again, or a chain (see the head" \
+      "of slurm/distill.sh)"
 fi
 exit "$verdict"

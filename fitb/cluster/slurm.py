@@ -1,8 +1,9 @@
 """What a batch script needs to know about its Slurm job: hosts, port, run directory, state.
 
-`python -m fitb.cluster.slurm [flags of fitb train]` prints three lines for slurm/distill.sh: run
-directory, MASTER_ADDR, MASTER_PORT. It checks the flags first, so that a typing error costs one
-process and no GPU.
+`python -m fitb.cluster.slurm [flags of fitb train]` prints four lines for slurm/distill.sh: run
+directory, MASTER_ADDR, MASTER_PORT, number of attempts so far. It checks the flags first, so that a
+typing error costs one process and no GPU. It exits with NOTHING_LEFT where the run is finished, and
+with 93 where it was stopped together with the chain that this job is a link of.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+from fitb.cluster import progress
 from fitb.config import Config
-from fitb.errors import ConfigError, FitbError, SystemFault
+from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse, resolve_resource
 
 FIRST_PORT = 20_000
@@ -29,6 +34,7 @@ ENDED = (
     "OUT_OF_MEMORY",
     FORGOTTEN,
 )
+NOTHING_LEFT = 10  # exit code of this module
 RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: no restart meets the port of the one before
 
 
@@ -80,26 +86,110 @@ def job_state(job_id: str) -> str:
 
     Raises: SystemFault where scontrol is missing or cannot say.
     """
+    return _job_field(job_id, "JobState") or FORGOTTEN
+
+
+def _job_field(job_id: str, name: str) -> str | None:
+    """Return a field of `scontrol show job`, or None where Slurm has forgotten the job."""
     command = ["scontrol", "show", "job", "--oneliner", job_id]
+    code, output, errors = _asked(command)
+    match = re.search(rf"\b{name}=(\S+)", output)
+    if match:
+        return match[1]
+    if "Invalid job id" in errors:
+        return None
+    said = (errors or output).strip()[:200]
+    raise SystemFault(f"`{' '.join(command)}` did not tell the {name} of the job: {said!r}")
+
+
+def _asked(command: Sequence[str]) -> tuple[int, str, str]:
+    """Return exit code, output and errors of one of Slurm's commands."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         raise SystemFault(f"`{' '.join(command)}` failed: {error}") from error
-    match = re.search(r"\bJobState=(\w+)", done.stdout)
-    if match:
-        return match[1]
-    if "Invalid job id" in done.stderr:
-        return FORGOTTEN
-    said = (done.stderr or done.stdout).strip()[:200]
-    raise SystemFault(f"`{' '.join(command)}` did not tell the state of the job: {said!r}")
+    return done.returncode, done.stdout, done.stderr
+
+
+def _tell(*command: str, tries: int = 3) -> None:
+    """Run one of Slurm's commands, again where the controller was busy.
+
+    Raises: SystemFault with what Slurm said.
+    """
+    for left in reversed(range(tries)):
+        code, output, errors = _asked(command)
+        if code == 0:
+            return
+        if not left:
+            said = (errors or output).strip()[:200]
+            raise SystemFault(f"`{' '.join(command)}` was refused: {said!r}")
+        time.sleep(1)
+
+
+def requeue(job_id: str) -> None:
+    """Put this job back into the queue; Slurm then ends what still runs of it.
+
+    Raises: SystemFault where Slurm refuses.
+    """
+    _tell("scontrol", "requeue", job_id)
+
+
+def excluded_hosts(job_id: str) -> list[str]:
+    """Return the hosts that a job may not get, as its submission or an update said.
+
+    Raises: SystemFault where Slurm does not say.
+    """
+    value = _job_field(job_id, "ExcNodeList")
+    return [] if value in (None, "(null)") else expand_nodelist(str(value))
+
+
+def exclude_hosts(job_id: str, hosts: Sequence[str]) -> None:
+    """Keep a job that waits from these hosts and from no others; Slurm refuses where it runs.
+
+    Raises: SystemFault where Slurm refuses.
+    """
+    _tell("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(hosts)}")
+
+
+def hosts_of_partition(partition: str) -> list[str]:
+    """Return all hosts of a partition, whatever state they are in.
+
+    Raises: SystemFault where Slurm does not say.
+    """
+    command = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N"]
+    code, output, errors = _asked(command)
+    if code:
+        raise SystemFault(f"`{' '.join(command)}` failed: {errors.strip()[:200]!r}")
+    return output.split()
+
+
+def waiting_links(job_name: str) -> list[str]:
+    """Return the ids of this user's jobs of a name that wait: the later links of a chain.
+
+    Raises: SystemFault where Slurm does not say.
+    """
+    command = ["squeue", "--noheader", "--me", "--states=PENDING", f"--name={job_name}"]
+    code, output, errors = _asked([*command, "--format=%i"])
+    if code:
+        raise SystemFault(f"`{' '.join(command)}` failed: {errors.strip()[:200]!r}")
+    return output.split()
 
 
 def default_run_dir(job_name: str) -> str:
     return f"runs/{job_name}"
 
 
-def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[str, str, int]:
-    """Return (run directory, address of rank 0, its port) for the job whose environment this is.
+class Plan(NamedTuple):
+    """What a batch script needs: run directory, address of rank 0, its port, steps of the run."""
+
+    run_dir: str
+    address: str
+    port: int
+    steps: int
+
+
+def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
+    """Plan the job whose environment this is.
 
     Raises: ConfigError for flags that `fitb train` would refuse, or outside a Slurm job.
     """
@@ -113,16 +203,24 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[str, str, int]:
     if "SLURM_NTASKS" in env:
         config.grad_accum(int(env["SLURM_NTASKS"]))
     port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))
-    return config.run_dir, first_host(nodelist), port
+    return Plan(config.run_dir, first_host(nodelist), port, config.steps)
 
 
 def main(args: Sequence[str]) -> int:
     try:
-        run_dir, address, port = plan(args, os.environ)
+        job = plan(args, os.environ)
+        run_dir = Path(job.run_dir)
+        source = progress.Source.from_env(os.environ)
+        over = progress.already_over(run_dir, source=source, steps=job.steps)
+        if over:
+            print(f"fitb: {over.reason}", file=sys.stderr)
+            return NOTHING_LEFT if over.exit_code == FINISHED else over.exit_code
+        progress.begin_afresh(run_dir)
+        seen = progress.num_attempts(run_dir)
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    print(run_dir, address, port, sep="\n")
+    print(job.run_dir, job.address, job.port, seen, sep="\n")
     return 0
 
 

@@ -9,12 +9,15 @@ the SIGTERM, so that is ours to catch, too.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import logging
 import math
 import os
+import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,9 +36,9 @@ from fitb import log
 from fitb.cluster import progress, slurm
 from fitb.config import Config
 from fitb.config_io import to_yaml
-from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError, SystemFault
+from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
-from fitb.fsio import read_lines, write_atomic
+from fitb.fsio import read_json, read_lines, write_atomic
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -59,11 +62,13 @@ class DistillJob:
         flags: of `fitb train`.
         entry: module:function that takes a Config and returns an exit code.
         restarts: how often submitit has requeued this job.
+        chain: that this job is a link of; a link is never requeued.
     """
 
     flags: tuple[str, ...]
     entry: str = "fitb.train.loop:train"
     restarts: int = 0
+    chain: str = ""
 
     def __call__(self) -> int:
         """Train, and requeue the job where that helps.
@@ -76,22 +81,34 @@ class DistillJob:
         log.setup(world.rank)
         requeue = signal.getsignal(getattr(signal, f"SIG{job.USR_SIG}"))
         config = parse(Config, "fitb train", self.flags)
+        run_dir, source = Path(config.run_dir), self._source(job)
+        over = progress.already_over(run_dir, source=source, steps=config.steps)
+        if over:
+            return _end(over, world, run_dir)
+        seen = 0
+        if world.is_main:
+            progress.begin_afresh(run_dir)
+            seen = progress.num_attempts(run_dir)
         code = self._train(job, world, config)
-        if code == FINISHED:
-            return code
         if not world.is_main:
-            sys.exit(code)
-        run_dir = Path(config.run_dir)
-        decision = progress.decide(run_dir, code, job=job.job_id)
-        logger.info("%s", decision.reason)
+            return FINISHED if code == FINISHED else sys.exit(code)
+        decision = progress.decide(run_dir, code, source=source, seen=seen)
         if decision.exit_code != RESUME:
-            raise JobStopped(f"{decision.reason}; see {run_dir / 'events.jsonl'}")
+            return _end(decision, world, run_dir)
+        logger.info("%s", decision.reason)
+        if self.chain:
+            logger.info("the next link of chain %s goes on", self.chain)
+            sys.exit(code)
         if job.cluster == "slurm" and (state := _state(job.job_id)) != "RUNNING":
             logger.info("no requeue from here: Slurm reports %s for this job", state)
             sys.exit(code)
         _forget_broken_pickle(job.paths)
         requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]
         raise AssertionError("submitit's handler ends the process")
+
+    def _source(self, job: Any) -> progress.Source:
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
+        return progress.Source(job.job_id, restarts, self.chain)
 
     def checkpoint(self) -> Any:
         """submitit's hook: what the requeued job runs."""
@@ -102,8 +119,7 @@ class DistillJob:
     def _train(self, job: Any, world: World, config: Config) -> int:
         """Run the entry in the environment that it expects; an exception becomes an exit code."""
         local = job.cluster == "local"
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
-        port = slurm.master_port(int(job.job_id.split("_")[0]), restarts)
+        port = slurm.master_port(int(job.job_id.split("_")[0]), self._source(job).restart)
         os.environ.update(world.env("127.0.0.1" if local else job.hostnames[0], port))
         if local:  # as the setup lines of a Slurm job do
             threads = max(1, (os.cpu_count() or 1) // world.size)
@@ -114,6 +130,8 @@ class DistillJob:
             told_to_leave.append(number)
 
         signal.signal(signal.SIGTERM, note)
+        if self.chain:  # submitit's own handler would requeue
+            signal.signal(signal.SIGUSR2, note)
         try:
             module, _, name = self.entry.partition(":")
             train = getattr(importlib.import_module(module), name)  # seconds of imports
@@ -149,6 +167,16 @@ class CommandJob:
         return FINISHED
 
 
+def _end(decision: progress.Decision, world: World, run_dir: Path) -> int:
+    """End a task of a run that is over: return FINISHED, or fail visibly, on rank 0."""
+    logger.info("%s", decision.reason)
+    if decision.exit_code == FINISHED:
+        return FINISHED
+    if not world.is_main:
+        sys.exit(decision.exit_code)
+    raise JobStopped(f"{decision.reason}; see {run_dir / 'events.jsonl'}")
+
+
 def _state(job_id: str) -> str:
     """Slurm's word for the job's state; RUNNING where Slurm does not answer for half a minute."""
     for _ in range(6):
@@ -180,26 +208,38 @@ def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.Ar
     add("--partition", help="Slurm partition")
     add("--job_name", default="fitb")
     add("--wait", action="store_true", help="wait for the end and return the job's exit code")
-    parser.set_defaults(**defaults)
+    parser.set_defaults(chain=0, preflight=False, **defaults)  # flags of launch.distill alone
     return parser
 
 
-def make_executor(where: argparse.Namespace, folder: Path) -> submitit.Executor:
+def make_executor(
+    where: argparse.Namespace, folder: Path, *, setup: Sequence[str] = (), chain: str = ""
+) -> submitit.Executor:
     """Make the executor for a job whose logs go to `folder`.
 
+    Args:
+        setup: lines of the batch script before the tasks.
+        chain: that the job is a link of, and its name: links run one after another.
     Raises: SystemFault where the cluster is not there or cannot hold such a job.
     """
     on_slurm = where.cluster == "slurm" or (where.cluster == "auto" and shutil.which("srun"))
     try:
-        return _slurm_executor(where, folder) if on_slurm else _local_executor(where, folder)
+        if on_slurm:
+            return _slurm_executor(where, folder, setup, chain)
+        if setup or chain:
+            raise ValueError("--chain and --preflight are of Slurm; leave them out here")
+        return _local_executor(where, folder)
     except (RuntimeError, ValueError) as error:
         raise SystemFault(f"--cluster {where.cluster}: {error}") from error
 
 
-def _slurm_executor(where: argparse.Namespace, folder: Path) -> submitit.SlurmExecutor:
+def _slurm_executor(
+    where: argparse.Namespace, folder: Path, setup: Sequence[str], chain: str
+) -> submitit.SlurmExecutor:
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
+    link = {"no-requeue": True, "dependency": "singleton"}
     executor.update_parameters(
-        job_name=where.job_name,
+        job_name=chain or where.job_name,
         nodes=where.nodes,
         ntasks_per_node=where.tasks_per_node,
         cpus_per_task=where.cpus_per_task,
@@ -207,7 +247,7 @@ def _slurm_executor(where: argparse.Namespace, folder: Path) -> submitit.SlurmEx
         time=math.ceil(where.time_min),
         partition=where.partition,
         signal_delay_s=where.signal_delay_s,
-        additional_parameters={"requeue": True},
+        additional_parameters=link if chain else {"requeue": True},
         # slurm/distill.sh says why a bad exit does not kill.
         srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
         setup=[
@@ -215,6 +255,7 @@ def _slurm_executor(where: argparse.Namespace, folder: Path) -> submitit.SlurmEx
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+            *setup,
         ],
     )
     return executor
@@ -234,11 +275,15 @@ def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalEx
 
 def submit_distill(
     flags: Sequence[str], where: argparse.Namespace, *, entry: str = DistillJob.entry
-) -> tuple[submitit.Job[int], Path]:
-    """Check the configuration, write it down and submit; return the job and the run directory.
+) -> tuple[list[submitit.Job[int]], Path]:
+    """Check the configuration, write it down and submit; return the jobs and the run directory.
+
+    There is one job, or as many as the chain has links, in their order.
 
     Raises: ConfigError, before anything is submitted; SystemFault where the scheduler refuses.
     """
+    if where.chain < 0:
+        raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
     run_dir = slurm.default_run_dir(where.job_name)
     config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
     config.grad_accum(where.nodes * where.tasks_per_node)
@@ -248,8 +293,15 @@ def submit_distill(
     # Named by its content: a job that waits in the queue keeps the configuration it was given.
     path = logs / f"launch-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     write_atomic(path, text)
-    job = submit(DistillJob(("--config", str(path)), entry), where, logs)
-    return job, Path(config.run_dir)
+    chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
+    setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
+    if where.preflight:
+        words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
+        setup.append(f"{shlex.join(words)} || exit $?")
+    executor = make_executor(where, logs, setup=setup, chain=chain)
+    task = DistillJob(("--config", str(path)), entry, chain=chain)
+    jobs = [_submit(executor, task) for _ in range(where.chain or 1)]
+    return jobs, Path(config.run_dir)
 
 
 def submit(task: Any, where: argparse.Namespace, folder: Path) -> submitit.Job[int]:
@@ -257,8 +309,12 @@ def submit(task: Any, where: argparse.Namespace, folder: Path) -> submitit.Job[i
 
     Raises: SystemFault where the scheduler refuses.
     """
+    return _submit(make_executor(where, folder), task)
+
+
+def _submit(executor: submitit.Executor, task: Any) -> submitit.Job[int]:
     try:
-        return make_executor(where, folder).submit(task)
+        return executor.submit(task)
     except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
         raise SystemFault(f"the job was not accepted: {error}") from error
 
@@ -267,8 +323,8 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
     """Wait for the end of a job through all its requeues; return its exit code.
 
     Args:
-        job: as submitted.
-        run_dir: of a training job, where the reason of a stop is read.
+        job: as submitted; of a chain the last one.
+        run_dir: of a training job, where the reason of its end is read.
     """
     first = job.task(0) if job.num_tasks > 1 else job
     asked = time.monotonic()
@@ -281,12 +337,25 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
                     break  # killed before it could leave a result
             except SystemFault as error:
                 logger.warning("%s; asking again", error)
-    try:
-        return int(first.result()) if first.paths.result_pickle.exists() else CRASH
-    except (FailedJobError, UncompletedJobError):
-        events = read_lines(run_dir / "events.jsonl") if run_dir else iter(())
-        stops = [e for e in events if e.get("event") == "stop" and e.get("job") == job.job_id]
-        return STOP if stops else CRASH
+    if first.paths.result_pickle.exists():
+        with contextlib.suppress(FailedJobError, UncompletedJobError):
+            return int(first.result())
+    return _end_of(job.job_id, run_dir) if run_dir else CRASH
+
+
+def _end_of(job_id: str, run_dir: Path) -> int:
+    """Return what the run says of a job that left no result."""
+    decided = [
+        event
+        for event in read_lines(run_dir / "events.jsonl")
+        if event["event"] in ("requeue", "stop") and event.get("job") == job_id
+    ]
+    if decided and decided[-1]["event"] == "stop":
+        return STOP
+    if decided:
+        return RESUME if decided[-1].get("chain") else CRASH
+    done = run_dir / "done.json"  # a link that came after the end
+    return int(read_json(done)["exit_code"]) if done.exists() else CRASH
 
 
 def launch_command(command: str, args: Sequence[str]) -> int:

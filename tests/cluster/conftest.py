@@ -99,11 +99,18 @@ class Run:
 
     def submitit(self, monkeypatch: pytest.MonkeyPatch, *where: str) -> Any:
         """Submit through fitb.cluster.submit and return submitit's job."""
+        return self.submitit_chain(monkeypatch, 0, *where)[0]
+
+    def submitit_chain(
+        self, monkeypatch: pytest.MonkeyPatch, links: int, *where: str, preflight: bool = False
+    ) -> list[Any]:
+        """The same for the jobs of a chain."""
         for name, value in (self.payload.env | {"SLURM_CONF": str(self.cluster.conf)}).items():
             monkeypatch.setenv(name, value)
         tasks = str(self.payload.tasks_per_node)
         options = ["--cluster", "slurm", "--nodes", "2", "--tasks_per_node", tasks, *where]
         arguments = resource_parser("test", "").parse_args(options)
+        arguments.chain, arguments.preflight = links, preflight
         return submit_distill(self.flags, arguments, entry=self.payload.entry)[0]
 
     def events(self, name: str) -> list[dict[str, Any]]:

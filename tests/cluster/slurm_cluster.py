@@ -1,6 +1,7 @@
 """A real Slurm of several hosts on one machine: each host is a network and a UTS namespace.
 
-One controller host and N compute hosts hang on one bridge. A slot (names, subnet, folder) belongs
+One controller host and N compute hosts hang on one bridge; a second link of each compute host, on a
+bridge of its own, is the fast network that no daemon uses. A slot (names, subnet, folder) belongs
 to the session that holds its lock, so a leftover of a killed session is cleared by the next one
 that takes the slot, and sessions that run at the same time do not meet.
 """
@@ -118,7 +119,10 @@ class Cluster:
         grace_s: seconds between the signal of a preemption and its end.
     """
 
+    FABRIC = "eth1"  # name of a compute host's second link
+
     def __init__(self, slot: int, num_hosts: int = 2, grace_s: int = 25) -> None:
+        self.slot = slot
         self.prefix = f"fitb{slot}"
         self.subnet = f"10.77.{slot}"
         self.folder = Path(f"/tmp/fitb-cluster-{slot}")
@@ -141,10 +145,13 @@ class Cluster:
         run("ip", "link", "add", self.prefix, "type", "bridge")
         run("ip", "addr", "add", f"{self.subnet}.254/24", "dev", self.prefix)
         run("ip", "link", "set", self.prefix, "up")
+        run("ip", "link", "add", f"{self.prefix}f", "type", "bridge")
+        run("ip", "link", "set", f"{self.prefix}f", "up")
         self._add_host(self.controller, 1)
         self._daemon(self.controller, "slurmctld", "-D", "-i", "-c", "-f", str(self.conf))
         for number, host in enumerate(self.hosts, start=11):
             self._add_host(host, number)
+            self._add_link(host, number, self.FABRIC, f"{self.prefix}f", f"10.78.{self.slot}")
             (self.folder / f"spool-{host}").mkdir()
             self._daemon(host, "slurmd", "-D", "-N", host, "-f", str(self.conf))
         idle = str(len(self.hosts))
@@ -204,13 +211,21 @@ class Cluster:
         lines = [f"{self.subnet}.{n} {host}\n" for host, n in names.items()]
         (HOSTS_OF / name).mkdir(parents=True, exist_ok=True)
         (HOSTS_OF / name / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
-        link = f"{self.prefix}v{number}"
         run("ip", "netns", "add", name)
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-        run("ip", "link", "set", link, "master", self.prefix, "up")
-        run("ip", "-n", name, "addr", "add", f"{self.subnet}.{number}/24", "dev", "eth0")
-        run("ip", "-n", name, "link", "set", "eth0", "up")
+        self._add_link(name, number, "eth0", self.prefix, self.subnet)
         run("ip", "-n", name, "link", "set", "lo", "up")
+
+    def _add_link(self, host: str, number: int, name: str, bridge: str, subnet: str) -> None:
+        link = f"{bridge}v{number}"
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", name, "netns", host)
+        run("ip", "link", "set", link, "master", bridge, "up")
+        run("ip", "-n", host, "addr", "add", f"{subnet}.{number}/24", "dev", name)
+        run("ip", "-n", host, "link", "set", name, "up")
+
+    def on(self, host: str, *command: str) -> str:
+        """Run a command with the files and the network that the jobs of a host see."""
+        pid = str(self._daemons[1 + self.hosts.index(host)].pid)
+        return run("nsenter", "--target", pid, "--mount", "--net", *command)
 
     def _daemon(self, host: str, *command: str) -> None:
         script = 'hostname "$0" && exec "$@"'
@@ -277,6 +292,11 @@ class Cluster:
 
     def state(self, job: str) -> str:
         return self.show(job)["JobState"]
+
+    def run_time_s(self, job: str) -> int:
+        """Seconds that the job has run since its last start; below a day."""
+        hours, minutes, seconds = map(int, self.show(job)["RunTime"].split(":"))
+        return 3600 * hours + 60 * minutes + seconds
 
     def wait_state(self, job: str, *states: str, timeout_s: float = 120) -> str:
         """Wait until the job is in one of `states`, and return it.

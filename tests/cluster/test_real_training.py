@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -79,13 +80,21 @@ def test_preempted_sbatch_job_ends_bitwise_where_an_uninterrupted_run_ends(
 def test_sbatch_job_at_its_time_limit_ends_bitwise_where_an_uninterrupted_run_ends(
     straight: Path, run: Run
 ) -> None:
-    # Slurm looks at limits every 30 s, so the warning comes 5 to 35 s after the start.
-    job = run.sbatch("--time=1", "--signal=B:USR1@55")
+    # Slurm looks at limits, whole minutes, every 30 s. Until then no step is made, however fast the
+    # machine is: the limit is set, and the steps stand still, once some were made.
+    job = run.sbatch("--time=30", "--signal=B:USR1@110")
+    wait_for_step(run, 5)
+    run.cluster("scancel", "--signal=STOP", job)
+    run_s = run.cluster.run_time_s(job)
+    run.cluster("scontrol", "update", f"JobId={job}", f"TimeLimit={math.ceil((run_s + 45) / 60)}")
+    wait_until(lambda: "told to leave" in run.batch_log.read_text(), 60, "the warning")
+    run.cluster("scancel", "--signal=CONT", job)
     run.cluster.wait_restart(job, timeout_s=TIMEOUT_S)
     run.cluster("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
     assert run.events("requeue")[0]["exit_code"] == 85, run.logs()
-    assert len(run.events("resume")) >= 1
+    (resume,) = run.events("resume")
+    assert 5 <= resume["step"] < STEPS
     assert steps(run) == list(range(1, STEPS + 1))
     assert result(run.folder) == result(straight)
 

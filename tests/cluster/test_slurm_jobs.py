@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,19 @@ def test_flag_with_a_typing_error_costs_no_task(run: Run) -> None:
     assert run.cluster.show(job)["ExitCode"] == "93:0"
     assert "'stepz' (nearest: steps)" in run.batch_log.read_text()
     assert not run.folder.exists()
+
+
+def test_chain_goes_on_where_a_preempted_link_left_and_ends_with_the_run(run: Run) -> None:
+    link = ("--no-requeue", "--dependency=singleton")
+    first, second, third = (run.sbatch(*link, env={"FITB_CHAIN": "mine"}) for _ in range(3))
+    wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
+    run.cluster.preempt()
+    assert run.cluster.wait_end(third) == "COMPLETED", run.logs()
+    assert run.cluster.state(second) == "COMPLETED"
+    assert [event["world_size"] for event in run.events("attempt")] == [4, 4]
+    (left,) = run.events("requeue")
+    assert (left["job"], left["chain"], left["exit_code"]) == (first, "mine", 85)
+    assert run.events("attempt")[1]["step"] == left["step"] >= 10
+    done = json.loads((run.folder / "done.json").read_text())
+    assert (done["exit_code"], done["job"], done["chain"]) == (0, second, "mine")
+    assert run.batch_log.read_text().count("nothing is left to do") == 1

@@ -129,6 +129,76 @@ def test_refused_requeue_is_said_and_seen_in_the_exit_code(batch: Batch) -> None
     code, output = batch.run("exit 85", FAKE_REQUEUE="1")
     assert code == 85
     assert "the requeue was refused" in output
+    assert "or a chain (see the head of slurm/distill.sh)" in output
+
+
+def test_finished_run_starts_no_tasks_again(batch: Batch) -> None:
+    assert batch.run("exit 0")[0] == 0
+    (batch.folder / "srun.ready").unlink()
+    code, output = batch.run("exit 0", SLURM_RESTART_COUNT="1")
+    assert code == 0
+    assert "nothing is left to do" in output
+    assert not (batch.folder / "srun.ready").exists()
+
+
+def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops(batch: Batch) -> None:
+    def link(job: str, chain: str = "mine") -> tuple[int, str]:
+        return batch.run("exit 1", SLURM_JOB_ID=job, FITB_CHAIN=chain)
+
+    first = link("7")
+    assert "the next link of chain mine goes on" in first[1]
+    assert [first[0], link("8")[0], link("9")[0]] == [85, 85, 93]
+    (batch.folder / "srun.ready").unlink()
+    code, output = link("10")
+    assert code == 93
+    assert "this ends chain mine: submit again under another FITB_CHAIN" in output
+    assert not (batch.folder / "srun.ready").exists()
+    assert link("11", "other")[0] == 85
+    assert batch.requeues() == 0
+
+
+@pytest.mark.parametrize("code", [0, 1, 85, 93])
+def test_attempt_that_slurm_started_again_elsewhere_writes_nothing_about_the_run(
+    batch: Batch, code: int
+) -> None:
+    later = '{"event": "attempt", "attempt": 2, "job": "7", "restart": 1}'
+    run_dir = batch.folder / "runs" / "mine"
+    verdict, output = batch.run(
+        f"echo '{later}' >>runs/mine/events.jsonl; exit {code}", FAKE_STATE="RUNNING"
+    )
+    assert verdict == (93 if code else 0)
+    assert "replaced by attempt 2 of job 7" in output
+    assert (run_dir / "events.jsonl").read_text() == f"{later}\n"
+    assert not (run_dir / "done.json").exists()
+    assert batch.requeues() == 0
+
+
+def test_job_that_goes_on_with_the_run_of_an_earlier_one_is_requeued(batch: Batch) -> None:
+    run_dir = batch.folder / "runs" / "mine"
+    run_dir.mkdir(parents=True)
+    earlier = '{"event": "attempt", "attempt": 1, "job": "6", "restart": 4}\n'
+    (run_dir / "events.jsonl").write_text(earlier)
+    assert batch.run("exit 85")[0] == 85
+    assert batch.requeues() == 1
+
+
+@pytest.mark.parametrize("code", [85, 93])
+def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
+    batch: Batch, code: int
+) -> None:
+    python = batch.folder / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'[[ $2 != fitb.cluster.preflight ]] || exit $PREFLIGHT\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    asked = {"FITB_PREFLIGHT": "1", "FITB_PYTHON": str(python)}
+    assert batch.run("exit 0", PREFLIGHT=str(code), **asked)[0] == code
+    assert batch.requeues() == 0
+    code, output = batch.run("exit 0", PREFLIGHT="1", **asked)
+    assert (code, batch.requeues()) == (85, 1)
+    assert "crashed with exit code 1" in output
+    assert not (batch.folder / "srun.ready").exists()
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
@@ -200,9 +270,9 @@ def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) 
     batch.run("exit 0", SLURM_CPUS_PER_TASK="6")
     env = batch.srun_env()
     assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("6", "6")
-    batch.run("exit 0", SLURM_CPUS_PER_TASK="6", OMP_NUM_THREADS="2")
+    batch.run("exit 0", SLURM_JOB_ID="8", SLURM_CPUS_PER_TASK="6", OMP_NUM_THREADS="2")
     assert batch.srun_env()["OMP_NUM_THREADS"] == "2"
-    batch.run("exit 0")
+    batch.run("exit 0", SLURM_JOB_ID="9")
     env = batch.srun_env()
     assert env["OMP_NUM_THREADS"] == "1"
     assert "SRUN_CPUS_PER_TASK" not in env

@@ -9,12 +9,17 @@ import pytest
 from fitb.cluster.progress import (
     MAX_STALLED_CRASHES,
     MAX_STALLED_LEAVES,
+    Source,
+    already_over,
+    begin_afresh,
     decide,
     decide_from,
     last_committed_step,
     main,
+    num_attempts,
 )
 from fitb.errors import FINISHED, RESUME, STOP
+from fitb.fsio import append_line, read_json
 
 
 def before(step: int, stalled: int, job: str = "7", event: str = "requeue") -> dict[str, Any]:
@@ -50,7 +55,7 @@ NOISE = [{"event": "save", "step": 500}, {"event": "stop", "step": 500, "exit_co
 def test_decision(
     events: list[dict[str, Any]], exit_code: int, step: int, verdict: int, stalled: int
 ) -> None:
-    decision = decide_from(events, exit_code=exit_code, step=step, job="7")
+    decision = decide_from(events, exit_code=exit_code, step=step, source=Source("7"))
     assert (decision.exit_code, decision.stalled) == (verdict, stalled), decision.reason
     assert "\n" not in decision.reason
 
@@ -71,7 +76,7 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "limit"), [(1, MAX_STALLED_CRASHES), (85, MAX_STALLED_LEAVES)])
 def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limit: int) -> None:
     run_dir = tmp_path / "run"  # a crash may come before the folder
-    verdicts = [decide(run_dir, code, job="7").exit_code for _ in range(limit)]
+    verdicts = [decide(run_dir, code, source=Source("7")).exit_code for _ in range(limit)]
     assert verdicts == [RESUME] * (limit - 1) + [STOP]
     lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["requeue"] * (limit - 1) + ["stop"]
@@ -81,7 +86,7 @@ def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limi
 def test_crash_with_progress_is_requeued_without_end(tmp_path: Path) -> None:
     for attempt in range(1, 8):
         committed(tmp_path, 10 * attempt)
-        assert decide(tmp_path, 1, job="7").exit_code == RESUME
+        assert decide(tmp_path, 1, source=Source("7")).exit_code == RESUME
 
 
 def test_line_torn_by_a_kill_does_not_hinder_the_decision(tmp_path: Path) -> None:
@@ -106,3 +111,137 @@ def test_command_exits_with_its_verdict(
     assert main([str(tmp_path), "0"]) == 0
     assert main([str(tmp_path)]) == 2
     assert main([str(tmp_path), "-1"]) == 2
+
+
+def link(job: str, chain: str = "mine") -> Source:
+    return Source(job, 0, chain)
+
+
+def test_jobs_of_a_chain_count_as_one_submission_and_another_chain_begins_anew(
+    tmp_path: Path,
+) -> None:
+    verdicts = [decide(tmp_path, 1, source=link(job)).exit_code for job in "123"]
+    assert verdicts == [RESUME, RESUME, STOP]
+    assert decide(tmp_path, 1, source=link("4", "other")).stalled == 1
+    assert decide(tmp_path, 1, source=Source("5")).stalled == 1
+    chains = [json.loads(line).get("chain") for line in events_of(tmp_path).splitlines()]
+    assert chains == ["mine"] * 3 + ["other", None]
+
+
+def events_of(run_dir: Path) -> str:
+    return (run_dir / "events.jsonl").read_text()
+
+
+def test_end_of_a_run_is_written_down_whole(tmp_path: Path) -> None:
+    committed(tmp_path, 90)
+    decide(tmp_path, 85, source=link("7"))
+    assert not (tmp_path / "done.json").exists()
+    decide(tmp_path, 93, source=link("8"))
+    done = read_json(tmp_path / "done.json")
+    assert done.pop("time").endswith("+00:00")
+    reason = "the job said that starting it again would not help"
+    expected = {"exit_code": 93, "reason": reason, "step": 90, "job": "8", "chain": "mine"}
+    assert done == expected
+
+
+def test_finished_run_is_over_for_its_job_its_chain_and_whoever_wants_no_more_steps(
+    tmp_path: Path,
+) -> None:
+    assert already_over(tmp_path, source=Source("7"), steps=90) is None
+    committed(tmp_path, 90)
+    decide(tmp_path, 0, source=link("7"))
+    for source, steps in ((link("8"), 100), (Source("9"), 90), (link("9", "other"), 80)):
+        over = already_over(tmp_path, source=source, steps=steps)
+        assert over is not None and over.exit_code == FINISHED
+        assert "finished at step 90 (job 7)" in over.reason
+    assert already_over(tmp_path, source=Source("9"), steps=100) is None
+    begin_afresh(tmp_path)
+    assert already_over(tmp_path, source=link("8"), steps=90) is None
+    begin_afresh(tmp_path)  # there was nothing to forget
+
+
+def test_stop_ends_its_chain_and_no_other_submission(tmp_path: Path) -> None:
+    decide(tmp_path, 93, source=link("7"))
+    over = already_over(tmp_path, source=link("8"), steps=90)
+    assert over is not None and over.exit_code == STOP
+    assert "this ends chain mine" in over.reason
+    assert already_over(tmp_path, source=link("9", "other"), steps=90) is None
+    assert already_over(tmp_path, source=Source("9"), steps=90) is None
+    decide(tmp_path, 93, source=Source("7"))
+    assert already_over(tmp_path, source=Source("7", 1), steps=90) is None  # requeued by hand
+
+
+def attempt(number: int, **source: Any) -> dict[str, Any]:
+    return {"event": "attempt", "attempt": number, **source}
+
+
+@pytest.mark.parametrize("exit_code", [0, 1, 85, 93, 143])
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ([attempt(2, job="7", restart=2)], "replaced by attempt 2 of job 7"),
+        ([attempt(2, job="8", restart=0)], "replaced by attempt 2 of job 8"),
+        ([attempt(2, job="7", restart=1), attempt(3, job="9", restart=0)], "attempt 3 of job 9"),
+    ],
+)
+def test_attempt_that_lost_its_run_writes_nothing_into_it(
+    tmp_path: Path, exit_code: int, later: list[dict[str, Any]], message: str
+) -> None:
+    for record in [attempt(1, job="7", restart=1), *later]:
+        append_line(tmp_path / "events.jsonl", record)
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"event": "sav')  # the new owner is in the middle of a line
+    before = events_of(tmp_path)
+    decision = decide(tmp_path, exit_code, source=Source("7", 1), seen=0)
+    assert decision.exit_code == STOP
+    assert message in decision.reason
+    assert events_of(tmp_path) == before
+    assert not (tmp_path / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("records", "seen"),
+    [
+        pytest.param([attempt(1, job="6", restart=0)], 1, id="another job's, before this one"),
+        pytest.param([attempt(1, job="7", restart=0), attempt(2, job="7", restart=1)], 1, id="own"),
+        pytest.param([attempt(1, job="7", restart=0)], 0, id="an earlier start of this job"),
+        pytest.param([attempt(1), attempt(2)], 0, id="attempts that name no job"),
+        pytest.param([attempt(1, job="")], 0, id="an attempt without a scheduler"),
+        pytest.param([attempt(1, job=None, restart=None)], 0, id="nulls"),
+        pytest.param([], 0, id="no attempt at all"),
+    ],
+)
+def test_attempt_that_has_its_run_decides(
+    tmp_path: Path, records: list[dict[str, Any]], seen: int
+) -> None:
+    for record in records:
+        append_line(tmp_path / "events.jsonl", record)
+    assert num_attempts(tmp_path) == len(records)
+    assert decide(tmp_path, 85, source=Source("7", 1), seen=seen).exit_code == RESUME
+
+
+def owner(run_dir: Path, name: str, job: str) -> None:
+    folder = run_dir / "attempts" / name
+    folder.mkdir(parents=True)
+    record = {"attempt": int(name[:4]), "job": job, "restart": 0, "host": "h1", "pid": 3}
+    (folder / "owner.json").write_text(json.dumps(record))
+
+
+def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it(tmp_path: Path) -> None:
+    append_line(tmp_path / "events.jsonl", attempt(2, job="6", restart=0))
+    owner(tmp_path, "0001.ended", "5")
+    owner(tmp_path, "0002", "6")
+    before = events_of(tmp_path)
+    decision = decide(tmp_path, 93, source=Source("7"), seen=1)
+    assert decision.exit_code == STOP
+    assert "the run is that of attempt 2 of job 6" in decision.reason
+    assert events_of(tmp_path) == before
+    assert not (tmp_path / "done.json").exists()
+
+
+def test_stop_before_the_first_attempt_of_a_job_counts_where_nobody_has_the_run(
+    tmp_path: Path,
+) -> None:
+    owner(tmp_path, "0001.ended", "6")
+    assert decide(tmp_path, 93, source=Source("7")).exit_code == STOP
+    assert read_json(tmp_path / "done.json")["job"] == "7"

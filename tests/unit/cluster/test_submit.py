@@ -33,7 +33,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def submit(run_dir: Path, *where: str) -> Any:
     arguments = resource_parser("test", "").parse_args(["--cluster", "local", *where])
     flags = ["--run_dir", str(run_dir), *FLAGS]
-    return submit_distill(flags, arguments, entry="stand_in:train")[0]
+    return submit_distill(flags, arguments, entry="stand_in:train")[0][0]
 
 
 def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
@@ -121,6 +121,10 @@ def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
     flags = ["--run_dir", str(tmp_path / "run")]
     with pytest.raises(SystemFault, match="only one node"):
         submit_distill(flags, parser.parse_args(["--cluster", "local", "--nodes", "2"]))
+    chained = parser.parse_args(["--cluster", "local"])
+    chained.chain = 2
+    with pytest.raises(SystemFault, match="--chain and --preflight are of Slurm"):
+        submit_distill(flags, chained)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemFault, match="srun"):
         submit_distill(flags, parser.parse_args(["--cluster", "slurm"]))

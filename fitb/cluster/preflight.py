@@ -1,0 +1,232 @@
+"""Whether the hosts of a job are fit to train on, asked before its tasks start.
+
+`python -m fitb.cluster.preflight [flags of fitb train]` runs in the batch shell. One step per host
+(so that a host that cannot be reached spoils no other's) runs fitb.train.preflight, which writes
+RUN/preflight/JOB.RESTART/HOST.json on the shared filesystem: a host without a file has failed, too.
+Every bad host is an event, the job is requeued without it, and the attempt counts as a leave. Exit
+codes: 0 train, 85 the job comes back without the bad hosts, 93 it cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fitb import log
+from fitb.cluster import progress, slurm
+from fitb.config import Config
+from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
+from fitb.flags import parse
+from fitb.fsio import read_json, read_lines
+
+logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has another name
+
+CLOCK_S = 5.0  # that a host may be off the median
+START_S = 60.0  # until every host has started
+LINK_S = 20.0  # of a reduction over the network; FITB_PREFLIGHT_LINK_S changes it
+ALL_OWN_S = 60.0  # of the checks that a host makes alone
+Record = dict[str, Any]  # HOST.json: host, failures, reduced, pairs, clock_s
+
+
+def link_deadline_s(env: Mapping[str, str]) -> float:
+    return float(env.get("FITB_PREFLIGHT_LINK_S", LINK_S))
+
+
+def pair_rounds(num_hosts: int) -> list[list[tuple[int, int]]]:
+    """Return rounds of pairs of neighbours on a ring: no host is in two pairs of a round.
+
+    Every host meets both its neighbours, in two rounds, or three where the number is odd. A good
+    host between two bad ones is not told from them.
+    """
+    ring = [(i, (i + 1) % num_hosts) for i in range(num_hosts)] if num_hosts > 2 else [(0, 1)]
+    last = [ring.pop()] if num_hosts % 2 and num_hosts > 2 else []
+    rounds = [ring[0::2], ring[1::2], last]
+    return [pairs for pairs in rounds if pairs] if num_hosts > 1 else []
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the hosts' files say.
+
+    Args:
+        bad: host -> reasons, in the order of the hosts.
+        failure: why the job cannot train on these hosts though none of them is to blame.
+    """
+
+    bad: dict[str, list[str]]
+    failure: str | None = None
+
+
+def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
+    """Decide which hosts are bad, touching nothing.
+
+    Where two hosts alone do not reach each other, or all clocks are two, neither can be cleared:
+    both are bad.
+
+    Args:
+        hosts: of the job.
+        records: by host; a host that did not answer has none.
+    """
+    reasons: dict[str, list[str]] = {host: [] for host in hosts}
+    for host in hosts:
+        if host not in records:
+            reasons[host].append("no answer before the deadline")
+        else:
+            reasons[host] += records[host]["failures"]
+    for host, why in _clocks(records).items():
+        reasons[host].append(why)
+    network = _network(records)
+    for host, why in network.items():
+        reasons[host].append(why)
+    bad = {host: whys for host, whys in reasons.items() if whys}
+    if not bad and not all(record["reduced"] for record in records.values()):
+        return Verdict({}, "the all-reduce over all hosts failed, while each works with another")
+    return Verdict(bad)
+
+
+def _clocks(records: Mapping[str, Record]) -> dict[str, str]:
+    """Return host -> why, of clocks read at the same moment."""
+    clocks = {host: r["clock_s"] for host, r in records.items() if r.get("clock_s") is not None}
+    median = statistics.median(clocks.values()) if clocks else 0.0
+    return {
+        host: f"its clock is {clock - median:+.1f} s off the median of the hosts"
+        for host, clock in clocks.items()
+        if abs(clock - median) > CLOCK_S
+    }
+
+
+def _network(records: Mapping[str, Record]) -> dict[str, str]:
+    """Return host -> why, of hosts that reduced with no other one that answered."""
+    failed: dict[str, list[str]] = {}
+    for host, record in records.items():
+        tried = {other: ok for other, ok in record["pairs"].items() if other in records}
+        worked = [o for o, ok in tried.items() if ok and records[o]["pairs"].get(host)]
+        if tried and not worked:
+            failed[host] = sorted(tried)
+    return {host: f"no reduction with {', '.join(others)}" for host, others in failed.items()}
+
+
+def barred(events: Iterable[progress.Event], source: progress.Source) -> list[str]:
+    """Return the hosts that this submission has found bad so far."""
+    own = (e for e in events if e["event"] == "bad_host" and source.submitted(e))
+    return list(dict.fromkeys(str(event["host"]) for event in own))
+
+
+def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[str, str]) -> bool:
+    """Run one task on each host until all have ended or are late.
+
+    Returns: whether they were told to leave, as a preemption does.
+    """
+    link_s = link_deadline_s(env)
+    deadline_s = 30 + ALL_OWN_S + START_S + (1 + len(pair_rounds(len(hosts)))) * link_s
+    task = [sys.executable, "-m", "fitb.train.preflight", str(folder), ",".join(hosts)]
+    task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]
+    steps = []
+    for host in hosts:
+        where = ["srun", "--nodes=1", f"--nodelist={host}", "--ntasks=1", "--ntasks-per-node=1"]
+        where += ["--overlap", "--open-mode=append", f"--output={folder}/{host}.out"]
+        steps.append(subprocess.Popen([*where, *task], stdin=subprocess.DEVNULL))
+    deadline = time.monotonic() + deadline_s
+    codes = []
+    for step in steps:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            codes.append(step.wait(max(0.0, deadline - time.monotonic())))
+    for step in steps:
+        if step.poll() is None:
+            step.kill()
+            step.wait()
+    return bool({RESUME, *progress.ENDED_BY_OUR_SIGNAL} & set(codes))
+
+
+def come_back(
+    run_dir: Path, verdict: Verdict, source: progress.Source, seen: int, env: Mapping[str, str]
+) -> int:
+    """Write down why this attempt did not train, and let the job or its next link come back.
+
+    Returns: RESUME, or STOP where too few hosts would be left or this was tried too often.
+    Raises: SystemFault where Slurm does not answer or refuses.
+    """
+    findings = [{"event": "bad_host", "host": h, "checks": why} for h, why in verdict.bad.items()]
+    unfit = f"unfit hosts: {', '.join(verdict.bad)}" if verdict.bad else verdict.failure
+    code, why, barring = RESUME, f"preflight: {unfit}", []
+    if verdict.bad:
+        earlier = barred(read_lines(run_dir / "events.jsonl"), source)
+        known = [*slurm.excluded_hosts(source.job), *earlier, *verdict.bad]
+        barring = list(dict.fromkeys(known))
+        partition, needed = env["SLURM_JOB_PARTITION"], int(env["SLURM_JOB_NUM_NODES"])
+        left = set(slurm.hosts_of_partition(partition)) - set(barring)
+        if len(left) < needed:
+            code = STOP
+            why += (
+                f"; without {', '.join(barring)} partition {partition} has {len(left)} hosts and"
+                f" the job needs {needed}: mend them, or ask for fewer (--nodes)"
+            )
+    decision = progress.decide(run_dir, code, source=source, seen=seen, why=why, findings=findings)
+    logger.info("%s", decision.reason)
+    if decision.exit_code != RESUME:
+        return decision.exit_code
+    # Slurm ends this process some seconds after the requeue, and takes the hosts only after it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if source.chain:
+        jobs = slurm.waiting_links(env["SLURM_JOB_NAME"])
+    else:
+        jobs = [source.job]
+        slurm.requeue(source.job)
+    for job in jobs if barring else ():
+        slurm.exclude_hosts(job, barring)
+    return RESUME
+
+
+def preflight(config: Config, env: Mapping[str, str]) -> int:
+    """Ask the hosts of the job whose environment this is; return FINISHED, RESUME or STOP.
+
+    Raises: SystemFault where Slurm does not answer or refuses.
+    """
+    source, run_dir = progress.Source.from_env(env), Path(config.run_dir)
+    if progress.already_over(run_dir, source=source, steps=config.steps):
+        return FINISHED  # the tasks will see it, too, and end at once
+    seen = progress.num_attempts(run_dir)
+    hosts = slurm.expand_nodelist(env["SLURM_JOB_NODELIST"])
+    folder = run_dir / "preflight" / f"{source.job}.{source.restart}"
+    folder.mkdir(parents=True, exist_ok=True)
+    told_to_leave = ask_hosts(hosts, folder, config, env)
+    files = {host: folder / f"{host}.json" for host in hosts}
+    records = {host: read_json(path) for host, path in files.items() if path.exists()}
+    verdict = judge(hosts, records)
+    if told_to_leave:
+        verdict = Verdict({}, "told to leave")
+    for host, reasons in verdict.bad.items():
+        logger.error("preflight: %s is not fit: %s", host, "; ".join(reasons))
+    if not verdict.bad and not verdict.failure:
+        logger.info("preflight: all %d hosts are fit", len(hosts))
+        return FINISHED
+    if (state := slurm.job_state(source.job)) != "RUNNING":
+        logger.info("no requeue from here: Slurm reports %s for this job", state)
+        return RESUME
+    return come_back(run_dir, verdict, source, seen, env)
+
+
+def main(args: Sequence[str]) -> int:
+    log.setup()
+    try:
+        return preflight(parse(Config, "fitb train", args), os.environ)
+    except KeyError as error:
+        fault: FitbError = SystemFault(f"{error} is not set; this runs in a Slurm batch script")
+    except FitbError as error:
+        fault = error
+    logger.error("%s", fault)
+    return fault.exit_code if fault.restart_helps else STOP
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Hosts that are really bad, found by the preflight of slurm/distill.sh on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from slurm_cluster import Cluster, a_cluster, wait_until
+
+from fitb.cluster import submit
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def hosts(slurm: Cluster) -> Iterator[Cluster]:
+    """Five hosts, which a test may spoil; the session's two stay whole."""
+    with a_cluster(num_hosts=5) as cluster:
+        yield cluster
+
+
+def full_disk(cluster: Cluster, host: str, folder: Path) -> Path:
+    """Fill a folder up as one host sees it; the others see the machine's own disk."""
+    folder.mkdir()
+    cluster.on(host, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
+    cluster.on(host, "sh", "-c", f"head -c 2M /dev/zero >{folder}/file 2>/dev/null || true")
+    return folder
+
+
+def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_requeue(
+    hosts: Cluster, run: Run, tmp_path: Path
+) -> None:
+    run = Run(hosts, run.payload, run.folder)
+    full, cut, *good = hosts.hosts
+    scratch = full_disk(hosts, full, tmp_path / "scratch")
+    hosts.on(cut, "ip", "link", "set", hosts.FABRIC, "down")
+    job = run.sbatch(
+        "--nodes=3",
+        "--ntasks-per-node=1",
+        env={
+            "FITB_PREFLIGHT": "1",
+            "FITB_PREFLIGHT_LINK_S": "4",
+            "GLOO_SOCKET_IFNAME": hosts.FABRIC,
+            "TMPDIR": str(scratch),
+        },
+        flags=["--global_batch", "192", "--steps", "20"],
+    )
+    assert hosts.wait_end(job) == "COMPLETED", run.logs()
+    found = {event["host"]: event["checks"] for event in run.events("bad_host")}
+    assert list(found) == [full, cut]
+    assert found[full] == [f"disk {scratch}: 0.000 GB are free, expected 1"]
+    (network,) = found[cut]
+    assert network == f"no reduction with {full}, {good[0]}"
+    (requeue,) = run.events("requeue")
+    assert requeue["exit_code"] == 85
+    assert requeue["reason"].startswith(f"preflight: unfit hosts: {full}, {cut}; 1 of 10")
+    record = hosts.show(job)
+    assert record["ExcNodeList"] == f"{full},{cut}"
+    assert record["NodeList"] == f"{hosts.prefix}h[3-5]"
+    assert record["Restarts"] == "1"
+    assert len(run.events("attempt")) == 1
+    (passed,) = (run.folder / "preflight").glob(f"{job}.1/{good[0]}.json")
+    assert json.loads(passed.read_text())["reduced"]
+    assert run.saved() == 20
+    said = run.batch_log.read_text()
+    assert f"{cut} is not fit: no reduction with" in said
+    assert requeue["reason"] in said
+    assert "all 3 hosts are fit" in said
+
+
+def test_submitit_chain_goes_on_without_a_bad_host_and_from_where_a_link_left(
+    hosts: Cluster, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(hosts, run.payload, run.folder)
+    bad = hosts.hosts[0]
+    monkeypatch.setenv("TMPDIR", str(full_disk(hosts, bad, tmp_path / "scratch")))
+    monkeypatch.setattr(submit, "STATE_POLL_S", 0.5)
+    first, *links = run.submitit_chain(monkeypatch, 4, "--time_min", "30", preflight=True)
+    wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
+    hosts("scancel", "--signal=USR2", links[0].job_id)
+    assert hosts.wait_end(links[2].job_id) == "COMPLETED", run.logs()
+    assert [event["host"] for event in run.events("bad_host")] == [bad]
+    unfit, left = run.events("requeue")
+    assert (unfit["job"], unfit["step"]) == (first.job_id, 0)
+    assert (left["job"], left["exit_code"]) == (links[0].job_id, 85)
+    assert len({event["chain"] for event in (unfit, left)}) == 1
+    assert [event["step"] for event in run.events("attempt")] == [0, left["step"]]
+    assert json.loads((run.folder / "done.json").read_text())["job"] == links[1].job_id
+    assert {hosts.show(link.job_id)["ExcNodeList"] for link in links} == {bad}
+    assert not (run.folder / "preflight" / f"{links[2].job_id}.0").exists()
+    assert [submit.wait_for(job, run.folder) for job in (first, *links)] == [85, 85, 0, 0]
