@@ -27,6 +27,7 @@ commands:
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
+  status     where a run stands: attempts, rate, last save, why it stopped
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
@@ -109,6 +110,13 @@ def _train(flags: list[str]) -> int:
     return train(config)
 
 
+def _status(flags: list[str]) -> int:
+    from fitb.status.page import show
+    from fitb.status.run import StatusConfig
+
+    return show(parse(StatusConfig, "fitb status", flags, positional="run"))
+
+
 def _evaluate(flags: list[str]) -> int:
     from fitb.evaluate.run import EvaluateConfig, evaluate, render
 
@@ -165,6 +173,7 @@ COMMANDS = {
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,
+    "status": _status,
     "evaluate": _evaluate,
     "fill": _fill,
     "plan": _plan,

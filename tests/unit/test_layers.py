@@ -22,6 +22,7 @@ WITHOUT_TORCH = (
     "config_io",
     "flags",
     "cluster",
+    "status",
     "corpus",
     "cli",
 )
