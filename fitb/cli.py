@@ -27,6 +27,8 @@ commands:
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
+  status     where a run stands: attempts, rate, last save, why it stopped
+  rehearse   stop the job on your cluster as Slurm would, and hold its saves against the leads
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
@@ -36,7 +38,8 @@ commands:
 
 `fitb COMMAND --help` lists the flags of a command. Exit codes of train: 0 finished, 85 saved and
 wants to be started again, 93 starting again would not help, anything else a crash. Exit codes of
-the other commands: 0 done, 2 configuration, 3 data or models, 4 machine, 5 training.
+the other commands: 0 done, 1 rehearsed and not safe, 2 configuration, 3 data or models, 4 machine,
+5 training.
 """
 
 BENCHMARKS = {
@@ -118,6 +121,23 @@ def _sync(flags: list[str]) -> int:
     return 0
 
 
+def _status(flags: list[str]) -> int:
+    from fitb.status.page import show
+    from fitb.status.run import StatusConfig
+
+    return show(parse(StatusConfig, "fitb status", flags, positional="run"))
+
+
+def _rehearse(flags: list[str]) -> int:
+    from fitb.rehearse.judge import as_json, render
+    from fitb.rehearse.run import parse_where, rehearse
+
+    where, training = parse_where(flags)
+    found = rehearse(where, training)
+    print(json.dumps(as_json(found)) if where.json else render(found))
+    return 1 if found.reasons else 0
+
+
 def _evaluate(flags: list[str]) -> int:
     from fitb.evaluate.run import EvaluateConfig, evaluate, render
 
@@ -174,6 +194,8 @@ COMMANDS = {
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,
+    "status": _status,
+    "rehearse": _rehearse,
     "sync": _sync,
     "evaluate": _evaluate,
     "fill": _fill,

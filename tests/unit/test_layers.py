@@ -22,6 +22,8 @@ WITHOUT_TORCH = (
     "config_io",
     "flags",
     "cluster",
+    "status",
+    "rehearse",
     "corpus",
     "cli",
 )

@@ -1,0 +1,298 @@
+"""What the site's Slurm will do to a training job: its settings, each as a sentence with a verdict.
+
+Pure functions over what `scontrol show config`, `show partition` and `show job` print; only `ask`
+runs a command.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fitb.errors import ConfigError, SystemFault, nearest
+
+Verdict = Literal["ok", "warn", "bad"]
+Fields = Mapping[str, str]
+DEFAULT_LEAD_S = 60.0  # of `--signal=USR1` without @seconds
+_UNITS = {"": 1.0, "sec": 1.0, "min": 60.0, "usec": 1e-6}
+_NO_LIMIT = ("UNLIMITED", "INFINITE", "NONE", "(null)", "N/A", "")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One setting.
+
+    Args:
+        name: as Slurm has it.
+        value: as Slurm prints it.
+        verdict: ok; warn: know this; bad: the job does not come back by itself.
+        sentence: what it does to a job of slurm/distill.sh, and what to do.
+    """
+
+    name: str
+    value: str
+    verdict: Verdict
+    sentence: str
+
+
+def ask(*words: str, timeout_s: float = 60.0) -> str:
+    """Return what a command of Slurm prints.
+
+    Raises: SystemFault where it is missing, says no or does not answer.
+    """
+    command = " ".join(words)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SystemFault(f"`{command}` failed: {error}") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[:300]
+        raise SystemFault(f"`{command}` ended with {done.returncode}: {said!r}")
+    return done.stdout.strip()
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Return the settings of `scontrol show config`."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if re.match(r"\s*\w+\s+=", line))
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def parse_record(text: str) -> dict[str, str]:
+    """Return the fields of one record of `scontrol show job` or `show partition`."""
+    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(\S*)", text))
+
+
+def parse_partitions(text: str) -> dict[str, dict[str, str]]:
+    """Return name -> fields of `scontrol show partition`."""
+    records = map(parse_record, re.split(r"^(?=PartitionName=)", text, flags=re.MULTILINE))
+    return {record["PartitionName"]: record for record in records if "PartitionName" in record}
+
+
+def choose_partition(partitions: Mapping[str, Fields], name: str | None) -> Fields:
+    """Return the partition of that name, or the default one where there is no name.
+
+    Args:
+        name: as sbatch takes it; of a list the first.
+    Raises: ConfigError naming those that there are.
+    """
+    if name:
+        first = name.split(",")[0]
+        if first in partitions:
+            return partitions[first]
+        known = ", ".join(partitions)
+        message = f"partition {first!r} is not one of {known}{nearest(first, partitions)}"
+        raise ConfigError(f"{message}; see `sinfo`")
+    default = next((p for p in partitions.values() if p.get("Default") == "YES"), None)
+    if default is None:
+        raise ConfigError(f"no partition is the default; name one of {', '.join(partitions)}")
+    return default
+
+
+def seconds(text: str) -> float | None:
+    """Return a duration of Slurm in seconds ('30 sec', '5 min', '1-02:00:00'); None is no limit.
+
+    Raises: ConfigError where it is none.
+    """
+    if text in _NO_LIMIT:
+        return None
+    amount = re.fullmatch(r"(\d+)\s*(sec|min|usec|)", text)
+    if amount:
+        return int(amount[1]) * _UNITS[amount[2]]
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if clock:
+        days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
+        return float(86_400 * days + 3600 * hours + 60 * minutes + rest)
+    raise ConfigError(f"{text!r} is not a duration of Slurm; expected '30 sec' or '1-02:00:00'")
+
+
+def signal_lead_s(option: str | None) -> float | None:
+    """Return the seconds of sbatch's --signal, as in 'B:USR1@300'; None where there is none."""
+    if not option:
+        return None
+    found = re.search(r"@(\d+)$", option)
+    return float(found[1]) if found else DEFAULT_LEAD_S
+
+
+def preempt_mode(config: Fields, partition: Fields) -> str:
+    """Return what a preemption does to a job of this partition; OFF where there is none."""
+    if config.get("PreemptType", "(null)").removeprefix("preempt/") in ("none", "(null)"):
+        return "OFF"
+    own = partition.get("PreemptMode", "")
+    modes = (own or config.get("PreemptMode", "OFF")).split(",")
+    return next((mode for mode in modes if mode not in ("GANG", "WITHIN")), "OFF")
+
+
+def sends_user_signal(config: Fields) -> bool:
+    """Whether a preemption sends the signal of --signal in place of SIGTERM."""
+    return "send_user_signal" in config.get("SlurmctldParameters", "") + config.get(
+        "PreemptParameters", ""
+    )
+
+
+def preemption_lead_s(config: Fields, partition: Fields) -> tuple[float | None, str]:
+    """Return the seconds between the signal of a preemption and SIGKILL, and what they are called.
+
+    Returns: None for the seconds where jobs of this partition are not preempted.
+    """
+    grace_s = seconds(partition.get("GraceTime", "0")) or 0.0
+    kill_wait_s = seconds(config.get("KillWait", "30 sec")) or 0.0
+    if preempt_mode(config, partition) == "OFF":
+        return None, "no preemption"
+    return (grace_s, "GraceTime") if grace_s else (kill_wait_s, "KillWait")
+
+
+def findings(config: Fields, partition: Fields, job: Fields | None = None) -> list[Finding]:
+    """Return what each setting means for a job.
+
+    Args:
+        config: of `scontrol show config`.
+        partition: of the job.
+        job: its record, where it was submitted.
+    """
+    found = [_version(config), requeue(config, job), *_exit_codes(config)]
+    found += [*_preemption(config, partition), _kill_wait(config), _tracking(config)]
+    found += [*_limits(config, partition, job), _unkillable(config)]
+    return found
+
+
+def _version(config: Fields) -> Finding:
+    version = config.get("SLURM_VERSION", "unknown")
+    return Finding("Slurm", version, "ok", "the version that answered")
+
+
+def requeue(config: Fields, job: Fields | None) -> Finding:
+    """Say whether a job, or without its record any job, may be requeued."""
+    if job and "Requeue" in job:
+        if job["Requeue"] == "1":
+            sentence = "this job may be requeued, by Slurm and by its own script"
+            return Finding("Requeue", "1", "ok", sentence)
+        return Finding(
+            "Requeue",
+            job["Requeue"],
+            "bad",
+            "`scontrol requeue` is refused for this job, although slurm/distill.sh asks for"
+            " --requeue: drop --no-requeue, or ask the site; else submit the same line several"
+            " times with --dependency=singleton",
+        )
+    if config.get("JobRequeue") == "0":
+        sentence = "only a job that asks with --requeue comes back; slurm/distill.sh does"
+        return Finding("JobRequeue", "0", "warn", sentence)
+    value = config.get("JobRequeue", "unknown")
+    return Finding("JobRequeue", value, "ok", "a job may be requeued unless it says no")
+
+
+def _exit_codes(config: Fields) -> Iterator[Finding]:
+    for name in ("RequeueExit", "RequeueExitHold"):
+        codes = config.get(name, "(null)")
+        taken = [code for code in ("85", "93") if code in _expanded(codes)]
+        if taken:
+            yield Finding(
+                name,
+                codes,
+                "bad",
+                f"Slurm itself acts on exit code {' and '.join(taken)}, by which fitb says whether"
+                " a job is to come back: ask the site to leave it out",
+            )
+
+
+def _expanded(codes: str) -> set[str]:
+    found: set[str] = set()
+    for begin, end in re.findall(r"(\d+)(?:-(\d+))?", codes):
+        found |= {str(code) for code in range(int(begin), int(end or begin) + 1)}
+    return found
+
+
+def _preemption(config: Fields, partition: Fields) -> Iterator[Finding]:
+    mode, grace = preempt_mode(config, partition), partition.get("GraceTime", "0")
+    name = partition.get("PartitionName", "?")
+    verdict, sentence = _of_mode(mode, graceful=grace != "0")
+    yield Finding("PreemptMode", mode, verdict, f"partition {name}: {sentence}")
+    if mode == "OFF":
+        return
+    if config["PreemptType"] == "preempt/qos":
+        yield Finding(
+            "PreemptType",
+            "preempt/qos",
+            "warn",
+            "mode and grace may be those of the QOS: `sacctmgr show qos"
+            " format=name,preemptmode,gracetime`",
+        )
+    if grace == "0":
+        sentence = f"after the signal of a preemption a job has KillWait ({_wait(config)}) to save"
+        yield Finding("GraceTime", "0", "warn", sentence)
+    else:
+        sentence = f"a preempted job has {grace} s from its signal to its end to save and leave"
+        yield Finding("GraceTime", f"{grace} s", "ok", sentence)
+    told = "the signal of --signal" if sends_user_signal(config) else "SIGTERM, the tasks alone"
+    value = "on" if sends_user_signal(config) else "off"
+    sentence = f"a preempted job with a grace time gets {told}; fitb leaves on either"
+    yield Finding("preempt_send_user_signal", value, "ok", sentence)
+
+
+def _of_mode(mode: str, graceful: bool) -> tuple[Verdict, str]:
+    if mode == "OFF":
+        return "ok", "jobs are not preempted"
+    if mode == "REQUEUE":
+        return "ok", "a preempted job goes back into the queue under its id"
+    if mode == "CANCEL" and graceful:
+        return "warn", "a preempted job is cancelled unless its script requeues it within GraceTime"
+    if mode == "CANCEL":
+        return "bad", "a preempted job is cancelled and stays so: submit the same line again"
+    return "warn", "a preempted job is stopped where it is and keeps its memory; nothing is saved"
+
+
+def _wait(config: Fields) -> str:
+    return config.get("KillWait", "30 sec")
+
+
+def _kill_wait(config: Fields) -> Finding:
+    short = (seconds(_wait(config)) or 0) < 30
+    sentence = "from SIGTERM to SIGKILL at a time limit, a scancel or a preemption without grace"
+    return Finding("KillWait", _wait(config), "warn" if short else "ok", sentence)
+
+
+def _tracking(config: Fields) -> Finding:
+    value = config.get("ProctrackType", "unknown").removeprefix("proctrack/")
+    if value == "cgroup":
+        return Finding("ProctrackType", value, "ok", "signals reach the tasks and nothing else")
+    if value == "linuxproc":
+        sentence = "signals reach every process of a task, W&B's too; metrics.jsonl loses nothing"
+        return Finding("ProctrackType", value, "warn", sentence)
+    sentence = "a process that left its group outlives its job; look for ranks that stay behind"
+    return Finding("ProctrackType", value, "warn", sentence)
+
+
+def _limits(config: Fields, partition: Fields, job: Fields | None) -> Iterator[Finding]:
+    longest = partition.get("MaxTime", "UNLIMITED")
+    limit_s, asked = seconds(longest), (job or {}).get("TimeLimit", "Partition_Limit")
+    asked_s = 0.0 if asked == "Partition_Limit" else seconds(asked)
+    if limit_s is not None and (asked_s is None or asked_s > limit_s):
+        sentence = f"the job asks for {asked} and never starts: lower --time"
+        yield Finding("MaxTime", longest, "bad", sentence)
+    else:
+        yield Finding("MaxTime", longest, "ok", "longest attempt; the next one goes on after it")
+    over = partition.get("OverTimeLimit", "NONE")
+    over = config.get("OverTimeLimit", "0 min") if over == "NONE" else over
+    over += " min" if over.isdigit() else ""
+    if over != "0 min":
+        sentence = "a job may run this much over its limit; the signal of --signal comes no later"
+        yield Finding("OverTimeLimit", over, "ok", sentence)
+    exempt = config.get("PreemptExemptTime", "00:00:00")
+    if seconds(exempt):
+        yield Finding(
+            "PreemptExemptTime", exempt, "ok", "no job is preempted before it ran so long"
+        )
+
+
+def _unkillable(config: Fields) -> Finding:
+    value = config.get("UnkillableStepTimeout", "60 sec")
+    sentence = "a host whose processes do not die of SIGKILL for so long (a dead filesystem) drains"
+    return Finding("UnkillableStepTimeout", value, "ok", sentence)
+
+
+def render(found: list[Finding]) -> str:
+    """Return one line per setting."""
+    return "\n".join(f"  {f.verdict:<5}{f.name}={f.value}: {f.sentence}" for f in found)

@@ -1,0 +1,1 @@
+"""Where a run stands: read from its folder, drawn for people."""

@@ -1,0 +1,149 @@
+"""A run's status as a page, a line or JSON, once or again and again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fitb.cluster.history import Attempt
+from fitb.status.run import OVER, Status, StatusConfig, duration, status
+
+CLEAR = "\033[H\033[J"  # cursor to the top, then nothing below it
+MAX_HOSTS = 4
+
+
+def show(config: StatusConfig) -> int:
+    """Print the status, with `watch` until the run ends or Ctrl-C; return an exit code.
+
+    Raises: ConfigError where the folder is not a run's.
+    """
+    drawn = config.watch and not config.json and sys.stdout.isatty()
+    try:
+        while True:
+            found = status(Path(config.run))
+            if config.json:
+                text = json.dumps(as_json(found))
+            else:
+                text = render(found) if drawn or not config.watch else line(found)
+            print(f"{CLEAR if drawn else ''}{text}", flush=True)
+            if not config.watch or found.state in OVER:
+                return 0
+            time.sleep(config.every_s)
+    except KeyboardInterrupt:
+        if not config.watch:
+            raise
+        return 0
+
+
+def as_json(found: Status) -> dict[str, Any]:
+    """Return plain values; times are ISO 8601, and of an attempt's saves there is the number."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(found), default=_iso))
+    for attempt in plain["attempts"]:
+        attempt["saves"] = len(attempt["saves"])
+    return plain
+
+
+def line(found: Status) -> str:
+    """Return the state in one line."""
+    of = f" of {found.steps:,} ({found.step / found.steps:.1%})" if found.steps else ""
+    text = {"waiting": "waiting for its next attempt"}.get(found.state, found.state)
+    if found.attempts:
+        text += f" at step {found.step:,}{of}"
+    if found.state == "running" and found.left_s:
+        text += f", {duration(found.left_s)} left"
+    return f"{found.run}: {text}" + (f": {found.why}" if found.why else "")
+
+
+def render(found: Status) -> str:
+    """Return a page for people, times in the local zone."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Status) -> Iterator[str]:
+    yield line(found)
+    for name, text in _facts(found):
+        yield f"{name:10} {text}"
+    if found.attempts:
+        yield "attempts"
+        yield from map(_attempt, found.attempts[:-1])
+        yield _attempt(replace(found.attempts[-1], last_step=found.step))
+
+
+def _facts(found: Status) -> Iterator[tuple[str, str]]:
+    if found.steps_per_s:
+        text = f"{found.steps_per_s:.3g} steps/s over the last minutes"
+        if found.left_s:
+            text += f"; {duration(found.left_s)} of work left"
+        if found.expected_end:
+            text += f", ends about {_local(found.expected_end)}"
+        yield "rate", text
+    if found.save:
+        yield "last save", _save(found)
+    if found.best_loss is not None:
+        step = f" at step {found.best_step:,}" if found.best_step is not None else ""
+        yield "best", f"validation loss {found.best_loss:.4f}{step}"
+    if found.heard_s is not None and found.state in ("running", "lost"):
+        yield "heard", f"{duration(found.heard_s)} ago"
+    if found.silent:
+        yield "silent", ", ".join(found.silent)
+    if found.slurm and found.attempts[-1].job:
+        yield "Slurm", f"job {found.attempts[-1].job}: {found.slurm}"
+    yield "logs", found.logs
+    if found.export:
+        yield "export", found.export
+    if found.commit:
+        yield "code", found.commit
+
+
+def _save(found: Status) -> str:
+    save = found.save
+    assert save is not None
+    text = f"step {save.step:,}"
+    if save.time:
+        ago_s = datetime.datetime.now(datetime.timezone.utc) - save.time
+        text += f", {duration(max(0.0, ago_s.total_seconds()))} ago"
+    if save.seconds is not None:
+        text += f", took {duration(save.seconds)}"
+    if found.state in ("running", "lost"):
+        text += f"; {save.steps_at_risk:,} steps done since"
+    return text
+
+
+def _attempt(attempt: Attempt) -> str:
+    words = [f"  {attempt.number:>2}", _local(attempt.began) if attempt.began else "?"]
+    if attempt.world_size:
+        words.append(f"{attempt.world_size} processes on {_hosts(attempt.hosts)}")
+    if attempt.job:
+        restart = f" restart {attempt.restart}" if attempt.restart else ""
+        words.append(f"job {attempt.job}{restart}")
+    words.append(f"steps {attempt.first_step:,} -> {attempt.last_step:,}")
+    if attempt.began and attempt.ended:
+        seconds = (attempt.ended - attempt.began).total_seconds()
+        words.append(duration(max(0.0, seconds)))
+    if attempt.start_s:
+        words.append(f"start {duration(sum(attempt.start_s.values()))}")
+    reason = "; ".join(filter(None, (attempt.reason, attempt.decided)))
+    if reason:
+        code = f"exit {attempt.exit_code}: " if attempt.exit_code is not None else ""
+        words.append(code + reason)
+    return "  ".join([*words, *attempt.notes])
+
+
+def _hosts(hosts: list[str]) -> str:
+    if len(hosts) > MAX_HOSTS:
+        return f"{len(hosts)} hosts ({', '.join(hosts[: MAX_HOSTS - 1])}, ...)"
+    return ", ".join(hosts) or "unknown hosts"
+
+
+def _local(moment: datetime.datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")

@@ -1,0 +1,392 @@
+"""The state of a run at one moment, from the files that it leaves.
+
+It works on any machine that sees the folder, without torch; where Slurm is at hand it is asked for
+the state of the job.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fitb.cluster import site
+from fitb.cluster.history import Attempt, attempts_of, save_seconds, when
+from fitb.cluster.progress import last_committed_step
+from fitb.cluster.slurm import ENDED
+from fitb.errors import FINISHED, RESUME, STOP, ConfigError, SystemFault
+from fitb.fsio import read_json, read_lines
+
+State = Literal["not started", "running", "waiting", "finished", "stopped", "lost"]
+OVER = ("finished", "stopped")
+HEARTBEAT_LIMIT_S = 60.0  # heartbeats come every 10 s; clocks of hosts and file servers differ
+QUIET_LIMIT_S = 600.0  # without heartbeats: compiling and validating write nothing for minutes
+DECISION_S = 60.0  # in which a batch script decides what follows
+RATE_WINDOW_S = 300.0
+TAIL_BYTES = 1 << 20
+SLURM_TIMEOUT_S = 5.0
+_MEMBERS = ("config.yaml", "events.jsonl", "metrics.jsonl", "checkpoints", "logs")
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    """Where a run stands.
+
+    Args:
+        run: its folder.
+        watch: draw again until the run ends or Ctrl-C; a line each time where it is no terminal.
+        every_s: seconds between two drawings.
+        json: print one JSON object, or one a line with watch.
+    """
+
+    run: str
+    watch: bool = False
+    every_s: float = 5.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.every_s > 0:
+            raise ConfigError(f"every_s={self.every_s}; expected seconds above 0")
+
+
+@dataclass(frozen=True)
+class Save:
+    """The newest checkpoint.
+
+    Args:
+        step: that it holds.
+        time: when it was committed.
+        seconds: that it took; None where the run does not say.
+        steps_at_risk: done since, and done again if all hosts failed now.
+    """
+
+    step: int
+    time: datetime.datetime | None
+    seconds: float | None
+    steps_at_risk: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment.
+
+    Args:
+        run: its folder.
+        state: in a word; waiting is for the next attempt, lost is without a word of its end.
+        why: the state in a sentence.
+        step: done, as far as it is known.
+        steps: of the whole run; None where there is no configuration yet.
+        steps_per_s: over the last minutes that were logged.
+        left_s: at that rate, queue not included.
+        expected_end: if it runs and goes on like this.
+        heard_s: since the last sign of life.
+        silent: ranks whose heartbeat is older than that of the others.
+        save: the newest checkpoint.
+        best_loss: of validation.
+        best_step: where it was.
+        attempts: all of them.
+        slurm: state of the job, as Slurm has it.
+        logs: folder or newest file of rank 0.
+        export: the best student, where there is one.
+        commit: of the code of the newest attempt.
+    """
+
+    run: str
+    state: State
+    why: str
+    step: int
+    steps: int | None
+    steps_per_s: float | None
+    left_s: float | None
+    expected_end: datetime.datetime | None
+    heard_s: float | None
+    silent: list[str]
+    save: Save | None
+    best_loss: float | None
+    best_step: int | None
+    attempts: list[Attempt]
+    slurm: str | None
+    logs: str
+    export: str | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Life:
+    """Signs of life of the newest attempt.
+
+    Args:
+        heard_s: seconds since the newest.
+        limit_s: after which silence means something.
+        ended: the attempt's folder says that it is over.
+        step: that the attempt has reached.
+        silent: ranks that are behind the others.
+    """
+
+    heard_s: float | None
+    limit_s: float
+    ended: bool
+    step: int
+    silent: list[str]
+
+
+def status(run: Path, *, now_s: float | None = None) -> Status:
+    """Read where a run stands.
+
+    Args:
+        now_s: for tests; the clock otherwise.
+    Raises: ConfigError where the folder is not a run's; DataError where its events are damaged.
+    """
+    if not any((run / member).exists() for member in _MEMBERS):
+        raise ConfigError(
+            f"{run} is not the folder of a run: none of {', '.join(_MEMBERS)} is there; give what"
+            " --run_dir was, or runs/JOB_NAME"
+        )
+    now_s = time.time() if now_s is None else now_s
+    attempts = attempts_of(read_lines(run / "events.jsonl"))
+    last = attempts[-1] if attempts else Attempt(0)
+    records = tail_records(run / "metrics.jsonl")
+    config = _config(run)
+    steps_per_s = rate(records, last.first_step) or rate(records, 0)
+    life = _life(run, last, now_s, config, steps_per_s)
+    life = replace(life, step=max(last.last_step, life.step, _logged_step(run, last, records)))
+    slurm = _ask_slurm(last.job)
+    state, why = state_of(attempts, life, slurm, now_s)
+    step, steps = life.step, config.get("steps")
+    left_s = None
+    if steps_per_s and isinstance(steps, int) and state not in OVER:
+        left_s = max(0, steps - step) / steps_per_s
+    best_loss, best_step = _best(run, records)
+    export = run / "export"
+    return Status(
+        run=str(run),
+        state=state,
+        why=why,
+        step=step,
+        steps=steps,
+        steps_per_s=steps_per_s,
+        left_s=left_s,
+        expected_end=_moment(now_s + left_s) if left_s and state == "running" else None,
+        heard_s=life.heard_s,
+        silent=life.silent if state in ("running", "lost") else [],
+        save=_save(run, attempts, step if state in ("running", "lost") else 0),
+        best_loss=best_loss,
+        best_step=best_step,
+        attempts=attempts,
+        slurm=slurm,
+        logs=_log(run, last),
+        export=str(export) if export.is_dir() else None,
+        commit=_commit(run),
+    )
+
+
+def state_of(
+    attempts: Sequence[Attempt], life: Life, slurm: str | None, now_s: float
+) -> tuple[State, str]:
+    """Decide from what is known where the run stands, and say it in a sentence.
+
+    Args:
+        slurm: state of the newest attempt's job; None where Slurm is not there or has forgotten it.
+    """
+    if not attempts:
+        return "not started", "no attempt has begun"
+    last = attempts[-1]
+    if last.exit_code == FINISHED:
+        return "finished", last.reason or "all steps done"
+    why = "; ".join(filter(None, (last.reason, last.decided))) or "without a reason"
+    pending = slurm in ("PENDING", "REQUEUED", "CONFIGURING", "SUSPENDED")
+    if last.decision == "stop" or last.exit_code == STOP:
+        return "stopped", why
+    if last.decision == "requeue":
+        if slurm in ENDED:
+            return "stopped", f"{why}; but Slurm reports {slurm}: submit the same command again"
+        return "waiting", why
+    if last.exit_code is not None:
+        fresh = last.ended is not None and now_s - last.ended.timestamp() < DECISION_S
+        if pending or (fresh and slurm not in ENDED):
+            return "waiting", why
+        saved = "saved, " if last.exit_code == RESUME else ""
+        return "stopped", f"{why}; {saved}start the same command again to go on"
+    if slurm in ENDED:
+        return "stopped", f"it left no word of its end, and Slurm reports {slurm}; see its log"
+    if pending:
+        return "waiting", "it left no word of its end, and Slurm took it back into the queue"
+    if life.ended:
+        return "lost", "the attempt ended without a word of why; see its log"
+    if life.heard_s is not None and life.heard_s > life.limit_s:
+        return "lost", f"nothing was heard of it for {duration(life.heard_s)}; see its log"
+    began = life.step > last.first_step or last.start_s
+    return "running", "" if began else "it is starting"
+
+
+def rate(records: Sequence[dict[str, Any]], since_step: int) -> float | None:
+    """Return steps per second over the last minutes that were logged.
+
+    Args:
+        records: of metrics.jsonl, oldest first.
+        since_step: records up to this step belong to an earlier attempt.
+    """
+    num_steps = seconds = 0.0
+    before: dict[str, Any] | None = None
+    for record in reversed(records):
+        if before is not None:
+            per_s = before.get("perf/steps_per_s")
+            if per_s:
+                num_steps += before["train/step"] - record["train/step"]
+                seconds += (before["train/step"] - record["train/step"]) / per_s
+        if record["train/step"] <= since_step or seconds > RATE_WINDOW_S:
+            break
+        before = record
+    if not seconds and before is not None:  # one record alone
+        return before.get("perf/steps_per_s") or None
+    return num_steps / seconds if seconds else None
+
+
+def tail_records(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
+    """Return the records in the last bytes of metrics.jsonl, whole lines only, oldest first."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        begin = max(0, size - num_bytes)
+        file.seek(begin)
+        lines = file.read().split(b"\n")
+    found = []
+    for line in lines[1 if begin else 0 : -1]:  # the last is empty, or torn by a kill
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("train/step"), int):
+            found.append(record)
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Say a time in its two largest units: 3 d 4 h, 5 min 7 s, 0.8 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    parts: list[str] = []
+    left = round(seconds)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def _moment(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+
+
+def _config(run: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load((run / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _life(
+    run: Path, last: Attempt, now_s: float, config: dict[str, Any], steps_per_s: float | None
+) -> Life:
+    folder = run / "attempts" / f"{last.number:04d}"
+    beats = {path.name: path for path in folder.glob("rank-*.json")}
+    if beats:
+        times = {name: _mtime(path) for name, path in beats.items()}
+        newest = max(times.values())
+        silent = sorted(name for name, t in times.items() if newest - t > HEARTBEAT_LIMIT_S)
+        steps = [_json(path).get("step") for path in beats.values()]
+        return Life(
+            heard_s=max(0.0, now_s - newest),
+            limit_s=HEARTBEAT_LIMIT_S,
+            ended=False,
+            step=max((step for step in steps if isinstance(step, int)), default=0),
+            silent=[_who(beats[name]) for name in silent],
+        )
+    written = [run / "metrics.jsonl", run / "events.jsonl", *(run / "logs").glob("*")]
+    times_s = [_mtime(path) for path in written if path.is_file()]
+    every = (config.get("track") or {}).get("every_steps", 10)
+    limit_s = max(QUIET_LIMIT_S, 5 * every / steps_per_s) if steps_per_s else QUIET_LIMIT_S
+    heard_s = max(0.0, now_s - max(times_s)) if times_s else None
+    return Life(heard_s, limit_s, folder.with_name(f"{folder.name}.ended").exists(), 0, [])
+
+
+def _who(path: Path) -> str:
+    rank = int(re.sub(r"\D", "", path.stem) or 0)
+    return f"rank {rank} on {_json(path).get('host', '?')}"
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it went while we looked
+        return 0.0
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _ask_slurm(job: str | None) -> str | None:
+    if not job or not job.isdigit() or not shutil.which("scontrol"):
+        return None
+    try:
+        answer = site.ask("scontrol", "show", "job", "-o", job, timeout_s=SLURM_TIMEOUT_S)
+    except SystemFault:
+        return None
+    return site.parse_record(answer).get("JobState")
+
+
+def _logged_step(run: Path, last: Attempt, records: Sequence[dict[str, Any]]) -> int:
+    """The last logged step, where this attempt logged it: a replayed step is not logged again."""
+    if not records or (last.began and _mtime(run / "metrics.jsonl") < last.began.timestamp()):
+        return 0
+    return int(records[-1]["train/step"])
+
+
+def _save(run: Path, attempts: Sequence[Attempt], step: int) -> Save | None:
+    saved = last_committed_step(run)
+    if not saved:
+        return None
+    events = [event for a in attempts for event in a.saves if event.get("step") == saved]
+    event = events[-1] if events else {}
+    found = _mtime(run / "checkpoints" / f"step-{saved:07d}")
+    moment = when(event) or (_moment(found) if found else None)
+    return Save(saved, moment, save_seconds(event), max(0, step - saved))
+
+
+def _best(run: Path, records: Sequence[dict[str, Any]]) -> tuple[float | None, int | None]:
+    """The best validation: of the newest checkpoint's manifest, or a later one that was logged."""
+    manifest = _json(run / "checkpoints" / f"step-{last_committed_step(run):07d}" / "manifest.json")
+    found = [(r["val/loss_mlm"], r["train/step"]) for r in records if "val/loss_mlm" in r]
+    if manifest.get("best_loss") is not None:
+        found.append((manifest["best_loss"], manifest.get("best_step")))
+    return min(found, key=lambda pair: pair[0], default=(None, None))
+
+
+def _log(run: Path, last: Attempt) -> str:
+    files = [path for path in (run / "logs").glob("*") if path.suffix in (".out", ".err")]
+    of_job = [path for path in files if last.job and path.name.startswith(last.job)]
+    first = [path for path in of_job or files if re.search(r"[._]0(_log)?\.", path.name)]
+    return str(max(first or of_job or files, key=_mtime, default=run / "logs"))
+
+
+def _commit(run: Path) -> str | None:
+    try:
+        entry = read_json(run / "provenance.json")[-1]
+        return f"{entry['commit'][:9]}{' with local changes' if entry.get('diff') else ''}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
