@@ -11,7 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fitb.errors import DataError, SystemFault
 
@@ -119,21 +119,28 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
     Raises: SystemFault where the disk or quota is full; the file is as it was.
     """
-    with open(path, "ab", buffering=0) as file:
-        append_to(file, record)
+    handle = open_for_appending(path)
+    try:
+        append_to(handle, path, record)
+    finally:
+        os.close(handle)
 
 
-def append_to(file: IO[bytes], record: dict[str, Any]) -> None:
-    """Do what `append_line` does to a file that is open without a buffer."""
+def open_for_appending(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+
+def append_to(handle: int, path: Path, record: dict[str, Any]) -> None:
+    """Do what `append_line` does to a file that is open for appending."""
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    with naming_full_disk(Path(file.name)):
-        end = file.seek(0, os.SEEK_END)
+    with naming_full_disk(path):
+        end = os.lseek(handle, 0, os.SEEK_END)
         try:
             while line:
-                line = line[file.write(line) :]
-            os.fsync(file.fileno())
+                line = line[os.write(handle, line) :]
+            os.fsync(handle)
         except OSError:
-            os.ftruncate(file.fileno(), end)  # or the next line would go on after half a line
+            os.ftruncate(handle, end)  # or the next line would go on after half a line
             raise
 
 

@@ -74,6 +74,20 @@ class RunDir:
                 " goes on; this one stops"
             )
 
+    def open_metrics(self) -> int:
+        """Put a copy of metrics.jsonl in its place, whole lines alone, and open it for appending.
+
+        An attempt that has been replaced holds the old file open: it writes to nowhere.
+
+        Raises: Replaced if this attempt has been.
+        """
+        fsio.mend_tail(self.metrics)
+        lines = self.metrics.read_bytes() if self.metrics.exists() else b""
+        self.check_owned()
+        fsio.write_atomic(self.licence / self.metrics.name, lines)
+        (self.licence / self.metrics.name).replace(self.metrics)
+        return fsio.open_for_appending(self.metrics)
+
     def leave(self) -> None:
         """Give the run back; rank 0, as the last thing."""
         if self._world.is_main:
@@ -97,7 +111,9 @@ def open_run(config: Config, world: World) -> RunDir:
         for folder in ("checkpoints", "logs"):
             (path / folder).mkdir(exist_ok=True)
         saved = path / "config.yaml"
-        begun = (path / "metrics.jsonl").exists() or any((path / "checkpoints").glob("step-*"))
+        logged = path / "metrics.jsonl"
+        begun = logged.exists() and logged.stat().st_size > 0
+        begun = begun or any((path / "checkpoints").glob("step-*"))
         if begun and saved.exists():
             changed = changed_keys(_read_config(saved), config)
             if changed:

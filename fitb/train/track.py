@@ -27,13 +27,13 @@ class Tracker:
     """Logs metrics of a run; does nothing on ranks other than 0."""
 
     def __init__(self, run: RunDir, config: Config, world: World) -> None:
-        self._path, self._steps, self._world = run.metrics, config.steps, world
+        self._run, self._steps, self._world = run, config.steps, world
         self._mirror: Mirror | None = None
         self._last_line_s = 0.0
         self.wandb_id = ""
         self._logged_until = -1
         if world.is_main:
-            fsio.mend_tail(run.metrics)
+            self._handle = run.open_metrics()
             for record in fsio.read_lines(run.metrics):
                 self._logged_until = max(self._logged_until, record[STEP])
             self.wandb_id = _wandb_id(run.path / "wandb_id")
@@ -48,14 +48,16 @@ class Tracker:
         Args:
             step: optimiser updates done.
             metrics: names as in docs/design.md.
+        Raises: Replaced where another attempt has taken the run over.
         """
         if not self._world.is_main:
             return
         self._show(step, metrics)
         if step <= self._logged_until:
             return
+        self._run.check_owned()
         self._logged_until = step
-        fsio.append_line(self._path, {STEP: step, **metrics})
+        fsio.append_to(self._handle, self._run.metrics, {STEP: step, **metrics})
         if self._mirror:
             self._mirror.grown()
 

@@ -85,6 +85,7 @@ def attempt(
     config = Config(str(folder), steps=100, track=TrackConfig(wandb=mode))  # type: ignore[arg-type]
     (folder / "config.yaml").write_text(to_yaml(config))
     run = RunDir(folder, 1, World(0, 1))
+    run.licence.mkdir(parents=True, exist_ok=True)
     run.event("attempt")
     tracker = Tracker(run, config, World(0, 1))
     for step in steps:

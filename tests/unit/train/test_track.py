@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -61,6 +60,7 @@ def make_tracker(tmp_path, make_config):
     def make(rank=0, **track):
         world = World(rank, rank + 1)
         run = RunDir(tmp_path, 1, world)
+        run.licence.mkdir(parents=True, exist_ok=True)
         settings = {"wandb": "offline"} | track
         return Tracker(run, make_config(steps=100, track=TrackConfig(**settings)), world)
 
@@ -211,7 +211,7 @@ def test_ranks_other_than_the_first_write_nothing(tmp_path, make_tracker, wandb)
     tracker = make_tracker(rank=1)
     tracker.log(1, {"train/loss": 1.0})
     tracker.finish(0)
-    assert os.listdir(tmp_path) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert wandb.runs == []
 
 
