@@ -70,7 +70,7 @@ fi
 
 echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
 code=0
-if [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 4 minutes, sooner than the warning lasts
+if [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 270 s, sooner than the warning lasts
   "$python" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
   code=$?
   ((code == 85 || code == 93)) && exit "$code" # it has decided, and requeued the job

@@ -71,7 +71,7 @@ def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
     """Decide which hosts are bad, touching nothing.
 
     Where two hosts alone do not reach each other, or all clocks are two, neither can be cleared:
-    both are bad.
+    both are bad. Where of more hosts no two reach each other, it is the network, and none is.
 
     Args:
         hosts: of the job.
@@ -90,7 +90,7 @@ def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
         reasons[host].append(why)
     bad = {host: whys for host, whys in reasons.items() if whys}
     if not bad and not all(record["reduced"] for record in records.values()):
-        return Verdict({}, "the all-reduce over all hosts failed, while each works with another")
+        return Verdict({}, "the all-reduce over all hosts failed, and no host is to blame for it")
     return Verdict(bad)
 
 
@@ -113,6 +113,8 @@ def _network(records: Mapping[str, Record]) -> dict[str, str]:
         worked = [o for o, ok in tried.items() if ok and records[o]["pairs"].get(host)]
         if tried and not worked:
             failed[host] = sorted(tried)
+    if len(records) > 2 and len(failed) == len(records):
+        return {}
     return {host: f"no reduction with {', '.join(others)}" for host, others in failed.items()}
 
 
@@ -128,7 +130,7 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     Returns: whether they were told to leave, as a preemption does.
     """
     link_s = link_deadline_s(env)
-    deadline_s = 30 + ALL_OWN_S + START_S + (1 + len(pair_rounds(len(hosts)))) * link_s
+    deadline_s = 30 + ALL_OWN_S + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
     task = [sys.executable, "-m", "fitb.train.preflight", str(folder), ",".join(hosts)]
     task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]
     steps = []

@@ -209,8 +209,9 @@ def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, 
         logger.error("all hosts: %s", error)
     pairs: dict[str, bool] = {}
     for number, pairs_now in enumerate(pair_rounds(size), 1):
-        if met:  # one that is not here now will not come
-            meet(rank, size, hosts[0], port(2 * number), link_s)
+        # One that is not here once will not come. A host that no pair of a round needs waits for
+        # those that use up their deadline.
+        met = met and meet(rank, size, hosts[0], port(2 * number), 2 * link_s)
         for pair in (pair for pair in pairs_now if rank in pair):
             other = hosts[pair[1] if pair[0] == rank else pair[0]]
             first = hosts[pair[0]]

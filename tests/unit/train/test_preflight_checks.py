@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,31 @@ def test_hosts_that_cannot_all_reduce_try_their_neighbours(monkeypatch: pytest.M
         ["127.0.0.1", "127.0.0.2"], "127.0.0.1", env
     )  # the other is not there
     assert found == {"reduced": False, "pairs": {"127.0.0.2": False}, "clock_s": None}
+
+
+def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three hosts, of which one sits out each round while the others use up their deadline."""
+    hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    begins: dict[int, list[float]] = {}
+
+    def late(deadline_s: float, check: object, rank: int, size: int, first: str, port: int, _: Any):
+        begins.setdefault(port, []).append(time.monotonic())
+        time.sleep(deadline_s + 0.2)  # its process is ended after the deadline
+        raise SystemFault("late")
+
+    monkeypatch.setattr(preflight, "within", late)
+    env = {"SLURM_JOB_ID": str(_free_port()), "FITB_PREFLIGHT_LINK_S": "0.5"}
+    threads = [
+        threading.Thread(target=preflight.network, args=(hosts, host, env)) for host in hosts
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(len, begins.values())) == [2, 2, 2, 3]
+    assert max(max(times) - min(times) for times in begins.values()) < 0.3
 
 
 def _free_port() -> int:
