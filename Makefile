@@ -1,5 +1,6 @@
 # make demo   the whole road on this machine        make test   all tests, a real Slurm included
 # make check  style, types, layers                  make fmt    formatting
+# make soak   one run under 45 faults, half an hour: SOAK="--seed 7 --out soak.json"
 PYTHON ?= python3
 VENV ?= .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -8,7 +9,10 @@ demo: $(VENV)/ready
 	fitb demo
 
 test: $(VENV)/ready slurm-packages
-	ulimit -n 65536 2>/dev/null; python -m pytest -rs $(TESTS)
+	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 2 --dist loadfile $(TESTS)
+
+soak: $(VENV)/ready slurm-packages
+	python tests/cluster/soak.py $(SOAK)
 
 check: $(VENV)/ready
 	ruff check .
@@ -37,4 +41,4 @@ slurm-packages:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 shellcheck >/dev/null; fi
 
-.PHONY: demo test check fmt install slurm-packages
+.PHONY: demo test soak check fmt install slurm-packages
