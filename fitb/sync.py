@@ -181,7 +181,6 @@ def _wandb(
             wait_s,
             symlink=False,
             x_disable_stats=True,  # of this machine, which is not the run's
-            x_disable_meta=True,
             x_save_requirements=False,
             x_update_finish_state=exit_code is not None,
         )

@@ -312,6 +312,7 @@ class Way:
         part = timeline.part if timeline else lambda _: contextlib.nullcontext()
         with part("data_wait"):
             step, batch = next(self.rows)
+        assert batch is not None  # nobody gives up
         counts = self.engine.counts(batch)
         with part("communication"):
             _, counts = self._stop.agree(counts)

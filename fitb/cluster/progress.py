@@ -156,9 +156,10 @@ def owner_of(run_dir: Path) -> Event | None:
     """Return what the newest attempt that has not ended says of itself, if there is one."""
     folders = [path for path in (run_dir / "attempts").glob("*") if path.name.isdigit()]
     newest = max(folders, key=lambda path: int(path.name), default=None)
-    if newest is None or not (newest / "owner.json").exists():
+    try:
+        owner: Event | None = read_json(newest / "owner.json") if newest else None
+    except OSError:  # it ended this moment, or has just begun
         return None
-    owner: Event = read_json(newest / "owner.json")
     return owner
 
 
@@ -243,9 +244,10 @@ def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | Non
             submission may go on.
     """
     path = run_dir / "done.json"
-    if not path.exists():
+    try:
+        done = read_json(path)
+    except FileNotFoundError:
         return None
-    done = read_json(path)
     same = source.submitted(done)
     what = f"{run_dir}: {done['reason']} at step {done['step']} (job {done['job'] or 'unknown'})"
     if done["exit_code"] == FINISHED and (same or done["step"] >= steps):

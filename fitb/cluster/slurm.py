@@ -32,6 +32,9 @@ ENDED = (
     "TIMEOUT",
     "NODE_FAIL",
     "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "DEADLINE",
+    "BOOT_FAIL",
     FORGOTTEN,
 )
 NOTHING_LEFT = 10  # exit code of this module

@@ -23,11 +23,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import submitit
 from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
@@ -60,7 +60,8 @@ class DistillJob:
 
     Args:
         flags: of `fitb train`.
-        entry: module:function that takes a Config and returns an exit code.
+        entry: module:function that takes a Config, and what to call before it is ended from
+            within, and returns an exit code.
         restarts: how often submitit has requeued this job.
         chain: that this job is a link of; a link is never requeued.
     """
@@ -89,13 +90,21 @@ class DistillJob:
         if world.is_main:
             progress.begin_afresh(run_dir)
             seen = progress.num_attempts(run_dir)
-        code = self._train(job, world, config)
+
+        def follow_up(code: int) -> int:
+            decision = progress.decide(run_dir, code, source=source, seen=seen)
+            if decision.exit_code != RESUME:
+                return _end(decision, world, run_dir)
+            logger.info("%s", decision.reason)
+            return self._again(job, code, requeue)
+
+        code = self._train(job, world, config, follow_up if world.is_main else None)
         if not world.is_main:
             return FINISHED if code == FINISHED else sys.exit(code)
-        decision = progress.decide(run_dir, code, source=source, seen=seen)
-        if decision.exit_code != RESUME:
-            return _end(decision, world, run_dir)
-        logger.info("%s", decision.reason)
+        return follow_up(code)
+
+    def _again(self, job: Any, code: int, requeue: Any) -> NoReturn:
+        """Let the job be started again, by a requeue or by the next link of its chain."""
         if self.chain:
             logger.info("the next link of chain %s goes on", self.chain)
             sys.exit(code)
@@ -103,7 +112,7 @@ class DistillJob:
             logger.info("no requeue from here: Slurm reports %s for this job", state)
             sys.exit(code)
         _forget_broken_pickle(job.paths)
-        requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]
+        requeue(signal.SIGUSR2, None)
         raise AssertionError("submitit's handler ends the process")
 
     def _source(self, job: Any) -> progress.Source:
@@ -116,7 +125,9 @@ class DistillJob:
             dataclasses.replace(self, restarts=self.restarts + 1)
         )
 
-    def _train(self, job: Any, world: World, config: Config) -> int:
+    def _train(
+        self, job: Any, world: World, config: Config, on_end: Callable[[int], Any] | None
+    ) -> int:
         """Run the entry in the environment that it expects; an exception becomes an exit code."""
         local = job.cluster == "local"
         port = slurm.master_port(int(job.job_id.split("_")[0]), self._source(job).restart)
@@ -136,7 +147,7 @@ class DistillJob:
             module, _, name = self.entry.partition(":")
             train = getattr(importlib.import_module(module), name)  # seconds of imports
             # Rank 0 alone leaves before the start: its requeue ends the others.
-            return RESUME if told_to_leave and world.is_main else int(train(config))
+            return RESUME if told_to_leave and world.is_main else int(train(config, on_end))
         except FitbError as error:
             logger.exception("training failed")
             return CRASH if error.restart_helps else STOP

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from fitb.errors import ConfigError
 from fitb.world import World
 
 WINDOWS_AHEAD = 2  # the one that is read and the next: so many must fit into the cache
+_LATE_S = 0.2  # rows that take longer: look whether they are still wanted
 _LEAVE_S = 1.0  # for a fetch to notice that nobody wants it any more
 
 
@@ -207,8 +208,14 @@ class RowStream:
         batch = Batch.of(masked, rows)
         return batch.pinned() if self._pin else batch
 
-    def iter_from(self, begin: int, end: int) -> Iterator[tuple[int, Batch]]:
-        """Yield (step, batch) for steps begin .. end - 1."""
+    def iter_from(
+        self, begin: int, end: int, given_up: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Batch | None]]:
+        """Yield (step, batch) for steps begin .. end - 1.
+
+        Args:
+            given_up: asked while rows are late; then there is no batch, and nothing after it.
+        """
         with self._fetching(begin, end) as (read, pool):
             ahead: deque[tuple[int, Future[Batch]]] = deque()
             upcoming = iter(range(begin, end))
@@ -221,9 +228,12 @@ class RowStream:
                         ahead.append((step, pool.submit(read, step)))
                     step, future = ahead.popleft()
                     asked_s = time.monotonic()
-                    batch = future.result()
+                    while not wait([future], _LATE_S).done:
+                        if given_up():
+                            yield step, None
+                            return
                     self.waited_s += time.monotonic() - asked_s
-                    yield step, batch
+                    yield step, future.result()
             finally:
                 for _, future in ahead:
                     future.cancel()

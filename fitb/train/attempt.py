@@ -9,6 +9,7 @@ nothing to rename, whatever it had begun.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -49,7 +50,8 @@ class Owner:
         host: its name.
         machine: the boot and the process numbers that `pid` belongs to.
         pid: of rank 0.
-        started: when that process started, seconds since 1970 by its host's clock.
+        started: when that process started, in ticks since the boot.
+        cluster: whose number `job` is; there may be several with one filesystem.
     """
 
     attempt: int
@@ -59,6 +61,7 @@ class Owner:
     machine: str
     pid: int
     started: float
+    cluster: str
 
     @classmethod
     def me(cls, attempt: int, env: Mapping[str, str]) -> Owner:
@@ -69,7 +72,8 @@ class Owner:
             socket.gethostname(),
             _machine(),
             os.getpid(),
-            psutil.Process().create_time(),
+            _started(os.getpid()),
+            env.get("SLURM_CLUSTER_NAME", ""),
         )
 
 
@@ -98,7 +102,9 @@ def take(run: Path, env: Mapping[str, str], first: int = 1) -> int:
             )
         try:
             folder.rename(folder.with_name(folder.name + _ENDED))
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                raise
             raise RunTaken(f"{run} is being taken over by another job at this moment") from None
     for licence in licences.glob(".[0-9]*"):
         _remove(licence)
@@ -140,19 +146,20 @@ def _lives(folder: Path, env: Mapping[str, str]) -> str | None:
     """
     owner = _owner_of(folder)
     me = Owner.me(0, env)
-    if owner and owner.job and owner.job == me.job and owner.restart < me.restart:
+    known = bool(owner and owner.job and owner.cluster == me.cluster)
+    if owner and known and owner.job == me.job and owner.restart < me.restart:
         return None
     if owner and owner.machine and (owner.machine, owner.host) == (me.machine, me.host):
         alive = owner.pid != me.pid and _runs(owner)
         return (
             f"process {owner.pid} on {owner.host} of job {owner.job or 'none'}" if alive else None
         )
-    if owner and owner.job and owner.job != me.job:
+    if owner and known and owner.job != me.job:
         try:
             state = slurm.job_state(owner.job)
         except SystemFault:
             state = "RUNNING"
-        if state in slurm.ENDED or state == "PENDING":
+        if state == "PENDING" or (state in slurm.ENDED and state != slurm.FORGOTTEN):
             return None
     began, signs = time.monotonic(), _signs(folder)
     while time.monotonic() - began < SILENT_S:
@@ -171,21 +178,35 @@ def _owner_of(folder: Path) -> Owner | None:
         return None
 
 
-def _signs(folder: Path) -> list[tuple[str, int]]:
-    """The heartbeats: file names and times, by the clock of whoever writes them."""
-    try:
-        return sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
-    except FileNotFoundError:
-        return []
+def _signs(folder: Path) -> dict[str, str]:
+    """The heartbeats, read: what a filesystem remembers of a file may be older than the file."""
+    signs = {}
+    for path in folder.glob("rank-*.json"):
+        try:
+            signs[path.name] = path.read_text()
+        except OSError:
+            continue
+    return signs
 
 
 def _runs(owner: Owner) -> bool:
     try:
         process = psutil.Process(owner.pid)
-        same = abs(process.create_time() - owner.started) < 2
+        same = _started(owner.pid) == owner.started
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _started(pid: int) -> float:
+    """When a process started; in ticks since the boot, which no clock changes, where Linux tells.
+
+    Raises: psutil.NoSuchProcess
+    """
+    try:
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return float(psutil.Process(pid).create_time())
 
 
 def _machine() -> str:

@@ -219,10 +219,10 @@ def _prune(root: Path, keep_last: int, keep_step: int | None, licence: Path) -> 
 
 
 def _discard(path: Path, licence: Path) -> None:
-    """Delete a folder whole or not at all, and only as the owner of the run."""
+    """Take a folder away whole, and only as the owner of the run; what is left goes with it."""
     aside = licence / f"{path.name}.discarded"
     path.rename(aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # a file that somebody reads may stay on NFS
 
 
 def on_main(action: Callable[[], T], world: World) -> T:

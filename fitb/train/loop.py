@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 from fitb import log
 from fitb.config import Config
@@ -27,17 +28,18 @@ from fitb.world import World
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config) -> int:
+def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     """Begin a run or go on with it; return its exit code, the same on every rank."""
     world = World.from_env(os.environ)
     log.setup(world.rank)
     arm(config.stop.hang_s)
     stop = StopFlag(config.stop.time_budget_min).install()
     run = watch = tracker = step = None
+    code, reason = CRASH, "an error that is not fitb's own; the log has it"
     try:
         device = start_distributed(config, world)
         run = open_run(config, world)
-        watch = Watch(run, world, config.stop.hang_s)
+        watch = Watch(run, world, config.stop.hang_s, on_end)
         parts = build(config, run, world, device)
         tracker = Tracker(run, config, world)
         reason = _train(parts, config, run, tracker, watch, stop)
@@ -48,15 +50,12 @@ def train(config: Config) -> int:
         code, reason = CRASH if error.restart_helps else STOP, str(error)
         logger.error("%s", error)
     finally:
+        if run:
+            run.event("stop", reason=reason, exit_code=code, step=step)
+        for part in (watch, tracker, run):
+            if part:
+                part.leave(code)
         disarm()
-    if run:
-        run.event("stop", reason=reason, exit_code=code, step=step)
-    if watch:
-        watch.leave(code)
-    if tracker:
-        tracker.finish(code)
-    if run:
-        run.leave()
     if code in (FINISHED, RESUME):
         leave_distributed()
     return code
@@ -72,7 +71,7 @@ def _train(
     if out_of_patience(progress, config):  # it stopped early, and is started again
         return "early stopping"
     reason = "all steps done"
-    for step, batch in stop.guard(parts.stream.iter_from(progress.step, config.steps)):
+    for step, batch in stop.guard(parts.stream.iter_from(progress.step, config.steps, stop.noted)):
         stopped, counts = stop.agree(engine.counts(batch))
         if stopped:
             reason = stopped

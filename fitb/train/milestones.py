@@ -119,8 +119,10 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
         "fingerprint": parts.fingerprint,
         "attempt": run.attempt,
         "wandb_id": wandb_id,
-        "versions": describe_code()["packages"],
+        "versions": describe_code()["packages"] if parts.engine.world.is_main else {},
     }
+    if not config.eval.every_steps and progress.step == config.steps:
+        export(parts, run, config, {})  # first: a run whose last checkpoint is there is finished
     folder, seconds = checkpoint.save(
         run.checkpoints,
         parts.engine.state.full_tensors(),
@@ -132,6 +134,4 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
     )
     rounded = {part: round(value, 3) for part, value in seconds.items()}
     run.event("save", step=progress.step, checkpoint=folder.name, seconds=rounded)
-    if not config.eval.every_steps and progress.step == config.steps:
-        export(parts, run, config, {})
     return progress.step

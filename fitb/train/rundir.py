@@ -88,8 +88,8 @@ class RunDir:
         (self.licence / self.metrics.name).replace(self.metrics)
         return fsio.open_for_appending(self.metrics)
 
-    def leave(self) -> None:
-        """Give the run back; rank 0, as the last thing."""
+    def leave(self, code: int) -> None:
+        """Give the run back, whatever the exit code; rank 0, as the last thing."""
         if self._world.is_main:
             attempt.leave(self.path, self.attempt)
 
@@ -138,8 +138,7 @@ def open_run(config: Config, world: World) -> RunDir:
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
-    if world.is_main:
-        _add_provenance(path / "provenance.json", run.attempt, hosts, config)
+    on_main(lambda: _add_provenance(path / "provenance.json", run.attempt, hosts, config), world)
     return run
 
 

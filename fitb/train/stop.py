@@ -51,7 +51,13 @@ class StopFlag:
         if number == signal.SIGINT:  # a second Ctrl-C means it
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def guard(self, steps: Iterator[tuple[int, Batch]]) -> Iterator[tuple[int, Batch | None]]:
+    def noted(self) -> bool:
+        """Whether this process was told to leave, and the ranks have not agreed on it yet."""
+        return any(self._noted)
+
+    def guard(
+        self, steps: Iterator[tuple[int, Batch | None]]
+    ) -> Iterator[tuple[int, Batch | None]]:
         """Pass steps on; if reading fails on this rank, make all ranks stop at the agreement."""
         step = -1
         try:

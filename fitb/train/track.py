@@ -82,7 +82,7 @@ class Tracker:
             shown.append(f"{left_s / 60:.1f} min left")
         logger.info("  ".join(shown))
 
-    def finish(self, exit_code: int) -> None:
+    def leave(self, exit_code: int) -> None:
         """Close W&B, waiting no longer than a grace period allows."""
         if self._mirror:
             self._mirror.finish(exit_code)

@@ -87,6 +87,7 @@ def start(target: Target, mode: str, folder: Path, limit_s: float, **settings: A
             init_timeout=START_LIMIT_S,
             finish_timeout=limit_s,
             finish_timeout_raises=True,
+            x_disable_meta=True,  # it holds the command line, and a URL in it may hold a key
             **settings,
         ),
     )

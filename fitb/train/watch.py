@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fitb.errors import CRASH, FINISHED, RESUME, SystemFault
@@ -29,8 +30,9 @@ logger = logging.getLogger(__name__)
 PING_S = 2.0
 SILENCE_S = 30.0  # without a ping: the host is gone
 LAST_WORDS_S = 3.0  # for this rank's own error, which says more than that another is gone
-_CONNECT_S = 60.0
+_CONNECT_S, _WORD_S = 60.0, 5.0
 _TOKEN_BYTES = 16
+_AWAY_S = 5.0  # between two rounds that take a quarter of a second
 _STDERR = 2
 _PING, _HANG = 255, 254  # any other byte is the exit code of a rank that leaves
 
@@ -42,11 +44,19 @@ class Watch:
         run: where heartbeats, stacks and events go.
         world: this process's place; every rank makes its watch at the same time.
         deadline_s: seconds without a step after which the job ends; None is never.
+        on_end: called with the exit code before this process is ended from within.
     Raises: SystemFault where a rank cannot reach rank 0.
     """
 
-    def __init__(self, run: RunDir, world: World, deadline_s: float | None) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        world: World,
+        deadline_s: float | None,
+        on_end: Callable[[int], None] | None = None,
+    ) -> None:
         self._run, self._world, self._deadline_s = run, world, deadline_s
+        self._on_end = on_end
         self._step, self._moved_s = 0, time.monotonic()
         self._left = threading.Event()
         self._peers = _connect(world) if world.size > 1 else {}
@@ -56,6 +66,8 @@ class Watch:
             self._listened.register(peer, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._keep, name="fitb-watch", daemon=True)
         self._thread.start()
+        # On a thread of its own: a filesystem that does not answer is no reason to fall silent.
+        threading.Thread(target=self._beat, name="fitb-heartbeat", daemon=True).start()
 
     def moved(self, step: int) -> None:
         """Note that a step was done; the first of an attempt is an event."""
@@ -73,15 +85,25 @@ class Watch:
         for peer in self._peers:
             peer.close()
 
+    def _beat(self) -> None:
+        while not self._left.is_set():
+            attempt.beat(self._run.heartbeats, self._world.rank, self._step)
+            self._left.wait(attempt.HEARTBEAT_S)
+
     def _keep(self) -> None:
-        beaten_s = pinged_s = -1e9
+        armed_s = pinged_s = -1e9
+        last_s = time.monotonic()
         while not self._left.is_set():
             now = time.monotonic()
-            if now - beaten_s > attempt.HEARTBEAT_S:
-                beaten_s = now
-                attempt.beat(self._run.heartbeats, self._world.rank, self._step)
-                if self._deadline_s is not None:
-                    arm(self._deadline_s + 2 * attempt.HEARTBEAT_S)
+            if (
+                now - last_s > _AWAY_S
+            ):  # suspended: this process heard nothing, the others may be well
+                self._moved_s += now - last_s
+                self._heard_s = dict.fromkeys(self._heard_s, now)
+            last_s = now
+            if self._deadline_s is not None and now - armed_s > attempt.HEARTBEAT_S:
+                armed_s = now
+                arm(self._deadline_s + 2 * attempt.HEARTBEAT_S)
             if now - pinged_s > PING_S:
                 pinged_s = now
                 self._tell(_PING)
@@ -126,13 +148,18 @@ class Watch:
             return
         self._tell(_HANG if event == "hang" else code)
         name = f"stacks-{self._run.attempt:04d}-rank-{self._world.rank:05d}.txt"
-        dump(self._run.logs / name)
+        path = self._run.logs / name
+        threading.Thread(target=dump, args=(path,), daemon=True).start()  # it may take for ever
         if self._left.wait(LAST_WORDS_S):
             return
         logger.error("rank %d %s after step %d: ending this one", rank, said, self._step)
         self._run.event(event, rank=rank, step=self._step, reason=f"rank {rank} {said}")
         sys.stderr.flush()
-        os._exit(code)
+        try:
+            if self._on_end:
+                self._on_end(code)
+        finally:
+            os._exit(code)
 
     def _tell(self, word: int) -> None:
         for peer in self._peers:
@@ -170,13 +197,21 @@ def _connect(world: World) -> dict[socket.socket, int]:
 
     Raises: SystemFault
     """
-    listener = socket.create_server(("", 0), backlog=world.size) if world.is_main else None
-    own = (listener.getsockname()[1] if listener else 0, secrets.token_bytes(_TOKEN_BYTES))
-    port, token = on_main(lambda: own, world)
+    listeners: list[socket.socket] = []
+
+    def listen() -> tuple[int, bytes]:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        address, backlog = ("", 0), world.size
+        server = socket.create_server(address, family=family, backlog=backlog, dualstack_ipv6=both)
+        listeners.append(server)
+        return server.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES)
+
+    port, token = on_main(listen, world)
     address = (os.environ["MASTER_ADDR"], port)
     try:
-        if listener is not None:
-            return _accept(listener, token, world.size - 1)
+        if listeners:
+            return _accept(listeners[0], token, world.size - 1)
         peer = socket.create_connection(address, _CONNECT_S)
         peer.sendall(token + world.rank.to_bytes(4, "big"))
         return {_ready(peer): 0}
@@ -193,11 +228,14 @@ def _accept(listener: socket.socket, token: bytes, number: int) -> dict[socket.s
         listener.settimeout(_CONNECT_S)
         while len(peers) < number:
             peer = listener.accept()[0]
-            peer.settimeout(_CONNECT_S)
-            said = peer.recv(_TOKEN_BYTES + 4, socket.MSG_WAITALL)
-            if said[:_TOKEN_BYTES] == token:  # else a stranger
+            peer.settimeout(_WORD_S)
+            try:
+                said = peer.recv(_TOKEN_BYTES + 4, socket.MSG_WAITALL)
+            except OSError:
+                said = b""
+            if said[:_TOKEN_BYTES] == token:
                 peers[_ready(peer)] = int.from_bytes(said[_TOKEN_BYTES:], "big")
-            else:
+            else:  # a stranger
                 peer.close()
     return peers
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import sys
 import time
 import warnings
@@ -113,6 +114,8 @@ def start_distributed(config: Config, world: World) -> torch.device:
         accelerator.set_device(world.local_rank)
     elif config.speed.keep_memory:
         keep_freed_memory()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection with every other rank
     if not dist.is_initialized():
         comm.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     return torch.device(accelerator.current_device_name())

@@ -59,8 +59,8 @@ def test_plan_changes_the_port_at_a_restart() -> None:
 def test_plan_refuses_what_training_would_refuse() -> None:
     with pytest.raises(ConfigError, match="nearest: steps"):
         plan(["--stepz", "3"], ENV)
-    with pytest.raises(ConfigError, match="3 processes"):
-        plan([], ENV | {"SLURM_NTASKS": "3"})
+    with pytest.raises(ConfigError, match="300 processes"):
+        plan([], ENV | {"SLURM_NTASKS": "300"})
     with pytest.raises(ConfigError, match="sbatch"):
         plan([], {})
 

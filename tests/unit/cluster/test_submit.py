@@ -105,9 +105,9 @@ def test_exception_in_training_is_a_crash_and_given_up_after_three(
 
 
 def test_configuration_is_checked_before_anything_is_submitted(tmp_path: Path) -> None:
-    arguments = resource_parser("test", "").parse_args(["--nodes", "3"])
+    arguments = resource_parser("test", "").parse_args(["--nodes", "300"])
     run_dir = tmp_path / "run"
-    with pytest.raises(ConfigError, match="3 processes"):
+    with pytest.raises(ConfigError, match="300 processes"):
         submit_distill(["--run_dir", str(run_dir)], arguments)
     with pytest.raises(ConfigError, match="nearest: steps"):
         submit_distill(["--run_dir", str(run_dir), "--stepz", "1"], arguments)
@@ -145,7 +145,7 @@ def test_command_job_fails_with_the_command(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) -> None:
-    train = "import sys\ndef train(config):\n    return 93 if config.seed else 0\n"
+    train = "import sys\ndef train(config, on_end):\n    return 93 if config.seed else 0\n"
     package = tmp_path / "shadow" / "fitb_entry.py"
     package.parent.mkdir()
     package.write_text(train)

@@ -54,14 +54,29 @@ def make_stream(vocabulary, make_shards):
 
 
 def joined(batches):
-    tensors = (torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)[:-1])
-    return Batch(*tensors, padded=any(b.padded for b in batches))
+    tensors = (torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)[:-2])
+    rows = np.concatenate([b.rows for b in batches])
+    return Batch(*tensors, padded=any(b.padded for b in batches), rows=rows)
 
 
 def same(a, b):
-    return a.padded == b.padded and all(
-        torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch)[:-1]
-    )
+    tensors = [f.name for f in fields(Batch)[:-2]]
+    equal = all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+    return equal and a.padded == b.padded and np.array_equal(a.rows, b.rows)
+
+
+def test_rows_that_are_late_are_given_up_when_the_rank_is_told_to_leave(make_stream, monkeypatch):
+    """It would not save before they came, and a preemption does not wait for them."""
+    stream, told, held = make_stream(prefetch_steps=0), threading.Event(), threading.Event()
+    batch = stream.batch
+    monkeypatch.setattr(stream, "batch", lambda step: (step < 2 or held.wait(30)) and batch(step))
+    threading.Timer(0.3, told.set).start()
+    got = []
+    for step, rows in stream.iter_from(0, 9, told.is_set):
+        got.append((step, rows is None))
+        if rows is None:
+            held.set()
+    assert got == [(0, False), (1, False), (2, True)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

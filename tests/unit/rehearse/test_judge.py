@@ -113,7 +113,9 @@ def test_a_rehearsal_leaves_other_folders_alone_and_checks_the_flags_first(tmp_p
     where, flags = parse_where(["--rehearsal_dir", f"{tmp_path}/new", "--stepz", "3"])
     with pytest.raises(ConfigError, match="nearest: steps"):
         rehearse(where, flags)
-    where, flags = parse_where(["--cluster=local", "--processes=3", "--run_dir", f"{tmp_path}/new"])
-    with pytest.raises(ConfigError, match="3 processes"):
+    where, flags = parse_where(
+        ["--cluster=local", "--processes=300", "--run_dir", f"{tmp_path}/new"]
+    )
+    with pytest.raises(ConfigError, match="300 processes"):
         rehearse(where, flags)
     assert [path.name for path in tmp_path.iterdir()] == ["run-rehearsal"]

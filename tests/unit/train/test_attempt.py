@@ -67,7 +67,7 @@ def test_a_run_of_an_older_fitb_goes_on_with_its_numbers(run):
 
 def test_a_second_job_on_a_run_that_lives_is_refused_and_changes_nothing(run, stranger):
     take(run, JOB)
-    started = attempt.psutil.Process(stranger.pid).create_time()
+    started = attempt._started(stranger.pid)
     belongs_to(run, 1, pid=stranger.pid, started=started)
     with pytest.raises(RunTaken, match=f"attempt 1, which lives: process {stranger.pid} .* job 7"):
         take(run, JOB | {"SLURM_JOB_ID": "8"})
@@ -88,7 +88,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run, stranger):
 
 def test_what_slurm_has_requeued_is_replaced_at_once_though_it_lives(run, stranger):
     take(run, JOB)
-    started = attempt.psutil.Process(stranger.pid).create_time()
+    started = attempt._started(stranger.pid)
     belongs_to(run, 1, pid=stranger.pid, started=started)
     assert take(run, JOB | {"SLURM_RESTART_COUNT": "1"}) == 2
 
@@ -160,7 +160,7 @@ def test_a_replaced_attempt_can_neither_commit_nor_prune_nor_tell(run):
     with pytest.raises(Replaced, match="attempt 1 of .* has been replaced"):
         old.check_owned()
     old.event("save", step=4)
-    old.leave()
+    old.leave(0)
     assert contents(run) == before
     assert owned(run) == ["0001.ended", "0002"]
 

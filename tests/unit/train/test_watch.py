@@ -18,14 +18,18 @@ from fitb.train import watch
 from fitb.train.rundir import RunDir
 from fitb.world import World
 
-watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S = 0.1, 2.0, 0.5
+watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._AWAY_S = 0.1, 2.0, 0.5, 1.0
 run_dir, case = Path(sys.argv[1]), sys.argv[2]
 
 def child(rank, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=3)
     world = World(rank, 3)
-    seen = watch.Watch(RunDir(run_dir, 1, world), world, 3.0 if case == "hang" else 60.0)
+    def ended(code):
+        (run_dir / f"end-{rank}").write_text(str(code))
+
+    deadline_s = 3.0 if case in ("hang", "suspend") else 60.0
+    seen = watch.Watch(RunDir(run_dir, 1, world), world, deadline_s, ended)
     seen.moved(1)
     if case == "freeze" and rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -34,8 +38,10 @@ def child(rank, port):
         os._exit(93)
     if case == "die" and rank == 0:
         os._exit(9)
-    if case == "good":
-        time.sleep(rank)
+    if case == "suspend":
+        time.sleep(2)
+    if case in ("good", "suspend"):
+        time.sleep(rank / 2)
         seen.leave(85)
         os._exit(85)
     while True:
@@ -52,6 +58,14 @@ for rank in range(3):
 def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+if case == "suspend":
+    time.sleep(1)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.3)
 codes = [wait(pid) for pid in pids if (case, pid) != ("freeze", pids[1])]
 if case == "freeze":
     os.kill(pids[1], signal.SIGKILL)
@@ -60,6 +74,7 @@ print(*codes)
 """
 EVENTS = {
     "good": [],
+    "suspend": [],  # all of them, as a scheduler does
     "freeze": [("lost_rank", 1, "has not been heard of for 2 s")],
     "refuse": [("lost_rank", 2, "left with exit code 93")],
     "die": [],  # rank 0 writes them
@@ -70,6 +85,7 @@ EVENTS = {
     ("case", "codes"),
     [
         ("good", "85 85 85"),
+        ("suspend", "85 85 85"),
         ("freeze", "1 -9 1"),
         ("refuse", "93 93 93"),
         ("die", "9 1 1"),
@@ -96,8 +112,18 @@ def test_ranks_end_together_and_say_why(tmp_path: Path, case: str, codes: str) -
     else:
         assert found == [(name, rank, f"rank {rank} {said}") for name, rank, said in EVENTS[case]]
     stacks = sorted(path.name for path in (tmp_path / "logs").iterdir())
-    expected = {"good": [], "freeze": [0, 2], "refuse": [0, 1], "die": [1, 2], "hang": [0, 1, 2]}
+    expected = {
+        "good": [],
+        "suspend": [],
+        "freeze": [0, 2],
+        "refuse": [0, 1],
+        "die": [1, 2],
+        "hang": [0, 1, 2],
+    }
+    ends = sorted(path.name for path in tmp_path.glob("end-*"))
+    assert ends == [f"end-{rank}" for rank in expected[case] if (case, rank) != ("freeze", 1)]
     assert stacks == [f"stacks-0001-rank-{rank:05d}.txt" for rank in expected[case]]
     for name in stacks:
         assert "in child" in (tmp_path / "logs" / name).read_text()
-    assert len(list((tmp_path / "attempts" / "0001").glob("rank-*.json"))) == 3
+    if case != "freeze":  # which may come first
+        assert len(list((tmp_path / "attempts" / "0001").glob("rank-*.json"))) == 3

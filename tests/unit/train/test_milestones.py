@@ -1,0 +1,36 @@
+"""What happens every so often, and in which order."""
+
+from types import SimpleNamespace
+
+from fitb.config import EvalConfig
+from fitb.train import milestones
+from fitb.train.setup import Progress
+from fitb.world import World
+
+
+def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished(
+    make_config, monkeypatch
+):
+    """A kill between the two left a finished run without a model, and nobody made one any more."""
+    done = []
+    monkeypatch.setattr(milestones, "export", lambda *args: done.append("export"))
+    monkeypatch.setattr(
+        milestones.checkpoint,
+        "save",
+        lambda *args, **kwargs: done.append("commit") or (SimpleNamespace(name="step"), {}),
+    )
+    engine = SimpleNamespace(
+        world=World(),
+        check_finite=lambda step: None,
+        state=SimpleNamespace(scalars=dict, full_tensors=list),
+    )
+    parts = SimpleNamespace(engine=engine, progress=Progress(step=9), fingerprint="f")
+    run = SimpleNamespace(
+        checkpoints=None, licence=None, attempt=1, event=lambda *args, **kwargs: None
+    )
+    config = make_config(steps=10, eval=EvalConfig(every_steps=0))
+    milestones.save(parts, run, config, "")
+    assert done == ["commit"]
+    parts.progress.step = 10
+    milestones.save(parts, run, config, "")
+    assert done == ["commit", "export", "commit"]
