@@ -130,6 +130,8 @@ class Soak:
         """Hurry a job that waits, submit one that is over anew; say whether the run is finished."""
         state = self.cluster.state(self.job)
         if state == "PENDING":
+            if "held" in self.cluster("squeue", "-h", "-j", self.job, "-o", "%r"):
+                self.cluster("scontrol", "release", self.job, check=False)  # its launch failed
             self.cluster.hurry(self.job)
         elif state == "COMPLETED":
             return True
