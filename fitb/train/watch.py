@@ -95,9 +95,7 @@ class Watch:
         last_s = time.monotonic()
         while not self._left.is_set():
             now = time.monotonic()
-            if (
-                now - last_s > _AWAY_S
-            ):  # suspended: this process heard nothing, the others may be well
+            if now - last_s > _AWAY_S:  # suspended: that it heard nothing says nothing of others
                 self._moved_s += now - last_s
                 self._heard_s = dict.fromkeys(self._heard_s, now)
             last_s = now
