@@ -85,7 +85,6 @@ def _attempt(number: int, events: list[Event]) -> Attempt:
     steps = [_whole(event.get("step")) for event in events if "stalled" not in event]
     notes = [NOTES[event["event"]](event) for event in events if event.get("event") in NOTES]
     job = begin.get("job") or decision.get("job")
-    seconds = named.get("start", {}).get("seconds")
     return Attempt(
         number=number,
         began=when(begin or (events[0] if events else {})),
@@ -96,7 +95,7 @@ def _attempt(number: int, events: list[Event]) -> Attempt:
         restart=begin.get("restart"),
         first_step=first,
         last_step=max(steps, default=first),
-        start_s=seconds if isinstance(seconds, dict) else {},
+        start_s=_start_s(named),
         exit_code=stop.get("exit_code", decision.get("exit_code")),
         reason=stop.get("reason"),
         decision=decision.get("event"),
@@ -105,6 +104,17 @@ def _attempt(number: int, events: list[Event]) -> Attempt:
         saves=saves,
         notes=notes,
     )
+
+
+def _start_s(named: dict[str, Event]) -> dict[str, float]:
+    """Seconds by part, from the age that the process had at each of its first events."""
+    ages = {name: named.get(name, {}).get("age_s") for name in ("attempt", "resume", "first_step")}
+    if ages["attempt"] is None or ages["first_step"] is None:
+        return {}
+    if ages["resume"] is None:  # there was no checkpoint
+        ages["resume"] = ages["attempt"]
+    parts = {"imports": ages["attempt"], "models": ages["resume"] - ages["attempt"]}
+    return parts | {"first step": ages["first_step"] - ages["resume"]}
 
 
 def when(event: Event) -> datetime.datetime | None:
@@ -135,8 +145,7 @@ def _rank(event: Event) -> str:
 
 
 def _hang(event: Event) -> str:
-    seconds = event.get("seconds")
-    return f"{_rank(event)} hung" + (f" for {seconds:.0f} s" if seconds else "")
+    return f"{_rank(event)} hung"
 
 
 def _lost_rank(event: Event) -> str:
@@ -148,13 +157,8 @@ def _bad_host(event: Event) -> str:
     return f"host {event.get('host', '?')} failed its checks: {checks}"
 
 
-def _replaced(event: Event) -> str:
-    return f"attempt {event.get('by', '?')} took its place"
-
-
 NOTES: dict[str, Callable[[Event], str]] = {
     "hang": _hang,
     "lost_rank": _lost_rank,
     "bad_host": _bad_host,
-    "replaced": _replaced,
 }
