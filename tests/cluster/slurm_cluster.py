@@ -363,18 +363,20 @@ class Cluster:
 
 
 def start_munge() -> None:
-    """Start munged with a key, where none is running."""
-    if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
-        return
-    key = Path("/etc/munge/munge.key")
-    if not key.exists():
-        key.write_bytes(os.urandom(1024))
-        key.chmod(0o400)
-        shutil.chown(key, "munge", "munge")
-    for folder in ("/run/munge", "/var/lib/munge", "/var/log/munge"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        shutil.chown(folder, "munge", "munge")
-    run("runuser", "-u", "munge", "--", "munged")
+    """Start munged with a key, where none is running; of several at once, one does."""
+    with open("/tmp/fitb-munge.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+            return
+        key = Path("/etc/munge/munge.key")
+        if not key.exists():
+            key.write_bytes(os.urandom(1024))
+            key.chmod(0o400)
+            shutil.chown(key, "munge", "munge")
+        for folder in ("/run/munge", "/var/lib/munge", "/var/log/munge"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            shutil.chown(folder, "munge", "munge")
+        run("runuser", "-u", "munge", "--", "munged")
 
 
 @contextlib.contextmanager

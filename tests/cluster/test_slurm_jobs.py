@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import DISTILL, ROOT, Run
-from slurm_cluster import wait_until
+from slurm_cluster import Cluster, start_munge, wait_until
 
 from fitb.cluster.submit import wait_for
 
@@ -144,3 +146,22 @@ def test_chain_goes_on_where_a_preempted_link_left_and_ends_with_the_run(run: Ru
     done = json.loads((run.folder / "done.json").read_text())
     assert (done["exit_code"], done["job"], done["chain"]) == (0, second, "mine")
     assert run.batch_log.read_text().count("nothing is left to do") == 1
+
+
+def test_clusters_that_start_at_once_start_one_munged(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    scripts = {
+        "munge": f'[[ -e "{started}.ready" ]]',
+        "runuser": f'set -C; : > "{started}" && sleep 0.2 && : > "{started}.ready"',
+    }
+    for name, line in scripts.items():
+        script = tmp_path / name
+        script.write_text(f"#!/usr/bin/env bash\n{line}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(lambda _: start_munge(), range(4)):
+            pass
+    assert Path(f"{started}.ready").exists()
