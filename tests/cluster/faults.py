@@ -131,13 +131,7 @@ class Soak:
 
     def ranks(self, host: str) -> list[int]:
         """Processes of the training on a host."""
-        found = []
-        for pid in run("ip", "netns", "pids", host).split():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                words = psutil.Process(int(pid)).cmdline()
-                if words[1:4] == ["-m", "fitb", "train"]:
-                    found.append(int(pid))
-        return found
+        return self.cluster.processes(host, "-m", "fitb", "train")
 
     def await_going(self, what: str, done: Callable[[], bool]) -> None:
         """Wait for `done`, keeping the job going."""

@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 PROGRAMS = (
     "slurmctld",
     "slurmd",
@@ -226,6 +228,15 @@ class Cluster:
         """Run a command with the files and the network that the jobs of a host see."""
         pid = str(self._daemons[1 + self.hosts.index(host)].pid)
         return run("nsenter", "--target", pid, "--mount", "--net", *command)
+
+    def processes(self, host: str, *words: str) -> list[int]:
+        """Process ids of a host whose interpreter was started with these words."""
+        found = []
+        for pid in run("ip", "netns", "pids", host).split():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if tuple(psutil.Process(int(pid)).cmdline()[1 : 1 + len(words)]) == words:
+                    found.append(int(pid))
+        return found
 
     def _daemon(self, host: str, *command: str) -> None:
         script = 'hostname "$0" && exec "$@"'

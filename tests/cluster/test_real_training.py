@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -114,5 +116,22 @@ def test_run_begun_by_sbatch_and_preempted_under_submitit_ends_bitwise_the_same(
     assert run.cluster.wait_end(second, TIMEOUT_S) == "COMPLETED", run.logs()
     stops = [event["step"] for event in run.events("stop")]
     assert [event["step"] for event in run.events("resume")] == stops[:2]
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert result(run.folder) == result(straight)
+
+
+def test_submitit_job_one_of_whose_ranks_is_killed_ends_bitwise_the_same(
+    straight: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run.submitit(monkeypatch, "--time_min", "30").job_id
+    wait_for_step(run, 60)
+    last = run.events("attempt")[0]["hosts"][-1]
+    (rank,) = run.cluster.processes(last, "-u", "-m", "submitit.core._submit")
+    os.kill(rank, signal.SIGKILL)
+    run.cluster.wait_restart(job)
+    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
+    (requeue,) = run.events("requeue")
+    (resume,) = run.events("resume")
+    assert resume["step"] == requeue["step"] >= 50
     assert steps(run) == list(range(1, STEPS + 1))
     assert result(run.folder) == result(straight)
