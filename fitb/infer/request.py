@@ -1,0 +1,139 @@
+"""What can be asked of filling, and what it answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fitb.errors import ConfigError
+
+Order = Literal["left_to_right", "confidence", "refine"]
+Kind = Literal["mask", "word", "span"]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must be; all that is given must hold.
+
+    Args:
+        candidates: the only answers allowed, each whole, of any number of pieces.
+        regex: the whole answer, as it will stand in the text, matches it.
+        prefix: the answer begins with it.
+        banned: words that the answer must not hold, in any case.
+    """
+
+    candidates: tuple[str, ...] = ()
+    regex: str = ""
+    prefix: str = ""
+    banned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """How answers are looked for.
+
+    Args:
+        order: which slot is filled next: the leftmost open one; the one where the model is most
+            certain; or, refine, the latter, after which every slot is asked again given all others
+            until nothing changes.
+        beam: partial fillings kept of each text; 1 is greedy.
+        max_pieces: pieces of a blank of unknown length at most.
+        top_k: fillings returned at most, the best first.
+    """
+
+    order: Order = "left_to_right"
+    beam: int = 5
+    max_pieces: int = 4
+    top_k: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "max_pieces", "top_k"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}; at least 1")
+
+
+@dataclass(frozen=True)
+class FillRequest:
+    """A text with blanks.
+
+    Args:
+        text: blanks are written [MASK], exactly one piece; ___ (three underscores or more), one
+            word of any number of pieces; [SPAN], any pieces, several words too.
+        search: how answers are looked for.
+        constraints: one for each blank in the order of the text, or one for all, or none.
+        same: groups of blanks, numbered from 0, whose answers are equal.
+    """
+
+    text: str
+    search: Search = field(default_factory=Search)
+    constraints: tuple[Constraint, ...] = ()
+    same: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A blank as the user wrote it: characters begin to end of the request's text."""
+
+    begin: int
+    end: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What stands in one blank.
+
+    Args:
+        text: as it stands in the sentence.
+        begin: first character in the sentence.
+        end: one after the last.
+        tokens: ids in the vocabulary.
+        pieces: the same as the tokenizer writes them; '##' marks one that continues a word.
+        log_probability: natural, summed over its pieces, each given what had been filled before it.
+    """
+
+    text: str
+    begin: int
+    end: int
+    tokens: tuple[int, ...]
+    pieces: tuple[str, ...]
+    log_probability: float
+
+    @property
+    def probability(self) -> float:
+        return math.exp(self.log_probability)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """One way to fill all blanks of a text.
+
+    Args:
+        sentence: the user's text with the answers in place of the blanks.
+        answers: in the order of the blanks.
+        log_probability: the joint one, natural: the sum of the answers'. Under `refine` it is the
+            pseudo-log-likelihood: every piece given all others.
+        score: log_probability per piece; fillings are ranked by it.
+    """
+
+    sentence: str
+    answers: tuple[Answer, ...]
+    log_probability: float
+    score: float
+
+    @property
+    def probability(self) -> float:
+        return math.exp(self.log_probability)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A text, its blanks, and the best ways to fill them, best first.
+
+    There is no filling only where no answer meets the constraints.
+    """
+
+    text: str
+    blanks: tuple[Blank, ...]
+    fillings: tuple[Filling, ...]

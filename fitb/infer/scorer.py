@@ -1,0 +1,96 @@
+"""What filling asks of a model: logits at some positions of some rows, and nothing else.
+
+Legend: B rows, L length, D hidden, V vocabulary, M positions asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.model.contract import check_contract
+from fitb.model.encoder import encode
+from fitb.model.frozen import can_pack, pack
+from fitb.model.load import load_model, mlm_head
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+
+
+class Scorer(Protocol):
+    """A masked language model and its tokenizer; calls must not overlap."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return the logits at the positions asked for, rows in turn: (M, V) fp32, on the CPU.
+
+        Args:
+            rows: token ids with [CLS] and [SEP], of any lengths up to max_length.
+            positions: in each row, in the order wanted; at least one in all.
+        """
+        ...
+
+
+class TorchScorer:
+    """A Scorer over PyTorch, where the model lies and in its precision.
+
+    Args:
+        model: in eval mode.
+        tokenizer: its own.
+    """
+
+    def __init__(self, model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.max_length: int = model.config.max_position_embeddings
+        self._model = model
+        self._device = next(model.parameters()).device
+
+    def logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """As Scorer says; the head runs at these positions alone."""
+        input_ids, real = padded(rows, self.tokenizer.pad_token_id)
+        row = [number for number, places in enumerate(positions) for _ in places]
+        place = [position for places in positions for position in places]
+        with torch.inference_mode():
+            last = encode(
+                self._model,
+                input_ids.to(self._device),
+                None if real is None else real.to(self._device),
+            ).last
+            logits: torch.Tensor = mlm_head(self._model)(last[row, place])
+            return logits.float().cpu()
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return rows as (B, L) int64, and which places are real, (B, L) bool; None where all are."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.tensor(rows, dtype=torch.int64), None
+    input_ids = torch.tensor(
+        [[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.int64
+    )
+    return input_ids, torch.arange(longest) < torch.tensor(lengths)[:, None]
+
+
+def load_scorer(source: str) -> TorchScorer:
+    """Load a model folder for filling: on a GPU where there is one, else packed for the CPU.
+
+    Raises: ContractError where the model has no trained MLM head or does not fit its tokenizer.
+    """
+    tokenizer = load_tokenizer(source)
+    loaded = load_model(source, tokenizer=tokenizer)
+    check_contract(tokenizer=tokenizer, manifest=None, student=loaded, needs_student_head=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = torch.nn.Module.to(loaded.model, device)
+    if can_pack(device, torch.float32):
+        pack(model)
+    return TorchScorer(model, tokenizer)
