@@ -33,6 +33,7 @@ commands:
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
+  export     a model as a Hugging Face folder with its card, and for onnxruntime
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
   bench      measure, and print medians with their spread
   demo       the whole road on this machine: corpus, teacher, student, controls
@@ -160,6 +161,16 @@ def _fill(flags: list[str]) -> int:
     return 0
 
 
+def _export(flags: list[str]) -> int:
+    from fitb.export import ExportConfig, export, render
+
+    config = parse(ExportConfig, "fitb export", flags, positional="source")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries talk
+        result = export(config)
+    print(json.dumps(result) if config.json else render(result))
+    return 0
+
+
 def _plan(flags: list[str]) -> int:
     from fitb.plan import PlanConfig, as_json, plan, render
 
@@ -203,6 +214,7 @@ COMMANDS = {
     "sync": _sync,
     "evaluate": _evaluate,
     "fill": _fill,
+    "export": _export,
     "plan": _plan,
     "bench": _bench,
     "demo": _demo,

@@ -1,4 +1,7 @@
-"""How fast blanks are filled, beside transformers' fill-mask pipeline: `fitb bench infer`."""
+"""How fast blanks are filled: beside transformers' pipeline, a teacher, and through onnxruntime.
+
+`fitb bench infer`; what a server adds to it, under load, is measured by `fitb bench load`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 
 from fitb.allocator import keep_freed_memory
 from fitb.bench.measure import Spread, machine, render, seconds
+from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
 from fitb.config import Geometry
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
@@ -22,18 +26,23 @@ from fitb.model.load import load_model
 
 __all__ = ["BenchConfig", "bench", "render"]
 
+BERT_BASE = Geometry(
+    num_hidden_layers=12, hidden_size=768, intermediate_size=3072, num_attention_heads=12
+)
 _VOCABULARY = 30_522
 _WORDS = 24  # of a text
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Texts per second, tokenising included, by batch; one blank in each text.
+    """Texts per second, tokenising included, by batch; then logits alone, by scorer.
 
     Args:
-        batches: texts per forward pass.
+        batches: texts per forward pass; one blank in each text.
         texts: of each run.
         model: TinyBERT-4 with random weights, or another geometry.
+        teacher: BERT-base with random weights, or another geometry, for student_over_teacher.
+        scorer_batches: rows per call for the comparison of scorers.
         repeats: runs of each.
         json: print one JSON object.
     """
@@ -41,14 +50,17 @@ class BenchConfig:
     batches: list[int] = field(default_factory=lambda: [1, 8, 64])
     texts: int = 192
     model: Geometry = field(default_factory=Geometry)
+    teacher: Geometry = field(default_factory=lambda: BERT_BASE)
+    scorer_batches: list[int] = field(default_factory=lambda: [1, 32])
     repeats: int = 3
     json: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.texts, self.repeats, *self.batches, len(self.batches)) < 1:
+        batches = self.batches, self.scorer_batches
+        if min(self.texts, self.repeats, *(min(some, default=0) for some in batches)) < 1:
             raise ConfigError(
-                f"batches={self.batches}, texts={self.texts}, repeats={self.repeats};"
-                " each at least 1"
+                f"batches={self.batches}, scorer_batches={self.scorer_batches},"
+                f" texts={self.texts}, repeats={self.repeats}; each at least 1"
             )
 
 
@@ -90,6 +102,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 Spread.of([a / b for a, b in zip(speeds["fitb"], speeds["pipeline"], strict=True)])
             ),
         }
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    geometries = {"student": config.model, "teacher": config.teacher}
+    row |= compare_scorers(geometries, tokenizer, rows, config.scorer_batches, config.repeats)
     return row
 
 

@@ -82,6 +82,7 @@ class Parts:
 
     Args:
         least_token_s: seconds of a token's products at the speed that this device can reach.
+        manifest: of the shards, for the card of what is exported.
         added_ids: of tokens that were added to the vocabulary, ascending; most often none.
     """
 
@@ -93,6 +94,7 @@ class Parts:
     fingerprint: str
     progress: Progress
     least_token_s: float
+    manifest: dict[str, Any]
     added_ids: tuple[int, ...] = ()
 
 
@@ -142,6 +144,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         shards.fingerprint,
         progress,
         least_token_s,
+        shards.manifest,
         tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
     )
 
