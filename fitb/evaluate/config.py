@@ -24,6 +24,8 @@ class MeasureConfig:
             categories are those of the first.
         mask: how rows are masked.
         teacher: model whose predictions the others are held against.
+        originals: where the tokenizer lowers capitals, read the input of the shards again to tell
+            names; it takes as long as reading that input.
         resamples: of rows, for intervals and p-values.
         json: print JSON.
     """
@@ -37,6 +39,7 @@ class MeasureConfig:
     masks: int = 1
     mask: MaskConfig = field(default_factory=MaskConfig)
     teacher: str | None = None
+    originals: bool = True
     resamples: int = 1000
     json: bool = False
 

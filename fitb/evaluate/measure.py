@@ -115,7 +115,9 @@ def measure(
     rows = choose_rows(where.shards.num_rows, config.rows)
     batches = [rows[begin : begin + config.batch] for begin in range(0, len(rows), config.batch)]
     # Every rank reads the texts of all rows: what can be told must not depend on the share.
-    categoriser = Categoriser.of(where.shards, rows, where.vocabulary, where.tokenizer)
+    categoriser = Categoriser.of(
+        where.shards, rows, where.vocabulary, where.tokenizer, originals=config.originals
+    )
     classes = piece_classes(categoriser.pieces)
     teacher = "teacher" if "teacher" in predictors else None
     seconds: dict[str, float] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.originals import documents_of, read_originals
+from fitb.corpus.originals import Originals, documents_of, read_originals
 from fitb.corpus.shards import Offsets, ShardSet
 from fitb.data.masking import Vocabulary
 from fitb.errors import DataError
@@ -43,13 +43,20 @@ class Categoriser:
 
     @classmethod
     def of(
-        cls, shards: ShardSet, rows: NDArray[np.int64], vocabulary: Vocabulary, tokenizer: Any
+        cls,
+        shards: ShardSet,
+        rows: NDArray[np.int64],
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        *,
+        originals: bool = True,
     ) -> Categoriser:
         """Look at what the shards tell; read original texts where the tokenizer lowers capitals.
 
         Args:
             rows: that will be asked for.
             tokenizer: a fast one, of the shards.
+            originals: whether original texts may be read.
         """
         pieces, breaks, lowers = _of_tokenizer(tokenizer, vocabulary)
         try:
@@ -60,12 +67,14 @@ class Categoriser:
             return cls(shards, pieces, breaks, {}, missing, (0, 0))
         if not lowers:
             return cls(shards, pieces, breaks, {}, {}, (0, 0))
-        originals = read_originals(shards, documents_of(shards, rows, breaks[1]))
+        read = Originals({}, 0, "the input is not to be read again (originals=false)")
+        if originals:
+            read = read_originals(shards, documents_of(shards, rows, breaks[1]))
         missing = {}
-        if not originals.texts:
-            missing["name"] = f"the tokenizer lowers capitals, and {originals.reason}"
-        found = (len(originals.texts), originals.wanted)
-        return cls(shards, pieces, breaks, originals.texts, missing, found)
+        if not read.texts:
+            missing["name"] = f"the tokenizer lowers capitals, and {read.reason}"
+        found = (len(read.texts), read.wanted)
+        return cls(shards, pieces, breaks, read.texts, missing, found)
 
     def groups(
         self,

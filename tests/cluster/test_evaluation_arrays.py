@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from conftest import ROOT
 from slurm_cluster import Cluster
 from transformers import BertForMaskedLM
 
+from fitb.evaluate.config import EvaluateConfig
+from fitb.evaluate.run import evaluate
 from fitb.fsio import read_json
 
 pytestmark = pytest.mark.cluster
@@ -59,3 +62,26 @@ def test_tasks_of_an_array_share_models_and_do_nothing_twice(
     assert len({line.split(",")[0] for line in done.stdout.splitlines() if line[:4] == "job "}) == 3
     assert all(f"{tmp_path}/models/step-{step} " in done.stdout for step in range(3))
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] == before
+
+
+def test_tasks_on_two_hosts_evaluate_as_one_process_does(
+    cluster: Cluster, shards: Path, teacher: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", str(teacher), "--shards", str(shards), "--rows", "24", "--batch", "8"]
+    flags += ["--baselines=false", "--json"]
+    job = cluster.sbatch(
+        *("--nodes=2", "--ntasks=2", "--gpus-per-node=0", "--cpus-per-task=1"),
+        f"--output={tmp_path}/log",
+        ROOT / "slurm" / "evaluate.sh",
+        *flags,
+        env={"FITB_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+    )
+    assert cluster.wait_end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    lines = (tmp_path / "log").read_text().splitlines()
+    (together,) = [json.loads(line) for line in lines if line.startswith("{")]
+    config = EvaluateConfig(
+        model=str(teacher), shards=str(shards), rows=24, batch=8, baselines=False
+    )
+    for name, interval in evaluate(config)["metrics"].items():  # maybe on other numbers of threads
+        assert together["metrics"][name] == pytest.approx(interval, rel=1e-5), name

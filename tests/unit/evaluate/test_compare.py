@@ -219,6 +219,15 @@ def test_categories_add_up_and_names_are_told(make_model, general):
     assert by_category["url"]["loss"]["value"] is None
 
 
+def test_names_are_not_told_where_the_input_is_not_to_be_read(make_model, general):
+    config = EvaluateConfig(model=make_model(1), shards=general, rows=4, originals=False)
+    result = evaluate(config)
+    about = result["sets"]["validation"]
+    assert "originals=false" in about["not_told"]["name"]
+    assert "name" not in about["categories"] and "number" in about["categories"]
+    assert "no name: the tokenizer lowers capitals" in render(result)
+
+
 def test_a_model_compared_with_itself_does_not_differ(make_model, general):
     result = compare(CompareConfig(models=[make_model(1)] * 2, shards=general, rows=10))
     found = result["sets"]["validation"]
