@@ -72,7 +72,8 @@ class Categoriser:
             read = read_originals(shards, documents_of(shards, rows, breaks[1]))
         missing = {}
         if not read.texts:
-            missing["name"] = f"the tokenizer lowers capitals, and {read.reason}"
+            why = f"the tokenizer lowers capitals, and {read.reason}"
+            missing["name"] = f"{why}; nor is camelCase among the identifiers"
         found = (len(read.texts), read.wanted)
         return cls(shards, pieces, breaks, read.texts, missing, found)
 
