@@ -31,7 +31,8 @@ commands:
   status     where a run stands: attempts, rate, last save, why it stopped
   rehearse   stop the job on your cluster as Slurm would, and hold its saves against the leads
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
-  evaluate   how well a model fills masked positions, with 95 % intervals
+  evaluate   how well a model fills masked positions, beside baselines, with 95 % intervals
+  compare    two models on the same rows and masks: paired differences and p-values
   fill       fill the blanks of sentences
   export     a model as a Hugging Face folder with its card, and for onnxruntime
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
@@ -142,11 +143,32 @@ def _rehearse(flags: list[str]) -> int:
 
 
 def _evaluate(flags: list[str]) -> int:
-    from fitb.evaluate.run import EvaluateConfig, evaluate, render
+    from fitb.evaluate.config import EvaluateConfig
+    from fitb.evaluate.folder import evaluate_all, render_all
+    from fitb.evaluate.table import render
 
     config = parse(EvaluateConfig, "fitb evaluate", flags)
+    if config.out:
+        found = evaluate_all(config, os.environ)
+        if found:
+            print(json.dumps(found) if config.json else render_all(found))
+        return 0
+    from fitb.evaluate.run import evaluate
+
     result = evaluate(config)
-    print(json.dumps(result) if config.json else render(result))
+    if result:  # of rank 0 alone
+        print(json.dumps(result) if config.json else render(result))
+    return 0
+
+
+def _compare(flags: list[str]) -> int:
+    from fitb.evaluate.compare import compare, render
+    from fitb.evaluate.config import CompareConfig
+
+    config = parse(CompareConfig, "fitb compare", flags, positional="models")
+    result = compare(config)
+    if result:
+        print(json.dumps(result) if config.json else render(result))
     return 0
 
 
@@ -213,6 +235,7 @@ COMMANDS = {
     "rehearse": _rehearse,
     "sync": _sync,
     "evaluate": _evaluate,
+    "compare": _compare,
     "fill": _fill,
     "export": _export,
     "plan": _plan,

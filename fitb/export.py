@@ -26,7 +26,7 @@ from fitb.model.saved import checkpoint_of
 
 if TYPE_CHECKING:
     from fitb.corpus.shards import ShardSet
-    from fitb.evaluate.metrics import RowCounts
+    from fitb.evaluate.counts import RowCounts
 
 _COSTS = ("loss", "top1", "top5")
 
@@ -285,7 +285,7 @@ def _with_onnx(card: Card, config: ExportConfig, model: Any, tokenizer: Any, fol
             f"--shards {config.shards} were prepared with another tokenizer than this model's;"
             " prepare shards with it, or leave --shards out"
         )
-    from fitb.evaluate.run import choose_rows
+    from fitb.evaluate.count import choose_rows
 
     rows = choose_rows(shards.num_rows, config.rows)
     plain, rounded = (_count(scorers[name], shards, rows) for name in (FP32, INT8))
@@ -296,11 +296,11 @@ def _with_onnx(card: Card, config: ExportConfig, model: Any, tokenizer: Any, fol
 def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
     from fitb.config import MaskConfig
     from fitb.data.masking import Vocabulary
-    from fitb.evaluate.run import count
-    from fitb.infer.counted import as_bert
+    from fitb.evaluate.count import count
+    from fitb.evaluate.score import Onnx
 
     vocabulary = Vocabulary.of(scorer.tokenizer)
-    return count(as_bert(scorer), shards, rows, vocabulary=vocabulary, mask=MaskConfig())
+    return count(Onnx(scorer), shards, rows, vocabulary=vocabulary, mask=MaskConfig())
 
 
 def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:

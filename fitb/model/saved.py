@@ -160,9 +160,12 @@ def _sizes(
 
 
 def _config_of_start(start: str, export: Path) -> BertConfig:
-    """Return the configuration of the folder or name that a student began from, or its export's."""
+    """Return the configuration of what a student began from, else that of its export."""
     from transformers import AutoConfig
 
+    earlier = checkpoint_of(start)
+    if earlier:
+        return _sizes(earlier.parent.parent, {}, None)
     for source in (start, str(export)):
         try:
             config: BertConfig = AutoConfig.from_pretrained(source)

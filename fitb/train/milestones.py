@@ -9,8 +9,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from fitb import fsio
 from fitb.config import Config
+from fitb.evaluate.count import count
 from fitb.evaluate.metrics import metrics_of
-from fitb.evaluate.run import count
 from fitb.infer.card import (
     Card,
     Metric,
@@ -56,7 +56,7 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
         mask=config.mask,
         batch_rows=_EVAL_BATCH,
     )
-    totals = torch.from_numpy(counts.table()[: validation.num_own].sum(axis=0))
+    totals = torch.from_numpy(counts.sums[: validation.num_own, 0].sum(axis=0))
     if world.size > 1:
         totals = totals.to(parts.engine.device)
         dist.all_reduce(totals)

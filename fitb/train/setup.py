@@ -22,7 +22,7 @@ from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective, layer_map
 from fitb.errors import CheckpointError, DataError
-from fitb.evaluate.run import choose_rows
+from fitb.evaluate.count import choose_rows
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import load_model, num_parameters

@@ -115,6 +115,15 @@ def test_weights_of_a_folder_that_is_gone_take_the_sizes_of_the_export(
     assert loaded.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer_folder)
 
 
+def test_a_student_that_began_as_a_checkpoint_has_the_sizes_of_that_run(make_run, tmp_path):
+    run, model = make_run()
+    later = tmp_path / "later"
+    shutil.copytree(run, later)
+    student = ModelConfig(student=str(run / "checkpoints" / "step-0000001"))
+    (later / "config.yaml").write_text(to_yaml(Config(str(later), model=student)))
+    assert same(load_saved(later).model, model)
+
+
 def test_loading_leaves_the_global_random_state_alone(make_run):
     run, _ = make_run()
     before = torch.get_rng_state()
