@@ -169,6 +169,11 @@ def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
     return Traffic(message_mb, message_mb, sent_mb, sent_mb if nodes > 1 else 0.0)
 
 
+def checkpoint_bytes(parameters: int) -> int:
+    """Return the size of one checkpoint of so many trained parameters."""
+    return parameters * _STATE_BYTES
+
+
 def plan(config: PlanConfig) -> Plan:
     """Predict a run.
 
@@ -188,7 +193,7 @@ def plan(config: PlanConfig) -> Plan:
     step_s = compute_s + communication_s
     step_tokens = config.rows * config.length * processes
     steps = math.ceil(config.tokens / step_tokens)
-    checkpoint_mb = parameters * _STATE_BYTES / 1e6
+    checkpoint_mb = checkpoint_bytes(parameters) / 1e6
     checkpoints = math.ceil(steps / config.checkpoint_every)
     save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
     work_s = steps * step_s + checkpoints * save_s
