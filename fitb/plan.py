@@ -13,11 +13,10 @@ from typing import Any, Literal
 from fitb.config import Geometry, MaskConfig
 from fitb.data.masking import num_slots
 from fitb.errors import ConfigError
-from fitb.model.flops import trained_parameters, work_per_token
+from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
 
 _COLLECTIVES = 5  # of a step: agreement, gradients, their norm, weights of both parameter groups
 _OVERFLOW = 1  # and in fp16 whether a gradient overflowed
-_STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,6 @@ def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
     message_mb = parameters * (4 if precision == "fp32" else 2) / 1e6
     sent_mb = 3 * message_mb * (processes - 1) / processes
     return Traffic(message_mb, message_mb, sent_mb, sent_mb if nodes > 1 else 0.0)
-
-
-def checkpoint_bytes(parameters: int) -> int:
-    """Return the size of one checkpoint of so many trained parameters."""
-    return parameters * _STATE_BYTES
 
 
 def plan(config: PlanConfig) -> Plan:

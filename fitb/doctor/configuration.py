@@ -11,6 +11,7 @@ from fitb.config import Config, Geometry
 from fitb.doctor.check import Check, of_sentence
 from fitb.doctor.slurm import Asked
 from fitb.errors import ConfigError, FitbError
+from fitb.model.flops import checkpoint_bytes, trained_parameters
 
 RUN_DIR = "runs/fitb-distill"  # of slurm/distill.sh, where nobody says
 _VOCABULARY, _LENGTH = 30_522, 128  # BERT's, and that of `fitb prepare`
@@ -100,9 +101,6 @@ def need(config: Config | None, manifest: dict[str, Any]) -> tuple[float, str]:
     The checkpoints kept, the best and the one being written, two exports of the student (one of
     them being written), logs. Unknown sizes are those of TinyBERT-4 under BERT-base.
     """
-    from fitb.model.flops import trained_parameters
-    from fitb.plan import checkpoint_bytes
-
     settings = config or Config("")
     student = geometry_of(settings.model.student) or Geometry()
     teacher = geometry_of(settings.model.teacher) or _BERT_BASE

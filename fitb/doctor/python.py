@@ -61,12 +61,12 @@ def requirements(required: Sequence[str], version_of: Callable[[str], str | None
             state = "has damaged metadata"
         problems.append(f"{one.name} {state}")
         one.marker = None
-        words += ["--force-reinstall"] if "damaged" in state and not words else []
         words.append(str(one))
     if not problems:
         return Check("ok", "packages", f"{len(wanted)} installed and in range")
     found = f"{len(problems)} of {len(wanted)}: {', '.join(problems)}"
-    return Check("bad", "packages", found, pip(*words))
+    over = ["--ignore-installed"] if "damaged" in found else []  # pip cannot remove such a one
+    return Check("bad", "packages", found, pip(*over, *words))
 
 
 def interpreter(running: str, batch: str | None, named: bool) -> Check:
