@@ -21,7 +21,10 @@ _LOGS_BYTES = 200e6  # of metrics, logs and W&B's segments
 
 
 def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
-    """Parse the flags of `fitb train`; None where there are none or they are wrong."""
+    """Parse the flags of `fitb train`; None where there are none or they are wrong.
+
+    The file of DeepSpeed is looked at as far as it goes without DeepSpeed.
+    """
     name = "configuration"
     if not flags:
         found = "none was given: the flags of `fitb train` may follow"
@@ -54,8 +57,16 @@ def batch(config: Config, asked: Asked) -> Check:
     return Check("ok", "global_batch", found)
 
 
-def shards(where: str, needs_validation: bool) -> tuple[dict[str, Any], Check]:
-    """Return the manifest of a shard set, {} where it cannot be read, and a line about the set.
+def manifest_of(config: Config) -> dict[str, Any]:
+    """Return the manifest of a local shard set; {} for any other, and where it cannot be read."""
+    try:
+        return dict(json.loads((Path(config.data.shards) / "manifest.json").read_text()))
+    except (OSError, ValueError, TypeError):  # `shards` says so
+        return {}
+
+
+def shards(where: str, needs_validation: bool) -> Check:
+    """Say whether the files of a shard set are there in their sizes.
 
     Args:
         where: data.shards.
@@ -65,23 +76,23 @@ def shards(where: str, needs_validation: bool) -> tuple[dict[str, Any], Check]:
         from fitb.corpus.remote import is_remote
         from fitb.corpus.shards import check_files, read_manifest
     except ImportError as error:
-        return {}, Check("skipped", "shards", f"cannot be looked at: {error}; see packages")
+        return Check("skipped", "shards", f"cannot be looked at: {error}; see packages")
     if is_remote(where):
-        return {}, Check("skipped", "shards", "a URL: looked at when the models are")
+        return Check("skipped", "shards", "a URL: looked at when the models are")
     try:
         manifest = read_manifest(Path(where))
         check_files(Path(where))
     except FitbError as error:
-        return {}, of_sentence("shards", str(error), f"fitb prepare --out {where} ...")
+        return of_sentence("shards", str(error), f"fitb prepare --out {where} ...")
     splits = ["train", *(["validation"] if needs_validation else [])]
     absent = [split for split in splits if split not in manifest["splits"]]
     if absent:
         found = f"{where} has no split {' and no '.join(absent)}"
-        return manifest, Check("bad", "shards", found, f"fitb prepare --out {where} ...")
+        return Check("bad", "shards", found, f"fitb prepare --out {where} ...")
     size = sum(entry["bytes"] for entry in manifest["shards"]) / 1e9
     found = f"{len(manifest['shards'])} files of {size:.2f} GB in their sizes, rows of"
     found += f" {manifest['length']}, fingerprint {manifest['fingerprint'][:12]}"
-    return manifest, Check("ok", "shards", found)
+    return Check("ok", "shards", found)
 
 
 def geometry_of(source: Geometry | str | None) -> Geometry | None:

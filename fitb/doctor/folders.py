@@ -132,9 +132,7 @@ def room(name: str, folder: Folder, need_bytes: float, why: str, fix: str) -> It
     if folder.free_bytes < need_bytes:
         found = f"{folder.path} has {free} free, expected {need_bytes / 1e9:.2f} for {why}"
         yield Check("bad", f"{name} space", found, fix)
-    elif folder.error and "space" not in folder.error:
-        pass
-    else:
+    elif not folder.error:
         found = f"{state} has {free} free, {need_bytes / 1e9:.2f} expected for {why}"
         yield Check("ok", f"{name} space", found)
     if folder.error:

@@ -11,11 +11,12 @@ from typing import Any
 
 from fitb.config import Config
 from fitb.doctor import child, configuration, folders, gpu, host, python, slurm
-from fitb.doctor.ask import reason, together
+from fitb.doctor.ask import reason, together, within
 from fitb.doctor.check import Check, hidden, secrets_of
 
 _FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
-_MODELS_S, _DEEP_S = 300.0, 300.0
+_MANIFEST_S = 0.4  # for the size of the vocabulary, which is no reason to wait
+_SHARDS_S, _MODELS_S, _DEEP_S = 60.0, 300.0, 300.0
 
 
 def parse_where(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -48,7 +49,7 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
     env = dict(os.environ)
     options = [word for text in where.sbatch for word in shlex.split(text)]
     first: dict[str, Any] = together(
-        {"slurm": slurm.gather, "configuration": lambda: configuration.read(flags)}, _FIRST_S
+        {"slurm": slurm.gather, "configuration": partial(configuration.read, flags)}, _FIRST_S
     )
     cluster = first["slurm"] if isinstance(first["slurm"], slurm.Slurm) else slurm.Slurm()
     config, checks = None, []
@@ -57,11 +58,23 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
     else:
         config, checks = first["configuration"]
     checks = [*checks, *_rooms(config, cluster, options, env)]
-    if config and not any(c.status == "bad" and c.name == "shards" for c in checks):
-        checks += child.run("fitb.doctor.models", flags, "models", _MODELS_S)
+    if config:
+        checks += _configured(config, flags)
     if where.deep:
         checks += child.run("fitb.doctor.engine", flags, "deepspeed", _DEEP_S)
+    else:
+        checks.append(Check("skipped", "deepspeed", "not started; fitb doctor --deep does"))
     return [hidden(check, secrets_of(env)) for check in checks]
+
+
+def _configured(config: Config, flags: Sequence[str]) -> list[Check]:
+    """Look at shards and models; that may take longer, for they are many and large."""
+    needs_validation = config.eval.every_steps > 0
+    found = within(_SHARDS_S, partial(configuration.shards, config.data.shards, needs_validation))
+    check = _late("shards", found) if isinstance(found, Exception) else found
+    if check.status in ("bad", "warn"):
+        return [check, Check("skipped", "models", "the shards come first")]
+    return [check, *child.run("fitb.doctor.models", flags, "models", _MODELS_S)]
 
 
 def _rooms(
@@ -73,22 +86,19 @@ def _rooms(
     site_gpus = cluster.gpus(asked.partition) if cluster.there else 0
     run_dir, where = settings.run_dir, settings.data.shards if config else None
 
-    def shards_and_folders() -> Iterable[Check]:
-        manifest: dict[str, Any] = {}
-        local = None
-        if where is not None:
-            manifest, check = configuration.shards(where, settings.eval.every_steps > 0)
-            local = None if "://" in where else where
-            yield check
+    def look_at_folders() -> Iterable[Check]:
+        read = within(_MANIFEST_S, partial(configuration.manifest_of, config)) if config else {}
+        manifest = {} if isinstance(read, Exception) else read
         need_bytes, why = configuration.need(config, manifest)
-        yield from folders.look(run_dir, local, need_bytes, why, env, cluster.num_hosts)
+        local = None if where is None or "://" in where else where
+        return folders.look(run_dir, local, need_bytes, why, env, cluster.num_hosts)
 
     rooms: dict[str, Callable[[], Iterable[Check]]] = {
         "packages": lambda: python.look(env, cluster.there),
         "gpu": lambda: gpu.look(site_gpus),
         "slurm": lambda: slurm.look(cluster, options),
         "batch": lambda: configuration.look(config, asked if cluster.there else None),
-        "folders": shards_and_folders,
+        "folders": look_at_folders,
         "quota": lambda: folders.look_at_quota(run_dir, env),
         "host": lambda: host.look(configuration.hub_names(config), env),
         "W&B": lambda: host.look_at_wandb(settings.track.wandb, env),

@@ -327,9 +327,13 @@ def look(slurm: Slurm, options: Sequence[str]) -> Iterator[Check]:
         return
     auth = slurm.config.get("AuthType", "")
     yield munge(slurm.answers.get("munge"), auth, bool(slurm.config))
-    asked = asked_of(script_text(), options, os.environ)
+    script = script_text()
+    asked = asked_of(script, options, os.environ)
     yield from settings(slurm, asked.partition)
     partition = slurm.partition(asked.partition)
-    if partition:
+    if not script:
+        found = "slurm/distill.sh is neither here nor beside the package"
+        yield Check("skipped", "job shape", found)
+    elif partition:
         yield shape(asked, slurm.hosts, partition)
     yield from environment(os.environ, slurm.config.get("SLURM_VERSION", "unknown"))

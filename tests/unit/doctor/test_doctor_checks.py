@@ -299,6 +299,35 @@ def test_munge_is_judged_together_with_what_slurm_answers():
     assert (broken.status, broken.fix) == ("bad", "systemctl restart munge  # by the site")
 
 
+HARSH = {
+    "JobRequeue": "0",
+    "KillWait": "5 sec",
+    "PreemptMode": "CANCEL",
+    "PreemptType": "preempt/qos",
+    "ProctrackType": "proctrack/pgid",
+    "RequeueExit": "80-95",
+    "RequeueExitHold": "93",
+}
+
+
+@pytest.mark.parametrize("mode", ["CANCEL", "SUSPEND,GANG", "REQUEUE"])
+def test_every_setting_that_is_found_wanting_comes_with_something_of_its_own_to_type(mode):
+    partition = {"PartitionName": "p", "Default": "YES", "GraceTime": "0", "PreemptMode": mode}
+    cluster = slurm.Slurm((), HARSH, {"p": partition})
+    found = {c.name: c for c in slurm.settings(cluster, None) if c.status != "ok"}
+    names = {"JobRequeue", "KillWait", "GraceTime", "PreemptType", "ProctrackType", "RequeueExit"}
+    assert names <= set(found)
+    assert ("PreemptMode" in found) == (mode != "REQUEUE")
+    assert all(c.fix and c.fix != "scontrol show config" for c in found.values())
+
+
+def test_a_partition_that_is_not_there_is_told_with_those_that_are():
+    cluster = slurm.Slurm((), HARSH, {"gpu": {"PartitionName": "gpu", "Default": "NO"}})
+    assert one(slurm.settings(cluster, "gpus")).status == "bad"
+    check = one(slurm.settings(cluster, None))
+    assert check.status == "warn" and "--partition=gpu" in check.fix
+
+
 # -- folders
 
 MOUNTS = """\
