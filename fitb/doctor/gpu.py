@@ -124,12 +124,17 @@ def torch_and_driver(build: Build | None, driver: Driver | None, site_gpus: int)
     return Check("ok", NAME, what)
 
 
-def smi_check(answer: Answer) -> Check | None:
-    """Return a line where nvidia-smi is there and cannot say; None where that is no news."""
+def smi_check(answer: Answer, has_devices: bool) -> Check | None:
+    """Return a line where nvidia-smi is there and cannot say; None where that is no news.
+
+    Args:
+        has_devices: whether the kernel shows GPUs on this host.
+    """
     if answer.ok or answer.missing or "no devices" in answer.problem.lower():
         return None
-    if "no answer" in answer.problem:
-        return Check("warn", "nvidia-smi", answer.problem, "srun --gpus=1 fitb doctor  # elsewhere")
+    if has_devices or "no answer" in answer.problem:
+        fix = "sbatch --exclude=$(hostname -s) ...  # and tell the site what nvidia-smi says"
+        return Check("bad" if has_devices else "warn", "nvidia-smi", answer.problem, fix)
     return Check("ok", "nvidia-smi", f"no driver at work on this host ({answer.problem})")
 
 
@@ -155,7 +160,7 @@ def look(site_gpus: int) -> Iterator[Check]:
     )
     page, names = (a if isinstance(a, Answer) else Answer("", str(a)) for a in found.values())
     driver = parse_driver(page.output, names.output) if names.ok else None
-    said = smi_check(names)
+    said = smi_check(names, Path("/dev/nvidia0").exists())
     if said:
         yield said
     yield torch_and_driver(installed_build(), driver, site_gpus)
