@@ -11,13 +11,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import fitb
 from fitb import log
 from fitb.config import Config
 from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
-from fitb.flags import parse
 
+T = TypeVar("T")
 INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
 HELP = """usage: fitb COMMAND [flags]
@@ -25,6 +26,7 @@ HELP = """usage: fitb COMMAND [flags]
 fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to the bit.
 
 commands:
+  doctor     what is missing or wrong on this machine, each with what to type
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
@@ -42,7 +44,7 @@ commands:
 `fitb COMMAND --help` lists the flags of a command. Exit codes of train: 0 finished, 85 saved and
 wants to be started again, 93 starting again would not help, anything else a crash. Exit codes of
 the other commands: 0 done, 1 rehearsed and not safe, 2 configuration, 3 data or models, 4 machine,
-5 training.
+5 training. Of doctor: 0 all fine, 1 warnings, 2 something bad.
 """
 
 BENCHMARKS = {
@@ -89,6 +91,23 @@ def main(args: Sequence[str] | None = None) -> int:
     except FitbError as error:
         logging.getLogger("fitb").error("%s", error)
         return STOP if command == "train" and not error.restart_helps else error.exit_code
+
+
+def parse(kind: type[T], prog: str, flags: list[str], positional: str | None = None) -> T:
+    """As fitb.flags has it; the doctor must start where its libraries are missing."""
+    from fitb import flags as of_fitb
+
+    return of_fitb.parse(kind, prog, flags, positional)
+
+
+def _doctor(flags: list[str]) -> int:
+    from fitb.doctor.check import as_json, exit_code, render
+    from fitb.doctor.run import doctor, parse_where
+
+    where, training = parse_where(flags)
+    found = doctor(where, training)
+    print(json.dumps(as_json(found)) if where.json else render(found))
+    return exit_code(found)
 
 
 def _prepare(flags: list[str]) -> int:
@@ -228,6 +247,7 @@ def _demo(flags: list[str]) -> int:
 
 
 COMMANDS = {
+    "doctor": _doctor,
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,

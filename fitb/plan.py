@@ -13,11 +13,10 @@ from typing import Any, Literal
 from fitb.config import Geometry, MaskConfig
 from fitb.data.masking import num_slots
 from fitb.errors import ConfigError
-from fitb.model.flops import trained_parameters, work_per_token
+from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
 
 _COLLECTIVES = 5  # of a step: agreement, gradients, their norm, weights of both parameter groups
 _OVERFLOW = 1  # and in fp16 whether a gradient overflowed
-_STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def plan(config: PlanConfig) -> Plan:
     step_s = compute_s + communication_s
     step_tokens = config.rows * config.length * processes
     steps = math.ceil(config.tokens / step_tokens)
-    checkpoint_mb = parameters * _STATE_BYTES / 1e6
+    checkpoint_mb = checkpoint_bytes(parameters) / 1e6
     checkpoints = math.ceil(steps / config.checkpoint_every)
     save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
     work_s = steps * step_s + checkpoints * save_s

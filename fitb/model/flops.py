@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fitb.config import Geometry
 
+_STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
 BACKWARD = 2  # a backward pass has twice the products of its forward pass
 
 
@@ -88,3 +89,8 @@ def trained_parameters(
     head = (width + 1) * width + 2 * width + vocabulary
     maps = (student.num_hidden_layers + 1) * width * teacher.hidden_size if teacher else 0
     return embeddings + student.num_hidden_layers * layer + head + maps
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Return the size of one checkpoint of so many trained parameters."""
+    return parameters * _STATE_BYTES

@@ -25,7 +25,7 @@ from fitb.errors import CheckpointError, DataError
 from fitb.evaluate.count import choose_rows
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
-from fitb.model.load import load_model, num_parameters
+from fitb.model.load import Loaded, load_model, num_parameters
 from fitb.train import ceiling, checkpoint
 from fitb.train.engine import Engine
 from fitb.train.rundir import RunDir
@@ -149,7 +149,13 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
     )
 
 
-def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Any]:
+def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loaded, Loaded | None]:
+    """Load student and teacher, extend them to added tokens, and check the contract.
+
+    Args:
+        tokenizer: of the shards.
+    Raises: ConfigError, DataError, ContractError.
+    """
     student = load_model(
         config.model.student,
         tokenizer=tokenizer,
@@ -177,6 +183,12 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
         attention=terms.attention > 0,
         layer_map=terms.layer_map if teacher else None,
     )
+    return student, teacher
+
+
+def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Any]:
+    student, teacher = load_models(config, shards, tokenizer)
+    terms: ObjectiveConfig = config.objective
     if student.missing:
         names = ", ".join(student.missing)
         logger.warning("student %s lacks %s: they start at random", student.source, names)

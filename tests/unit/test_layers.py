@@ -24,6 +24,7 @@ WITHOUT_TORCH = (
     "cluster",
     "status",
     "rehearse",
+    "doctor",
     "corpus",
     "cli",
 )

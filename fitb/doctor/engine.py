@@ -1,0 +1,63 @@
+"""Whether DeepSpeed can start here: a group of one process, an engine, one step.
+
+`python -m fitb.doctor.engine [flags of fitb train]` is what `fitb doctor --deep` runs as a child.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from fitb.config import Config
+from fitb.doctor.check import Check
+from fitb.doctor.child import emit
+from fitb.doctor.configuration import RUN_DIR
+
+_ROWS = 2
+
+
+def look(flags: Sequence[str]) -> Iterator[Check]:
+    """Yield one line after one step of a linear map under the configuration's ZeRO stage.
+
+    Raises: whatever torch and DeepSpeed do.
+    """
+    begin_s = time.monotonic()
+    import deepspeed
+    import torch
+
+    from fitb.flags import parse
+    from fitb.train.zero import deepspeed_config, start_distributed
+    from fitb.world import World
+
+    config = parse(Config, "fitb train", ["--run_dir", RUN_DIR, *flags])
+    config = dataclasses.replace(config, global_batch=_ROWS, micro_batch=_ROWS)
+    if not torch.cuda.is_available():  # which says nothing of the hosts that will train
+        config = dataclasses.replace(config, precision="fp32")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= World().env("127.0.0.1", free.getsockname()[1])
+    device = start_distributed(config, World())
+    filled = deepspeed_config(config, World())
+    module = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=filled)
+    rows = torch.ones(_ROWS, 8, device=device, dtype=next(engine.module.parameters()).dtype)
+    loss = engine(rows).float().square().mean()
+    engine.backward(loss)
+    engine.step()
+    took_s = time.monotonic() - begin_s
+    stage = filled["zero_optimization"].get("stage", 0)
+    found = f"{deepspeed.__version__}, ZeRO {stage}, {config.precision} on {device}: one step,"
+    found += f" {took_s:.0f} s from import to end"
+    if not torch.isfinite(loss):
+        yield Check("bad", "deepspeed", f"{found}, and the loss is {float(loss):g}", "ds_report")
+        return
+    yield Check("ok", "deepspeed", found)
+
+
+if __name__ == "__main__":
+    emit(look(sys.argv[1:]), "deepspeed")
