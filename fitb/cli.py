@@ -32,6 +32,7 @@ commands:
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
   evaluate   how well a model fills masked positions, with 95 % intervals
   fill       fill the blanks of sentences
+  serve      fill blanks over HTTP, and on a page for people
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
   bench      measure, and print medians with their spread
   demo       the whole road on this machine: corpus, teacher, student, controls
@@ -156,6 +157,20 @@ def _fill(flags: list[str]) -> int:
     return 0
 
 
+def _serve(flags: list[str]) -> int:
+    from fitb.serve.config import ServeConfig
+
+    config = parse(ServeConfig, "fitb serve", flags, positional="model")
+    try:
+        from fitb.serve.run import serve
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "fitb":
+            raise
+        message = f"{error.name} is not installed; `pip install 'fitb[serve]'` brings it"
+        raise ConfigError(message) from error
+    return serve(config)
+
+
 def _plan(flags: list[str]) -> int:
     from fitb.plan import PlanConfig, as_json, plan, render
 
@@ -199,6 +214,7 @@ COMMANDS = {
     "sync": _sync,
     "evaluate": _evaluate,
     "fill": _fill,
+    "serve": _serve,
     "plan": _plan,
     "bench": _bench,
     "demo": _demo,
