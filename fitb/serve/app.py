@@ -1,12 +1,8 @@
-"""The routes: filling, health, metrics, the OpenAPI document, and the page.
-
-The body of /v1/fill is read and written by hand, because FastAPI would validate each answer again
-and parse a body of any size on the event loop before anything had looked at it.
-"""
+"""The routes besides filling: health, metrics, the OpenAPI document, and the page."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -22,9 +18,9 @@ from starlette.responses import Response as HttpResponse
 
 import fitb
 from fitb.serve import schema
-from fitb.serve.config import ServeConfig
+from fitb.serve.endpoint import PATH
 from fitb.serve.filler import Filler
-from fitb.serve.limits import Token, check_media_type, read_body
+from fitb.serve.limits import Token
 from fitb.serve.metrics import Metrics
 from fitb.serve.refusal import Refusal
 
@@ -44,6 +40,7 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTION = """
 Fill in the blanks of texts. A blank is written `[MASK]` (one piece of the vocabulary), `___` (one
 word) or `[SPAN]` (any pieces). Offsets count Unicode code points. Every answer other than 200 says
@@ -75,26 +72,22 @@ class State:
     stopping: bool = False
 
 
-def make_app(config: ServeConfig, token: Token | None, metrics: Metrics, state: State) -> FastAPI:
-    """Return the application; it answers 503 until `state` holds every model."""
-    names = ["student", *(["teacher"] if config.teacher else [])]
+def make_app(
+    token: Token | None,
+    metrics: Metrics,
+    state: State,
+    names: Sequence[str],
+    model: type[BaseModel],
+) -> FastAPI:
+    """Return the application.
+
+    Args:
+        names: of the models that will be loaded.
+        model: of the body of a request to fill.
+    """
     app = FastAPI(title="fitb", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(Refusal, _refused)
-    model = schema.request_model(config.limits, names)
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schema.Problem, "description": reason}
-        for status, reason in _REASONS.items()
-    }
-    fill = _fill_route(config, token, state, model)
-    app.add_api_route(
-        "/v1/fill",
-        fill,
-        methods=["POST"],
-        summary="Fill the blanks of texts",
-        response_model=None,
-        responses={200: {"model": schema.Response, "description": "Filled."}, **problems},
-    )
     _add_health(app, token, metrics, state, names)
     for path, (name, kind) in _PAGE.items():
         content = (resources.files("fitb.serve") / "page" / name).read_bytes()
@@ -104,32 +97,8 @@ def make_app(config: ServeConfig, token: Token | None, metrics: Metrics, state: 
     return app
 
 
-def _fill_route(
-    config: ServeConfig, token: Token | None, state: State, model: type[BaseModel]
-) -> Any:
-    limits = config.limits
-
-    async def fill(request: Request) -> HttpResponse:
-        deadline_s = time.monotonic() + config.deadline_s
-        headers = request.headers
-        try:
-            if token:
-                token.check(headers)
-            check_media_type(headers)
-            body = await read_body(request.receive, headers, limits.body_bytes, config.read_s)
-            name, requests = schema.read_request(model, body, limits)
-            if name not in state.fillers:
-                raise Refusal(503, "the model is being loaded; try again", {"retry-after": "5"})
-            filled = await state.fillers[name].fill(requests, deadline_s)
-        except Refusal as refusal:
-            return _refused(request, refusal)
-        return _json(schema.response(name, filled))
-
-    return fill
-
-
 def _add_health(
-    app: FastAPI, token: Token | None, metrics: Metrics, state: State, names: list[str]
+    app: FastAPI, token: Token | None, metrics: Metrics, state: State, names: Sequence[str]
 ) -> None:
     async def healthz() -> HttpResponse:
         if state.stopping:
@@ -191,19 +160,35 @@ def _http_exception(request: Request, error: Exception) -> HttpResponse:
 
 
 def _openapi(app: FastAPI, model: type[BaseModel]) -> dict[str, Any]:
-    """Return the document, with the body that FastAPI does not parse."""
+    """Return the document of all routes, that of filling included."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(
         title="fitb", version=fitb.__version__, description=_DESCRIPTION, routes=app.routes
     )
-    _, definitions = models_json_schema(
-        [(model, "validation")], ref_template="#/components/schemas/{model}"
-    )
+    models = [(model, "validation"), (schema.Response, "serialization")]
+    _, definitions = models_json_schema(models, ref_template=_REFERENCE)  # type: ignore[arg-type]
     document["components"]["schemas"].update(definitions["$defs"])
-    body = {"$ref": "#/components/schemas/Request"}
-    content = {"application/json": {"schema": body, "example": schema.EXAMPLE}}
-    document["paths"]["/v1/fill"]["post"]["requestBody"] = {"required": True, "content": content}
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    problem = _content("Problem")
+    document["paths"][PATH] = {
+        "post": {
+            "summary": "Fill the blanks of texts",
+            "operationId": "fill",
+            "security": [{}, {"token": []}],
+            "requestBody": {"required": True, "content": _content("Request")},
+            "responses": {
+                "200": {"description": "Filled.", "content": _content("Response")},
+                **{
+                    str(status): {"description": reason, "content": problem}
+                    for status, reason in _REASONS.items()
+                },
+            },
+        }
+    }
     app.openapi_schema = document
     return document
+
+
+def _content(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REFERENCE.format(model=name)}}}

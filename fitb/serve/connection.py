@@ -17,7 +17,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD_BYTES = 65_536  # of request line and headers
 _LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
-_GRACE_S = 1.0  # for the handler to say that a body came too slowly, before it is cut off
 
 
 def protocol(max_connections: int, read_s: float) -> type[HttpToolsProtocol]:
@@ -69,7 +68,14 @@ def protocol(max_connections: int, read_s: float) -> type[HttpToolsProtocol]:
 
         def _wait_for_request(self) -> None:
             self._stop_waiting()
-            self._due = self.loop.call_later(read_s + _GRACE_S, self.transport.close)
+            self._due = self.loop.call_later(read_s, self._too_slow)
+
+        def _too_slow(self) -> None:
+            """Answer, where a request has begun and is not answered yet, and close."""
+            begun = self._head_bytes != 0 and self.parser is not None
+            if begun and not (self._head_bytes < 0 and self.cycle.response_started):
+                self.transport.write(_TOO_SLOW)
+            self.transport.close()
 
         def _stop_waiting(self) -> None:
             if self._due is not None:
@@ -88,6 +94,7 @@ def _plain(status: str, reason: str) -> bytes:
 
 
 _TURNED_AWAY = _plain("503 Service Unavailable", "too many connections are open; try again")
+_TOO_SLOW = _plain("408 Request Timeout", "the request came too slowly")
 _HEAD_TOO_LARGE = _plain(
     "431 Request Header Fields Too Large", f"the headers are larger than {_HEAD_BYTES} bytes"
 )

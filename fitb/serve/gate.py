@@ -1,7 +1,4 @@
-"""The outermost layer: counts and times every request, and answers for whatever goes wrong inside.
-
-Plain ASGI, because it is passed by every request.
-"""
+"""The outermost layer: counts and times each request, and answers where something goes wrong."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
+from fitb.serve.endpoint import PATH, FillEndpoint, send_json
 from fitb.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -21,23 +17,25 @@ _CLOSE = (b"connection", b"close")
 
 
 class Gate:
-    """An ASGI application around another.
+    """An ASGI application around others.
 
     Args:
-        app: what answers.
+        fill: answers requests to its path.
+        others: answers all others.
         metrics: told of every request.
         stopping: whether every answer asks its client to leave.
     """
 
-    def __init__(self, app: Any, metrics: Metrics, stopping: Callable[[], bool]) -> None:
-        self._app = app
+    def __init__(
+        self, fill: FillEndpoint, others: Any, metrics: Metrics, stopping: Callable[[], bool]
+    ) -> None:
+        self._fill = fill
+        self._others = others
         self._metrics = metrics
         self._stopping = stopping
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        app = self._fill if scope["path"] == PATH else self._others
         began_s, status = time.perf_counter(), 0
 
         async def marked(message: Any) -> None:
@@ -50,28 +48,19 @@ class Gate:
 
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, receive, marked)
+            await app(scope, receive, marked)
         except asyncio.CancelledError:
             if not status:
-                await _answer(marked, 503, "the server stops; try again")
+                await send_json(marked, {"error": "the server stops; try again"}, status=503)
         except Exception as error:
             if not status:
-                await _answer(marked, 500, "the server failed; its log says where")
+                await send_json(
+                    marked, {"error": "the server failed; its log says where"}, status=500
+                )
             _log(error)
         finally:
             self._metrics.in_flight.dec()
             self._metrics.answered(scope["path"], status, time.perf_counter() - began_s)
-
-
-async def _answer(send: Any, status: int, reason: str) -> None:
-    body = orjson.dumps({"error": reason})
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        _CLOSE,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _log(error: Exception) -> None:

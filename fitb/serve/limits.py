@@ -1,18 +1,18 @@
 """A body read within its bounds, and a token compared: what stands before a request is looked at.
 
-A client may send a body at any pace and of any size. It is counted while it comes, whatever its
-Content-Length says, and what comes too slowly is given up, so that it holds no memory and no place.
+A client may send a body of any size. It is counted while it comes, whatever its Content-Length
+says; in what time it must have come, `fitb.serve.connection` sees to.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import anyio
 
 from fitb.errors import ConfigError
 from fitb.serve.refusal import Refusal
@@ -23,42 +23,35 @@ _LINGER_S = 2.0
 Receive = Callable[[], Awaitable[Any]]
 
 
-async def read_body(
-    receive: Receive, headers: Mapping[str, str], most_bytes: int, within_s: float
-) -> bytes:
-    """Return the body of a request.
+async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: int) -> bytes:
+    """Return the body of a request; how long it may take is the connection's affair.
 
-    Raises: Refusal with 413 where it is larger, with 408 where it comes too slowly.
+    Raises: Refusal with 413 where it is larger, with 408 where it was cut off.
     """
     claimed = headers.get("content-length", "0")
     fits = not claimed.isdigit() or int(claimed) <= most_bytes
     if not fits and "expect" in headers:  # it waits to be told to send
         raise _too_large(most_bytes)
     body, more = bytearray(), fits
-    try:
-        with anyio.fail_after(within_s):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refusal(400, "the connection was closed before the request had come")
-                body += message.get("body", b"")
-                fits = len(body) <= most_bytes
-                more = fits and message.get("more_body", False)
-    except TimeoutError:
-        close = {"connection": "close"}
-        raise Refusal(408, f"the request did not come within {within_s:g} s", close) from None
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(408, "the request had not come when its connection was closed")
+        body += message.get("body", b"")
+        fits = len(body) <= most_bytes
+        more = fits and message.get("more_body", False)
     if not fits:
         del body
-        await _discard(receive)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_discard(receive), _LINGER_S)
         raise _too_large(most_bytes)
     return bytes(body)
 
 
 async def _discard(receive: Receive) -> None:
     """Read on for a moment: who is cut off while sending may never see why."""
-    with anyio.move_on_after(_LINGER_S):
-        while (await receive()).get("more_body", False):
-            pass
+    while (await receive()).get("more_body", False):
+        pass
 
 
 def _too_large(most_bytes: int) -> Refusal:

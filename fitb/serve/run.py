@@ -19,10 +19,12 @@ from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import State, make_app
 from fitb.serve.config import ServeConfig
 from fitb.serve.connection import Server, protocol
+from fitb.serve.endpoint import FillEndpoint
 from fitb.serve.filler import Filler
 from fitb.serve.gate import Gate
 from fitb.serve.limits import TOKEN_VARIABLE, Token, read_token
 from fitb.serve.metrics import Metrics
+from fitb.serve.schema import request_model
 
 logger = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -67,8 +69,14 @@ class _Run:
     def __init__(self, config: ServeConfig, token: Token | None) -> None:
         self._config = config
         self._metrics, self._state = Metrics(), State()
-        app = make_app(config, token, self._metrics, self._state)
-        gate = Gate(app, self._metrics, lambda: self._state.stopping)
+        names = ["student", *(["teacher"] if config.teacher else [])]
+        body = request_model(config.limits, names)
+        gate = Gate(
+            FillEndpoint(config, token, body, self._state.fillers),
+            make_app(token, self._metrics, self._state, names, body),
+            self._metrics,
+            lambda: self._state.stopping,
+        )
         settings = uvicorn.Config(
             gate,
             http=protocol(config.max_connections, config.read_s),
