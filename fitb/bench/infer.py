@@ -16,6 +16,8 @@ from fitb.config import Geometry
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.errors import ConfigError
 from fitb.infer.fill import fill
+from fitb.infer.request import FillRequest, Search
+from fitb.infer.scorer import TorchScorer
 from fitb.model.load import load_model
 
 __all__ = ["BenchConfig", "bench", "render"]
@@ -63,11 +65,16 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         train_tokenizer(lines, _VOCABULARY, Path(name))
         tokenizer = load_tokenizer(Path(name))
     model = torch.nn.Module.to(load_model(config.model, tokenizer=tokenizer).model, device)
+    scorer = TorchScorer(model, tokenizer)
     texts = _texts(lines, config.texts, tokenizer.mask_token)
+    requests = [FillRequest(text, Search(top_k=5)) for text in texts]
     other: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]
     for batch in config.batches:
         runs = {
-            "fitb": lambda batch=batch: fill(model, tokenizer, texts, 5, batch=batch),
+            "fitb": lambda batch=batch: [
+                fill(scorer, requests[begin : begin + batch])
+                for begin in range(0, len(requests), batch)
+            ],
             "pipeline": lambda batch=batch: other(texts, top_k=5, batch_size=batch),
         }
         speeds: dict[str, list[float]] = {name: [] for name in runs}

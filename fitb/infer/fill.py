@@ -1,25 +1,29 @@
-"""Fill blanks written as the mask token, each blank by itself: probabilities over the vocabulary.
-
-Legend: B texts, L length, D hidden, V vocabulary, M blanks of a batch.
-"""
+"""Fill blanks: joint answers to all blanks of a text, in the person's own words and case."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ConfigError, DataError
-from fitb.model.contract import check_contract
-from fitb.model.load import encoder, load_model, mlm_head
+from fitb.infer import surface
+from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare
+from fitb.infer.decode import Hypothesis, decode
+from fitb.infer.lexicon import CONTINUED
+from fitb.infer.refine import refine
+from fitb.infer.request import (
+    Answer,
+    Constraint,
+    Filled,
+    Filling,
+    FillRequest,
+    Order,
+    Search,
+)
+from fitb.infer.scorer import Scorer, load_scorer
 
-if TYPE_CHECKING:
-    from transformers import BertForMaskedLM, PreTrainedTokenizerBase
-
-_PREFIX = "##"
+__all__ = ["FillConfig", "as_json", "fill", "fill_from", "fill_prepared", "prepare", "render"]
 
 
 @dataclass(frozen=True)
@@ -28,173 +32,252 @@ class FillConfig:
 
     Args:
         model: Hugging Face folder or hub name with a trained MLM head; the demo's student.
-        texts: sentences with [MASK] where something is missing.
-        top_k: candidates per blank.
+        texts: sentences in which ___ is a missing word, [MASK] one missing piece and [SPAN] any
+            number of pieces; `-` stands for lines of standard input.
+        top_k: fillings of each text.
+        order: which slot is filled next: left_to_right, confidence or refine.
+        beam: partial fillings kept; 1 is greedy.
+        max_pieces: pieces of a blank of unknown length at most.
+        candidates: the only answers allowed, each whole.
+        regex: matches every answer as a whole.
+        prefix: every answer begins with it.
+        banned: words that no answer holds.
+        blanks: constraints of each blank in the order of the text instead, as JSON:
+            '[{"candidates": ["red", "blue"]}, {"prefix": "un"}]'.
+        same: groups of blanks, numbered from 1, whose answers are equal: '[[1, 3]]'.
         json: print JSON.
     """
 
     model: str = "runs/demo/student/export"
     texts: list[str] = field(default_factory=list)
     top_k: int = 5
+    order: Order = "left_to_right"
+    beam: int = 5
+    max_pieces: int = 4
+    candidates: list[str] = field(default_factory=list)
+    regex: str = ""
+    prefix: str = ""
+    banned: list[str] = field(default_factory=list)
+    blanks: list[Constraint] = field(default_factory=list)
+    same: list[list[int]] = field(default_factory=list)
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k}; at least 1")
+        self.request("")  # what can be checked without a text is
+        if self.blanks and self._for_all != Constraint():
+            raise ConfigError("blanks and a constraint for all of them are given; give one of them")
+        if any(number < 1 for group in self.same for number in group):
+            raise ConfigError(f"same={self.same}; blanks are numbered from 1")
 
+    @property
+    def _for_all(self) -> Constraint:
+        return Constraint(tuple(self.candidates), self.regex, self.prefix, tuple(self.banned))
 
-@dataclass(frozen=True)
-class Candidate:
-    """One way to fill a blank.
-
-    Args:
-        token: id in the vocabulary.
-        text: the piece as the tokenizer writes it; '##' marks one that continues a word.
-        probability: softmax over the whole vocabulary.
-    """
-
-    token: int
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A text, the candidates of each of its blanks, and the text with the best one in each.
-
-    Args:
-        blanks: in the order of the text; candidates by falling probability.
-    """
-
-    text: str
-    blanks: tuple[tuple[Candidate, ...], ...]
-    sentence: str
-
-
-def fill(
-    model: BertForMaskedLM,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    top_k: int = 5,
-    *,
-    batch: int = 32,
-) -> list[Filled]:
-    """Return the likeliest tokens for every blank of every text.
-
-    Several blanks of one text are filled independently: a probability is that of a token in its
-    blank while the others stay open, not a joint one. The model must be in eval mode.
-
-    Args:
-        texts: each with at least one mask token.
-        top_k: from 1 to the size of the vocabulary.
-        batch: texts per forward pass.
-    Raises:
-        ConfigError: top_k out of its range.
-        DataError: a text without a blank, or longer than the model reads.
-    """
-    if not 1 <= top_k <= len(tokenizer):
-        raise ConfigError(f"top_k={top_k}; from 1 to {len(tokenizer)}, the size of the vocabulary")
-    filled = []
-    for begin in range(0, len(texts), batch):
-        filled += _fill_batch(model, tokenizer, list(texts[begin : begin + batch]), top_k, begin)
-    return filled
+    def request(self, text: str) -> FillRequest:
+        """Return what is asked of one text."""
+        search = Search(self.order, self.beam, self.max_pieces, self.top_k)
+        constraints = tuple(self.blanks) or (self._for_all,)
+        same = tuple(tuple(number - 1 for number in group) for group in self.same)
+        return FillRequest(text, search, constraints, same)
 
 
 def fill_from(config: FillConfig) -> list[Filled]:
     """Load the model of a configuration and fill its texts.
 
-    Raises: ContractError where the model has no trained MLM head or does not fit its tokenizer.
+    Raises:
+        ContractError: the model has no trained MLM head or does not fit its tokenizer.
+        DataError, ConfigError: as `fill`.
     """
-    tokenizer = load_tokenizer(config.model)
-    loaded = load_model(config.model, tokenizer=tokenizer)
-    check_contract(tokenizer=tokenizer, manifest=None, student=loaded, needs_student_head=True)
-    return fill(loaded.model, tokenizer, config.texts, config.top_k)
+    requests = [config.request(text) for text in config.texts]
+    return fill(load_scorer(config.model), requests)
+
+
+def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
+    """Return the best joint fillings of every text.
+
+    Raises:
+        DataError: a text without a blank, or longer than the model reads, by its number.
+        ConfigError: constraints that fit neither the blanks nor the vocabulary.
+    """
+    prepared = []
+    for number, request in enumerate(requests, 1):
+        try:
+            prepared.append(prepare(scorer.tokenizer, request, scorer.max_length))
+        except (DataError, ConfigError) as error:  # user text is not repeated in messages
+            raise type(error)(f"text {number}: {error}") from None
+    return fill_prepared(scorer, prepared)
+
+
+def fill_prepared(scorer: Scorer, prepared: Sequence[Prepared]) -> list[Filled]:
+    """Fill prepared texts, mixed freely: none sees another, and none waits for another's wave.
+
+    Raises: ConfigError where a regex takes too long.
+    """
+    layouts = _layouts(scorer, prepared)
+    owners = [number for number, mine in enumerate(layouts) for _ in mine]
+    flat = [layout for mine in layouts for layout in mine]
+    widths = [_width(prepared[owner]) for owner in owners]
+    orders = [prepared[owner].request.search.order for owner in owners]
+    found: list[list[tuple[Layout, Hypothesis]]] = [[] for _ in prepared]
+    beams = decode(scorer, flat, widths, orders)
+    for owner, layout, width, order, beam in zip(owners, flat, widths, orders, beams, strict=True):
+        if order == "refine" and len(layout.variables) > 1 and beam:
+            beam = refine(scorer, layout, beam, width)
+        found[owner] += [(layout, hypothesis) for hypothesis in beam]
+    return [_filled(one, mine) for one, mine in zip(prepared, found, strict=True)]
+
+
+def _width(prepared: Prepared) -> int:
+    """The beam: never narrower than what is returned, and candidates are all looked at."""
+    search = prepared.request.search
+    candidates = max(len(group.written) for group in prepared.groups)
+    return max(search.beam, search.top_k, candidates)
+
+
+def _layouts(scorer: Scorer, prepared: Sequence[Prepared]) -> list[list[Layout]]:
+    """Return the layouts of each text that are looked at.
+
+    All of them where there are 64 at most. Else each group of blanks keeps its likeliest lengths,
+    as many as make 64 combinations: each judged by a greedy search, with all others at their
+    shortest.
+    """
+    kept = [[sorted(group.rules) for group in one.groups] for one in prepared]
+    many = [n for n, one in enumerate(prepared) if one.num_layouts > MAX_LAYOUTS]
+    trials = [
+        (n, group, length)
+        for n in many
+        for group in range(len(kept[n]))
+        for length in kept[n][group]
+        if len(kept[n][group]) > 1
+    ]
+    pieces = [_changed(prepared[n].shortest(), group, length) for n, group, length in trials]
+    fits = [
+        prepared[n].length(mine) <= prepared[n].max_length
+        for (n, _, _), mine in zip(trials, pieces, strict=True)
+    ]
+    tried = [trial for trial, fit in zip(trials, fits, strict=True) if fit]
+    layouts = [
+        prepared[n].layout(mine)
+        for (n, _, _), mine, fit in zip(trials, pieces, fits, strict=True)
+        if fit
+    ]
+    beams = decode(
+        scorer,
+        layouts,
+        [1] * len(layouts),
+        [prepared[n].request.search.order for n, _, _ in tried],
+    )
+    scores = {
+        trial: _score(layout, beam[0]) if beam else float("-inf")
+        for trial, layout, beam in zip(tried, layouts, beams, strict=True)
+    }
+    for n in many:
+        counts = [len(lengths) for lengths in kept[n]]
+        cut = max(c for c in range(1, max(counts) + 1) if _combinations(counts, c) <= MAX_LAYOUTS)
+        for group, lengths in enumerate(kept[n]):
+            ranked = sorted(lengths, key=lambda length: -scores.get((n, group, length), 0.0))
+            kept[n][group] = sorted(ranked[:cut])
+    return [
+        [one.layout(mine) for mine in one.lengths(allowed)]
+        for one, allowed in zip(prepared, kept, strict=True)
+    ]
+
+
+def _combinations(counts: Sequence[int], cut: int) -> int:
+    product = 1
+    for count in counts:
+        product *= min(count, cut)
+    return product
+
+
+def _changed(pieces: tuple[int, ...], at: int, length: int) -> tuple[int, ...]:
+    return (*pieces[:at], length, *pieces[at + 1 :])
+
+
+def _score(layout: Layout, hypothesis: Hypothesis) -> float:
+    """Log-probability per piece, so that fillings of different lengths compare."""
+    return hypothesis.log_probability / sum(map(len, layout.variables))
+
+
+def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> Filled:
+    ranked = sorted(found, key=lambda one: (-_score(*one), one[1].tokens))
+    fillings: dict[str, Filling] = {}  # by sentence: two ways to spell it are one answer
+    for layout, hypothesis in ranked:
+        filling = _filling(prepared, layout, hypothesis)
+        fillings.setdefault(filling.sentence, filling)
+        if len(fillings) == prepared.request.search.top_k:
+            break
+    return Filled(prepared.request.text, prepared.blanks, tuple(fillings.values()))
+
+
+def _filling(prepared: Prepared, layout: Layout, hypothesis: Hypothesis) -> Filling:
+    text, lexicon = prepared.request.text, prepared.lexicon
+    texts: dict[int, tuple[str, bool]] = {}
+    shares: dict[int, tuple[tuple[int, ...], float]] = {}
+    for group, variables in zip(prepared.groups, layout.groups, strict=True):
+        tokens = tuple(hypothesis.tokens[v] for v in variables)
+        share = sum(hypothesis.log_probs[v] for v in variables) / len(group.blanks)
+        for number in group.blanks:
+            shares[number] = tokens, share
+            texts[number] = _text(prepared, number, tokens, group.written.get(tokens))
+    places = [(blank.begin, blank.end) for blank in prepared.blanks]
+    numbers = range(len(places))
+    sentence, found = surface.put(text, places, [texts[number] for number in numbers])
+    answers = tuple(
+        Answer(
+            text=texts[number][0],
+            begin=begin,
+            end=end,
+            tokens=shares[number][0],
+            pieces=tuple(lexicon.pieces[token] for token in shares[number][0]),
+            log_probability=shares[number][1],
+        )
+        for number, (begin, end) in zip(numbers, found, strict=True)
+    )
+    return Filling(sentence, answers, hypothesis.log_probability, _score(layout, hypothesis))
+
+
+def _text(
+    prepared: Prepared, number: int, tokens: tuple[int, ...], written: str | None
+) -> tuple[str, bool]:
+    """Return an answer's text, and whether it continues the word before the blank."""
+    lexicon, blank = prepared.lexicon, prepared.blanks[number]
+    continues = bool(lexicon.continues[tokens[0]])
+    if written is not None:
+        return written, continues
+    answer = surface.join([lexicon.pieces[token] for token in tokens])
+    if lexicon.lowercases and not continues and lexicon.is_text[list(tokens)].all():
+        answer = surface.in_case(answer, prepared.request.text, blank.begin, blank.end)
+    return answer, continues
 
 
 def as_json(filled: Sequence[Filled]) -> list[dict[str, Any]]:
-    return [asdict(one) for one in filled]
+    """Return what `fitb fill --json` prints: the fields of Filled, and probabilities."""
+    found = []
+    for one in filled:
+        record = asdict(one)
+        for filling, theirs in zip(one.fillings, record["fillings"], strict=True):
+            theirs["probability"] = filling.probability
+            for answer, mine in zip(filling.answers, theirs["answers"], strict=True):
+                mine["probability"] = answer.probability
+        found.append(record)
+    return found
 
 
 def render(filled: Sequence[Filled]) -> str:
-    """Render for people: each filled sentence, then one line per candidate of each blank."""
+    """Render for people: each text with its best filling, then a line for each filling."""
     lines = []
     for one in filled:
-        lines.append(one.sentence)
-        for number, candidates in enumerate(one.blanks, start=1):
-            if len(one.blanks) > 1:
-                lines.append(f"  blank {number}")
-            lines += [f"  {found.probability:7.2%}  {found.text}" for found in candidates]
+        if not one.fillings:
+            lines += ["no answer meets the constraints", ""]
+            continue
+        lines.append(one.fillings[0].sentence)
+        for filling in one.fillings:
+            answers = " / ".join(_shown(answer) for answer in filling.answers)
+            lines.append(f"  {filling.probability:7.2%}  {answers}")
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
-def _fill_batch(
-    model: BertForMaskedLM,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    top_k: int,
-    first: int,
-) -> list[Filled]:
-    coded = tokenizer(
-        texts,
-        padding=True,
-        padding_side="right",
-        truncation=False,
-        return_tensors="pt",
-        return_attention_mask=True,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    is_blank = coded["input_ids"] == tokenizer.mask_token_id  # (B, L)
-    _check_texts(model, tokenizer, is_blank, coded["attention_mask"], first)
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        hidden = encoder(model)(
-            input_ids=coded["input_ids"].to(device),
-            attention_mask=coded["attention_mask"].to(device),
-        )[0]
-        logits = mlm_head(model)(hidden[is_blank.to(device)]).float()  # (M, V)
-        best = logits.softmax(dim=-1).topk(top_k, dim=-1)
-    candidates = [
-        tuple(Candidate(t, str(tokenizer.decode([t])), p) for t, p in zip(ids, values, strict=True))
-        for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-    filled, taken = [], 0
-    for text, blank, offsets in zip(texts, is_blank, coded["offset_mapping"], strict=True):
-        places = [(int(begin), int(end)) for begin, end in offsets[blank].tolist()]
-        mine = tuple(candidates[taken : taken + len(places)])
-        taken += len(places)
-        words = [found[0].text for found in mine]
-        filled.append(Filled(text, mine, _sentence(text, places, words)))
-    return filled
-
-
-def _check_texts(
-    model: BertForMaskedLM,
-    tokenizer: PreTrainedTokenizerBase,
-    is_blank: torch.Tensor,
-    attention_mask: torch.Tensor,
-    first: int,
-) -> None:
-    """Refuse texts by their number: what users write is not repeated in messages."""
-    most = model.config.max_position_embeddings
-    for number, length in enumerate(attention_mask.sum(dim=1).tolist(), start=first + 1):
-        if not is_blank[number - first - 1].any():
-            raise DataError(
-                f"text {number} has no blank; write {tokenizer.mask_token} where something is"
-                " missing"
-            )
-        if length > most:
-            raise DataError(
-                f"text {number} has {length} tokens, the model reads at most {most}; shorten it"
-            )
-
-
-def _sentence(text: str, places: Sequence[tuple[int, int]], words: Sequence[str]) -> str:
-    """Put words into a text; one that continues a word joins what is before it."""
-    out, previous = "", 0
-    for (begin, end), word in zip(places, words, strict=True):
-        out += text[previous:begin]
-        out = out.rstrip() + word.removeprefix(_PREFIX) if word.startswith(_PREFIX) else out + word
-        previous = end
-    return out + text[previous:]
+def _shown(answer: Answer) -> str:
+    return CONTINUED + answer.text if answer.pieces[0].startswith(CONTINUED) else answer.text

@@ -127,7 +127,9 @@ class Soak:
         return max((line["step"] for line in read_lines(path)), default=0)
 
     def hosts(self) -> list[str]:
-        return list(self.events("attempt")[-1]["hosts"]) if self.attempt() else []
+        """Those that Slurm has given to the job."""
+        given = self.cluster("squeue", "-h", "-j", self.job, "-o", "%N").strip()
+        return self.cluster("scontrol", "show", "hostnames", given).split()
 
     def ranks(self, host: str) -> list[int]:
         """Processes of the training on a host."""
@@ -164,7 +166,7 @@ class Soak:
         """Wait for a moment, let the fault happen, wait until the run has gone on."""
         fault = Fault(kind, kind in GRACEFUL)
         self.await_going("a running job", lambda: self.cluster.state(self.job) == "RUNNING")
-        if self.random.random() < 0.25 and kind not in ("network", "slurmd"):
+        if self.random.random() < 0.25 and kind not in ("network cut", "slurmd killed"):
             time.sleep(self.random.uniform(0, 8))  # somewhere in its start
         else:
             begun, steps = self.attempt(), self.random.randrange(1, 15)
@@ -199,7 +201,12 @@ class Soak:
 
 def preempt(soak: Soak) -> None:
     job = soak.cluster.preempt()
-    wait_until(lambda: soak.cluster.state(job) == "COMPLETED", 120, "the job that preempts")
+    try:
+        wait_until(lambda: soak.cluster.state(job) == "COMPLETED", 120, "the job that preempts")
+    except TimeoutError:
+        print(soak.cluster("scontrol", "show", "node"), soak.cluster.squeue(), flush=True)
+        print(soak.cluster.daemon_logs(60), flush=True)
+        raise
 
 
 def time_limit(soak: Soak) -> None:

@@ -1,11 +1,16 @@
+import itertools
 import re
 
 import pytest
+import regex
 import torch
 from transformers import BertForMaskedLM, BertModel, pipeline
 
 from fitb.errors import ConfigError, ContractError, DataError
-from fitb.infer.fill import Candidate, FillConfig, Filled, as_json, fill, fill_from, render
+from fitb.infer.fill import FillConfig, as_json, fill, fill_from, render
+from fitb.infer.request import Answer, Constraint, Filled, Filling, FillRequest, Search
+from fitb.infer.rules import Budget
+from fitb.infer.scorer import TorchScorer, load_scorer
 from fitb.model.load import load_model
 
 SINGLE = [
@@ -17,138 +22,268 @@ SINGLE = [
 
 
 @pytest.fixture
-def model(make_folder, tokenizer):
-    return load_model(make_folder(), tokenizer=tokenizer).model
+def scorer(make_folder, tokenizer):
+    return TorchScorer(load_model(make_folder(), tokenizer=tokenizer).model, tokenizer)
 
 
-def forced(model, tokenizer, *pieces):
+def ask(scorer, texts, **search):
+    return fill(scorer, [FillRequest(text, Search(**search)) for text in texts])
+
+
+def forced(scorer, *pieces):
     """Make the head prefer these pieces, in this order, everywhere."""
+    model, tokenizer = scorer._model, scorer.tokenizer
     with torch.no_grad():
         model.cls.predictions.transform.dense.weight.zero_()
         model.cls.predictions.bias.zero_()
         for order, piece in enumerate(pieces):
             model.cls.predictions.bias[tokenizer.convert_tokens_to_ids(piece)] = 1e4 - 100 * order
-    return model
+    return scorer
 
 
-def test_single_blanks_score_as_the_transformers_pipeline(model, tokenizer):
-    reference = pipeline("fill-mask", model=model, tokenizer=tokenizer)
-    for text, found in zip(SINGLE, fill(model, tokenizer, SINGLE, top_k=7), strict=True):
-        (candidates,) = found.blanks
+def test_single_blanks_score_as_the_transformers_pipeline(scorer):
+    reference = pipeline("fill-mask", model=scorer._model, tokenizer=scorer.tokenizer)
+    for text, found in zip(SINGLE, ask(scorer, SINGLE, top_k=7), strict=True):
         expected = reference(text, top_k=7)
-        assert [c.token for c in candidates] == [e["token"] for e in expected]
-        assert [c.text for c in candidates] == [e["token_str"] for e in expected]
-        assert [c.probability for c in candidates] == pytest.approx(
+        assert [f.answers[0].tokens for f in found.fillings] == [(e["token"],) for e in expected]
+        assert [f.answers[0].pieces for f in found.fillings] == [
+            (e["token_str"],) for e in expected
+        ]
+        assert [f.probability for f in found.fillings] == pytest.approx(
             [e["score"] for e in expected], abs=1e-5
         )
 
 
-def test_several_blanks_score_as_the_transformers_pipeline(model, tokenizer):
-    text = "The [MASK] dog [MASK] over [MASK]."
-    (found,) = fill(model, tokenizer, [text], top_k=3)
-    expected = pipeline("fill-mask", model=model, tokenizer=tokenizer)(text, top_k=3)
-    assert len(found.blanks) == 3
-    for candidates, blank in zip(found.blanks, expected, strict=True):
-        assert [c.token for c in candidates] == [e["token"] for e in blank]
-        assert [c.probability for c in candidates] == pytest.approx(
-            [e["score"] for e in blank], abs=1e-5
+def test_texts_do_not_see_each_other(scorer):
+    texts = [*SINGLE, "the [MASK] [MASK] fox"]
+    together = ask(scorer, texts, top_k=4)
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = ask(scorer, [text], top_k=4)
+        assert [f.sentence for f in found.fillings] == [f.sentence for f in alone.fillings]
+        assert [f.score for f in found.fillings] == pytest.approx(
+            [f.score for f in alone.fillings], abs=1e-5
         )
 
 
-def test_texts_do_not_see_each_other(model, tokenizer):
-    texts = [*SINGLE, "the [MASK] [MASK] fox"]
-    together = fill(model, tokenizer, texts, top_k=4)
-    in_batches = fill(model, tokenizer, texts, top_k=4, batch=2)
-    for text, first, second in zip(texts, together, in_batches, strict=True):
-        (alone,) = fill(model, tokenizer, [text], top_k=4)
-        for other in (first, second):
-            assert other.sentence == alone.sentence
-            for candidates, expected in zip(other.blanks, alone.blanks, strict=True):
-                assert [c.token for c in candidates] == [c.token for c in expected]
-                assert [c.probability for c in candidates] == pytest.approx(
-                    [c.probability for c in expected], abs=1e-5
-                )
+def test_padding_has_no_effect(scorer):
+    short = scorer.logits([[2, 9, 4, 3]], [[2]])
+    beside = scorer.logits([[2, 9, 4, 3], [2, *range(20, 40), 3]], [[2], []])
+    assert torch.allclose(short, beside, atol=1e-5)
 
 
-def test_candidates_fall_in_probability_and_the_whole_vocabulary_sums_to_one(model, tokenizer):
-    (found,) = fill(model, tokenizer, ["the [MASK]"], top_k=len(tokenizer))
-    probabilities = [c.probability for c in found.blanks[0]]
+def test_the_whole_vocabulary_sums_to_one(scorer):
+    (found,) = ask(scorer, ["the [MASK]"], top_k=len(scorer.tokenizer))
+    probabilities = [filling.probability for filling in found.fillings]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_sentence_keeps_the_text_around_its_blanks_as_written(model, tokenizer):
-    best = forced(model, tokenizer, "the")
+def test_a_joint_probability_is_the_product_of_its_pieces(scorer):
+    (found,) = ask(scorer, ["the [MASK] and [MASK] ___"], order="confidence")
+    for filling in found.fillings:
+        parts = [answer.log_probability for answer in filling.answers]
+        assert sum(parts) == pytest.approx(filling.log_probability, abs=1e-6)
+        pieces = sum(len(answer.tokens) for answer in filling.answers)
+        assert filling.score == pytest.approx(filling.log_probability / pieces)
+
+
+def test_offsets_find_the_blanks_in_the_text_and_the_answers_in_the_sentence(scorer):
+    text = "  Caf\u00e9 [MASK]  DOG\u2014___! \U0001f642[SPAN]"
+    (found,) = ask(scorer, [text])
+    assert [text[b.begin : b.end] for b in found.blanks] == ["[MASK]", "___", "[SPAN]"]
+    for filling in found.fillings:
+        for answer in filling.answers:
+            assert filling.sentence[answer.begin : answer.end] == answer.text
+
+
+def test_a_sentence_keeps_the_text_around_its_blanks_as_written(scorer):
+    best = forced(scorer, "the")
     texts = ["  Caf\u00e9 [MASK]  DOG\u2014[MASK]! ", "[MASK]"]
-    sentences = [found.sentence for found in fill(best, tokenizer, texts)]
+    sentences = [found.fillings[0].sentence for found in ask(best, texts)]
     assert sentences == ["  Caf\u00e9 the  DOG\u2014the! ", "the"]
 
 
-def test_a_piece_that_continues_a_word_joins_what_is_before_it(model, tokenizer):
-    best = forced(model, tokenizer, "##s", "the")
-    (found,) = fill(best, tokenizer, ["Walk [MASK] home"], top_k=2)
-    assert found.sentence == "Walks home"
-    assert [c.text for c in found.blanks[0]] == ["##s", "the"]
+def test_a_piece_that_continues_a_word_joins_what_is_before_it(scorer):
+    (found,) = ask(forced(scorer, "##s", "the"), ["Walk [MASK] home"], top_k=2)
+    assert [f.sentence for f in found.fillings] == ["Walks home", "Walk the home"]
+    assert [f.answers[0].text for f in found.fillings] == ["s", "the"]
+    assert "##s" in render([found])
 
 
-def test_no_texts_give_nothing(model, tokenizer):
-    assert fill(model, tokenizer, []) == []
+def test_a_special_token_in_a_text_is_text(scorer):
+    ids = []
+    original = scorer.logits
+    scorer.logits = lambda rows, slots: (ids.extend(rows), original(rows, slots))[1]
+    ask(scorer, ["a [SEP] b [CLS] [MASK] [PAD] [sep]"])
+    tokenizer = scorer.tokenizer
+    special = {t: sum(row.count(t) for row in ids) for t in tokenizer.all_special_ids}
+    assert special[tokenizer.sep_token_id] == special[tokenizer.cls_token_id] == 1
+    assert special[tokenizer.mask_token_id] == 1
+    assert special[tokenizer.pad_token_id] == 0
 
 
-def test_a_text_without_blank_is_named_by_number_not_by_content(model, tokenizer):
-    texts = ["a [MASK]", "a [MASK]", "my secret"]
-    for batch in (1, 2, 3):
-        with pytest.raises(DataError, match=r"text 3 has no blank; write \[MASK\]") as caught:
-            fill(model, tokenizer, texts, batch=batch)
-        assert "secret" not in str(caught.value)
+def test_no_texts_give_nothing(scorer):
+    assert fill(scorer, []) == []
 
 
-def test_a_text_longer_than_the_model_is_refused(model, tokenizer):
-    most = model.config.max_position_embeddings
+def test_a_text_without_blank_is_named_by_number_not_by_content(scorer):
+    with pytest.raises(DataError, match=r"text 3: the text has no blank; write ___") as caught:
+        ask(scorer, ["a [MASK]", "a [MASK]", "my secret"])
+    assert "secret" not in str(caught.value)
+
+
+def test_a_text_longer_than_the_model_is_refused(scorer):
+    most = scorer.max_length
     fits = "a " * (most - 3) + "[MASK]"
-    assert len(fill(model, tokenizer, [fits])) == 1
-    with pytest.raises(DataError, match=f"text 2 has {most + 1} tokens, .* at most {most}"):
-        fill(model, tokenizer, ["[MASK]", "a " + fits])
+    assert len(ask(scorer, [fits])) == 1
+    with pytest.raises(DataError, match=f"text 2: .* {most + 1} tokens, .* at most {most}"):
+        ask(scorer, ["[MASK]", "a " + fits])
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 10**6])
-def test_top_k_outside_the_vocabulary_is_refused(model, tokenizer, top_k):
-    with pytest.raises(ConfigError, match=f"top_k={top_k}"):
-        fill(model, tokenizer, ["[MASK]"], top_k=top_k)
+def test_lengths_that_the_model_cannot_read_are_left_out(scorer):
+    text = "a " * (scorer.max_length - 4) + "___"
+    (found,) = ask(scorer, [text], max_pieces=4, beam=50, top_k=50)
+    assert {len(f.answers[0].tokens) for f in found.fillings} == {1, 2}
 
 
-def test_a_configuration_refuses_top_k_below_one():
-    with pytest.raises(ConfigError, match="top_k=0"):
-        FillConfig("model", ["[MASK]"], top_k=0)
-    assert FillConfig("model").top_k == 5
+@pytest.mark.parametrize("name", ["top_k", "beam", "max_pieces"])
+def test_a_search_refuses_less_than_one(name):
+    for make in (Search, FillConfig):
+        with pytest.raises(ConfigError, match=f"{name}=0"):
+            make(**{name: 0})
 
 
 def test_a_folder_is_all_that_filling_needs(make_folder, tokenizer):
     folder = make_folder()
-    found = fill_from(FillConfig(folder, ["the [MASK] dog"], top_k=2))
+    (found,) = fill_from(FillConfig(folder, ["the [MASK] dog"], top_k=2))
     model = BertForMaskedLM.from_pretrained(folder)
-    assert found == fill(model, tokenizer, ["the [MASK] dog"], top_k=2)
+    (expected,) = ask(TorchScorer(model, tokenizer), ["the [MASK] dog"], top_k=2)
+    assert [f.sentence for f in found.fillings] == [f.sentence for f in expected.fillings]
+    assert found.fillings[0].score == pytest.approx(expected.fillings[0].score, abs=1e-5)
 
 
 def test_a_folder_without_head_is_refused(make_folder):
     with pytest.raises(ContractError, match="lacks a trained MLM head"):
-        fill_from(FillConfig(make_folder(kind=BertModel), ["[MASK]"]))
+        load_scorer(make_folder(kind=BertModel))
+
+
+def test_flags_say_what_is_asked_of_each_blank():
+    config = FillConfig(candidates=["a", "b"], prefix="x", same=[[1, 2]], beam=3)
+    request = config.request("___ ___")
+    assert request.constraints == (Constraint(("a", "b"), prefix="x"),)
+    assert (request.same, request.search.beam) == (((0, 1),), 3)
+    with pytest.raises(ConfigError, match="give one of them"):
+        FillConfig(prefix="x", blanks=[Constraint()])
+    with pytest.raises(ConfigError, match="numbered from 1"):
+        FillConfig(same=[[0, 1]])
 
 
 def test_results_render_for_people_and_machines():
-    one = Candidate(7, "fox", 0.25)
-    two = Candidate(9, "##s", 0.0101)
-    filled = [Filled("a [MASK]", ((one, two),), "a fox"), Filled("x", ((one,), (two,)), "y")]
+    fox = Answer("fox", 2, 5, (7,), ("fox",), -1.0)
+    tail = Answer("s", 5, 6, (9,), ("##s",), -2.0)
+    both = Filling("a foxs", (fox, tail), -3.0, -1.5)
+    filled = [Filled("a [MASK][MASK]", (), (both,)), Filled("x ___", (), ())]
     assert render(filled).splitlines() == [
-        "a fox",
-        "   25.00%  fox",
-        "    1.01%  ##s",
+        "a foxs",
+        "    4.98%  fox / ##s",
         "",
-        "y",
-        "  blank 1",
-        "   25.00%  fox",
-        "  blank 2",
-        "    1.01%  ##s",
+        "no answer meets the constraints",
     ]
-    assert as_json(filled)[0]["blanks"][0][1] == {"token": 9, "text": "##s", "probability": 0.0101}
-    assert not re.search(r"[ \n]$", render(filled))
+    first, second = as_json(filled)
+    assert first["fillings"][0]["probability"] == pytest.approx(0.0498, abs=1e-4)
+    assert first["fillings"][0]["answers"][1]["probability"] == pytest.approx(0.1353, abs=1e-4)
+    assert second["fillings"] == ()
+
+
+def constrained(scorer, text, *constraints, **more):
+    request = FillRequest(text, Search(beam=8, top_k=8, max_pieces=3), constraints, **more)
+    (found,) = fill(scorer, [request])
+    return [tuple(answer.text for answer in filling.answers) for filling in found.fillings]
+
+
+@pytest.mark.parametrize("order", ["left_to_right", "confidence", "refine"])
+def test_answers_meet_a_regex_in_every_order(tiny, order):
+    request = FillRequest("a [SPAN] b", Search(order, 30, 3, 30), (Constraint(regex="c(d|e)+"),))
+    (found,) = fill(tiny, [request])
+    texts = {filling.answers[0].text for filling in found.fillings}
+    assert texts == {"cd", "ce", "cdd", "cde", "ced", "cee"}
+
+
+def test_answers_begin_with_a_prefix_in_the_case_of_the_vocabulary(tiny):
+    found = constrained(tiny, "a ___ b", Constraint(prefix="Be"))
+    assert found
+    assert all(text.startswith("be") for (text,) in found)
+
+
+def test_banned_words_are_in_no_answer(tiny):
+    banned = Constraint(banned=("B", "cd"))
+    request = FillRequest("a [SPAN] a", Search(beam=300, max_pieces=2, top_k=300), (banned,))
+    (found,) = fill(tiny, [request])
+    texts = [filling.answers[0].text for filling in found.fillings]
+    words = {word for text in texts for word in re.findall(r"\w+", text)}
+    assert {"a", "c", "bd", "ce"} <= words
+    assert not {"b", "cd"} & words
+
+
+def test_a_word_is_one_word_and_a_span_may_be_several(tiny):
+    search = Search(beam=200, max_pieces=2, top_k=200)
+    words, spans = fill(tiny, [FillRequest("a ___", search), FillRequest("a [SPAN]", search)])
+    of_words = {filling.answers[0].text for filling in words.fillings}
+    of_spans = {filling.answers[0].text for filling in spans.fillings}
+    assert of_words == {"a", "b", "c", *(x + y for x, y in itertools.product("abc", "de"))}
+    assert of_words < of_spans
+    assert {"a b", "a.", "."} <= of_spans
+
+
+def test_a_blank_within_a_word_is_filled_with_pieces_that_continue_it(tiny):
+    (found,) = fill(tiny, [FillRequest("b___ c", Search(beam=9, top_k=9, max_pieces=2))])
+    assert {f.sentence for f in found.fillings} == {
+        "bd c", "be c", "bdd c", "bde c", "bed c", "bee c",
+    }  # fmt: skip
+    inside = constrained(tiny, "b___ c", Constraint(candidates=("ed", "d")))
+    assert set(inside) == {("ed",), ("d",)}
+
+
+def test_each_blank_may_have_its_own_constraint(tiny):
+    found = constrained(tiny, "___ and ___", Constraint(("a", "b")), Constraint(regex="c.*"))
+    assert {first for first, _ in found} == {"a", "b"}
+    assert all(second.startswith("c") for _, second in found)
+
+
+def test_candidates_stand_in_the_sentence_as_the_user_wrote_them(tiny):
+    assert constrained(tiny, "x ___", Constraint(("Bed",))) == [("Bed",)]
+
+
+def test_the_same_answer_stands_in_all_blanks_of_a_group(tiny):
+    found = constrained(tiny, "___ b ___ c [MASK]", same=((0, 1),))
+    assert found
+    assert all(first.lower() == second.lower() for first, second, _ in found)
+
+
+def test_constraints_that_nothing_meets_give_no_filling(tiny):
+    assert constrained(tiny, "a ___", Constraint(regex="zzz")) == []
+
+
+@pytest.mark.parametrize(
+    ("constraints", "more", "message"),
+    [
+        ((Constraint(), Constraint(), Constraint()), {}, "3 constraints for 2 blanks"),
+        ((Constraint(regex="(")), {}, "regex does not compile"),
+        ((Constraint(candidates=("",))), {}, "candidate 1 is empty"),
+        ((Constraint(candidates=("\u6211",))), {}, "candidate 1 .* cannot write"),
+        ((), {"same": ((0, 5),)}, r"same=\[\[0, 5\]\]; expected"),
+        ((Constraint(("a",)), Constraint(("cd",))), {"same": ((0, 1),)}, "to have the same answer"),
+    ],
+)
+def test_constraints_that_cannot_be_are_refused(tiny, constraints, more, message):
+    given = (constraints,) if isinstance(constraints, Constraint) else constraints
+    with pytest.raises(ConfigError, match=message):
+        fill(tiny, [FillRequest("___ ___", constraints=given, **more)])
+
+
+def test_a_regex_that_takes_for_ever_is_given_up():
+    pattern, budget = regex.compile("(x|xx)+[yz]"), Budget(0.1)
+    with pytest.raises(ConfigError, match=r"took more than 0\.1 s"):
+        budget.matches(pattern, "x" * 60, partial=False)
+    with pytest.raises(ConfigError, match=r"took more than 0\.1 s"):
+        budget.matches(regex.compile("x"), "x", partial=False)

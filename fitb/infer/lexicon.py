@@ -1,0 +1,108 @@
+"""A vocabulary as filling sees it: which pieces begin a word, which go on, which are no words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTINUED = "##"  # begins a piece that continues a word
+_UNUSED = re.compile(r"\[unused\d+\]")  # BERT's places for words to come
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicon:
+    """What filling needs of a tokenizer, laid out by token id.
+
+    Args:
+        pieces: as the tokenizer writes them.
+        continues: (V,) bool, true where a piece continues a word.
+        has_letter: (V,) bool, true where a piece has a letter or a digit.
+        is_text: (V,) bool, false for special and unused tokens.
+        lowercases: whether the tokenizer takes the case away.
+        cls, sep, mask, unk: ids.
+    """
+
+    pieces: tuple[str, ...]
+    continues: NDArray[np.bool_]
+    has_letter: NDArray[np.bool_]
+    is_text: NDArray[np.bool_]
+    lowercases: bool
+    cls: int
+    sep: int
+    mask: int
+    unk: int
+    _tokenizer: Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, in which [SEP] and the like are text as all else is."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_continued(self, text: str) -> list[int] | None:
+        """Return the ids of a text that continues a word: its first piece begins with '##'.
+
+        None where the vocabulary has no such pieces. The longest piece that fits is taken, as
+        WordPiece does (Wu et al. 2016, https://arxiv.org/abs/1609.08144).
+        """
+        head, *rest = re.split(r"(?<=\w)(?=\W)", self.normalise(text), maxsplit=1)
+        ids = self._inner_pieces(head)
+        return None if ids is None else ids + self.encode("".join(rest))
+
+    def normalise(self, text: str) -> str:
+        """Return a text as the tokenizer normalises it: lowercase, without accents, if it does."""
+        return _normalised(self._tokenizer, text)
+
+    def _inner_pieces(self, text: str) -> list[int] | None:
+        ids: list[int] = []
+        while text:
+            for end in range(len(text), 0, -1):
+                found = self._tokenizer.token_to_id(CONTINUED + text[:end])
+                if found is not None:
+                    ids.append(found)
+                    text = text[end:]
+                    break
+            else:
+                return None
+        return ids or None
+
+
+@lru_cache(maxsize=4)
+def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> Lexicon:
+    """Lay a fast tokenizer's vocabulary out; once for each tokenizer object."""
+    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = True
+    pieces = tuple(str(p) for p in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    bare = [piece.removeprefix(CONTINUED) for piece in pieces]
+    special = set(tokenizer.all_special_ids)
+    return Lexicon(
+        pieces=pieces,
+        continues=np.array(
+            [piece.startswith(CONTINUED) and piece != CONTINUED for piece in pieces]
+        ),
+        has_letter=np.array([any(char.isalnum() for char in piece) for piece in bare]),
+        is_text=np.array(
+            [n not in special and not _UNUSED.fullmatch(piece) for n, piece in enumerate(pieces)]
+        ),
+        lowercases=_normalised(own, "A") == "a",
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        mask=tokenizer.mask_token_id,
+        unk=tokenizer.unk_token_id,
+        _tokenizer=own,
+    )
+
+
+def _normalised(tokenizer: Tokenizer, text: str) -> str:
+    normalizer = tokenizer.normalizer
+    return str(normalizer.normalize_str(text)) if normalizer else text

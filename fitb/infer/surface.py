@@ -1,0 +1,90 @@
+"""Pieces back into a person's text: joined into words, in the right case, at known places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fitb.infer.lexicon import CONTINUED
+
+_NO_SPACE_BEFORE = set(".,;:!?)]}%'\u2019-/_@")
+_NO_SPACE_AFTER = set("([{'\u2019-/_@$#")
+_OPENING = "\"'\u201c\u2018\u00ab([{\u00bf\u00a1"
+_CLOSING = "\"'\u201d\u2019\u00bb)]}"
+_ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "no.", "fig.")
+_WORD_ENDS = re.compile(r"\s|$|[,;:!?'\u2019\u2026\u2013\u2014-]|\.(?:\s|$)")
+# Scripts written without spaces, which BERT cuts into single characters: kana and Han.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+def join(pieces: Sequence[str]) -> str:
+    """Join pieces into text; a first piece that continues a word loses its '##'."""
+    text = ""
+    for piece in pieces:
+        text = append(text, piece)
+    return text
+
+
+def append(text: str, piece: str) -> str:
+    """Put one more piece behind a text that was made of pieces."""
+    if piece.startswith(CONTINUED) and piece != CONTINUED:
+        return text + piece.removeprefix(CONTINUED)
+    return text + piece if not text or _touch(text, piece) else f"{text} {piece}"
+
+
+def _touch(text: str, piece: str) -> bool:
+    """Whether no space stands between the two."""
+    last, first = text[-1], piece[0]
+    if _UNSPACED.match(last) and _UNSPACED.match(first):
+        return True
+    if last in ".," and first.isdigit() and text[-2:-1].isdigit():  # 3.5 and 1,000
+        return True
+    return first in _NO_SPACE_BEFORE or last in _NO_SPACE_AFTER
+
+
+def in_case(answer: str, text: str, begin: int, end: int) -> str:
+    """Return an answer that has lost its case as it would be written in place of text[begin:end].
+
+    In capitals where all other words are; with a first capital at the start of a sentence, unless
+    it is part of something that is no plain word (`os` in `___.join`); else as it is.
+    """
+    others = re.findall(r"[^\W\d_]{2,}", f"{text[:begin]} {text[end:]}")
+    others = [word for word in others if word not in ("MASK", "SPAN")]
+    if len(others) >= 2 and all(word.isupper() for word in others):
+        return answer.upper()
+    if not others or not answer[:1].isalpha() or not _WORD_ENDS.match(text, end):
+        return answer
+    return answer[0].upper() + answer[1:] if _starts_sentence(text[:begin]) else answer
+
+
+def _starts_sentence(before: str) -> bool:
+    """Whether a sentence starts behind this text."""
+    kept = before.rstrip(_OPENING)
+    if not kept.strip():
+        return True
+    if not kept[-1].isspace():
+        return False
+    if re.search(r"\n\s*\n\s*$", kept):  # a paragraph
+        return True
+    kept = kept.rstrip().rstrip(_CLOSING)
+    return kept.endswith((".", "!", "?", "\u2026")) and not kept.lower().endswith(_ABBREVIATIONS)
+
+
+def put(
+    text: str, places: Sequence[tuple[int, int]], answers: Sequence[tuple[str, bool]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Put answers into a text.
+
+    Args:
+        places: begin and end of each blank, in order.
+        answers: each with whether it continues the word before it: it takes the space away.
+    Returns: the sentence, and begin and end of each answer in it.
+    """
+    out, previous, found = "", 0, []
+    for (begin, end), (answer, continues) in zip(places, answers, strict=True):
+        out += text[previous:begin]
+        out = out.rstrip() if continues else out
+        found.append((len(out), len(out) + len(answer)))
+        out += answer
+        previous = end
+    return out + text[previous:], found

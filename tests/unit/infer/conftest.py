@@ -1,0 +1,39 @@
+"""Tiny vocabularies, models for them, and a scorer that is a table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from fitb.corpus.tokenizer import SPECIAL_TOKENS, _bert_tokenizer
+from fitb.infer.scorer import TorchScorer
+
+
+def tiny_tokenizer(*pieces):
+    """A WordPiece tokenizer of the special tokens and these pieces."""
+    words = [*SPECIAL_TOKENS.values(), *pieces]
+    backend = _bert_tokenizer({piece: number for number, piece in enumerate(words)})
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS)
+
+
+def random_scorer(tokenizer, seed=0, spread=1.0):
+    """A scorer over a small BERT with random weights that differ enough to have opinions."""
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=spread,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TorchScorer(BertForMaskedLM(config).eval(), tokenizer)
+
+
+@pytest.fixture
+def tiny():
+    """A scorer with a vocabulary of eleven tokens."""
+    return random_scorer(tiny_tokenizer("a", "b", "c", "##d", "##e", "."))
