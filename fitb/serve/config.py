@@ -23,8 +23,8 @@ class Limits:
         top_k: fillings returned.
         candidates: of a constraint, and its banned words.
         regex_chars: of a regular expression.
-        text_tokens: tokens that filling a text takes through the model, all passes of the search
-            counted before the first of them; this bounds how long a text can hold the model.
+        text_tokens: tokens that filling a text takes through the model at most, all passes of the
+            search together; this bounds how long a text can hold the model.
     """
 
     body_bytes: int = 1_000_000
@@ -36,7 +36,7 @@ class Limits:
     top_k: int = 50
     candidates: int = 1000
     regex_chars: int = 200
-    text_tokens: int = 131_072
+    text_tokens: int = 262_144
 
     def __post_init__(self) -> None:
         _check_at_least_one(self)
@@ -71,7 +71,7 @@ class ServeConfig:
     token_file: str | None = None
     threads: int = 0
     max_batch_texts: int = 64
-    max_batch_tokens: int = 4096
+    max_batch_tokens: int = 8192
     max_queue: int = 512
     deadline_s: float = 10.0
     read_s: float = 10.0

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fitb.errors import FitbError
+from fitb.infer.blanks import Prepared, prepare
+from fitb.infer.fill import fill_prepared
 from fitb.infer.request import Filled, FillRequest
 from fitb.infer.scorer import Scorer
 from fitb.serve.batcher import Batcher, Bounds, Job, QueueFull, Stopped, TooLate
 from fitb.serve.config import ServeConfig
 from fitb.serve.metrics import Metrics
 from fitb.serve.refusal import Refusal
-from fitb.serve.schema import blanks
-from fitb.serve.standin import Prepared, fill_prepared, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -147,16 +147,16 @@ class Filler:
 
 
 def work_tokens(prepared: Prepared) -> int:
-    """Estimate the tokens that filling a text takes through the model, over all passes.
+    """Return how many tokens filling a text takes through the model at most, over all passes.
 
-    After the first pass each slot is one more, of as many rows as the beam holds; `refine` looks
-    at every slot twice more.
+    Every layout is read once, and once more for each further slot by as many rows as its beam is
+    wide; `refine` looks at every slot twice more, mostly.
     """
-    request = prepared.request
-    search = request.search
-    slots = sum(1 if kind == "[MASK]" else search.max_pieces for kind in blanks(request.text))
-    passes = 1 + (slots - 1) * search.beam + (2 * slots if search.order == "refine" else 0)
-    return prepared.num_tokens * max(1, passes)
+    search, groups = prepared.request.search, prepared.groups
+    slots = sum(max(group.rules) for group in groups)
+    width = max(search.beam, search.top_k, *(len(group.written) for group in groups))
+    passes = 1 + (slots - 1) * width + (2 * slots * width if search.order == "refine" else 0)
+    return prepared.num_tokens * passes
 
 
 def _settle(settled: Sequence[tuple[Job[_Text], Outcome]]) -> None:

@@ -6,17 +6,16 @@ they were made here; their models are for the OpenAPI document, and tests hold b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from fitb.infer.blanks import find_blanks
 from fitb.infer.request import Constraint, Filled, FillRequest, Search
 from fitb.serve.config import Limits
 from fitb.serve.refusal import Refusal
 
-_BLANK = re.compile(r"\[MASK\]|\[SPAN\]|_{3,}")
 _SENTENCE = "Returns a [MASK] of strings."
 _REASONS = 5  # named of those that make a request invalid
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -133,17 +132,12 @@ def read_request(
         raise _refusal(error) from None
     requests = [_fill_request(text) for text in asked.texts]
     for number, request in enumerate(requests):
-        found = len(blanks(request.text))
+        found = len(find_blanks(request.text))
         if found > limits.blanks:
             raise Refusal(
                 422, f"texts[{number}] has {found} blanks, at most {limits.blanks}; split it"
             )
     return asked.model, requests
-
-
-def blanks(text: str) -> list[str]:
-    """Return the blanks of a text as they are written."""
-    return _BLANK.findall(text)
 
 
 def _fill_request(text: Any) -> FillRequest:
