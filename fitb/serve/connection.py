@@ -19,70 +19,79 @@ _HEAD_BYTES = 65_536  # of request line and headers
 _LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
 
 
-def protocol(max_connections: int, read_s: float) -> type[HttpToolsProtocol]:
-    """Return a protocol for uvicorn that turns connections away and cuts slow ones off."""
+class Bounded(HttpToolsProtocol):
+    """A connection of uvicorn; `bounded` makes its bounds."""
 
-    class Bounded(HttpToolsProtocol):
-        _due: asyncio.TimerHandle | None = None
-        _head_bytes = 0  # of a head that is not complete; negative once it is
+    max_connections: int
+    read_s: float
+    _due: asyncio.TimerHandle | None = None
+    _head_bytes = 0  # of a head that is not complete; negative once it is
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > max_connections:
-                transport.write(_TURNED_AWAY)
-                transport.close()
-                return
-            connection = transport.get_extra_info("socket")
-            if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-                # Bounds how long an answer may wait for a client that does not read it.
-                with contextlib.suppress(OSError):  # not a TCP connection
-                    connection.setsockopt(
-                        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(read_s * 1000)
-                    )
-            self._wait_for_request()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            transport.write(_TURNED_AWAY)
+            transport.close()
+            return
+        connection = transport.get_extra_info("socket")
+        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Bounds how long an answer may wait for a client that does not read it.
+            with contextlib.suppress(OSError):  # not a TCP connection
+                connection.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.read_s * 1000)
+                )
+        self._wait_for_request()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
 
-        def data_received(self, data: bytes) -> None:
-            if self._head_bytes >= 0:
-                self._head_bytes += len(data)
-            super().data_received(data)
-            if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.transport.close()
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._wait_for_request()
-
-        def on_headers_complete(self) -> None:
-            self._head_bytes = -1
-            super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            self._head_bytes = 0
-            self._stop_waiting()
-            super().on_message_complete()
-
-        def _wait_for_request(self) -> None:
-            self._stop_waiting()
-            self._due = self.loop.call_later(read_s, self._too_slow)
-
-        def _too_slow(self) -> None:
-            """Answer, where a request has begun and is not answered yet, and close."""
-            begun = self._head_bytes != 0 and self.parser is not None
-            if begun and not (self._head_bytes < 0 and self.cycle.response_started):
-                self.transport.write(_TOO_SLOW)
+    def data_received(self, data: bytes) -> None:
+        if self._head_bytes >= 0:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
 
-        def _stop_waiting(self) -> None:
-            if self._due is not None:
-                self._due.cancel()
-                self._due = None
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._wait_for_request()
 
-    return Bounded
+    def on_headers_complete(self) -> None:
+        self._head_bytes = -1
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def _wait_for_request(self) -> None:
+        self._stop_waiting()
+        self._due = self.loop.call_later(self.read_s, self._too_slow)
+
+    def _too_slow(self) -> None:
+        """Answer, where a request has begun and is not answered yet, and close."""
+        begun = self._head_bytes != 0 and self.parser is not None
+        if begun and not (self._head_bytes < 0 and self.cycle.response_started):
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+
+def bounded(max_connections: int, read_s: float) -> type[Bounded]:
+    """Return a protocol for uvicorn that turns connections away and cuts slow ones off.
+
+    Args:
+        max_connections: open at a time.
+        read_s: in which a request must have come, and an answer be taken.
+    """
+    return type("Connection", (Bounded,), {"max_connections": max_connections, "read_s": read_s})
 
 
 def _plain(status: str, reason: str) -> bytes:

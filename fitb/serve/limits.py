@@ -32,16 +32,18 @@ async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: in
     fits = not claimed.isdigit() or int(claimed) <= most_bytes
     if not fits and "expect" in headers:  # it waits to be told to send
         raise _too_large(most_bytes)
-    body, more = bytearray(), fits
-    while more:
+    body, more = bytearray(), True
+    while fits and more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refusal(408, "the request had not come when its connection was closed")
         body += message.get("body", b"")
         fits = len(body) <= most_bytes
-        more = fits and message.get("more_body", False)
+        more = message.get("more_body", False)
     if not fits:
         del body
+        if not more:
+            raise _too_large(most_bytes)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(_discard(receive), _LINGER_S)
         raise _too_large(most_bytes)

@@ -18,7 +18,7 @@ from fitb.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import State, make_app
 from fitb.serve.config import ServeConfig
-from fitb.serve.connection import Server, protocol
+from fitb.serve.connection import Server, bounded
 from fitb.serve.endpoint import FillEndpoint
 from fitb.serve.filler import Filler
 from fitb.serve.gate import Gate
@@ -79,7 +79,7 @@ class _Run:
         )
         settings = uvicorn.Config(
             gate,
-            http=protocol(config.max_connections, config.read_s),
+            http=bounded(config.max_connections, config.read_s),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
 from fitb.infer.blanks import find_blanks
-from fitb.infer.request import Constraint, Filled, FillRequest, Search
+from fitb.infer.request import Constraint, Filled, FillRequest, Order, Search
 from fitb.serve.config import Limits
 from fitb.serve.refusal import Refusal
 
 _SENTENCE = "Returns a [MASK] of strings."
+_PLAIN, _WHOLE = "a string", "an object"  # the two forms of a text
 _REASONS = 5  # named of those that make a request invalid
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -38,42 +39,6 @@ def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
     Args:
         models: names of those that are loaded.
     """
-    words = Annotated[str, Field(min_length=1, max_length=limits.chars)]
-    few_words = Annotated[list[words], Field(max_length=limits.candidates)]
-    constraint = create_model(
-        "Constraint",
-        __config__=_STRICT,
-        __doc__="What an answer must be; all that is given must hold.",
-        candidates=_key(few_words, [], "the only answers allowed, each whole"),
-        regex=_key(
-            Annotated[str, Field(max_length=limits.regex_chars)],
-            "",
-            "the whole answer matches this regular expression",
-        ),
-        prefix=_key(
-            Annotated[str, Field(max_length=limits.chars)], "", "the answer begins with it"
-        ),
-        banned=_key(few_words, [], "words that the answer must not hold, in any case"),
-    )
-    search = create_model(
-        "Search",
-        __config__=_STRICT,
-        __doc__="How answers are looked for.",
-        order=_key(
-            Literal["left_to_right", "confidence", "refine"],
-            "left_to_right",
-            "which slot is filled next: the leftmost; the most certain; or that, then all again",
-        ),
-        beam=_key(_count(limits.beam), min(5, limits.beam), "partial fillings kept; 1 is greedy"),
-        max_pieces=_key(
-            _count(limits.max_pieces),
-            min(4, limits.max_pieces),
-            "pieces of a blank of unknown length at most",
-        ),
-        top_k=_key(_count(limits.top_k), min(5, limits.top_k), "fillings returned at most"),
-    )
-    number = Annotated[int, Field(ge=0, lt=limits.blanks)]
-    group = Annotated[list[number], Field(min_length=1, max_length=limits.blanks)]
     text = Annotated[
         str,
         Field(
@@ -83,25 +48,13 @@ def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
             examples=[_SENTENCE],
         ),
     ]
-    whole: Any = create_model(
-        "Text",
-        __config__=_STRICT,
-        __doc__="A text with blanks, and what is asked of them.",
-        text=(text, ...),
-        search=_key(search, search(), "how answers are looked for"),
-        constraints=_key(
-            Annotated[list[constraint], Field(max_length=limits.blanks)],  # type: ignore[valid-type]
-            [],
-            "one for each blank in the order of the text, or one for all, or none",
-        ),
-        same=_key(
-            Annotated[list[group], Field(max_length=limits.blanks)],
-            [],
-            "groups of blanks, numbered from 0, whose answers are equal",
-        ),
-    )
+    whole = _text_model(limits, text)
+    either: Any = Annotated[
+        Annotated[text, Tag(_PLAIN)] | Annotated[whole, Tag(_WHOLE)],
+        Discriminator(lambda value: _PLAIN if isinstance(value, str) else _WHOLE),
+    ]
+    texts: Any = Annotated[list[either], Field(min_length=1, max_length=limits.texts)]
     names: Any = Literal[tuple(models)]
-    texts: Any = Annotated[list[text | whole], Field(min_length=1, max_length=limits.texts)]
     return create_model(
         "Request",
         __config__=ConfigDict(**_STRICT, json_schema_extra={"example": EXAMPLE}),
@@ -111,12 +64,80 @@ def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
     )
 
 
+def _text_model(limits: Limits, text: Any) -> Any:
+    constraint: Any = _constraint_model(limits)
+    search = _search_model(limits)
+    number = Annotated[int, Field(ge=0, lt=limits.blanks)]
+    group: Any = Annotated[list[number], Field(min_length=1, max_length=limits.blanks)]
+    return create_model(
+        "Text",
+        __config__=_STRICT,
+        __doc__="A text with blanks, and what is asked of them.",
+        text=(text, ...),
+        search=_key(search, search(), "how answers are looked for"),
+        constraints=_key(
+            Annotated[list[constraint], Field(max_length=limits.blanks)],
+            [],
+            "one for each blank in the order of the text, or one for all, or none",
+        ),
+        same=_key(
+            Annotated[list[group], Field(max_length=limits.blanks)],
+            [],
+            "groups of blanks, numbered from 0, whose answers are equal",
+        ),
+    )
+
+
+def _default_search(limits: Limits) -> Search:
+    default = Search()
+    return Search(
+        beam=min(default.beam, limits.beam),
+        max_pieces=min(default.max_pieces, limits.max_pieces),
+        top_k=min(default.top_k, limits.top_k),
+    )
+
+
+def _search_model(limits: Limits) -> type[BaseModel]:
+    default = _default_search(limits)
+    return create_model(
+        "Search",
+        __config__=_STRICT,
+        __doc__="How answers are looked for.",
+        order=_key(
+            Order,
+            default.order,
+            "which slot is filled next: the leftmost; the most certain; or that, then all again",
+        ),
+        beam=_count(default.beam, limits.beam, "partial fillings kept; 1 is greedy"),
+        max_pieces=_count(
+            default.max_pieces, limits.max_pieces, "pieces of a blank of unknown length at most"
+        ),
+        top_k=_count(default.top_k, limits.top_k, "fillings returned at most"),
+    )
+
+
+def _constraint_model(limits: Limits) -> type[BaseModel]:
+    word: Any = Annotated[str, Field(min_length=1, max_length=limits.chars)]
+    words = Annotated[list[word], Field(max_length=limits.candidates)]
+    regex = Annotated[str, Field(max_length=limits.regex_chars)]
+    prefix = Annotated[str, Field(max_length=limits.chars)]
+    return create_model(
+        "Constraint",
+        __config__=_STRICT,
+        __doc__="What an answer must be; all that is given must hold.",
+        candidates=_key(words, [], "the only answers allowed, each whole"),
+        regex=_key(regex, "", "the whole answer matches this regular expression"),
+        prefix=_key(prefix, "", "the answer begins with it"),
+        banned=_key(words, [], "words that the answer must not hold, in any case"),
+    )
+
+
 def _key(kind: Any, default: Any, description: str) -> tuple[Any, Any]:
     return kind, Field(default, description=description)
 
 
-def _count(most: int) -> Any:
-    return Annotated[int, Field(ge=1, le=most)]
+def _count(default: int, most: int, description: str) -> tuple[Any, Any]:
+    return _key(Annotated[int, Field(ge=1, le=most)], default, description)
 
 
 def read_request(
@@ -130,7 +151,11 @@ def read_request(
         asked: Any = model.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error) from None
-    requests = [_fill_request(text) for text in asked.texts]
+    default = _default_search(limits)
+    requests = [
+        FillRequest(text, default) if isinstance(text, str) else _fill_request(text)
+        for text in asked.texts
+    ]
     for number, request in enumerate(requests):
         found = len(find_blanks(request.text))
         if found > limits.blanks:
@@ -141,8 +166,6 @@ def read_request(
 
 
 def _fill_request(text: Any) -> FillRequest:
-    if isinstance(text, str):
-        return FillRequest(text)
     search = text.search
     return FillRequest(
         text=text.text,
@@ -165,15 +188,11 @@ def _refusal(error: ValidationError) -> Refusal:
         where = "".join(
             f"[{part}]" if isinstance(part, int) else f".{part}"
             for part in one["loc"]
-            if part not in _BRANCHES
+            if part not in (_PLAIN, _WHOLE)
         )
         reasons.append(f"{where.lstrip('.') or 'body'}: {one['msg']}")
     more = f" (and {len(found) - _REASONS} more)" if len(found) > _REASONS else ""
     return Refusal(422, "; ".join(reasons) + more)
-
-
-# How pydantic names the two forms of a text in the place of an error.
-_BRANCHES = ("str", "constrained-str", "Text")
 
 
 class Answer(BaseModel):
