@@ -83,13 +83,18 @@ async def _drive(
     begin_s = loop.time() + warm_up_s
     run = _Run(messages, begin_s, begin_s + seconds)
     assert where.hostname and where.port
+    transports = []
     for number in range(clients):
-        await loop.create_connection(
+        transport, _ = await loop.create_connection(
             lambda number=number: _Client(run, number),  # type: ignore[misc]
             where.hostname,
             where.port,
         )
+        transports.append(transport)
     await asyncio.sleep(begin_s + seconds - loop.time())
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(0.01)
     if not run.times_s:
         raise SystemFault(f"{url} answered nothing in {seconds:g} s; {run.failures} failures")
     times_ms = sorted(1000 * taken for taken in run.times_s)
