@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, Page, Route, expect
 from serving import Served, serving
 
 PHONE = {"width": 360, "height": 640}
-SENTENCE = "Returns a ___ of [MASK] strings."
+SENTENCE = "Returns a ___ of ___ strings."
+OPTIONS = ".candidates [role=option]"
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +73,12 @@ def test_a_candidate_that_is_chosen_stands_in_place_and_what_agrees_comes_first(
     blank = page.locator(".blank").nth(1)
     before = blank.inner_text()
     blank.click()
-    options = page.get_by_role("option")
+    options = page.locator(OPTIONS)
     expect(options.first).to_be_visible()
     assert "%" in options.first.locator(".share").inner_text()
-    other = options.filter(has_not=page.locator("[aria-selected=true]")).nth(1)
-    chosen = other.locator(".words").inner_text()
-    assert chosen != before
-    other.click()
+    words = options.locator(".words").all_inner_texts()
+    chosen = next(word for word in words if word != before)
+    options.nth(words.index(chosen)).click()
     expect(page.get_by_role("listbox")).to_have_count(0)
     expect(page.locator(".blank").nth(1)).to_have_text(chosen)
     assert shown(page).endswith(f"of {chosen} strings.")
@@ -123,7 +123,7 @@ def test_it_works_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("End")
     active = str(box.get_attribute("aria-activedescendant"))
-    last = page.get_by_role("option").last
+    last = page.locator(OPTIONS).last
     assert last.get_attribute("id") == active
     chosen = last.locator(".words").inner_text()
     page.keyboard.press("Enter")
@@ -193,7 +193,7 @@ def test_markup_in_a_text_or_an_answer_stays_text(page: Page) -> None:
     fill(page, f"\U0001f600 ___ {markup}")
     expect(page.locator(".blank")).to_have_text(markup)
     page.locator(".blank").click()
-    expect(page.get_by_role("option")).to_have_count(1)
+    expect(page.locator(OPTIONS)).to_have_count(1)
     assert shown(page) == filling["sentence"]
     assert page.locator("main img, main b").count() == 0
     assert page.title() == "Fill in the blank"
@@ -223,7 +223,7 @@ def test_student_and_teacher_stand_side_by_side(page: Page) -> None:
     expect(page.locator("article h2")).to_have_text(["student", "teacher"])
     assert sorted(asked) == ["student", "teacher"]
     left, right = (box.bounding_box() for box in page.locator("article").all())
-    assert left and right and left["y"] == right["y"] and left["x"] < right["x"]
+    assert left and right and left["x"] + left["width"] <= right["x"]
 
 
 def test_it_fits_a_phone(browser: Browser, server: Served) -> None:
@@ -233,7 +233,8 @@ def test_it_fits_a_phone(browser: Browser, server: Served) -> None:
     fill(page, f"{SENTENCE} {'internationalisation' * 3} ___")
     expect(page.locator(".blank").first).to_be_visible()
     page.locator(".blank").last.tap()
-    expect(page.get_by_role("option").first).to_be_visible()
+    expect(page.locator(OPTIONS).first).to_be_visible()
+    page.wait_for_load_state("networkidle")  # more candidates may come, into a new list
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     box = page.get_by_role("listbox").bounding_box()
     assert box and box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
