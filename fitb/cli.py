@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import logging
@@ -49,10 +50,11 @@ BENCHMARKS = {
     "comm": "latency and bandwidth of the collectives between ranks",
     "plan": "steps in 1, 2 and 4 processes beside what `fitb plan` predicts of them",
     "resume": "seconds from a signal to a checkpoint, and from a start to the first step",
+    "blanks": "words of 1 to 4 pieces filled exactly: beam, greedy, per-mask marginals",
     "infer": "texts per second of filling blanks, beside transformers' pipeline",
     "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
     "duplicates": "recall and precision of near-duplicates planted at known similarities",
-    "all": "each of them with its defaults",
+    "all": "each of them with its defaults, but blanks, which takes a trained model",
 }
 BENCH_HELP = "usage: fitb bench WHAT [flags]\n\n" + "".join(
     f"  {what:12} {description}\n" for what, description in BENCHMARKS.items()
@@ -152,6 +154,8 @@ def _fill(flags: list[str]) -> int:
     from fitb.infer.fill import FillConfig, as_json, fill_from, render
 
     config = parse(FillConfig, "fitb fill", flags, positional="texts")
+    if config.texts == ["-"]:
+        config = dataclasses.replace(config, texts=sys.stdin.read().splitlines())
     filled = fill_from(config)
     print(json.dumps(as_json(filled), ensure_ascii=False) if config.json else render(filled))
     return 0

@@ -13,6 +13,7 @@ from fitb.errors import ConfigError, DataError
 from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
 from fitb.infer.rules import OPEN, Budget, Rule, rules_of, tokens_of
+from fitb.infer.surface import continues_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,7 +194,7 @@ def _group(
             f"{len(given)} constraints for {len(blanks)} blanks; give one for all, or one for each"
         )
     constraints = [given[min(n, len(given) - 1)] if given else Constraint() for n in numbers]
-    glued = [blanks[n].begin > 0 and request.text[blanks[n].begin - 1].isalnum() for n in numbers]
+    glued = [continues_word(request.text, blanks[n].begin) for n in numbers]
     answers = [
         tokens_of(lexicon, constraint.candidates, mine)
         for constraint, mine in zip(constraints, glued, strict=True)

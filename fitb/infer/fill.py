@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -113,7 +114,7 @@ def fill_prepared(scorer: Scorer, prepared: Sequence[Prepared]) -> list[Filled]:
 
     Raises: ConfigError where a regex takes too long.
     """
-    layouts = _layouts(scorer, prepared)
+    layouts = [_layouts(scorer, one) for one in prepared]
     owners = [number for number, mine in enumerate(layouts) for _ in mine]
     flat = [layout for mine in layouts for layout in mine]
     widths = [_width(prepared[owner]) for owner in owners]
@@ -134,64 +135,41 @@ def _width(prepared: Prepared) -> int:
     return max(search.beam, search.top_k, candidates)
 
 
-def _layouts(scorer: Scorer, prepared: Sequence[Prepared]) -> list[list[Layout]]:
-    """Return the layouts of each text that are looked at.
+def _layouts(scorer: Scorer, prepared: Prepared) -> list[Layout]:
+    """Return the layouts of a text that are looked at: all of them where there are 64 at most."""
+    allowed = [sorted(group.rules) for group in prepared.groups]
+    if prepared.num_layouts > MAX_LAYOUTS:
+        allowed = _likeliest_lengths(scorer, prepared)
+    return [prepared.layout(pieces) for pieces in prepared.lengths(allowed)]
 
-    All of them where there are 64 at most. Else each group of blanks keeps its likeliest lengths,
-    as many as make 64 combinations: each judged by a greedy search, with all others at their
-    shortest.
+
+def _likeliest_lengths(scorer: Scorer, prepared: Prepared) -> list[list[int]]:
+    """Return for each group of blanks its likeliest lengths, as many as make 64 combinations.
+
+    Each is judged by a greedy search in which all other groups are at their shortest.
     """
-    kept = [[sorted(group.rules) for group in one.groups] for one in prepared]
-    many = [n for n, one in enumerate(prepared) if one.num_layouts > MAX_LAYOUTS]
-    trials = [
-        (n, group, length)
-        for n in many
-        for group in range(len(kept[n]))
-        for length in kept[n][group]
-        if len(kept[n][group]) > 1
-    ]
-    pieces = [_changed(prepared[n].shortest(), group, length) for n, group, length in trials]
-    fits = [
-        prepared[n].length(mine) <= prepared[n].max_length
-        for (n, _, _), mine in zip(trials, pieces, strict=True)
-    ]
-    tried = [trial for trial, fit in zip(trials, fits, strict=True) if fit]
-    layouts = [
-        prepared[n].layout(mine)
-        for (n, _, _), mine, fit in zip(trials, pieces, fits, strict=True)
-        if fit
-    ]
-    beams = decode(
-        scorer,
-        layouts,
-        [1] * len(layouts),
-        [prepared[n].request.search.order for n, _, _ in tried],
-    )
-    scores = {
-        trial: _score(layout, beam[0]) if beam else float("-inf")
-        for trial, layout, beam in zip(tried, layouts, beams, strict=True)
+    shortest, order = prepared.shortest(), prepared.request.search.order
+    trials = {
+        (group, length): prepared.layout(pieces)
+        for group, lengths in enumerate(prepared.groups)
+        for length in lengths.rules
+        if prepared.length(pieces := (*shortest[:group], length, *shortest[group + 1 :]))
+        <= prepared.max_length
     }
-    for n in many:
-        counts = [len(lengths) for lengths in kept[n]]
-        cut = max(c for c in range(1, max(counts) + 1) if _combinations(counts, c) <= MAX_LAYOUTS)
-        for group, lengths in enumerate(kept[n]):
-            ranked = sorted(lengths, key=lambda length: -scores.get((n, group, length), 0.0))
-            kept[n][group] = sorted(ranked[:cut])
-    return [
-        [one.layout(mine) for mine in one.lengths(allowed)]
-        for one, allowed in zip(prepared, kept, strict=True)
+    layouts = list(trials.values())
+    beams = decode(scorer, layouts, [1] * len(layouts), [order] * len(layouts))
+    scores = {
+        trial: _score(layout, beam[0]) if beam else -math.inf
+        for (trial, layout), beam in zip(trials.items(), beams, strict=True)
+    }
+    ranked = [
+        sorted(group.rules, key=lambda length: -scores.get((number, length), -math.inf))
+        for number, group in enumerate(prepared.groups)
     ]
-
-
-def _combinations(counts: Sequence[int], cut: int) -> int:
-    product = 1
-    for count in counts:
-        product *= min(count, cut)
-    return product
-
-
-def _changed(pieces: tuple[int, ...], at: int, length: int) -> tuple[int, ...]:
-    return (*pieces[:at], length, *pieces[at + 1 :])
+    kept = max(map(len, ranked))
+    while kept > 1 and math.prod(min(kept, len(one)) for one in ranked) > MAX_LAYOUTS:
+        kept -= 1
+    return [sorted(one[:kept]) for one in ranked]
 
 
 def _score(layout: Layout, hypothesis: Hypothesis) -> float:

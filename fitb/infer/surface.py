@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from fitb.infer.lexicon import CONTINUED
@@ -40,6 +41,16 @@ def _touch(text: str, piece: str) -> bool:
     if last in ".," and first.isdigit() and text[-2:-1].isdigit():  # 3.5 and 1,000
         return True
     return first in _NO_SPACE_BEFORE or last in _NO_SPACE_AFTER
+
+
+def continues_word(text: str, begin: int) -> bool:
+    """Whether what stands at a place of a text goes on with a word: a letter or digit touches it.
+
+    Not where the letter is a word by itself, as tokenizers of BERT have it for Han and kana.
+    """
+    if begin == 0 or _UNSPACED.match(text[begin - 1]):
+        return False
+    return unicodedata.category(text[begin - 1])[0] in "LNM"
 
 
 def in_case(answer: str, text: str, begin: int, end: int) -> str:

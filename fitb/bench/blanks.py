@@ -1,0 +1,222 @@
+"""How often a word is filled in exactly, by its number of pieces: `fitb bench blanks`.
+
+Words of held-out rows are blanked one at a time, all their pieces at once, and filled by a beam, by
+a greedy search, in the other orders, and as transformers' pipeline does: the likeliest piece of
+each slot by itself. The number of pieces is given but in the last column.
+
+Legend: L length, M slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fitb import rng
+from fitb.bench.measure import machine
+from fitb.corpus.shards import ShardSet
+from fitb.data.masking import Vocabulary, word_numbers
+from fitb.errors import ConfigError
+from fitb.infer.blanks import Layout
+from fitb.infer.decode import decode
+from fitb.infer.lexicon import lexicon_of
+from fitb.infer.refine import refine
+from fitb.infer.request import Order
+from fitb.infer.rules import WordOrSpan
+from fitb.infer.scorer import Scorer, load_scorer
+
+_WORDS = 31  # what a key is for
+_METHODS = ("beam", "greedy", "marginals", "confidence", "refine", "unknown_length")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Exact matches of words of 1, 2, 3, ... pieces, beside greedy search and per-mask marginals.
+
+    Args:
+        model: Hugging Face folder with a trained MLM head.
+        shards: whose validation split gives the words.
+        lengths: numbers of pieces looked at.
+        words: of each length, at most.
+        beam: partial fillings kept.
+        seed: of the choice of words.
+        json: print one JSON object.
+    """
+
+    model: str = "runs/demo/teacher/export"
+    shards: str = "runs/demo/shards"
+    lengths: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    words: int = 500
+    beam: int = 5
+    seed: int = 0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(*self.lengths, self.words, self.beam, 2) < 1:
+            raise ConfigError(
+                f"lengths={self.lengths}, words={self.words}, beam={self.beam}; each at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a held-out row.
+
+    Args:
+        row: (L,) token ids, all of them true.
+        begin: of its pieces in the row.
+        end: one after the last.
+    """
+
+    row: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.row[self.begin : self.end]
+
+    def layout(self, scorer: Scorer, length: int, kind: str = "mask") -> Layout:
+        """Return the row with so many slots in the place of the word."""
+        masks = (scorer.tokenizer.mask_token_id,) * length
+        row = (*self.row[: self.begin], *masks, *self.row[self.end :])
+        rules = () if kind == "mask" else (WordOrSpan(lexicon_of(scorer.tokenizer), "word", False),)
+        slots = tuple((self.begin + piece,) for piece in range(length))
+        return Layout(row, (tuple(range(length)),), slots, (rules,))
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Count exact matches by number of pieces and method, all on the same words."""
+    shards = ShardSet.open(config.shards, "validation")
+    scorer = load_scorer(config.model)
+    by_length: dict[str, Any] = {}
+    for length in config.lengths:
+        words = choose_words(shards, scorer, length, config.words, config.seed)
+        right = {name: method(scorer, words, config) for name, method in _methods().items()}
+        by_length[str(length)] = _compared(right, len(words))
+    return {
+        "bench": "blanks",
+        **machine(),
+        "model": config.model,
+        "shards": shards.fingerprint,
+        "beam": config.beam,
+        "pieces": by_length,
+    }
+
+
+def choose_words(
+    shards: ShardSet, scorer: Scorer, length: int, number: int, seed: int
+) -> list[Word]:
+    """Return words of so many pieces, one of a row at most, from rows in a keyed order."""
+    vocabulary = Vocabulary.of(scorer.tokenizer)
+    order = np.argsort(rng.keyed(seed, _WORDS, length, np.arange(shards.num_rows)))
+    found: list[Word] = []
+    for place in order:
+        row = np.array([place], dtype=np.int64)
+        read = shards.read(row)
+        words = word_numbers(read.input_ids, read.word_starts, vocabulary)[0]
+        counts = np.bincount(words[words >= 0])
+        fit = np.flatnonzero(counts == length)
+        if not len(fit):
+            continue
+        chosen = fit[int(rng.keyed(seed, _WORDS, length, place)) % len(fit)]
+        places = np.flatnonzero(words == chosen)
+        ids = tuple(int(token) for token in read.input_ids[0])
+        if scorer.tokenizer.unk_token_id not in ids[places[0] : places[-1] + 1]:
+            found.append(Word(ids, int(places[0]), int(places[-1]) + 1))
+        if len(found) == number:
+            break
+    return found
+
+
+Method = Callable[[Scorer, Sequence[Word], BenchConfig], NDArray[np.bool_]]
+
+
+def _methods() -> dict[str, Method]:
+    methods: dict[str, Method] = {
+        "beam": lambda scorer, words, config: _search(scorer, words, config.beam),
+        "greedy": lambda scorer, words, config: _search(scorer, words, 1),
+        "marginals": lambda scorer, words, config: _marginals(scorer, words),
+        "confidence": lambda scorer, words, config: _search(
+            scorer, words, config.beam, "confidence"
+        ),
+        "refine": lambda scorer, words, config: _search(scorer, words, config.beam, "refine"),
+        "unknown_length": _unknown_length,
+    }
+    assert tuple(methods) == _METHODS
+    return methods
+
+
+def _search(
+    scorer: Scorer, words: Sequence[Word], beam: int, order: Order = "left_to_right"
+) -> NDArray[np.bool_]:
+    layouts = [word.layout(scorer, len(word.tokens)) for word in words]
+    beams = decode(scorer, layouts, [beam] * len(words), [order] * len(words))
+    if order == "refine":
+        beams = [
+            refine(scorer, layout, found, beam)
+            for layout, found in zip(layouts, beams, strict=True)
+        ]
+    return np.array(
+        [found[0].tokens == word.tokens for found, word in zip(beams, words, strict=True)],
+        dtype=np.bool_,
+    )
+
+
+def _marginals(scorer: Scorer, words: Sequence[Word], batch: int = 32) -> NDArray[np.bool_]:
+    """The likeliest piece of each slot while all others are open, as the pipeline gives them."""
+    right = []
+    for begin in range(0, len(words), batch):
+        some = words[begin : begin + batch]
+        layouts = [word.layout(scorer, len(word.tokens)) for word in some]
+        logits = scorer.logits(
+            [layout.row for layout in layouts],
+            [[slot for slots in layout.variables for slot in slots] for layout in layouts],
+        )
+        best = iter(torch.split(logits.argmax(dim=-1), [len(word.tokens) for word in some]))
+        right += [tuple(next(best).tolist()) == word.tokens for word in some]
+    return np.array(right, dtype=np.bool_)
+
+
+def _unknown_length(
+    scorer: Scorer, words: Sequence[Word], config: BenchConfig
+) -> NDArray[np.bool_]:
+    """A beam for each of the lengths; the best log-probability per piece wins."""
+    found: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in words]
+    for length in config.lengths:
+        layouts = [word.layout(scorer, length, "word") for word in words]
+        beams = decode(scorer, layouts, [config.beam] * len(words), ["left_to_right"] * len(words))
+        for mine, beam in zip(found, beams, strict=True):
+            mine += [(one.log_probability / length, one.tokens) for one in beam]
+    return np.array(
+        [max(mine)[1] == word.tokens for mine, word in zip(found, words, strict=True)],
+        dtype=np.bool_,
+    )
+
+
+def _compared(right: dict[str, NDArray[np.bool_]], num_words: int) -> dict[str, Any]:
+    """Shares of words filled exactly, and on how many words the beam and another disagree."""
+    beam = right["beam"]
+    return {
+        "words": num_words,
+        "exact": {name: float(mine.mean()) if num_words else None for name, mine in right.items()},
+        "beam_alone_right": {n: int((beam & ~mine).sum()) for n, mine in right.items()},
+        "beam_alone_wrong": {n: int((~beam & mine).sum()) for n, mine in right.items()},
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    """Render for people: a row for each number of pieces."""
+    lines = [f"{'pieces':>6}{'words':>7}" + "".join(f"{name:>16}" for name in _METHODS)]
+    for length, row in result["pieces"].items():
+        shares = "".join(
+            f"{'':>16}" if row["exact"][name] is None else f"{row['exact'][name]:>16.1%}"
+            for name in _METHODS
+        )
+        lines.append(f"{length:>6}{row['words']:>7}{shares}")
+    return "\n".join(lines)
