@@ -1,4 +1,4 @@
-"""How fast blanks are filled, beside transformers' fill-mask pipeline: `fitb bench infer`."""
+"""How fast blanks are filled, beside transformers' pipeline, and served: `fitb bench infer`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fitb.allocator import keep_freed_memory
+from fitb.bench.load import serving
 from fitb.bench.measure import Spread, machine, render, seconds
 from fitb.bench.text import documents, pool
 from fitb.config import Geometry
@@ -18,7 +19,7 @@ from fitb.errors import ConfigError
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import TorchScorer
-from fitb.model.load import load_model
+from fitb.model.load import load_model, quiet
 
 __all__ = ["BenchConfig", "bench", "render"]
 
@@ -35,6 +36,8 @@ class BenchConfig:
         texts: of each run.
         model: TinyBERT-4 with random weights, or another geometry.
         repeats: runs of each.
+        clients: of the server, a request each at a time.
+        server_s: each measurement of the server; 0 leaves it out.
         json: print one JSON object.
     """
 
@@ -42,18 +45,22 @@ class BenchConfig:
     texts: int = 192
     model: Geometry = field(default_factory=Geometry)
     repeats: int = 3
+    clients: int = 64
+    server_s: float = 5.0
     json: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.texts, self.repeats, *self.batches, len(self.batches)) < 1:
+        if min(self.texts, self.repeats, self.clients, *self.batches, len(self.batches)) < 1:
             raise ConfigError(
-                f"batches={self.batches}, texts={self.texts}, repeats={self.repeats};"
-                " each at least 1"
+                f"batches={self.batches}, texts={self.texts}, repeats={self.repeats},"
+                f" clients={self.clients}; each at least 1"
             )
+        if self.server_s < 0:
+            raise ConfigError(f"server_s={self.server_s}; at least 0, which leaves the server out")
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure both, turn by turn."""
+    """Measure both, turn by turn, and the server beside itself one request at a time."""
     from transformers import pipeline
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,6 +97,12 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 Spread.of([a / b for a, b in zip(speeds["fitb"], speeds["pipeline"], strict=True)])
             ),
         }
+    if config.server_s:
+        with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
+            model.save_pretrained(name)
+            tokenizer.save_pretrained(name)
+            row["clients"] = config.clients
+            row |= serving(name, texts, config.clients, config.server_s, config.repeats)
     return row
 
 

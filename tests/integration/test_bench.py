@@ -66,7 +66,9 @@ def test_filling_is_measured_beside_the_pipeline() -> None:
     row = bench(
         "infer",
         "--texts 4 --batches [2] --repeats 1 --model.hidden_size 24 --model.num_hidden_layers 1"
-        " --model.intermediate_size 48 --model.num_attention_heads 2",
+        " --model.intermediate_size 48 --model.num_attention_heads 2 --clients 3 --server_s 0.5",
     )
     assert row["batch_2"]["texts_per_s"]["median"] > 0
     assert row["batch_2"]["pipeline_texts_per_s"]["median"] > 0
+    assert row["failures"] == 0 and row["server_over_serial"]["median"] > 0
+    assert 0 < row["p50_ms"]["median"] <= row["p99_ms"]["median"]
