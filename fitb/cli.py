@@ -31,9 +31,11 @@ commands:
   status     where a run stands: attempts, rate, last save, why it stopped
   rehearse   stop the job on your cluster as Slurm would, and hold its saves against the leads
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
-  evaluate   how well a model fills masked positions, with 95 % intervals
+  evaluate   how well a model fills masked positions, beside baselines, with 95 % intervals
+  compare    two models on the same rows and masks: paired differences and p-values
   fill       fill the blanks of sentences
   serve      fill blanks over HTTP, and on a page for people
+  export     a model as a Hugging Face folder with its card, and for onnxruntime
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
   bench      measure, and print medians with their spread
   demo       the whole road on this machine: corpus, teacher, student, controls
@@ -52,6 +54,7 @@ BENCHMARKS = {
     "resume": "seconds from a signal to a checkpoint, and from a start to the first step",
     "blanks": "words of 1 to 4 pieces filled exactly: beam, greedy, per-mask marginals",
     "infer": "texts per second of filling blanks, beside transformers' pipeline",
+    "load": "requests per second of `fitb serve`, beside itself handling each alone",
     "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
     "duplicates": "recall and precision of near-duplicates planted at known similarities",
     "all": "each of them with its defaults, but blanks, which takes a trained model",
@@ -142,11 +145,32 @@ def _rehearse(flags: list[str]) -> int:
 
 
 def _evaluate(flags: list[str]) -> int:
-    from fitb.evaluate.run import EvaluateConfig, evaluate, render
+    from fitb.evaluate.config import EvaluateConfig
+    from fitb.evaluate.folder import evaluate_all, render_all
+    from fitb.evaluate.table import render
 
     config = parse(EvaluateConfig, "fitb evaluate", flags)
+    if config.out:
+        found = evaluate_all(config, os.environ)
+        if found:
+            print(json.dumps(found) if config.json else render_all(found))
+        return 0
+    from fitb.evaluate.run import evaluate
+
     result = evaluate(config)
-    print(json.dumps(result) if config.json else render(result))
+    if result:  # of rank 0 alone
+        print(json.dumps(result) if config.json else render(result))
+    return 0
+
+
+def _compare(flags: list[str]) -> int:
+    from fitb.evaluate.compare import compare, render
+    from fitb.evaluate.config import CompareConfig
+
+    config = parse(CompareConfig, "fitb compare", flags, positional="models")
+    result = compare(config)
+    if result:
+        print(json.dumps(result) if config.json else render(result))
     return 0
 
 
@@ -173,6 +197,16 @@ def _serve(flags: list[str]) -> int:
         message = f"{error.name} is not installed; `pip install 'fitb[serve]'` brings it"
         raise ConfigError(message) from error
     return serve(config)
+
+
+def _export(flags: list[str]) -> int:
+    from fitb.export import ExportConfig, export, render
+
+    config = parse(ExportConfig, "fitb export", flags, positional="source")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries talk
+        result = export(config)
+    print(json.dumps(result) if config.json else render(result))
+    return 0
 
 
 def _plan(flags: list[str]) -> int:
@@ -217,8 +251,10 @@ COMMANDS = {
     "rehearse": _rehearse,
     "sync": _sync,
     "evaluate": _evaluate,
+    "compare": _compare,
     "fill": _fill,
     "serve": _serve,
+    "export": _export,
     "plan": _plan,
     "bench": _bench,
     "demo": _demo,

@@ -21,7 +21,7 @@ from fitb.errors import FINISHED, RESUME, TrainingError
 from fitb.flags import parse
 
 if TYPE_CHECKING:
-    from fitb.evaluate.metrics import RowCounts
+    from fitb.evaluate.counts import RowCounts
 
 logger = logging.getLogger(__name__)
 MODELS = ("teacher", "student", "control", "control_equal_compute", "untrained")
@@ -240,8 +240,8 @@ def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, RowCounts], dict[
     from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.data.masking import Vocabulary
+    from fitb.evaluate.count import choose_rows, count
     from fitb.evaluate.metrics import summarise
-    from fitb.evaluate.run import choose_rows, count
     from fitb.model.load import load_model, num_parameters
 
     shards = ShardSet.open(out / "shards", "validation")

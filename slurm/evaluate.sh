@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
-# Evaluate a model in one task:   sbatch [sbatch options] slurm/evaluate.sh [flags of `fitb evaluate`]
+# Evaluate models:   sbatch [sbatch options] slurm/evaluate.sh [flags of `fitb evaluate`]
+#
+#   sbatch slurm/evaluate.sh --model runs/tb4/export
+#   sbatch --ntasks=4 --gpus-per-node=4 slurm/evaluate.sh --model runs/tb4/export
+#   sbatch --array=0-9 slurm/evaluate.sh --models+='runs/tb4/checkpoints/step-*' --out evals/tb4
 #
 # Submit from the root of the repository, or from anywhere if fitb is installed. FITB_PYTHON names
 # the interpreter (default: python).
 #
 # Invariants
-# - One host, one task, one GPU. On a host without GPUs: --gpus-per-node=0.
-# - Nothing is written but the report, so a job that was killed is simply submitted again.
+# - One host, one task, one GPU, unless sbatch is told otherwise. Several tasks evaluate one model
+#   together, with the result of one. On a host without GPUs: --gpus-per-node=0.
+# - The tasks of an array share the models: each takes every N-th and writes a file for each, whole
+#   or not at all, into the folder of --out. What is there is not done again, so whatever was killed
+#   is simply submitted again; `fitb evaluate` with the same flags then prints the table.
 # - The exit code of the command is the exit code of the job.
 #
 #SBATCH --job-name=fitb-evaluate
@@ -21,4 +28,11 @@ set -euo pipefail
 
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT # of the shell that submitted
+if ((${SLURM_NTASKS:-1} > 1)); then
+  if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
+  fi
+  exec srun --kill-on-bad-exit=1 "${FITB_PYTHON:-python}" -m fitb evaluate "$@"
+fi
 exec "${FITB_PYTHON:-python}" -m fitb evaluate "$@"

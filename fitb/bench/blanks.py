@@ -51,7 +51,7 @@ class BenchConfig:
     model: str = "runs/demo/teacher/export"
     shards: str = "runs/demo/shards"
     lengths: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    words: int = 500
+    words: int = 300
     beam: int = 5
     seed: int = 0
     json: bool = False

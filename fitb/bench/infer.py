@@ -1,4 +1,7 @@
-"""How fast blanks are filled, beside transformers' pipeline, and served: `fitb bench infer`."""
+"""How fast blanks are filled: beside transformers' pipeline, a teacher, and through onnxruntime.
+
+`fitb bench infer`; what a server adds to it, under load, is measured by `fitb bench load`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from typing import Any
 import torch
 
 from fitb.allocator import keep_freed_memory
-from fitb.bench.load import serving
 from fitb.bench.measure import Spread, machine, render, seconds
+from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
 from fitb.config import Geometry
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
@@ -19,48 +22,50 @@ from fitb.errors import ConfigError
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import TorchScorer
-from fitb.model.load import load_model, quiet
+from fitb.model.load import load_model
 
 __all__ = ["BenchConfig", "bench", "render"]
 
+BERT_BASE = Geometry(
+    num_hidden_layers=12, hidden_size=768, intermediate_size=3072, num_attention_heads=12
+)
 _VOCABULARY = 30_522
 _WORDS = 24  # of a text
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Texts per second, tokenising included, by batch; one blank in each text.
+    """Texts per second, tokenising included, by batch; then logits alone, by scorer.
 
     Args:
-        batches: texts per forward pass.
+        batches: texts per forward pass; one blank in each text.
         texts: of each run.
         model: TinyBERT-4 with random weights, or another geometry.
+        teacher: BERT-base with random weights, or another geometry, for student_over_teacher.
+        scorer_batches: rows per call for the comparison of scorers.
         repeats: runs of each.
-        clients: of the server, a request each at a time.
-        server_s: each measurement of the server; 0 leaves it out.
         json: print one JSON object.
     """
 
     batches: list[int] = field(default_factory=lambda: [1, 8, 64])
     texts: int = 192
     model: Geometry = field(default_factory=Geometry)
+    teacher: Geometry = field(default_factory=lambda: BERT_BASE)
+    scorer_batches: list[int] = field(default_factory=lambda: [1, 32])
     repeats: int = 3
-    clients: int = 64
-    server_s: float = 5.0
     json: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.texts, self.repeats, self.clients, *self.batches, len(self.batches)) < 1:
+        batches = self.batches, self.scorer_batches
+        if min(self.texts, self.repeats, *(min(some, default=0) for some in batches)) < 1:
             raise ConfigError(
-                f"batches={self.batches}, texts={self.texts}, repeats={self.repeats},"
-                f" clients={self.clients}; each at least 1"
+                f"batches={self.batches}, scorer_batches={self.scorer_batches},"
+                f" texts={self.texts}, repeats={self.repeats}; each at least 1"
             )
-        if self.server_s < 0:
-            raise ConfigError(f"server_s={self.server_s}; at least 0, which leaves the server out")
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure both, turn by turn, and the server beside itself one request at a time."""
+    """Measure both, turn by turn."""
     from transformers import pipeline
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,7 +78,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         tokenizer = load_tokenizer(Path(name))
     model = torch.nn.Module.to(load_model(config.model, tokenizer=tokenizer).model, device)
     scorer = TorchScorer(model, tokenizer)
-    texts = _texts(lines, config.texts, tokenizer.mask_token)
+    texts = blanked(lines, config.texts, tokenizer.mask_token)
     requests = [FillRequest(text, Search(top_k=5)) for text in texts]
     other: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]
     for batch in config.batches:
@@ -97,17 +102,14 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 Spread.of([a / b for a, b in zip(speeds["fitb"], speeds["pipeline"], strict=True)])
             ),
         }
-    if config.server_s:
-        with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
-            model.save_pretrained(name)
-            tokenizer.save_pretrained(name)
-            row["clients"] = config.clients
-            row |= serving(name, texts, config.clients, config.server_s, config.repeats)
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    geometries = {"student": config.model, "teacher": config.teacher}
+    row |= compare_scorers(geometries, tokenizer, rows, config.scorer_batches, config.repeats)
     return row
 
 
-def _texts(lines: list[str], number: int, mask_token: str) -> list[str]:
-    """Texts of some words, the middle one blanked."""
+def blanked(lines: list[str], number: int, mask_token: str) -> list[str]:
+    """Return texts of some words, the middle one blanked."""
     texts = []
     for text in documents(lines, number * 4000, seed=2):
         words = text.split()[:_WORDS]

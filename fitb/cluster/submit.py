@@ -156,28 +156,6 @@ class DistillJob:
             return CRASH
 
 
-@dataclass(frozen=True)
-class CommandJob:
-    """One fitb command in one task.
-
-    Args:
-        arguments: of `fitb`, e.g. ("prepare", "--out", "data/shards").
-    """
-
-    arguments: tuple[str, ...]
-
-    def __call__(self) -> int:
-        """Run it.
-
-        Raises: JobStopped with its exit code.
-        """
-        command = [sys.executable, "-m", "fitb", *self.arguments]
-        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-        if code:
-            raise JobStopped(f"`fitb {self.arguments[0]}` ended with {code}")
-        return FINISHED
-
-
 def _end(decision: progress.Decision, world: World, run_dir: Path) -> int:
     """End a task of a run that is over: return FINISHED, or fail visibly, on rank 0."""
     logger.info("%s", decision.reason)
@@ -315,14 +293,6 @@ def submit_distill(
     return jobs, Path(config.run_dir)
 
 
-def submit(task: Any, where: argparse.Namespace, folder: Path) -> submitit.Job[int]:
-    """Submit a callable.
-
-    Raises: SystemFault where the scheduler refuses.
-    """
-    return _submit(make_executor(where, folder), task)
-
-
 def _submit(executor: submitit.Executor, task: Any) -> submitit.Job[int]:
     try:
         return executor.submit(task)
@@ -367,29 +337,3 @@ def _end_of(job_id: str, run_dir: Path) -> int:
         return RESUME if decided[-1].get("chain") else CRASH
     done = run_dir / "done.json"  # a link that came after the end
     return int(read_json(done)["exit_code"]) if done.exists() else CRASH
-
-
-def launch_command(command: str, args: Sequence[str]) -> int:
-    """Submit one fitb command as a job of one task: the main of launch/prepare.py and evaluate.py.
-
-    Args:
-        command: of `fitb`.
-        args: where to run, and the command's own flags, which it checks itself.
-    Returns: exit code.
-    """
-    parser = resource_parser(
-        f"python -m launch.{command}",
-        f"Submit `fitb {command}`. Every other flag is one of that command.",
-        job_name=f"fitb-{command}",
-        signal_delay_s=0,
-    )
-    where, flags = parser.parse_known_args([word for word in args if word != "--"])
-    where.nodes = where.tasks_per_node = 1
-    try:
-        folder = Path(slurm.default_run_dir(where.job_name)).absolute() / "logs"
-        job = submit(CommandJob((command, *flags)), where, folder)
-        print(f"job {job.job_id}, log: {job.paths.stdout}", flush=True)
-        return wait_for(job) if where.wait else FINISHED
-    except FitbError as error:
-        print(f"fitb: {error}", file=sys.stderr)
-        return error.exit_code

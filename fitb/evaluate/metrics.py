@@ -1,12 +1,12 @@
-"""Metrics of filled slots from counts per row, with bootstrap intervals.
+"""Metrics of filled slots from counts per row, their intervals, and what tells two models apart.
 
-Counts add up: over rows, over ranks, over resamples. A metric is a function of six sums, and the
-bootstrap sums the rows with random weights. Legend: N rows, R resamples.
+A metric is a function of sums, so a resample is a sum of rows with random weights. Legend: N rows,
+G groups, C columns, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import factorial
 
@@ -15,50 +15,12 @@ from numpy.typing import NDArray
 
 from fitb import rng
 from fitb.errors import ConfigError, DataError, nearest
+from fitb.evaluate.counts import COLUMNS, JUDGED, PLAIN, RowCounts
 
-COLUMNS = ("loss_sum", "num_slots", "top1", "top5", "num_words", "words_right")
-METRICS = ("loss", "ppl", "top1", "top5", "span_em")
-_RESAMPLE = 21  # what a key is for
+METRICS = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
+_RESAMPLE, _FLIP = 21, 22  # what a key is for
 _BLOCK = 2**20  # weights drawn at a time: 8 MB
-
-
-@dataclass(frozen=True)
-class RowCounts:
-    """What a model got right in each row.
-
-    Args:
-        rows: (N,) int64, row numbers in the split: they pair models and key the bootstrap.
-        loss_sum: (N,) float64, nats over the row's slots.
-        num_slots: (N,) int64.
-        top1: (N,) int64, slots whose true token has rank 1.
-        top5: (N,) int64, slots whose true token has rank 5 or better.
-        num_words: (N,) int64, words that start in the row and all of whose tokens are slots.
-        words_right: (N,) int64, those of them all of whose tokens have rank 1.
-
-    A rank is 1 + the number of tokens with a strictly greater logit: ties are won.
-    """
-
-    rows: NDArray[np.int64]
-    loss_sum: NDArray[np.float64]
-    num_slots: NDArray[np.int64]
-    top1: NDArray[np.int64]
-    top5: NDArray[np.int64]
-    num_words: NDArray[np.int64]
-    words_right: NDArray[np.int64]
-
-    def table(self) -> NDArray[np.float64]:
-        """(N, 6) float64, in the order of COLUMNS."""
-        return np.stack([getattr(self, name).astype(np.float64) for name in COLUMNS], axis=1)
-
-    def totals(self) -> NDArray[np.float64]:
-        """(6,) float64, in the order of COLUMNS; add those of all ranks, then metrics_of."""
-        return np.asarray(self.table().sum(axis=0))
-
-    @classmethod
-    def joined(cls, parts: Sequence[RowCounts]) -> RowCounts:
-        """Return the counts of several sets of rows as one."""
-        names = ("rows", *COLUMNS)
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+_EQUAL = 1e-12  # a relative difference that is rounding
 
 
 @dataclass(frozen=True)
@@ -70,33 +32,73 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Two models' values of a metric, and whether they differ.
+
+    Args:
+        first, second: the two values.
+        value: first less second; its 95 % interval is low to high.
+        p: of the two-sided test that the models are the same.
+    """
+
+    first: float
+    second: float
+    value: float
+    low: float
+    high: float
+    p: float
+
+
 def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Turn sums into metrics; NaN where there was nothing to count.
 
     Args:
-        totals: (..., 6) float64, in the order of COLUMNS.
-    Returns: for each of METRICS (...) float64: loss in nats per slot, ppl = exp(loss), top1 and
-        top5 as shares of slots, span_em as a share of whole masked words.
+        totals: (..., C) float64, in the order of COLUMNS: those of PLAIN, JUDGED or all.
+    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per slot,
+        ppl = exp(loss), top1 and top5 as shares of slots, span_em and span_f1 per whole masked
+        word, ece the expected calibration error of the prediction's probability in 15 bins of
+        equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of slots, kl =
+        KL(teacher || model) in nats per slot.
     """
-    loss_sum, num_slots, top1, top5, num_words, words_right = np.moveaxis(totals, -1, 0)
+    num_columns = totals.shape[-1]
+    loss_sum, num_slots, top1, top5, num_words, right = np.moveaxis(totals[..., :6], -1, 0)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         loss = loss_sum / num_slots
-        return {
+        found = {
             "loss": loss,
             "ppl": np.exp(loss),
             "top1": top1 / num_slots,
             "top5": top5 / num_slots,
-            "span_em": words_right / num_words,
+            "span_em": right / num_words,
         }
+        if num_columns >= len(JUDGED):
+            gaps = totals[..., len(PLAIN) + 1 : len(JUDGED)]
+            found["span_f1"] = totals[..., len(PLAIN)] / num_words
+            found["ece"] = np.abs(gaps).sum(axis=-1) / num_slots
+        if num_columns == len(COLUMNS):
+            found["agreement"] = totals[..., -2] / num_slots
+            found["kl"] = totals[..., -1] / num_slots
+    return found
 
 
 def summarise(
     counts: RowCounts, *, seed: int = 0, num_resamples: int = 1000
 ) -> dict[str, Interval]:
-    """Return every metric with its 95 % bootstrap percentile interval over rows."""
+    """Return every metric over all words with its 95 % bootstrap percentile interval over rows."""
+    return summaries(RowCounts(counts.rows, counts.sums[:, :1]), seed, num_resamples)[0]
+
+
+def summaries(
+    counts: RowCounts, seed: int = 0, num_resamples: int = 1000
+) -> list[dict[str, Interval]]:
+    """Return the same for each group, all from the same resamples of rows."""
     values = metrics_of(counts.totals())
-    resampled = metrics_of(_resampled(counts.rows, counts.table(), seed, num_resamples))
-    return {name: _interval(float(values[name]), resampled[name]) for name in METRICS}
+    resampled = metrics_of(_weighted(counts.rows, counts.sums, seed, num_resamples, _poisson))
+    return [
+        {name: _interval(float(values[name][g]), resampled[name][:, g]) for name in values}
+        for g in range(counts.sums.shape[1])
+    ]
 
 
 def difference(
@@ -104,57 +106,128 @@ def difference(
 ) -> Interval:
     """Return metric(first) - metric(second) with its 95 % paired bootstrap interval over rows.
 
-    Both models are resampled with the same weights, so what rows have in common cancels.
-
-    Raises:
-        ConfigError: no such metric.
-        DataError: the two were not counted on the same rows with the same masks.
+    Raises: ConfigError where there is no such metric; DataError as `differences` does.
     """
     if metric not in METRICS:
         raise ConfigError(
             f"metric {metric!r}; one of {', '.join(METRICS)}{nearest(metric, METRICS)}"
         )
-    for name in ("rows", "num_slots", "num_words"):
-        if not np.array_equal(getattr(first, name), getattr(second, name)):
+    parts = [RowCounts(counts.rows, counts.sums[:, :1]) for counts in (first, second)]
+    found = differences(*parts, seed=seed, num_resamples=num_resamples)[0][metric]
+    return Interval(found.value, found.low, found.high)
+
+
+def differences(
+    first: RowCounts, second: RowCounts, *, seed: int = 0, num_resamples: int = 1000
+) -> list[dict[str, Difference]]:
+    """Compare two models by every metric in each group.
+
+    The interval is a paired bootstrap's: both models are resampled with the same weights, so what
+    rows have in common cancels. The p-value is that of paired approximate randomisation: were the
+    models the same, their answers to a row could be exchanged; it is the share of random exchanges
+    that leave a difference at least as large, the observed one counted among them.
+
+    Raises: DataError where the two were not counted on the same rows with the same masks.
+    Source: Noreen, Computer-intensive methods for testing hypotheses, 1989; for metrics that are no
+        means: Yeh, More accurate tests for the statistical significance of result differences,
+        COLING 2000; Riezler and Maxwell, On some pitfalls in automatic evaluation, 2005.
+    """
+    _check_pairs(first, second)
+    both = np.stack([first.sums, second.sums], axis=1)  # (N, 2, G, C)
+    resampled = metrics_of(_weighted(first.rows, both, seed, num_resamples, _poisson))
+    apart = _weighted(first.rows, first.sums - second.sums, seed, num_resamples, _sign)
+    together = first.totals() + second.totals()
+    exchanged = [metrics_of((together + sign * apart) / 2) for sign in (1, -1)]
+    ours, theirs = metrics_of(first.totals()), metrics_of(second.totals())
+    found: list[dict[str, Difference]] = []
+    for g in range(first.sums.shape[1]):
+        found.append({})
+        for name in ours:
+            a, b = float(ours[name][g]), float(theirs[name][g])
+            with np.errstate(invalid="ignore"):
+                drawn = resampled[name][:, 0, g] - resampled[name][:, 1, g]
+                flipped = exchanged[0][name][:, g] - exchanged[1][name][:, g]
+            interval = _interval(a - b, drawn)
+            found[g][name] = Difference(
+                a, b, interval.value, interval.low, interval.high, _p_value(a, b, flipped)
+            )
+    return found
+
+
+def _check_pairs(first: RowCounts, second: RowCounts) -> None:
+    pairs = {
+        "rows": (first.rows, second.rows),
+        **{name: (first.column(name), second.column(name)) for name in ("num_slots", "num_words")},
+    }
+    for name, (ours, theirs) in pairs.items():
+        if not np.array_equal(ours, theirs):
             raise DataError(
                 f"the two models differ in {name} ({len(first.rows)} and {len(second.rows)} rows):"
                 " they can only be compared on the same rows with the same masks; evaluate both"
                 " with the same shards, split, rows, mask and seed"
             )
-    tables = np.stack([first.table(), second.table()], axis=1)  # (N, 2, 6)
-    flat = tables.reshape(len(tables), 2 * len(COLUMNS))
-    resampled = _resampled(first.rows, flat, seed, num_resamples)
-    values = metrics_of(tables.sum(axis=0))[metric]
-    drawn = metrics_of(resampled.reshape(num_resamples, 2, len(COLUMNS)))[metric]
-    return _interval(float(values[0] - values[1]), drawn[:, 0] - drawn[:, 1])
 
 
-def _resampled(
-    rows: NDArray[np.int64], table: NDArray[np.float64], seed: int, num_resamples: int
+def _p_value(first: float, second: float, exchanged: NDArray[np.float64]) -> float:
+    if np.isnan(first - second):
+        return float("nan")
+    least = abs(first - second) - _EQUAL * (abs(first) + abs(second))
+    return float((1 + (np.abs(exchanged) >= least).sum()) / (1 + len(exchanged)))
+
+
+def _weighted(
+    rows: NDArray[np.int64],
+    table: NDArray[np.float64],
+    seed: int,
+    num_resamples: int,
+    weights_of: Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Sum the rows of a table under Poisson(1) weights, keyed by (seed, resample, row).
+    """Sum the rows of a table under random weights, keyed by (seed, resample, row).
 
-    A row's weights do not depend on the other rows, so parts of a table can be summed apart.
+    A row's weights do not depend on the other rows.
 
     Args:
         rows: (N,) int64.
-        table: (N, C) float64.
-    Returns: (R, C) float64.
+        table: (N, ...) float64.
+    Returns: (R, ...) float64.
+    """
+    flat = table.reshape(len(table), -1)
+    sums = np.zeros((num_resamples, flat.shape[1]))
+    resamples = np.arange(num_resamples)[:, None]
+    step = max(1, _BLOCK // max(1, num_resamples))
+    for begin in range(0, len(flat), step):
+        block = slice(begin, begin + step)
+        sums += weights_of(seed, resamples, rows[block]) @ flat[block]
+    return sums.reshape(num_resamples, *table.shape[1:])
+
+
+def _poisson(
+    seed: int, resamples: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(R, n) float64, Poisson(1): a bootstrap without a fixed number of rows.
+
     Source: Hanley and MacGibbon, Creating non-parametric bootstrap samples using Poisson
         frequencies, 2006.
     """
-    sums = np.zeros((num_resamples, table.shape[1]))
-    resamples = np.arange(num_resamples)[:, None]
-    step = max(1, _BLOCK // max(1, num_resamples))
-    for begin in range(0, len(table), step):
-        block = slice(begin, begin + step)
-        drawn = rng.uniform(seed, _RESAMPLE, resamples, rows[block])
-        sums += np.searchsorted(_POISSON_CDF, drawn, side="right") @ table[block]
-    return sums
+    drawn = rng.uniform(seed, _RESAMPLE, resamples, rows)
+    return np.searchsorted(_POISSON_CDF, drawn, side="right").astype(np.float64)
+
+
+def _sign(seed: int, resamples: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(R, n) float64, 1 or -1."""
+    return np.where(rng.uniform(seed, _FLIP, resamples, rows) < 0.5, 1.0, -1.0)
 
 
 # P(Poisson(1) <= k) for k = 0 .. 17; what is left is below 1e-16, less than a uniform resolves.
 _POISSON_CDF = np.cumsum([np.exp(-1.0) / factorial(k) for k in range(18)])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation (of a sample: n - 1) of a metric over several masks."""
+    return {
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+    }
 
 
 def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
@@ -162,5 +235,6 @@ def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     drawn = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(drawn):
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    with np.errstate(invalid="ignore"):  # a perplexity may be infinite
+        low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value, float(low), float(high))

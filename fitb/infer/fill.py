@@ -22,7 +22,7 @@ from fitb.infer.request import (
     Order,
     Search,
 )
-from fitb.infer.scorer import Scorer, load_scorer
+from fitb.infer.scorer import Backend, Scorer, load_scorer
 
 __all__ = ["FillConfig", "as_json", "fill", "fill_from", "fill_prepared", "prepare", "render"]
 
@@ -32,7 +32,8 @@ class FillConfig:
     """Fill the blanks of sentences.
 
     Args:
-        model: Hugging Face folder or hub name with a trained MLM head; the demo's student.
+        model: Hugging Face folder or hub name with a trained MLM head, or a run; the demo's
+            student.
         texts: sentences in which ___ is a missing word, [MASK] one missing piece and [SPAN] any
             number of pieces; `-` stands for lines of standard input.
         top_k: fillings of each text.
@@ -46,6 +47,7 @@ class FillConfig:
         blanks: constraints of each blank in the order of the text instead, as JSON:
             '[{"candidates": ["red", "blue"]}, {"prefix": "un"}]'.
         same: groups of blanks, numbered from 1, whose answers are equal: '[[1, 3]]'.
+        backend: torch; onnx or onnx-int8 take a folder that `fitb export` wrote with that file.
         json: print JSON.
     """
 
@@ -61,6 +63,7 @@ class FillConfig:
     banned: list[str] = field(default_factory=list)
     blanks: list[Constraint] = field(default_factory=list)
     same: list[list[int]] = field(default_factory=list)
+    backend: Backend = "torch"
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -90,7 +93,7 @@ def fill_from(config: FillConfig) -> list[Filled]:
         DataError, ConfigError: as `fill`.
     """
     requests = [config.request(text) for text in config.texts]
-    return fill(load_scorer(config.model), requests)
+    return fill(load_scorer(config.model, config.backend), requests)
 
 
 def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:

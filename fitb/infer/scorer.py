@@ -6,7 +6,7 @@ Legend: B rows, L length, D hidden, V vocabulary, M positions asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
@@ -18,6 +18,8 @@ from fitb.model.load import load_model, mlm_head
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+
+Backend = Literal["torch", "onnx", "onnx-int8"]
 
 
 class Scorer(Protocol):
@@ -81,16 +83,36 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, to
     return input_ids, torch.arange(longest) < torch.tensor(lengths)[:, None]
 
 
-def load_scorer(source: str) -> TorchScorer:
-    """Load a model folder for filling: on a GPU where there is one, else packed for the CPU.
+def load_scorer(source: str, backend: Backend = "torch", threads: int = 0) -> Scorer:
+    """Load a model for filling.
 
-    Raises: ContractError where the model has no trained MLM head or does not fit its tokenizer.
+    Args:
+        source: Hugging Face folder or hub name, a run or one of its checkpoints; for onnx and
+            onnx-int8 a folder that `fitb export` wrote with that file.
+        backend: torch runs on a GPU where there is one, else with its weights packed for the CPU;
+            onnx and onnx-int8 run on the CPU through onnxruntime.
+        threads: of onnxruntime; 0 is one for each core.
+    Raises: ContractError where the model has no trained MLM head or does not fit its tokenizer;
+        DataError where the backend's file is not there; SystemFault without onnxruntime.
     """
+    if backend != "torch":
+        from fitb.infer.onnx import FP32, INT8, load_onnx
+
+        return load_onnx(source, INT8 if backend == "onnx-int8" else FP32, threads)
     tokenizer = load_tokenizer(source)
     loaded = load_model(source, tokenizer=tokenizer)
     check_contract(tokenizer=tokenizer, manifest=None, student=loaded, needs_student_head=True)
+    return torch_scorer(loaded.model, tokenizer)
+
+
+def torch_scorer(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> TorchScorer:
+    """Put a model where it answers fastest, in place: on a GPU, else packed for the CPU.
+
+    Args:
+        model: in eval mode, fp32.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = torch.nn.Module.to(loaded.model, device)
+    torch.nn.Module.to(model, device)
     if can_pack(device, torch.float32):
         pack(model)
     return TorchScorer(model, tokenizer)

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from fitb.config import Geometry
 from fitb.errors import ConfigError, DataError
 from fitb.hub import UNREADABLE, find_file, not_found
+from fitb.model.saved import checkpoint_of, load_saved
 
 _MIN_POSITIONS = 512  # BERT's own, so that a student of a given geometry has the published size
 
@@ -55,7 +56,7 @@ def load_model(
     """Load a BERT with its MLM head, or make one with random weights.
 
     Args:
-        source: Hugging Face folder or hub name, or a geometry.
+        source: Hugging Face folder or hub name, a run or one of its checkpoints, or a geometry.
         tokenizer: gives a geometry its vocabulary size and pad id.
         length: tokens in a row; a geometry gets at least so many positions.
         dropout: replaces both dropout probabilities; None keeps those of the source.
@@ -74,8 +75,12 @@ def load_model(
         with _seeded(seed):
             model = BertForMaskedLM(config)
         return Loaded(_at_rest(model), source=f"random {source}")
+    if checkpoint_of(source):
+        return load_saved(
+            source, tokenizer=tokenizer, dropout=dropout, attn_implementation=attn_implementation
+        )
     model, missing = _from_pretrained(source, dropout, seed, attn_implementation)
-    return Loaded(model, source, missing, _tokenizer_fingerprint(source))
+    return Loaded(model, source, missing, tokenizer_fingerprint_of(source))
 
 
 def encoder(model: BertForMaskedLM) -> nn.Module:
@@ -155,7 +160,8 @@ def _from_pretrained(
     return _at_rest(model), tuple(sorted(report["missing_keys"]))
 
 
-def _tokenizer_fingerprint(source: str) -> str | None:
+def tokenizer_fingerprint_of(source: str) -> str | None:
+    """Return the fingerprint of the tokenizer in a folder or hub name; None where there is none."""
     from fitb.corpus.tokenizer import tokenizer_fingerprint
 
     found = find_file(source, "tokenizer.json")

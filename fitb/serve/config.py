@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fitb.errors import ConfigError
+from fitb.infer.scorer import Backend
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ServeConfig:
     Args:
         model: Hugging Face folder or hub name with a trained MLM head.
         teacher: another one beside it, for comparison.
+        backend: torch; onnx or onnx-int8 where `fitb export` wrote that file, for both models.
         host: address to listen at; other machines reach only others than loopback.
         port: to listen at; 0 takes a free one.
         token_file: file that holds the bearer token which clients must send; FITB_SERVE_TOKEN in
@@ -66,6 +68,7 @@ class ServeConfig:
 
     model: str
     teacher: str | None = None
+    backend: Backend = "torch"
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: str | None = None

@@ -31,9 +31,9 @@ _BACKLOG = 2048
 _SPARE_FILES = 100  # besides connections
 
 
-def load(source: str) -> Scorer:
+def load(source: str, config: ServeConfig) -> Scorer:
     """Load what fills blanks from a folder or a hub name."""
-    return load_scorer(source)
+    return load_scorer(source, config.backend, config.threads)
 
 
 def serve(config: ServeConfig) -> int:
@@ -111,7 +111,9 @@ class _Run:
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         sources = {"student": self._config.model, "teacher": self._config.teacher}
         try:
-            scorers = {name: load(source) for name, source in sources.items() if source}
+            scorers = {
+                name: load(source, self._config) for name, source in sources.items() if source
+            }
         except BaseException as error:
             self._failure = error
             self._server.should_exit = True

@@ -9,8 +9,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from fitb import fsio
 from fitb.config import Config
+from fitb.evaluate.count import count
 from fitb.evaluate.metrics import metrics_of
-from fitb.evaluate.run import count
+from fitb.infer.card import (
+    Card,
+    Metric,
+    code_facts,
+    data_facts,
+    model_card,
+    model_facts,
+    training_facts,
+)
+from fitb.model.load import num_parameters
 from fitb.train import checkpoint
 from fitb.train.rundir import RunDir, describe_code
 from fitb.train.setup import Parts, Progress
@@ -46,7 +56,7 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
         mask=config.mask,
         batch_rows=_EVAL_BATCH,
     )
-    totals = torch.from_numpy(counts.table()[: validation.num_own].sum(axis=0))
+    totals = torch.from_numpy(counts.sums[: validation.num_own, 0].sum(axis=0))
     if world.size > 1:
         totals = totals.to(parts.engine.device)
         dist.all_reduce(totals)
@@ -79,28 +89,24 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     with fsio.folder_written_whole(run.export, room=run.licence) as folder:
         copy.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(_model_card(parts, run, config, metrics))
+        card = _model_card(copy, parts, run, config, metrics)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _model_card(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> str:
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
----
-# {config.track.name or run.name}
-
-A BERT for filling blanks, trained by fitb: step {parts.progress.step} of {config.steps}.
-
-| | |
-|---|---|
-| teacher | {config.model.teacher} |
-| student | {config.model.student} |
-| shards | {parts.fingerprint} |
-| masks | {config.mask.strategy}, {config.mask.fraction:.0%} |
-| commit | {describe_code()["commit"]} |
-{rows}
-"""
+def _model_card(
+    student: BertForMaskedLM, parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]
+) -> str:
+    card = Card(
+        name=config.track.name or run.name,
+        mask_token=str(parts.tokenizer.mask_token),
+        model=model_facts(student.config, num_parameters(student)),
+        training=training_facts(config, parts.progress.step),
+        data=data_facts(parts.fingerprint, parts.manifest),
+        metrics=[Metric(name.removeprefix("val/"), value) for name, value in metrics.items()],
+        measured_on="validation rows, during training",
+        code=code_facts(describe_code()),
+    )
+    return model_card(card)
 
 
 def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:

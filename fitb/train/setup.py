@@ -22,7 +22,7 @@ from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective, layer_map
 from fitb.errors import CheckpointError, DataError
-from fitb.evaluate.run import choose_rows
+from fitb.evaluate.count import choose_rows
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import load_model, num_parameters
@@ -82,6 +82,7 @@ class Parts:
 
     Args:
         least_token_s: seconds of a token's products at the speed that this device can reach.
+        manifest: of the shards, for the card of what is exported.
         added_ids: of tokens that were added to the vocabulary, ascending; most often none.
     """
 
@@ -93,6 +94,7 @@ class Parts:
     fingerprint: str
     progress: Progress
     least_token_s: float
+    manifest: dict[str, Any]
     added_ids: tuple[int, ...] = ()
 
 
@@ -142,6 +144,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         shards.fingerprint,
         progress,
         least_token_s,
+        shards.manifest,
         tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
     )
 

@@ -12,8 +12,8 @@ from fitb.serve import run
 class Held:
     """A scorer that waits before each forward pass, and writes down that it does."""
 
-    def __init__(self, source):
-        self._scorer = load(source)
+    def __init__(self, source, config):
+        self._scorer = load(source, config)
         self._hold = Path(os.environ["FITB_TEST_HOLD"])
         self.tokenizer, self.max_length = self._scorer.tokenizer, self._scorer.max_length
 

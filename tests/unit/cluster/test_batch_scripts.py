@@ -313,3 +313,24 @@ def test_single_task_script_becomes_its_command(
     )
     assert done.returncode == 3
     assert done.stdout.splitlines() == [*words, "--out", "a b"]
+
+
+def test_several_tasks_evaluate_under_srun(tmp_path: Path) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "${SRUN_CPUS_PER_TASK-}" "$RANK" "$@"\n')
+    srun.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / "evaluate.sh"), "--out", "a b"],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_CPUS_PER_TASK": "5",
+            "SLURM_NTASKS": "2",
+            "RANK": "3",
+            "FITB_PYTHON": "mine",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = ["--kill-on-bad-exit=1", "mine", "-m", "fitb", "evaluate", "--out", "a b"]
+    assert done.stdout.splitlines() == ["5", "", *words]

@@ -13,14 +13,11 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError, ContractError
-from fitb.evaluate.run import (
-    EVALUATION_EPOCH,
-    EvaluateConfig,
-    choose_rows,
-    count,
-    evaluate,
-    render,
-)
+from fitb.evaluate.config import EvaluateConfig
+from fitb.evaluate.count import EVALUATION_EPOCH, choose_rows, count
+from fitb.evaluate.counts import PLAIN
+from fitb.evaluate.run import evaluate
+from fitb.evaluate.table import render
 from fitb.model.load import load_model
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
@@ -133,11 +130,11 @@ def test_counts_equal_naive_loops_over_rows_alone(model, shards, vocabulary, str
     rows = np.array([3, 0, 10, 4, 7])
     counts = count(model, shards, rows, vocabulary=vocabulary, mask=mask, seed=5, batch_rows=2)
     np.testing.assert_array_equal(counts.rows, rows)
-    assert counts.loss_sum.dtype == np.float64
+    assert counts.column("loss_sum").dtype == np.float64
     for place, row in enumerate(rows):
         for name, expected in naive_row(model, shards, row, vocabulary, mask, 5).items():
-            assert getattr(counts, name)[place] == pytest.approx(expected, rel=1e-5), name
-    assert counts.num_words.sum() > 0
+            assert counts.column(name)[place] == pytest.approx(expected, rel=1e-5), name
+    assert counts.column("num_words").sum() > 0
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -150,9 +147,9 @@ def test_a_model_that_knows_every_token_is_right_everywhere(shards, vocabulary, 
         mask=MaskConfig(strategy=strategy, fraction=0.3),
         batch_rows=11,
     )
-    np.testing.assert_array_equal(counts.top1, counts.num_slots)
-    np.testing.assert_array_equal(counts.words_right, counts.num_words)
-    assert counts.loss_sum.max() < 1e-3
+    np.testing.assert_array_equal(counts.column("top1"), counts.column("num_slots"))
+    np.testing.assert_array_equal(counts.column("words_right"), counts.column("num_words"))
+    assert counts.column("loss_sum").max() < 1e-3
 
 
 def test_one_wrong_token_spoils_its_word_and_no_other(shards, vocabulary):
@@ -169,10 +166,10 @@ def test_one_wrong_token_spoils_its_word_and_no_other(shards, vocabulary):
         Oracle(shards, vocabulary.size, wrong=((2, place),)), shards, np.arange(11), **arguments
     )
     lost = np.eye(11, dtype=int)[2]
-    np.testing.assert_array_equal(right.top1 - spoilt.top1, lost)
-    np.testing.assert_array_equal(right.words_right - spoilt.words_right, lost)
-    np.testing.assert_array_equal(right.num_words, spoilt.num_words)
-    np.testing.assert_array_equal(right.top5, spoilt.top5)
+    np.testing.assert_array_equal(right.column("top1") - spoilt.column("top1"), lost)
+    np.testing.assert_array_equal(right.column("words_right") - spoilt.column("words_right"), lost)
+    np.testing.assert_array_equal(right.column("num_words"), spoilt.column("num_words"))
+    np.testing.assert_array_equal(right.column("top5"), spoilt.column("top5"))
 
 
 def test_ties_are_won_and_nan_loses(shards, vocabulary):
@@ -181,13 +178,15 @@ def test_ties_are_won_and_nan_loses(shards, vocabulary):
     with torch.no_grad():
         oracle.scale.fill_(0)
     tied = count(oracle, shards, np.arange(11), **arguments)
-    np.testing.assert_array_equal(tied.top1, tied.num_slots)
-    np.testing.assert_allclose(tied.loss_sum / tied.num_slots, math.log(vocabulary.size), rtol=1e-6)
+    np.testing.assert_array_equal(tied.column("top1"), tied.column("num_slots"))
+    np.testing.assert_allclose(
+        tied.column("loss_sum") / tied.column("num_slots"), math.log(vocabulary.size), rtol=1e-6
+    )
     with torch.no_grad():
         oracle.scale.fill_(float("nan"))
     broken = count(oracle, shards, np.arange(11), **arguments)
-    assert broken.top5.sum() == broken.words_right.sum() == 0
-    assert np.isnan(broken.loss_sum).all()
+    assert broken.column("top5").sum() == broken.column("words_right").sum() == 0
+    assert np.isnan(broken.column("loss_sum")).all()
 
 
 def test_shares_of_rows_add_up_to_the_whole(model, shards, vocabulary):
@@ -201,7 +200,8 @@ def test_masks_are_fixed_by_their_seed(model, shards, vocabulary):
     def loss(seed):
         mask = MaskConfig(fraction=0.3)
         rows = np.arange(11)
-        return count(model, shards, rows, vocabulary=vocabulary, mask=mask, seed=seed).loss_sum
+        counts = count(model, shards, rows, vocabulary=vocabulary, mask=mask, seed=seed)
+        return counts.column("loss_sum")
 
     np.testing.assert_array_equal(loss(1), loss(1))
     assert (loss(1) != loss(2)).any()
@@ -211,14 +211,14 @@ def test_no_rows_count_nothing(model, shards, vocabulary):
     none = np.zeros(0, dtype=np.int64)
     counts = count(model, shards, none, vocabulary=vocabulary, mask=MaskConfig())
     assert len(counts.rows) == 0
-    np.testing.assert_array_equal(counts.totals(), np.zeros(6))
+    np.testing.assert_array_equal(counts.totals(), np.zeros((1, len(PLAIN))))
 
 
 def test_a_row_of_special_tokens_counts_as_nothing(model, shards, vocabulary, tokenizer):
     shards.input_ids[6, 1:] = tokenizer.pad_token_id
     shards.word_starts[6] = False
     counts = count(model, shards, np.array([6]), vocabulary=vocabulary, mask=MaskConfig())
-    np.testing.assert_array_equal(counts.totals(), np.zeros(6))
+    np.testing.assert_array_equal(counts.totals(), np.zeros((1, len(PLAIN))))
 
 
 def test_training_flags_come_back_one_by_one_and_dropout_is_off_meanwhile(
@@ -231,7 +231,7 @@ def test_training_flags_come_back_one_by_one_and_dropout_is_off_meanwhile(
     flags = [module.training for module in model.modules()]
     noisy = count(model, shards, np.arange(11), **arguments)
     assert [module.training for module in model.modules()] == flags
-    np.testing.assert_array_equal(noisy.loss_sum, quiet.loss_sum)
+    np.testing.assert_array_equal(noisy.column("loss_sum"), quiet.column("loss_sum"))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -245,10 +245,10 @@ def test_training_flags_come_back_after_an_error(model, shards, vocabulary):
 def test_the_head_in_pieces_is_the_head_at_once(model, shards, vocabulary, monkeypatch):
     arguments = {"vocabulary": vocabulary, "mask": MaskConfig(fraction=0.3)}
     whole = count(model, shards, np.arange(11), **arguments)
-    monkeypatch.setattr("fitb.evaluate.run._HEAD_POSITIONS", 7)
+    monkeypatch.setattr("fitb.evaluate.score._HEAD_POSITIONS", 7)
     pieces = count(model, shards, np.arange(11), **arguments)
-    np.testing.assert_allclose(pieces.loss_sum, whole.loss_sum, rtol=1e-6)
-    np.testing.assert_array_equal(pieces.top5, whole.top5)
+    np.testing.assert_allclose(pieces.column("loss_sum"), whole.column("loss_sum"), rtol=1e-6)
+    np.testing.assert_array_equal(pieces.column("top5"), whole.column("top5"))
 
 
 def test_a_bfloat16_model_is_scored_in_float32(shards, vocabulary):
@@ -260,7 +260,9 @@ def test_a_bfloat16_model_is_scored_in_float32(shards, vocabulary):
         oracle.bfloat16(), shards, rows, vocabulary=vocabulary, mask=MaskConfig(), batch_rows=11
     )
     expected = math.log(math.exp(1.5) + vocabulary.size - 1) - 1.5
-    np.testing.assert_allclose(counts.loss_sum / counts.num_slots, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        counts.column("loss_sum") / counts.column("num_slots"), expected, rtol=1e-6
+    )
 
 
 def test_what_is_left_of_a_cut_word_is_neither_masked_nor_counted(shards, vocabulary):
@@ -270,8 +272,8 @@ def test_what_is_left_of_a_cut_word_is_neither_masked_nor_counted(shards, vocabu
     oracle.hidden = oracle.hidden[7:8]
     mask = MaskConfig(strategy="token", fraction=0.99)
     counts = count(oracle, shards, np.array([7]), vocabulary=vocabulary, mask=mask)
-    assert counts.top1[0] == counts.num_slots[0] == LENGTH - 2 - 4
-    assert counts.num_words[0] == counts.words_right[0] == 1
+    assert counts.column("top1")[0] == counts.column("num_slots")[0] == LENGTH - 2 - 4
+    assert counts.column("num_words")[0] == counts.column("words_right")[0] == 1
 
 
 @pytest.mark.parametrize(("num_rows", "wanted"), [(10, 0), (10, 3), (10, 10), (3, 9), (0, 0)])
@@ -286,9 +288,9 @@ def test_chosen_rows_are_spread_evenly_and_never_twice(num_rows, wanted):
 
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="rows=-1"):
-        EvaluateConfig("model", rows=-1)
+        EvaluateConfig(model="model", rows=-1)
     with pytest.raises(ConfigError, match="batch=0"):
-        EvaluateConfig("model", batch=0)
+        EvaluateConfig(model="model", batch=0)
 
 
 @pytest.fixture(scope="module")
@@ -327,17 +329,18 @@ def fitting_folder(prepared, tmp_path):
 
 
 def test_evaluating_a_folder_says_all_that_its_numbers_depend_on(prepared, fitting_folder):
-    config = EvaluateConfig(fitting_folder(), str(prepared), rows=9, batch=4, seed=3)
+    config = EvaluateConfig(model=fitting_folder(), shards=str(prepared), rows=9, batch=4, seed=3)
     result = evaluate(config)
     assert json.loads(json.dumps(result)) == result
     shards = ShardSet.open(prepared, "validation")
-    assert result["fingerprint"] == shards.fingerprint
+    about = result["sets"]["validation"]
+    assert about["fingerprint"] == shards.fingerprint
     assert result["mask"]["strategy"] == "whole_word"
-    assert (result["seed"], result["num_rows"], result["split"]) == (3, 9, "validation")
-    assert result["tokens_per_s"] > 0
+    assert (result["seed"], about["num_rows"], about["split"]) == (3, 9, "validation")
+    assert about["models"]["model"]["tokens_per_s"] > 0
     tokenizer = load_tokenizer(prepared / "tokenizer")
     model = BertForMaskedLM.from_pretrained(config.model)
-    assert result["num_parameters"] == sum(p.numel() for p in model.parameters())
+    assert result["models"]["model"]["num_parameters"] == sum(p.numel() for p in model.parameters())
     counts = count(
         model,
         shards,
@@ -347,22 +350,25 @@ def test_evaluating_a_folder_says_all_that_its_numbers_depend_on(prepared, fitti
         seed=3,
     )
     loss = result["metrics"]["loss"]
-    assert loss["value"] == pytest.approx(counts.loss_sum.sum() / counts.num_slots.sum())
+    assert loss["value"] == pytest.approx(
+        counts.column("loss_sum").sum() / counts.column("num_slots").sum()
+    )
     assert loss["low"] <= loss["value"] <= loss["high"]
-    assert result["num_slots"] == counts.num_slots.sum()
+    assert about["num_slots"] == counts.column("num_slots").sum()
 
 
 def test_a_result_for_people_holds_metrics_masks_and_seed(prepared, fitting_folder):
-    text = render(evaluate(EvaluateConfig(fitting_folder(), str(prepared), rows=3, seed=8)))
-    for expected in ("span_em", "ppl", "whole_word", "15% of tokens", "seed 8", "3 rows", " .. "):
+    config = EvaluateConfig(model=fitting_folder(), shards=str(prepared), rows=3, seed=8)
+    text = render(evaluate(config))
+    for expected in ("span_em", "ppl", "whole_word", "15% of tokens", "seed 8", "3 rows", ".."):
         assert expected in text
 
 
 def test_a_folder_without_head_is_refused_not_evaluated(prepared, fitting_folder):
     with pytest.raises(ContractError, match="lacks a trained MLM head"):
-        evaluate(EvaluateConfig(fitting_folder(BertModel), str(prepared)))
+        evaluate(EvaluateConfig(model=fitting_folder(BertModel), shards=str(prepared)))
 
 
 def test_a_model_of_another_tokenizer_is_refused(prepared, make_folder):
     with pytest.raises(ContractError, match="vocabulary"):
-        evaluate(EvaluateConfig(make_folder(), str(prepared)))
+        evaluate(EvaluateConfig(model=make_folder(), shards=str(prepared)))

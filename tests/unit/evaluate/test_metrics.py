@@ -7,35 +7,53 @@ import pytest
 
 from fitb import rng
 from fitb.errors import ConfigError, DataError
+from fitb.evaluate.counts import COLUMNS, JUDGED, NUM_BINS, PLAIN, RowCounts
 from fitb.evaluate.metrics import (
-    COLUMNS,
     METRICS,
     Interval,
-    RowCounts,
     difference,
+    differences,
     metrics_of,
+    spread,
+    summaries,
     summarise,
 )
 
+PLAIN_METRICS = METRICS[:5]
 
-def make_counts(num_rows, seed=0, loss=2.0, right=0.5):
+
+def make_counts(num_rows, seed=0, loss=2.0, right=0.5, groups=1):
     draw = np.random.default_rng(seed)
     num_slots = draw.integers(5, 20, num_rows)
     num_words = draw.integers(1, 5, num_rows)
     top1 = draw.binomial(num_slots, right)
-    return RowCounts(
-        rows=np.arange(num_rows),
-        loss_sum=num_slots * draw.gamma(4, loss / 4, num_rows),
-        num_slots=num_slots,
-        top1=top1,
-        top5=np.minimum(num_slots, top1 + draw.integers(0, 3, num_rows)),
-        num_words=num_words,
-        words_right=draw.binomial(num_words, right),
-    )
+    columns = [
+        num_slots * draw.gamma(4, loss / 4, num_rows),
+        num_slots,
+        top1,
+        np.minimum(num_slots, top1 + draw.integers(0, 3, num_rows)),
+        num_words,
+        draw.binomial(num_words, right),
+        num_words * draw.random(num_rows),
+        *draw.normal(0, 0.3, (NUM_BINS, num_rows)),
+        draw.binomial(num_slots, 0.7),
+        num_slots * draw.random(num_rows),
+    ]
+    whole = np.stack(columns, axis=1).astype(float)
+    shares = [np.ones((num_rows, 1)), *draw.integers(0, 2, (groups - 1, num_rows, 1))]
+    return RowCounts(np.arange(num_rows), np.stack([whole * share for share in shares], axis=1))
 
 
 def part(counts, which):
-    return RowCounts(*(getattr(counts, f.name)[which] for f in dataclasses.fields(counts)))
+    return RowCounts(counts.rows[which], counts.sums[which])
+
+
+def changed(counts, **columns):
+    sums = counts.sums.copy()
+    for name, change in columns.items():
+        place = COLUMNS.index(name)
+        sums[:, :, place] = change(sums[:, :, place])
+    return RowCounts(counts.rows, sums)
 
 
 def test_metrics_are_what_their_names_say():
@@ -43,11 +61,22 @@ def test_metrics_are_what_their_names_say():
     assert found["loss"] == 1.5
     assert found["ppl"] == pytest.approx(math.exp(1.5))
     assert (found["top1"], found["top5"], found["span_em"]) == (0.25, 0.75, 0.25)
+    assert tuple(found) == PLAIN_METRICS
+    sums = np.zeros(len(COLUMNS))
+    sums[:6] = 6.0, 4, 1, 3, 8, 2
+    sums[COLUMNS.index("f1_sum")] = 6
+    sums[COLUMNS.index("gap_03")], sums[COLUMNS.index("gap_14")] = -0.5, 0.3
+    sums[-2:] = 3, 1.0
+    found = metrics_of(sums)
     assert tuple(found) == METRICS
+    assert found["span_f1"] == 0.75
+    assert found["ece"] == pytest.approx((0.5 + 0.3) / 4)
+    assert (found["agreement"], found["kl"]) == (0.75, 0.25)
+    assert tuple(metrics_of(sums[: len(JUDGED)])) == METRICS[:7]
 
 
 def test_metrics_of_many_sums_are_those_of_each():
-    totals = np.random.default_rng(0).integers(1, 9, (4, 3, 6)).astype(float)
+    totals = np.random.default_rng(0).integers(1, 9, (4, 3, len(COLUMNS))).astype(float)
     found = metrics_of(totals)
     for i in range(4):
         for j in range(3):
@@ -56,7 +85,7 @@ def test_metrics_of_many_sums_are_those_of_each():
 
 
 def test_nothing_to_count_is_nan_and_silent():
-    found = metrics_of(np.zeros(6))
+    found = metrics_of(np.zeros(len(COLUMNS)))
     assert all(np.isnan(found[name]) for name in METRICS)
 
 
@@ -65,29 +94,34 @@ def test_sums_of_parts_are_the_sum_of_the_whole():
     parts = [part(counts, slice(0, 13)), part(counts, slice(13, 13)), part(counts, slice(13, 50))]
     np.testing.assert_allclose(sum(p.totals() for p in parts), counts.totals(), rtol=1e-12)
     joined = RowCounts.joined(parts)
-    for field in dataclasses.fields(counts):
-        np.testing.assert_array_equal(getattr(joined, field.name), getattr(counts, field.name))
-    assert counts.table().shape == (50, len(COLUMNS))
+    np.testing.assert_array_equal(joined.rows, counts.rows)
+    np.testing.assert_array_equal(joined.sums, counts.sums)
 
 
 def test_values_are_those_of_the_plain_sums():
     counts = make_counts(30)
     found = summarise(counts)
-    slots = counts.num_slots.sum()
-    assert found["loss"].value == pytest.approx(counts.loss_sum.sum() / slots)
-    assert found["top1"].value == pytest.approx(counts.top1.sum() / slots)
-    assert found["top5"].value == pytest.approx(counts.top5.sum() / slots)
-    assert found["span_em"].value == pytest.approx(
-        counts.words_right.sum() / counts.num_words.sum()
-    )
+    slots, words = counts.column("num_slots").sum(), counts.column("num_words").sum()
+    expected = {
+        "loss": counts.column("loss_sum").sum() / slots,
+        "top1": counts.column("top1").sum() / slots,
+        "top5": counts.column("top5").sum() / slots,
+        "span_em": counts.column("words_right").sum() / words,
+        "span_f1": counts.column("f1_sum").sum() / words,
+        "ece": sum(abs(counts.column(f"gap_{b:02}").sum()) for b in range(NUM_BINS)) / slots,
+        "agreement": counts.column("agreed").sum() / slots,
+        "kl": counts.column("kl_sum").sum() / slots,
+    }
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value), name
 
 
 def test_intervals_equal_a_naive_poisson_bootstrap():
     counts = make_counts(20)
     resampled = []
     for resample in range(200):
-        sums = np.zeros(6)
-        for row, values in zip(counts.rows, counts.table(), strict=True):
+        sums = np.zeros(len(COLUMNS))
+        for row, values in zip(counts.rows, counts.sums[:, 0], strict=True):
             left, weight, chance = float(rng.uniform(7, 21, resample, row)), 0, math.exp(-1)
             while left >= chance:  # walk the distribution of Poisson(1)
                 left -= chance
@@ -105,8 +139,8 @@ def test_intervals_equal_a_naive_poisson_bootstrap():
 def test_intervals_are_as_wide_as_the_normal_theory_of_a_ratio_says():
     counts = make_counts(400)
     found = summarise(counts)["loss"]
-    residual = counts.loss_sum - found.value * counts.num_slots
-    error = math.sqrt((residual**2).sum()) / counts.num_slots.sum()
+    loss_sum, num_slots = counts.column("loss_sum"), counts.column("num_slots")
+    error = math.sqrt(((loss_sum - found.value * num_slots) ** 2).sum()) / num_slots.sum()
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert found.low < found.value < found.high
 
@@ -139,8 +173,8 @@ def test_a_single_row_has_no_width():
 
 
 def test_no_whole_word_gives_nan_and_the_rest_as_ever():
-    counts = dataclasses.replace(
-        make_counts(10), num_words=np.zeros(10, int), words_right=np.zeros(10, int)
+    counts = changed(
+        make_counts(10), **dict.fromkeys(("num_words", "words_right", "f1_sum"), np.zeros_like)
     )
     found = summarise(counts)
     assert np.isnan(dataclasses.astuple(found["span_em"])).all()
@@ -149,7 +183,7 @@ def test_no_whole_word_gives_nan_and_the_rest_as_ever():
 
 def test_a_model_that_is_not_finite_has_no_finite_loss():
     counts = make_counts(10)
-    counts.loss_sum[3] = np.nan
+    counts.column("loss_sum")[3] = np.nan
     assert np.isnan(dataclasses.astuple(summarise(counts)["loss"])).all()
 
 
@@ -161,7 +195,7 @@ def test_a_model_does_not_differ_from_itself():
 
 def test_a_difference_is_that_of_the_values_and_turns_its_sign():
     first, second = make_counts(60), make_counts(60)
-    second = dataclasses.replace(second, loss_sum=second.loss_sum * 1.1)
+    second = changed(second, loss_sum=lambda loss: loss * 1.1)
     forth, back = difference(first, second, "loss"), difference(second, first, "loss")
     expected = summarise(first)["loss"].value - summarise(second)["loss"].value
     assert forth.value == pytest.approx(expected)
@@ -171,8 +205,8 @@ def test_a_difference_is_that_of_the_values_and_turns_its_sign():
 
 def test_pairing_takes_out_what_rows_have_in_common():
     first = make_counts(200)
-    shift = np.random.default_rng(5).normal(0.05, 0.01, 200)
-    second = dataclasses.replace(first, loss_sum=first.loss_sum + shift * first.num_slots)
+    shift = np.random.default_rng(5).normal(0.05, 0.01, 200) * first.column("num_slots")
+    second = changed(first, loss_sum=lambda loss: loss + shift[:, None])
     paired = difference(second, first, "loss")
     alone = summarise(first)["loss"]
     assert 0 < paired.low < 0.05 < paired.high
@@ -183,8 +217,8 @@ def test_models_on_other_rows_or_masks_are_not_compared():
     counts = make_counts(30)
     for other, what in (
         (part(counts, slice(0, 29)), "rows"),
-        (dataclasses.replace(counts, num_slots=counts.num_slots + 1), "num_slots"),
-        (dataclasses.replace(counts, num_words=counts.num_words + 1), "num_words"),
+        (changed(counts, num_slots=lambda number: number + 1), "num_slots"),
+        (changed(counts, num_words=lambda number: number + 1), "num_words"),
     ):
         with pytest.raises(DataError, match=f"differ in {what} "):
             difference(counts, other, "loss")
@@ -194,3 +228,98 @@ def test_an_unknown_metric_names_the_nearest():
     counts = make_counts(3)
     with pytest.raises(ConfigError, match=re.escape("(nearest: span_em)")):
         difference(counts, counts, "span_en")
+
+
+def test_groups_are_summarised_each_by_itself():
+    counts = make_counts(30, groups=3)
+    found = summaries(counts, seed=2)
+    for g in range(3):
+        alone = summarise(RowCounts(counts.rows, counts.sums[:, g : g + 1]), seed=2)
+        for name, interval in found[g].items():
+            assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(alone[name]))
+
+
+def test_plain_columns_alone_give_plain_metrics():
+    counts = make_counts(12)
+    plain = summarise(RowCounts(counts.rows, counts.sums[:, :, : len(PLAIN)]))
+    assert tuple(plain) == PLAIN_METRICS
+    for name, interval in plain.items():
+        whole = dataclasses.astuple(summarise(counts)[name])
+        assert dataclasses.astuple(interval) == pytest.approx(whole)
+
+
+def test_a_model_compared_with_itself_gives_zeros_and_a_p_value_of_one():
+    counts = make_counts(30, groups=2)
+    for apart in differences(counts, counts):
+        for each in apart.values():
+            assert (each.value, each.low, each.high, each.p) == (0, 0, 0, 1)
+
+
+def test_p_values_equal_a_naive_exchange_of_rows():
+    first = second = make_counts(12, seed=1)
+    draw = np.random.default_rng(8)
+    second = changed(
+        second,
+        loss_sum=lambda loss: loss + draw.normal(0.3, 1.5, loss.shape),
+        gap_04=lambda gap: gap + draw.normal(0.1, 0.3, gap.shape),
+    )
+    found = differences(first, second, seed=5, num_resamples=300)[0]
+    for name in ("loss", "ppl", "ece", "top1"):
+        observed = metrics_of(first.totals())[name][0] - metrics_of(second.totals())[name][0]
+        as_large = 1
+        for resample in range(300):
+            ours, theirs = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
+            for i, row in enumerate(first.rows):
+                stays = float(rng.uniform(5, 22, resample, row)) < 0.5
+                ours += (first if stays else second).sums[i, 0]
+                theirs += (second if stays else first).sums[i, 0]
+            drawn = metrics_of(ours)[name] - metrics_of(theirs)[name]
+            as_large += abs(drawn) >= abs(observed) * (1 - 1e-9)
+        assert found[name].p == pytest.approx(as_large / 301), name
+    assert found["top1"].p == 1 and 1 / 301 < found["loss"].p < 1
+
+
+def test_p_values_come_near_those_of_all_exchanges():
+    first = make_counts(9, seed=3)
+    draw = np.random.default_rng(4)
+    second = changed(first, loss_sum=lambda loss: loss + draw.normal(1, 3, loss.shape))
+    apart = first.column("loss_sum") - second.column("loss_sum")
+    signs = np.array(np.meshgrid(*[[1, -1]] * 9)).reshape(9, -1)
+    exact = np.mean(np.abs(apart @ signs) >= abs(apart.sum()) - 1e-9)
+    found = differences(first, second, num_resamples=4000)[0]["loss"].p
+    assert 0.02 < exact < 0.98
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4000))
+
+
+def test_p_values_are_small_where_models_differ_whichever_comes_first():
+    first = make_counts(80)
+    second = changed(first, loss_sum=lambda loss: loss * 1.05)
+    forth, back = differences(first, second)[0]["loss"], differences(second, first)[0]["loss"]
+    assert forth.p == back.p == pytest.approx(1 / 1001)
+
+
+def test_p_values_depend_on_the_seed_and_on_nothing_else():
+    first = make_counts(12, seed=1)
+    draw = np.random.default_rng(8)
+    second = changed(first, loss_sum=lambda loss: loss + draw.normal(0.3, 1.5, loss.shape))
+    found = [differences(first, second, seed=seed)[0]["loss"].p for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_metric_without_a_number_has_no_p_value():
+    counts = changed(
+        make_counts(10), **dict.fromkeys(("num_words", "words_right", "f1_sum"), np.zeros_like)
+    )
+    found = differences(counts, counts)[0]
+    assert np.isnan(found["span_em"].p) and found["loss"].p == 1
+
+
+def test_the_spread_over_masks_is_that_of_a_sample():
+    assert spread([1.0, 2.0, 4.0]) == pytest.approx({"mean": 7 / 3, "sd": math.sqrt(7 / 3)})
+    assert np.isnan(spread([1.0])["sd"])
+
+
+def test_an_infinite_perplexity_is_no_error():
+    counts = changed(make_counts(10), loss_sum=lambda loss: loss + 1e6)
+    assert summarise(counts)["ppl"].value == math.inf
+    assert np.isnan(differences(counts, counts)[0]["ppl"].p)

@@ -1,0 +1,123 @@
+"""Count what models get right in rows of a split, on masks fixed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fitb.config import MaskConfig
+from fitb.corpus.shards import ShardSet
+from fitb.data.batch import Batch
+from fitb.data.held import HeldRows
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, word_numbers
+from fitb.evaluate.counts import PLAIN, RowCounts, Slots, count_rows
+from fitb.evaluate.score import Bert, Predictor, evaluating, score
+from fitb.evaluate.words import Categoriser
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
+
+EVALUATION_EPOCH = 2**31 - 1  # part of the key of evaluation masks: no training epoch has it
+
+
+def choose_rows(num_rows: int, wanted: int) -> NDArray[np.int64]:
+    """Return `wanted` row numbers spread evenly over 0 .. num_rows - 1, all of them for 0."""
+    count = min(wanted, num_rows) if wanted else num_rows
+    return np.arange(count, dtype=np.int64) * num_rows // max(1, count)
+
+
+def count(
+    model: BertForMaskedLM | Predictor,
+    shards: ShardSet | HeldRows,
+    rows: NDArray[np.int64],
+    *,
+    vocabulary: Vocabulary,
+    mask: MaskConfig,
+    seed: int = 0,
+    batch_rows: int = 64,
+) -> RowCounts:
+    """Count what a model gets right in some rows of a split, on masks fixed by `seed`.
+
+    A row's masks depend on its number alone, so any share of the rows may be counted anywhere and
+    the counts added. Runs where the model lies, in its precision; logits are taken in fp32. A
+    module is in eval mode meanwhile and keeps its training flags.
+
+    Args:
+        rows: (N,) int64, row numbers in the split; may be empty.
+        vocabulary: of the shards' tokenizer.
+        seed: of the masks.
+        batch_rows: rows per forward pass.
+    Returns: the columns of PLAIN, over all words.
+    """
+    parts = [RowCounts.nothing(len(PLAIN))]
+    if isinstance(model, torch.nn.Module):
+        predictor: Predictor = Bert(model)
+        mode: AbstractContextManager[None] = evaluating(model)
+    else:
+        predictor, mode = model, nullcontext()
+    with mode, torch.no_grad():
+        for begin in range(0, len(rows), batch_rows):
+            chosen = rows[begin : begin + batch_rows]
+            batch, slots = masked_batch(shards, chosen, vocabulary, mask, seed)
+            scores = score({"": predictor}, batch, judged=False)[""]
+            parts.append(count_rows(slots, scores))
+    return RowCounts.joined(parts)
+
+
+def count_batch(
+    predictors: Mapping[str, Predictor],
+    batch: Batch,
+    slots: Slots,
+    classes: NDArray[np.int64],
+    *,
+    teacher: str | None,
+    seconds: dict[str, float],
+) -> dict[str, RowCounts]:
+    """Count what each model gets right in a batch, with every column that can be had.
+
+    Args:
+        predictors: in eval mode.
+        classes: (V,) int64, of `piece_classes`.
+        teacher: which of them the others are held against.
+        seconds: the time of each model is added here.
+    """
+    with torch.no_grad():
+        scores = score(predictors, batch, teacher=teacher, seconds=seconds)
+    return {name: count_rows(slots, found, classes) for name, found in scores.items()}
+
+
+def masked_batch(
+    shards: ShardSet | HeldRows,
+    rows: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    mask: MaskConfig,
+    seed: int,
+    categoriser: Categoriser | None = None,
+) -> tuple[Batch, Slots]:
+    """Read and mask rows; with a categoriser their words are told apart, else all are one group."""
+    read = shards.read(rows)
+    masked = mask_rows(
+        read.input_ids,
+        read.word_starts,
+        rows,
+        np.full(len(rows), EVALUATION_EPOCH),
+        seed=seed,
+        vocabulary=vocabulary,
+        config=mask,
+    )
+    words = word_numbers(read.input_ids, read.word_starts, vocabulary)
+    used = masked.labels != IGNORE_INDEX
+    row = np.broadcast_to(np.arange(len(rows))[:, None], used.shape)[used]
+    slot_words = masked.slot_words[used]
+    if categoriser is None:
+        groups = np.ones((*words.shape, 1), dtype=bool)
+    else:
+        touched = np.zeros(words.shape, dtype=bool)
+        touched[row, slot_words] = True
+        groups = categoriser.groups(rows, read.input_ids, words, touched)
+    return Batch.of(masked), Slots(rows, row, masked.labels[used], words, slot_words, groups)

@@ -1,0 +1,155 @@
+"""Many models, a file for each in one folder: tasks share them, what is there is not done again.
+
+Nothing here needs torch until a model has to be evaluated: a login node prints the table.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fitb import fsio
+from fitb.corpus.shards import ShardSet
+from fitb.errors import ConfigError
+from fitb.evaluate.config import EvaluateConfig
+from fitb.evaluate.ranks import joined
+from fitb.evaluate.table import about_lines, table
+from fitb.model.saved import checkpoint_of
+
+_FORMAT = 1  # of the files
+_NO_PART = ("model", "models", "out", "share", "json")  # of what a result depends on
+_ROLES = ("unigram", "untrained", "frozen", "control", "teacher")
+
+
+def evaluate_all(config: EvaluateConfig, env: Mapping[str, str]) -> dict[str, Any]:
+    """Evaluate this task's share of the models, and return what is known of all of them.
+
+    A result's name tells all that it depends on: the model's files, the settings, the rows. It
+    appears whole or not at all.
+
+    Returns: `models`, label -> result, and `missing`, those that are not evaluated yet; nothing
+        on ranks other than 0.
+    Raises: ConfigError where the share is none, or no model is found; as `evaluate` does.
+    """
+    models = expand(config.models or [str(config.model)])
+    begin, step = share_of(config.share, env)
+    folder = Path(str(config.out))
+    with joined(env) as ranks:
+        names = ranks.given(_names(config, models))
+        todo = [
+            model for model in models[begin::step] if not (folder / f"{names[model]}.json").exists()
+        ]
+        for model in ranks.given(todo):
+            from fitb.evaluate.run import evaluate
+
+            result = evaluate(replace(config, model=model, models=[]), ranks)
+            if ranks.world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                fsio.write_json(folder / f"{names[model]}.json", {"model": model, **result})
+        if not ranks.world.is_main:
+            return {}
+    paths = {model: folder / f"{name}.json" for model, name in names.items()}
+    found = {model: fsio.read_json(path) for model, path in paths.items() if path.exists()}
+    return {"models": found, "missing": [model for model in models if model not in found]}
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Return models in order, each once; a pattern means what it matches, sorted.
+
+    Raises: ConfigError where a pattern matches nothing.
+    """
+    models: dict[str, None] = {}
+    for pattern in patterns:
+        is_glob = re.search(r"[*?\[]", pattern) is not None
+        found = sorted(p for p in glob.glob(pattern) if Path(p).is_dir()) if is_glob else [pattern]
+        if not found:
+            raise ConfigError(f"models {pattern!r} matches no folder; give paths that exist")
+        models.update(dict.fromkeys(found))
+    return list(models)
+
+
+def share_of(share: str | None, env: Mapping[str, str]) -> tuple[int, int]:
+    """Return (first, every how many) of the models that are this task's.
+
+    Args:
+        share: I/N; None takes the place in a Slurm array, and without one is all.
+        env: SLURM_ARRAY_TASK_ID, _MIN, _MAX, _COUNT, _STEP.
+    Raises: ConfigError where the share is none, or the array has gaps that are not even.
+    """
+    if share is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", share)
+        if not match or not int(match[1]) < int(match[2]):
+            raise ConfigError(f"share={share}; I/N with I from 0 to N - 1, as 0/10")
+        return int(match[1]), int(match[2])
+    if "SLURM_ARRAY_TASK_ID" not in env:
+        return 0, 1
+    place, least, most, count = (
+        int(env[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+    )
+    step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
+    if (most - least) // step + 1 != count:
+        raise ConfigError(
+            f"an array of {count} tasks from {least} to {most} in steps of {step} has gaps; submit"
+            " --array=0-N, what is done is not done again"
+        )
+    return (place - least) // step, count
+
+
+def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
+    """Return the name of each model's file without its ending."""
+    settings = {key: value for key, value in asdict(config).items() if key not in _NO_PART}
+    sets = {
+        name: ShardSet.open(where, config.split).fingerprint
+        for name, where in config.named_sets().items()
+    }
+    others = {role: _stamp(source) for role, source in config.sources().items() if role != "model"}
+    names = {}
+    for model in models:
+        folder = checkpoint_of(model) or Path(model)
+        parts = [part for part in folder.absolute().parts[-3:] if part != "checkpoints"]
+        label = re.sub(r"[^\w.-]+", "-", "-".join(parts[-2:] if folder.is_dir() else [model]))
+        key = fsio.sha256_json([_FORMAT, settings, sets, others, str(folder), _stamp(model)])
+        names[model] = f"{label}-{key[:12]}"
+    return names
+
+
+def _stamp(source: str) -> list[list[Any]]:
+    """Return name, size and time of the files of a local model; nothing for a hub name."""
+    folder = checkpoint_of(source) or Path(source)
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".json", ".bin"))
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def render_all(found: dict[str, Any]) -> str:
+    """Render what `evaluate_all` returned: a table for each set."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    results, missing = found["models"], found["missing"]
+    if missing:
+        yield (
+            f"{len(results)} of {len(results) + len(missing)} models are evaluated;"
+            f" not yet: {', '.join(missing)}"
+        )
+    if not results:
+        return
+    first = next(iter(results.values()))
+    for name, about in first["sets"].items():
+        yield from about_lines(name, about, first)
+        yield ""
+        rows = {model: each["sets"][name]["models"]["model"] for model, each in results.items()}
+        rows |= {role: about["models"][role] for role in _ROLES if role in about["models"]}
+        yield from table({label: row["metrics"] for label, row in rows.items()})
+
+
+def check_array(config: EvaluateConfig, number: int) -> None:
+    """Raise ConfigError where several tasks would not know what to do."""
+    if number < 1 or (number > 1 and not config.models):
+        raise ConfigError(
+            f"--array {number}: at least 1, and more than 1 only with --models and --out"
+        )

@@ -1,0 +1,200 @@
+"""What models answer at the slots of a batch: the encoder once, the MLM head at the slots only.
+
+Legend: M used slots of a batch, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F  # noqa: N812
+
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX
+from fitb.evaluate.counts import Scores
+from fitb.model.load import encoder, mlm_head
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
+
+    from fitb.infer.onnx import OnnxScorer
+
+_HEAD_POSITIONS = 2048  # through the head at a time: (2048, 30522) fp32 is 250 MB
+
+
+class Predictor(Protocol):
+    """Something that gives every token of the vocabulary a logit at each slot."""
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """(M, D), what the logits are made of, slots in row-major order."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(M, V) fp32, for some of those slots."""
+
+
+class Bert:
+    """A BERT with its MLM head, where it lies and in its precision; logits in fp32."""
+
+    def __init__(self, model: BertForMaskedLM) -> None:
+        self.model = model
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        batch = batch.to(next(self.model.parameters()).device)
+        used = batch.labels != IGNORE_INDEX
+        states = encoder(self.model)(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        )[0]
+        row = torch.arange(len(used), device=used.device)[:, None].expand_as(used)[used]
+        return states[row, batch.slots[used]]  # type: ignore[no-any-return]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return mlm_head(self.model)(hidden).float()  # type: ignore[no-any-return]
+
+
+class Onnx:
+    """A model in onnxruntime, whose graph takes a batch and slots at once.
+
+    What it calls hidden are the places of the slots, (M, 2) int64: row and position.
+    """
+
+    def __init__(self, scorer: OnnxScorer) -> None:
+        self._scorer = scorer
+        self._batch: tuple[Any, Any] = (None, None)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        self._batch = batch.input_ids.numpy(), batch.attention_mask.long().numpy()
+        used = batch.labels != IGNORE_INDEX
+        row = torch.arange(len(used))[:, None].expand_as(used)[used]
+        return torch.stack([row, batch.slots[used]], dim=1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        row, position = hidden.T.contiguous().numpy()
+        return torch.from_numpy(self._scorer.run(*self._batch, row, position))
+
+
+class Unigram:
+    """The frequencies of tokens, whatever stands around the slot; add-one smoothed.
+
+    Args:
+        counts: (V,) of ordinary tokens in training text.
+    """
+
+    def __init__(self, counts: NDArray[np.int64], device: torch.device) -> None:
+        smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
+        self._logits = (smoothed / smoothed.sum()).log().float().to(device)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        num_slots = int((batch.labels != IGNORE_INDEX).sum())
+        return torch.empty((num_slots, 0), device=self._logits.device)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._logits.expand(len(hidden), -1)
+
+
+def score(
+    predictors: Mapping[str, Predictor],
+    batch: Batch,
+    *,
+    judged: bool = True,
+    teacher: str | None = None,
+    seconds: dict[str, float] | None = None,
+) -> dict[str, Scores]:
+    """Ask every model for the slots of a batch.
+
+    Args:
+        judged: whether predictions and their probabilities are wanted.
+        teacher: which of the models the others are held against.
+        seconds: the time of each model is added here.
+    """
+    order = sorted(predictors, key=lambda name: name != teacher)
+    clock = {} if seconds is None else seconds
+    labels = batch.labels[batch.labels != IGNORE_INDEX]
+    hidden = {}
+    for name in order:
+        with _timed(clock, name):
+            hidden[name] = predictors[name].hidden(batch)
+    parts: dict[str, list[Scores]] = {name: [] for name in predictors}
+    for begin in range(0, max(1, len(labels)), _HEAD_POSITIONS):
+        block = slice(begin, begin + _HEAD_POSITIONS)
+        taught: tuple[torch.Tensor, torch.Tensor] | None = None
+        for name in order:
+            with _timed(clock, name):
+                logits = predictors[name].logits(hidden[name][block])
+                true = labels[block].to(logits.device)
+                found, predicted = _scores(logits, true, judged, taught)
+                parts[name].append(found)
+            if name == teacher:
+                taught = (logits.log_softmax(dim=1), predicted)
+                parts[name][-1] = _scores(logits, true, judged, taught)[0]
+    return {name: _joined(parts[name]) for name in predictors}
+
+
+def _scores(
+    logits: torch.Tensor,
+    true: torch.Tensor,
+    judged: bool,
+    taught: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[Scores, torch.Tensor]:
+    """Scores of some slots, and the prediction at each.
+
+    A rank is V + 1 minus the number of tokens with no greater logit, so that NaN loses.
+    """
+    loss = F.cross_entropy(logits, true, reduction="none").double()
+    at_true = logits.gather(1, true[:, None])
+    rank = logits.shape[1] + 1 - (logits <= at_true).sum(dim=1)
+    plain = Scores(loss.cpu().numpy(), rank.cpu().numpy())
+    if not judged:
+        return plain, true
+    top, first = logits.max(dim=1)
+    predicted = torch.where(rank <= 1, true, first)
+    # log p(prediction) = its logit - log of the sum = its logit - that of the true one - loss
+    confidence = ((top - at_true[:, 0]).double() - loss).exp().clamp(max=1)
+    agreed = kl = None
+    if taught is not None:
+        theirs = taught[0].to(logits.device)
+        ours = logits.log_softmax(dim=1)
+        kl = (theirs.exp() * (theirs - ours)).sum(dim=1, dtype=torch.float64).cpu().numpy()
+        agreed = (predicted == taught[1].to(logits.device)).cpu().numpy()
+    found = Scores(
+        plain.loss,
+        plain.rank,
+        predicted.cpu().numpy(),
+        confidence.cpu().numpy(),
+        agreed,
+        kl,
+    )
+    return found, predicted
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    def join(name: str) -> NDArray[Any] | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    names = ("loss", "rank", "predicted", "confidence", "agreed", "kl")
+    return Scores(*(join(name) for name in names))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put every module into eval mode and give each its own flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

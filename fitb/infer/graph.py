@@ -1,0 +1,213 @@
+"""A BERT with its MLM head as an ONNX graph of standard operators, written out node by node.
+
+What `model/encoder.py` computes, in the same order. Nothing is traced: weights go straight from the
+model into the graph, the head runs at the slots alone, queries, keys and values are one product,
+and the decoder reads the embedding's own matrix, which the file holds once.
+
+Legend: B rows, L length, D hidden, H heads, V vocabulary, M slots.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from transformers import BertForMaskedLM
+
+OPSET = 23  # the first with Attention; it has LayerNormalization (17) and Gelu (20) too
+_IR_VERSION = 11  # of the file, the one that came with this opset
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gelu": ("Gelu", {}),
+    "gelu_new": ("Gelu", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+}
+_EMBEDDINGS = "bert.embeddings"
+_TRANSFORM = "cls.predictions.transform"
+
+
+class _Graph:
+    """Nodes and weights, in the order in which they are added; names are those of the weights."""
+
+    def __init__(self, model: BertForMaskedLM) -> None:
+        self._state: dict[str, NDArray[np.float32]] = {
+            name: t.detach().float().numpy() for name, t in model.state_dict().items()
+        }
+        self._eps = float(model.config.layer_norm_eps)
+        self._weights: dict[str, NDArray[Any]] = {}
+        self._nodes: list[Any] = []
+
+    def state(self, name: str) -> NDArray[np.float32]:
+        return self._state[name]
+
+    def weight(self, name: str, values: Any) -> str:
+        self._weights[name] = np.ascontiguousarray(values)
+        return name
+
+    def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output of the same name; return it."""
+        self.nodes(kind, inputs, name, [name], **attributes)
+        return name
+
+    def nodes(
+        self, kind: str, inputs: list[str], name: str, outputs: list[str], **attributes: Any
+    ) -> None:
+        from onnx import helper
+
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
+
+    def linear(self, x: str, name: str, *sources: str) -> str:
+        """x W^T + b of the maps named, side by side; the product alone is called `name`/MatMul."""
+        weight = np.concatenate([self.state(f"{source}.weight") for source in sources])
+        bias = np.concatenate([self.state(f"{source}.bias") for source in sources])
+        product = self.node(
+            "MatMul", [x, self.weight(f"{name}.weight", weight.T)], f"{name}/MatMul"
+        )
+        return self.node("Add", [product, self.weight(f"{name}.bias", bias)], f"{name}/Add")
+
+    def norm(self, x: str, name: str) -> str:
+        parts = [
+            self.weight(f"{name}.{part}", self.state(f"{name}.{part}"))
+            for part in ("weight", "bias")
+        ]
+        return self.node("LayerNormalization", [x, *parts], name, axis=-1, epsilon=self._eps)
+
+    def finished(self, inputs: dict[str, list[str]], output: str, width: int) -> ModelProto:
+        from onnx import TensorProto, helper, numpy_helper
+
+        graph = helper.make_graph(
+            self._nodes,
+            "bert_at_slots",
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+                for name, shape in inputs.items()
+            ],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["M", width])],
+            [numpy_helper.from_array(values, name) for name, values in self._weights.items()],
+        )
+        opset = helper.make_opsetid("", OPSET)
+        return helper.make_model(
+            graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="fitb"
+        )
+
+
+def graph_of(model: BertForMaskedLM) -> ModelProto:
+    """Write a model as ONNX, in fp32.
+
+    Inputs, all int64: input_ids (B, L); attention_mask (B, L), 0 on padding; row (M,) and position
+    (M,), the slots. Output: logits (M, V) fp32.
+
+    Args:
+        model: on the CPU, in fp32.
+    Raises: ConfigError where its activation has no operator.
+    """
+    config = model.config
+    if config.hidden_act not in _ACTIVATIONS:
+        raise ConfigError(
+            f"the model's hidden_act is {config.hidden_act!r}; ONNX is written for"
+            f" {', '.join(_ACTIVATIONS)}; export without --onnx"
+        )
+    graph = _Graph(model)
+    keep = _mask(graph)
+    state = _embeddings(graph)
+    for number in range(config.num_hidden_layers):
+        state = _layer(graph, state, keep, f"bert.encoder.layer.{number}", config)
+    _head(graph, state, config.hidden_act)
+    inputs = {
+        "input_ids": ["B", "L"],
+        "attention_mask": ["B", "L"],
+        "row": ["M"],
+        "position": ["M"],
+    }
+    return graph.finished(inputs, "logits", config.vocab_size)
+
+
+def encoder_products(model: ModelProto) -> list[str]:
+    """Names of the nodes that multiply by a matrix of the encoder."""
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.name.startswith("bert.encoder.")
+    ]
+
+
+def _mask(graph: _Graph) -> str:
+    """(B, 1, L, L) bool: whether a query may look at a key; onnxruntime does not expand it."""
+    from onnx import TensorProto
+
+    length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)
+    rows = graph.node("Shape", ["input_ids"], "num_rows", start=0, end=1)
+    one = graph.weight("one", np.array([1]))
+    real = graph.node("Cast", ["attention_mask"], "real", to=TensorProto.BOOL)
+    axes = graph.weight("mask_axes", np.array([1, 2]))
+    keys = graph.node("Unsqueeze", [real, axes], "real_keys")
+    shape = graph.node("Concat", [rows, one, length, length], "mask_shape", axis=0)
+    return graph.node("Expand", [keys, shape], "keep")
+
+
+def _embeddings(graph: _Graph) -> str:
+    """(B, L, D): words + positions + the first token type, normalised."""
+    words, positions, types = (
+        f"{_EMBEDDINGS}.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
+    )
+    graph.weight(words, graph.state(words))
+    graph.weight("places", graph.state(positions) + graph.state(types)[0])
+    found = graph.node("Gather", [words, "input_ids"], f"{_EMBEDDINGS}/words")
+    zero = graph.weight("zero", np.array([0]))
+    places = graph.node("Slice", ["places", zero, "length", zero], f"{_EMBEDDINGS}/places")
+    total = graph.node("Add", [found, places], f"{_EMBEDDINGS}/Add")
+    return graph.norm(total, f"{_EMBEDDINGS}.LayerNorm")
+
+
+def _layer(graph: _Graph, state: str, keep: str, name: str, config: Any) -> str:
+    """(B, L, D) -> (B, L, D)."""
+    of = f"{name}.attention.self"
+    together = graph.linear(state, of, f"{of}.query", f"{of}.key", f"{of}.value")
+    parts = [f"{of}/{part}" for part in ("query", "key", "value")]
+    graph.nodes("Split", [together], f"{of}/Split", parts, axis=-1, num_outputs=3)
+    heads = config.num_attention_heads
+    context = graph.node(
+        "Attention",
+        [*parts, keep],
+        f"{of}/Attention",
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        scale=(config.hidden_size // heads) ** -0.5,
+    )
+    between = _added(graph, context, state, f"{name}.attention.output")
+    inner = graph.linear(between, f"{name}.intermediate.dense", f"{name}.intermediate.dense")
+    kind, attributes = _ACTIVATIONS[config.hidden_act]
+    active = graph.node(kind, [inner], f"{name}.intermediate/{kind}", **attributes)
+    return _added(graph, active, between, f"{name}.output")
+
+
+def _added(graph: _Graph, x: str, before: str, name: str) -> str:
+    """A map, the state before it, and their sum normalised."""
+    mapped = graph.linear(x, f"{name}.dense", f"{name}.dense")
+    total = graph.node("Add", [mapped, before], f"{name}/Add")
+    return graph.norm(total, f"{name}.LayerNorm")
+
+
+def _head(graph: _Graph, state: str, activation: str) -> None:
+    """(B, L, D) -> (M, V), at the slots."""
+    axis = graph.weight("last", np.array([1]))
+    pair = [graph.node("Unsqueeze", [name, axis], f"slots/{name}") for name in ("row", "position")]
+    slots = graph.node("Concat", pair, "slots", axis=1)
+    at_slots = graph.node("GatherND", [state, slots], "at_slots")
+    mapped = graph.linear(at_slots, f"{_TRANSFORM}.dense", f"{_TRANSFORM}.dense")
+    kind, attributes = _ACTIVATIONS[activation]
+    active = graph.node(kind, [mapped], f"{_TRANSFORM}/{kind}", **attributes)
+    state = graph.norm(active, f"{_TRANSFORM}.LayerNorm")
+    words, decoder = f"{_EMBEDDINGS}.word_embeddings.weight", "cls.predictions.decoder.weight"
+    if not np.array_equal(graph.state(words), graph.state(decoder)):  # a model that is not tied
+        words = graph.weight(decoder, graph.state(decoder))
+    bias = graph.weight("cls.predictions.bias", graph.state("cls.predictions.bias"))
+    columns = graph.node("Transpose", [words], "cls.predictions.decoder/T", perm=[1, 0])
+    product = graph.node("MatMul", [state, columns], "cls.predictions.decoder/MatMul")
+    graph.node("Add", [product, bias], "logits")

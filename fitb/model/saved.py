@@ -1,0 +1,194 @@
+"""The student of a training run's checkpoint, read without the training code.
+
+A checkpoint holds whole fp32 tensors under `param/student.model.NAME`; the sizes that no tensor
+tells (heads, dropout) are in the run's config.yaml. Nothing here needs torch until weights are
+read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitb import fsio
+from fitb.config import Config, Geometry
+from fitb.errors import DataError
+from fitb.flags import parse
+from fitb.hub import UNREADABLE
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BertConfig, PreTrainedTokenizerBase
+
+    from fitb.model.load import Loaded
+
+FORMAT = 1  # of checkpoints
+_MANIFEST = "manifest.json"
+_STUDENT = "param/student.model."
+_TIED = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}  # to what is saved
+_EMBEDDINGS = "bert.embeddings."
+
+
+def checkpoint_of(path: str | Path) -> Path | None:
+    """Return the checkpoint that a path means: itself, or the newest of a run; None for others.
+
+    Args:
+        path: RUN/checkpoints/step-NNNNNNN, or RUN.
+    """
+    folder = Path(path)
+    if folder.parent.name == "checkpoints" and (folder / _MANIFEST).is_file():
+        return folder
+    latest = folder / "checkpoints" / "latest"
+    if (folder / "config.yaml").is_file() and latest.is_file():
+        return latest.parent / latest.read_text(encoding="utf-8").strip()
+    return None
+
+
+def load_saved(
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dropout: float | None = None,
+    attn_implementation: str = "sdpa",
+) -> Loaded:
+    """Load the student of a checkpoint, or of a run's newest one.
+
+    Every file is held against the checkpoint's manifest before it is used. Where the run has
+    exported a student, the tokenizer beside that one is the model's.
+
+    Args:
+        path: as in `checkpoint_of`.
+        tokenizer: gives a student that began as a geometry its pad id; None leaves BERT's, 0.
+        dropout: replaces both dropout probabilities; None keeps those of the run.
+        attn_implementation: as transformers names it.
+    Raises: DataError where the path is neither, a file is missing or not what was written, or a
+        weight of the student is not there.
+    """
+    import torch
+    from transformers import BertForMaskedLM
+
+    from fitb.model.load import Loaded, tokenizer_fingerprint_of
+
+    folder = checkpoint_of(path)
+    if folder is None:
+        raise DataError(
+            f"{path} is neither a run with checkpoints nor one of them; expected RUN or"
+            " RUN/checkpoints/step-NNNNNNN"
+        )
+    run = folder.parent.parent
+    weights = _weights(folder)
+    config = _sizes(run, weights, tokenizer)
+    if dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    config._attn_implementation = attn_implementation
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        model = BertForMaskedLM(config)
+    _fill(model, weights, folder)
+    model.train(False)
+    export = run / "export"
+    saved_with = tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
+    return Loaded(model, str(folder), (), saved_with)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the student's tensors, named as in its module.
+
+    Raises: DataError where the manifest or a file is not as it was written.
+    """
+    from safetensors import safe_open
+
+    try:
+        manifest: dict[str, Any] = fsio.read_json(folder / _MANIFEST)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder / _MANIFEST} cannot be read: {error}; name another checkpoint"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{folder} has checkpoint format {manifest.get('format')}, this fitb reads {FORMAT};"
+            f" use the fitb that wrote it, {manifest.get('versions')}"
+        )
+    weights: dict[str, torch.Tensor] = {}
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if not file.is_file() or fsio.sha256_file(file) != entry["sha256"]:
+            raise DataError(
+                f"{file} is {'not what was written' if file.is_file() else 'missing'}; expected"
+                f" sha256 {entry['sha256'][:12]} of {folder / _MANIFEST}; name another checkpoint"
+            )
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - it is no dict
+                if key.startswith(_STUDENT):
+                    weights[key.removeprefix(_STUDENT)] = tensors.get_tensor(key)
+    return weights
+
+
+def _sizes(
+    run: Path, weights: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase | None
+) -> BertConfig:
+    """Return the student's configuration: from config.yaml, and vocabulary and positions as saved.
+
+    Tokens may have been added to the vocabulary, and rows may be longer than BERT's.
+    """
+    from transformers import BertConfig
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{path} is missing, which gives the student's sizes; put it back")
+    began = parse(Config, "fitb", ["--config", str(path)])
+    student = began.model.student
+    if isinstance(student, Geometry):
+        config = BertConfig(
+            hidden_size=student.hidden_size,
+            num_hidden_layers=student.num_hidden_layers,
+            num_attention_heads=student.num_attention_heads,
+            intermediate_size=student.intermediate_size,
+            pad_token_id=0 if tokenizer is None else tokenizer.pad_token_id,
+        )
+    else:
+        config = _config_of_start(student, run / "export")
+    if began.model.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = began.model.dropout
+    for key, name in (
+        ("vocab_size", "word_embeddings"),
+        ("max_position_embeddings", "position_embeddings"),
+    ):
+        found = weights.get(f"{_EMBEDDINGS}{name}.weight")
+        if found is not None:
+            setattr(config, key, found.shape[0])
+    return config
+
+
+def _config_of_start(start: str, export: Path) -> BertConfig:
+    """Return the configuration of what a student began from, else that of its export."""
+    from transformers import AutoConfig
+
+    earlier = checkpoint_of(start)
+    if earlier:
+        return _sizes(earlier.parent.parent, {}, None)
+    for source in (start, str(export)):
+        try:
+            config: BertConfig = AutoConfig.from_pretrained(source)
+        except UNREADABLE:
+            continue
+        return config
+    raise DataError(
+        f"the student began as {start!r}, which is not there any more, and {export} holds no"
+        " config.json; put one of them back: they give the student's sizes"
+    )
+
+
+def _fill(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    expected = {n: t.shape for n, t in model.state_dict().items() if n not in _TIED}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if expected != found:
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise DataError(
+            f"{folder} does not hold this student: {', '.join(differing[:4])}{more} missing,"
+            " unknown or of another shape; expected the config.yaml, fitb and transformers that"
+            " saved it"
+        )
+    model.load_state_dict(weights, strict=False)

@@ -1,0 +1,214 @@
+"""onnxruntime says what PyTorch says; 8-bit products say nearly that."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertForMaskedLM, BertModel
+
+from fitb.corpus.tokenizer import train_tokenizer
+from fitb.errors import ConfigError, ContractError, DataError, SystemFault
+from fitb.infer import onnx as ours
+from fitb.infer.graph import encoder_products, graph_of
+from fitb.infer.onnx import FP32, INT8, OnnxScorer, export_onnx, load_onnx, quantise
+from fitb.infer.scorer import TorchScorer, load_scorer
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def folder(make_folder, tokenizer) -> str:
+    """A model, with its weights spread so that heads attend to few tokens, in both forms."""
+    made = make_folder()
+    export_onnx(BertForMaskedLM.from_pretrained(made).eval(), tokenizer, Path(made))
+    return made
+
+
+def rows_of(lengths, seed=0):
+    draw = random.Random(seed)
+    return [[draw.randrange(5, 200) for _ in range(length)] for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions"),
+    [
+        ((1,), ([0],)),
+        ((9,), ([4],)),
+        ((64, 2, 17, 1), ([63, 0, 5, 5], [], [16], [0])),
+        ((8, 8), ([], [7, 1])),
+    ],
+)
+def test_logits_are_those_of_pytorch_at_any_lengths_and_slots(
+    folder, lengths, positions, tokenizer
+) -> None:
+    model = BertForMaskedLM.from_pretrained(folder).eval()
+    rows = rows_of(lengths)
+    found = load_onnx(folder).logits(rows, positions)
+    assert found.dtype == torch.float32
+    assert found.shape == (sum(map(len, positions)), len(tokenizer))
+    with torch.inference_mode():  # row by row, without fitb's forward pass and without padding
+        alone = [model(torch.tensor([row])).logits[0] for row in rows]
+    expected = torch.stack(
+        [logits[place] for logits, places in zip(alone, positions, strict=True) for place in places]
+    )
+    assert expected.abs().max() > 1  # an error of 1e-4 would be seen
+    assert (found - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_every_activation_that_is_written_equals_pytorch(
+    make_folder, tokenizer, tmp_path, activation
+) -> None:
+    model = BertForMaskedLM.from_pretrained(make_folder(hidden_act=activation)).eval()
+    assert export_onnx(model, tokenizer, tmp_path) <= 1e-4
+
+
+def test_what_stands_on_padding_does_not_matter(folder) -> None:
+    scorer = load_onnx(folder)
+    ids = np.array(rows_of([12, 12]))
+    mask = np.ones_like(ids)
+    mask[1, 7:] = 0
+    slots = np.array([0, 1]), np.array([11, 6])
+    before = scorer.run(ids, mask, *slots)
+    ids[1, 7:] = 77
+    assert np.array_equal(scorer.run(ids, mask, *slots), before)
+    mask[1, 7:] = 1
+    assert not np.allclose(scorer.run(ids, mask, *slots), before)
+
+
+def test_a_decoder_that_is_not_the_embedding_is_written_too(
+    make_folder, tokenizer, tmp_path
+) -> None:
+    loose = make_folder(tie_word_embeddings=False)
+    model = BertForMaskedLM.from_pretrained(loose).eval()
+    with torch.no_grad():
+        model.cls.predictions.decoder.weight.neg_()
+    assert export_onnx(model, tokenizer, tmp_path) <= 1e-4
+
+
+def test_the_graph_is_valid_standard_onnx_that_holds_the_embedding_once(folder) -> None:
+    graph = onnx.load(Path(folder) / FP32)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} == {""}
+    sizes = [tuple(weight.dims) for weight in graph.graph.initializer]
+    model = BertForMaskedLM.from_pretrained(folder)
+    words = tuple(model.bert.embeddings.word_embeddings.weight.shape)
+    assert sizes.count(words) == 1 and words[::-1] not in sizes
+    named = {value.name: value for value in graph.graph.input}
+    assert sorted(named) == ["attention_mask", "input_ids", "position", "row"]
+
+
+def test_a_graph_that_says_something_else_is_refused(
+    make_folder, tokenizer, tmp_path, monkeypatch
+) -> None:
+    model = BertForMaskedLM.from_pretrained(make_folder()).eval()
+
+    def wrong(of):
+        with torch.no_grad():
+            of.cls.predictions.bias[7] += 0.25
+        written = graph_of(of)
+        with torch.no_grad():
+            of.cls.predictions.bias[7] -= 0.25
+        return written
+
+    monkeypatch.setattr(ours, "graph_of", wrong)
+    with pytest.raises(SystemFault, match=r"differs from PyTorch's by 0.25; expected at most"):
+        export_onnx(model, tokenizer, tmp_path)
+
+
+def test_eight_bits_touch_the_encoder_alone(folder) -> None:
+    quantise(Path(folder))
+    plain, rounded = (onnx.load(Path(folder) / name) for name in (FP32, INT8))
+    products = [node for node in rounded.graph.node if node.op_type == "MatMulInteger"]
+    assert len(products) == len(encoder_products(plain)) == 2 * 4
+    assert all(node.name.startswith("bert.encoder.") for node in products)
+    before = {weight.name: weight for weight in plain.graph.initializer}
+    after = {weight.name: weight for weight in rounded.graph.initializer}
+    multiplied = {
+        node.input[1] for node in plain.graph.node if node.name in encoder_products(plain)
+    }
+    for name, weight in before.items():
+        if name not in multiplied:
+            kept = onnx.numpy_helper.to_array(after[name])
+            assert np.array_equal(kept, onnx.numpy_helper.to_array(weight)), name
+    eight = [weight for weight in after.values() if weight.data_type == onnx.TensorProto.INT8]
+    assert {w.name.removesuffix("_quantized") for w in eight if w.dims and len(w.dims) == 2} == (
+        multiplied
+    )
+
+
+def test_eight_bits_leave_the_logits_within_a_tenth(folder) -> None:
+    """Weights have 7 bits, activations 8: products of 24 terms are off by about 1 %."""
+    quantise(Path(folder))
+    rows, positions = rows_of([40, 9, 1]), [[3, 39], [4], [0]]
+    plain = load_onnx(folder).logits(rows, positions)
+    rounded = load_onnx(folder, INT8).logits(rows, positions)
+    assert 0 < (rounded - plain).norm() <= 0.1 * plain.norm()
+
+
+def test_a_folder_opens_with_the_backend_that_is_asked_for(folder) -> None:
+    quantise(Path(folder))
+    rows, positions = rows_of([5]), [[2]]
+    assert isinstance(load_scorer(folder), TorchScorer)
+    plain, rounded = (load_scorer(folder, name, threads=1) for name in ("onnx", "onnx-int8"))
+    assert isinstance(plain, OnnxScorer) and isinstance(rounded, OnnxScorer)
+    assert plain.max_length == load_scorer(folder).max_length
+    assert not torch.equal(plain.logits(rows, positions), rounded.logits(rows, positions))
+
+
+def test_a_missing_file_is_named_with_the_flag_that_writes_it(make_folder) -> None:
+    for file, flag in ((FP32, "--onnx"), (INT8, "--int8")):
+        with pytest.raises(DataError, match=f"no {file}; .*`fitb export {flag}` wrote"):
+            load_onnx(make_folder(), file)
+
+
+def test_a_damaged_file_is_refused_in_one_line(folder) -> None:
+    path = Path(folder) / FP32
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"{FP32} cannot be opened") as caught:
+        load_onnx(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_tokenizer_beside_the_file_is_refused(folder, tmp_path) -> None:
+    train_tokenizer(["other words of another text altogether"] * 9, 90, tmp_path / "other")
+    (Path(folder) / "tokenizer.json").write_bytes((tmp_path / "other/tokenizer.json").read_bytes())
+    with pytest.raises(ContractError, match="has a vocabulary of"):
+        load_onnx(folder)
+
+
+def test_a_tokenizer_with_other_ids_is_refused_by_its_fingerprint(folder) -> None:
+    path = Path(folder) / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"lowercase":true', '"lowercase":false'))
+    if path.read_text() == text:
+        path.write_text(text.replace('"lowercase": true', '"lowercase": false'))
+    assert path.read_text() != text
+    with pytest.raises(ContractError, match="was written beside the tokenizer"):
+        load_onnx(folder)
+
+
+def test_an_activation_without_operator_is_refused(make_folder, tokenizer, tmp_path) -> None:
+    model = BertForMaskedLM.from_pretrained(make_folder(hidden_act="silu")).eval()
+    with pytest.raises(ConfigError, match="hidden_act is 'silu'; ONNX is written for gelu"):
+        export_onnx(model, tokenizer, tmp_path)
+
+
+def test_without_the_extra_it_says_what_to_install(folder, tmp_path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name)
+    )
+    for call in (
+        lambda: load_onnx(folder),
+        lambda: quantise(Path(folder)),
+        lambda: export_onnx(BertModel.from_pretrained(folder), None, tmp_path),
+    ):
+        with pytest.raises(SystemFault, match=r"pip install 'fitb\[onnx\]'"):
+            call()

@@ -1,0 +1,202 @@
+"""Checkpoints of a run as models: whole or refused, and read without the training code."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from fitb.config import Config, Geometry, ModelConfig, ObjectiveConfig
+from fitb.config_io import to_yaml
+from fitb.corpus.tokenizer import tokenizer_fingerprint
+from fitb.distill.objective import Objective
+from fitb.errors import DataError
+from fitb.fsio import read_json, write_json
+from fitb.model.load import load_model
+from fitb.model.saved import checkpoint_of, load_saved
+from fitb.train import checkpoint
+from fitb.world import World
+
+SMALL = Geometry(num_hidden_layers=2, hidden_size=24, intermediate_size=32, num_attention_heads=3)
+
+
+def commit(run, objective, step):
+    """Save as training does: parameters with their moments, the projections too."""
+
+    def tensors():
+        for name, parameter in objective.named_parameters():
+            yield f"param/{name}", parameter.detach() + 0
+            for moment in ("exp_avg", "exp_avg_sq"):
+                yield f"{moment}/{name}", torch.full_like(parameter, 0.5)
+
+    root = run / "checkpoints"
+    licence = root / ".0001"
+    licence.mkdir(parents=True, exist_ok=True)
+    return checkpoint.save(
+        root, tensors(), {"step": step}, licence=licence, world=World(), keep_last=9
+    )[0]
+
+
+@pytest.fixture
+def make_run(tmp_path, tokenizer, make_folder):
+    """A run of a student, with checkpoints of steps 1 and 2; the student is that of step 2."""
+
+    def make(student=SMALL, dropout=None):
+        run = tmp_path / "run"
+        loaded = load_model(student, tokenizer=tokenizer, length=20, dropout=dropout, seed=3)
+        teacher = load_model(make_folder("teacher"), tokenizer=tokenizer).model
+        objective = Objective(loaded.model, teacher, ObjectiveConfig())
+        model = ModelConfig(student=student, dropout=dropout)
+        commit(run, objective, 1)
+        (run / "config.yaml").write_text(to_yaml(Config(str(run), model=model)))
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        commit(run, objective, 2)
+        return run, loaded.model
+
+    return make
+
+
+def same(first, second):
+    names = first.state_dict().keys()
+    assert names == second.state_dict().keys()
+    return all(torch.equal(first.state_dict()[n], second.state_dict()[n]) for n in names)
+
+
+def test_a_run_means_its_newest_checkpoint_and_a_checkpoint_itself(make_run, tmp_path):
+    run, _ = make_run()
+    first, second = (run / "checkpoints" / f"step-000000{i}" for i in (1, 2))
+    assert checkpoint_of(run) == checkpoint_of(second) == second
+    assert checkpoint_of(first) == first
+    assert checkpoint_of(tmp_path) is None and checkpoint_of("bert-base-uncased") is None
+
+
+@pytest.mark.parametrize("kind", ["geometry", "folder"])
+def test_a_checkpoint_is_the_model_that_was_trained(make_run, make_folder, kind, tokenizer):
+    student = SMALL if kind == "geometry" else make_folder("start", layer_norm_eps=1e-5)
+    run, model = make_run(student, dropout=0.25)
+    loaded = load_saved(run)
+    assert same(loaded.model, model)
+    assert loaded.source == str(run / "checkpoints" / "step-0000002")
+    assert loaded.missing == () and not loaded.model.training
+    assert loaded.tokenizer_fingerprint is None
+    for key in ("vocab_size", "num_attention_heads", "layer_norm_eps", "hidden_dropout_prob"):
+        assert getattr(loaded.model.config, key) == getattr(model.config, key)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        found, expected = (m.eval()(input_ids=ids).logits for m in (loaded.model, model))
+    assert torch.equal(found, expected)
+    assert same(load_model(str(run), tokenizer=tokenizer).model, model)
+    changed = load_model(str(run), tokenizer=tokenizer, dropout=0.0).model
+    assert changed.config.hidden_dropout_prob == changed.bert.embeddings.dropout.p == 0.0
+
+
+def test_an_earlier_checkpoint_is_another_model(make_run):
+    run, model = make_run()
+    assert not same(load_saved(run / "checkpoints" / "step-0000001").model, model)
+
+
+def test_weights_of_a_folder_that_is_gone_take_the_sizes_of_the_export(
+    make_run, make_folder, tokenizer, tokenizer_folder
+):
+    start = make_folder("start")
+    run, model = make_run(start)
+    shutil.rmtree(start)
+    with pytest.raises(DataError, match="put one of them back"):
+        load_saved(run)
+    model.save_pretrained(run / "export")
+    tokenizer.save_pretrained(run / "export")
+    loaded = load_saved(run)
+    assert same(loaded.model, model)
+    assert loaded.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer_folder)
+
+
+def test_a_student_that_began_as_a_checkpoint_has_the_sizes_of_that_run(make_run, tmp_path):
+    run, model = make_run()
+    later = tmp_path / "later"
+    shutil.copytree(run, later)
+    student = ModelConfig(student=str(run / "checkpoints" / "step-0000001"))
+    (later / "config.yaml").write_text(to_yaml(Config(str(later), model=student)))
+    assert same(load_saved(later).model, model)
+
+
+def test_loading_leaves_the_global_random_state_alone(make_run):
+    run, _ = make_run()
+    before = torch.get_rng_state()
+    load_saved(run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def damage_file(folder):
+    path = next(folder.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def lose_file(folder):
+    next(folder.glob("*.safetensors")).unlink()
+
+
+def empty_manifest(folder):
+    (folder / "manifest.json").write_text("{")
+
+
+def newer_format(folder):
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest | {"format": 2})
+
+
+def other_sizes(folder):
+    path = folder.parent.parent / "config.yaml"
+    path.write_text(path.read_text().replace("num_hidden_layers: 2", "num_hidden_layers: 3"))
+
+
+def no_config(folder):
+    (folder.parent.parent / "config.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (damage_file, "is not what was written"),
+        (lose_file, "is missing"),
+        (empty_manifest, "cannot be read"),
+        (newer_format, "has checkpoint format 2"),
+        (other_sizes, r"does not hold this student: bert\.encoder\.layer\.2.* and \d+ more"),
+        (no_config, r"config\.yaml is missing"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused(make_run, harm, said):
+    run, _ = make_run()
+    folder = run / "checkpoints" / "step-0000002"
+    harm(folder)
+    with pytest.raises(DataError, match=said):
+        load_saved(folder)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(DataError, match="neither a run with checkpoints nor one of them"):
+        load_saved(tmp_path)
+
+
+def test_which_checkpoint_a_path_means_is_told_without_torch(make_run):
+    run, _ = make_run()
+    code = (
+        "import sys, json; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from fitb.model.saved import checkpoint_of\n"
+        f"print(json.dumps(str(checkpoint_of({str(run)!r}))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == str(run / "checkpoints" / "step-0000002")
+
+
+def test_a_loaded_checkpoint_can_be_saved_as_a_hugging_face_folder(make_run, tmp_path):
+    run, model = make_run()
+    load_saved(run).model.save_pretrained(tmp_path / "folder")
+    assert same(BertForMaskedLM.from_pretrained(tmp_path / "folder"), model)

@@ -1,0 +1,328 @@
+"""An exported folder is whole or not there, works elsewhere, and its card says where it is from."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertModel, pipeline
+
+from fitb import export as ours
+from fitb import fsio
+from fitb.cli import main
+from fitb.config import Config, DataConfig, Geometry, ModelConfig
+from fitb.config_io import to_yaml
+from fitb.corpus.shards import read_manifest
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.errors import ConfigError, ContractError, DataError, SystemFault
+from fitb.export import ExportConfig, export, find
+from fitb.infer.scorer import load_scorer
+from fitb.model.load import load_model
+from fitb.train import checkpoint
+from fitb.world import World
+
+SMALL = Geometry(num_hidden_layers=2, hidden_size=24, intermediate_size=32, num_attention_heads=3)
+
+
+@pytest.fixture
+def make_run(tmp_path, shard_set):
+    """A run on the shards of all tests, with checkpoints of steps 1 and 2, each its own weights."""
+
+    def make(exported: bool = False) -> Path:
+        run = tmp_path / "runs" / "mine"
+        root = run / "checkpoints"
+        licence = root / ".0001"
+        licence.mkdir(parents=True)
+        tokenizer = load_tokenizer(shard_set / "tokenizer")
+        fingerprint = read_manifest(shard_set)["fingerprint"]
+        for step in (1, 2):
+            model = load_model(SMALL, tokenizer=tokenizer, seed=step).model
+            tensors = [
+                (f"param/student.model.{n}", p.detach()) for n, p in model.named_parameters()
+            ]
+            about = {"step": step, "fingerprint": fingerprint}
+            checkpoint.save(root, tensors, about, licence=licence, world=World(), keep_last=9)
+        config = Config(
+            str(run),
+            steps=9,
+            data=DataConfig(shards=str(shard_set)),
+            model=ModelConfig(student=SMALL, teacher="/somewhere/private/bert-base-uncased"),
+        )
+        (run / "config.yaml").write_text(to_yaml(config))
+        for step, loss in ((1, 5.0), (2, 4.0), (3, 4.5)):
+            record = {"train/step": step, "val/loss_mlm": loss, "val/top1": step / 10}
+            fsio.append_line(run / "metrics.jsonl", record)
+        code = {"commit": "abc123", "diff": "", "fitb": "9.9", "packages": {"torch": "8.8"}}
+        fsio.write_json(run / "provenance.json", [{"attempt": 1, **code}])
+        if exported:
+            model.save_pretrained(run / "export")
+            tokenizer.save_pretrained(run / "export")
+        return run
+
+    return make
+
+
+@pytest.fixture
+def evaluated(tmp_path) -> Path:
+    """What `fitb evaluate --json` prints."""
+    interval = {"value": 3.25, "low": 3.125, "high": 3.5}
+    result = {
+        "split": "validation",
+        "metrics": {"loss": interval, "span_em": dict.fromkeys(("value", "low", "high"))},
+        "num_rows": 12,
+        "num_slots": 34,
+        "fingerprint": "f" * 64,
+        "mask": {"strategy": "span", "fraction": 0.25},
+        "seed": 5,
+    }
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(result))
+    return path
+
+
+def facts(folder: Path) -> dict[str, str]:
+    """The rows of the card's tables of two columns."""
+    lines = (folder / "README.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {pair[0]: pair[1] for pair in cells if len(pair) == 2}
+
+
+def test_transformers_pipeline_answers_from_the_folder_as_our_scorer_does(
+    make_folder, tokenizer, tmp_path
+) -> None:
+    out = tmp_path / "new" / "out"
+    result = export(ExportConfig(make_folder(), str(out)))
+    assert set(result["files"]) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    text = "the quick brown [MASK] jumps over"
+    found = pipeline("fill-mask", model=str(out))(text, top_k=len(tokenizer))
+    row = tokenizer(text)["input_ids"]
+    logits = load_scorer(str(out)).logits([row], [[row.index(tokenizer.mask_token_id)]])
+    ours_ = logits.softmax(-1)[0]
+    assert len(found) == len(tokenizer)
+    assert max(abs(each["score"] - ours_[each["token"]].item()) for each in found) <= 1e-5
+
+
+def test_weights_are_those_of_the_source(make_folder, tmp_path) -> None:
+    source = make_folder()
+    export(ExportConfig(source, str(tmp_path / "out")))
+    before, after = (
+        load_file(Path(folder) / "model.safetensors") for folder in (source, tmp_path / "out")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_gives_its_export_or_else_its_newest_checkpoint(make_run, tmp_path) -> None:
+    run = make_run()
+    newest, first = (run / "checkpoints" / f"step-000000{i}" for i in (2, 1))
+    assert find(str(run)).model == str(newest) and find(str(run)).step == 2
+    assert find(str(first)).step == 1
+    for source, seed in ((run, 2), (first, 1)):
+        out = tmp_path / f"out{seed}"
+        export(ExportConfig(str(source), str(out)))
+        tokenizer = load_tokenizer(out)
+        model = load_model(SMALL, tokenizer=tokenizer, seed=seed).model
+        words = load_file(out / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+        assert torch.equal(words, model.bert.embeddings.word_embeddings.weight)
+    model.save_pretrained(run / "export")
+    tokenizer.save_pretrained(run / "export")
+    for source in (run, run / "export"):
+        origin = find(str(source))
+        assert (origin.model, origin.run, origin.step) == (str(run / "export"), run, 2)
+
+
+def test_a_run_without_model_is_refused(make_run) -> None:
+    run = make_run()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(DataError, match="neither an export nor a checkpoint"):
+        find(str(run))
+
+
+def test_a_run_whose_tokenizer_is_out_of_reach_is_refused(make_run, tmp_path) -> None:
+    run = make_run()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("/set", "/gone"))
+    with pytest.raises(DataError, match="tokenizer of .* is out of reach"):
+        export(ExportConfig(str(run), str(tmp_path / "out")))
+
+
+def test_the_card_says_where_a_model_is_from(make_run, shard_set, tmp_path) -> None:
+    run = make_run()
+    export(ExportConfig(str(run), str(tmp_path / "out")))
+    found = facts(tmp_path / "out")
+    manifest = read_manifest(shard_set)
+    assert found["teacher"] == "bert-base-uncased"
+    assert found["student began as"].startswith("random weights: 2 layers of 24")
+    assert found["masks"] == "whole_word, 15% of tokens"
+    assert found["step"] == "2 of 9"
+    assert found["shards (fingerprint)"] == manifest["fingerprint"]
+    assert found["documents"] == f"{manifest['statistics']['documents']:,}"
+    assert found["tokens"] == f"{manifest['statistics']['tokens']:,}"
+    assert (found["commit"], found["fitb"], found["torch"]) == ("abc123", "9.9", "8.8")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n")
+    assert "| loss_mlm | 4.0000 |" in card and "| top1 | 0.2000 |" in card
+
+
+def test_statistics_of_other_shards_are_not_told(make_run, tmp_path) -> None:
+    run = make_run()
+    path = run / "checkpoints" / "step-0000002" / "manifest.json"
+    manifest = fsio.read_json(path)
+    fsio.write_json(path, {**manifest, "fingerprint": "other"})
+    export(ExportConfig(str(run), str(tmp_path / "out")))
+    found = facts(tmp_path / "out")
+    assert found["shards (fingerprint)"] == "other" and "documents" not in found
+
+
+def test_metrics_that_are_given_stand_in_the_card_with_their_intervals(
+    make_run, evaluated, tmp_path
+) -> None:
+    export(ExportConfig(str(make_run()), str(tmp_path / "out"), metrics=str(evaluated)))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| loss | 3.2500 | 3.1250 to 3.5000 |" in card
+    assert "12 rows and 34 slots of validation" in card and "masks span at 25%" in card
+    assert "loss_mlm" not in card and "span_em" not in card
+
+
+def test_metrics_by_set_and_model_are_read_too(make_folder, evaluated, tmp_path) -> None:
+    flat = json.loads(evaluated.read_text())
+    models = {"model": {"metrics": flat.pop("metrics")}, "teacher": {"metrics": {}}}
+    kept = {key: flat.pop(key) for key in ("mask", "seed")}
+    evaluated.write_text(json.dumps({**kept, "sets": {"mine": {**flat, "models": models}}}))
+    export(ExportConfig(make_folder(), str(tmp_path / "out"), metrics=str(evaluated)))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| loss | 3.2500 | 3.1250 to 3.5000 |" in card and "34 slots of mine" in card
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", "{}", '{"sets": {}}', '{"metrics": 3}'])
+def test_metrics_of_another_kind_are_refused(make_folder, tmp_path, content) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    config = ExportConfig(make_folder(), str(tmp_path / "out"), metrics=str(tmp_path / "bad.json"))
+    with pytest.raises(DataError, match=r"bad\.json .*`fitb evaluate --json`"):
+        export(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_file_names_a_path_of_this_machine(make_run, tmp_path) -> None:
+    export(ExportConfig(str(make_run(exported=True)), str(tmp_path / "out"), onnx=True))
+    for path in (tmp_path / "out").iterdir():
+        content = path.read_bytes()
+        for private in (str(tmp_path), str(Path.home()), "/somewhere", str(Path(ours.__file__))):
+            assert private.encode() not in content, path
+
+
+def test_a_folder_that_exists_is_refused_and_stays(make_folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--out .*out exists already"):
+        export(ExportConfig(make_folder(), str(out)))
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError, SystemFault])
+@pytest.mark.parametrize("when", ["model_card", "_with_onnx"])
+def test_an_export_that_ends_early_leaves_nothing(
+    make_folder, tmp_path, monkeypatch, kind, when
+) -> None:
+    source = make_folder()
+    seen = []
+
+    def fail(*_):
+        seen.extend(path.name for path in tmp_path.glob(".*/*"))
+        raise kind("early")
+
+    monkeypatch.setattr(ours, when, fail)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(kind, match="early"):
+        export(ExportConfig(source, str(tmp_path / "out"), onnx=True))
+    assert "model.safetensors" in seen  # it was in the middle
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_another_process_made_meanwhile_stays(
+    make_folder, tmp_path, monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(ours, "model_card", lambda card: out.mkdir() or "card")
+    with pytest.raises(ConfigError, match="exists already"):
+        export(ExportConfig(make_folder(), str(out)))
+    assert list(out.iterdir()) == []
+
+
+def test_a_model_without_trained_head_is_refused(make_folder, tmp_path) -> None:
+    with pytest.raises(ContractError, match="lacks a trained MLM head"):
+        export(ExportConfig(make_folder(kind=BertModel), str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_onnx_files_lie_beside_the_tokenizer_and_answer_as_the_model(
+    make_folder, tokenizer, tmp_path
+) -> None:
+    out = str(tmp_path / "out")
+    result = export(ExportConfig(make_folder(), out, int8=True))
+    assert {"model.onnx", "model-int8.onnx"} <= result["files"].keys()
+    assert 0 <= result["onnx_largest_difference"] <= 1e-4
+    draw = random.Random(3)
+    rows = [[draw.randrange(5, len(tokenizer)) for _ in range(size)] for size in (17, 3)]
+    plain, other = (
+        load_scorer(out, backend).logits(rows, [[0, 16], [1]]) for backend in ("torch", "onnx")
+    )
+    assert (plain - other).abs().max() <= 1e-4
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`model.onnx`" in card and "What 8-bit products cost was not measured" in card
+
+
+def test_the_cost_of_int8_is_measured_on_shards_and_stands_in_the_card(
+    make_run, shard_set, tmp_path
+) -> None:
+    config = ExportConfig(
+        str(make_run()), str(tmp_path / "out"), int8=True, shards=str(shard_set), rows=20
+    )
+    result = export(config)
+    costs = {each["metric"]: each for each in result["int8_cost"]}
+    assert set(costs) == {"loss", "top1", "top5"}
+    loss = costs["loss"]
+    assert loss["difference"] == pytest.approx(loss["int8"] - loss["fp32"], abs=1e-9)
+    assert loss["low"] <= loss["difference"] <= loss["high"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| loss | {loss['fp32']:.4f} | {loss['int8']:.4f} |" in card
+    assert "On 20 validation rows" in card
+
+
+def test_shards_of_another_tokenizer_are_refused_and_so_are_shards_without_int8(
+    make_folder, shard_set, tmp_path
+) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match="add --int8"):
+        ExportConfig("model", out, shards=str(shard_set))
+    config = ExportConfig(make_folder(), out, int8=True, shards=str(shard_set))
+    with pytest.raises(DataError, match="prepared with another tokenizer"):
+        export(config)
+    assert not Path(out).exists()
+
+
+def test_without_the_extra_nothing_is_begun(make_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemFault, match=r"pip install 'fitb\[onnx\]'"):
+        export(ExportConfig(make_folder(), str(tmp_path / "out"), onnx=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_what_it_wrote(make_folder, tmp_path, capsys) -> None:
+    assert main(["export", make_folder(), "--out", str(tmp_path / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"]["model.safetensors"] > 1000
+    assert main(["export", make_folder(), "--out", str(tmp_path / "b")]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    assert main(["export", make_folder(), "--out", str(tmp_path / "b")]) == 2
