@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 demo: $(VENV)/ready
 	fitb demo
 
-test: $(VENV)/ready slurm-packages
+test: $(VENV)/ready slurm-packages browser
 	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 2 --dist loadfile $(ORDER) $(TESTS)
 
 soak: $(VENV)/ready slurm-packages
@@ -43,4 +43,10 @@ slurm-packages:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 shellcheck >/dev/null; fi
 
-.PHONY: demo test soak check fmt install slurm-packages
+# A browser for the tests of the page that `fitb serve` shows.
+browser:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; \
+	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
+
+.PHONY: demo test soak check fmt install slurm-packages browser

@@ -36,6 +36,7 @@ commands:
   evaluate   how well a model fills masked positions, beside baselines, with 95 % intervals
   compare    two models on the same rows and masks: paired differences and p-values
   fill       fill the blanks of sentences
+  serve      fill blanks over HTTP, and on a page for people
   export     a model as a Hugging Face folder with its card, and for onnxruntime
   plan       what a run will take: time, traffic, checkpoints, losses to preemption
   bench      measure, and print medians with their spread
@@ -55,6 +56,7 @@ BENCHMARKS = {
     "resume": "seconds from a signal to a checkpoint, and from a start to the first step",
     "blanks": "words of 1 to 4 pieces filled exactly: beam, greedy, per-mask marginals",
     "infer": "texts per second of filling blanks, beside transformers' pipeline",
+    "load": "requests per second of `fitb serve`, beside itself handling each alone",
     "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
     "duplicates": "recall and precision of near-duplicates planted at known similarities",
     "all": "each of them with its defaults, but blanks, which takes a trained model",
@@ -202,6 +204,20 @@ def _fill(flags: list[str]) -> int:
     return 0
 
 
+def _serve(flags: list[str]) -> int:
+    from fitb.serve.config import ServeConfig
+
+    config = parse(ServeConfig, "fitb serve", flags, positional="model")
+    try:
+        from fitb.serve.run import serve
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "fitb":
+            raise
+        message = f"{error.name} is not installed; `pip install 'fitb[serve]'` brings it"
+        raise ConfigError(message) from error
+    return serve(config)
+
+
 def _export(flags: list[str]) -> int:
     from fitb.export import ExportConfig, export, render
 
@@ -257,6 +273,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "compare": _compare,
     "fill": _fill,
+    "serve": _serve,
     "export": _export,
     "plan": _plan,
     "bench": _bench,

@@ -78,7 +78,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         tokenizer = load_tokenizer(Path(name))
     model = torch.nn.Module.to(load_model(config.model, tokenizer=tokenizer).model, device)
     scorer = TorchScorer(model, tokenizer)
-    texts = _texts(lines, config.texts, tokenizer.mask_token)
+    texts = blanked(lines, config.texts, tokenizer.mask_token)
     requests = [FillRequest(text, Search(top_k=5)) for text in texts]
     other: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]
     for batch in config.batches:
@@ -108,8 +108,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     return row
 
 
-def _texts(lines: list[str], number: int, mask_token: str) -> list[str]:
-    """Texts of some words, the middle one blanked."""
+def blanked(lines: list[str], number: int, mask_token: str) -> list[str]:
+    """Return texts of some words, the middle one blanked."""
     texts = []
     for text in documents(lines, number * 4000, seed=2):
         words = text.split()[:_WORDS]

@@ -23,6 +23,8 @@ from fitb.infer.rules import OPEN, Rule
 from fitb.infer.scorer import Scorer
 
 _MAX_TOKENS = 8192  # of a forward pass, padding included
+_ENOUGH_TOKENS = 1024  # a pass of as many gains little by more rows, and loses by padding
+_GROWTH = 1.1  # of the rows of such a pass
 _MAX_SLOTS = 1024  # through the head at a time: (1024, 30522) fp32 is 125 MB
 
 
@@ -151,8 +153,11 @@ def _parts(questions: Sequence[Question], order: Sequence[int]) -> Iterator[list
     for number in order:
         question = questions[number]
         more = sum(len(question.layout.variables[v]) for v in question.variables)
-        tokens = (len(part) + 1) * len(question.layout.row)
-        if part and (tokens > _MAX_TOKENS or slots + more > _MAX_SLOTS):
+        length = len(question.layout.row)
+        tokens = (len(part) + 1) * length
+        shortest = len(questions[part[0]].layout.row) if part else length
+        pads = tokens > _ENOUGH_TOKENS and length > _GROWTH * shortest
+        if part and (pads or tokens > _MAX_TOKENS or slots + more > _MAX_SLOTS):
             yield part
             part, slots = [], 0
         part.append(number)

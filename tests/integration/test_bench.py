@@ -76,3 +76,13 @@ def test_filling_is_measured_beside_the_pipeline() -> None:
     assert alone["student_over_teacher"]["median"] > 0 and "teacher_ms" not in together
     for found in (alone, together):
         assert found["onnx_over_torch"]["runs"] == found["int8_over_torch"]["runs"] == 1
+
+
+def test_the_server_is_measured_beside_itself_with_requests_one_at_a_time() -> None:
+    row = bench(
+        "load",
+        "--clients 3 --seconds 0.5 --repeats 1 --threads 1 --model.hidden_size 24"
+        " --model.num_hidden_layers 1 --model.intermediate_size 48 --model.num_attention_heads 2",
+    )
+    assert row["failures"] == 0 and row["server_over_serial"]["median"] > 0
+    assert 0 < row["p50_ms"]["median"] <= row["p99_ms"]["median"]

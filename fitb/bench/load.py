@@ -1,0 +1,301 @@
+"""A load on `fitb serve`, and what batches gain over one request at a time: `fitb bench load`.
+
+Clients are bare HTTP/1.1 over asyncio, a request each at a time: on two cores a full HTTP library
+would take more of the machine than the server it measures. (They read answers with a
+Content-Length, which is what `fitb serve` sends.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fitb.bench.infer import blanked
+from fitb.bench.measure import Spread, machine, render
+from fitb.bench.text import pool
+from fitb.config import Geometry
+from fitb.errors import ConfigError, SystemFault
+
+__all__ = ["BenchConfig", "bench", "drive", "render", "requests", "server", "serving"]
+
+_VOCABULARY = 30_522
+_TEXTS = 192
+_START_S = 120.0
+_STOP_S = 30.0
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Requests per second of the server at saturation, one text of 24 words in each.
+
+    Args:
+        clients: a request each at a time.
+        seconds: of each measurement.
+        model: TinyBERT-4 with random weights, or another geometry.
+        threads: of the server's model; 0 leaves the number to PyTorch.
+        repeats: measurements of each.
+        json: print one JSON object.
+    """
+
+    clients: int = 64
+    seconds: float = 10.0
+    model: Geometry = field(default_factory=Geometry)
+    threads: int = 0
+    repeats: int = 3
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.clients, self.repeats) < 1 or not self.seconds > 0:
+            raise ConfigError(
+                f"clients={self.clients}, repeats={self.repeats}, seconds={self.seconds:g};"
+                " at least 1, 1, and more than 0"
+            )
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure the server, turn by turn with itself handling each request alone."""
+    from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
+    from fitb.model.load import load_model, quiet
+
+    lines = pool()
+    row: dict[str, Any] = {"bench": "load", **machine(), "clients": config.clients}
+    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
+        train_tokenizer(lines, _VOCABULARY, Path(name))
+        tokenizer = load_tokenizer(Path(name))
+        load_model(config.model, tokenizer=tokenizer).model.save_pretrained(name)
+        texts = blanked(lines, _TEXTS, tokenizer.mask_token)
+        flags = ("--threads", str(config.threads))
+        row |= serving(name, texts, config.clients, config.seconds, config.repeats, flags)
+    return row
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server did under load.
+
+    Args:
+        requests_per_s: answered with 200 in the time measured.
+        p50_ms: median time from the first byte sent to the last received.
+        p99_ms: 99 of 100 were answered within it.
+        failures: answers other than 200, and connections lost.
+    """
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    failures: int
+
+
+def drive(
+    url: str, bodies: Sequence[bytes], clients: int, seconds: float, warm_up_s: float = 1.0
+) -> Load:
+    """Have clients post bodies in turn, each as soon as its last was answered.
+
+    Args:
+        url: of http, with host, port and path.
+        bodies: JSON.
+        clients: connections, each with one request at a time.
+        seconds: measured, after the warm-up.
+    Raises: SystemFault where nothing was answered.
+    """
+    return asyncio.run(_drive(url, bodies, clients, seconds, warm_up_s))
+
+
+def requests(texts: Sequence[str]) -> list[bytes]:
+    """Return a body for each text."""
+    return [json.dumps({"texts": [text]}).encode() for text in texts]
+
+
+async def _drive(
+    url: str, bodies: Sequence[bytes], clients: int, seconds: float, warm_up_s: float
+) -> Load:
+    where = urlsplit(url)
+    head = (
+        f"POST {where.path} HTTP/1.1\r\nhost: {where.netloc}\r\n"
+        "content-type: application/json\r\ncontent-length: "
+    ).encode()
+    messages = [b"%s%d\r\n\r\n%s" % (head, len(body), body) for body in bodies]
+    loop = asyncio.get_running_loop()
+    begin_s = loop.time() + warm_up_s
+    run = _Run(messages, begin_s, begin_s + seconds)
+    assert where.hostname and where.port
+    transports = []
+    for number in range(clients):
+        transport, _ = await loop.create_connection(
+            lambda number=number: _Client(run, number),  # type: ignore[misc]
+            where.hostname,
+            where.port,
+        )
+        transports.append(transport)
+    await asyncio.sleep(begin_s + seconds - loop.time())
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(0.01)
+    if not run.times_s:
+        raise SystemFault(f"{url} answered nothing in {seconds:g} s; {run.failures} failures")
+    times_ms = sorted(1000 * taken for taken in run.times_s)
+    return Load(
+        round(len(times_ms) / seconds, 1),
+        round(statistics.median(times_ms), 2),
+        round(times_ms[min(len(times_ms) - 1, len(times_ms) * 99 // 100)], 2),
+        run.failures,
+    )
+
+
+class _Run:
+    """What the clients share."""
+
+    def __init__(self, messages: Sequence[bytes], begin_s: float, end_s: float) -> None:
+        self.messages = messages
+        self.begin_s = begin_s
+        self.end_s = end_s
+        self.times_s: list[float] = []
+        self.failures = 0
+
+
+class _Client(asyncio.Protocol):
+    """One connection: sends, waits for the whole answer, sends the next."""
+
+    def __init__(self, run: _Run, number: int) -> None:
+        self._run = run
+        self._next = number
+        self._read = bytearray()
+        self._ends = 0  # bytes of the answer, once its head is there
+        self._began_s = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._clock = asyncio.get_running_loop().time
+        self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._clock() < self._run.end_s:
+            self._run.failures += 1
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        if not self._ends:
+            head = self._read.find(b"\r\n\r\n")
+            if head < 0:
+                return
+            length = _LENGTH.search(self._read, 0, head + 2)
+            self._ends = head + 4 + (int(length[1]) if length else 0)
+        if len(self._read) >= self._ends:
+            self._answered(self._read.startswith(b"HTTP/1.1 200"))
+
+    def _answered(self, good: bool) -> None:
+        now_s = self._clock()
+        if not good:
+            self._run.failures += 1
+        elif self._run.begin_s <= now_s < self._run.end_s:
+            self._run.times_s.append(now_s - self._began_s)
+        del self._read[:]
+        self._ends = 0
+        if now_s < self._run.end_s:
+            self._send()
+        else:
+            self._transport.close()
+
+    def _send(self) -> None:
+        self._began_s = self._clock()
+        self._transport.write(self._run.messages[self._next % len(self._run.messages)])
+        self._next += 1
+
+
+@contextlib.contextmanager
+def server(model: str, *flags: str) -> Iterator[str]:
+    """Run `fitb serve` on a free port of loopback; yield its URL once it is ready.
+
+    Raises: SystemFault where it does not become ready, or does not end with 0.
+    """
+    command = [sys.executable, "-m", "fitb", "serve", model, "--port", "0", *flags]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=dict(os.environ))
+
+        def last_words() -> str:
+            said.seek(0)
+            return said.read().decode(errors="replace")
+
+        try:
+            yield _ready(process, last_words)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+        if code:
+            raise SystemFault(f"`fitb serve` ended with {code}: {last_words()[-500:]}")
+
+
+def _ready(process: subprocess.Popen[bytes], said: Any) -> str:
+    """Wait for a server and return its URL."""
+    until_s = time.monotonic() + _START_S
+    while time.monotonic() < until_s and process.poll() is None:
+        found = re.search(r"listening at (\S+),", said())
+        if found:
+            with contextlib.suppress(OSError):  # not yet ready is an HTTPError, which is one
+                urllib.request.urlopen(f"{found[1]}/healthz", timeout=5).close()
+                return found[1]
+        time.sleep(0.05)
+    raise SystemFault(f"`fitb serve` did not become ready: {said()[-500:]}")
+
+
+def serving(
+    model: str | Path,
+    texts: Sequence[str],
+    clients: int,
+    seconds: float,
+    repeats: int,
+    flags: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure the server, turn by turn with itself handling each request alone.
+
+    Alone means that a batch holds one text and all else is the same: code, model, threads, clients.
+
+    Args:
+        model: a folder.
+        texts: one a request.
+        clients: at a time.
+        seconds: of each measurement.
+        repeats: measurements of each.
+        flags: of both servers.
+    Returns: `requests_per_s`, `serial_requests_per_s`, `server_over_serial`, `p50_ms`, `p99_ms`,
+        each with its spread, and `failures` of all.
+    """
+    bodies = requests(texts)
+    batched: list[Load] = []
+    serial: list[Load] = []
+    alone = ("--max_batch_texts", "1")
+    with server(str(model), *flags) as one, server(str(model), *flags, *alone) as other:
+        for _ in range(repeats):
+            batched.append(drive(f"{one}/v1/fill", bodies, clients, seconds))
+            serial.append(drive(f"{other}/v1/fill", bodies, clients, seconds))
+    ratios = [a.requests_per_s / b.requests_per_s for a, b in zip(batched, serial, strict=True)]
+    return {
+        "requests_per_s": asdict(Spread.of([load.requests_per_s for load in batched], 1)),
+        "serial_requests_per_s": asdict(Spread.of([load.requests_per_s for load in serial], 1)),
+        "server_over_serial": asdict(Spread.of(ratios)),
+        "p50_ms": asdict(Spread.of([load.p50_ms for load in batched], 1)),
+        "p99_ms": asdict(Spread.of([load.p99_ms for load in batched], 1)),
+        "serial_p50_ms": asdict(Spread.of([load.p50_ms for load in serial], 1)),
+        "failures": sum(load.failures for load in (*batched, *serial)),
+    }

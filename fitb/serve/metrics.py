@@ -1,0 +1,74 @@
+"""What Prometheus is told: counts, times and sizes, never a word of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
+_TOKENS = (16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144)
+PATHS = ("/v1/fill", "/healthz", "/metrics", "/openapi.json", "/")
+
+
+class Metrics:
+    """The figures of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "fitb_requests", "Requests answered.", ["path", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "fitb_fill_seconds",
+            "From the head of a request to the end of its answer, /v1/fill alone.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "fitb_in_flight_requests", "Requests being answered.", registry=self.registry
+        )
+        self._queue = Gauge(
+            "fitb_queue_texts", "Texts that wait.", ["model"], registry=self.registry
+        )
+        self._batch_texts = Histogram(
+            "fitb_batch_texts",
+            "Texts of a batch.",
+            ["model"],
+            buckets=_TEXTS,
+            registry=self.registry,
+        )
+        self._batch_tokens = Histogram(
+            "fitb_batch_tokens",
+            "Tokens of a batch, all passes of the search, as counted before them.",
+            ["model"],
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count a request; a path that is not served is counted as 'other'."""
+        self._requests.labels(path if path in PATHS else "other", str(status)).inc()
+        if path == "/v1/fill":
+            self._seconds.observe(seconds)
+
+    def batches_of(self, model: str) -> Callable[[int, int], None]:
+        """Return what observes the batches of a model: their texts and tokens."""
+        texts, tokens = self._batch_texts.labels(model), self._batch_tokens.labels(model)
+
+        def observe(num_texts: int, num_tokens: int) -> None:
+            texts.observe(num_texts)
+            tokens.observe(num_tokens)
+
+        return observe
+
+    def watch_queue(self, model: str, length: Callable[[], int]) -> None:
+        """Ask for the length of a model's queue whenever somebody looks."""
+        self._queue.labels(model).set_function(length)
+
+    def text(self) -> bytes:
+        """Return all of it in Prometheus' text format."""
+        return generate_latest(self.registry)

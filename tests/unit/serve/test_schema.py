@@ -1,0 +1,187 @@
+"""Requests within and beyond their limits, and answers held against their own schema."""
+
+import json
+import random
+
+import pytest
+
+from fitb.errors import ConfigError
+from fitb.infer.blanks import prepare
+from fitb.infer.fill import fill_prepared
+from fitb.infer.request import Constraint, FillRequest, Search
+from fitb.infer.scorer import TorchScorer
+from fitb.model.load import load_model
+from fitb.serve import schema
+from fitb.serve.config import Limits, ServeConfig
+from fitb.serve.filler import work_tokens
+from fitb.serve.refusal import Refusal
+
+LIMITS = Limits(texts=3, chars=60, blanks=2, beam=4, max_pieces=3, top_k=6, candidates=2)
+MODEL = schema.request_model(LIMITS, ["student", "teacher"])
+SECRET = "zebracrossing"
+
+
+def read(body):
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    return schema.read_request(MODEL, body, LIMITS)
+
+
+def status(body):
+    with pytest.raises(Refusal) as refused:
+        read(body)
+    return refused.value.status
+
+
+def test_a_string_is_a_text_of_which_nothing_more_is_asked():
+    default = FillRequest("a ___", Search(beam=4, max_pieces=3, top_k=5))
+    assert read({"texts": ["a ___"]}) == ("student", [default])
+    assert read({"texts": [{"text": "a ___"}], "model": "teacher"}) == ("teacher", [default])
+
+
+def test_every_field_arrives():
+    text = {
+        "text": "a ___ b ___",
+        "search": {"order": "refine", "beam": 2, "max_pieces": 1, "top_k": 6},
+        "constraints": [
+            {"candidates": ["x", "y"], "regex": "x|y"},
+            {"prefix": "y", "banned": ["z"]},
+        ],
+        "same": [[0, 1]],
+    }
+    expected = FillRequest(
+        "a ___ b ___",
+        Search("refine", 2, 1, 6),
+        (Constraint(("x", "y"), "x|y"), Constraint(prefix="y", banned=("z",))),
+        ((0, 1),),
+    )
+    assert read({"texts": [text]})[1] == [expected]
+
+
+def test_the_examples_are_valid():
+    full = schema.request_model(Limits(), ["student"])
+    _, requests = schema.read_request(full, json.dumps(schema.EXAMPLE).encode(), Limits())
+    assert len(requests) == 2 and requests[1].search.order == "confidence"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nonsense", b'{"texts": ["a \xff ___"]}', b'{"texts": ["\\ud800 ___"]}', b"\x00"],
+)
+def test_what_is_not_json_in_utf8_is_400(body):
+    assert status(body) == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        None,
+        {},
+        {"texts": []},
+        {"texts": "a ___"},
+        {"texts": ["a ___"] * 4},
+        {"texts": ["a ___" * 20]},
+        {"texts": ["___ ___ ___"]},
+        {"texts": [""]},
+        {"texts": [3]},
+        {"texts": ["a ___"], "model": "other"},
+        {"texts": ["a ___"], "unknown": 1},
+        {"texts": [{"text": "a ___", "search": {"beam": 5}}]},
+        {"texts": [{"text": "a ___", "search": {"beam": 0}}]},
+        {"texts": [{"text": "a ___", "search": {"beam": True}}]},
+        {"texts": [{"text": "a ___", "search": {"top_k": "5"}}]},
+        {"texts": [{"text": "a ___", "search": {"order": "random"}}]},
+        {"texts": [{"text": "a ___", "constraints": [{"candidates": ["a", "b", "c"]}]}]},
+        {"texts": [{"text": "a ___", "constraints": [{"regex": "a" * 201}]}]},
+        {"texts": [{"text": "a ___", "same": [[2]]}]},
+        {"texts": [{"text": "a ___", "same": [[-1]]}]},
+    ],
+)
+def test_what_breaks_a_limit_is_422(body):
+    assert status(body) == 422
+
+
+def test_a_reason_names_the_place_and_not_what_stands_there():
+    with pytest.raises(Refusal) as refused:
+        read({"texts": ["a ___", {"text": f"{SECRET} ___", "search": {"beam": SECRET}}]})
+    assert refused.value.reason.startswith("texts[1].search.beam: ")
+    assert SECRET not in refused.value.reason
+    with pytest.raises(Refusal) as refused:
+        read({"texts": [f"{SECRET} ___" * 20]})
+    assert refused.value.reason.startswith("texts[0]") and SECRET not in refused.value.reason
+
+
+@pytest.fixture
+def scorer(make_folder, tokenizer):
+    return TorchScorer(load_model(make_folder(), tokenizer=tokenizer).model, tokenizer)
+
+
+def test_an_answer_is_what_its_schema_says(scorer):
+    requests = [FillRequest("the ___ fox [SPAN] dog"), FillRequest("a [MASK]")]
+    filled = fill_prepared(scorer, [prepare(scorer.tokenizer, one, 64) for one in requests])
+    answer = json.loads(json.dumps(schema.response("student", filled)))
+    checked = schema.Response.model_validate(answer, strict=True)
+    assert checked.model_dump() == answer
+    for one, text in zip(filled, answer["texts"], strict=True):
+        for filling in text["fillings"]:
+            for found in filling["answers"]:
+                assert filling["sentence"][found["begin"] : found["end"]] == found["text"]
+        assert len(text["blanks"]) == len(one.blanks)
+
+
+class Counting:
+    """A scorer that counts the tokens of its rows."""
+
+    def __init__(self, scorer):
+        self.tokenizer, self.max_length, self._scorer = scorer.tokenizer, 64, scorer
+        self.tokens = 0
+
+    def logits(self, rows, positions):
+        self.tokens += sum(map(len, rows))
+        return self._scorer.logits(rows, positions)
+
+
+def test_filling_a_text_takes_no_more_tokens_than_were_counted_before(scorer):
+    draw = random.Random(5)
+    for number in range(25):
+        words = draw.choices(["the", "fox", "___", "[MASK]", "[SPAN]", "dog"], k=draw.randint(2, 7))
+        search = Search(
+            draw.choice(["left_to_right", "confidence"]),
+            beam=draw.randint(1, 4),
+            max_pieces=draw.randint(1, 3),
+            top_k=draw.randint(1, 6),
+        )
+        blanks = sum(word[0] in "_[" for word in words)
+        given = () if number % 3 or not blanks else (Constraint(candidates=("the", "lazy dog")),)
+        if not 1 <= blanks <= 3 or (given and "[MASK]" in words):
+            continue
+        prepared = prepare(scorer.tokenizer, FillRequest(" ".join(words), search, given), 64)
+        counting = Counting(scorer)
+        fill_prepared(counting, [prepared])
+        assert 0 < counting.tokens <= work_tokens(prepared), words
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"port": -1},
+        {"port": 65_536},
+        {"threads": -1},
+        {"max_queue": 0},
+        {"deadline_s": 0.0},
+        {"max_batch_texts": 0},
+        {"max_queue": 10},  # a request of 64 texts would never fit
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(changes):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        ServeConfig("model", **changes)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("me", False)],
+)
+def test_only_loopback_is_local(host, local):
+    assert ServeConfig("model", host=host).is_local is local
