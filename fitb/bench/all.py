@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fitb.bench import attention, comm, data, duplicates, infer, load, plan, resume, step
+from fitb.bench import attention, comm, data, duplicates, infer, plan, resume, step
 from fitb.bench.measure import render
 
 __all__ = ["BenchConfig", "bench", "render"]
@@ -31,7 +31,6 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "plan": plan.bench(plan.BenchConfig()),
         "resume": resume.bench(resume.BenchConfig()),
         "infer": infer.bench(infer.BenchConfig()),
-        "load": load.bench(load.BenchConfig()),
         "data": data.bench(data.BenchConfig()),
         "duplicates": duplicates.bench(duplicates.BenchConfig()),
     }

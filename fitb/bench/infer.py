@@ -1,10 +1,11 @@
 """How fast blanks are filled: beside transformers' pipeline, a teacher, and through onnxruntime.
 
-`fitb bench infer`; what a server adds to it, under load, is measured by `fitb bench load`.
+`fitb bench infer`; then `fitb serve` under load, beside itself handling each request alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from fitb.allocator import keep_freed_memory
+from fitb.bench.load import serving
 from fitb.bench.measure import Spread, machine, render, seconds
 from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
@@ -22,7 +24,7 @@ from fitb.errors import ConfigError
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import TorchScorer
-from fitb.model.load import load_model
+from fitb.model.load import load_model, quiet
 
 __all__ = ["BenchConfig", "bench", "render"]
 
@@ -35,15 +37,18 @@ _WORDS = 24  # of a text
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Texts per second, tokenising included, by batch; then logits alone, by scorer.
+    """Texts per second by batch; logits alone, by scorer; requests per second of the server.
 
     Args:
-        batches: texts per forward pass; one blank in each text.
+        batches: texts per forward pass, tokenising included; one blank in each text.
         texts: of each run.
         model: TinyBERT-4 with random weights, or another geometry.
         teacher: BERT-base with random weights, or another geometry, for student_over_teacher.
-        scorer_batches: rows per call for the comparison of scorers.
+        scorer_batches: rows per call for the comparison of scorers, the first for the ratios.
         repeats: runs of each.
+        clients: of the server, one request each at a time; 0 leaves it out.
+        load_s: of each measurement of the server, in seconds.
+        server_threads: of its model; 0 leaves the number to PyTorch.
         json: print one JSON object.
     """
 
@@ -52,7 +57,10 @@ class BenchConfig:
     model: Geometry = field(default_factory=Geometry)
     teacher: Geometry = field(default_factory=lambda: BERT_BASE)
     scorer_batches: list[int] = field(default_factory=lambda: [1, 32])
-    repeats: int = 3
+    repeats: int = 5
+    clients: int = 64
+    load_s: float = 8.0
+    server_threads: int = 0
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -62,25 +70,51 @@ class BenchConfig:
                 f"batches={self.batches}, scorer_batches={self.scorer_batches},"
                 f" texts={self.texts}, repeats={self.repeats}; each at least 1"
             )
+        if self.clients < 0 or not self.load_s > 0:
+            raise ConfigError(
+                f"clients={self.clients}, load_s={self.load_s:g}; at least 0, and more than 0"
+            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure both, turn by turn."""
-    from transformers import pipeline
-
+    """Measure all of it, rivals turn by turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
     lines = pool()
     row: dict[str, Any] = {"bench": "infer", **machine(), "texts": config.texts}
-    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
         train_tokenizer(lines, _VOCABULARY, Path(name))
         tokenizer = load_tokenizer(Path(name))
+        row["vocabulary"] = len(tokenizer)
+        texts = blanked(lines, config.texts, tokenizer.mask_token)
+        rows = [tokenizer(text)["input_ids"] for text in texts]
+        geometries = {"student": config.model, "teacher": config.teacher}
+        by_scorer = compare_scorers(
+            geometries, tokenizer, rows, config.scorer_batches, config.repeats
+        )
+        first = by_scorer[f"logits_batch_{config.scorer_batches[0]}"]
+        row |= {ratio: first.pop(ratio) for ratio in list(first) if "_over_" in ratio}
+        row |= by_scorer
+        if config.clients and importlib.util.find_spec("uvicorn"):
+            load_model(config.model, tokenizer=tokenizer).model.save_pretrained(name)
+            flags = ("--threads", str(config.server_threads))
+            served = serving(name, texts, config.clients, config.load_s, config.repeats, flags)
+            row |= {"clients": config.clients, **served}
     model = torch.nn.Module.to(load_model(config.model, tokenizer=tokenizer).model, device)
+    return row | _beside_the_pipeline(config, model, tokenizer, texts, device)
+
+
+def _beside_the_pipeline(
+    config: BenchConfig, model: Any, tokenizer: Any, texts: list[str], device: torch.device
+) -> dict[str, Any]:
+    """Texts per second, from text to candidates, by batch."""
+    from transformers import pipeline
+
     scorer = TorchScorer(model, tokenizer)
-    texts = blanked(lines, config.texts, tokenizer.mask_token)
     requests = [FillRequest(text, Search(top_k=5)) for text in texts]
-    other: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]
+    other: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device=device)
+    found: dict[str, Any] = {}
     for batch in config.batches:
         runs = {
             "fitb": lambda batch=batch: [
@@ -95,17 +129,14 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 speed = len(texts) / seconds(run, device)
                 if turn:
                     speeds[name].append(speed)
-        row[f"batch_{batch}"] = {
+        found[f"batch_{batch}"] = {
             "texts_per_s": asdict(Spread.of(speeds["fitb"], 1)),
             "pipeline_texts_per_s": asdict(Spread.of(speeds["pipeline"], 1)),
             "ratio": asdict(
                 Spread.of([a / b for a, b in zip(speeds["fitb"], speeds["pipeline"], strict=True)])
             ),
         }
-    rows = [tokenizer(text)["input_ids"] for text in texts]
-    geometries = {"student": config.model, "teacher": config.teacher}
-    row |= compare_scorers(geometries, tokenizer, rows, config.scorer_batches, config.repeats)
-    return row
+    return found
 
 
 def blanked(lines: list[str], number: int, mask_token: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A load on `fitb serve`, and what batches gain over one request at a time: `fitb bench load`.
+"""A load on `fitb serve`, and what batches gain over one request at a time.
 
 Clients are bare HTTP/1.1 over asyncio, a request each at a time: on two cores a full HTTP library
 would take more of the machine than the server it measures. (They read answers with a
@@ -20,69 +20,17 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fitb.bench.infer import blanked
-from fitb.bench.measure import Spread, machine, render
-from fitb.bench.text import pool
-from fitb.config import Geometry
-from fitb.errors import ConfigError, SystemFault
+from fitb.bench.measure import Spread
+from fitb.errors import SystemFault
 
-__all__ = ["BenchConfig", "bench", "drive", "render", "requests", "server", "serving"]
-
-_VOCABULARY = 30_522
-_TEXTS = 192
 _START_S = 120.0
 _STOP_S = 30.0
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Requests per second of the server at saturation, one text of 24 words in each.
-
-    Args:
-        clients: a request each at a time.
-        seconds: of each measurement.
-        model: TinyBERT-4 with random weights, or another geometry.
-        threads: of the server's model; 0 leaves the number to PyTorch.
-        repeats: measurements of each.
-        json: print one JSON object.
-    """
-
-    clients: int = 64
-    seconds: float = 10.0
-    model: Geometry = field(default_factory=Geometry)
-    threads: int = 0
-    repeats: int = 3
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.clients, self.repeats) < 1 or not self.seconds > 0:
-            raise ConfigError(
-                f"clients={self.clients}, repeats={self.repeats}, seconds={self.seconds:g};"
-                " at least 1, 1, and more than 0"
-            )
-
-
-def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure the server, turn by turn with itself handling each request alone."""
-    from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
-    from fitb.model.load import load_model, quiet
-
-    lines = pool()
-    row: dict[str, Any] = {"bench": "load", **machine(), "clients": config.clients}
-    with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
-        train_tokenizer(lines, _VOCABULARY, Path(name))
-        tokenizer = load_tokenizer(Path(name))
-        load_model(config.model, tokenizer=tokenizer).model.save_pretrained(name)
-        texts = blanked(lines, _TEXTS, tokenizer.mask_token)
-        flags = ("--threads", str(config.threads))
-        row |= serving(name, texts, config.clients, config.seconds, config.repeats, flags)
-    return row
 
 
 @dataclass(frozen=True)

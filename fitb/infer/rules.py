@@ -111,7 +111,10 @@ class Budget:
         try:
             if self._left_s <= 0:
                 raise TimeoutError
-            return bool(pattern.fullmatch(text, partial=partial, timeout=self._left_s))
+            # concurrent: other threads run meanwhile
+            return bool(
+                pattern.fullmatch(text, partial=partial, timeout=self._left_s, concurrent=True)
+            )
         except TimeoutError:
             raise ConfigError(
                 f"the regex took more than {self._given_s:g} s; give a simpler one, or candidates"
