@@ -99,6 +99,7 @@ class Soak:
         """Hurry a job that waits, submit one that is over anew; say whether the run is finished."""
         state = self.cluster.state(self.job)
         if state == "PENDING":
+            self.resume_hosts()
             if "held" in self.cluster("squeue", "-h", "-j", self.job, "-o", "%r"):
                 self.cluster("scontrol", "release", self.job, check=False)  # its launch failed
             self.cluster.hurry(self.job)
@@ -109,6 +110,17 @@ class Soak:
                 self.faults[-1].resubmitted = True
             self.submit()
         return False
+
+    def resume_hosts(self) -> None:
+        """What an administrator does with a host that Slurm has drained.
+
+        It drains one that comes back while processes of a job live there that it has started anew
+        elsewhere ("Duplicate jobid").
+        """
+        for line in self.cluster("sinfo", "-h", "-N", "-o", "%N %T").splitlines():
+            host, state = line.split()
+            if "drain" in state:
+                self.cluster("scontrol", "update", f"NodeName={host}", "State=RESUME", check=False)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         events = read_lines(self.run_dir / "events.jsonl")
@@ -201,12 +213,12 @@ class Soak:
 
 def preempt(soak: Soak) -> None:
     job = soak.cluster.preempt()
-    try:
-        wait_until(lambda: soak.cluster.state(job) == "COMPLETED", 120, "the job that preempts")
-    except TimeoutError:
-        print(soak.cluster("scontrol", "show", "node"), soak.cluster.squeue(), flush=True)
-        print(soak.cluster.daemon_logs(60), flush=True)
-        raise
+
+    def done() -> bool:
+        soak.resume_hosts()
+        return soak.cluster.state(job) == "COMPLETED"
+
+    wait_until(done, 120, "the job that preempts")
 
 
 def time_limit(soak: Soak) -> None:
