@@ -48,7 +48,10 @@ def test_a_teacher_is_trained_evaluated_and_asked_to_fill_a_blank(
     filled = job.fitb("fill", "Returns a [MASK] of strings.", "--model", model, "--json")
     assert filled.returncode == 0, filled.stderr
     (answer,) = json.loads(filled.stdout)
-    assert len(answer["blanks"]) == 1 and len(answer["blanks"][0]) == 5
+    assert answer["blanks"] == [{"begin": 10, "end": 16, "kind": "mask"}]
+    assert len(answer["fillings"]) == 5
+    scores = [filling["probability"] for filling in answer["fillings"]]
+    assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
 
 
 def test_a_model_without_head_weights_is_not_evaluated_or_asked(

@@ -161,4 +161,4 @@ def test_the_export_is_a_hugging_face_folder_that_holds_the_final_weights(straig
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, final[f"param/student.model.{name}"]), name
     card = (straight / "export" / "README.md").read_text()
-    assert f"step {best} of 24" in card
+    assert f"| step | {best} of 24 |" in card
