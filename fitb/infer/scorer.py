@@ -16,6 +16,8 @@ from fitb.model.encoder import encode
 from fitb.model.frozen import can_pack, pack
 from fitb.model.load import load_model, mlm_head
 
+_PACKED_FROM = 512  # hidden size; narrower matrices lose more by oneDNN's calls than they gain
+
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
@@ -113,6 +115,6 @@ def torch_scorer(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
-    if can_pack(device, torch.float32):
+    if can_pack(device, torch.float32) and model.config.hidden_size >= _PACKED_FROM:
         pack(model)
     return TorchScorer(model, tokenizer)
