@@ -204,11 +204,11 @@ def _fill(flags: list[str]) -> int:
 
 
 def _serve(flags: list[str]) -> int:
+    # Before torch loads OpenMP: threads that wait awake for one another starve the event loop.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from fitb.serve.config import ServeConfig
 
     config = parse(ServeConfig, "fitb serve", flags, positional="model")
-    # Before torch loads OpenMP: threads that wait awake for one another starve the event loop.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         from fitb.serve.run import serve
     except ImportError as error:
