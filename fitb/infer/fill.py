@@ -15,6 +15,7 @@ from fitb.infer.lexicon import CONTINUED
 from fitb.infer.refine import refine
 from fitb.infer.request import (
     Answer,
+    Backend,
     Constraint,
     Filled,
     Filling,
@@ -22,7 +23,7 @@ from fitb.infer.request import (
     Order,
     Search,
 )
-from fitb.infer.scorer import Backend, Scorer, load_scorer
+from fitb.infer.scorer import Scorer, load_scorer
 
 __all__ = ["FillConfig", "as_json", "fill", "fill_from", "fill_prepared", "prepare", "render"]
 

@@ -10,6 +10,7 @@ from fitb.errors import ConfigError
 
 Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]
+Backend = Literal["torch", "onnx", "onnx-int8"]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ Legend: B rows, L length, D hidden, V vocabulary, M positions asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from fitb.corpus.tokenizer import load_tokenizer
+from fitb.infer.request import Backend
 from fitb.model.contract import check_contract
 from fitb.model.encoder import encode
 from fitb.model.frozen import can_pack, pack
@@ -20,8 +21,6 @@ _PACKED_FROM = 512  # hidden size; narrower matrices lose more by oneDNN's calls
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM, PreTrainedTokenizerBase
-
-Backend = Literal["torch", "onnx", "onnx-int8"]
 
 
 class Scorer(Protocol):

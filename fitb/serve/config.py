@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fitb.errors import ConfigError
-from fitb.infer.scorer import Backend
+from fitb.infer.request import Backend
 
 
 @dataclass(frozen=True)
