@@ -116,6 +116,7 @@ class Budget:
                 pattern.fullmatch(text, partial=partial, timeout=self._left_s, concurrent=True)
             )
         except TimeoutError:
+            self._left_s = 0.0  # the timer's clock may run ahead of ours
             raise ConfigError(
                 f"the regex took more than {self._given_s:g} s; give a simpler one, or candidates"
             ) from None
