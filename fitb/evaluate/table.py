@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fitb.evaluate.categories import GROUPS
+from fitb.evaluate.metrics import METRICS
 
-# As metrics.METRICS; what reads results needs no torch, and little time.
-SHOWN = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
 _MOVED = ("l2_mean", "l2_max", "cosine_mean", "cosine_min")
 _WIDTH = 16
 
@@ -68,7 +67,7 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _two_lines(models: Mapping[str, Mapping[str, tuple[str, str]]]) -> Iterator[str]:
-    metrics = [metric for metric in SHOWN if metric in next(iter(models.values()))]
+    metrics = [metric for metric in METRICS if metric in next(iter(models.values()))]
     width = max(map(len, models)) + 2
     yield f"{'':{width}}" + "".join(f"{metric:>{_WIDTH}}" for metric in metrics)
     for name, values in models.items():
@@ -99,7 +98,7 @@ def _over_masks(models: Mapping[str, Any]) -> Iterator[str]:
 
 def _by_category(found: dict[str, Any]) -> Iterator[str]:
     model = found["models"]["model"]["categories"]
-    metrics = [metric for metric in SHOWN if metric in found["models"]["model"]["metrics"]]
+    metrics = [metric for metric in METRICS if metric in found["models"]["model"]["metrics"]]
     yield f"{'':14}{'slots':>9}{'words':>9}" + "".join(f"{metric:>11}" for metric in metrics)
     for name in GROUPS:
         if name in model and (size := found["categories"][name])["num_slots"]:

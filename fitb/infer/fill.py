@@ -25,8 +25,6 @@ from fitb.infer.request import (
 )
 from fitb.infer.scorer import Scorer, load_scorer
 
-__all__ = ["FillConfig", "as_json", "fill", "fill_from", "fill_prepared", "prepare", "render"]
-
 
 @dataclass(frozen=True)
 class FillConfig:
