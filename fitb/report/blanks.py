@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitb.errors import FitbError
-from fitb.report.gather import Run
+from fitb.report.gather import Run, without_password
 
 if TYPE_CHECKING:
     from fitb.corpus.shards import ShardSet
@@ -57,7 +57,7 @@ class Blanks:
     skipped: str = ""
 
 
-def blanks_of(run: Run, number: int, rows: int) -> Blanks:
+def blanks_of(run: Run, number: int, rows: int, shards: str | None = None) -> Blanks:
     """Fill the blanks of a run's validation rows by its export.
 
     Masks are those of `fitb evaluate`'s defaults. A word counts where [MASK] is shown for all its
@@ -66,16 +66,21 @@ def blanks_of(run: Run, number: int, rows: int) -> Blanks:
     Args:
         number: of the best, and of the worst.
         rows: spread evenly over the split; 0 means all.
+        shards: folder; None is that of the run's configuration.
     """
-    export, shards = run.path / "export", run.config.get("data.shards")
+    export = run.path / "export"
+    where = shards or run.config.get("data.shards")
     if not number:
         return Blanks(skipped="Not asked for: --blanks 0.")
     if not (export / "config.json").is_file():
         return Blanks(skipped="No blanks: the run has no export yet.")
-    if not isinstance(shards, str) or not (Path(shards) / "manifest.json").is_file():
-        return Blanks(skipped="No blanks: the run's shards are not on this machine.")
+    if not isinstance(where, str) or not (Path(where) / "manifest.json").is_file():
+        said = f" at {without_password(where)}" if where else ""
+        return Blanks(
+            skipped=f"No blanks: there are no shards{said}; --shards names another folder."
+        )
     try:
-        found, num_rows = _filled(export, Path(shards), rows)
+        found, num_rows = _filled(export, Path(where), rows)
     except ImportError as error:
         return Blanks(skipped=f"No blanks: {error.name} is not installed.")
     except (FitbError, OSError, ValueError) as error:

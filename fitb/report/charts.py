@@ -146,7 +146,9 @@ def draw_panel(panel: Panel, width: float = WIDTH) -> Figure:
     for place, line in enumerate(panel.lines):
         _draw_line(axes, line, place, len(panel.lines) if rows else 0)
         if panel.x_label != "step" and len(line.x):
-            axes.plot(line.x[-1], line.y[-1], "o", color=colour(line.colour), markersize=6.5)
+            axes.plot(
+                line.x[-1], line.y[-1], "o", color=colour(line.colour), markersize=6.5, zorder=4
+            )
     for step in panel.marks:
         axes.axvline(step, color=_SOFT, linewidth=0.7, dashes=(1, 2), zorder=0)
     _scale_y(axes, panel)

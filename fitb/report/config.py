@@ -20,6 +20,8 @@ class ReportConfig:
             of such; those in RUN/evaluation are always read.
         blanks: of the best and of the worst blanks of each run, how many to show; 0 shows none, and
             then no model is loaded.
+        shards: folder of the shards that they are taken from; null is what each run's configuration
+            names.
         blank_rows: validation rows that are filled to find them, spread evenly; 0 means all.
         json: print one JSON object.
     """
@@ -29,6 +31,7 @@ class ReportConfig:
     png: str | None = None
     evaluations: list[str] = field(default_factory=list)
     blanks: int = 5
+    shards: str | None = None
     blank_rows: int = 256
     json: bool = False
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +59,7 @@ class Run:
         name: short, unlike that of any other run of the page.
         curves: metric -> curve, in the order of their first appearance.
         num_logged: lines of metrics.jsonl that hold a step.
+        seen: when the last of them was written; None where there is none.
         attempts: oldest first.
         status: None where it cannot be told.
         config: dotted key -> value; empty where there is none.
@@ -70,6 +73,7 @@ class Run:
     name: str
     curves: Mapping[str, Curve] = field(default_factory=dict)
     num_logged: int = 0
+    seen: datetime.datetime | None = None
     attempts: Sequence[Attempt] = ()
     status: Status | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -111,6 +115,7 @@ def gather(path: Path, name: str) -> Run:
         name=name,
         curves=curves,
         num_logged=num_logged,
+        seen=_written(path / "metrics.jsonl") if num_logged else None,
         attempts=_attempts(events, notes),
         status=found,
         config=config,
@@ -141,6 +146,14 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 def printable(text: object) -> str:
     """Return a text on one line that any font, HTML and XML can hold."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+
+
+def without_password(value: object, lines: bool = False) -> str:
+    """Return a value of a configuration as YAML has it, without the password of a URL."""
+    plain = {None: "null", True: "true", False: "false"}
+    shown = plain[value] if value is None or isinstance(value, bool) else str(value)
+    text = shown if lines else printable(shown)
+    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:
@@ -186,6 +199,10 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
         for key in keys
         if len({json.dumps(config.get(key, "absent"), default=str) for config in known}) > 1
     }
+
+
+def _written(path: Path) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc)
 
 
 def _float(value: int | float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +16,7 @@ from fitb.fsio import write_atomic
 from fitb.report.blanks import Blanks, spaced
 from fitb.report.charts import MARKERS, PALETTE, Chart
 from fitb.report.evaluations import Evaluations, Value
-from fitb.report.gather import Run, differing, printable
+from fitb.report.gather import Run, differing, printable, without_password
 from fitb.report.panels import STUDENT, number
 from fitb.report.thin import BUCKETS
 from fitb.report.timeline import end_of
@@ -136,7 +135,8 @@ def state_of(run: Run) -> str:
         return "Not started: no attempt has begun."
     of = f" of {found.steps:,}" if found.steps else ""
     why = f": {found.why}" if found.why else ""
-    return f"{found.state.capitalize()} at step {found.step:,}{of}{why}."
+    left = f", {duration(found.left_s)} left" if found.state == "running" and found.left_s else ""
+    return f"{found.state.capitalize()} at step {found.step:,}{of}{left}{why}."
 
 
 def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -193,7 +193,7 @@ def cell(metric: str, value: Value | None, sign: str = "") -> tuple[str, str]:
     if value is None or value.value is None:
         return "-", ""
     low, high = (_short(metric, end, sign) for end in (value.low, value.high))
-    unit = "%" if metric in _SHARES else ""
+    unit = "" if metric not in _SHARES else " points" if sign else "%"
     interval = f"{low} to {high}" if low and high else ""
     return _short(metric, value.value, sign) + unit, interval
 
@@ -270,9 +270,3 @@ def _counted(names: Any) -> str:
         return ""
     counts = {name: names.count(name) for name in map(str, names)}
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
-
-
-def without_password(value: object, lines: bool = False) -> str:
-    """Return a value of a configuration as text, without the password of a URL."""
-    text = str(value) if lines else printable(value)
-    return re.sub(r"://[^/\s]*@", "://***@", text)

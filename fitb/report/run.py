@@ -33,7 +33,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     paths = [Path(run) for run in config.runs]
     runs = [gather(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
     evaluations = read_evaluations(runs, config.evaluations)
-    blanks = [blanks_of(run, config.blanks, config.blank_rows) for run in runs]
+    blanks = [blanks_of(run, config.blanks, config.blank_rows, config.shards) for run in runs]
     png = _folder(config.png)
     content = Content(
         runs=runs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fitb.cluster.history import Attempt, when
 from fitb.errors import FINISHED, RESUME
-from fitb.report.charts import ROW, TOP, above, colour, frame, plain_ticks, shortened
+from fitb.report.charts import LEFT, ROW, TOP, above, colour, frame, plain_ticks, shortened
 from fitb.report.gather import Run
 
 if TYPE_CHECKING:
@@ -55,23 +55,25 @@ def points_of(attempt: Attempt, begin: datetime.datetime) -> list[tuple[float, i
 def draw_attempts(runs: Sequence[Run], width: float) -> Figure:
     """Draw steps over time, and below a bar for each attempt; time begins with each run."""
     lanes = len(runs)
-    found = [(run, list(_timed(run))) for run in runs]
+    found = [(run, list(timed(run))) for run in runs]
     longest = max((points[-1][0] for _, each in found for _, points in each), default=0.0)
     size, unit = next((size, unit) for least, size, unit in _UNITS if longest >= least)
     kinds = [k for k in ENDS if any(end_of(a) == k for _, each in found for a, _ in each)]
     lane_height = _LANE * lanes + 8
     rows = 1 if width > 600 else 2
-    figure, axes = frame(width, 150 + lane_height, top=TOP + ROW * rows)
+    names = [shortened(run.name, 14) for run in runs] if lanes > 1 else []
+    left = max([LEFT, *(12 + 5.2 * len(name) for name in names)])
+    figure, axes = frame(width, 150 + lane_height, top=TOP + ROW * rows, left=left)
     axes.set_ylabel("")
     split = lane_height / (150 + lane_height)
     box = axes.get_position()
     axes.set_position((box.x0, box.y0 + split * box.height, box.width, (1 - split) * box.height))
     lane = figure.add_axes((box.x0, box.y0, box.width, split * box.height), sharex=axes)
-    for number, (run, attempts) in enumerate(found):
+    for number, (_, attempts) in enumerate(found):
         _draw_steps(axes, attempts, number, size)
         _draw_bars(lane, attempts, number, size)
-        if lanes > 1:
-            _name_lane(lane, run, number)
+        if names:
+            _name_lane(lane, names[number], number)
     axes.set_xlim(0, longest / size * 1.01 or 1)
     axes.set_ylim(bottom=0)
     axes.tick_params(axis="x", length=0, labelbottom=False)
@@ -86,12 +88,22 @@ def draw_attempts(runs: Sequence[Run], width: float) -> Figure:
     return figure
 
 
-def _timed(run: Run) -> Iterator[tuple[Attempt, list[tuple[float, int]]]]:
+def timed(run: Run) -> Iterator[tuple[Attempt, list[tuple[float, int]]]]:
+    """Yield each attempt with its way, in seconds since the first began; none without a time."""
     begin = min((a.began for a in run.attempts if a.began), default=None)
     if begin is not None:
         for attempt in run.attempts:
-            if points := points_of(attempt, begin):
+            points = points_of(attempt, begin)
+            if points and attempt is run.attempts[-1] and attempt.ended is None and run.seen:
+                logged = max(curve.steps[-1] for curve in run.curves.values())
+                points += _seen((run.seen - begin).total_seconds(), int(logged), points[-1])
+            if points:
                 yield attempt, points
+
+
+def _seen(time_s: float, step: int, last: tuple[float, int]) -> list[tuple[float, int]]:
+    """Return how far an attempt without an end has come, where it is further than what is known."""
+    return [(time_s, step)] if time_s > last[0] and step >= last[1] else []
 
 
 def _draw_steps(
@@ -132,11 +144,11 @@ def _draw_bars(
     lane.grid(False)
 
 
-def _name_lane(lane: Axes, run: Run, number: int) -> None:
+def _name_lane(lane: Axes, name: str, number: int) -> None:
     lane.text(
         -0.008,
         number,
-        shortened(run.name, 8),
+        name,
         transform=lane.get_yaxis_transform(),
         ha="right",
         va="center",
