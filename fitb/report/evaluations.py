@@ -14,6 +14,7 @@ from fitb.fsio import read_json
 from fitb.report.gather import Run, printable
 
 FOLDER = "evaluation"  # in a run's folder
+_BEYOND = 1e100  # an axis of such values overflows
 _MOST_FILES = 200  # in one folder: a table of more is no table
 
 
@@ -103,7 +104,7 @@ def read_evaluations(runs: Sequence[Run], named: Iterable[str]) -> Evaluations:
             found = read_json(path)
             if not _read(found, labels, tables, aparts):
                 notes.append(f"{printable(path.name)} holds no evaluation, and is left out.")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
             notes.append(f"{printable(path.name)} cannot be read as an evaluation.")
     return Evaluations(
         [Table(title, about, _ordered(rows)) for title, about, rows in tables.values()],
@@ -188,7 +189,8 @@ def _rows(
         if role not in ("model", "unigram", "untrained") and source:
             known = _label(about["source"], labels)
             label = label if known == label else f"{label}: {known}"
-        yield Row(label, source, about.get("num_parameters"), metrics, role == "model")
+        size = about.get("num_parameters")
+        yield Row(label, source, size if type(size) is int else None, metrics, role == "model")
 
 
 def _ordered(rows: list[Row]) -> list[Row]:
@@ -223,4 +225,6 @@ def _value(each: Mapping[str, Any]) -> Value:
 
 
 def _number(value: Any) -> float | None:
+    if value is not None and (type(value) not in (int, float) or not abs(value) < _BEYOND):
+        raise ValueError("no number of an evaluation")
     return None if value is None else float(value)

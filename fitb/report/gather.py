@@ -25,6 +25,9 @@ from fitb.status.run import Status, status
 
 STEP = "train/step"
 _LARGEST = 2**53  # steps beyond it are no whole float64
+_BEYOND = 1e100  # no metric is; axes of such values overflow
+_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
+_TEXTS = ("time", "event", "reason", "job", "chain", "host")
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,7 @@ def gather(path: Path, name: str) -> Run:
     Raises: ConfigError where the folder is not a run's.
     """
     notes: list[str] = []
-    try:
-        found: Status | None = status(path)
-    except ConfigError:
-        raise
-    except (DataError, AttributeError, TypeError, ValueError):  # a line that no fitb wrote
-        found = None
-        notes.append("Where it stands cannot be told: a file of it is damaged.")
+    found = _status(path, notes)
     events = list(_records(path / "events.jsonl", notes))
     curves, num_logged = read_metrics(path / "metrics.jsonl", notes)
     config, text = _config(path, notes)
@@ -210,7 +207,7 @@ def _float(value: int | float) -> float:
         number = float(value)
     except OverflowError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
+    return number if abs(number) < _BEYOND else math.nan
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[Event]:
@@ -237,15 +234,41 @@ def _records(path: Path, notes: list[str]) -> Iterator[Event]:
 
 
 def _attempts(events: list[Event], notes: list[str]) -> list[Attempt]:
-    known = [e for e in events if isinstance(e.get("attempt", 0), int)]
-    try:
-        attempts = attempts_of(known)
-    except (AttributeError, TypeError, ValueError):
-        notes.append("events.jsonl holds what no version of fitb wrote; attempts are not shown.")
-        return []
+    known = [event for event in map(_as_written, events) if event.keys() & {"event", "attempt"}]
+    attempts = attempts_of(known)
     if not attempts:
         notes.append("No attempt is on record: events.jsonl holds none.")
     return attempts
+
+
+def _as_written(event: Event) -> Event:
+    """Return the fields of an event that are of the type that fitb writes."""
+
+    def fits(key: str, value: Any) -> bool:
+        if key in _WHOLE:
+            return type(value) is int and abs(value) <= _LARGEST
+        if key in _TEXTS:
+            return isinstance(value, str)
+        if key in ("hosts", "checks"):
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+        parts = value.values() if key == "seconds" and isinstance(value, dict) else [value]
+        return all(type(x) in (int, float) and abs(x) <= _LARGEST for x in parts)
+
+    return {key: value for key, value in event.items() if fits(key, value)}
+
+
+def _status(path: Path, notes: list[str]) -> Status | None:
+    try:
+        found = status(path)
+    except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        found = None
+    if found is None or not (
+        all(type(n) in (int, type(None)) for n in (found.step, found.steps, found.best_step))
+        and type(found.best_loss) in (int, float, type(None))
+    ):
+        notes.append("Where it stands cannot be told: a file of it is damaged.")
+        return None
+    return found
 
 
 def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:

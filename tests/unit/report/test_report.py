@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_runs import evaluation, record
+from report_runs import evaluation, events, record
 
 from fitb.cli import main
 from fitb.report.blanks import spaced
@@ -115,13 +115,13 @@ def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_com
 
 
 def test_names_values_and_reasons_stay_text_wherever_they_stand(write: Write) -> None:
-    events = [
+    hostile = [
         {"event": "attempt", "attempt": 1, "time": "2026-11-25T10:00:00", "hosts": [HOSTILE]},
         {"event": "stop", "attempt": 1, "reason": HOSTILE, "exit_code": 1, "step": 4},
     ]
     config = json.dumps({"steps": 4, "track": {HOSTILE: HOSTILE}, "data": {"u": "s3://k:pw@h/x"}})
     runs = [
-        write(HOSTILE.replace("/", ""), events=events, config=config, metrics=FEW),
+        write(HOSTILE.replace("/", ""), events=hostile, config=config, metrics=FEW),
         write("other", metrics=[{"train/step": 1, f"weighted/{HOSTILE}": 1.0, "student/top1": 1}]),
     ]
     (runs[0] / "evaluation").mkdir()
@@ -135,25 +135,31 @@ def test_names_values_and_reasons_stay_text_wherever_they_stand(write: Write) ->
     assert "s3://***@h/x" in page.text() and "pw@" not in page.text()
 
 
+NOTHING = {"metrics": None, "events": None, "provenance": None}
+ODD = {"age_s": 1e999, "time": [], "hosts": {}, "reason": 3}
+
+
 @pytest.mark.parametrize(
-    "files",
+    ("files", "said"),
     [
-        {"metrics": None, "events": None, "provenance": None},
-        {"metrics": None, "events": None, "provenance": None, "config": None},
-        {"metrics": '{"train/step": 1, "student/loss_mlm": NaN}\n{"train'},
-        {"metrics": [record(1)], "events": '{"event": "attempt", "attempt": 1}\n{"eve'},
-        {"metrics": FEW, "events": "[]\n", "provenance": "[1, null]"},
+        (NOTHING, "Nothing is logged yet"),
+        ({**NOTHING, "config": None}, "no config.yaml that can be read"),
+        ({"metrics": '{"train/step": 1, "student/loss_mlm": NaN}\n{"train'}, "is torn"),
+        ({"metrics": FEW, "events": '{"event": "attempt", "attempt": 1}\n{"eve'}, "is torn"),
+        ({"metrics": FEW, "events": "[]\n", "provenance": "[1, null]"}, "no JSON objects"),
+        ({"metrics": [{"train/step": 1, "a": 1e308, "b": 10**400}]}, "2 logged values are not"),
+        ({"metrics": FEW, "config": "steps: many\n"}, "Where it stands cannot be told"),
+        ({"metrics": FEW, "events": [each | ODD for each in events()]}, "no reason on record"),
     ],
 )
-def test_a_run_that_has_hardly_begun_gives_a_page_that_says_so(
-    write: Write, files: dict[str, str | None]
+def test_a_run_that_has_hardly_begun_or_is_damaged_gives_a_page_that_says_so(
+    write: Write, files: dict[str, object], said: str
 ) -> None:
     folder = write(**files)
     text = written(folder).text()
-    assert "Evaluation" in text and "Provenance" in text
-    assert re.search("Nothing is logged yet|torn|not finite|no JSON", text)
+    assert said in text and "Evaluation" in text and "Provenance" in text
     both = written(folder, write("other", metrics=FEW)).text()
-    assert "Runs side by side" in both
+    assert said in both and "Runs side by side" in both
 
 
 def test_several_runs_have_a_legend_and_a_table_of_what_differs(write: Write) -> None:
