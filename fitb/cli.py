@@ -31,6 +31,7 @@ commands:
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
   status     where a run stands: attempts, rate, last save, why it stopped
+  report     a run, or several side by side, as one page of HTML, and charts for papers
   rehearse   stop the job on your cluster as Slurm would, and hold its saves against the leads
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
   evaluate   how well a model fills masked positions, beside baselines, with 95 % intervals
@@ -152,6 +153,17 @@ def _status(flags: list[str]) -> int:
     return show(parse(StatusConfig, "fitb status", flags, positional="run"))
 
 
+def _report(flags: list[str]) -> int:
+    from fitb.report.config import ReportConfig
+    from fitb.report.run import as_text, report
+
+    config = parse(ReportConfig, "fitb report", flags, positional="runs")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries talk
+        result = report(config)
+    print(json.dumps(result) if config.json else as_text(result))
+    return 0
+
+
 def _rehearse(flags: list[str]) -> int:
     from fitb.rehearse.judge import as_json, render
     from fitb.rehearse.run import parse_where, rehearse
@@ -269,6 +281,7 @@ COMMANDS = {
     "inspect": _inspect,
     "train": _train,
     "status": _status,
+    "report": _report,
     "rehearse": _rehearse,
     "sync": _sync,
     "evaluate": _evaluate,
