@@ -35,6 +35,11 @@ def main(args: Sequence[str]) -> int:
         action="store_true",
         help="look at every host before the tasks start, and come back without the bad ones",
     )
+    parser.add_argument(
+        "--torchrun",
+        action="store_true",
+        help="one task on each host, in which torchrun starts its --tasks_per_node processes",
+    )
     where, flags = parser.parse_known_args([word for word in args if word != "--"])
     try:
         jobs, run_dir = submit_distill(flags, where)

@@ -64,12 +64,14 @@ class DistillJob:
             within, and returns an exit code.
         restarts: how often submitit has requeued this job.
         chain: that this job is a link of; a link is never requeued.
+        processes: that torchrun starts in each task; 0 is no torchrun: the task trains itself.
     """
 
     flags: tuple[str, ...]
     entry: str = "fitb.train.loop:train"
     restarts: int = 0
     chain: str = ""
+    processes: int = 0
 
     def __call__(self) -> int:
         """Train, and requeue the job where that helps.
@@ -131,7 +133,10 @@ class DistillJob:
         """Run the entry in the environment that it expects; an exception becomes an exit code."""
         local = job.cluster == "local"
         port = slurm.master_port(int(job.job_id.split("_")[0]), self._source(job).restart)
-        os.environ.update(world.env("127.0.0.1" if local else job.hostnames[0], port))
+        address = "127.0.0.1" if local else job.hostnames[0]
+        if self.processes:
+            return self._under_torchrun(world, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+        os.environ.update(world.env(address, port))
         if local:  # as the setup lines of a Slurm job do
             threads = max(1, (os.cpu_count() or 1) // world.size)
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -154,6 +159,21 @@ class DistillJob:
         except Exception:
             logger.exception("training crashed")
             return CRASH
+
+    def _under_torchrun(self, world: World, where: dict[str, str]) -> int:
+        """Train in processes of torchrun, one agent to a task, and return their exit code."""
+        where |= {"SLURM_NNODES": str(world.size), "SLURM_NODEID": str(world.rank)}
+        where["FITB_PROCESSES_PER_NODE"] = str(self.processes)
+        command = [sys.executable, "-m", "fitb.train.torchrun", *self.flags]
+        agent = subprocess.Popen(command, env=os.environ | where, stdin=subprocess.DEVNULL)
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            agent.send_signal(number)
+
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # submitit would requeue
+            signal.signal(number, pass_on)
+        code = agent.wait()
+        return code if code >= 0 else 128 - code
 
 
 def _end(decision: progress.Decision, world: World, run_dir: Path) -> int:
@@ -197,7 +217,8 @@ def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.Ar
     add("--partition", help="Slurm partition")
     add("--job_name", default="fitb")
     add("--wait", action="store_true", help="wait for the end and return the job's exit code")
-    parser.set_defaults(chain=0, preflight=False, **defaults)  # flags of launch.distill alone
+    # Flags of launch.distill alone.
+    parser.set_defaults(chain=0, preflight=False, torchrun=False, **defaults)
     return parser
 
 
@@ -227,11 +248,15 @@ def _slurm_executor(
 ) -> submitit.SlurmExecutor:
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
     link = {"no-requeue": True, "dependency": "singleton"}
+    tasks, cpus = where.tasks_per_node, where.cpus_per_task
+    threads = "${SLURM_CPUS_PER_TASK:-1}"
+    if where.torchrun:
+        threads, cpus, tasks = str(cpus or 1), cpus and cpus * tasks, 1
     executor.update_parameters(
         job_name=chain or where.job_name,
         nodes=where.nodes,
-        ntasks_per_node=where.tasks_per_node,
-        cpus_per_task=where.cpus_per_task,
+        ntasks_per_node=tasks,
+        cpus_per_task=cpus,
         gpus_per_node=where.gpus_per_node,
         time=math.ceil(where.time_min),
         partition=where.partition,
@@ -241,7 +266,7 @@ def _slurm_executor(
         srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
         setup=[
             "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
-            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+            f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
             *setup,
@@ -254,7 +279,7 @@ def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalEx
     executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
     executor.update_parameters(
         nodes=where.nodes,
-        tasks_per_node=where.tasks_per_node,
+        tasks_per_node=1 if where.torchrun else where.tasks_per_node,
         gpus_per_node=where.gpus_per_node or 0,
         timeout_min=where.time_min,
         signal_delay_s=where.signal_delay_s,
@@ -288,7 +313,8 @@ def submit_distill(
         words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
         setup.append(f"{shlex.join(words)} || exit $?")
     executor = make_executor(where, logs, setup=setup, chain=chain)
-    task = DistillJob(("--config", str(path)), entry, chain=chain)
+    processes = where.tasks_per_node if where.torchrun else 0
+    task = DistillJob(("--config", str(path)), entry, chain=chain, processes=processes)
     jobs = [_submit(executor, task) for _ in range(where.chain or 1)]
     return jobs, Path(config.run_dir)
 
