@@ -4,6 +4,10 @@
 # Submit from the root of the repository, or from anywhere if fitb is installed. Options on the
 # command line win over the #SBATCH lines. On hosts without GPUs: --gpus-per-node=0.
 # FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
+# What your site needs (account, modules, container, scratch) is in slurm/site.env, made once by
+# `fitb site init`: `. slurm/site.env` in the shell before sbatch; the job reads it once more.
+#   bash slurm/distill.sh --dry-run [flags]      prints the script, the options that hold and the
+#                                                configuration; submits and writes nothing
 # FITB_PREFLIGHT=1 looks at every host before the tasks start, and comes back without the bad ones.
 # FITB_LAUNCHER=torchrun starts one task on each host, and torchrun in it as many ranks as the host
 # has GPUs, or without GPUs as many as srun would have; FITB_PROCESSES_PER_NODE says otherwise.
@@ -42,9 +46,6 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-set -uo pipefail # not -e: exit codes are the point
-
-python=("${FITB_PYTHON:-python}")
 srun_pid='' signalled=0
 # shellcheck disable=SC2317 # the trap calls it
 pass_on() {
@@ -53,6 +54,25 @@ pass_on() {
   [[ -z $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null
 }
 trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
+
+# The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
+held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
+# shellcheck source=/dev/null
+read_site() { [[ ! -r $site ]] || . "$site"; } # without our arguments: some `activate` read them
+read_site
+if [[ -z $held && -n ${!SBATCH_*} ]]; then
+  echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: \`. $site\` in the shell that submits" >&2
+fi
+python=("${FITB_PYTHON:-python}")
+if [[ -n ${FITB_APPTAINER:-} ]]; then
+  read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
+  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${python[@]}")
+fi
+for word; do
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run distill "$0" "$held" "$@"
+done
+
+set -uo pipefail # not -e: exit codes are the point; not sooner: modules have unset variables
 
 cpus=${SLURM_CPUS_PER_TASK:-1} # of a rank
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
@@ -90,7 +110,10 @@ fi
 
 echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
 code=0
-if [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 270 s, sooner than the warning lasts
+if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
+  echo "fitb: FITB_PREFLIGHT starts steps of its own, which a container cannot; leave one out"
+  exit 93
+elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 270 s, sooner than the warning lasts
   "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
   code=$?
   ((code == 85 || code == 93)) && exit "$code" # it has decided, and requeued the job

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from slurm_cluster import Cluster, ClusterUnavailable, a_cluster, tail
 
-from fitb.cluster.submit import resource_parser, submit_distill
+from fitb.cluster.executor import resource_parser
+from fitb.cluster.submit import submit_distill
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTILL = ROOT / "slurm" / "distill.sh"
