@@ -21,8 +21,11 @@
 
 # The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
 held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
-# shellcheck source=/dev/null
-read_site() { [[ ! -r $site ]] || . "$site"; } # without our arguments: some `activate` read them
+read_site() { # a function, as some `activate` would read our arguments
+  # shellcheck source=/dev/null
+  if [[ -r $site ]]; then . "$site"; fi
+  [[ -r $site || -z ${FITB_SITE:-} ]] || echo "fitb: FITB_SITE=$site cannot be read here" >&2
+}
 read_site
 if [[ -z $held && -n ${!SBATCH_*} ]]; then
   echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: \`. $site\` in the shell that submits" >&2

@@ -6,6 +6,7 @@ whose script reads the file once more.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from collections.abc import Mapping, MutableMapping
@@ -47,11 +48,14 @@ def site_file(env: Mapping[str, str], here: Path) -> Path | None:
     """Return the file of this site, absolute; None where there is none.
 
     Args:
-        env: FITB_SITE names it, as the file itself does for the shell that reads it.
+        env: FITB_SITE names it, as the file itself does for the shell that reads it; /dev/null is
+            no file.
         here: the folder from which jobs are submitted; then the checkout is looked at.
     Raises: ConfigError where FITB_SITE names none.
     """
     named = env.get("FITB_SITE")
+    if named == os.devnull:
+        return None
     if named:
         if not Path(named).exists():
             raise ConfigError(f"FITB_SITE={named!r} is not there; expected a file like {NAME}")

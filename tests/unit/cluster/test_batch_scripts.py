@@ -335,6 +335,8 @@ def test_settings_that_came_too_late_for_sbatch_are_said(batch: Batch) -> None:
     assert f"{late} {path}" in batch.run("exit 0", FITB_SITE=str(path))[1]
     seen = {"FITB_SITE": str(path), "SBATCH_ACCOUNT": "mine", "SLURM_JOB_ID": "8"}
     assert late not in batch.run("exit 0", **seen)[1]
+    gone = str(batch.folder / "gone")
+    assert f"FITB_SITE={gone} cannot" in batch.run("exit 0", "--stepz=1", FITB_SITE=gone)[1]
 
 
 @pytest.mark.parametrize("launcher", ["fitb", "fitb.train.torchrun"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,16 @@ def script(path: Path, text: str) -> Path:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def environment() -> Iterator[None]:
+    """Put the environment back: a front changes that of its process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Slurm that keeps the last script that it was given, and the environment of sbatch."""
     script(tmp_path / "srun", "exit 0")
     script(tmp_path / "sbatch", f'cp "$1" "{tmp_path}/script"; env >"{tmp_path}/env"; echo job 7')
@@ -79,6 +89,7 @@ def test_file_is_the_named_one_or_the_one_below(tmp_path: Path) -> None:
     other = tmp_path / "mine"
     other.touch()
     assert site_file({"FITB_SITE": str(other)}, tmp_path) == other
+    assert site_file({"FITB_SITE": os.devnull}, tmp_path) is None
     with pytest.raises(ConfigError, match="FITB_SITE"):
         site_file({"FITB_SITE": str(tmp_path / "none")}, tmp_path)
 
