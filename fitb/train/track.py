@@ -71,7 +71,7 @@ class Line:
             form = "%H:%M" if end_s - now_s < _DAY_S else "%b %d %H:%M"
             shown.append(f"ends {time.strftime(form, time.localtime(end_s))}")
         known = {**self.validation, **self.metrics}
-        names = ("train/loss", "val/loss_mlm", "perf/tokens_per_s", "student/top1")
+        names = ("train/loss", "val/loss_mlm", "perf/tokens_per_s")
         shown += [_PLAIN[name].format(known[name]) for name in names if name in known]
         if known.get("optim/loss_scale", 1.0) != 1.0:
             shown.append(f"scale {known['optim/loss_scale']:g}")

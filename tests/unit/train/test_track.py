@@ -276,7 +276,6 @@ def test_line_of_a_terminal_says_how_far_how_fast_and_until_when():
         "loss 5.123",
         "val mlm 4.500",
         "12,346 tokens/s",
-        "top1 25.0%",
         "scale 65536",
     ]
     assert "ends Nov 28 10:00" in line.parts(NOW_S + 2 * 86_400, NOW_S)
