@@ -27,6 +27,7 @@ fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to 
 
 commands:
   doctor     what is missing or wrong on this machine, each with what to type
+  site       write slurm/site.env: account, partition and so on, from what Slurm says
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
@@ -110,6 +111,22 @@ def _doctor(flags: list[str]) -> int:
     found = doctor(where, training)
     print(json.dumps(as_json(found)) if where.json else render(found))
     return exit_code(found)
+
+
+def _site(flags: list[str]) -> int:
+    from fitb.site import HELP as SITE_HELP
+    from fitb.site import SiteConfig, init, say
+
+    what, *rest = flags or ["--help"]
+    if what in ("-h", "--help"):
+        print(SITE_HELP, end="")
+        return 0
+    if what != "init":
+        raise ConfigError(f"unknown word {what!r} after `fitb site`; expected init")
+    config = parse(SiteConfig, "fitb site init", rest)
+    result = init(config)
+    print(json.dumps(result) if config.json else say(result))
+    return 0
 
 
 def _prepare(flags: list[str]) -> int:
@@ -277,6 +294,7 @@ def _demo(flags: list[str]) -> int:
 
 COMMANDS = {
     "doctor": _doctor,
+    "site": _site,
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,
