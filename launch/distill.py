@@ -14,16 +14,11 @@ from collections.abc import Sequence
 
 from fitb.cluster.submit import resource_parser, submit_distill, wait_for
 from fitb.errors import FitbError
+from fitb.front import FrontParser
 
 
-def main(args: Sequence[str]) -> int:
-    parser = resource_parser(
-        "python -m launch.distill",
-        "Submit a distillation. Every other flag is one of `fitb train`; the run directory is"
-        " runs/JOB_NAME unless --run_dir says otherwise.",
-        job_name="fitb-distill",
-        nodes=1,
-    )
+def front() -> FrontParser:
+    parser = resource_parser("python -m launch.distill", job_name="fitb-distill", nodes=1)
     parser.add_argument(
         "--chain",
         type=int,
@@ -35,8 +30,12 @@ def main(args: Sequence[str]) -> int:
         action="store_true",
         help="look at every host before the tasks start, and come back without the bad ones",
     )
-    where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
     try:
+        where, flags = front().split(args)
         jobs, run_dir = submit_distill(flags, where)
         for job in jobs:
             print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)

@@ -38,6 +38,7 @@ from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
+from fitb.front import FrontParser
 from fitb.fsio import read_json, read_lines, write_atomic
 from fitb.world import World
 
@@ -183,11 +184,11 @@ def _forget_broken_pickle(paths: JobPaths) -> None:
     pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
 
 
-def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+def resource_parser(prog: str, **defaults: Any) -> FrontParser:
     """Build the parser of the flags that say where a job runs; other flags are left to others."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = FrontParser(prog)
     add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--nodes", type=int, default=1, help="hosts")
     add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
     add("--cpus_per_task", type=int, help="CPU cores of each process")
@@ -195,7 +196,7 @@ def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.Ar
     add("--time_min", type=float, default=240, help="time limit of one attempt, in minutes")
     add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
     add("--partition", help="Slurm partition")
-    add("--job_name", default="fitb")
+    add("--job_name", default="fitb", help="Slurm's name of the job")
     add("--wait", action="store_true", help="wait for the end and return the job's exit code")
     parser.set_defaults(chain=0, preflight=False, **defaults)  # flags of launch.distill alone
     return parser
