@@ -28,9 +28,9 @@ CLI_HEAD = """# Every command
 
 `fitb --help` lists the commands, `fitb COMMAND --help` the flags of one. Flags are dotted keys;
 `--config` takes a YAML file of the same keys, and flags after it win. A key that is on or off needs
-no value (`--json`), a list is JSON (`--lengths '[128, 512]'`) or grows by one (`--files+=mine.txt`),
-`null` is nothing. An unknown key is an error that names the nearest. `fitb completion` writes the
-script with which a shell completes all of them.
+no value (`--json`), a list is JSON (`--lengths '[128, 512]'`) or grows by one
+(`--files+=mine.txt`), `null` is nothing. An unknown key is an error that names the nearest.
+`fitb completion` writes the script with which a shell completes all of them.
 
 """
 CONFIGURATION_HEAD = """# Every key of a run

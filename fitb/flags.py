@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from fitb.config import Config
 from fitb.errors import ConfigError, nearest
 from fitb.front import RawExamples, flags_of, load, sentence
-from fitb.help import PAGES, examples
+from fitb.help import PAGES, Page, examples
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ class Parser(ArgumentParser):
 
 def parser_for(kind: type[Any], prog: str) -> Parser:
     """Build the parser of a configuration dataclass: its keys as dotted flags, and --config."""
-    page = PAGES.get(prog)
+    page = _page(kind, prog)
     words, usage = "", ""
     told: dict[str, Any] = {}
     if page and not page.front:
@@ -161,20 +161,31 @@ def parse(kind: type[T], prog: str, args: Sequence[str]) -> T:
 
     Raises: ConfigError naming the key, the value and the nearest valid key.
     """
-    page = PAGES.get(prog)
+    page = _page(kind, prog)
     words = page.words if page else ""
     if words and not _is_list(kind, words) and args and not args[0].startswith("-"):
         args = [f"--{words}={args[0]}", *args[1:]]
     parser = parser_for(kind, prog)
     switches = {f"--{name}" for name, hint in hints(kind) if hint is bool}
     with_presets = _with_presets(args) if kind is Config else args
-    switched = [f"{word}=true" if word in switches else word for word in with_presets]
-    namespace = parser.parse_args(switched)
+    namespace = parser.parse_args(list(_switched(list(with_presets), switches)))
     try:
         values = vars(parser.instantiate(namespace))
     except ValueError as error:  # how jsonargparse passes on what a nested section refuses
         raise ConfigError(parser.explain(str(error))) from error
     return kind(**{key.name: values[key.name] for key in fields(kind)})  # type: ignore[arg-type]
+
+
+def _switched(args: Sequence[str], switches: set[str]) -> Iterator[str]:
+    """Give a switch that stands without a value the value true."""
+    for word, after in zip(args, [*args[1:], ""], strict=False):
+        yield f"{word}=true" if word in switches and after not in ("true", "false") else word
+
+
+def _page(kind: type[Any], prog: str) -> Page | None:
+    """The page of a command where these are its flags; `fitb export` reads those of runs, too."""
+    page = PAGES.get(prog)
+    return page if page and page.config == f"{kind.__module__}:{kind.__name__}" else None
 
 
 def hints(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -135,6 +135,18 @@ def test_a_mistake_is_told_in_one_line_with_what_is_nearest(line, said):
     assert "\n" not in str(caught.value) and "Parser key" not in str(caught.value)
 
 
+def test_a_switch_stands_alone_or_before_its_value():
+    for words, value in (("", True), ("=false", False), (" false", False), (" true", True)):
+        assert parsed(f"fitb evaluate --model x --originals{words}").originals is value
+
+
+def test_a_command_may_read_the_configuration_of_a_run(tmp_path):
+    """`fitb export` has words of its own, which are no keys of a run."""
+    (tmp_path / "config.yaml").write_text("run_dir: x")
+    flags = ["--config", str(tmp_path / "config.yaml")]
+    assert parse(Config, "fitb export", flags) == Config("x")
+
+
 @pytest.mark.parametrize(
     ("words", "near"), [(["trian"], "nearest: train"), (["bench", "stp"], "nearest: step")]
 )
