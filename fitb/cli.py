@@ -14,57 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import fitb
-from fitb import log
+from fitb import help, log
 from fitb.config import Config
 from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
 
 T = TypeVar("T")
 INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
-
-HELP = """usage: fitb COMMAND [flags]
-
-fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to the bit.
-
-commands:
-  doctor     what is missing or wrong on this machine, each with what to type
-  site       write slurm/site.env: account, partition and so on, from what Slurm says
-  prepare    text in, Arrow shards and a manifest out
-  inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
-  train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
-  status     where a run stands: attempts, rate, last save, why it stopped
-  report     a run, or several side by side, as one page of HTML, and charts for papers
-  rehearse   stop the job on your cluster as Slurm would, and hold its saves against the leads
-  sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
-  evaluate   how well a model fills masked positions, beside baselines, with 95 % intervals
-  compare    two models on the same rows and masks: paired differences and p-values
-  fill       fill the blanks of sentences
-  serve      fill blanks over HTTP, and on a page for people
-  export     a model as a Hugging Face folder with its card, and for onnxruntime
-  plan       what a run will take: time, traffic, checkpoints, losses to preemption
-  bench      measure, and print medians with their spread
-  demo       the whole road on this machine: corpus, teacher, student, controls
-
-`fitb COMMAND --help` lists the flags of a command. Exit codes of train: 0 finished, 85 saved and
-wants to be started again, 93 starting again would not help, anything else a crash. Exit codes of
-the other commands: 0 done, 1 rehearsed and not safe, 2 configuration, 3 data or models, 4 machine,
-5 training. Of doctor: 0 all fine, 1 warnings, 2 something bad.
-"""
-
-BENCHMARKS = {
-    "step": "tokens per second of training, its parts, MFU; --baseline beside the plain way",
-    "attention": "time and memory of the attention term, beside the form with L x L scores",
-    "comm": "latency and bandwidth of the collectives between ranks",
-    "plan": "steps in 1, 2 and 4 processes beside what `fitb plan` predicts of them",
-    "resume": "seconds from a signal to a checkpoint, and from a start to the first step",
-    "blanks": "words of 1 to 4 pieces filled exactly: beam, greedy, per-mask marginals",
-    "infer": "filling: student, teacher, onnxruntime, transformers' pipeline, the server",
-    "data": "text to shards against the bare tokenizer; rows per second; seek; memory",
-    "duplicates": "recall and precision of near-duplicates planted at known similarities",
-    "all": "each of them with its defaults, but blanks, which takes a trained model",
-}
-BENCH_HELP = "usage: fitb bench WHAT [flags]\n\n" + "".join(
-    f"  {what:12} {description}\n" for what, description in BENCHMARKS.items()
-)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -72,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     command, flags = (words[0], words[1:]) if words else ("--help", [])
     if command in ("-h", "--help"):
-        print(HELP, end="")
+        print(help.overview(), end="")
         return 0
     if command == "--version":
         print(f"fitb {fitb.__version__}")
@@ -96,34 +51,27 @@ def main(args: Sequence[str] | None = None) -> int:
         return STOP if command == "train" and not error.restart_helps else error.exit_code
 
 
-def parse(kind: type[T], prog: str, flags: list[str], positional: str | None = None) -> T:
+def parse(kind: type[T], prog: str, flags: list[str]) -> T:
     """As fitb.flags has it; the doctor must start where its libraries are missing."""
     from fitb import flags as of_fitb
 
-    return of_fitb.parse(kind, prog, flags, positional)
+    return of_fitb.parse(kind, prog, flags)
 
 
 def _doctor(flags: list[str]) -> int:
     from fitb.doctor.check import as_json, exit_code, render
-    from fitb.doctor.run import doctor, parse_where
+    from fitb.doctor.run import doctor, front
 
-    where, training = parse_where(flags)
+    where, training = front().split(flags)
     found = doctor(where, training)
     print(json.dumps(as_json(found)) if where.json else render(found))
     return exit_code(found)
 
 
 def _site(flags: list[str]) -> int:
-    from fitb.site import HELP as SITE_HELP
     from fitb.site import SiteConfig, init, say
 
-    what, *rest = flags or ["--help"]
-    if what in ("-h", "--help"):
-        print(SITE_HELP, end="")
-        return 0
-    if what != "init":
-        raise ConfigError(f"unknown word {what!r} after `fitb site`; expected init")
-    config = parse(SiteConfig, "fitb site init", rest)
+    config = parse(SiteConfig, "fitb site", flags)
     result = init(config)
     print(json.dumps(result) if config.json else say(result))
     return 0
@@ -141,7 +89,7 @@ def _inspect(flags: list[str]) -> int:
     from fitb.inspect.page import render, write_page
     from fitb.inspect.run import InspectConfig, inspect
 
-    config = parse(InspectConfig, "fitb inspect", flags, positional="shards")
+    config = parse(InspectConfig, "fitb inspect", flags)
     result = inspect(config)
     if config.html:
         write_page(Path(config.html), result)
@@ -159,7 +107,7 @@ def _train(flags: list[str]) -> int:
 def _sync(flags: list[str]) -> int:
     from fitb.sync import SyncConfig, sync
 
-    print(sync(parse(SyncConfig, "fitb sync", flags, positional="run")))
+    print(sync(parse(SyncConfig, "fitb sync", flags)))
     return 0
 
 
@@ -167,14 +115,14 @@ def _status(flags: list[str]) -> int:
     from fitb.status.page import show
     from fitb.status.run import StatusConfig
 
-    return show(parse(StatusConfig, "fitb status", flags, positional="run"))
+    return show(parse(StatusConfig, "fitb status", flags))
 
 
 def _report(flags: list[str]) -> int:
     from fitb.report.config import ReportConfig
     from fitb.report.run import as_text, report
 
-    config = parse(ReportConfig, "fitb report", flags, positional="runs")
+    config = parse(ReportConfig, "fitb report", flags)
     with contextlib.redirect_stdout(sys.stderr):  # libraries talk
         result = report(config)
     print(json.dumps(result) if config.json else as_text(result))
@@ -183,9 +131,9 @@ def _report(flags: list[str]) -> int:
 
 def _rehearse(flags: list[str]) -> int:
     from fitb.rehearse.judge import as_json, render
-    from fitb.rehearse.run import parse_where, rehearse
+    from fitb.rehearse.run import front, rehearse
 
-    where, training = parse_where(flags)
+    where, training = front().split(flags)
     found = rehearse(where, training)
     print(json.dumps(as_json(found)) if where.json else render(found))
     return 1 if found.reasons else 0
@@ -214,7 +162,7 @@ def _compare(flags: list[str]) -> int:
     from fitb.evaluate.compare import compare, render
     from fitb.evaluate.config import CompareConfig
 
-    config = parse(CompareConfig, "fitb compare", flags, positional="models")
+    config = parse(CompareConfig, "fitb compare", flags)
     result = compare(config)
     if result:
         print(json.dumps(result) if config.json else render(result))
@@ -222,9 +170,11 @@ def _compare(flags: list[str]) -> int:
 
 
 def _fill(flags: list[str]) -> int:
-    from fitb.infer.fill import FillConfig, as_json, fill_from, render
+    from fitb.infer.config import FillConfig
 
-    config = parse(FillConfig, "fitb fill", flags, positional="texts")
+    config = parse(FillConfig, "fitb fill", flags)
+    from fitb.infer.fill import as_json, fill_from, render
+
     if config.texts == ["-"]:
         config = dataclasses.replace(config, texts=sys.stdin.read().splitlines())
     filled = fill_from(config)
@@ -237,7 +187,7 @@ def _serve(flags: list[str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from fitb.serve.config import ServeConfig
 
-    config = parse(ServeConfig, "fitb serve", flags, positional="model")
+    config = parse(ServeConfig, "fitb serve", flags)
     try:
         from fitb.serve.run import serve
     except ImportError as error:
@@ -251,7 +201,7 @@ def _serve(flags: list[str]) -> int:
 def _export(flags: list[str]) -> int:
     from fitb.export import ExportConfig, export, render
 
-    config = parse(ExportConfig, "fitb export", flags, positional="source")
+    config = parse(ExportConfig, "fitb export", flags)
     with contextlib.redirect_stdout(sys.stderr):  # libraries talk
         result = export(config)
     print(json.dumps(result) if config.json else render(result))
@@ -270,19 +220,29 @@ def _plan(flags: list[str]) -> int:
 def _bench(flags: list[str]) -> int:
     what, *rest = flags or ["--help"]
     if what in ("-h", "--help"):
-        print(BENCH_HELP, end="")
+        print(help.benchmarks_overview(), end="")
         return 0
-    if what not in BENCHMARKS:
-        expected = ", ".join(BENCHMARKS)
-        message = f"unknown benchmark {what!r}{nearest(what, BENCHMARKS)}"
-        raise ConfigError(f"{message}; expected one of {expected}")
+    known = help.benchmarks()
+    if what not in known:
+        message = f"unknown benchmark {what!r}{nearest(what, known)}"
+        raise ConfigError(f"{message}; expected one of {', '.join(known)}")
+    from fitb.front import load
+
+    name = f"fitb bench {what}"
+    config = parse(load(help.PAGES[name].config), name, rest)
     module = importlib.import_module(f"fitb.bench.{what}")
-    config = parse(module.BenchConfig, f"fitb bench {what}", rest)
     with contextlib.redirect_stdout(sys.stderr):  # libraries talk; the row alone is the output
         result = module.bench(config)
     if not result:  # of a rank other than 0
         return 0
     print(json.dumps(result) if config.json else module.render(result))
+    return 0
+
+
+def _completion(flags: list[str]) -> int:
+    from fitb.completion import CompletionConfig, script
+
+    print(script(parse(CompletionConfig, "fitb completion", flags).shell), end="")
     return 0
 
 
@@ -310,4 +270,5 @@ COMMANDS = {
     "plan": _plan,
     "bench": _bench,
     "demo": _demo,
+    "completion": _completion,
 }

@@ -74,6 +74,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_range("model.", self, "dropout", low=0, high=1)
+        for name in ("teacher", "student"):
+            value, sizes = getattr(self, name), [key.name for key in fields(Geometry)]
+            _require(
+                not (isinstance(value, str) and value.lstrip().startswith("{")),
+                f"model.{name}={value}; expected a folder, a hub name or a geometry, whose keys are"
+                f" {', '.join(sizes)}",
+            )
 
 
 @dataclass(frozen=True)

@@ -312,6 +312,7 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _fill(model: Path) -> None:
-    from fitb.infer.fill import FillConfig, fill_from, render
+    from fitb.infer.config import FillConfig
+    from fitb.infer.fill import fill_from, render
 
     print(render(fill_from(FillConfig(model=str(model), texts=list(TEXTS), top_k=3))))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fitb import fsio
 from fitb.cluster import site
@@ -23,23 +23,20 @@ from fitb.doctor.slurm import Hosts, gather
 from fitb.errors import ConfigError, SystemFault
 
 ASKED_S = 4 * 3600.0  # that slurm/distill.sh asks for
-HELP = """usage: fitb site init [flags]
-
-Write slurm/site.env, which sbatch, the scripts of slurm/ and `python -m launch.*` obey.
-`fitb site init --help` lists the flags.
-"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiteConfig:
     """Write slurm/site.env from what Slurm says; it is then yours to change.
 
     Args:
+        action: the one thing there is to do.
         out: file to write.
         force: write over one that is there.
         json: print what was found as JSON.
     """
 
+    action: Literal["init"]
     out: str = NAME
     force: bool = False
     json: bool = False

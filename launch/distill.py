@@ -17,16 +17,11 @@ from collections.abc import Sequence
 from fitb.cluster.executor import resource_parser
 from fitb.cluster.submit import plan_distill, submit_distill, wait_for
 from fitb.errors import FINISHED, FitbError
+from fitb.front import FrontParser
 
 
-def main(args: Sequence[str]) -> int:
-    parser = resource_parser(
-        "python -m launch.distill",
-        "Submit a distillation. Every other flag is one of `fitb train`; the run directory is"
-        " runs/JOB_NAME unless --run_dir says otherwise.",
-        job_name="fitb-distill",
-        nodes=1,
-    )
+def front() -> FrontParser:
+    parser = resource_parser("python -m launch.distill", job_name="fitb-distill", nodes=1)
     parser.add_argument(
         "--chain",
         type=int,
@@ -44,8 +39,12 @@ def main(args: Sequence[str]) -> int:
         default=None,  # FITB_LAUNCHER of the site may say so
         help="one task on each host, in which torchrun starts its --tasks_per_node processes",
     )
-    where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
     try:
+        where, flags = front().split(args)
         if where.dry_run:
             print(plan_distill(flags, where).render(), end="")
             return FINISHED

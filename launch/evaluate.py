@@ -19,22 +19,23 @@ from fitb.errors import FINISHED, FitbError
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.folder import check_array
 from fitb.flags import parse
+from fitb.front import FrontParser
 
 
-def main(args: Sequence[str]) -> int:
+def front() -> FrontParser:
     parser = resource_parser(
-        "python -m launch.evaluate",
-        "Submit `fitb evaluate`. Every other flag is one of that command; with --wait and --out the"
-        " table of all models is printed at the end.",
-        job_name="fitb-evaluate",
-        signal_delay_s=0,
+        "python -m launch.evaluate", job_name="fitb-evaluate", signal_delay_s=0
     )
     parser.add_argument(
         "--array", type=int, default=1, help="tasks that share the --models among them"
     )
-    where, flags = parser.parse_known_args([word for word in args if word != "--"])
-    where.nodes = where.tasks_per_node = 1
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
     try:
+        where, flags = front().split(args)
+        where.nodes = where.tasks_per_node = 1
         config = parse(EvaluateConfig, "python -m launch.evaluate", flags)
         check_array(config, where.array)
         shares = [f"{number}/{where.array}" for number in range(where.array)]

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from fitb.bench import attention, comm, data, duplicates, infer, plan, resume, step
+from fitb.bench.config import AllConfig as BenchConfig
 from fitb.bench.measure import render
 
 __all__ = ["BenchConfig", "bench", "render"]
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """All benchmarks; half an hour on two cores.
-
-    Args:
-        json: print one JSON object.
-    """
-
-    json: bool = False
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from fitb.allocator import keep_freed_memory
+from fitb.bench.config import AttentionConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, peak_tensor_mb, render, seconds
 from fitb.distill.attention import attention_loss
-from fitb.errors import ConfigError
 from fitb.train.execution import DTYPES
 
 __all__ = ["BenchConfig", "bench", "render"]
 
 _TEACHER_HEAD, _STUDENT_HEAD, _HEADS = 64, 26, 12  # of BERT-base and TinyBERT-4
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Time and memory of the attention term of one layer, forward and backward.
-
-    Args:
-        lengths: tokens in a row, ascending.
-        rows: of a batch, the same at every length.
-        precision: of queries and keys; sums are in fp32.
-        repeats: runs of each form.
-        json: print one JSON object.
-    """
-
-    lengths: list[int] = field(default_factory=lambda: [128, 512, 2048])
-    rows: int = 2
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    repeats: int = 5
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.rows, self.repeats, *self.lengths, len(self.lengths)) < 1:
-            raise ConfigError(
-                f"lengths={self.lengths}, rows={self.rows}, repeats={self.repeats}; each at least 1"
-            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Legend: L length, M slots.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from fitb import rng
+from fitb.bench.config import BlanksConfig as BenchConfig
 from fitb.bench.measure import machine
 from fitb.corpus.shards import ShardSet
 from fitb.data.masking import Vocabulary, word_numbers
-from fitb.errors import ConfigError
 from fitb.infer.blanks import Layout
 from fitb.infer.decode import decode
 from fitb.infer.lexicon import lexicon_of
@@ -32,35 +32,6 @@ from fitb.infer.scorer import Scorer, load_scorer
 
 _WORDS = 31  # what a key is for
 _METHODS = ("beam", "greedy", "marginals", "confidence", "refine", "unknown_length")
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Exact matches of words of 1, 2, 3, ... pieces, beside greedy search and per-mask marginals.
-
-    Args:
-        model: Hugging Face folder with a trained MLM head.
-        shards: whose validation split gives the words.
-        lengths: numbers of pieces looked at.
-        words: of each length, at most.
-        beam: partial fillings kept.
-        seed: of the choice of words.
-        json: print one JSON object.
-    """
-
-    model: str = "runs/demo/teacher/export"
-    shards: str = "runs/demo/shards"
-    lengths: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    words: int = 300
-    beam: int = 5
-    seed: int = 0
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.lengths or min(*self.lengths, self.words, self.beam, 2) < 1:
-            raise ConfigError(
-                f"lengths={self.lengths}, words={self.words}, beam={self.beam}; each at least 1"
-            )
 
 
 @dataclass(frozen=True)

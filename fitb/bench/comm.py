@@ -6,46 +6,21 @@ Run it under srun or torchrun for the network of a job; alone it starts processe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from fitb.bench.config import CommConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, render, seconds
 from fitb.bench.processes import alone_or_in
 from fitb.config import Config
-from fitb.errors import ConfigError
 from fitb.train.execution import DTYPES
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
 __all__ = ["BenchConfig", "bench", "render"]
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Latency and bandwidth of the collectives that a training step uses.
-
-    Args:
-        mb: megabytes of each message; TinyBERT-4's gradients are 31 MB in 16 bits, 62 MB in fp32.
-        precision: of the numbers in it.
-        processes: started on this machine, unless srun or torchrun started this one.
-        repeats: of each message.
-        json: print one JSON object.
-    """
-
-    mb: list[float] = field(default_factory=lambda: [1.0, 16.0, 62.0])
-    precision: Literal["fp16", "bf16", "fp32"] = "fp32"
-    processes: int = 2
-    repeats: int = 10
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.processes, self.repeats, len(self.mb)) < 1 or min(self.mb) <= 0:
-            raise ConfigError(
-                f"mb={self.mb}, processes={self.processes}, repeats={self.repeats}; each at least 1"
-            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fitb import rng
+from fitb.bench.config import DataConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, peak_mb, render, seconds
 from fitb.bench.text import documents, pool
 from fitb.config import MaskConfig
@@ -24,7 +25,6 @@ from fitb.corpus.tokenizer import open_tokenizer, train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
-from fitb.errors import ConfigError
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
 from fitb.world import World
@@ -37,29 +37,6 @@ _ROWS_PER_BATCH = 1024
 
 logger = logging.getLogger(__name__)
 __all__ = ["BenchConfig", "bench", "render"]
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Speed and memory of preparation, and of reading rows.
-
-    Args:
-        mb: megabytes of text that are prepared for the ratios.
-        memory_mb: megabytes of the smallest of the three corpora whose memory is measured.
-        repeats: runs of each figure.
-        json: print one JSON object.
-    """
-
-    mb: float = 96.0
-    memory_mb: float = 16.0
-    repeats: int = 3
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.mb, self.memory_mb) < 1 or self.repeats < 1:
-            raise ConfigError(
-                f"mb={self.mb}, memory_mb={self.memory_mb}, repeats={self.repeats}; each at least 1"
-            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

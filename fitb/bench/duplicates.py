@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb import rng
+from fitb.bench.config import DuplicatesConfig as BenchConfig
 from fitb.bench.measure import machine
 from fitb.bench.text import documents, pool
 from fitb.corpus import minhash
-from fitb.errors import ConfigError
+
+__all__ = ["BenchConfig", "bench", "render"]
 
 _EDITED = 0.08  # the most words of a copy that are replaced: 0.4 of the similarity is left
 _EDGES = (-0.075, -0.025, 0.0, 0.025, 0.075)  # of the table's rows, about the threshold
 _MEAN_CHARS = 1500
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Recall and precision of near-duplicates that are planted at known similarities.
-
-    Args:
-        pairs: texts, each with one edited copy.
-        thresholds: Jaccard similarities from which on a copy is a duplicate.
-        seed: of the texts and their edits.
-        json: print one JSON object.
-    """
-
-    pairs: int = 3000
-    thresholds: list[float] = field(default_factory=lambda: [0.6, 0.8, 0.95])
-    seed: int = 0
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pairs < 1 or not self.thresholds:
-            raise ConfigError(
-                f"pairs={self.pairs}, thresholds={self.thresholds}; at least one of each"
-            )
-        for threshold in self.thresholds:
-            minhash.bands(threshold)
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

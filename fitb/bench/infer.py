@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fitb.allocator import keep_freed_memory
+from fitb.bench.config import InferConfig as BenchConfig
 from fitb.bench.load import serving
 from fitb.bench.measure import Spread, machine, render, seconds
 from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
-from fitb.config import Geometry
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
-from fitb.errors import ConfigError
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import TorchScorer
@@ -29,56 +28,7 @@ from fitb.model.load import load_model, quiet
 
 __all__ = ["BenchConfig", "bench", "render"]
 
-BERT_BASE = Geometry(
-    num_hidden_layers=12, hidden_size=768, intermediate_size=3072, num_attention_heads=12
-)
 _VOCABULARY = 30_522
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Texts per second by batch; logits alone, by scorer; requests per second of the server.
-
-    Args:
-        batches: texts per forward pass, tokenising included; one blank in each text.
-        texts: of each run.
-        words: of each text.
-        model: TinyBERT-4 with random weights, or another geometry.
-        teacher: BERT-base with random weights, or another geometry, for student_over_teacher.
-        scorer_batches: rows per call for the comparison of scorers, the first for the ratios.
-        repeats: runs of each.
-        clients: of the server, one request each at a time; 0 leaves it out.
-        load_s: of each measurement of the server, in seconds.
-        server_threads: of its model; 0 leaves the number to PyTorch.
-        json: print one JSON object.
-    """
-
-    batches: list[int] = field(default_factory=lambda: [1, 8, 64])
-    texts: int = 192
-    words: int = 24
-    model: Geometry = field(default_factory=Geometry)
-    teacher: Geometry = field(default_factory=lambda: BERT_BASE)
-    scorer_batches: list[int] = field(default_factory=lambda: [1, 32])
-    repeats: int = 5
-    clients: int = 64
-    load_s: float = 8.0
-    server_threads: int = 0
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        batches = self.batches, self.scorer_batches
-        if (
-            min(self.texts, self.words, self.repeats, *(min(some, default=0) for some in batches))
-            < 1
-        ):
-            raise ConfigError(
-                f"batches={self.batches}, scorer_batches={self.scorer_batches},"
-                f" texts={self.texts}, words={self.words}, repeats={self.repeats}; each at least 1"
-            )
-        if self.clients < 0 or not self.load_s > 0:
-            raise ConfigError(
-                f"clients={self.clients}, load_s={self.load_s:g}; at least 0, and more than 0"
-            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

@@ -6,40 +6,15 @@ latency and bandwidth of the collectives at the size of this student's gradients
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from fitb.bench import comm, step
+from fitb.bench.config import PlanConfig as BenchConfig
 from fitb.bench.measure import machine, render
-from fitb.errors import ConfigError
 from fitb.plan import Plan, PlanConfig, plan, traffic
 
 __all__ = ["BenchConfig", "bench", "render"]
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """The step in 1, 2 and 4 processes on this machine, measured and predicted.
-
-    Args:
-        precision: as in training.
-        length: tokens in a row.
-        micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
-        processes: numbers of processes; the first must be 1, which tells the model its speed.
-        repeats: runs of each.
-        json: print one JSON object.
-    """
-
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    length: int = 128
-    micro_batch: int | None = None
-    processes: list[int] = field(default_factory=lambda: [1, 2, 4])
-    repeats: int = 3
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if self.processes[:1] != [1] or min(self.processes) < 1:
-            raise ConfigError(f"processes={self.processes}; expected 1 first, then more")
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

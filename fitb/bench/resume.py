@@ -10,17 +10,18 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from fitb.bench.config import ResumeConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, render
 from fitb.bench.text import shards_of_docstrings
 from fitb.cluster.local import LocalRun, train_command
-from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, TrackConfig
+from fitb.config import Config, DataConfig, EvalConfig, ModelConfig, TrackConfig
 from fitb.config_io import to_yaml
-from fitb.errors import RESUME, ConfigError, SystemFault
+from fitb.errors import RESUME, SystemFault
 from fitb.fsio import read_lines
 
 __all__ = ["BenchConfig", "bench", "render"]
@@ -28,41 +29,6 @@ __all__ = ["BenchConfig", "bench", "render"]
 _VOCABULARY = 30_522
 _PATIENCE_S = 600.0
 _POLL_S = 0.01
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Seconds from a signal to a committed checkpoint, and from a start to the first step.
-
-    Args:
-        precision: as in training.
-        length: tokens in a row.
-        micro_batch: rows of a forward pass, and of a process in a step.
-        processes: started on this machine.
-        repeats: how often the training leaves and comes back.
-        shards: a shard set of this length; null makes one of docstrings.
-        ds_config: as in training.
-        teacher: BERT-base with random weights, or another geometry.
-        student: TinyBERT-4, or another geometry.
-        json: print one JSON object.
-    """
-
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    length: int = 128
-    micro_batch: int = 4
-    processes: int = 2
-    repeats: int = 5
-    shards: str | None = None
-    ds_config: str = "zero2"
-    teacher: Geometry = field(default_factory=lambda: Geometry(12, 768, 3072, 12))
-    student: Geometry = field(default_factory=Geometry)
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        counts = ("length", "micro_batch", "processes", "repeats")
-        wrong = [f"{key}={getattr(self, key)}" for key in counts if getattr(self, key) < 1]
-        if wrong:
-            raise ConfigError(f"{', '.join(wrong)}; each at least 1")
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

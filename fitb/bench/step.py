@@ -10,13 +10,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fitb.allocator import keep_freed_memory
+from fitb.bench.config import StepConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, peak_rss_gb, render, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
 from fitb.bench.plain import PlainObjective, PlainTeacher
@@ -28,7 +29,6 @@ from fitb.config import (
     EvalConfig,
     Geometry,
     ModelConfig,
-    ObjectiveConfig,
     SpeedConfig,
 )
 from fitb.corpus.shards import ShardSet
@@ -51,68 +51,6 @@ __all__ = ["BenchConfig", "bench", "render"]
 _VOCABULARY = 30_522  # of BERT-base
 _TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Tokens per second of a training step, its parts, and MFU against a measured ceiling.
-
-    Args:
-        precision: of the student's arithmetic and of the teacher.
-        length: tokens in a row.
-        micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
-        grad_accum: micro-batches of a step.
-        baseline: run the plain way too, turn by turn.
-        baseline_precision: of the plain way; null takes `precision`.
-        baseline_kept: on a CPU, run the plain way with `speed.keep_memory` too.
-        switches: run with each switch of `speed` the other way round too, turn by turn.
-        repeats: runs of each way.
-        steps: of a run; null takes 2 on a CPU, 20 on a GPU.
-        processes: started on this machine, unless srun or torchrun started this one.
-        shards: a shard set of this length; null makes one of docstrings.
-        ds_config: as in training.
-        teacher: BERT-base with random weights, or another geometry.
-        student: TinyBERT-4, or another geometry.
-        objective: as in training.
-        speed: as in training.
-        json: print one JSON object.
-    """
-
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    length: int = 128
-    micro_batch: int | None = None
-    grad_accum: int = 1
-    baseline: bool = False
-    baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
-    baseline_kept: bool = True
-    switches: bool = False
-    repeats: int = 3
-    steps: int | None = None
-    processes: int = 1
-    shards: str | None = None
-    ds_config: str = "zero2"
-    teacher: Geometry = field(default_factory=lambda: Geometry(12, 768, 3072, 12))
-    student: Geometry = field(default_factory=Geometry)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        counts = {
-            key: getattr(self, key) for key in ("length", "grad_accum", "repeats", "processes")
-        }
-        counts |= {key: getattr(self, key) or 1 for key in ("micro_batch", "steps")}
-        wrong = [f"{key}={value}" for key, value in counts.items() if value < 1]
-        if wrong:
-            raise ConfigError(f"{', '.join(wrong)}; each at least 1")
-        terms = self.objective
-        weights = (terms.embedding, terms.hidden, terms.attention, terms.logits, terms.mlm)
-        ordinary = min(weights) > 0 and terms.temperature == 1 and terms.form == "masked_mean"
-        if self.baseline and not ordinary:
-            raise ConfigError(
-                "the plain way has all five terms, temperature 1 and the form masked_mean; leave"
-                f" out --baseline for {terms}"
-            )
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

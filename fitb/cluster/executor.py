@@ -15,6 +15,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from fitb.cluster.environment import Site, enter
 from fitb.errors import ConfigError, SystemFault
+from fitb.front import FrontParser
 
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000
@@ -34,11 +35,11 @@ REQUEUE = (
 )
 
 
-def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+def resource_parser(prog: str, **defaults: Any) -> FrontParser:
     """Build the parser of the flags that say where a job runs; other flags are left to others."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = FrontParser(prog)
     add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--nodes", type=int, default=1, help="hosts")
     add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
     add("--cpus_per_task", type=int, help="CPU cores of each process")
@@ -46,7 +47,7 @@ def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.Ar
     add("--time_min", type=float, help="time limit of one attempt, in minutes (default: 240)")
     add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
     add("--partition", help="Slurm partition")
-    add("--job_name", default="fitb")
+    add("--job_name", default="fitb", help="Slurm's name of the job")
     add("--wait", action="store_true", help="wait for the end and return the job's exit code")
     add(
         "--dry_run",

@@ -34,7 +34,7 @@ def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
     except ImportError as error:
         return None, [Check("skipped", name, f"cannot be read: {error}; see packages")]
     try:
-        config = parse(Config, "fitb train", ["--run_dir", RUN_DIR, *flags])
+        config = parse(Config, "fitb doctor", ["--run_dir", RUN_DIR, *flags])
         checks = [Check("ok", name, f"valid; {config.steps} steps of {config.global_batch} rows")]
         path = resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
         stage = json.loads(path.read_text()).get("zero_optimization", {}).get("stage", 0)

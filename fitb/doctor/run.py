@@ -13,37 +13,27 @@ from fitb.config import Config
 from fitb.doctor import child, configuration, folders, gpu, host, python, slurm
 from fitb.doctor.ask import reason, together, within
 from fitb.doctor.check import Check, hidden, secrets_of
+from fitb.front import FrontParser
 
 _FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
 _MANIFEST_S = 0.4  # for the size of the vocabulary, which is no reason to wait
 _SHARDS_S, _MODELS_S, _DEEP_S = 60.0, 300.0, 300.0
 
 
-def parse_where(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the flags of the doctor from those of `fitb train`."""
-    parser = argparse.ArgumentParser(
-        prog="fitb doctor",
-        description="Say what is missing or wrong on this machine, each with what to type. Every"
-        " other flag is one of `fitb train`: with any, models and shards are looked at too."
-        " fitb doctor --config tinybert4 --model.teacher models/bert --data.shards data/shards",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--deep", action="store_true", help="start DeepSpeed and make one step")
-    add("--sbatch", action="append", default=[], metavar="OPTIONS", help="options of sbatch")
-    add("--json", action="store_true", help="print a JSON list")
-    words = [word for word in args if word != "--"]
-    for place in reversed(range(len(words) - 1)):  # argparse takes a value with a dash for a flag
-        if words[place] == "--sbatch":
-            words[place : place + 2] = [f"--sbatch={words[place + 1]}"]
-    return parser.parse_known_args(words)
+def front() -> FrontParser:
+    """Build the parser of the flags that are the doctor's own."""
+    parser = FrontParser("fitb doctor")
+    parser.add_argument("--deep", action="store_true", help="start DeepSpeed and make one step")
+    parser.add_sbatch()
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    return parser
 
 
 def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
     """Look at everything; nothing that is broken stops it.
 
     Args:
-        where: of `parse_where`.
+        where: of `front`.
         flags: of `fitb train`.
     """
     env = dict(os.environ)

@@ -29,6 +29,7 @@ from fitb.corpus.shards import MANIFEST
 from fitb.corpus.sources import Plan
 from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
+from fitb.front import FrontParser
 from fitb.fsio import write_json
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import Stage, prepare, stages_of
@@ -172,34 +173,30 @@ def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
     return CRASH
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how a preparation is spread."""
+def front() -> FrontParser:
+    """Build the parser of the flags that say how a preparation is spread."""
+    parser = FrontParser("python -m launch.prepare")
     add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--tasks", type=int, default=16, help="tasks of a stage: the size of its array")
     add("--max_running", type=int, help="tasks of a stage that run at the same time")
     add("--cpus_per_task", type=int, default=1, help="CPU cores of a task; it uses one")
     add("--mem_per_cpu_gb", type=int, default=2, help="in GB; 0 leaves it to the site")
     add("--time_min", type=float, default=240, help="time limit of a task, in minutes")
     add("--partition", help="Slurm partition")
-    add("--job_name", default="fitb-prepare")
-    add("--wait", action="store_true", help="wait for the end")
+    add("--job_name", default="fitb-prepare", help="Slurm's name of the jobs")
+    add("--wait", action="store_true", help="wait for the end and return its exit code")
     add(
         "--dry_run",
         "--dry-run",
         action="store_true",
         help="print the scripts and the configuration; submit nothing, write nothing",
     )
+    return parser
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, PrepareConfig]:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.prepare",
-        description="Prepare shards as Slurm arrays. Every other flag is one of `fitb prepare`.",
-        allow_abbrev=False,
-    )
-    add_flags(parser)
-    where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    where, flags = front().split(args)
     return where, parse(PrepareConfig, "python -m launch.prepare", flags)
 
 

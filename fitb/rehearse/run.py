@@ -28,6 +28,7 @@ from fitb.cluster.slurm import default_run_dir
 from fitb.config import Config
 from fitb.errors import RESUME, ConfigError, SystemFault
 from fitb.flags import parse
+from fitb.front import FrontParser
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.rehearse.judge import End, Given, Leave, Rehearsal, leads
 from fitb.status.run import tail_records
@@ -44,35 +45,25 @@ ENDS: dict[End, signal.Signals] = {
 UNFIT = ("array", "wait", "wrap", "hold", "test_only")  # options of sbatch
 
 
-def parse_where(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the flags of a rehearsal from those of `fitb train`."""
-    parser = argparse.ArgumentParser(
-        prog="fitb rehearse",
-        description="Run the job for some minutes, stop it as its cluster would, and say whether"
-        " its saves fit. Every other flag is one of `fitb train`; those of sbatch go into --sbatch:"
-        " fitb rehearse --sbatch '--nodes=2 --partition=low' -- --config tinybert4",
-        allow_abbrev=False,
-    )
+def front() -> FrontParser:
+    """Build the parser of the flags that are a rehearsal's own."""
+    parser = FrontParser("fitb rehearse")
     add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
-    add("--sbatch", action="append", default=[], metavar="OPTIONS", help="options of sbatch")
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
+    parser.add_sbatch()
     add("--script", help="batch script; default: slurm/distill.sh, here or beside the package")
     add("--processes", type=int, default=2, help="of this machine, where there is no Slurm")
     add("--minutes", type=float, default=30.0, help="after which it gives up, queue included")
     add("--rehearsal_dir", help="its run directory; default: RUN_DIR-rehearsal")
     add("--json", action="store_true", help="print one JSON object")
-    words = [word for word in args if word != "--"]
-    for place in reversed(range(len(words) - 1)):  # argparse takes a value with a dash for a flag
-        if words[place] == "--sbatch":
-            words[place : place + 2] = [f"--sbatch={words[place + 1]}"]
-    return parser.parse_known_args(words)
+    return parser
 
 
 def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     """Run the job, stop it twice and end it.
 
     Args:
-        where: of `parse_where`.
+        where: of `front`.
         flags: of `fitb train`.
     Raises: ConfigError before anything is started; SystemFault where the job ends before its
         time or the minutes are over; TrainingError where it does not leave in good order.

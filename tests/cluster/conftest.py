@@ -116,7 +116,7 @@ class Run:
             monkeypatch.setenv(name, value)
         tasks = str(self.payload.tasks_per_node)
         options = ["--cluster", "slurm", "--nodes", "2", "--tasks_per_node", tasks, *where]
-        arguments = resource_parser("test", "").parse_args(options)
+        arguments = resource_parser("test").parse_args(options)
         arguments.chain, arguments.preflight, arguments.torchrun = links, preflight, torchrun
         return submit_distill(self.flags, arguments, entry=self.payload.entry)[0]
 

@@ -21,6 +21,9 @@ WITHOUT_TORCH = (
     "config",
     "config_io",
     "flags",
+    "front",
+    "help",
+    "completion",
     "cluster",
     "status",
     "report",
@@ -32,7 +35,10 @@ WITHOUT_TORCH = (
 HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
-    "cluster": {"cluster", "config", "config_io", "errors", "flags", "fsio", "log", "rng", "world"},
+    "cluster": {
+        *("cluster", "config", "config_io", "errors", "flags", "front", "fsio", "log", "rng"),
+        "world",
+    },
     "corpus": {"corpus", "config", "errors", "flags", "fsio", "hub", "log", "rng", "world"},
 }
 

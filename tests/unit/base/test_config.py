@@ -124,7 +124,7 @@ def test_a_run_without_a_folder_is_told_to_name_one():
         ("--mask.strategie", "mask.strategy"),
         ("--data.shard", "data.shards"),
         ("--objective.layermap", "objective.layer_map"),
-        ("--model.student.num_hidden_layer", "num_hidden_layers"),
+        ("--model.student.num_hidden_layer", "model.student.num_hidden_layers"),
     ],
 )
 def test_an_unknown_flag_names_the_nearest_and_is_never_guessed(flag, nearest):
@@ -144,7 +144,7 @@ def test_the_beginning_of_a_flag_is_not_taken_for_the_flag(flag):
         ("stepz: 1\n", "steps"),
         ("optim: {lrr: 1}\n", "optim.lr"),
         ("mask: {strategies: token}\n", "mask.strategy"),
-        ("model: {student: {num_hidden_layer: 4}}\n", "num_hidden_layers"),
+        ("model: {student: {num_hidden_layer: 4}}\n", "model.student.num_hidden_layers"),
     ],
 )
 def test_an_unknown_key_of_a_file_names_the_nearest(tmp_path, text, nearest):

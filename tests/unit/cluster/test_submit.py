@@ -33,7 +33,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def submit(run_dir: Path, *where: str) -> Any:
-    arguments = resource_parser("test", "").parse_args(["--cluster", "local", *where])
+    arguments = resource_parser("test").parse_args(["--cluster", "local", *where])
     flags = ["--run_dir", str(run_dir), *FLAGS]
     return submit_distill(flags, arguments, entry="stand_in:train")[0][0]
 
@@ -107,7 +107,7 @@ def test_exception_in_training_is_a_crash_and_given_up_after_three(
 
 
 def test_configuration_is_checked_before_anything_is_submitted(tmp_path: Path) -> None:
-    arguments = resource_parser("test", "").parse_args(["--nodes", "300"])
+    arguments = resource_parser("test").parse_args(["--nodes", "300"])
     run_dir = tmp_path / "run"
     with pytest.raises(ConfigError, match="300 processes"):
         submit_distill(["--run_dir", str(run_dir)], arguments)
@@ -119,7 +119,7 @@ def test_configuration_is_checked_before_anything_is_submitted(tmp_path: Path) -
 def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parser = resource_parser("test", "")
+    parser = resource_parser("test")
     flags = ["--run_dir", str(tmp_path / "run")]
     with pytest.raises(SystemFault, match="only one node"):
         submit_distill(flags, parser.parse_args(["--cluster", "local", "--nodes", "2"]))

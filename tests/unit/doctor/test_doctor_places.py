@@ -182,7 +182,7 @@ def test_a_server_out_of_reach_is_a_warning_and_offline_is_fine():
 def test_a_typing_error_in_a_flag_is_a_line_with_the_nearest_key():
     config, checks = configuration.read(["--optim.lrr", "1"])
     assert config is None
-    assert "nearest: optim.lr" in one(checks).found and one(checks).fix.startswith("`fitb train")
+    assert "nearest: optim.lr" in one(checks).found and one(checks).fix.startswith("`fitb doctor")
 
 
 def test_a_batch_that_leaves_processes_without_rows_is_told():

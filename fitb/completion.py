@@ -1,0 +1,88 @@
+"""Completion for shells: every command, flag, preset and choice, written into one script.
+
+The script holds all words, so that a TAB starts no Python. It is made by `fitb completion bash`
+from the parsers that the commands use; nothing of it is written by hand but how it looks words up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from fitb.config import Config
+from fitb.flags import choices, hints, parser_for, preset_names, resource_names
+from fitb.front import FrontParser, flags_of, load
+from fitb.help import PAGES, benchmarks, commands
+
+Shell = Literal["bash", "zsh"]
+_THEIR_COMPLETION = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
+
+# A word after `=` is a word of its own to bash, and part of its flag to zsh.
+_LOOKUP = """
+_fitb() {
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}
+  local first=2 given=''
+  if [[ $command == bench ]]; then command="bench ${COMP_WORDS[2]}" first=3; fi
+  if [[ $word == = ]]; then word=''; fi
+  if [[ $before == = ]]; then before=${COMP_WORDS[COMP_CWORD-2]}; fi
+  if [[ $word == --*=* ]]; then before=${word%%=*} given=$before=; word=${word#*=}; fi
+  COMPREPLY=()
+  if ((COMP_CWORD == 1)); then
+    COMPREPLY=($(compgen -W "$(_fitb_words '')" -- "$word"))
+  elif ((COMP_CWORD < first)); then
+    COMPREPLY=($(compgen -W "$(_fitb_words bench)" -- "$word"))
+  elif [[ $word == -* ]]; then
+    COMPREPLY=($(compgen -W "$(_fitb_words "$command")" -- "$word"))
+  else
+    if ((COMP_CWORD == first)); then before=''; fi
+    COMPREPLY=($(compgen -P "$given" -W "$(_fitb_words "$command $before")" -- "$word"))
+  fi
+}
+complete -o default -F _fitb fitb
+"""
+
+
+@dataclass(frozen=True)
+class CompletionConfig:
+    """The script of one shell.
+
+    Args:
+        shell: that it is for.
+    """
+
+    shell: Shell = "bash"
+
+
+def script(shell: Shell) -> str:
+    """Return the script to be sourced by a shell; it holds words and looks them up."""
+    cases = "".join(
+        f"    '{key}') echo '{' '.join(words)}' ;;\n" for key, words in _words() if words
+    )
+    head = f"# Completion of fitb for {shell}, made by `fitb completion {shell}`.\n"
+    lookup = f'_fitb_words() {{\n  case "$1" in\n{cases}  esac\n}}{_LOOKUP}'
+    return head + _THEIR_COMPLETION[shell] + lookup
+
+
+def _words() -> Iterator[tuple[str, list[str]]]:
+    """Yield what may stand after a command, and after a flag of it."""
+    yield "", [*commands(), "--help", "--version"]
+    yield "bench", [*benchmarks(), "--help"]
+    for name, page in PAGES.items():
+        program, _, command = name.partition(" ")
+        if program != "fitb":
+            continue
+        kind = load(page.config)
+        flags = flags_of(parser_for(kind, name))
+        values = {key: choices(hint) for key, hint in hints(kind)}
+        if kind is Config:
+            values["config"] = preset_names()
+            values["ds_config"] = resource_names("fitb.ds_configs", ".json")
+        if page.front:
+            front: FrontParser = load(page.front)()
+            flags = flags_of(front) + [flag for flag in flags if flag not in flags_of(front)]
+            values |= {action.dest: list(action.choices or ()) for action in front._actions}
+        yield command, [f"--{flag}" for flag in flags if flag != "h"]
+        yield f"{command} ", values.get(page.words, [])
+        for key, words in values.items():
+            yield f"{command} --{key}", words
