@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import Cluster, ClusterUnavailable, a_cluster, tail
+from machine import ClusterUnavailable
+from slurm_cluster import Cluster, a_cluster, tail
 
 from fitb.cluster.submit import resource_parser, submit_distill
 

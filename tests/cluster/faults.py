@@ -21,7 +21,8 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 sys.path += [str(TESTS), str(TESTS / "integration"), str(ROOT)]
 
-from slurm_cluster import Cluster, run, wait_until  # noqa: E402 - after the path
+from machine import run, wait_until  # noqa: E402 - after the path
+from slurm_cluster import Cluster  # noqa: E402 - after the path
 from wandb_server import KEY  # noqa: E402
 
 from fitb.fsio import read_lines  # noqa: E402

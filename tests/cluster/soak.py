@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from faults import FAULTS, ROOT, Soak, schedule
-from slurm_cluster import a_cluster, run
+from machine import run
+from slurm_cluster import a_cluster
 from small import make_shards, make_teacher, quick
 from wandb_server import KEY, WandbServer
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from slurm_cluster import Cluster, a_cluster, wait_until
+from machine import wait_until
+from slurm_cluster import Cluster, a_cluster
 
 from fitb.cluster import submit
 

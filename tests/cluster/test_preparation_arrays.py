@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import Cluster, wait_until
+from machine import wait_until
+from slurm_cluster import Cluster
 
 from fitb.errors import DataError
 from fitb.fsio import read_json

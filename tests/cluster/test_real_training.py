@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Payload, Run
-from slurm_cluster import Cluster, wait_until
+from machine import wait_until
+from slurm_cluster import Cluster
 
 from fitb.cluster.local import LocalRun, train_command
 from fitb.fsio import read_lines, sha256_file

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, stand_in
-from slurm_cluster import Cluster, wait_until
+from machine import wait_until
+from slurm_cluster import Cluster
 
 from fitb.fsio import read_lines
 from fitb.status.run import status

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DISTILL, ROOT, Run
-from slurm_cluster import Cluster, start_munge, wait_until
+from machine import start_munge, wait_until
+from slurm_cluster import Cluster
 
 from fitb.cluster.submit import wait_for
 

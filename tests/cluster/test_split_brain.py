@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, Payload, Run
-from slurm_cluster import Cluster, run, wait_until
+from machine import run, wait_until
+from slurm_cluster import Cluster
 from small import quick
 from soak import SLOW, weights
 from test_real_training import steps, wait_for_step

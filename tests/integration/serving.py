@@ -78,6 +78,20 @@ class Served:
         return self.process.wait(TIMEOUT_S)
 
 
+def wait_for(what: Any) -> None:
+    until_s = time.monotonic() + TIMEOUT_S
+    while not what():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
+def figure(served: Served, name: str) -> float:
+    """Read a figure of /metrics."""
+    _, text, _ = served.ask("/metrics")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return float(line.rpartition(" ")[2])
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path,

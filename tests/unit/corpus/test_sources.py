@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import gzip
-import http.server
 import json
 import lzma
 import random
@@ -13,44 +12,14 @@ import re
 import subprocess
 import sys
 import textwrap
-import threading
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import s3fs
-import zstandard
-from moto.server import ThreadedMotoServer
+from reading import COMPRESSORS, LIMIT, parquet, read_all, texts, write
 
-from fitb.corpus import tables
 from fitb.corpus.sources import Document, Dropped, Plan, Source, Unit, plan, read_unit
-from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.errors import ConfigError, DataError
 
 BOM = b"\xef\xbb\xbf"
-LIMIT = 1e-6 * 40  # megabytes: 40 bytes
-COMPRESSORS = {
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zst": zstandard.ZstdCompressor().compress,
-}
-
-
-def read_all(source, **sizes):
-    planned = plan(source, **sizes)
-    assert [unit.number for unit in planned.units] == list(range(len(planned.units)))
-    return [found for unit in planned.units for found in read_unit(source, planned, unit)]
-
-
-def texts(source, **sizes):
-    return [found.text for found in read_all(source, **sizes)]
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
 
 
 def decoded(place, raw, limit):
@@ -190,48 +159,6 @@ def test_a_column_that_the_first_record_lacks_is_an_error_with_the_nearest(tmp_p
     with pytest.raises(DataError, match=r"a\.jsonl has no column 'text'.*nearest: texts.*--column"):
         plan(Source("jsonl", (path,)))
     assert read_all(Source("jsonl", (path,), column="texts"))[1] == Document(0, 3, "a")
-
-
-def parquet(path, values, column="text", rows=7, kind=None):
-    table = pa.table({"id": list(range(len(values))), column: pa.array(values, kind)})
-    pq.write_table(table, path, row_group_size=rows)
-    return str(path)
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary("int32", "string")])
-def test_parquet_is_cut_at_row_groups(kind, tmp_path):
-    values = [None if n % 11 == 3 else f"row {n} caf\u00e9" for n in range(100)]
-    path = parquet(tmp_path / "a.parquet", pa.array(values).cast(kind), kind=None)
-    source = Source("parquet", (path,))
-    expected = [
-        Dropped(0, n, "no_text") if value is None else Document(0, n, value)
-        for n, value in enumerate(values)
-    ]
-    counts = set()
-    for unit_bytes in (1, 200, 10**6):
-        assert read_all(source, unit_mb=unit_bytes / 1e6) == expected
-        counts.add(len(plan(source, unit_mb=unit_bytes / 1e6).units))
-    assert {1, 15} <= counts
-
-
-def test_parquet_values_that_are_too_big_or_no_utf8_cost_only_themselves(tmp_path):
-    raw = pa.array([b"good", b"\xff\xfe", b"x" * 41, "caf\u00e9".encode()], pa.binary())
-    bad = pa.StringArray.from_buffers(4, raw.buffers()[1], raw.buffers()[2])
-    path = parquet(tmp_path / "a.parquet", bad)
-    assert read_all(Source("parquet", (path,), max_document_mb=LIMIT)) == [
-        Document(0, 0, "good"),
-        Dropped(0, 1, "invalid_utf8"),
-        Dropped(0, 2, "too_big"),
-        Document(0, 3, "caf\u00e9"),
-    ]
-
-
-def test_a_parquet_column_that_is_missing_or_no_text_is_an_error(tmp_path):
-    path = parquet(tmp_path / "a.parquet", ["a"], column="texts")
-    with pytest.raises(DataError, match=r"no column 'text' \(nearest: texts\).*--column"):
-        plan(Source("parquet", (path,)))
-    with pytest.raises(DataError, match=r"holds int64 in column 'id'.*texts.*--column"):
-        plan(Source("parquet", (path,), column="id"))
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
@@ -422,221 +349,3 @@ def test_a_line_of_a_gigabyte_is_skipped_in_less_than_150_mb(kind, document, tmp
     path.unlink(missing_ok=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 150
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files with ranges, counted."""
-
-    ranges: list[str] = []
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        asked = self.headers.get("Range")
-        if not asked:
-            super().do_GET()
-            return
-        self.ranges.append(asked)
-        with open(self.translate_path(self.path), "rb") as file:
-            data = file.read()
-        begin, end = asked.removeprefix("bytes=").split("-")
-        part = data[int(begin) : int(end) + 1 if end else None]
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(part)))
-        self.send_header("Content-Range", f"bytes {begin}-{int(begin) + len(part) - 1}/{len(data)}")
-        self.end_headers()
-        self.wfile.write(part)
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder and its URL, on a server that knows ranges."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    Handler.ranges = []
-
-    def handler(*args):
-        return Handler(*args, directory=str(folder))
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-def test_files_behind_a_url_are_read_in_ranges(served):
-    folder, url = served
-    data = "".join(f"line {number} caf\u00e9\n" for number in range(30_000)).encode()
-    local = write(folder / "a.txt", data)
-    write(folder / "a.txt.gz", gzip.compress(data))
-    parquet(folder / "a.parquet", ["one", "two"])
-    remote = Source("text", (f"{url}/a.txt",), document="line")
-    here = Source("text", (local,), document="line")
-    assert read_all(remote, unit_mb=0.1) == read_all(here, unit_mb=0.1)
-    assert plan(remote, unit_mb=0.1).units == plan(here, unit_mb=0.1).units
-    assert Handler.ranges
-    packed = Source("text", (f"{url}/a.txt.gz",), document="line")
-    assert read_all(packed) == read_all(here)
-    assert texts(Source("parquet", (f"{url}/a.parquet",))) == ["one", "two"]
-    with pytest.raises(DataError, match=r"gone\.txt does not exist"):
-        plan(Source("text", (f"{url}/gone.txt",)))
-
-
-def test_a_server_that_goes_away_in_the_middle_is_no_fault_of_the_file(tmp_path):
-    (tmp_path / "a.txt").write_text("line\n" * 1000)
-    (tmp_path / "b.txt").write_text("line\n" * 1000)
-
-    def handler(*args):
-        return Handler(*args, directory=str(tmp_path))
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        source = Source("text", (f"{url}/a.txt", f"{url}/b.txt"), document="line")
-        planned = plan(source)
-        server.shutdown()
-        thread.join()
-    with pytest.raises(SystemFault, match=r"b\.txt: .* start again, what is done stays"):
-        list(read_unit(source, planned, planned.units[1]))
-
-
-def test_globs_of_urls_are_expanded_in_sorted_order():
-    fs = fsspec.filesystem("memory")
-    for name in ("b.txt", "a.txt", "deep/c.txt", "d.md"):
-        fs.pipe_file(f"/globbed/{name}", name.encode())
-    source = Source("text", ("memory://globbed/**/*.txt", "memory://globbed/a.txt"))
-    assert sorted(texts(source)) == ["a.txt", "b.txt", "deep/c.txt"]
-    assert list(plan(source).files) == sorted(plan(source).files)
-    with pytest.raises(DataError, match="matches no file"):
-        plan(Source("text", ("memory://globbed/*.gone",)))
-    with pytest.raises(DataError, match="is a folder"):
-        plan(Source("text", ("memory://globbed",)))
-    with pytest.raises(DataError, match="cannot read nosuch://a"):
-        plan(Source("text", ("nosuch://a",)))
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """An empty bucket of an S3 server on this machine."""
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    s3fs.S3FileSystem.clear_instance_cache()
-    fs = s3fs.S3FileSystem()
-    fs.mkdir("bucket")
-    yield fs
-    s3fs.S3FileSystem.clear_instance_cache()
-    running.stop()
-
-
-def test_objects_of_a_bucket_are_read_in_ranges(bucket):
-    data = b"".join(b"line %d\n" % number for number in range(20_000))
-    bucket.pipe_file("bucket/a/x.txt", data)
-    bucket.pipe_file("bucket/a/y.txt.gz", gzip.compress(data))
-    bucket.pipe_file("bucket/torn.txt.zst", COMPRESSORS["zst"](data)[:-5])
-    source = Source("text", ("s3://bucket/a/*", "s3://bucket/a/x.txt"), document="line")
-    planned = plan(source, unit_mb=0.05)
-    assert planned.files == ("s3://bucket/a/x.txt", "s3://bucket/a/y.txt.gz")
-    assert len(planned.units) == 6
-    assert texts(source, unit_mb=0.05) == data.decode().splitlines() * 2
-    with pytest.raises(DataError, match=r"cannot read s3://bucket/torn\.txt\.zst: Truncated"):
-        read_all(Source("text", ("s3://bucket/torn.txt.zst",), document="line"))
-    with pytest.raises(DataError, match=r"s3://bucket/gone\.txt does not exist"):
-        plan(Source("text", ("s3://bucket/gone.txt",)))
-
-
-ROWS = [{"id": n, "text": None if n % 5 == 2 else f"row {n}"} for n in range(40)]
-
-
-def expected_rows(shards):
-    """Documents of a dataset, of which every shard holds a run of ROWS."""
-    return [
-        Dropped(shard, place, "no_text")
-        if row["text"] is None
-        else Document(shard, place, row["text"])
-        for shard, rows in enumerate(shards)
-        for place, row in enumerate(rows)
-    ]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_dataset_of_data_files_is_read_shard_by_shard(kind, tmp_path):
-    for number in range(4):
-        rows = ROWS[10 * number : 10 * number + 10]
-        name = tmp_path / f"train-{number}.{kind}"
-        if kind == "jsonl":
-            name.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        else:
-            pq.write_table(pa.Table.from_pylist(rows), name)
-    source = Source("hf", (str(tmp_path),))
-    planned = plan(source)
-    assert len(planned.units) == len(planned.files) == 4
-    assert read_all(source) == expected_rows([ROWS[n : n + 10] for n in range(0, 40, 10)])
-    taken = read_all(source, max_mb=60 / 1e6)
-    assert taken == read_all(source)[: len(taken)]
-    assert 60 <= sum(len(found.text) for found in taken if isinstance(found, Document)) < 66
-    with pytest.raises(DataError, match="no column 'texts'.*nearest: text.*--column"):
-        read_all(Source("hf", (str(tmp_path),), column="texts"))
-
-
-def test_a_saved_dataset_is_read_in_as_many_shards_as_units_fit(tmp_path):
-    import datasets
-
-    whole = datasets.Dataset.from_list(ROWS)
-    whole.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": whole, "test": whole.select(range(5))}).save_to_disk(
-        tmp_path / "both"
-    )
-    for name in ("one", "both"):
-        source = Source("hf", (str(tmp_path / name),))
-        found = read_all(source)
-        assert found == expected_rows([ROWS])
-        small = read_all(source, unit_mb=50 / 1e6)
-        assert [dataclasses.replace(item, file=0, place=0) for item in small] == [
-            dataclasses.replace(item, file=0, place=0) for item in found
-        ]
-        assert len(plan(source, unit_mb=50 / 1e6).units) > 3
-    assert len(read_all(Source("hf", (str(tmp_path / "both"),), split="test"))) == 5
-    with pytest.raises(DataError, match="no split 'dev'; it has train, test"):
-        plan(Source("hf", (str(tmp_path / "both"),), split="dev"))
-    with pytest.raises(DataError, match="holds int64 in column 'id'"):
-        plan(Source("hf", (str(tmp_path / "one"),), column="id"))
-
-
-def test_errors_of_datasets_are_one_line_that_names_the_dataset(tmp_path):
-    write(tmp_path / "data" / "train.jsonl", b'{"text": "a"}\n')
-    for source in (
-        Source("hf", (str(tmp_path / "gone"),)),
-        Source("hf", ("no-such-owner/no-such-dataset",)),
-        Source("hf", (str(tmp_path / "data"),), split="dev"),
-        Source("hf", (str(tmp_path / "data"),), subset="none"),
-    ):
-        with pytest.raises(DataError, match="cannot read dataset") as caught:
-            plan(source)
-        assert source.files[0] in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_stream_that_breaks_off_may_go_on_next_time(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    source = Source("hf", (str(tmp_path / "data"),))
-    planned = plan(source)
-
-    def broken(*args):
-        yield {"text": "one"}
-        raise ConnectionResetError(104, "Connection reset by peer")
-
-    monkeypatch.setattr(tables, "_rows", broken)
-    found = read_unit(source, planned, planned.units[0])
-    assert next(found) == Document(0, 0, "one")
-    with pytest.raises(SystemFault, match="broke off: Connection reset by peer; start the same"):
-        next(found)

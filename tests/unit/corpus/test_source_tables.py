@@ -1,0 +1,140 @@
+"""Parquet and datasets are cut at row groups and shards, and every row is read once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reading import LIMIT, parquet, read_all, write
+
+from fitb.corpus import tables
+from fitb.corpus.sources import Document, Dropped, Source, plan, read_unit
+from fitb.errors import DataError, SystemFault
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary("int32", "string")])
+def test_parquet_is_cut_at_row_groups(kind, tmp_path):
+    values = [None if n % 11 == 3 else f"row {n} caf\u00e9" for n in range(100)]
+    path = parquet(tmp_path / "a.parquet", pa.array(values).cast(kind), kind=None)
+    source = Source("parquet", (path,))
+    expected = [
+        Dropped(0, n, "no_text") if value is None else Document(0, n, value)
+        for n, value in enumerate(values)
+    ]
+    counts = set()
+    for unit_bytes in (1, 200, 10**6):
+        assert read_all(source, unit_mb=unit_bytes / 1e6) == expected
+        counts.add(len(plan(source, unit_mb=unit_bytes / 1e6).units))
+    assert {1, 15} <= counts
+
+
+def test_parquet_values_that_are_too_big_or_no_utf8_cost_only_themselves(tmp_path):
+    raw = pa.array([b"good", b"\xff\xfe", b"x" * 41, "caf\u00e9".encode()], pa.binary())
+    bad = pa.StringArray.from_buffers(4, raw.buffers()[1], raw.buffers()[2])
+    path = parquet(tmp_path / "a.parquet", bad)
+    assert read_all(Source("parquet", (path,), max_document_mb=LIMIT)) == [
+        Document(0, 0, "good"),
+        Dropped(0, 1, "invalid_utf8"),
+        Dropped(0, 2, "too_big"),
+        Document(0, 3, "caf\u00e9"),
+    ]
+
+
+def test_a_parquet_column_that_is_missing_or_no_text_is_an_error(tmp_path):
+    path = parquet(tmp_path / "a.parquet", ["a"], column="texts")
+    with pytest.raises(DataError, match=r"no column 'text' \(nearest: texts\).*--column"):
+        plan(Source("parquet", (path,)))
+    with pytest.raises(DataError, match=r"holds int64 in column 'id'.*texts.*--column"):
+        plan(Source("parquet", (path,), column="id"))
+
+
+ROWS = [{"id": n, "text": None if n % 5 == 2 else f"row {n}"} for n in range(40)]
+
+
+def expected_rows(shards):
+    """Documents of a dataset, of which every shard holds a run of ROWS."""
+    return [
+        Dropped(shard, place, "no_text")
+        if row["text"] is None
+        else Document(shard, place, row["text"])
+        for shard, rows in enumerate(shards)
+        for place, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_of_data_files_is_read_shard_by_shard(kind, tmp_path):
+    for number in range(4):
+        rows = ROWS[10 * number : 10 * number + 10]
+        name = tmp_path / f"train-{number}.{kind}"
+        if kind == "jsonl":
+            name.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), name)
+    source = Source("hf", (str(tmp_path),))
+    planned = plan(source)
+    assert len(planned.units) == len(planned.files) == 4
+    assert read_all(source) == expected_rows([ROWS[n : n + 10] for n in range(0, 40, 10)])
+    taken = read_all(source, max_mb=60 / 1e6)
+    assert taken == read_all(source)[: len(taken)]
+    assert 60 <= sum(len(found.text) for found in taken if isinstance(found, Document)) < 66
+    with pytest.raises(DataError, match="no column 'texts'.*nearest: text.*--column"):
+        read_all(Source("hf", (str(tmp_path),), column="texts"))
+
+
+def test_a_saved_dataset_is_read_in_as_many_shards_as_units_fit(tmp_path):
+    import datasets
+
+    whole = datasets.Dataset.from_list(ROWS)
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": whole, "test": whole.select(range(5))}).save_to_disk(
+        tmp_path / "both"
+    )
+    for name in ("one", "both"):
+        source = Source("hf", (str(tmp_path / name),))
+        found = read_all(source)
+        assert found == expected_rows([ROWS])
+        small = read_all(source, unit_mb=50 / 1e6)
+        assert [dataclasses.replace(item, file=0, place=0) for item in small] == [
+            dataclasses.replace(item, file=0, place=0) for item in found
+        ]
+        assert len(plan(source, unit_mb=50 / 1e6).units) > 3
+    assert len(read_all(Source("hf", (str(tmp_path / "both"),), split="test"))) == 5
+    with pytest.raises(DataError, match="no split 'dev'; it has train, test"):
+        plan(Source("hf", (str(tmp_path / "both"),), split="dev"))
+    with pytest.raises(DataError, match="holds int64 in column 'id'"):
+        plan(Source("hf", (str(tmp_path / "one"),), column="id"))
+
+
+def test_errors_of_datasets_are_one_line_that_names_the_dataset(tmp_path):
+    write(tmp_path / "data" / "train.jsonl", b'{"text": "a"}\n')
+    for source in (
+        Source("hf", (str(tmp_path / "gone"),)),
+        Source("hf", ("no-such-owner/no-such-dataset",)),
+        Source("hf", (str(tmp_path / "data"),), split="dev"),
+        Source("hf", (str(tmp_path / "data"),), subset="none"),
+    ):
+        with pytest.raises(DataError, match="cannot read dataset") as caught:
+            plan(source)
+        assert source.files[0] in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_stream_that_breaks_off_may_go_on_next_time(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    source = Source("hf", (str(tmp_path / "data"),))
+    planned = plan(source)
+
+    def broken(*args):
+        yield {"text": "one"}
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(tables, "_rows", broken)
+    found = read_unit(source, planned, planned.units[0])
+    assert next(found) == Document(0, 0, "one")
+    with pytest.raises(SystemFault, match="broke off: Connection reset by peer; start the same"):
+        next(found)

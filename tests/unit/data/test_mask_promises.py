@@ -1,0 +1,227 @@
+"""What masks keep to over many rows, and what they may never depend on."""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from masking_rows import SEED, STRATEGIES, chosen_of, masked, settings, words_of
+
+from fitb import rng
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, num_slots
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_special_tokens_are_neither_masked_nor_drawn(vocabulary, make_rows, strategy):
+    config = settings(strategy, fraction=0.9, mask_share=0.0, random_share=1.0)
+    rows = make_rows(200, 64)
+    batch = masked(rows, vocabulary, config)
+    special = np.isin(rows.input_ids, vocabulary.special_ids)
+    assert np.array_equal(batch.input_ids[special], rows.input_ids[special])
+    assert not np.isin(batch.input_ids[~special], vocabulary.special_ids).any()
+    for row, places in enumerate(chosen_of(batch)):
+        assert not special[row, places].any()
+
+
+def test_random_replacements_cover_the_ordinary_vocabulary_evenly(vocabulary, make_rows):
+    config = settings("token", fraction=0.9, mask_share=0.0, random_share=1.0)
+    rows = make_rows(600, 64, tails=False)
+    batch = masked(rows, vocabulary, config)
+    drawn = np.take_along_axis(batch.input_ids, batch.slots, 1)[batch.labels != IGNORE_INDEX]
+    counts = np.bincount(drawn, minlength=vocabulary.size)[5:]
+    expected = counts.sum() / len(counts)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert counts.sum() > 20_000
+    assert chi_square < 54 + 5 * (2 * 54) ** 0.5
+
+
+def test_eighty_ten_ten_holds_over_many_slots(make_rows):
+    vocabulary = Vocabulary(30_000, 0, 4, (0, 1, 2, 3, 4))
+    rows = make_rows(800, 64, tails=False)
+    batch = masked(rows, vocabulary, settings("whole_word", fraction=0.6))
+    used = batch.labels != IGNORE_INDEX
+    shown = np.take_along_axis(batch.input_ids, batch.slots, 1)[used]
+    labels = batch.labels[used]
+    kept = (shown == labels).sum().item()
+    hidden = (shown == vocabulary.mask_id).sum().item()
+    counts = np.array([hidden, len(shown) - hidden - kept, kept])
+    expected = np.array([0.8, 0.1, 0.1]) * counts.sum()
+    assert counts.sum() > 15_000
+    assert ((counts - expected) ** 2 / expected).sum() < 20.7  # 2 degrees of freedom, 1 in 30 000
+
+
+def test_every_ordinary_token_is_masked_about_equally_often(vocabulary, make_rows):
+    rows = make_rows(1, 34, longest_word=1, tails=False, seed=3)
+    ordinary = ~np.isin(rows.input_ids[0], vocabulary.special_ids)
+    same = type(rows)(np.repeat(rows.input_ids, 6000, 0), np.repeat(rows.word_starts, 6000, 0))
+    for strategy in ("token", "whole_word"):
+        batch = masked(same, vocabulary, settings(strategy))
+        hits = np.bincount(np.concatenate(chosen_of(batch)).astype(int), minlength=34)[ordinary]
+        expected = hits.sum() / ordinary.sum()
+        assert abs(hits - expected).max() < 5 * expected**0.5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_labels_are_the_true_tokens_and_everything_outside_slots_is_unchanged(
+    vocabulary, make_rows, strategy
+):
+    rows = make_rows(60, 48)
+    before = rows.input_ids.copy()
+    batch = masked(rows, vocabulary, settings(strategy))
+    assert np.array_equal(rows.input_ids, before)
+    ids = batch.input_ids.copy()
+    for row, places in enumerate(chosen_of(batch)):
+        assert places == sorted(set(places))
+        labels = batch.labels[row][batch.labels[row] != IGNORE_INDEX].tolist()
+        assert labels == before[row, places].tolist()
+        ids[row, places] = before[row, places]
+    assert np.array_equal(ids, before)
+    unused = batch.labels == IGNORE_INDEX
+    assert (batch.slots[unused] == 0).all()
+    assert (batch.slot_words[unused] == -1).all()
+    assert np.array_equal(batch.attention_mask, (before != vocabulary.pad_id).astype(int))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_slot_words_number_the_words_of_the_row(vocabulary, make_rows, strategy):
+    rows = make_rows(60, 48, tails=False)
+    batch = masked(rows, vocabulary, settings(strategy, fraction=0.5))
+    for row in range(60):
+        words = words_of(rows.input_ids[row], rows.word_starts[row], vocabulary)
+        number_of = {place: number for number, word in enumerate(words) for place in word}
+        used = batch.labels[row] != IGNORE_INDEX
+        expected = [number_of[place] for place in batch.slots[row][used].tolist()]
+        assert batch.slot_words[row][used].tolist() == expected
+
+
+@pytest.mark.parametrize("length", [8, 32, 128, 512])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_number_of_slots_is_fixed_by_length_and_settings(
+    vocabulary, make_rows, strategy, length
+):
+    config = settings(strategy)
+    assert num_slots(length, config) == max(1, round(0.15 * (length - 2)))
+    for size, seed in ((1, 0), (20, 1)):
+        batch = masked(make_rows(size, length, seed=seed), vocabulary, config)
+        shape = (size, num_slots(length, config))
+        assert batch.slots.shape == batch.labels.shape == batch.slot_words.shape == shape
+        assert batch.input_ids.shape == batch.attention_mask.shape == (size, length)
+        assert {getattr(batch, f.name).dtype for f in fields(batch)} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_of_special_tokens_only_has_no_slot(vocabulary, make_rows, strategy):
+    rows = make_rows(3, 16, tails=False)
+    rows.input_ids[1] = [2, 1, 1, 3, 3, *[0] * 11]
+    rows.word_starts[1] = False
+    chosen = chosen_of(masked(rows, vocabulary, settings(strategy)))
+    assert chosen[1] == []
+    assert chosen[0]
+    alone = type(rows)(rows.input_ids[1:2], rows.word_starts[1:2])
+    assert chosen_of(masked(alone, vocabulary, settings(strategy))) == [[]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_has_the_same_mask_in_any_batch(vocabulary, make_rows, strategy):
+    config, rows = settings(strategy, fraction=0.3), make_rows(40, 48)
+    whole = masked(rows, vocabulary, config)
+    numbers = np.arange(40) * 7 + 3
+    draw = np.random.default_rng(0)
+    for size in (1, 2, 17, 40):
+        some = draw.permutation(40)[:size]
+        part = type(rows)(rows.input_ids[some], rows.word_starts[some])
+        batch = masked(part, vocabulary, config, numbers=numbers[some])
+        for field in fields(batch):
+            assert np.array_equal(getattr(batch, field.name), getattr(whole, field.name)[some])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_another_epoch_row_or_seed_is_another_mask(vocabulary, make_rows, strategy):
+    config, rows = settings(strategy), make_rows(40, 48)
+    batches = [
+        masked(rows, vocabulary, config),
+        masked(rows, vocabulary, config, epoch=1),
+        masked(rows, vocabulary, config, seed=SEED + 1),
+        masked(rows, vocabulary, config, numbers=np.arange(40) + 1000),
+    ]
+    slots = [tuple(map(tuple, chosen_of(batch))) for batch in batches]
+    assert len(set(slots)) == 4
+
+
+def test_the_epoch_of_each_row_is_its_own(vocabulary, make_rows):
+    """A batch may cross the end of an epoch."""
+    config, rows = settings("whole_word"), make_rows(2, 48)
+    epochs = np.array([0, 1])
+    both = mask_rows(
+        rows.input_ids, rows.word_starts, np.array([9, 9]), epochs,
+        seed=SEED, vocabulary=vocabulary, config=config,
+    )  # fmt: skip
+    for row in range(2):
+        part = type(rows)(rows.input_ids[row : row + 1], rows.word_starts[row : row + 1])
+        alone = masked(part, vocabulary, config, epoch=row, numbers=[9])
+        assert np.array_equal(both.slots[row], alone.slots[0])
+        assert np.array_equal(both.input_ids[row], alone.input_ids[0])
+
+
+def test_a_vocabulary_takes_its_ids_from_the_tokenizer():
+    class Tokenizer:
+        pad_token_id, mask_token_id, all_special_ids = 7, 9, [9, 7, 8]
+
+        def __len__(self):
+            return 20
+
+    vocabulary = Vocabulary.of(Tokenizer())
+    assert vocabulary == Vocabulary(20, 7, 9, (7, 8, 9))
+    assert np.flatnonzero(vocabulary.is_special()).tolist() == [7, 8, 9]
+    assert replace(vocabulary, special_ids=()).is_special().sum() == 0
+
+
+PINNED = {
+    "token": "56310ca193343365f0b918814155a30a2f3dc75b720e9990f9f4228c835ea814",
+    "whole_word": "0658f97272409391ca4b9384316ae64e90365cc8ef8f962fcbb65f5026737f2c",
+    "span": "aef4d3ef0adf86ecf708eab8484200bf60407b647e6b17a3140dd891000b3077",
+}
+
+
+def pinned_rows(num_rows, length, seed):
+    """Rows from keys, so that no generator of a library decides them; odd ones among them."""
+    where = (np.arange(num_rows)[:, None], np.arange(length)[None])
+    ids = 5 + (rng.keyed(seed, 1, *where) % np.uint64(55)).astype(np.int64)
+    drawn = rng.uniform(seed, 2, *where)
+    ids = np.where(drawn < 0.08, (drawn * 1000).astype(np.int64) % 5, ids)
+    starts = rng.uniform(seed, 3, *where) < rng.uniform(seed, 4, where[0])
+    starts[::2] &= ids[::2] > 4
+    ids[:, 0] = 2
+    return ids, starts
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_masks_of_many_settings_are_pinned_to_the_bit(vocabulary, strategy):
+    """The digests are those of the first form of the code: written plainly, before it was fast."""
+    digest = hashlib.sha256()
+    for seed, changes in enumerate(
+        (
+            {},
+            {"fraction": 0.5, "mask_share": 0.5, "random_share": 0.3},
+            {"fraction": 0.01},
+            {"fraction": 0.95, "span_p": 0.05, "span_max_words": 1000},
+            {"fraction": 0.4, "span_p": 0.99, "span_max_words": 3},
+            {"span_p": 1.0, "mask_share": 0.0, "random_share": 1.0},
+        )
+    ):
+        for length, size in ((8, 40), (33, 700), (128, 300), (512, 40)):
+            ids, starts = pinned_rows(size, length, seed)
+            masked = mask_rows(
+                ids, starts, np.arange(size) * 10**9 + 3, np.arange(size) // 7,
+                seed=seed - 1, vocabulary=vocabulary, config=settings(strategy, **changes),
+            )  # fmt: skip
+            for field in fields(masked):
+                digest.update(np.asarray(getattr(masked, field.name)).astype("<i8").tobytes())
+    assert digest.hexdigest() == PINNED[strategy]
+
+
+def test_masking_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import fitb.data.masking, fitb.data.order"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

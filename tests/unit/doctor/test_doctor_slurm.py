@@ -1,0 +1,126 @@
+"""What the doctor makes of the settings and hosts of a Slurm, and of what a job asks for."""
+
+from __future__ import annotations
+
+import pytest
+from checking import ROOT, one
+
+from fitb.doctor import slurm
+from fitb.doctor.ask import Answer
+from fitb.doctor.slurm import Asked, Hosts
+
+
+@pytest.mark.parametrize(
+    ("gres", "number"),
+    [
+        ("(null)", 0),
+        ("gpu:4", 4),
+        ("gpu:a100:8(S:0-1)", 8),
+        ("gpu:a100:2(S:0),gpu:v100:1(S:1),tmp:100", 3),
+        ("shard:8,gpu:h100:4", 4),
+        ("gpu", 1),
+    ],
+)
+def test_gpus_are_counted_in_generic_resources(gres, number):
+    assert slurm.num_gpus(gres) == number
+
+
+def test_what_a_job_asks_for_is_read_as_sbatch_reads_it():
+    script = (ROOT / "slurm" / "distill.sh").read_text()
+    assert slurm.asked_of(script, [], {}) == Asked(2, 4, 4, 4, None)
+    env = {"SBATCH_PARTITION": "low", "SBATCH_GPUS_PER_NODE": "h100:8"}
+    assert slurm.asked_of(script, ["--nodes", "3-5"], env) == Asked(3, 4, 8, 4, "low")
+    options = ["-N1", "--gpus-per-node=0", "-p", "x", "--exclusive"]
+    assert slurm.asked_of(script, options, env) == Asked(1, 4, 0, 4, "x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "hosts", "status", "found", "fix"),
+    [
+        (Asked(2, 4, 4, 4), [Hosts("p", 2, 16, 4)], "ok", "partition p", ""),
+        (Asked(2, 4, 4, 4), [Hosts("p", 4, 64, 2)], "bad", "2 GPUs: it never", "--gpus-per-node=2"),
+        (Asked(3, 4, 4, 4), [Hosts("p", 2, 64, 4)], "bad", "has 2 hosts", "--nodes=2"),
+        (Asked(2, 4, 4, 8), [Hosts("p", 2, 16, 4)], "bad", "16 CPUs", "--cpus-per-task=4"),
+        (Asked(2, 8, 4, 1), [Hosts("p", 2, 16, 4)], "bad", "one task per", "--ntasks-per-node=4"),
+        (Asked(2, 2, 4, 1), [Hosts("p", 2, 16, 4)], "warn", "one task per", "--ntasks-per-node=4"),
+        (Asked(1, 4, 0, 1), [Hosts("p", 2, 16, 4)], "warn", "stay idle", "--gpus-per-node=4"),
+        (
+            Asked(1, 4, 4, 1),
+            [Hosts("p", 2, 16, 0), Hosts("fast", 2, 16, 4)],
+            "bad",
+            "GPUs are in fast",
+            "--gpus-per-node=0",
+        ),
+        (Asked(), [], "skipped", "no hosts", ""),
+    ],
+)
+def test_a_job_is_held_against_the_hosts_of_its_partition(asked, hosts, status, found, fix):
+    check = slurm.shape(asked, hosts, "p")
+    assert (check.status, bool(check.fix)) == (status, bool(fix))
+    assert found in check.found and fix in check.fix
+
+
+def test_hosts_are_read_from_sinfo():
+    text = "gpu|4|64+|gpu:h100:4(S:0-1)\nlow|10|32|(null)\nnoise\n"
+    assert list(slurm.parse_hosts(text)) == [Hosts("gpu", 4, 64, 4), Hosts("low", 10, 32, 0)]
+
+
+@pytest.mark.parametrize(
+    ("env", "variable"),
+    [
+        ({"SBATCH_EXPORT": "NONE"}, "SBATCH_EXPORT"),
+        ({"SLURM_EXPORT_ENV": "HOME,PATH"}, "SLURM_EXPORT_ENV"),
+        ({"SBATCH_NO_REQUEUE": "1"}, "SBATCH_NO_REQUEUE"),
+        ({"SBATCH_SIGNAL": "USR1@60"}, "SBATCH_SIGNAL"),
+        ({"OMP_NUM_THREADS": "1"}, "OMP_NUM_THREADS"),
+        ({"SRUN_CPUS_PER_TASK": "1"}, "SRUN_CPUS_PER_TASK"),
+        ({"SBATCH_OPEN_MODE": "truncate"}, "SBATCH_OPEN_MODE"),
+    ],
+)
+def test_a_variable_that_undoes_the_batch_script_is_told(env, variable):
+    check = one(slurm.environment(env, "24.05"))
+    assert (check.status, check.fix) == ("warn", f"unset {variable}")
+
+
+def test_an_environment_that_undoes_nothing_is_fine():
+    env = {"SBATCH_EXPORT": "ALL,X=1", "SBATCH_SIGNAL": "B:USR1@600", "SLURM_JOB_ID": "1"}
+    assert one(slurm.environment(env, "24.05")).status == "ok"
+
+
+def test_munge_is_judged_together_with_what_slurm_answers():
+    missing = Answer("", "munge is not on PATH", missing=True)
+    assert slurm.munge(Answer("MUNGE:..."), "auth/munge", True).status == "ok"
+    assert slurm.munge(missing, "auth/munge", True).status == "ok"
+    assert slurm.munge(missing, "auth/slurm", True).status == "skipped"
+    assert "apt-get install munge" in slurm.munge(missing, "", False).fix
+    broken = slurm.munge(Answer("", "`munge -n` ended with 6: no socket"), "auth/munge", True)
+    assert (broken.status, broken.fix) == ("bad", "systemctl restart munge  # by the site")
+
+
+HARSH = {
+    "JobRequeue": "0",
+    "KillWait": "5 sec",
+    "PreemptMode": "CANCEL",
+    "PreemptType": "preempt/qos",
+    "ProctrackType": "proctrack/pgid",
+    "RequeueExit": "80-95",
+    "RequeueExitHold": "93",
+}
+
+
+@pytest.mark.parametrize("mode", ["CANCEL", "SUSPEND,GANG", "REQUEUE"])
+def test_every_setting_that_is_found_wanting_comes_with_something_of_its_own_to_type(mode):
+    partition = {"PartitionName": "p", "Default": "YES", "GraceTime": "0", "PreemptMode": mode}
+    cluster = slurm.Slurm((), HARSH, {"p": partition})
+    found = {c.name: c for c in slurm.settings(cluster, None) if c.status != "ok"}
+    names = {"JobRequeue", "KillWait", "GraceTime", "PreemptType", "ProctrackType", "RequeueExit"}
+    assert names <= set(found)
+    assert ("PreemptMode" in found) == (mode != "REQUEUE")
+    assert all(c.fix and c.fix != "scontrol show config" for c in found.values())
+
+
+def test_a_partition_that_is_not_there_is_told_with_those_that_are():
+    cluster = slurm.Slurm((), HARSH, {"gpu": {"PartitionName": "gpu", "Default": "NO"}})
+    assert one(slurm.settings(cluster, "gpus")).status == "bad"
+    check = one(slurm.settings(cluster, None))
+    assert check.status == "warn" and "--partition=gpu" in check.fix
