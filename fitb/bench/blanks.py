@@ -112,8 +112,11 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 def choose_words(
     shards: ShardSet, scorer: Scorer, length: int, number: int, seed: int
 ) -> list[Word]:
-    """Return words of so many pieces, one of a row at most, from rows in a keyed order."""
-    vocabulary = Vocabulary.of(scorer.tokenizer)
+    """Return words of so many pieces, one of a row at most, from rows in a keyed order.
+
+    A word has a letter or a digit, and no piece of it is unknown.
+    """
+    vocabulary, lexicon = Vocabulary.of(scorer.tokenizer), lexicon_of(scorer.tokenizer)
     order = np.argsort(rng.keyed(seed, _WORDS, length, np.arange(shards.num_rows)))
     found: list[Word] = []
     for place in order:
@@ -121,7 +124,10 @@ def choose_words(
         read = shards.read(row)
         words = word_numbers(read.input_ids, read.word_starts, vocabulary)[0]
         counts = np.bincount(words[words >= 0])
-        fit = np.flatnonzero(counts == length)
+        has_letter = np.isin(
+            np.arange(len(counts)), words[(words >= 0) & lexicon.has_letter[read.input_ids[0]]]
+        )
+        fit = np.flatnonzero((counts == length) & has_letter)
         if not len(fit):
             continue
         chosen = fit[int(rng.keyed(seed, _WORDS, length, place)) % len(fit)]

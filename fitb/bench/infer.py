@@ -1,6 +1,7 @@
 """How fast blanks are filled: beside transformers' pipeline, a teacher, and through onnxruntime.
 
-`fitb bench infer`; then `fitb serve` under load, beside itself handling each request alone.
+`fitb bench infer`; then `fitb serve` under load, beside itself handling each request alone, and
+beside transformers' pipeline behind FastAPI.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ BERT_BASE = Geometry(
     num_hidden_layers=12, hidden_size=768, intermediate_size=3072, num_attention_heads=12
 )
 _VOCABULARY = 30_522
-_WORDS = 24  # of a text
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class BenchConfig:
     Args:
         batches: texts per forward pass, tokenising included; one blank in each text.
         texts: of each run.
+        words: of each text.
         model: TinyBERT-4 with random weights, or another geometry.
         teacher: BERT-base with random weights, or another geometry, for student_over_teacher.
         scorer_batches: rows per call for the comparison of scorers, the first for the ratios.
@@ -54,6 +55,7 @@ class BenchConfig:
 
     batches: list[int] = field(default_factory=lambda: [1, 8, 64])
     texts: int = 192
+    words: int = 24
     model: Geometry = field(default_factory=Geometry)
     teacher: Geometry = field(default_factory=lambda: BERT_BASE)
     scorer_batches: list[int] = field(default_factory=lambda: [1, 32])
@@ -65,10 +67,13 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         batches = self.batches, self.scorer_batches
-        if min(self.texts, self.repeats, *(min(some, default=0) for some in batches)) < 1:
+        if (
+            min(self.texts, self.words, self.repeats, *(min(some, default=0) for some in batches))
+            < 1
+        ):
             raise ConfigError(
                 f"batches={self.batches}, scorer_batches={self.scorer_batches},"
-                f" texts={self.texts}, repeats={self.repeats}; each at least 1"
+                f" texts={self.texts}, words={self.words}, repeats={self.repeats}; each at least 1"
             )
         if self.clients < 0 or not self.load_s > 0:
             raise ConfigError(
@@ -82,12 +87,17 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if device.type == "cpu":
         keep_freed_memory()
     lines = pool()
-    row: dict[str, Any] = {"bench": "infer", **machine(), "texts": config.texts}
+    row: dict[str, Any] = {
+        "bench": "infer",
+        **machine(),
+        "texts": config.texts,
+        "words": config.words,
+    }
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
         train_tokenizer(lines, _VOCABULARY, Path(name))
         tokenizer = load_tokenizer(Path(name))
         row["vocabulary"] = len(tokenizer)
-        texts = blanked(lines, config.texts, tokenizer.mask_token)
+        texts = blanked(lines, config, tokenizer.mask_token)
         rows = [tokenizer(text)["input_ids"] for text in texts]
         geometries = {"student": config.model, "teacher": config.teacher}
         by_scorer = compare_scorers(
@@ -139,11 +149,11 @@ def _beside_the_pipeline(
     return found
 
 
-def blanked(lines: list[str], number: int, mask_token: str) -> list[str]:
+def blanked(lines: list[str], config: BenchConfig, mask_token: str) -> list[str]:
     """Return texts of some words, the middle one blanked."""
     texts = []
-    for text in documents(lines, number * 4000, seed=2):
-        words = text.split()[:_WORDS]
+    for text in documents(lines, config.texts * 4000, seed=2):
+        words = text.split()[: config.words]
         words[len(words) // 2] = mask_token
         texts.append(" ".join(words))
-    return texts[:number]
+    return texts[: config.texts]

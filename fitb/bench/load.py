@@ -1,4 +1,4 @@
-"""A load on `fitb serve`, and what batches gain over one request at a time.
+"""A load on `fitb serve`, and what batches gain over one request at a time, and over a pipeline.
 
 Clients are bare HTTP/1.1 over asyncio, a request each at a time: on two cores a full HTTP library
 would take more of the machine than the server it measures. (They read answers with a
@@ -167,13 +167,23 @@ class _Client(asyncio.Protocol):
         self._next += 1
 
 
-@contextlib.contextmanager
-def server(model: str, *flags: str) -> Iterator[str]:
-    """Run `fitb serve` on a free port of loopback; yield its URL once it is ready.
+def server(model: str, *flags: str) -> contextlib.AbstractContextManager[str]:
+    """Run `fitb serve` on a free port of loopback, as `running` does."""
+    return running([sys.executable, "-m", "fitb", "serve", model, "--port", "0", *flags])
 
-    Raises: SystemFault where it does not become ready, or does not end with 0.
+
+def plain_server(model: str) -> contextlib.AbstractContextManager[str]:
+    """Run transformers' pipeline behind FastAPI, as `running` does."""
+    return running([sys.executable, "-m", "fitb.bench.plain_server", model], (0, -signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], good_ends: Sequence[int] = (0,)) -> Iterator[str]:
+    """Run a server that says where it listens; yield its URL once it is ready, then SIGTERM it.
+
+    Raises: SystemFault where it does not become ready, or ends otherwise than it should.
     """
-    command = [sys.executable, "-m", "fitb", "serve", model, "--port", "0", *flags]
+    what = " ".join(command[1:4])
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=dict(os.environ))
 
@@ -182,7 +192,7 @@ def server(model: str, *flags: str) -> Iterator[str]:
             return said.read().decode(errors="replace")
 
         try:
-            yield _ready(process, last_words)
+            yield _ready(process, what, last_words)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -190,11 +200,11 @@ def server(model: str, *flags: str) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
-        if code:
-            raise SystemFault(f"`fitb serve` ended with {code}: {last_words()[-500:]}")
+        if code not in good_ends:
+            raise SystemFault(f"`{what}` ended with {code}: {last_words()[-500:]}")
 
 
-def _ready(process: subprocess.Popen[bytes], said: Any) -> str:
+def _ready(process: subprocess.Popen[bytes], what: str, said: Any) -> str:
     """Wait for a server and return its URL."""
     until_s = time.monotonic() + _START_S
     while time.monotonic() < until_s and process.poll() is None:
@@ -204,7 +214,7 @@ def _ready(process: subprocess.Popen[bytes], said: Any) -> str:
                 urllib.request.urlopen(f"{found[1]}/healthz", timeout=5).close()
                 return found[1]
         time.sleep(0.05)
-    raise SystemFault(f"`fitb serve` did not become ready: {said()[-500:]}")
+    raise SystemFault(f"`{what}` did not become ready: {said()[-500:]}")
 
 
 def serving(
@@ -215,9 +225,10 @@ def serving(
     repeats: int,
     flags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure the server, turn by turn with itself handling each request alone.
+    """Measure the server, turn by turn with itself handling each request alone, and a plain one.
 
     Alone means that a batch holds one text and all else is the same: code, model, threads, clients.
+    The plain one is transformers' pipeline behind FastAPI, under the same clients.
 
     Args:
         model: a folder.
@@ -225,25 +236,40 @@ def serving(
         clients: at a time.
         seconds: of each measurement.
         repeats: measurements of each.
-        flags: of both servers.
-    Returns: `requests_per_s`, `serial_requests_per_s`, `server_over_serial`, `p50_ms`, `p99_ms`,
-        each with its spread, and `failures` of all.
+        flags: of `fitb serve`.
+    Returns: `requests_per_s`, `serial_requests_per_s`, `plain_requests_per_s`,
+        `server_over_serial`, `server_over_plain`, `p50_ms`, `p99_ms`, each with its spread, and
+        `failures` of all.
     """
     bodies = requests(texts)
-    batched: list[Load] = []
-    serial: list[Load] = []
-    alone = ("--max_batch_texts", "1")
-    with server(str(model), *flags) as one, server(str(model), *flags, *alone) as other:
+    rivals = {
+        "batched": server(str(model), *flags),
+        "serial": server(str(model), *flags, "--max_batch_texts", "1"),
+        "plain": plain_server(str(model)),
+    }
+    loads: dict[str, list[Load]] = {name: [] for name in rivals}
+    with contextlib.ExitStack() as stack:
+        urls = {name: stack.enter_context(rival) for name, rival in rivals.items()}
         for _ in range(repeats):
-            batched.append(drive(f"{one}/v1/fill", bodies, clients, seconds))
-            serial.append(drive(f"{other}/v1/fill", bodies, clients, seconds))
-    ratios = [a.requests_per_s / b.requests_per_s for a, b in zip(batched, serial, strict=True)]
+            for name, url in urls.items():
+                loads[name].append(drive(f"{url}/v1/fill", bodies, clients, seconds))
+
+    def spread(name: str, figure: str) -> dict[str, Any]:
+        return asdict(Spread.of([getattr(load, figure) for load in loads[name]], 1))
+
+    def over(name: str) -> dict[str, Any]:
+        pairs = zip(loads["batched"], loads[name], strict=True)
+        return asdict(Spread.of([a.requests_per_s / b.requests_per_s for a, b in pairs]))
+
     return {
-        "requests_per_s": asdict(Spread.of([load.requests_per_s for load in batched], 1)),
-        "serial_requests_per_s": asdict(Spread.of([load.requests_per_s for load in serial], 1)),
-        "server_over_serial": asdict(Spread.of(ratios)),
-        "p50_ms": asdict(Spread.of([load.p50_ms for load in batched], 1)),
-        "p99_ms": asdict(Spread.of([load.p99_ms for load in batched], 1)),
-        "serial_p50_ms": asdict(Spread.of([load.p50_ms for load in serial], 1)),
-        "failures": sum(load.failures for load in (*batched, *serial)),
+        "requests_per_s": spread("batched", "requests_per_s"),
+        "serial_requests_per_s": spread("serial", "requests_per_s"),
+        "plain_requests_per_s": spread("plain", "requests_per_s"),
+        "server_over_serial": over("serial"),
+        "server_over_plain": over("plain"),
+        "p50_ms": spread("batched", "p50_ms"),
+        "p99_ms": spread("batched", "p99_ms"),
+        "serial_p50_ms": spread("serial", "p50_ms"),
+        "plain_p50_ms": spread("plain", "p50_ms"),
+        "failures": sum(load.failures for mine in loads.values() for load in mine),
     }

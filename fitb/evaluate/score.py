@@ -60,22 +60,25 @@ class Bert:
 class Onnx:
     """A model in onnxruntime, whose graph takes a batch and slots at once.
 
-    What it calls hidden are the places of the slots, (M, 2) int64: row and position.
+    What it calls hidden are the numbers of the slots in the batch, (M,) int64.
     """
 
     def __init__(self, scorer: OnnxScorer) -> None:
         self._scorer = scorer
-        self._batch: tuple[Any, Any] = (None, None)
+        self._batch: Batch | None = None
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        self._batch = batch.input_ids.numpy(), batch.attention_mask.long().numpy()
-        used = batch.labels != IGNORE_INDEX
-        row = torch.arange(len(used))[:, None].expand_as(used)[used]
-        return torch.stack([row, batch.slots[used]], dim=1)
+        self._batch = batch
+        return (batch.labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        row, position = hidden.T.contiguous().numpy()
-        return torch.from_numpy(self._scorer.run(*self._batch, row, position))
+        assert self._batch is not None
+        batch = self._batch
+        slots = torch.full_like(batch.slots.flatten(), -1)
+        slots[hidden] = batch.slots.flatten()[hidden]
+        mask = batch.attention_mask.long().numpy()
+        slots = slots.view_as(batch.slots)
+        return torch.from_numpy(self._scorer.run(batch.input_ids.numpy(), mask, slots.numpy()))
 
 
 class Unigram:

@@ -212,8 +212,9 @@ def _usage(card: Card) -> Iterator[str]:
         files = f"`model.onnx`{rounded}"
         yield (
             f"For onnxruntime: {files}. Inputs, int64: `input_ids` and `attention_mask` (B, L),"
-            " `row` and `position` (M,), the places of the blanks; output `logits` (M, V). In fp32"
-            f" a logit differs from PyTorch's by at most {card.onnx:.1e} on random rows."
+            " and `slots` (B, K), the places of the blanks, -1 where a row has fewer than K; output"
+            " `logits` (M, V) of the blanks, row by row. In fp32 a logit differs from PyTorch's by"
+            f" at most {card.onnx:.1e} on random rows."
         )
         yield ""
 

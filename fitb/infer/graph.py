@@ -1,10 +1,10 @@
 """A BERT with its MLM head as an ONNX graph of standard operators, written out node by node.
 
 What `model/encoder.py` computes, in the same order. Nothing is traced: weights go straight from the
-model into the graph, the head runs at the slots alone, queries, keys and values are one product,
-and the decoder reads the embedding's own matrix, which the file holds once.
+model into the graph, the last layer and the head run at the slots alone, queries, keys and values
+are one product, and the decoder reads the embedding's own matrix, which the file holds once.
 
-Legend: B rows, L length, D hidden, H heads, V vocabulary, M slots.
+Legend: B rows, L length, K slots of a row at most, D hidden, H heads, V vocabulary, M slots in all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from transformers import BertForMaskedLM
 
+INPUTS = ("input_ids", "attention_mask", "slots")
 OPSET = 23  # the first with Attention; it has LayerNormalization (17) and Gelu (20) too
 _IR_VERSION = 11  # of the file, the one that came with this opset
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,8 +101,8 @@ class _Graph:
 def graph_of(model: BertForMaskedLM) -> ModelProto:
     """Write a model as ONNX, in fp32.
 
-    Inputs, all int64: input_ids (B, L); attention_mask (B, L), 0 on padding; row (M,) and position
-    (M,), the slots. Output: logits (M, V) fp32.
+    Inputs, all int64: input_ids (B, L); attention_mask (B, L), 0 on padding; slots (B, K), -1 where
+    a row has fewer than K. Output: logits (M, V) fp32 of the slots that there are, row by row.
 
     Args:
         model: on the CPU, in fp32.
@@ -114,18 +115,20 @@ def graph_of(model: BertForMaskedLM) -> ModelProto:
             f" {', '.join(_ACTIVATIONS)}; export without --onnx"
         )
     graph = _Graph(model)
-    keep = _mask(graph)
-    state = _embeddings(graph)
-    for number in range(config.num_hidden_layers):
-        state = _layer(graph, state, keep, f"bert.encoder.layer.{number}", config)
-    _head(graph, state, config.hidden_act)
-    inputs = {
-        "input_ids": ["B", "L"],
-        "attention_mask": ["B", "L"],
-        "row": ["M"],
-        "position": ["M"],
-    }
-    return graph.finished(inputs, "logits", config.vocab_size)
+    length, num_slots = (
+        graph.node("Shape", [of], f"length_of_{of}", start=1, end=2)
+        for of in (INPUTS[0], INPUTS[2])
+    )
+    state = _embeddings(graph, length)
+    keep = _mask(graph, length, "keep")
+    for number in range(config.num_hidden_layers - 1):
+        state = _layer(graph, state, state, keep, f"bert.encoder.layer.{number}", config)
+    asked = _at_slots(graph, state)
+    keep = _mask(graph, num_slots, "keep_at_slots")
+    name = f"bert.encoder.layer.{config.num_hidden_layers - 1}"
+    _head(graph, _layer(graph, asked, state, keep, name, config), config.hidden_act)
+    shapes = (["B", "L"], ["B", "L"], ["B", "K"])
+    return graph.finished(dict(zip(INPUTS, shapes, strict=True)), "logits", config.vocab_size)
 
 
 def encoder_products(model: ModelProto) -> list[str]:
@@ -137,21 +140,28 @@ def encoder_products(model: ModelProto) -> list[str]:
     ]
 
 
-def _mask(graph: _Graph) -> str:
-    """(B, 1, L, L) bool: whether a query may look at a key; onnxruntime does not expand it."""
+def _mask(graph: _Graph, queries: str, name: str) -> str:
+    """(B, 1, queries, L) bool: which keys a query sees; onnxruntime does not expand it."""
     from onnx import TensorProto
 
-    length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)
-    rows = graph.node("Shape", ["input_ids"], "num_rows", start=0, end=1)
-    one = graph.weight("one", np.array([1]))
-    real = graph.node("Cast", ["attention_mask"], "real", to=TensorProto.BOOL)
     axes = graph.weight("mask_axes", np.array([1, 2]))
-    keys = graph.node("Unsqueeze", [real, axes], "real_keys")
-    shape = graph.node("Concat", [rows, one, length, length], "mask_shape", axis=0)
-    return graph.node("Expand", [keys, shape], "keep")
+    real = graph.node("Cast", ["attention_mask"], f"{name}/real", to=TensorProto.BOOL)
+    keys = graph.node("Unsqueeze", [real, axes], f"{name}/keys")
+    one = graph.weight("one", np.array([1]))
+    shape = graph.node("Concat", [one, one, queries, one], f"{name}/shape", axis=0)
+    return graph.node("Expand", [keys, shape], name)  # dimensions of 1 stay as they are
 
 
-def _embeddings(graph: _Graph) -> str:
+def _at_slots(graph: _Graph, state: str) -> str:
+    """(B, L, D) -> (B, K, D); where a row has no such slot, its first position."""
+    zero = graph.weight("no_position", np.array(0))
+    places = graph.node("Max", ["slots", zero], "positions")
+    last = graph.weight("last", np.array([2]))
+    indices = graph.node("Unsqueeze", [places, last], "positions/index")
+    return graph.node("GatherND", [state, indices], "state_at_slots", batch_dims=1)
+
+
+def _embeddings(graph: _Graph, length: str) -> str:
     """(B, L, D): words + positions + the first token type, normalised."""
     words, positions, types = (
         f"{_EMBEDDINGS}.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
@@ -160,17 +170,23 @@ def _embeddings(graph: _Graph) -> str:
     graph.weight("places", graph.state(positions) + graph.state(types)[0])
     found = graph.node("Gather", [words, "input_ids"], f"{_EMBEDDINGS}/words")
     zero = graph.weight("zero", np.array([0]))
-    places = graph.node("Slice", ["places", zero, "length", zero], f"{_EMBEDDINGS}/places")
+    places = graph.node("Slice", ["places", zero, length, zero], f"{_EMBEDDINGS}/places")
     total = graph.node("Add", [found, places], f"{_EMBEDDINGS}/Add")
     return graph.norm(total, f"{_EMBEDDINGS}.LayerNorm")
 
 
-def _layer(graph: _Graph, state: str, keep: str, name: str, config: Any) -> str:
-    """(B, L, D) -> (B, L, D)."""
+def _layer(graph: _Graph, asked: str, state: str, keep: str, name: str, config: Any) -> str:
+    """(B, L, D) -> (B, L, D), or (B, K, D) where those are asked for."""
     of = f"{name}.attention.self"
-    together = graph.linear(state, of, f"{of}.query", f"{of}.key", f"{of}.value")
+    maps = [f"{of}.{part}" for part in ("query", "key", "value")]
     parts = [f"{of}/{part}" for part in ("query", "key", "value")]
-    graph.nodes("Split", [together], f"{of}/Split", parts, axis=-1, num_outputs=3)
+    if asked == state:
+        together = graph.linear(state, of, *maps)
+        graph.nodes("Split", [together], f"{of}/Split", parts, axis=-1, num_outputs=3)
+    else:
+        parts[0] = graph.linear(asked, maps[0], maps[0])
+        together = graph.linear(state, of, *maps[1:])
+        graph.nodes("Split", [together], f"{of}/Split", parts[1:], axis=-1, num_outputs=2)
     heads = config.num_attention_heads
     context = graph.node(
         "Attention",
@@ -180,7 +196,7 @@ def _layer(graph: _Graph, state: str, keep: str, name: str, config: Any) -> str:
         kv_num_heads=heads,
         scale=(config.hidden_size // heads) ** -0.5,
     )
-    between = _added(graph, context, state, f"{name}.attention.output")
+    between = _added(graph, context, asked, f"{name}.attention.output")
     inner = graph.linear(between, f"{name}.intermediate.dense", f"{name}.intermediate.dense")
     kind, attributes = _ACTIVATIONS[config.hidden_act]
     active = graph.node(kind, [inner], f"{name}.intermediate/{kind}", **attributes)
@@ -195,11 +211,10 @@ def _added(graph: _Graph, x: str, before: str, name: str) -> str:
 
 
 def _head(graph: _Graph, state: str, activation: str) -> None:
-    """(B, L, D) -> (M, V), at the slots."""
-    axis = graph.weight("last", np.array([1]))
-    pair = [graph.node("Unsqueeze", [name, axis], f"slots/{name}") for name in ("row", "position")]
-    slots = graph.node("Concat", pair, "slots", axis=1)
-    at_slots = graph.node("GatherND", [state, slots], "at_slots")
+    """(B, K, D) -> (M, V): the slots that there are."""
+    there = graph.node("GreaterOrEqual", ["slots", "no_position"], "there")
+    indices = graph.node("Transpose", [graph.node("NonZero", [there], "there/T")], "there/index")
+    at_slots = graph.node("GatherND", [state, indices], "at_slots")
     mapped = graph.linear(at_slots, f"{_TRANSFORM}.dense", f"{_TRANSFORM}.dense")
     kind, attributes = _ACTIVATIONS[activation]
     active = graph.node(kind, [mapped], f"{_TRANSFORM}/{kind}", **attributes)

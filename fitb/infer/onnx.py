@@ -19,8 +19,8 @@ from fitb import rng
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ContractError, DataError, SystemFault
 from fitb.hub import UNREADABLE, not_found
-from fitb.infer.graph import encoder_products, graph_of
-from fitb.infer.scorer import TorchScorer, padded
+from fitb.infer.graph import INPUTS, encoder_products, graph_of
+from fitb.infer.scorer import TorchScorer, padded, slots_of
 from fitb.model.contract import check_contract
 from fitb.model.load import Loaded, tokenizer_fingerprint_of
 
@@ -58,18 +58,12 @@ class OnnxScorer:
         """As Scorer says."""
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
         mask = np.ones(input_ids.shape, np.int64) if real is None else real.numpy().astype(np.int64)
-        places = [(row, place) for row, asked in enumerate(positions) for place in asked]
-        row, position = np.array(places, dtype=np.int64).T
-        return torch.from_numpy(self.run(input_ids.numpy(), mask, row, position))
+        slots = slots_of(positions).numpy()
+        return torch.from_numpy(self.run(input_ids.numpy(), mask, slots))
 
-    def run(self, input_ids: Any, attention_mask: Any, row: Any, position: Any) -> Any:
+    def run(self, input_ids: Any, attention_mask: Any, slots: Any) -> Any:
         """Return the logits (M, V) fp32 of arrays as `graph_of` takes them."""
-        feeds = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "row": row,
-            "position": position,
-        }
+        feeds = dict(zip(INPUTS, (input_ids, attention_mask, slots), strict=True))
         return self._session.run(["logits"], feeds)[0]
 
     @property
@@ -211,7 +205,13 @@ def _session(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own kinds derive from Exception alone
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} cannot be opened: {reason}; export the model again") from error
+    named = sorted(one.name for one in session.get_inputs())
+    if named != sorted(INPUTS):
+        raise DataError(
+            f"{path} takes {', '.join(named)}; expected {', '.join(INPUTS)}; export the model again"
+        )
+    return session

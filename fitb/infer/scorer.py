@@ -1,6 +1,6 @@
 """What filling asks of a model: logits at some positions of some rows, and nothing else.
 
-Legend: B rows, L length, D hidden, V vocabulary, M positions asked for.
+Legend: B rows, L length, K positions of a row at most, V vocabulary, M positions asked for.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class TorchScorer:
     def logits(
         self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """As Scorer says; the head runs at these positions alone."""
+        """As Scorer says; the last layer and the head run at these positions alone."""
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
-        row = [number for number, places in enumerate(positions) for _ in places]
-        place = [position for places in positions for position in places]
+        slots = slots_of(positions).to(self._device)
         with torch.inference_mode():
             last = encode(
                 self._model,
                 input_ids.to(self._device),
                 None if real is None else real.to(self._device),
+                slots=slots.clamp(min=0),
             ).last
-            logits: torch.Tensor = mlm_head(self._model)(last[row, place])
+            logits: torch.Tensor = mlm_head(self._model)(last[slots >= 0])
             return logits.float().cpu()
 
 
@@ -82,6 +82,12 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, to
         [[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.int64
     )
     return input_ids, torch.arange(longest) < torch.tensor(lengths)[:, None]
+
+
+def slots_of(positions: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return positions as (B, K) int64, -1 where a row has fewer than K."""
+    most = max(map(len, positions))
+    return torch.tensor([[*places, *[-1] * (most - len(places))] for places in positions])
 
 
 def load_scorer(source: str, backend: Backend = "torch", threads: int = 0) -> Scorer:

@@ -30,6 +30,7 @@ def test_words_of_a_length_are_whole_and_chosen_by_the_seed(shard_set, tmp_path)
             pieces = scorer.tokenizer.convert_ids_to_tokens(list(word.tokens))
             after = scorer.tokenizer.convert_ids_to_tokens(word.row[word.end])
             assert len(pieces) == length
+            assert any(char.isalnum() for char in "".join(pieces))  # "(" is no word
             assert [piece.startswith("##") for piece in pieces] == [False] + [True] * (length - 1)
             assert not after.startswith("##")
 

@@ -74,12 +74,13 @@ def test_what_stands_on_padding_does_not_matter(folder) -> None:
     ids = np.array(rows_of([12, 12]))
     mask = np.ones_like(ids)
     mask[1, 7:] = 0
-    slots = np.array([0, 1]), np.array([11, 6])
-    before = scorer.run(ids, mask, *slots)
+    slots = np.array([[11, -1], [6, 0]])
+    before = scorer.run(ids, mask, slots)
+    assert len(before) == 3
     ids[1, 7:] = 77
-    assert np.array_equal(scorer.run(ids, mask, *slots), before)
+    assert np.array_equal(scorer.run(ids, mask, slots), before)
     mask[1, 7:] = 1
-    assert not np.allclose(scorer.run(ids, mask, *slots), before)
+    assert not np.allclose(scorer.run(ids, mask, slots), before)
 
 
 def test_a_decoder_that_is_not_the_embedding_is_written_too(
@@ -101,7 +102,22 @@ def test_the_graph_is_valid_standard_onnx_that_holds_the_embedding_once(folder) 
     words = tuple(model.bert.embeddings.word_embeddings.weight.shape)
     assert sizes.count(words) == 1 and words[::-1] not in sizes
     named = {value.name: value for value in graph.graph.input}
-    assert sorted(named) == ["attention_mask", "input_ids", "position", "row"]
+    assert sorted(named) == ["attention_mask", "input_ids", "slots"]
+
+
+def test_a_file_with_other_inputs_is_refused_with_what_to_do(folder) -> None:
+    """Files of before the last layer ran at the slots alone took row and position."""
+    path = Path(folder) / FP32
+    names = {"slots": "position"}
+    graph = onnx.load(path)
+    for one in (*graph.graph.input, *graph.graph.node):
+        if hasattr(one, "input"):
+            one.input[:] = [names.get(name, name) for name in one.input]
+        else:
+            one.name = names.get(one.name, one.name)
+    onnx.save(graph, path)
+    with pytest.raises(DataError, match=r"takes attention_mask, input_ids, position; expected"):
+        load_onnx(folder)
 
 
 def test_a_graph_that_says_something_else_is_refused(
@@ -126,7 +142,7 @@ def test_eight_bits_touch_the_encoder_alone(folder) -> None:
     quantise(Path(folder))
     plain, rounded = (onnx.load(Path(folder) / name) for name in (FP32, INT8))
     products = [node for node in rounded.graph.node if node.op_type == "MatMulInteger"]
-    assert len(products) == len(encoder_products(plain)) == 2 * 4
+    assert len(products) == len(encoder_products(plain)) == 2 * 4 + 1
     assert all(node.name.startswith("bert.encoder.") for node in products)
     before = {weight.name: weight for weight in plain.graph.initializer}
     after = {weight.name: weight for weight in rounded.graph.initializer}

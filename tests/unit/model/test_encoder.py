@@ -65,6 +65,22 @@ def test_states_are_those_of_transformers(model, rows, kernels, padded) -> None:
 
 
 @pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_last_layer_at_some_positions_answers_as_it_does_at_all_of_them(
+    model, rows, kernels, padded
+) -> None:
+    """In float64 to 1e-12; positions may repeat and come in any order."""
+    ids, real = rows[0], rows[1] if padded else None
+    slots = torch.tensor([[9, 1, 1], [2, 6, 0], [3, 0, 3]])
+    whole = encode(model, ids, real, layers=(2,), kernels=kernels)
+    some = encode(model, ids, real, layers=(2,), slots=slots, kernels=kernels)
+    expected = torch.stack([states[at] for states, at in zip(whole.last, slots, strict=True)])
+    assert some.last.shape == (ROWS, 3, WIDTH)
+    assert torch.allclose(some.last, expected, atol=1e-12)
+    assert torch.equal(some.hidden[1], whole.hidden[1])
+
+
+@pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
 def test_queries_and_keys_have_the_size_of_the_head_whatever_was_computed(
     model, rows, kernels
 ) -> None:
