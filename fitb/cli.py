@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to 
 
 commands:
   doctor     what is missing or wrong on this machine, each with what to type
+  scripts    where the batch scripts for sbatch lie, or a copy of them
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
@@ -73,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     if command == "--version":
-        print(f"fitb {fitb.__version__}")
+        print(_version())
         return 0
     log.setup()
     try:
@@ -101,6 +103,20 @@ def parse(kind: type[T], prog: str, flags: list[str], positional: str | None = N
     return of_fitb.parse(kind, prog, flags, positional)
 
 
+def _version() -> str:
+    """Name the version, and in a checkout the commit."""
+    root = Path(fitb.__file__).parents[1]
+    if not (root / ".git").exists():
+        return f"fitb {fitb.__version__}"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"fitb {fitb.__version__}"
+    commit = done.stdout.strip()
+    return f"fitb {fitb.__version__}" + (f" ({commit})" if commit else "")
+
+
 def _doctor(flags: list[str]) -> int:
     from fitb.doctor.check import as_json, exit_code, render
     from fitb.doctor.run import doctor, parse_where
@@ -109,6 +125,13 @@ def _doctor(flags: list[str]) -> int:
     found = doctor(where, training)
     print(json.dumps(as_json(found)) if where.json else render(found))
     return exit_code(found)
+
+
+def _scripts(flags: list[str]) -> int:
+    from fitb.cluster.scripts import ScriptsConfig, scripts
+
+    print(scripts(parse(ScriptsConfig, "fitb scripts", flags, positional="out")))
+    return 0
 
 
 def _prepare(flags: list[str]) -> int:
@@ -265,6 +288,7 @@ def _demo(flags: list[str]) -> int:
 
 COMMANDS = {
     "doctor": _doctor,
+    "scripts": _scripts,
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,
