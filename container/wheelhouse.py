@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -193,6 +194,7 @@ def collect(target: Target, extras: str, torch: str, out: Path) -> list[Path]:
     pinned = pins((ROOT / "constraints.txt").read_text(), target, torch)
     for old in out.glob("fitb-*.whl"):
         old.unlink()
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # or modules that are gone go along
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT))
     root = Requirement(f"fitb[{extras}]")
     while True:

@@ -99,6 +99,14 @@ def test_what_is_there_is_not_fetched_again_and_what_is_not_needed_goes(registry
     assert sorted(out.glob("*.whl")) == first
 
 
+def test_a_module_that_is_gone_does_not_come_from_an_older_build(registry, tmp_path):
+    gone = tmp_path / "build" / "lib" / "fitb" / "gone.py"
+    gone.parent.mkdir(parents=True)
+    gone.touch()
+    wheelhouse.collect(NEW, "none", "none", tmp_path / "out")
+    assert not gone.exists()
+
+
 def test_a_pin_that_breaks_a_requirement_ends_it(registry, tmp_path):
     wheel(registry[0], "alpha", requires=["delta>=7"])
     with pytest.raises(SystemExit, match="alpha asks for delta>=7; 1.0 is pinned"):
