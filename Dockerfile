@@ -42,13 +42,13 @@ HEALTHCHECK --start-period=120s --interval=10s --timeout=5s CMD ["python", "-c",
 ENTRYPOINT ["fitb"]
 CMD ["serve", "/model", "--host", "0.0.0.0"]
 
-# Training compiles while it runs: torch.compile builds its kernels' launchers with a C compiler and
-# Python's headers on GPUs, and DeepSpeed its collectives with a C++ compiler on CPUs.
+# On GPUs training compiles while it runs: torch.compile builds the launchers of its kernels with a C
+# compiler and Python's headers. DeepSpeed is told of no operator to build.
 FROM serve AS train
 USER 0
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ python3-dev \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
     && rm -rf /var/lib/apt/lists/*
 USER 10001
 HEALTHCHECK NONE

@@ -29,10 +29,12 @@ fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to 
 commands:
   doctor     what is missing or wrong on this machine, each with what to type
   scripts    where the batch scripts for sbatch lie, or a copy of them
+  site       write slurm/site.env: account, partition and so on, from what Slurm says
   prepare    text in, Arrow shards and a manifest out
   inspect    statistics and masked examples of shards, for a terminal, as JSON or as a page
   train      begin a run or go on with it (started by srun, submitit, torchrun or alone)
   status     where a run stands: attempts, rate, last save, why it stopped
+  report     a run, or several side by side, as one page of HTML, and charts for papers
   rehearse   stop the job on your cluster as Slurm would, and hold its saves against the leads
   sync       send a run's metrics to Weights & Biases as one run, whatever its attempts did
   evaluate   how well a model fills masked positions, beside baselines, with 95 % intervals
@@ -134,6 +136,22 @@ def _scripts(flags: list[str]) -> int:
     return 0
 
 
+def _site(flags: list[str]) -> int:
+    from fitb.site import HELP as SITE_HELP
+    from fitb.site import SiteConfig, init, say
+
+    what, *rest = flags or ["--help"]
+    if what in ("-h", "--help"):
+        print(SITE_HELP, end="")
+        return 0
+    if what != "init":
+        raise ConfigError(f"unknown word {what!r} after `fitb site`; expected init")
+    config = parse(SiteConfig, "fitb site init", rest)
+    result = init(config)
+    print(json.dumps(result) if config.json else say(result))
+    return 0
+
+
 def _prepare(flags: list[str]) -> int:
     from fitb.prepare.config import PrepareConfig
     from fitb.prepare.run import prepare
@@ -173,6 +191,17 @@ def _status(flags: list[str]) -> int:
     from fitb.status.run import StatusConfig
 
     return show(parse(StatusConfig, "fitb status", flags, positional="run"))
+
+
+def _report(flags: list[str]) -> int:
+    from fitb.report.config import ReportConfig
+    from fitb.report.run import as_text, report
+
+    config = parse(ReportConfig, "fitb report", flags, positional="runs")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries talk
+        result = report(config)
+    print(json.dumps(result) if config.json else as_text(result))
+    return 0
 
 
 def _rehearse(flags: list[str]) -> int:
@@ -289,10 +318,12 @@ def _demo(flags: list[str]) -> int:
 COMMANDS = {
     "doctor": _doctor,
     "scripts": _scripts,
+    "site": _site,
     "prepare": _prepare,
     "inspect": _inspect,
     "train": _train,
     "status": _status,
+    "report": _report,
     "rehearse": _rehearse,
     "sync": _sync,
     "evaluate": _evaluate,

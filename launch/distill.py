@@ -3,7 +3,9 @@
     python -m launch.distill --nodes 4 --tasks_per_node 8 --gpus_per_node 8 --config tinybert4
     python -m launch.distill --cluster local --tasks_per_node 2 --wait --config tinybert4
     python -m launch.distill --nodes 4 --chain 8 ...      # where a site forbids requeueing
+    python -m launch.distill --nodes 4 --dry-run ...      # print the script, submit nothing
 
+slurm/site.env, if there is one, says what the site needs (`fitb site init` writes it).
 A run that another front began goes on here if --run_dir is its folder.
 """
 
@@ -12,8 +14,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fitb.cluster.submit import resource_parser, submit_distill, wait_for
-from fitb.errors import FitbError
+from fitb.cluster.executor import resource_parser
+from fitb.cluster.submit import plan_distill, submit_distill, wait_for
+from fitb.errors import FINISHED, FitbError
 
 
 def main(args: Sequence[str]) -> int:
@@ -35,8 +38,17 @@ def main(args: Sequence[str]) -> int:
         action="store_true",
         help="look at every host before the tasks start, and come back without the bad ones",
     )
+    parser.add_argument(
+        "--torchrun",
+        action="store_true",
+        default=None,  # FITB_LAUNCHER of the site may say so
+        help="one task on each host, in which torchrun starts its --tasks_per_node processes",
+    )
     where, flags = parser.parse_known_args([word for word in args if word != "--"])
     try:
+        if where.dry_run:
+            print(plan_distill(flags, where).render(), end="")
+            return FINISHED
         jobs, run_dir = submit_distill(flags, where)
         for job in jobs:
             print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)

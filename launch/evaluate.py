@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fitb.cluster.command import CommandJob, submit_commands
+from fitb.cluster.executor import make_executor, resource_parser, script_of
 from fitb.cluster.slurm import default_run_dir
-from fitb.cluster.submit import resource_parser, wait_for
+from fitb.cluster.submit import wait_for
+from fitb.config_io import to_yaml
 from fitb.errors import FINISHED, FitbError
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.folder import check_array
@@ -39,6 +41,10 @@ def main(args: Sequence[str]) -> int:
         share = [["--share", each] for each in shares] if where.array > 1 else [[]]
         commands = [["evaluate", *flags, *words] for words in share]
         logs = Path(default_run_dir(where.job_name)).absolute() / "logs"
+        if where.dry_run:
+            script = script_of(make_executor(where, logs), where.array)
+            print(f"{script.rstrip()}\n\n# -- fitb evaluate\n{to_yaml(config)}", end="")
+            return FINISHED
         jobs = submit_commands(commands, where, logs)
         for job in jobs:
             print(f"job {job.job_id}, log: {job.paths.stdout}", flush=True)

@@ -5,7 +5,13 @@
 # where pip has put this file. Options on the command line win over the #SBATCH lines. On hosts
 # without GPUs: --gpus-per-node=0.
 # FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
+# What your site needs (account, modules, container, scratch) is in slurm/site.env, made once by
+# `fitb site init`: `. slurm/site.env` in the shell before sbatch; the job reads it once more.
+#   bash slurm/distill.sh --dry-run [flags]      prints the script, the options that hold and the
+#                                                configuration; submits and writes nothing
 # FITB_PREFLIGHT=1 looks at every host before the tasks start, and comes back without the bad ones.
+# FITB_LAUNCHER=torchrun starts one task on each host, and torchrun in it as many ranks as the host
+# has GPUs, or without GPUs as many as srun would have; FITB_PROCESSES_PER_NODE says otherwise.
 #
 # Where a site forbids requeueing, submit a chain of jobs instead, each of which goes on where the
 # one before it left; those that come after the end of the run end at once:
@@ -14,6 +20,7 @@
 #
 # Invariants
 # - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks one.
+#   torchrun's ranks have the numbers that srun's would have, and leave and end with the same codes.
 # - The job keeps its id and its run directory for all its attempts; without --run_dir that is
 #   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself. The jobs
 #   of a chain have ids of their own, and one name: singleton lets them run one after another.
@@ -40,9 +47,6 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-set -uo pipefail # not -e: exit codes are the point
-
-python=${FITB_PYTHON:-python}
 srun_pid='' signalled=0
 # shellcheck disable=SC2317 # the trap calls it
 pass_on() {
@@ -52,8 +56,39 @@ pass_on() {
 }
 trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
 
+# The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
+held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
+read_site() { # a function, as some `activate` would read our arguments
+  # shellcheck source=/dev/null
+  if [[ -r $site ]]; then . "$site"; fi
+  [[ -r $site || -z ${FITB_SITE:-} ]] || echo "fitb: FITB_SITE=$site cannot be read here" >&2
+}
+read_site
+if [[ -z $held && -n ${!SBATCH_*} ]]; then
+  echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: \`. $site\` in the shell that submits" >&2
+fi
+python=("${FITB_PYTHON:-python}")
+if [[ -n ${FITB_APPTAINER:-} ]]; then
+  read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
+  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${python[@]}")
+fi
+for word; do
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run distill "$0" "$held" "$@"
+done
+
+set -uo pipefail # not -e: exit codes are the point; not sooner: modules have unset variables
+
+cpus=${SLURM_CPUS_PER_TASK:-1} # of a rank
+if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
+  hosts=${SLURM_JOB_NUM_NODES:-1}
+  per_host=${SLURM_NTASKS_PER_NODE:-$((${SLURM_NTASKS:-$hosts} / hosts))}
+  cpus_per_host=$((cpus * per_host))
+  ((${SLURM_GPUS_ON_NODE:-0})) && per_host=$SLURM_GPUS_ON_NODE
+  export FITB_PROCESSES_PER_NODE=${FITB_PROCESSES_PER_NODE:-$per_host}
+fi
+
 for try in 1 2 3; do # a sick filesystem may come back; a typing error or a missing python does not
-  job_plan=$("$python" -m fitb.cluster.slurm "$@")
+  job_plan=$("${python[@]}" -m fitb.cluster.slurm "$@")
   case $? in 0) break ;; 10) exit 0 ;; 2 | 93 | 126 | 127) exit 93 ;; esac
   ((try == 3)) && exit 1
   sleep 20
@@ -64,23 +99,33 @@ mkdir -p -- "$run_dir/logs" || exit 93
 
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
 unset RANK LOCAL_RANK WORLD_SIZE # of the shell that submitted; the tasks take Slurm's
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+tasks=(--kill-on-bad-exit=0 --wait=60 --open-mode=append "--output=$run_dir/logs/%j.%t.out")
+if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
+  cpus=$((cpus_per_host > FITB_PROCESSES_PER_NODE ? cpus_per_host / FITB_PROCESSES_PER_NODE : 1))
+  tasks+=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host")
+  tasks+=("${python[@]}" -m fitb.train.torchrun)
+else
+  tasks+=("${python[@]}" -m fitb train)
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
 fi
 
 echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
 code=0
-if [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 270 s, sooner than the warning lasts
-  "$python" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
+if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
+  echo "fitb: FITB_PREFLIGHT starts steps of its own, which a container cannot; leave one out"
+  exit 93
+elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 270 s, sooner than the warning lasts
+  "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
   code=$?
   ((code == 85 || code == 93)) && exit "$code" # it has decided, and requeued the job
 fi
 if ((signalled)); then
   code=85
 elif ((code == 0)); then
-  srun --kill-on-bad-exit=0 --wait=60 --open-mode=append --output="$run_dir/logs/%j.%t.out" \
-    "$python" -m fitb train "$@" --run_dir "$run_dir" &
+  srun "${tasks[@]}" "$@" --run_dir "$run_dir" &
   srun_pid=$!
   signalled=1
   while ((signalled)); do
@@ -92,7 +137,7 @@ elif ((code == 0)); then
 fi
 echo "fitb: tasks ended with $code"
 if ((code == 0)); then
-  "$python" -m fitb.cluster.progress "$run_dir" 0 "$seen"
+  "${python[@]}" -m fitb.cluster.progress "$run_dir" 0 "$seen"
   exit 0
 fi
 
@@ -104,7 +149,7 @@ if [[ -n $state && $state != JobState=RUNNING ]]; then
   echo "fitb: no requeue from here: Slurm reports $state for this job"
   exit "$code"
 fi
-"$python" -m fitb.cluster.progress "$run_dir" "$code" "$seen"
+"${python[@]}" -m fitb.cluster.progress "$run_dir" "$code" "$seen"
 verdict=$?
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"

@@ -6,7 +6,9 @@
 #   sbatch --array=0-9 slurm/evaluate.sh --models+='runs/tb4/checkpoints/step-*' --out evals/tb4
 #
 # Submit from the root of the repository, or from anywhere if fitb is installed; `fitb scripts` says
-# where pip has put this file. FITB_PYTHON names the interpreter (default: python).
+# where pip has put this file. FITB_PYTHON names the interpreter (default: python). slurm/site.env
+# says what your site needs, and `bash slurm/evaluate.sh --dry-run [flags]` shows what would be
+# submitted (see slurm/distill.sh).
 #
 # Invariants
 # - One host, one task, one GPU, unless sbatch is told otherwise. Several tasks evaluate one model
@@ -24,7 +26,27 @@
 #SBATCH --time=04:00:00
 #SBATCH --open-mode=append
 
-set -euo pipefail
+# The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
+held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
+read_site() { # a function, as some `activate` would read our arguments
+  # shellcheck source=/dev/null
+  if [[ -r $site ]]; then . "$site"; fi
+  [[ -r $site || -z ${FITB_SITE:-} ]] || echo "fitb: FITB_SITE=$site cannot be read here" >&2
+}
+read_site
+if [[ -z $held && -n ${!SBATCH_*} ]]; then
+  echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: \`. $site\` in the shell that submits" >&2
+fi
+python=("${FITB_PYTHON:-python}")
+if [[ -n ${FITB_APPTAINER:-} ]]; then
+  read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
+  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${python[@]}")
+fi
+for word; do
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run evaluate "$0" "$held" "$@"
+done
+
+set -euo pipefail # not sooner: modules have unset variables
 
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -33,6 +55,6 @@ if ((${SLURM_NTASKS:-1} > 1)); then
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
   fi
-  exec srun --kill-on-bad-exit=1 "${FITB_PYTHON:-python}" -m fitb evaluate "$@"
+  exec srun --kill-on-bad-exit=1 "${python[@]}" -m fitb evaluate "$@"
 fi
-exec "${FITB_PYTHON:-python}" -m fitb evaluate "$@"
+exec "${python[@]}" -m fitb evaluate "$@"

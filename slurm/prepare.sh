@@ -4,6 +4,8 @@
 # This job only checks, submits the arrays and leaves; where jobs may not submit jobs, run it with
 # bash on the login node instead. `where` is --tasks 64, --time_min, --partition and so on; see
 # `python -m fitb.prepare.slurm --help`. FITB_PYTHON names the interpreter (default: python).
+# slurm/site.env says what your site needs, and `bash slurm/prepare.sh --dry-run [flags]` shows what
+# would be submitted (see slurm/distill.sh).
 #
 # Invariants
 # - The shards appear whole or not at all, and are the same for any number of tasks and hosts.
@@ -17,7 +19,23 @@
 #SBATCH --time=00:30:00
 #SBATCH --open-mode=append
 
-set -euo pipefail
+# The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
+held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
+read_site() { # a function, as some `activate` would read our arguments
+  # shellcheck source=/dev/null
+  if [[ -r $site ]]; then . "$site"; fi
+  [[ -r $site || -z ${FITB_SITE:-} ]] || echo "fitb: FITB_SITE=$site cannot be read here" >&2
+}
+read_site
+if [[ -z $held && -n ${!SBATCH_*} ]]; then
+  echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: \`. $site\` in the shell that submits" >&2
+fi
+python=("${FITB_PYTHON:-python}") # it needs sbatch, so no container holds it
+for word; do
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run prepare "$0" "$held" "$@"
+done
+
+set -euo pipefail # not sooner: modules have unset variables
 
 export PYTHONUNBUFFERED=1
-exec "${FITB_PYTHON:-python}" -m fitb.prepare.slurm --cluster slurm "$@"
+exec "${python[@]}" -m fitb.prepare.slurm --cluster slurm "$@"

@@ -16,6 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.pop("WANDB_API_KEY", None)  # no test may reach a real account
+os.environ["FITB_SITE"] = os.devnull  # nor follow the settings of the site that it runs on
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError
 
-from fitb.cluster.submit import JobStopped, make_executor
+from fitb.cluster.executor import make_executor
+from fitb.cluster.submit import JobStopped
 from fitb.errors import FINISHED, SystemFault
 
 

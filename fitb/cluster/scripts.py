@@ -45,7 +45,7 @@ def scripts(config: ScriptsConfig) -> Path:
     if not config.out:
         return source.resolve()
     out = Path(config.out)
-    found = sorted(source.glob("*.sh"))
+    found = [*sorted(source.glob("*.sh")), source / "site.example.env"]
     for script in found:
         there = out / script.name
         if there.exists() and there.read_bytes() != script.read_bytes():
@@ -54,5 +54,5 @@ def scripts(config: ScriptsConfig) -> Path:
     for script in found:
         if not (out / script.name).exists():
             shutil.copyfile(script, out / script.name)
-            (out / script.name).chmod(0o755)
+            (out / script.name).chmod(0o755 if script.suffix == ".sh" else 0o644)
     return out

@@ -37,6 +37,7 @@ ENDED = (
     "BOOT_FAIL",
     FORGOTTEN,
 )
+LAUNCHERS = ("srun", "torchrun")  # the first where nobody says
 NOTHING_LEFT = 10  # exit code of this module
 RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: no restart meets the port of the one before
 
@@ -191,6 +192,23 @@ class Plan(NamedTuple):
     steps: int
 
 
+def num_ranks(env: Mapping[str, str]) -> int:
+    """Return how many ranks a job has: a task each, or with torchrun several in each host's task.
+
+    Raises: ConfigError where FITB_LAUNCHER or FITB_PROCESSES_PER_NODE is not what it may be.
+    """
+    launcher = env.get("FITB_LAUNCHER", LAUNCHERS[0])
+    if launcher not in LAUNCHERS:
+        known = " or ".join(LAUNCHERS)
+        raise ConfigError(f"FITB_LAUNCHER={launcher!r}; expected {known}, or leave it unset")
+    if launcher == LAUNCHERS[0]:
+        return int(env.get("SLURM_NTASKS", "1"))
+    each = env.get("FITB_PROCESSES_PER_NODE", "1")
+    if not each.isdigit() or int(each) < 1:
+        raise ConfigError(f"FITB_PROCESSES_PER_NODE={each!r}; expected a number from 1 on")
+    return int(env.get("SLURM_JOB_NUM_NODES", "1")) * int(each)
+
+
 def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     """Plan the job whose environment this is.
 
@@ -203,8 +221,7 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     run_dir = default_run_dir(env.get("SLURM_JOB_NAME", "fitb-distill"))
     config = parse(Config, "fitb train", ["--run_dir", run_dir, *flags])
     resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
-    if "SLURM_NTASKS" in env:
-        config.grad_accum(int(env["SLURM_NTASKS"]))
+    config.grad_accum(num_ranks(env))
     port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))
     return Plan(config.run_dir, first_host(nodelist), port, config.steps)
 

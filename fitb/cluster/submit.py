@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import importlib
 import logging
-import math
 import os
 import secrets
 import shlex
@@ -34,17 +33,15 @@ from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
 
 from fitb import log
 from fitb.cluster import progress, slurm
+from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
-from fitb.flags import parse
+from fitb.flags import parse, resolve_resource
 from fitb.fsio import read_json, read_lines, write_atomic
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
-
-# submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
-MAX_NUM_TIMEOUT = 1_000_000
 STATE_POLL_S = 10.0
 
 
@@ -64,12 +61,14 @@ class DistillJob:
             within, and returns an exit code.
         restarts: how often submitit has requeued this job.
         chain: that this job is a link of; a link is never requeued.
+        processes: that torchrun starts in each task; 0 is no torchrun: the task trains itself.
     """
 
     flags: tuple[str, ...]
     entry: str = "fitb.train.loop:train"
     restarts: int = 0
     chain: str = ""
+    processes: int = 0
 
     def __call__(self) -> int:
         """Train, and requeue the job where that helps.
@@ -108,6 +107,9 @@ class DistillJob:
         if self.chain:
             logger.info("the next link of chain %s goes on", self.chain)
             sys.exit(code)
+        if os.environ.get("FITB_APPTAINER") and shutil.which("scontrol") is None:
+            logger.info("in a container without Slurm's commands: the batch script requeues")
+            sys.exit(code)
         if job.cluster == "slurm" and (state := _state(job.job_id)) != "RUNNING":
             logger.info("no requeue from here: Slurm reports %s for this job", state)
             sys.exit(code)
@@ -131,7 +133,10 @@ class DistillJob:
         """Run the entry in the environment that it expects; an exception becomes an exit code."""
         local = job.cluster == "local"
         port = slurm.master_port(int(job.job_id.split("_")[0]), self._source(job).restart)
-        os.environ.update(world.env("127.0.0.1" if local else job.hostnames[0], port))
+        address = "127.0.0.1" if local else job.hostnames[0]
+        if self.processes:
+            return self._under_torchrun(world, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+        os.environ.update(world.env(address, port))
         if local:  # as the setup lines of a Slurm job do
             threads = max(1, (os.cpu_count() or 1) // world.size)
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -154,6 +159,21 @@ class DistillJob:
         except Exception:
             logger.exception("training crashed")
             return CRASH
+
+    def _under_torchrun(self, world: World, where: dict[str, str]) -> int:
+        """Train in processes of torchrun, one agent to a task, and return their exit code."""
+        where |= {"SLURM_NNODES": str(world.size), "SLURM_NODEID": str(world.rank)}
+        where["FITB_PROCESSES_PER_NODE"] = str(self.processes)
+        command = [sys.executable, "-m", "fitb.train.torchrun", *self.flags]
+        agent = subprocess.Popen(command, env=os.environ | where, stdin=subprocess.DEVNULL)
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            agent.send_signal(number)
+
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # submitit would requeue
+            signal.signal(number, pass_on)
+        code = agent.wait()
+        return code if code >= 0 else 128 - code
 
 
 def _end(decision: progress.Decision, world: World, run_dir: Path) -> int:
@@ -183,83 +203,56 @@ def _forget_broken_pickle(paths: JobPaths) -> None:
     pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
 
 
-def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """Build the parser of the flags that say where a job runs; other flags are left to others."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
-    add("--nodes", type=int, default=1, help="hosts")
-    add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
-    add("--cpus_per_task", type=int, help="CPU cores of each process")
-    add("--gpus_per_node", type=int, help="GPUs of each host")
-    add("--time_min", type=float, default=240, help="time limit of one attempt, in minutes")
-    add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
-    add("--partition", help="Slurm partition")
-    add("--job_name", default="fitb")
-    add("--wait", action="store_true", help="wait for the end and return the job's exit code")
-    parser.set_defaults(chain=0, preflight=False, **defaults)  # flags of launch.distill alone
-    return parser
-
-
-def make_executor(
-    where: argparse.Namespace, folder: Path, *, setup: Sequence[str] = (), chain: str = ""
-) -> submitit.Executor:
-    """Make the executor for a job whose logs go to `folder`.
+@dataclass(frozen=True)
+class Submission:
+    """A distillation that is ready to be submitted; nothing of it is written yet.
 
     Args:
-        setup: lines of the batch script before the tasks.
-        chain: that the job is a link of, and its name: links run one after another.
-    Raises: SystemFault where the cluster is not there or cannot hold such a job.
+        config: of the run.
+        path: of the file that the job will read it from.
+        executor: that submits it.
+        task: what the job runs.
+        num_jobs: links of the chain, or 1.
     """
-    on_slurm = where.cluster == "slurm" or (where.cluster == "auto" and shutil.which("srun"))
-    try:
-        if on_slurm:
-            return _slurm_executor(where, folder, setup, chain)
-        if setup or chain:
-            raise ValueError("--chain and --preflight are of Slurm; leave them out here")
-        return _local_executor(where, folder)
-    except (RuntimeError, ValueError) as error:
-        raise SystemFault(f"--cluster {where.cluster}: {error}") from error
+
+    config: Config
+    path: Path
+    executor: submitit.Executor
+    task: DistillJob
+    num_jobs: int
+
+    def render(self) -> str:
+        """Return the script that would be submitted, and the configuration as YAML."""
+        times = f"# -- submitted {self.num_jobs} times\n" if self.num_jobs > 1 else ""
+        script = script_of(self.executor).rstrip()
+        return f"{script}\n\n{times}# -- {self.path}\n{to_yaml(self.config)}"
 
 
-def _slurm_executor(
-    where: argparse.Namespace, folder: Path, setup: Sequence[str], chain: str
-) -> submitit.SlurmExecutor:
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
-    link = {"no-requeue": True, "dependency": "singleton"}
-    executor.update_parameters(
-        job_name=chain or where.job_name,
-        nodes=where.nodes,
-        ntasks_per_node=where.tasks_per_node,
-        cpus_per_task=where.cpus_per_task,
-        gpus_per_node=where.gpus_per_node,
-        time=math.ceil(where.time_min),
-        partition=where.partition,
-        signal_delay_s=where.signal_delay_s,
-        additional_parameters=link if chain else {"requeue": True},
-        # slurm/distill.sh says why a bad exit does not kill.
-        srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
-        setup=[
-            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
-            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
-            'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
-            " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
-            *setup,
-        ],
-    )
-    return executor
+def plan_distill(
+    flags: Sequence[str], where: argparse.Namespace, *, entry: str = DistillJob.entry
+) -> Submission:
+    """Check the configuration and prepare its job, writing nothing.
 
-
-def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalExecutor:
-    executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
-    executor.update_parameters(
-        nodes=where.nodes,
-        tasks_per_node=where.tasks_per_node,
-        gpus_per_node=where.gpus_per_node or 0,
-        timeout_min=where.time_min,
-        signal_delay_s=where.signal_delay_s,
-    )
-    return executor
+    Raises: ConfigError; SystemFault where there is no such cluster.
+    """
+    if where.chain < 0:
+        raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
+    run_dir = slurm.default_run_dir(where.job_name)
+    config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
+    resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
+    config.grad_accum(where.nodes * where.tasks_per_node)
+    logs = Path(config.run_dir).absolute() / "logs"
+    # Named by its content: a job that waits in the queue keeps the configuration it was given.
+    path = logs / f"launch-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]}.yaml"
+    chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
+    setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
+    if where.preflight:
+        words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
+        setup.append(f"{shlex.join(words)} || exit $?")
+    executor = make_executor(where, logs, setup=setup, chain=chain)
+    processes = where.tasks_per_node if where.torchrun else 0
+    task = DistillJob(("--config", str(path)), entry, chain=chain, processes=processes)
+    return Submission(config, path, executor, task, where.chain or 1)
 
 
 def submit_distill(
@@ -271,26 +264,11 @@ def submit_distill(
 
     Raises: ConfigError, before anything is submitted; SystemFault where the scheduler refuses.
     """
-    if where.chain < 0:
-        raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
-    run_dir = slurm.default_run_dir(where.job_name)
-    config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
-    config.grad_accum(where.nodes * where.tasks_per_node)
-    logs = Path(config.run_dir).absolute() / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    text = to_yaml(config)
-    # Named by its content: a job that waits in the queue keeps the configuration it was given.
-    path = logs / f"launch-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
-    write_atomic(path, text)
-    chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
-    setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
-    if where.preflight:
-        words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
-        setup.append(f"{shlex.join(words)} || exit $?")
-    executor = make_executor(where, logs, setup=setup, chain=chain)
-    task = DistillJob(("--config", str(path)), entry, chain=chain)
-    jobs = [_submit(executor, task) for _ in range(where.chain or 1)]
-    return jobs, Path(config.run_dir)
+    planned = plan_distill(flags, where, entry=entry)
+    planned.path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(planned.path, to_yaml(planned.config))
+    jobs = [_submit(planned.executor, planned.task) for _ in range(planned.num_jobs)]
+    return jobs, Path(planned.config.run_dir)
 
 
 def _submit(executor: submitit.Executor, task: Any) -> submitit.Job[int]:

@@ -1,10 +1,9 @@
-"""The interpreter, the packages that fitb asks for, and the compilers that they ask for in turn."""
+"""The interpreter, the packages that fitb asks for, and the compiler that torch asks for."""
 
 from __future__ import annotations
 
 import configparser
 import importlib.metadata
-import os
 import shlex
 import shutil
 import sys
@@ -90,28 +89,14 @@ def interpreter(running: str, batch: str | None, named: bool) -> Check:
     return Check("warn", "interpreter", found, fix)
 
 
-def compilers(cxx: str | None, ninja: str | None) -> list[Check]:
-    """Say whether there is what DeepSpeed, and the compiler of torch on GPUs, build with.
-
-    Args:
-        cxx: path of a C++ compiler.
-        ninja: path of ninja.
-    """
-    found = []
-    if cxx:
-        found.append(Check("ok", "compiler", cxx))
-    else:
-        what = (
-            "no C++ compiler on PATH: at its first start DeepSpeed builds a collective for hosts"
-            " without GPUs, and on GPUs torch.compile needs a C compiler"
-        )
-        found.append(Check("bad", "compiler", what, "module load gcc  # or: apt-get install g++"))
-    if ninja:
-        found.append(Check("ok", "ninja", ninja))
-    else:
-        what = "neither on PATH nor beside this Python: DeepSpeed builds nothing without it"
-        found.append(Check("bad", "ninja", what, pip("ninja")))
-    return found
+def compiler(path: str | None) -> Check:
+    """Say whether there is the C compiler with which torch.compile builds on GPUs."""
+    if path:
+        return Check("ok", "compiler", path)
+    what = "no C compiler on PATH: on hosts with GPUs torch.compile builds with one"
+    return Check(
+        "warn", "compiler", what, "module load gcc  # or: fitb train --speed.compile false"
+    )
 
 
 def version_of(name: str) -> str | None:
@@ -160,7 +145,7 @@ def look(env: Mapping[str, str], on_slurm: bool) -> Iterator[Check]:
         named = env.get("FITB_PYTHON")
         batch = shutil.which(named or "python", path=env.get("PATH"))
         yield interpreter(sys.executable, batch, bool(named))
-    names = [*filter(None, [env.get("CXX")]), "c++", "g++", "clang++"]
-    cxx = next((p for name in names if (p := shutil.which(name, path=env.get("PATH")))), None)
-    beside = f"{env.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"
-    yield from compilers(cxx, shutil.which("ninja", path=beside))
+    names = [*filter(None, [env.get("CC")]), "gcc", "clang", "cc"]
+    yield compiler(
+        next((p for name in names if (p := shutil.which(name, path=env.get("PATH")))), None)
+    )

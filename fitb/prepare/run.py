@@ -124,9 +124,17 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
         Raises: what a task raised; SystemFault where a worker was killed.
         """
         ranks = self.get_incomplete_ranks()
+        progress = log.Progress(logger)
+        try:
+            self._run_tasks(ranks, progress)
+        finally:
+            progress.end()
+
+    def _run_tasks(self, ranks: list[int], progress: log.Progress) -> None:
         if self.workers == 1:
-            for rank in ranks:
+            for number, rank in enumerate(ranks, 1):
                 self._run_for_rank(rank, 1)
+                self._tell(progress, number, len(ranks))
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["fitb.prepare.run"])
@@ -135,7 +143,7 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
             try:
                 for number, task in enumerate(as_completed(tasks), 1):
                     task.result()
-                    logger.info("stage=%s task=%d/%d", self._name, number, len(ranks))
+                    self._tell(progress, number, len(ranks))
             except BrokenProcessPool as error:
                 raise SystemFault(
                     f"a worker of stage {self._name} was killed, perhaps for its memory; start the"
@@ -146,6 +154,11 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tell(self, progress: log.Progress, number: int, of: int) -> None:
+        shown = [f"stage {self._name}", f"task {number}/{of}", f"{number / of:.0%}"]
+        plain = f"stage={self._name} task={number}/{of}"
+        progress.tell(shown, plain, last=number == of)
 
 
 def _begin_worker() -> None:

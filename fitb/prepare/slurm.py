@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,16 +22,20 @@ from datatrove.executor import SlurmPipelineExecutor
 from datatrove.utils.logging import logger as datatrove_logger
 
 from fitb import log
-from fitb.cluster import slurm
+from fitb.cluster import environment, slurm
+from fitb.cluster.environment import Site
+from fitb.config_io import to_yaml
 from fitb.corpus.shards import MANIFEST
+from fitb.corpus.sources import Plan
 from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.fsio import write_json
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import Stage, prepare, stages_of
-from fitb.prepare.work import JOBS, Work, begin, folder_of, leave, lock_of, take
+from fitb.prepare.work import JOBS, Work, begin, folder_of, leave, lock_of, place_of, take
 
 _POLL_S = 2.0
+_PROGRAM = "launch_pickled_pipeline"  # of datatrove
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +43,13 @@ logger = logging.getLogger(__name__)
 class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
     """datatrove's Slurm executor without what a site may lack: QOS, partition, merge jobs."""
 
-    def __init__(self, stage: Stage, where: argparse.Namespace, folder: Path, **more: Any) -> None:
+    slurm_logs_folder: str
+
+    def __init__(
+        self, stage: Stage, where: argparse.Namespace, folder: Path, site: Site, **more: Any
+    ) -> None:
         tasks = stage.tasks or where.tasks
+        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
         super().__init__(
             [stage.step],
             tasks=tasks,
@@ -50,12 +60,29 @@ class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
             workers=where.max_running or -1,
             job_name=f"{where.job_name}-{stage.name}",
             qos=None,
-            env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
+            env_command="; ".join([*site.setup, path]),
             logging_dir=str(folder / "stages" / f"{stage.name}-{tasks}"),
             sbatch_args={"kill-on-invalid-dep": "yes", "open-mode": "append"},
             srun_args={"kill-on-bad-exit": "1"},
             **more,
         )
+        self._container = shlex.join(site.container)
+
+    def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+        if self._container:
+            run_script = run_script.replace(_PROGRAM, f"{self._container} {_PROGRAM}", 1)
+        return str(super().get_launch_file_contents(sbatch_args, run_script))
+
+    def script(self) -> str:
+        """Return the script of a first submission, to the letter, making no folder."""
+        logs, self.slurm_logs_folder = self.slurm_logs_folder, os.sep  # one that is there
+        arguments = self.get_sbatch_args(min(self.tasks, self.max_array_size))
+        self.slurm_logs_folder = logs
+        arguments["output"] = arguments["error"] = os.path.join(logs, "%A_%a.out")
+        options = " ".join(f"--{name}={value}" for name, value in self.srun_args.items())
+        pickle = self.logging_dir.resolve_paths("executor.pik")
+        command = f"srun {options} -l -n {self.nodes_per_task} {_PROGRAM} {pickle}"
+        return self.get_launch_file_contents(arguments, command)
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         arguments: dict[str, Any] = super().get_sbatch_args(max_array)
@@ -93,14 +120,15 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
 
 def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
     datatrove_logger.disable("datatrove")
+    site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
     # A submitter that is itself a job must not hand its own size to the jobs it submits.
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
-        if name not in ("SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_PARTITION"):
+        if name not in environment.HANDED_ON:
             del os.environ[name]
     before: _Slurm | None = None
     jobs: dict[str, str] = {}
     for stage in stages_of(work):
-        before = _Slurm(stage, where, work.folder, depends=before)
+        before = _Slurm(stage, where, work.folder, site, depends=before)
         try:
             before.run()
         except (subprocess.CalledProcessError, OSError) as error:
@@ -112,6 +140,25 @@ def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
             jobs[stage.name] = str(before.job_id)
             write_json(work.folder / JOBS, jobs)
     return jobs
+
+
+def dry_run(args: Sequence[str]) -> str:
+    """Return the scripts of all stages, and the configuration as YAML; write nothing.
+
+    Raises: ConfigError, as `main`.
+    """
+    where, config = _parse(args)
+    if not _on_slurm(where):
+        return f"# no Slurm: the stages are processes of this machine\n\n{to_yaml(config)}"
+    site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
+    work = Work(folder_of(config), place_of(config), config, {}, Plan((), (), (), ()))
+    parts, before = [], ""
+    for stage in stages_of(work):
+        after = f" --dependency=afterok:JOB_OF_{before.upper()}" if before else ""
+        parts.append(f"# -- stage {stage.name}: sbatch --export=ALL,RUN_OFFSET=0{after}")
+        parts.append(_Slurm(stage, where, work.folder, site).script())
+        before = stage.name
+    return "\n".join([*parts, f"# -- fitb prepare\n{to_yaml(config)}"])
 
 
 def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
@@ -137,10 +184,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--partition", help="Slurm partition")
     add("--job_name", default="fitb-prepare")
     add("--wait", action="store_true", help="wait for the end")
+    add(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="print the scripts and the configuration; submit nothing, write nothing",
+    )
 
 
-def main(args: Sequence[str]) -> int:
-    """Submit, or prepare here where there is no Slurm."""
+def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, PrepareConfig]:
     parser = argparse.ArgumentParser(
         prog="python -m launch.prepare",
         description="Prepare shards as Slurm arrays. Every other flag is one of `fitb prepare`.",
@@ -148,11 +200,22 @@ def main(args: Sequence[str]) -> int:
     )
     add_flags(parser)
     where, flags = parser.parse_known_args([word for word in args if word != "--"])
+    return where, parse(PrepareConfig, "python -m launch.prepare", flags)
+
+
+def _on_slurm(where: argparse.Namespace) -> bool:
+    return where.cluster == "slurm" or (where.cluster == "auto" and bool(shutil.which("srun")))
+
+
+def main(args: Sequence[str]) -> int:
+    """Submit, or prepare here where there is no Slurm."""
     log.setup()
     try:
-        config = parse(PrepareConfig, "python -m launch.prepare", flags)
-        on_slurm = where.cluster == "slurm" or (where.cluster == "auto" and shutil.which("srun"))
-        if not on_slurm:
+        where, config = _parse(args)
+        if where.dry_run:
+            print(dry_run(args), end="")
+            return FINISHED
+        if not _on_slurm(where):
             print(prepare(config))
             return FINISHED
         jobs = submit(config, where)

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import resource
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from fitb.allocator import keep_freed_memory
+from fitb.cluster.local import free_port
 from fitb.config import Config
 from fitb.errors import ConfigError, SystemFault
 from fitb.flags import resolve_resource
@@ -92,11 +92,14 @@ def start_distributed(config: Config, world: World) -> torch.device:
     deepspeed_config(config, world)
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # of ninja
-    from deepspeed import comm
+    from deepspeed import comm, ops
     from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger as deepspeed_logger
 
+    # On hosts without GPUs DeepSpeed compiles a collective that inference alone calls, under a lock
+    # in the home directory. A rank killed at that moment leaves the lock, and every later start
+    # waits for it. Nothing that trains needs a compiled operator: let it know of none.
+    ops.__compatible_ops__ = {}
     deepspeed_logger.setLevel(logging.WARNING)
     # DeepSpeed calls what torch 2.13 has renamed; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
@@ -107,7 +110,8 @@ def start_distributed(config: Config, world: World) -> torch.device:
             f"rank {world.rank} of {world.size} does not know where rank 0 is: MASTER_ADDR is not"
             " set; start with slurm/distill.sh, launch.distill or torchrun"
         )
-    for name, value in world.env("127.0.0.1", 29500).items():
+    port = 29500 if world.size > 1 else free_port()  # runs of one process share a host
+    for name, value in world.env("127.0.0.1", port).items():
         os.environ.setdefault(name, value)
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":

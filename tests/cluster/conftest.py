@@ -15,7 +15,8 @@ import pytest
 from machine import ClusterUnavailable
 from slurm_cluster import Cluster, a_cluster, tail
 
-from fitb.cluster.submit import resource_parser, submit_distill
+from fitb.cluster.executor import resource_parser
+from fitb.cluster.submit import submit_distill
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTILL = ROOT / "slurm" / "distill.sh"
@@ -98,12 +99,17 @@ class Run:
             cwd=ROOT,
         )
 
-    def submitit(self, monkeypatch: pytest.MonkeyPatch, *where: str) -> Any:
+    def submitit(self, monkeypatch: pytest.MonkeyPatch, *where: str, torchrun: bool = False) -> Any:
         """Submit through fitb.cluster.submit and return submitit's job."""
-        return self.submitit_chain(monkeypatch, 0, *where)[0]
+        return self.submitit_chain(monkeypatch, 0, *where, torchrun=torchrun)[0]
 
     def submitit_chain(
-        self, monkeypatch: pytest.MonkeyPatch, links: int, *where: str, preflight: bool = False
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        links: int,
+        *where: str,
+        preflight: bool = False,
+        torchrun: bool = False,
     ) -> list[Any]:
         """The same for the jobs of a chain."""
         for name, value in (self.payload.env | {"SLURM_CONF": str(self.cluster.conf)}).items():
@@ -111,7 +117,7 @@ class Run:
         tasks = str(self.payload.tasks_per_node)
         options = ["--cluster", "slurm", "--nodes", "2", "--tasks_per_node", tasks, *where]
         arguments = resource_parser("test", "").parse_args(options)
-        arguments.chain, arguments.preflight = links, preflight
+        arguments.chain, arguments.preflight, arguments.torchrun = links, preflight, torchrun
         return submit_distill(self.flags, arguments, entry=self.payload.entry)[0]
 
     def events(self, name: str) -> list[dict[str, Any]]:

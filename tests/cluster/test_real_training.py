@@ -136,3 +136,36 @@ def test_submitit_job_one_of_whose_ranks_is_killed_ends_bitwise_the_same(
     assert resume["step"] == requeue["step"] >= 50
     assert steps(run) == list(range(1, STEPS + 1))
     assert result(run.folder) == result(straight)
+
+
+def test_torchrun_job_that_is_warned_of_its_time_limit_ends_bitwise_the_same(
+    straight: Path, run: Run
+) -> None:
+    job = run.sbatch(env={"FITB_LAUNCHER": "torchrun"})
+    wait_for_step(run, 5)
+    for host in run.cluster.hosts:
+        assert len(run.cluster.processes(host, "-m", "fitb.train.torchrun")) == 1
+        assert len(run.cluster.processes(host, "-u", "-m", "fitb", "train")) == 1
+    run.cluster("scancel", "--batch", "--signal=USR1", job)
+    run.cluster.wait_restart(job)
+    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
+    (resume,) = run.events("resume")
+    (requeue,) = run.events("requeue")
+    assert 5 <= resume["step"] == requeue["step"] < STEPS
+    assert requeue["exit_code"] == 85
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert result(run.folder) == result(straight)
+
+
+def test_preempted_submitit_job_of_torchrun_ends_bitwise_the_same(
+    straight: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run.submitit(monkeypatch, "--time_min", "30", torchrun=True).job_id
+    wait_for_step(run, 5)
+    run.cluster.preempt()
+    run.cluster.wait_restart(job)
+    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
+    stops = [event["exit_code"] for event in run.events("stop")]
+    assert stops == [85, 0]
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert result(run.folder) == result(straight)

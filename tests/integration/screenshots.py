@@ -1,4 +1,5 @@
-"""Pictures of the page for docs/: `python tests/integration/screenshots.py MODEL [--teacher T]`."""
+"""Pictures for docs/: `python tests/integration/screenshots.py serve MODEL [--teacher T]`, and
+`python tests/integration/screenshots.py report RUN [RUN ...]`."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from browser import chromium
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 from serving import serving
+
+from fitb.report.config import ReportConfig
+from fitb.report.run import report
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SENTENCE = "Return the ___ of the ___ as a string."
 DESKTOP = {"viewport": {"width": 1080, "height": 860}}
+DESK_OF_CHARTS = {"viewport": {"width": 1320, "height": 1460}}
 PHONE = {
     "viewport": {"width": 390, "height": 760},
     "device_scale_factor": 1.5,
@@ -22,10 +27,15 @@ PHONE = {
 }
 
 
-def shoot(browser: Browser, url: str, name: str, opened: bool, **device: Any) -> None:
-    """Fill the sentence and take a picture, with the candidates of its first blank open or not."""
+def open_page(browser: Browser, url: str, **device: Any) -> Page:
     page = browser.new_context(**device).new_page()
     page.goto(url)
+    return page
+
+
+def shoot(browser: Browser, url: str, name: str, opened: bool, **device: Any) -> None:
+    """Fill the sentence and take a picture, with the candidates of its first blank open or not."""
+    page = open_page(browser, url, **device)
     page.fill("#text", SENTENCE)
     page.press("#text", "Control+Enter")
     page.wait_for_selector(".blank")
@@ -38,7 +48,7 @@ def shoot(browser: Browser, url: str, name: str, opened: bool, **device: Any) ->
     page.screenshot(path=DOCS / name)
 
 
-def main(words: list[str]) -> None:
+def shoot_serve(words: list[str]) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder), *words) as served,
@@ -48,5 +58,15 @@ def main(words: list[str]) -> None:
         shoot(browser, served.url, "serve-phone.png", opened=False, **PHONE)
 
 
+def shoot_report(runs: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        written = Path(folder) / "report.html"
+        report(ReportConfig(runs, out=str(written)))
+        tall = PHONE | {"viewport": {"width": 390, "height": 1290}}
+        devices = (("report.png", DESK_OF_CHARTS), ("report-phone.png", tall))
+        for name, device in devices:
+            open_page(browser, written.as_uri(), **device).screenshot(path=DOCS / name)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    {"serve": shoot_serve, "report": shoot_report}[sys.argv[1]](sys.argv[2:])

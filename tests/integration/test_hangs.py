@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -83,3 +85,20 @@ def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(
         first.signal(signal.SIGTERM)
         assert first.wait(60) == 85
     assert len(job.events(run, "attempt")) == 1
+
+
+def test_a_run_starts_beside_another_one_and_beside_a_lock_that_a_killed_build_left(
+    quick_flags: list[str], tmp_path: Path
+) -> None:
+    """A run of one process listened at port 29500, so a host had room for one. And DeepSpeed
+    compiled an operator at its first start, under a lock file in the home directory: a rank killed
+    meanwhile left it, and every start from then on waited for it for ever."""
+    cache = tmp_path / "cache"
+    flags = [*quick_flags, "--steps", "2", "--run_dir", str(tmp_path / "run")]
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # somebody else has it, which is as good
+            other.bind(("127.0.0.1", 29500))
+            other.listen()
+        done = job.fitb("train", *flags, env={"TORCH_EXTENSIONS_DIR": str(cache)})
+    assert done.returncode == 0, done.stderr
+    assert not cache.exists()  # nothing was compiled, so no lock was taken

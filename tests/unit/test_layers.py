@@ -23,6 +23,7 @@ WITHOUT_TORCH = (
     "flags",
     "cluster",
     "status",
+    "report",
     "rehearse",
     "doctor",
     "corpus",

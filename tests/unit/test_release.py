@@ -76,7 +76,11 @@ def test_the_wheel_holds_the_package_its_data_and_the_scripts_and_nothing_else(
     inside = {
         path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()
     }
-    suffixes = {"launch": ".py", "slurm": ".sh", "ds_configs": (".json", ".py")}
+    suffixes = {
+        "launch": ".py",
+        "slurm": (".sh", "site.example.env"),
+        "ds_configs": (".json", ".py"),
+    }
     expected = {
         name if name.startswith("fitb/") else f"fitb/{name}"
         for name in tracked
@@ -138,6 +142,8 @@ def test_a_wheel_starts_without_torch_and_finds_its_scripts_and_presets(
     assert done.returncode == 0, done.stderr
     assert f"\nfitb {fitb.__version__}\n" in done.stdout  # no commit: this is no checkout
     assert done.stdout.endswith(f"mine\n{unpacked / 'fitb' / 'slurm'}\n")
+    example = "site.example.env"
+    assert (tmp_path / "mine" / example).read_bytes() == (ROOT / "slurm" / example).read_bytes()
     for script in (ROOT / "slurm").glob("*.sh"):
         assert (tmp_path / "mine" / script.name).read_bytes() == script.read_bytes()
         assert os.access(tmp_path / "mine" / script.name, os.X_OK)

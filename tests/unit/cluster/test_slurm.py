@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from fitb.cluster.slurm import FORGOTTEN, expand_nodelist, first_host, job_state, master_port, plan
+from fitb.cluster.slurm import (
+    FORGOTTEN,
+    expand_nodelist,
+    first_host,
+    job_state,
+    master_port,
+    num_ranks,
+    plan,
+)
 from fitb.errors import ConfigError, SystemFault
 
 
@@ -63,6 +71,18 @@ def test_plan_refuses_what_training_would_refuse() -> None:
         plan([], ENV | {"SLURM_NTASKS": "300"})
     with pytest.raises(ConfigError, match="sbatch"):
         plan([], {})
+
+
+def test_ranks_are_the_tasks_or_what_torchrun_starts_on_every_host() -> None:
+    job = ENV | {"SLURM_NTASKS": "6", "SLURM_JOB_NUM_NODES": "2"}
+    assert (num_ranks({}), num_ranks(job)) == (1, 6)
+    torchrun = job | {"FITB_LAUNCHER": "torchrun"}
+    assert num_ranks(torchrun | {"FITB_PROCESSES_PER_NODE": "4"}) == 8
+    for each in ("many", "0", "-1", ""):
+        with pytest.raises(ConfigError, match=f"FITB_PROCESSES_PER_NODE='{each}'; expected"):
+            num_ranks(torchrun | {"FITB_PROCESSES_PER_NODE": each})
+    with pytest.raises(ConfigError, match="400 processes"):
+        plan([], torchrun | {"FITB_PROCESSES_PER_NODE": "200"})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from fitb.cluster.command import CommandJob
-from fitb.cluster.submit import DistillJob, resource_parser, submit_distill, wait_for
+from fitb.cluster.executor import resource_parser
+from fitb.cluster.submit import DistillJob, submit_distill, wait_for
 from fitb.errors import ConfigError, SystemFault
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,7 @@ import pytest
 
 from fitb.config import TrackConfig
 from fitb.train.rundir import RunDir
-from fitb.train.track import Tracker, wandb_mode
+from fitb.train.track import Line, Tracker, wandb_mode
 from fitb.train.wandb_mirror import held_step, whole_lines
 from fitb.world import World
 
@@ -255,3 +255,59 @@ def test_auto_knows_a_login_in_netrc(home):
     assert wandb_mode("auto", {}) == "offline"
     path.write_text("this is no netrc\n")
     assert wandb_mode("auto", {}) == "offline"
+
+
+NOW_S = time.mktime((2026, 11, 26, 10, 0, 0, 0, 0, -1))
+METRICS = {
+    "train/loss": 5.1234,
+    "student/top1": 0.25,
+    "perf/tokens_per_s": 12345.6,
+    "perf/steps_per_s": 2.0,
+    "optim/loss_scale": 65536.0,
+}
+
+
+def test_line_of_a_terminal_says_how_far_how_fast_and_until_when():
+    line = Line(250, 1000, METRICS, {"val/loss_mlm": 4.5, "val/top1": 0.3})
+    assert line.parts(NOW_S + 3600, NOW_S) == [
+        "step 250/1000",
+        "25%",
+        "ends 11:00",
+        "loss 5.123",
+        "val mlm 4.500",
+        "12,346 tokens/s",
+        "scale 65536",
+    ]
+    assert "ends Nov 28 10:00" in line.parts(NOW_S + 2 * 86_400, NOW_S)
+
+
+def test_loss_scale_of_one_and_what_nobody_knows_are_left_out():
+    metrics = {"train/loss": 1.0, "optim/loss_scale": 1.0}
+    assert Line(1, 4, metrics, {}).parts(None, NOW_S) == ["step 1/4", "25%", "loss 1.000"]
+
+
+def test_end_is_expected_at_the_rate_of_the_attempt_and_at_first_of_the_step():
+    line = Line(200, 1000, METRICS, {})
+    assert line.expected_end_s(200, NOW_S, NOW_S) == NOW_S + 400  # 800 steps, 2 a second
+    assert line.expected_end_s(100, NOW_S - 100, NOW_S) == NOW_S + 800  # 100 steps took 100 s
+    assert Line(1, 2, {}, {}).expected_end_s(1, NOW_S, NOW_S) is None
+
+
+def test_line_of_a_log_is_as_it_was():
+    line = Line(250, 1000, METRICS | {"val/loss_mlm": 4.5, "val/top1": 0.3}, {})
+    assert line.plain() == (
+        "step 250/1000  loss 5.123  top1 25.0%  val mlm 4.500  val top1 30.0%"
+        "  12,346 tokens/s  6.2 min left"
+    )
+
+
+def test_validation_stays_on_the_line_until_the_next_one(make_tracker, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "fitb.log.Progress.tell", lambda self, parts, plain, last: told.append((parts, last))
+    )
+    tracker = make_tracker(wandb="disabled")
+    tracker.log(1, {"train/loss": 1.0, "val/loss_mlm": 4.5})
+    tracker.log(100, {"train/loss": 2.0})
+    assert "val mlm 4.500" in told[1][0]
+    assert [last for _, last in told] == [False, True]

@@ -1,0 +1,158 @@
+"""Where a submitit job runs: the flags that say so, the executor, and the script it submits."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.slurm.slurm import _make_sbatch_string
+
+from fitb.cluster.environment import Site, enter
+from fitb.errors import ConfigError, SystemFault
+
+# submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
+MAX_NUM_TIMEOUT = 1_000_000
+TIME_MIN = 240.0
+NO_PREFLIGHT = (
+    "--preflight starts steps of its own, for which a container has no Slurm; leave out the flag,"
+    " or FITB_APPTAINER"
+)
+# In a container Slurm's commands may be missing: the script requeues, and never a cancelled job.
+REQUEUE = (
+    "code=$?",
+    'if [ "$code" = 85 ] && scontrol show job --oneliner "$SLURM_JOB_ID" |'
+    " grep --quiet JobState=RUNNING; then",
+    '  scontrol requeue "$SLURM_JOB_ID"',
+    "fi",
+    'exit "$code"',
+)
+
+
+def resource_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Build the parser of the flags that say where a job runs; other flags are left to others."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    add("--nodes", type=int, default=1, help="hosts")
+    add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
+    add("--cpus_per_task", type=int, help="CPU cores of each process")
+    add("--gpus_per_node", type=int, help="GPUs of each host")
+    add("--time_min", type=float, help="time limit of one attempt, in minutes (default: 240)")
+    add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
+    add("--partition", help="Slurm partition")
+    add("--job_name", default="fitb")
+    add("--wait", action="store_true", help="wait for the end and return the job's exit code")
+    add(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="print the script and the configuration; submit nothing, write nothing",
+    )
+    # Flags of launch.distill alone.
+    parser.set_defaults(chain=0, preflight=False, torchrun=False, **defaults)
+    return parser
+
+
+def make_executor(
+    where: argparse.Namespace, folder: Path, *, setup: Sequence[str] = (), chain: str = ""
+) -> submitit.Executor:
+    """Make the executor for a job whose logs go to `folder`.
+
+    Args:
+        setup: lines of the batch script before the tasks.
+        chain: that the job is a link of, and its name: links run one after another.
+    Raises: SystemFault where the cluster is not there or cannot hold such a job; ConfigError for a
+        file of the site that cannot be read.
+    """
+    try:
+        if on_slurm(where):
+            given = {
+                "SBATCH_PARTITION": where.partition,
+                "SBATCH_TIMELIMIT": where.time_min,
+                "SBATCH_GPUS_PER_NODE": where.gpus_per_node,
+            }
+            site = enter(os.environ, given)
+            if where.torchrun is None:
+                where.torchrun = os.environ.get("FITB_LAUNCHER") == "torchrun"
+            if site.container and where.preflight:
+                raise ConfigError(NO_PREFLIGHT)
+            return _slurm_executor(where, folder, setup, chain, site)
+        if setup or chain:
+            raise ValueError("--chain and --preflight are of Slurm; leave them out here")
+        return _local_executor(where, folder)
+    except (RuntimeError, ValueError) as error:
+        raise SystemFault(f"--cluster {where.cluster}: {error}") from error
+
+
+def on_slurm(where: argparse.Namespace) -> bool:
+    """Whether a job goes to Slurm."""
+    return where.cluster == "slurm" or (where.cluster == "auto" and bool(shutil.which("srun")))
+
+
+def _slurm_executor(
+    where: argparse.Namespace, folder: Path, setup: Sequence[str], chain: str, site: Site
+) -> submitit.SlurmExecutor:
+    executor = submitit.SlurmExecutor(
+        folder, max_num_timeout=MAX_NUM_TIMEOUT, python=site.command()
+    )
+    link = {"no-requeue": True, "dependency": "singleton"}
+    tasks, cpus = where.tasks_per_node, where.cpus_per_task
+    threads = "${SLURM_CPUS_PER_TASK:-1}"
+    if where.torchrun:
+        threads, cpus, tasks = str(cpus or 1), cpus and cpus * tasks, 1
+    executor.update_parameters(
+        job_name=chain or where.job_name,
+        nodes=where.nodes,
+        ntasks_per_node=tasks,
+        cpus_per_task=cpus,
+        gpus_per_node=where.gpus_per_node,
+        time=math.ceil(where.time_min or TIME_MIN),
+        partition=where.partition,
+        signal_delay_s=where.signal_delay_s,
+        additional_parameters=link if chain else {"requeue": True},
+        # slurm/distill.sh says why a bad exit does not kill.
+        srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
+        setup=[
+            *site.setup,
+            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
+            f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
+            'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
+            " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+            *setup,
+        ],
+        teardown=list(REQUEUE) if site.container and not chain else None,
+    )
+    return executor
+
+
+def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalExecutor:
+    executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
+    executor.update_parameters(
+        nodes=where.nodes,
+        tasks_per_node=1 if where.torchrun else where.tasks_per_node,
+        gpus_per_node=where.gpus_per_node or 0,
+        timeout_min=where.time_min or TIME_MIN,
+        signal_delay_s=where.signal_delay_s,
+    )
+    return executor
+
+
+def script_of(executor: submitit.Executor, num_jobs: int = 1) -> str:
+    """Return the script that this executor would submit, to the letter.
+
+    Args:
+        num_jobs: several at once are an array.
+    """
+    if not isinstance(executor, submitit.SlurmExecutor):
+        return "# no Slurm: the tasks are processes of this machine\n"
+    parameters: dict[str, Any] = dict(executor.parameters)
+    if num_jobs > 1:
+        parameters["map_count"] = num_jobs
+    command = executor._submitit_command_str
+    return _make_sbatch_string(command=command, folder=executor.folder, **parameters)

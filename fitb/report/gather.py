@@ -1,0 +1,294 @@
+"""A run's files as plain values. Nothing here fails on what a run has not written, or only half."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fitb.cluster.history import Attempt, Event, attempts_of
+from fitb.cluster.progress import last_committed_step
+from fitb.config_io import flatten
+from fitb.errors import ConfigError, DataError
+from fitb.fsio import read_json
+from fitb.report.thin import Floats
+from fitb.status.run import Status, status
+
+STEP = "train/step"
+_LARGEST = 2**53  # steps beyond it are no whole float64
+_BEYOND = 1e100  # no metric is; axes of such values overflow
+_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
+_TEXTS = ("time", "event", "reason", "job", "chain", "host")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over steps.
+
+    Args:
+        steps: (N,) float64, whole.
+        values: (N,) float64; NaN where what was logged is no finite number.
+    """
+
+    steps: Floats
+    values: Floats
+
+    def last(self) -> float | None:
+        """Return the last finite value; None where there is none."""
+        finite = self.values[np.isfinite(self.values)]
+        return float(finite[-1]) if len(finite) else None
+
+    def median(self) -> float | None:
+        """Return the median of the finite values; None where there is none."""
+        finite = self.values[np.isfinite(self.values)]
+        return float(np.median(finite)) if len(finite) else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it.
+
+    Args:
+        path: its folder.
+        name: short, unlike that of any other run of the page.
+        curves: metric -> curve, in the order of their first appearance.
+        num_logged: lines of metrics.jsonl that hold a step.
+        seen: when the last of them was written; None where there is none.
+        attempts: oldest first.
+        status: None where it cannot be told.
+        config: dotted key -> value; empty where there is none.
+        config_text: of config.yaml, as it stands.
+        provenance: one entry for each attempt.
+        checkpoint: manifest of the newest checkpoint; empty where there is none.
+        notes: what is missing or damaged, a sentence each.
+    """
+
+    path: Path
+    name: str
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    num_logged: int = 0
+    seen: datetime.datetime | None = None
+    attempts: Sequence[Attempt] = ()
+    status: Status | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    provenance: Sequence[Mapping[str, Any]] = ()
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def last(self, metric: str) -> float | None:
+        """Return the last value of a metric; None where it was never logged."""
+        return self.curves[metric].last() if metric in self.curves else None
+
+    def resumed_at(self) -> list[int]:
+        """Return the steps at which an attempt went on."""
+        return sorted({a.first_step for a in self.attempts if a.first_step})
+
+
+def gather(path: Path, name: str) -> Run:
+    """Read what a run has written so far.
+
+    Raises: ConfigError where the folder is not a run's.
+    """
+    notes: list[str] = []
+    found = _status(path, notes)
+    events = list(_records(path / "events.jsonl", notes))
+    curves, num_logged = read_metrics(path / "metrics.jsonl", notes)
+    config, text = _config(path, notes)
+    provenance = _json(path / "provenance.json", list, notes, "Commit and versions are not known")
+    newest = path / "checkpoints" / f"step-{last_committed_step(path):07d}"
+    checkpoint = _json(newest / "manifest.json", dict, [], "")
+    return Run(
+        path=path,
+        name=name,
+        curves=curves,
+        num_logged=num_logged,
+        seen=_written(path / "metrics.jsonl") if num_logged else None,
+        attempts=_attempts(events, notes),
+        status=found,
+        config=config,
+        config_text=text,
+        provenance=[entry for entry in provenance or [] if isinstance(entry, dict)],
+        checkpoint=checkpoint or {},
+        notes=notes,
+    )
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each run: the last parts of its path that tell it from the others.
+
+    Raises: ConfigError where a folder is named twice.
+    """
+    full = [path.resolve() for path in paths]
+    if len(set(full)) < len(full):
+        twice = next(str(path) for path in full if full.count(path) > 1)
+        raise ConfigError(f"runs names {twice} twice; name each run once")
+    deepest = max(len(path.parts) for path in full)
+    for parts in range(1, deepest + 1):
+        names = [printable("/".join(path.parts[-parts:])) for path in full]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number} {name}" for number, name in enumerate(names, 1)]
+
+
+def printable(text: object) -> str:
+    """Return a text on one line that any font, HTML and XML can hold."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+
+
+def without_password(value: object, lines: bool = False) -> str:
+    """Return a value of a configuration as YAML has it, without the password of a URL."""
+    plain = {None: "null", True: "true", False: "false"}
+    shown = plain[value] if value is None or isinstance(value, bool) else str(value)
+    text = shown if lines else printable(shown)
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
+def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:
+    """Return the curves of metrics.jsonl and the number of its records.
+
+    Args:
+        notes: gets a sentence for what could not be read.
+    """
+    steps: dict[str, array[float]] = {}
+    values: dict[str, array[float]] = {}
+    num_records = num_broken = 0
+    for record in _records(path, notes):
+        step = record.get(STEP)
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _LARGEST:
+            continue
+        num_records += 1
+        for name, value in record.items():
+            if name == STEP or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            number = _float(value)
+            num_broken += math.isnan(number)
+            steps.setdefault(name, array("d")).append(step)
+            values.setdefault(name, array("d")).append(number)
+    if not num_records:
+        notes.append("Nothing is logged yet: metrics.jsonl holds no step.")
+    if num_broken:
+        notes.append(f"{num_broken:,} logged values are not finite; charts have gaps there.")
+    return {name: Curve(np.array(steps[name]), np.array(values[name])) for name in values}, (
+        num_records
+    )
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the configuration keys whose values differ, each with the value of every run.
+
+    A key that a run does not have is "absent"; the run's own folder is no difference, and a run
+    without a configuration is left out of the comparison.
+    """
+    known = [run.config for run in runs if run.config]
+    keys = dict.fromkeys(key for config in known for key in config if key != "run_dir")
+    return {
+        key: [run.config.get(key, "absent") if run.config else "?" for run in runs]
+        for key in keys
+        if len({json.dumps(config.get(key, "absent"), default=str) for config in known}) > 1
+    }
+
+
+def _written(path: Path) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc)
+
+
+def _float(value: int | float) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.nan
+    return number if abs(number) < _BEYOND else math.nan
+
+
+def _records(path: Path, notes: list[str]) -> Iterator[Event]:
+    """Yield the objects of a file of lines, and note what is none; a torn last line is nothing."""
+    num_damaged = 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    notes.append(f"The last line of {path.name} is torn, and left out.")
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = None
+                if isinstance(record, dict):
+                    yield record
+                else:
+                    num_damaged += 1
+    except OSError:
+        return
+    if num_damaged:
+        notes.append(f"{num_damaged:,} lines of {path.name} are no JSON objects, and left out.")
+
+
+def _attempts(events: list[Event], notes: list[str]) -> list[Attempt]:
+    known = [event for event in map(_as_written, events) if event.keys() & {"event", "attempt"}]
+    attempts = attempts_of(known)
+    if not attempts:
+        notes.append("No attempt is on record: events.jsonl holds none.")
+    return attempts
+
+
+def _as_written(event: Event) -> Event:
+    """Return the fields of an event that are of the type that fitb writes."""
+
+    def fits(key: str, value: Any) -> bool:
+        if key in _WHOLE:
+            return type(value) is int and abs(value) <= _LARGEST
+        if key in _TEXTS:
+            return isinstance(value, str)
+        if key in ("hosts", "checks"):
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+        parts = value.values() if key == "seconds" and isinstance(value, dict) else [value]
+        return all(type(x) in (int, float) and abs(x) <= _LARGEST for x in parts)
+
+    return {key: value for key, value in event.items() if fits(key, value)}
+
+
+def _status(path: Path, notes: list[str]) -> Status | None:
+    try:
+        found = status(path)
+    except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        found = None
+    if found is None or not (
+        all(type(n) in (int, type(None)) for n in (found.step, found.steps, found.best_step))
+        and type(found.best_loss) in (int, float, type(None))
+    ):
+        notes.append("Where it stands cannot be told: a file of it is damaged.")
+        return None
+    return found
+
+
+def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
+    try:
+        text = (path / "config.yaml").read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        found, text = None, ""
+    if not isinstance(found, dict):
+        notes.append("There is no config.yaml that can be read.")
+        return {}, ""
+    return flatten(found), text
+
+
+def _json(path: Path, kind: type, notes: list[str], otherwise: str) -> Any:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, kind):
+        notes.append(f"{otherwise}: {path.name} is missing or damaged.")
+        return None
+    return found

@@ -1,0 +1,80 @@
+"""matplotlib's SVG as a page wants it: no size of its own, a title, ids and colours of the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from xml.etree import ElementTree
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_DECIMALS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
+_FAMILY = re.compile(r"font: (?P<before>[^;]*?\d(?:px|pt)) [^;]*")
+_URL = re.compile(r"url\(#([^)]+)\)")
+_SHAPES = ("d", "transform", "x", "y", "points", "width", "height", "viewBox")
+_DROPPED = ("metadata", "style")
+
+
+def inline(svg: str, name: str, title: str, about: str, colours: Mapping[str, str]) -> str:
+    """Return an SVG of matplotlib's for a page of HTML.
+
+    It scales with its box, is read aloud as an image with a title and a description, its text is
+    set in the page's font, and its ids begin with `name`, so that no two charts share one.
+
+    Args:
+        svg: with text as text.
+        colours: #rrggbb -> name of the CSS variable that takes its place.
+    """
+    root = ElementTree.fromstring(svg.encode())
+    used = set(_references(root))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.removeprefix(_SVG) in _DROPPED:
+                parent.remove(child)
+    for element in root.iter():
+        _clean(element, name, used, colours)
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-labelledby": f"{name}-title {name}-about",
+        "xmlns": "http://www.w3.org/2000/svg",
+    }
+    for place, (tag, text) in enumerate((("title", title), ("desc", about))):
+        element = ElementTree.Element(tag, {"id": f"{name}-{_ID[tag]}"})
+        element.text = text
+        root.insert(place, element)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+_ID = {"title": "title", "desc": "about"}
+
+
+def _references(root: ElementTree.Element) -> Iterator[str]:
+    for element in root.iter():
+        if _HREF in element.attrib:
+            yield element.attrib[_HREF].removeprefix("#")
+        for value in element.attrib.values():
+            yield from _URL.findall(value)
+
+
+def _clean(
+    element: ElementTree.Element, name: str, used: set[str], colours: Mapping[str, str]
+) -> None:
+    element.tag = element.tag.removeprefix(_SVG)
+    element.tail = None
+    if element.tag != "text":
+        element.text = None
+    attributes = element.attrib
+    if (old := attributes.pop("id", None)) in used:
+        attributes["id"] = f"{name}-{old}"
+    if target := attributes.pop(_HREF, None):
+        attributes["href"] = f"#{name}-{target.removeprefix('#')}"
+    for key, value in attributes.items():
+        text = _URL.sub(rf"url(#{name}-\1)", value)
+        if key in _SHAPES:
+            text = _DECIMALS.sub(r"\1", " ".join(text.split()))
+        if key == "style":
+            text = _FAMILY.sub(r"font-size: \g<before>", text)
+            for colour, variable in colours.items():
+                text = text.replace(colour, f"var({variable})")
+        attributes[key] = text

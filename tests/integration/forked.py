@@ -1,0 +1,84 @@
+"""Ranks forked from a process that has imported torch, transformers and DeepSpeed already.
+
+A rank started by itself spends 7 CPU seconds on imports before it does anything, and the tests
+start hundreds. A forked one is a process like any other: it has an id, a session, an environment
+and an exit code of its own, takes signals and can be killed. What it does not show is the start of
+an interpreter; tests/cluster starts every rank from its command.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+_MODULES = ["fitb.cli", "fitb.train.loop", "fitb.train.setup", "fitb.train.zero", "deepspeed"]
+# Read when something happens, not when a library is imported; any other difference is for a rank
+# that is started from its command.
+_READ_LATE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_READ_LATE_PREFIXES = ("FITB_", "SLURM_", "WANDB_", "PYTEST_")
+_THREADS = "OMP_NUM_THREADS"
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(_MODULES)
+
+
+def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether a command is `fitb train` in this environment, but for what is read late."""
+    differing = {k for k in env.keys() | os.environ.keys() if env.get(k) != os.environ.get(k)}
+    late = {k for k in differing if k in _READ_LATE or k.startswith(_READ_LATE_PREFIXES)}
+    ours = list(command[:4]) == [sys.executable, "-m", "fitb", "train"]
+    return ours and differing - late <= {_THREADS}
+
+
+class Forked:
+    """What LocalRun asks of a subprocess.Popen."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None
+    ) -> None:
+        files = {1: 1, 2: 2} if output is None else dict.fromkeys((1, 2), output.fileno())
+        paths = {number: f"/proc/{os.getpid()}/fd/{file}" for number, file in files.items()}
+        arguments = (list(command[3:]), dict(env), os.getcwd(), paths)
+        self._process: Any = _context.Process(target=_run, args=arguments)
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired("fitb train", timeout or 0.0)
+        return code
+
+
+def _run(words: list[str], env: dict[str, str], folder: str, outputs: dict[int, str]) -> None:
+    """What `python -m fitb` does, in this process."""
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in outputs.items():
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(env)
+    import torch
+
+    torch.set_num_threads(int(env[_THREADS]))
+    sys.argv = ["fitb", *words]
+    from fitb.cli import main
+
+    code = main(words)
+    atexit._run_exitfuncs()
+    sys.exit(code)

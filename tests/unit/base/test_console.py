@@ -1,0 +1,183 @@
+"""The line of progress on a real pseudo-terminal, and lines of a log elsewhere."""
+
+import fcntl
+import io
+import logging
+import os
+import pty
+import re
+import struct
+import termios
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from fitb import log
+
+logger = logging.getLogger("fitb.test")
+
+
+def on_screen(written: str, columns: int) -> list[str]:
+    """What a terminal shows after these characters; written apart from what draws them."""
+    rows, x = [[]], 0
+    for token in re.findall(r"\x1b\[K|[^\x1b]", written):
+        row = rows[-1]
+        if token == "\r":
+            x = 0
+        elif token == "\n":
+            rows.append([])
+        elif token == "\x1b[K":
+            del row[x:]
+        else:
+            assert x < columns, "a line is too long"
+            row[x : x + 1] = [token]
+            x += 1
+    return ["".join(row) for row in rows]
+
+
+class Terminal:
+    """A pseudo-terminal as standard error, read by a thread: the buffer of one is small."""
+
+    def __init__(self, columns: int) -> None:
+        self._master, slave = pty.openpty()
+        self.file = os.fdopen(slave, "w")
+        self.resize(columns)
+        self._written = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while not self._written.endswith(b"\x04"):
+            self._written += os.read(self._master, 4096)
+
+    def resize(self, columns: int) -> None:
+        self.columns = columns
+        size = struct.pack("HHHH", 24, columns, 0, 0)
+        fcntl.ioctl(self.file.fileno(), termios.TIOCSWINSZ, size)
+
+    def screen(self) -> list[str]:
+        """Everything written until now, as it is seen; once."""
+        self.close()
+        return on_screen(self._written[:-1].decode(), 200)
+
+    def close(self) -> None:
+        if not self.file.closed:
+            self.file.write("\x04")
+            self.file.flush()
+            self._reader.join()
+            self.file.close()
+            os.close(self._master)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    fitb = logging.getLogger("fitb")
+    before = (fitb.handlers, fitb.level, fitb.propagate)
+    yield
+    fitb.handlers, fitb.level, fitb.propagate = before
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    made = Terminal(60)
+    monkeypatch.setattr("sys.stderr", made.file)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(log, "REDRAW_S", 0.0)
+    log.setup()
+    yield made
+    made.close()
+
+
+def texts(lines):
+    """Log lines without their time."""
+    return [re.sub(r"^\d\d:\d\d:\d\d \[rank 0\] ", "", line) for line in lines]
+
+
+def test_line_is_drawn_in_its_place_and_log_lines_stand_whole_above_it(terminal):
+    progress = log.Progress(logger)
+    progress.tell(["step 1000/2000", "50%"], "plain")
+    logger.info("a checkpoint")
+    progress.tell(["step 2/3", "66%"], "plain")
+    logger.warning("a warning that is longer than the line of progress was")
+    progress.tell(["step 3/3"], "plain")
+    assert texts(terminal.screen()) == [
+        "INFO a checkpoint",
+        "WARNING a warning that is longer than the line of progress was",
+        "step 3/3",
+    ]
+
+
+def test_last_step_is_a_line_of_the_log_and_nothing_is_left_below_it(terminal):
+    progress = log.Progress(logger)
+    progress.tell(["step 1/2"], "step 1/2  plain")
+    progress.tell(["step 2/2"], "step 2/2  plain", last=True)
+    logger.info("done")
+    assert texts(terminal.screen()) == ["INFO step 2/2  plain", "INFO done", ""]
+
+
+def test_end_takes_the_line_away(terminal):
+    progress = log.Progress(logger)
+    progress.tell(["step 1/2"], "plain")
+    progress.end()
+    assert terminal.screen() == [""]
+
+
+@pytest.mark.parametrize(("columns", "line"), [(20, "step 1/2  50%"), (6, "step ")])
+def test_line_follows_the_width_of_the_terminal(terminal, columns, line):
+    progress = log.Progress(logger)
+    progress.tell(["step 1/2", "50%", "loss 1.234"], "plain")
+    terminal.resize(columns)
+    progress.tell(["step 1/2", "50%", "loss 1.234"], "plain")
+    assert terminal.screen() == [line]
+
+
+def test_threads_that_log_never_break_the_line(terminal):
+    said = "a log line that is longer than the line of progress"
+    threads = [
+        threading.Thread(target=lambda: [logger.info(said) for _ in range(50)]) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    progress = log.Progress(logger)
+    for step in range(100):
+        progress.tell([f"step {step}/100"], "plain")
+    for thread in threads:
+        thread.join()
+    lines = terminal.screen()
+    assert texts(lines[:-1]) == [f"INFO {said}"] * 100
+    assert lines[-1] == "step 99/100"
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [(80, "one  two  three"), (16, "one  two  three"), (15, "one  two"), (5, "one"), (3, "on")],
+)
+def test_line_holds_the_first_parts_that_fit_with_a_column_to_spare(columns, line):
+    assert log.fit(["one", "two", "three"], columns) == line
+
+
+@pytest.mark.parametrize(("environment", "seconds"), [({}, 5), ({"CI": "true"}, 60)])
+def test_log_has_a_line_every_few_seconds_in_ci_every_minute_and_the_last(
+    monkeypatch, environment, seconds
+):
+    monkeypatch.delenv("CI", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream, now = io.StringIO(), [100.0]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    log.setup()
+    progress = log.Progress(logger)
+    for step in range(1, 202):
+        progress.tell(["drawn"], f"step {step}", last=step == 201)
+        now[0] += 1.0
+    lines = [int(line.split()[-1]) for line in stream.getvalue().splitlines()]
+    assert lines == [*range(1, 201, seconds), 201]
+    assert "\r" not in stream.getvalue() and "drawn" not in stream.getvalue()
+
+
+def test_terminal_that_cannot_go_back_gets_lines(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    log.Progress(logger).tell(["drawn"], "plain")
+    assert texts(terminal.screen()) == ["INFO plain", ""]

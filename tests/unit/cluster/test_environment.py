@@ -1,0 +1,194 @@
+"""slurm/site.env as the fronts read it, and the submission that follows."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fitb.cluster.command import submit_commands
+from fitb.cluster.environment import enter, read_site, site_file
+from fitb.cluster.executor import REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.submit import plan_distill, submit_distill
+from fitb.errors import ConfigError
+
+PATH = os.environ["PATH"]
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """Put the environment back: a front changes that of its process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm that keeps the last script that it was given, and the environment of sbatch."""
+    script(tmp_path / "srun", "exit 0")
+    script(tmp_path / "sbatch", f'cp "$1" "{tmp_path}/script"; env >"{tmp_path}/env"; echo job 7')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{PATH}")
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "FITB_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def site(folder: Path, text: str) -> Path:
+    (folder / "slurm").mkdir()
+    path = folder / "slurm" / "site.env"
+    path.write_text(text)
+    return path
+
+
+def where(*flags: str, **more: object):
+    arguments = resource_parser("test", "").parse_args(["--cluster", "slurm", *flags])
+    vars(arguments).update(more)
+    return arguments
+
+
+def test_file_is_read_as_bash_reads_it(tmp_path: Path) -> None:
+    path = site(
+        tmp_path,
+        "echo loading modules\n"
+        "export SBATCH_ACCOUNT='two words' HF_HOME=$HOME/hf\n"
+        'export SBATCH_COMMENT="line\nline"\n'
+        "unexported=1\nexport SAME=1\n"
+        "[ -n '' ] && export NEVER=1\n",
+    )
+    found = read_site(path, {"PATH": PATH, "HOME": "/h", "SAME": "1"})
+    assert {name: found[name] for name in found if name not in ("PWD", "SHLVL", "_")} == {
+        "SBATCH_ACCOUNT": "two words",
+        "HF_HOME": "/h/hf",
+        "SBATCH_COMMENT": "line\nline",
+    }
+
+
+def test_file_with_a_syntax_error_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = site(tmp_path, "export X='\n")
+    with pytest.raises(ConfigError, match=r"site\.env: bash ended with .*mend the file"):
+        read_site(path, os.environ)
+
+
+def test_file_is_the_named_one_or_the_one_below(tmp_path: Path) -> None:
+    assert site_file({}, tmp_path) is None
+    path = site(tmp_path, "")
+    assert site_file({}, tmp_path) == path
+    other = tmp_path / "mine"
+    other.touch()
+    assert site_file({"FITB_SITE": str(other)}, tmp_path) == other
+    assert site_file({"FITB_SITE": os.devnull}, tmp_path) is None
+    with pytest.raises(ConfigError, match="FITB_SITE"):
+        site_file({"FITB_SITE": str(tmp_path / "none")}, tmp_path)
+
+
+def test_flags_win_over_the_shell_and_the_shell_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    site(
+        tmp_path,
+        "export SBATCH_ACCOUNT=file SBATCH_QOS=file SBATCH_PARTITION=file OMP_NUM_THREADS=3\n",
+    )
+    env = {"PATH": PATH, "SBATCH_QOS": "shell"}
+    enter(env, {"SBATCH_PARTITION": "flag", "SBATCH_ACCOUNT": None})
+    assert env == {
+        "PATH": PATH,
+        "SBATCH_QOS": "shell",
+        "SBATCH_ACCOUNT": "file",
+        "FITB_SITE": str(tmp_path / "slurm" / "site.env"),
+    }
+
+
+def test_without_a_file_nothing_changes(slurm: Path) -> None:
+    before = dict(os.environ)
+    text = script_of(make_executor(where(), slurm / "logs"))
+    assert dict(os.environ) == before
+    assert "site.env" not in text and "apptainer" not in text and "# teardown" not in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--tasks_per_node", "3", "--cpus_per_task", "2"]])
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_dry_run_prints_the_script_to_the_letter_and_writes_nothing(
+    slurm: Path, flags: list[str], torchrun: bool
+) -> None:
+    site(slurm, "export SBATCH_ACCOUNT=mine\n")
+    training = ["--run_dir", str(slurm / "run"), "--steps", "5"]
+    arguments = where(*flags, torchrun=torchrun)
+    shown = plan_distill(training, arguments).render()
+    assert not (slurm / "run").exists()
+    jobs, _ = submit_distill(training, arguments)
+    submitted = (slurm / "script").read_text().rstrip()
+    (written,) = (slurm / "run" / "logs").glob("launch-*.yaml")
+    assert shown == f"{submitted}\n\n# -- {written}\n{written.read_text()}"
+    assert jobs[0].job_id == "7"
+    assert "SBATCH_ACCOUNT=mine\n" in (slurm / "env").read_text()
+    assert f". {slurm}/slurm/site.env\n" in submitted
+
+
+def test_script_of_an_array_is_the_one_that_is_submitted(slurm: Path) -> None:
+    submit_commands([["evaluate"], ["evaluate"]], where(), slurm / "logs")
+    shown = script_of(make_executor(where(), slurm / "logs"), 2)
+    assert "#SBATCH --array=0-1%2\n" in shown
+    assert shown == (slurm / "script").read_text()
+
+
+def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(slurm: Path) -> None:
+    flags = ("--tasks_per_node", "3", "--cpus_per_task", "2")
+    planned = plan_distill([], where(*flags, torchrun=True))
+    assert planned.task.processes == 3
+    assert "#SBATCH --ntasks-per-node=1\n" in planned.render()
+    assert "#SBATCH --cpus-per-task=6\n" in planned.render()
+    assert "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}\n" in planned.render()
+
+
+def test_site_may_ask_for_torchrun(slurm: Path) -> None:
+    site(slurm, "export FITB_LAUNCHER=torchrun\n")
+    assert plan_distill([], where("--tasks_per_node", "3", torchrun=None)).task.processes == 3
+    assert plan_distill([], where("--tasks_per_node", "3", torchrun=False)).task.processes == 0
+
+
+def test_container_holds_the_tasks_and_its_batch_script_requeues_what_left(slurm: Path) -> None:
+    site(slurm, "export FITB_APPTAINER='/my image.sif' FITB_APPTAINER_OPTIONS='--nv -B /data'\n")
+    text = plan_distill([], where()).render()
+    assert " apptainer exec --nv -B /data '/my image.sif' python -u -m submitit" in text
+    assert all(line in text.splitlines() for line in REQUEUE)
+    with pytest.raises(ConfigError, match="--preflight"):
+        plan_distill([], where(preflight=True))
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "calls"),
+    [
+        (85, "RUNNING", ["requeue 7"]),
+        (85, "CANCELLED", []),
+        (93, "RUNNING", []),
+        (0, "RUNNING", []),
+    ],
+)
+def test_batch_script_of_a_container_requeues_a_job_that_left_and_runs(
+    tmp_path: Path, code: int, state: str, calls: list[str]
+) -> None:
+    log = tmp_path / "calls"
+    log.touch()
+    script(
+        tmp_path / "scontrol",
+        f'[[ $1 == show ]] && echo "JobId=7 JobState={state} X=1" || echo "$*" >>"{log}"',
+    )
+    lines = [f"(exit {code})", "", "# teardown", *REQUEUE]
+    env = {"PATH": f"{tmp_path}:{PATH}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, check=False)
+    assert done.returncode == code
+    assert log.read_text().splitlines() == calls

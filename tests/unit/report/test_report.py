@@ -1,0 +1,231 @@
+"""The page as it is written: whole, escaped, small, without torch, and refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_runs import evaluation, events, record
+
+from fitb.cli import main
+from fitb.report.blanks import spaced
+from fitb.report.charts import legend_rows, tick
+from fitb.report.config import ReportConfig
+from fitb.report.run import report
+
+HOSTILE = "<img src=x onerror=alert(1)>&\"'$x$"
+FEW = [{"train/step": step, "student/loss_mlm": 9.0 - step} for step in (1, 2, 3)]
+VOID = {"meta", "br", "img", "link"}
+
+Write = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """Tags, ids, references and text of a page; every tag that opens must close."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.texts: list[str] = []
+        self.in_charts: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self._note(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._note(attrs)
+
+    def _note(self, attrs: list[tuple[str, str | None]]) -> None:
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(str(value))
+            if key in ("href", "src", "aria-labelledby"):
+                self.targets += [each.removeprefix("#") for each in str(value).split()]
+            self.targets += re.findall(r"url\(#([^)]+)\)", str(value))
+            assert not key.startswith("on"), key
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self.open[-1:] == ["text"]:
+            self.in_charts.append(data)
+
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+
+def written(*runs: Path, **changes: object) -> Page:
+    settings = {"blanks": 0, "runs": [str(run) for run in runs], **changes}
+    report(ReportConfig(**settings))
+    return Page((runs[0] / "report.html").read_text())
+
+
+def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_comes_from(
+    write: Write, tmp_path: Path
+) -> None:
+    run = write()
+    folder = run / "evaluation"
+    folder.mkdir()
+    (folder / "x.json").write_text(json.dumps(evaluation(str(run / "export"), 0.5)))
+    result = report(ReportConfig([str(run)], png=str(tmp_path / "png"), blanks=0))
+    page = Page((run / "report.html").read_text())
+    svgs = page.tags.count("svg")
+    assert svgs == len(result["charts"]) + 1  # attempts: one for wide screens, one for phones
+    assert page.tags.count("title") == svgs + 1 and page.tags.count("desc") == svgs
+    assert len(set(page.ids)) == len(page.ids)
+    assert set(page.targets) <= set(page.ids)  # no address leads out of the page
+    assert not set(page.tags) & {"script", "link", "img", "iframe", "image"}
+    text = page.text()
+    for part in (
+        "SIGTERM (exit code 85)",
+        "2: a1, b2",
+        "0 to 20",
+        "20 to 40",
+        "all steps done",
+        f"{'c' * 40}; from attempt 2 on {'d' * 40}, with local changes (1 lines",
+        "1,234 3.000 2.990 to 3.010 - 50.0% 49.0 to 51.0",
+        "lr: 0.002",
+        "Not asked for",
+    ):
+        assert part in text, part
+    for name in result["png"]:
+        data = Path(name).read_bytes()
+        width, _ = struct.unpack(">II", data[16:24])
+        assert data.startswith(b"\x89PNG") and width >= 384 / 72 * 300 - 1
+    assert len(result["png"]) == len(result["charts"])
+    assert not list(run.glob(".*.part"))
+
+
+def test_names_values_and_reasons_stay_text_wherever_they_stand(write: Write) -> None:
+    hostile = [
+        {"event": "attempt", "attempt": 1, "time": "2026-11-25T10:00:00", "hosts": [HOSTILE]},
+        {"event": "stop", "attempt": 1, "reason": HOSTILE, "exit_code": 1, "step": 4},
+    ]
+    config = json.dumps({"steps": 4, "track": {HOSTILE: HOSTILE}, "data": {"u": "s3://k:pw@h/x"}})
+    runs = [
+        write(HOSTILE.replace("/", ""), events=hostile, config=config, metrics=FEW),
+        write("other", metrics=[{"train/step": 1, f"weighted/{HOSTILE}": 1.0, "student/top1": 1}]),
+    ]
+    (runs[0] / "evaluation").mkdir()
+    found = evaluation(HOSTILE, 0.5)
+    found["sets"][HOSTILE] = found["sets"].pop("validation")
+    (runs[0] / "evaluation" / "x.json").write_text(json.dumps(found))
+    page = written(*runs)
+    assert "img" not in page.tags
+    assert page.text().count(HOSTILE) > 15
+    assert page.in_charts.count(HOSTILE) >= 2  # a legend, and the name of a model
+    assert "s3://***@h/x" in page.text() and "pw@" not in page.text()
+
+
+NOTHING = {"metrics": None, "events": None, "provenance": None}
+ODD = {"age_s": 1e999, "time": [], "hosts": {}, "reason": 3}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (NOTHING, "Nothing is logged yet"),
+        ({**NOTHING, "config": None}, "no config.yaml that can be read"),
+        ({"metrics": '{"train/step": 1, "student/loss_mlm": NaN}\n{"train'}, "is torn"),
+        ({"metrics": FEW, "events": '{"event": "attempt", "attempt": 1}\n{"eve'}, "is torn"),
+        ({"metrics": FEW, "events": "[]\n", "provenance": "[1, null]"}, "no JSON objects"),
+        ({"metrics": [{"train/step": 1, "a": 1e308, "b": 10**400}]}, "2 logged values are not"),
+        ({"metrics": FEW, "config": "steps: many\n"}, "Where it stands cannot be told"),
+        ({"metrics": FEW, "events": [each | ODD for each in events()]}, "no reason on record"),
+    ],
+)
+def test_a_run_that_has_hardly_begun_or_is_damaged_gives_a_page_that_says_so(
+    write: Write, files: dict[str, object], said: str
+) -> None:
+    folder = write(**files)
+    text = written(folder).text()
+    assert said in text and "Evaluation" in text and "Provenance" in text
+    both = written(folder, write("other", metrics=FEW)).text()
+    assert said in both and "Runs side by side" in both
+
+
+def test_several_runs_have_a_legend_and_a_table_of_what_differs(write: Write) -> None:
+    changed = 'run_dir: "b"\nsteps: 40\noptim:\n  lr: 0.004\n'
+    text = written(write("first", metrics=FEW), write("second", metrics=FEW, config=changed)).text()
+    assert "first and second" in text
+    assert "optim.lr 0.002 0.004" in text and "data.shards /nowhere/shards absent" in text
+    differences = text[text.index("what differs") : text.index("Provenance")]
+    assert "steps" not in differences and "run_dir" not in differences
+
+
+def test_a_run_of_many_steps_gives_a_small_page(write: Write) -> None:
+    many = [json.dumps(record(1 + step) | {"train/step": -1}) for step in range(1000)]
+    text = "".join(f"{many[i % 1000].replace('-1', str(i))}\n" for i in range(12_000))
+    folder = write(metrics=text)
+    result = report(ReportConfig([str(folder)], blanks=0))
+    assert result["runs"][0]["logged_steps"] == 12_000
+    assert result["bytes"] < 2_000_000
+    assert "the lowest and the highest" in Page((folder / "report.html").read_text()).text()
+
+
+def test_the_command_says_what_it_wrote_and_needs_no_torch(write: Write, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from fitb.cli import main;"
+        " sys.exit(main(sys.argv[1:]))"
+    )
+    folder = write(metrics=FEW, config=f"steps: 40\ndata:\n  shards: {tmp_path / 'shards'}\n")
+    for path in (folder / "export" / "config.json", tmp_path / "shards" / "manifest.json"):
+        path.parent.mkdir()
+        path.write_text("{}")
+    command = [sys.executable, "-c", code, "report", str(folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["page"] == str(folder / "report.html")
+    assert found["runs"][0]["notes"] == ["No blanks: torch is not installed."]
+
+
+def test_without_matplotlib_one_sentence_says_what_to_type(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["report", str(folder)]) == 2
+    assert "pip install 'fitb[plots]'" in capsys.readouterr().err
+    assert not (folder / "report.html").exists()
+
+
+def test_what_cannot_be_asked_for_or_written_is_refused(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(write(metrics=FEW))
+    for flags, code, said in (
+        ([folder, "--blanks", "-1"], 2, "blanks=-1"),
+        ([folder, folder], 2, "twice"),
+        ([f"{folder}/logs"], 2, "not the folder of a run"),
+        ([folder, "--out", f"{folder}/config.yaml/x.html", "--blanks=0"], 4, "cannot write"),
+        ([folder, "--png", f"{folder}/config.yaml", "--blanks=0"], 4, "cannot write into"),
+    ):
+        assert main(["report", *flags]) == code
+        assert said in capsys.readouterr().err
+
+
+def test_small_rules_of_drawing() -> None:
+    assert [tick(value) for value in (0.05, 250.0, 1500.0, 2e7)] == ["0.05", "250", "1.5k", "20M"]
+    rows = legend_rows([("a" * 20, 0), ("b" * 20, 1), ("c" * 20, 2)], 330)
+    assert [[number for _, number, _ in row] for row in rows] == [[0, 1], [2]]
+    words = [("os", False), (".", False), ("path", True), ("(", False), ("x", False), (")", False)]
+    assert "".join(w["gap"] + w["text"] for w in spaced(words, "see")) == " os. path (x)"
