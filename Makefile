@@ -1,6 +1,9 @@
 # make demo   the whole road on this machine        make test   all tests, a real Slurm included
 # make check  style, types, layers                  make fmt    formatting
 # make soak   one run under 45 faults, half an hour: SOAK="--seed 7 --out soak.json"
+# make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out
+# make sizes  how long modules and functions are
+# make wheelhouse PYTHON=3.12 TORCH=cpu   what nodes without a network install from, in wheelhouse/
 PYTHON ?= python3
 VENV ?= .venv
 # Two workers take files in turn, those that take long first.
@@ -21,11 +24,34 @@ check: $(VENV)/ready
 	ruff format --check .
 	lint-imports
 	mypy fitb launch
+	hadolint Dockerfile
 	if command -v shellcheck >/dev/null; then shellcheck slurm/*.sh .ci/run; fi
 
 fmt: $(VENV)/ready
 	ruff check --fix .
 	ruff format .
+
+dist: $(VENV)/ready
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) python -m build --no-isolation --outdir dist
+
+# Processes that tests start are measured too; SIGKILL leaves no measurement behind.
+coverage: $(VENV)/ready slurm-packages browser
+	rm -rf build/coverage && mkdir -p build/coverage
+	ulimit -n 65536 2>/dev/null; coverage run -m pytest -n 2 --dist loadfile $(ORDER) $(TESTS)
+	coverage combine --quiet
+	coverage report
+
+sizes:
+	$(PYTHON) tests/sizes.py
+
+# PYTHON is a version here, or an interpreter; EXTRAS of fitb, with commas; TORCH the label of a build
+# (cpu, cu130), none, or what pip prefers; PLATFORM as manylinux_2_28_x86_64. pip's own configuration
+# (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) says where builds of PyTorch are.
+wheelhouse:
+	python3 container/wheelhouse.py --python $(PYTHON) --out wheelhouse \
+	  $(if $(EXTRAS),--extras $(EXTRAS)) $(if $(TORCH),--torch $(TORCH)) \
+	  $(if $(PLATFORM),--platform $(PLATFORM))
 
 install: $(VENV)/ready
 
@@ -49,4 +75,4 @@ browser:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
-.PHONY: demo test soak check fmt install slurm-packages browser
+.PHONY: demo test soak check fmt dist coverage sizes wheelhouse install slurm-packages browser

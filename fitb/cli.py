@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(help.overview(), end="")
         return 0
     if command == "--version":
-        print(f"fitb {fitb.__version__}")
+        print(_version())
         return 0
     log.setup()
     try:
@@ -58,6 +59,20 @@ def parse(kind: type[T], prog: str, flags: list[str]) -> T:
     return of_fitb.parse(kind, prog, flags)
 
 
+def _version() -> str:
+    """Name the version, and in a checkout the commit."""
+    root = Path(fitb.__file__).parents[1]
+    if not (root / ".git").exists():
+        return f"fitb {fitb.__version__}"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"fitb {fitb.__version__}"
+    commit = done.stdout.strip()
+    return f"fitb {fitb.__version__}" + (f" ({commit})" if commit else "")
+
+
 def _doctor(flags: list[str]) -> int:
     from fitb.doctor.check import as_json, exit_code, render
     from fitb.doctor.run import doctor, front
@@ -66,6 +81,13 @@ def _doctor(flags: list[str]) -> int:
     found = doctor(where, training)
     print(json.dumps(as_json(found)) if where.json else render(found))
     return exit_code(found)
+
+
+def _scripts(flags: list[str]) -> int:
+    from fitb.cluster.scripts import ScriptsConfig, scripts
+
+    print(scripts(parse(ScriptsConfig, "fitb scripts", flags)))
+    return 0
 
 
 def _site(flags: list[str]) -> int:
@@ -254,6 +276,7 @@ def _demo(flags: list[str]) -> int:
 
 COMMANDS = {
     "doctor": _doctor,
+    "scripts": _scripts,
     "site": _site,
     "prepare": _prepare,
     "inspect": _inspect,

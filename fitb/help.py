@@ -48,6 +48,12 @@ PAGES = {
         config="fitb.site:SiteConfig",
         words="action",
     ),
+    "fitb scripts": Page(
+        "where the batch scripts for sbatch lie, or a copy of them",
+        ("fitb scripts", "fitb scripts slurm"),
+        config="fitb.cluster.scripts:ScriptsConfig",
+        words="out",
+    ),
     "fitb prepare": Page(
         "text in, shards and a manifest out: clean, deduplicated, tokenised",
         (

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Distil on several hosts:   sbatch [sbatch options] slurm/distill.sh [flags of `fitb train`]
 #
-# Submit from the root of the repository, or from anywhere if fitb is installed. Options on the
-# command line win over the #SBATCH lines. On hosts without GPUs: --gpus-per-node=0.
+# Submit from the root of the repository, or from anywhere if fitb is installed; `fitb scripts` says
+# where pip has put this file. Options on the command line win over the #SBATCH lines. On hosts
+# without GPUs: --gpus-per-node=0.
 # FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
 # What your site needs (account, modules, container, scratch) is in slurm/site.env, made once by
 # `fitb site init`: `. slurm/site.env` in the shell before sbatch; the job reads it once more.

@@ -5,9 +5,10 @@
 #   sbatch --ntasks=4 --gpus-per-node=4 slurm/evaluate.sh --model runs/tb4/export
 #   sbatch --array=0-9 slurm/evaluate.sh --models+='runs/tb4/checkpoints/step-*' --out evals/tb4
 #
-# Submit from the root of the repository, or from anywhere if fitb is installed. FITB_PYTHON names
-# the interpreter (default: python). slurm/site.env says what your site needs, and
-# `bash slurm/evaluate.sh --dry-run [flags]` shows what would be submitted (see slurm/distill.sh).
+# Submit from the root of the repository, or from anywhere if fitb is installed; `fitb scripts` says
+# where pip has put this file. FITB_PYTHON names the interpreter (default: python). slurm/site.env
+# says what your site needs, and `bash slurm/evaluate.sh --dry-run [flags]` shows what would be
+# submitted (see slurm/distill.sh).
 #
 # Invariants
 # - One host, one task, one GPU, unless sbatch is told otherwise. Several tasks evaluate one model

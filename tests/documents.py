@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ds_configs" / "README.md"]
+    [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+    + [ROOT / folder / "README.md" for folder in ("ds_configs", "container")]
     + list((ROOT / "docs").glob("*.md"))
 )
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))

@@ -10,10 +10,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-import fitb
 from fitb.cluster import site
+from fitb.cluster.scripts import find_script
 from fitb.doctor.ask import COMMAND_S, Answer, ask, together
 from fitb.doctor.check import Check
 from fitb.errors import ConfigError
@@ -312,12 +311,9 @@ def environment(env: Mapping[str, str], version: str) -> Iterator[Check]:
 
 
 def script_text() -> str:
-    """Return slurm/distill.sh, here or beside the package; empty where it is in neither place."""
-    for root in (Path(), Path(fitb.__file__).parents[1]):
-        path = root / "slurm" / "distill.sh"
-        if path.is_file():
-            return path.read_text()
-    return ""
+    """Return distill.sh as `fitb scripts` finds it; empty where it does not."""
+    script = find_script()
+    return script.read_text() if script else ""
 
 
 def look(slurm: Slurm, options: Sequence[str]) -> Iterator[Check]:
@@ -332,7 +328,7 @@ def look(slurm: Slurm, options: Sequence[str]) -> Iterator[Check]:
     yield from settings(slurm, asked.partition)
     partition = slurm.partition(asked.partition)
     if not script:
-        found = "slurm/distill.sh is neither here nor beside the package"
+        found = "slurm/distill.sh is neither here nor with the package"
         yield Check("skipped", "job shape", found)
     elif partition:
         yield shape(asked, slurm.hosts, partition)

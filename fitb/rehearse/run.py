@@ -20,10 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-import fitb
 from fitb.cluster import site
 from fitb.cluster.history import Attempt, when
 from fitb.cluster.local import train_command
+from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import default_run_dir
 from fitb.config import Config
 from fitb.errors import RESUME, ConfigError, SystemFault
@@ -51,7 +51,7 @@ def front() -> FrontParser:
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     parser.add_sbatch()
-    add("--script", help="batch script; default: slurm/distill.sh, here or beside the package")
+    add("--script", help="batch script; default: distill.sh of `fitb scripts`")
     add("--processes", type=int, default=2, help="of this machine, where there is no Slurm")
     add("--minutes", type=float, default=30.0, help="after which it gives up, queue included")
     add("--rehearsal_dir", help="its run directory; default: RUN_DIR-rehearsal")
@@ -68,7 +68,7 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     Raises: ConfigError before anything is started; SystemFault where the job ends before its
         time or the minutes are over; TrainingError where it does not leave in good order.
     """
-    script = find_script(where.script)
+    script = choose_script(where.script)
     options = [word for text in where.sbatch for word in shlex.split(text)]
     asked = sbatch_options(script.read_text() if script else "", os.environ, options)
     default = default_run_dir(asked.job_name or "fitb")
@@ -87,7 +87,7 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
         given = Given(lead_s or site.DEFAULT_LEAD_S, None, KILL_WAIT_S, "KillWait (by default)")
         return Rehearsal(str(run_dir), job.name, leaves, leads(leaves, given), [])
     if script is None:
-        raise ConfigError("slurm/distill.sh is neither here nor beside the package; give --script")
+        raise ConfigError("slurm/distill.sh is neither here nor with the package; give --script")
     return _on_slurm(SlurmJob(script, options, flags, run_dir), run_dir, where.minutes, lead_s)
 
 
@@ -108,17 +108,14 @@ def _on_slurm(job: SlurmJob, run_dir: Path, minutes: float, lead_s: float | None
     return Rehearsal(str(run_dir), job.name, leaves, leads(leaves, given), found)
 
 
-def find_script(name: str | None) -> Path | None:
-    """Return the batch script: as named, or slurm/distill.sh here or beside the package.
+def choose_script(name: str | None) -> Path | None:
+    """Return the batch script: as named, or distill.sh as `fitb scripts` finds it.
 
     Raises: ConfigError where the named one is not there.
     """
     if name and not Path(name).is_file():
         raise ConfigError(f"--script {name}: there is no such file")
-    if name:
-        return Path(name)
-    roots = (Path(), Path(fitb.__file__).parents[1])
-    return next((p for root in roots if (p := root / "slurm" / "distill.sh").is_file()), None)
+    return Path(name) if name else find_script()
 
 
 def sbatch_options(

@@ -106,8 +106,12 @@ def check_line(words: list[str]) -> None:
         flags_of_sbatch(rest[:place])
         check(SCRIPT_OF[rest[place]], rest[place + 1 :])
     elif program == "make":
-        made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(rest) <= set(made), rest
+        text = (ROOT / "Makefile").read_text()
+        variables = {word.partition("=")[0] for word in rest if "=" in word}
+        assert {word for word in rest if "=" not in word} <= set(
+            re.findall(r"^([\w-]+):", text, re.MULTILINE)
+        ), rest
+        assert all(f"$({name})" in text for name in variables), variables
     elif program == "bash" and rest[0] in SCRIPT_OF:
         assert rest[1] == "--dry-run", f"{rest[0]} is for sbatch but with --dry-run"
         check(SCRIPT_OF[rest[0]], rest[2:])

@@ -11,8 +11,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 SOURCES = [path for folder in ("fitb", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-WORDS = (".py", ".md", ".yaml", ".yml", ".sh", ".cfg", ".toml", ".json", ".txt")
-FOLDERS = ("fitb", "launch", "slurm", "ds_configs", "docs", "tests", ".ci", ".github")
+WORDS = (".py", ".md", ".yaml", ".yml", ".sh", ".cfg", ".toml", ".json", ".txt", ".cff", ".def")
+FOLDERS = (
+    *("fitb", "launch", "slurm", "ds_configs", "docs", "tests"),
+    *(".ci", ".github", "container"),
+)
 # Written in parts, so that this file does not hold what it looks for.
 PRIVATE = re.compile(
     "|".join((r"(?<![\w.])/wo" r"rk\b", r"(?<![\w.])/op" r"t\b", r"\.\./sha" r"red"))

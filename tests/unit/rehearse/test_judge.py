@@ -10,7 +10,7 @@ import pytest
 from fitb.cluster.site import Finding
 from fitb.errors import ConfigError
 from fitb.rehearse.judge import Given, Leave, Rehearsal, leads, render
-from fitb.rehearse.run import elapsed_s, find_script, front, rehearse, sbatch_options
+from fitb.rehearse.run import choose_script, elapsed_s, front, rehearse, sbatch_options
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = Leave("time limit", "SIGUSR1", 12, 2.0, 5.0, 3.0, 20.0, {}, 0)
@@ -81,7 +81,7 @@ def test_options_win_over_the_environment_and_that_over_the_script() -> None:
     words = ["--nodes", "4", "--signal", "B:USR1@30", "-Jother", "--partition=low"]
     found = sbatch_options(SCRIPT, env, words)
     assert (found.signal, found.job_name) == ("B:USR1@30", "other")
-    script = find_script(None)
+    script = choose_script(None)
     assert script is not None
     assert sbatch_options(script.read_text(), {}, []).signal == "B:USR1@300"
 

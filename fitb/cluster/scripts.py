@@ -1,0 +1,58 @@
+"""The batch scripts: beside the package in a checkout, inside it where pip installed it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import fitb
+from fitb.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScriptsConfig:
+    """Say where the batch scripts lie, or copy them.
+
+    Args:
+        out: folder to copy them into, so that a site can change them.
+    """
+
+    out: str = ""
+
+
+def find_folder() -> Path | None:
+    """Return the folder of distill.sh: here, beside the package or inside it."""
+    package = Path(fitb.__file__).parent
+    places = (Path("slurm"), package.parent / "slurm", package / "slurm")
+    return next((place for place in places if (place / "distill.sh").is_file()), None)
+
+
+def find_script(name: str = "distill.sh") -> Path | None:
+    """Return a batch script, or None where this installation has none."""
+    folder = find_folder()
+    return folder / name if folder and (folder / name).is_file() else None
+
+
+def scripts(config: ScriptsConfig) -> Path:
+    """Return the folder of the batch scripts, of their copies where some are asked for.
+
+    Raises: ConfigError where there are none, or a copy would replace a file that is another.
+    """
+    source = find_folder()
+    if source is None:
+        raise ConfigError("slurm/distill.sh is neither here nor with the package; reinstall fitb")
+    if not config.out:
+        return source.resolve()
+    out = Path(config.out)
+    found = [*sorted(source.glob("*.sh")), source / "site.example.env"]
+    for script in found:
+        there = out / script.name
+        if there.exists() and there.read_bytes() != script.read_bytes():
+            raise ConfigError(f"{there} is another file; move it away, or name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for script in found:
+        if not (out / script.name).exists():
+            shutil.copyfile(script, out / script.name)
+            (out / script.name).chmod(0o755 if script.suffix == ".sh" else 0o644)
+    return out

@@ -1,0 +1,65 @@
+"""How long modules and functions are: `make sizes`."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE, TESTS = ("fitb", "launch"), ("tests",)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lines of a module or function, blank ones and comments included."""
+
+    lines: int
+    name: str
+
+
+def modules(*folders: str) -> list[Size]:
+    """All modules of folders, the shortest first."""
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    sizes = [
+        Size(len(path.read_text().splitlines()), str(path.relative_to(ROOT))) for path in paths
+    ]
+    return sorted(sizes, key=lambda size: (size.lines, size.name))
+
+
+def functions_of(path: Path) -> Iterator[Size]:
+    """Functions and methods of a module, from `def` to their last line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            yield Size(lines, f"{path.relative_to(ROOT)}:{node.name}")
+
+
+def functions(*folders: str) -> list[Size]:
+    """All functions of folders, the shortest first."""
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    sizes = [size for path in paths for size in functions_of(path)]
+    return sorted(sizes, key=lambda size: (size.lines, size.name))
+
+
+def quantile(sizes: list[Size], share: float) -> int:
+    """Return the length that this share of sorted sizes does not exceed."""
+    return sizes[math.ceil(share * len(sizes)) - 1].lines
+
+
+def main() -> None:
+    print(f"{'':18} {'number':>7} {'median':>7} {'90 %':>7} {'largest':>8}")
+    total = {}
+    for title, folders in (("", CODE), ("test ", TESTS)):
+        for kind, sizes in (("modules", modules(*folders)), ("functions", functions(*folders))):
+            figures = f"{len(sizes):7} {quantile(sizes, 0.5):7} {quantile(sizes, 0.9):7}"
+            print(f"{title + kind:18} {figures} {sizes[-1].lines:8}  {sizes[-1].name}")
+        total[title] = sum(size.lines for size in modules(*folders))
+    share = total["test "] / total[""]
+    print(f"{total['']:,} lines of code, {total['test ']:,} of tests: {share:.2f} to 1")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What a release holds: the wheel, the source, and what they say of themselves."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fitb
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILT = (
+    "import sys; from setuptools import build_meta as backend; out = sys.argv[1];"
+    " backend.build_sdist(out); backend.build_wheel(out)"
+)
+
+
+@pytest.fixture(scope="session")
+def tracked() -> list[str]:
+    """Files of the repository, of which a release is made."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a checkout: git does not list its files")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="session")
+def dist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of both, built from a copy without anything that the repository does not hold."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILT, str(out)], cwd=source, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip would lay it down."""
+    folder = tmp_path_factory.mktemp("site")
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metadata(unpacked: Path) -> Message:
+    (path,) = unpacked.glob("*.dist-info/METADATA")
+    return Parser().parsestr(path.read_text())
+
+
+def test_the_wheel_holds_the_package_its_data_and_the_scripts_and_nothing_else(
+    unpacked: Path, tracked: list[str]
+) -> None:
+    inside = {
+        path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()
+    }
+    suffixes = {
+        "launch": ".py",
+        "slurm": (".sh", "site.example.env"),
+        "ds_configs": (".json", ".py"),
+    }
+    expected = {
+        name if name.startswith("fitb/") else f"fitb/{name}"
+        for name in tracked
+        if name.startswith("fitb/") or name.endswith(suffixes.get(name.split("/")[0], ("\0",)))
+    }
+    assert {name for name in inside if ".dist-info/" not in name} == expected
+
+
+def test_the_source_holds_what_the_repository_holds(dist: Path, tracked: list[str]) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        inside = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    written = {"PKG-INFO"} | {name for name in inside if name.startswith("fitb.egg-info/")}
+    assert inside - written == set(tracked)
+
+
+def test_the_version_is_said_once(metadata: Message) -> None:
+    assert metadata["Version"] == fitb.__version__
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["version"] == "attr: fitb.__version__"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == fitb.__version__
+
+
+def test_the_citation_names_what_a_reader_needs() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    assert citation["license"] == "Apache-2.0"
+
+
+def test_a_wheel_starts_without_torch_and_finds_its_scripts_and_presets(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); sys.modules['torch'] = None\n"
+        "import fitb; from fitb.cli import main\n"
+        "assert fitb.__file__.startswith(sys.argv[1]), fitb.__file__\n"
+        "assert main(['--help']) == 0\n"
+        "heavy = {'numpy', 'yaml', 'jsonargparse', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert main(['--version']) == 0\n"
+        "assert main(['scripts', 'mine']) == 0\n"
+        "assert main(['scripts']) == 0\n"
+        "from fitb.flags import resolve_resource\n"
+        "assert resolve_resource('zero2', 'fitb.ds_configs', '.json')\n"
+        "assert resolve_resource('tinybert4', 'fitb.presets', '.yaml')\n"
+        "import fitb.launch.distill\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(unpacked)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"\nfitb {fitb.__version__}\n" in done.stdout  # no commit: this is no checkout
+    assert done.stdout.endswith(f"mine\n{unpacked / 'fitb' / 'slurm'}\n")
+    example = "site.example.env"
+    assert (tmp_path / "mine" / example).read_bytes() == (ROOT / "slurm" / example).read_bytes()
+    for script in (ROOT / "slurm").glob("*.sh"):
+        assert (tmp_path / "mine" / script.name).read_bytes() == script.read_bytes()
+        assert os.access(tmp_path / "mine" / script.name, os.X_OK)
+
+
+def test_the_commit_is_named_in_a_checkout_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fitb.cli import _version
+
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{name}_NAME", "a")
+        monkeypatch.setenv(f"{name}_EMAIL", "a@b")
+    monkeypatch.setattr(fitb, "__file__", str(tmp_path / "fitb" / "__init__.py"))
+    assert _version() == f"fitb {fitb.__version__}"
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    assert re.fullmatch(rf"fitb {fitb.__version__} \([0-9a-f]{{7,}}\)", _version())
+
+
+def test_requirements_of_setup_cfg_meet_the_constraints() -> None:
+    from packaging.requirements import Requirement
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            (only,) = pin.specifier
+            assert only.operator == "==", line
+            pinned[pin.name.lower().replace("_", "-")] = only.version
+    lines = setup["options"]["install_requires"]
+    extras = setup["options.extras_require"]
+    wanted = "\n".join([lines, *(extras[name] for name in extras if name != "plots")])
+    for line in filter(None, wanted.splitlines()):
+        asked = Requirement(line)
+        if asked.name != "fitb":
+            version = pinned[asked.name.lower().replace("_", "-")]
+            assert asked.specifier.contains(version, prereleases=True), line
