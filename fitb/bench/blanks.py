@@ -1,8 +1,8 @@
 """How often a word is filled in exactly, by its number of pieces: `fitb bench blanks`.
 
 Words of held-out rows are blanked one at a time, all their pieces at once, and filled by a beam, by
-a greedy search, in the other orders, and as transformers' pipeline does: the likeliest piece of
-each slot by itself. The number of pieces is given but in the last column.
+a greedy search, in the other orders, and as transformers' pipeline does (marginals): the likeliest
+piece of each slot by itself. The number of pieces is given but in the last column.
 
 Legend: L length, M slots.
 """
@@ -31,7 +31,7 @@ from fitb.infer.rules import WordOrSpan
 from fitb.infer.scorer import Scorer, load_scorer
 
 _WORDS = 31  # what a key is for
-_METHODS = ("beam", "greedy", "marginals", "confidence", "refine", "unknown_length")
+_METHODS = ("beam", "greedy", "marginals", "left_to_right", "refine", "unknown_length")
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def _methods() -> dict[str, Method]:
         "beam": lambda scorer, words, config: _search(scorer, words, config.beam),
         "greedy": lambda scorer, words, config: _search(scorer, words, 1),
         "marginals": lambda scorer, words, config: _marginals(scorer, words),
-        "confidence": lambda scorer, words, config: _search(
-            scorer, words, config.beam, "confidence"
+        "left_to_right": lambda scorer, words, config: _search(
+            scorer, words, config.beam, "left_to_right"
         ),
         "refine": lambda scorer, words, config: _search(scorer, words, config.beam, "refine"),
         "unknown_length": _unknown_length,
@@ -130,7 +130,7 @@ def _methods() -> dict[str, Method]:
 
 
 def _search(
-    scorer: Scorer, words: Sequence[Word], beam: int, order: Order = "left_to_right"
+    scorer: Scorer, words: Sequence[Word], beam: int, order: Order = "confidence"
 ) -> NDArray[np.bool_]:
     layouts = [word.layout(scorer, len(word.tokens)) for word in words]
     beams = decode(scorer, layouts, [beam] * len(words), [order] * len(words))
@@ -167,7 +167,7 @@ def _unknown_length(
     found: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in words]
     for length in config.lengths:
         layouts = [word.layout(scorer, length, "word") for word in words]
-        beams = decode(scorer, layouts, [config.beam] * len(words), ["left_to_right"] * len(words))
+        beams = decode(scorer, layouts, [config.beam] * len(words), ["confidence"] * len(words))
         for mine, beam in zip(found, beams, strict=True):
             mine += [(one.log_probability / length, one.tokens) for one in beam]
     return np.array(

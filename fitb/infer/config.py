@@ -18,7 +18,8 @@ class FillConfig:
         texts: sentences in which ___ is a missing word, [MASK] one missing piece and [SPAN] any
             number of pieces; `-` stands for lines of standard input.
         top_k: fillings of each text.
-        order: which slot is filled next: left_to_right, confidence or refine.
+        order: which slot is filled next: that of which the model is surest (confidence), the
+            leftmost (left_to_right), or as confidence and then all again (refine).
         beam: partial fillings kept; 1 is greedy.
         max_pieces: pieces of a blank of unknown length at most.
         candidates: the only answers allowed, each whole.
@@ -35,7 +36,7 @@ class FillConfig:
     model: str = "runs/demo/student/export"
     texts: list[str] = field(default_factory=list)
     top_k: int = 5
-    order: Order = "left_to_right"
+    order: Order = "confidence"
     beam: int = 5
     max_pieces: int = 4
     candidates: list[str] = field(default_factory=list)

@@ -43,7 +43,7 @@ class Search:
         top_k: fillings returned at most, the best first.
     """
 
-    order: Order = "left_to_right"
+    order: Order = "confidence"
     beam: int = 5
     max_pieces: int = 4
     top_k: int = 5

@@ -92,7 +92,7 @@ def test_a_wide_beam_from_left_to_right_equals_brute_force(seed):
         tokens: left_to_right(scorer, ids, slots, tokens)
         for tokens in itertools.product(range(11), repeat=3)
     }
-    search = Search(beam=WIDE, top_k=WIDE)
+    search = Search(order="left_to_right", beam=WIDE, top_k=WIDE)
     agree(found_by(scorer, "a [MASK] b [MASK] [MASK]", search), expected)
 
 
@@ -134,7 +134,7 @@ def test_words_of_unknown_length_are_ranked_by_log_probability_per_piece(tiny):
         slots = list(range(2, 2 + length))
         for tokens in itertools.product(words, *[inner] * (length - 1)):
             expected[tokens] = left_to_right(tiny, ids, slots, tokens)
-    found = found_by(tiny, "a ___ b .", Search(beam=100, max_pieces=3, top_k=100))
+    found = found_by(tiny, "a ___ b .", Search("left_to_right", 100, 3, 100))
     assert dict(found) == pytest.approx(expected, abs=2e-5)
     scores = [value / len(tokens) for tokens, value in found]
     assert scores == sorted(scores, reverse=True)
@@ -151,7 +151,9 @@ def test_blanks_with_the_same_answer_are_filled_together(tiny, order):
 
 def test_candidates_are_scored_whole_whatever_their_length(tiny):
     text, candidates = "a [MASK] b", ("a", "cd", "b", "bed")
-    found = found_by(tiny, text, Search(top_k=9, beam=1), constraints=(Constraint(candidates),))
+    found = found_by(
+        tiny, text, Search("left_to_right", 1, top_k=9), constraints=(Constraint(candidates),)
+    )
     tokenizer = tiny.tokenizer
     expected = {}
     for candidate in candidates:
@@ -196,7 +198,7 @@ def test_too_many_combinations_of_lengths_keep_the_likeliest_of_each_blank(tiny,
     asked = []
     layout = Prepared.layout
     monkeypatch.setattr(Prepared, "layout", lambda self, p: (asked.append(p), layout(self, p))[1])
-    fill(tiny, [FillRequest("a ___ b ___ c ___ .", Search(beam=3, max_pieces=3, top_k=1))])
+    fill(tiny, [FillRequest("a ___ b ___ c ___ .", Search("left_to_right", 3, 3, 1))])
     trials, looked_at = asked[:9], asked[9:]
     assert {sum(pieces) for pieces in trials} == {3, 4, 5}
     likeliest = []
