@@ -269,9 +269,10 @@ ENVIRONMENT = """
 # . /shared/miniforge3/etc/profile.d/conda.sh && conda activate fitb"""
 
 CONTAINER = """\
-# or a container: tasks are `apptainer exec OPTIONS IMAGE python -m fitb ...`, FITB_PYTHON is in it
+# or a container: tasks are `apptainer exec OPTIONS IMAGE python -m fitb ...`
 # export FITB_APPTAINER=/shared/fitb.sif
 # export FITB_APPTAINER_OPTIONS='--nv --bind /data'    # words; without this line: --nv
+# export FITB_APPTAINER_PYTHON=/venv/bin/python        # in the image; without this line: python
 
 # -- Launch
 # export FITB_LAUNCHER=torchrun                        # one task a host; without: one a GPU

@@ -16,7 +16,7 @@
 # Where a site forbids requeueing, submit a chain of jobs instead, each of which goes on where the
 # one before it left; those that come after the end of the run end at once:
 #   export FITB_CHAIN=tb4-$(date +%s)
-#   for i in 1 2 3; do sbatch --no-requeue --dependency=singleton slurm/distill.sh [flags]; done
+#   for i in 1 2 3; do sbatch -J $FITB_CHAIN --no-requeue -d singleton slurm/distill.sh [flags]; done
 #
 # Invariants
 # - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks one.
@@ -70,7 +70,7 @@ fi
 python=("${FITB_PYTHON:-python}")
 if [[ -n ${FITB_APPTAINER:-} ]]; then
   read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
-  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${python[@]}")
+  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
 fi
 for word; do
   [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run distill "$0" "$held" "$@"

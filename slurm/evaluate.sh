@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/evaluate.sh --model runs/tb4/export
 #   sbatch --ntasks=4 --gpus-per-node=4 slurm/evaluate.sh --model runs/tb4/export
-#   sbatch --array=0-9 slurm/evaluate.sh --models+='runs/tb4/checkpoints/step-*' --out evals/tb4
+#   sbatch --array=0-2 slurm/evaluate.sh --models+='runs/tb4/checkpoints/step-*' --out evals/tb4
 #
 # Submit from the root of the repository, or from anywhere if fitb is installed; `fitb scripts` says
 # where pip has put this file. FITB_PYTHON names the interpreter (default: python). slurm/site.env
@@ -40,7 +40,7 @@ fi
 python=("${FITB_PYTHON:-python}")
 if [[ -n ${FITB_APPTAINER:-} ]]; then
   read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
-  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${python[@]}")
+  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
 fi
 for word; do
   [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run evaluate "$0" "$held" "$@"

@@ -110,4 +110,4 @@ def enter(env: MutableMapping[str, str], given: Mapping[str, object]) -> Site:
         options = shlex.split(env.get("FITB_APPTAINER_OPTIONS", "--nv"))
         container = ("apptainer", "exec", *options, image)
     setup = (f". {shlex.quote(str(path))}",) if path else ()
-    return Site(setup, container, env.get("FITB_PYTHON", "python"))
+    return Site(setup, container, env.get("FITB_APPTAINER_PYTHON", "python"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 from fitb.cluster.history import Attempt
 from fitb.status.run import OVER, Status, StatusConfig, duration, status
 
+logger = logging.getLogger(__name__)
 CLEAR = "\033[H\033[J"  # cursor to the top, then nothing below it
 MAX_HOSTS = 4
 
@@ -21,12 +23,19 @@ MAX_HOSTS = 4
 def show(config: StatusConfig) -> int:
     """Print the status, with `watch` until the run ends or Ctrl-C; return an exit code.
 
+    With `watch` a run whose job has not begun yet, so that its folder is not there, is waited for.
+
     Raises: ConfigError where the folder is not a run's.
     """
+    run = Path(config.run)
     drawn = config.watch and not config.json and sys.stdout.isatty()
     try:
+        if config.watch and not run.exists():
+            logger.info("%s is not there yet; waiting for its first attempt", run)
+        while config.watch and not run.exists():
+            time.sleep(config.every_s)
         while True:
-            found = status(Path(config.run))
+            found = status(run)
             if config.json:
                 text = json.dumps(as_json(found))
             else:

@@ -2,7 +2,8 @@
 
 Read this first. A step reads this rank's share of one global batch (fitb/data), asks the teacher,
 and updates the student (engine.py). There is no state but the weights, Adam's moments, the loss
-scale and the number of the step: order, masks, dropout and learning rate follow from the step.
+scale, the number of the step and the best validation so far: order, masks, dropout and learning
+rate follow from the step.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,8 +56,9 @@ def flags_of_sbatch(words: list[str]) -> None:
     """Options of sbatch that we know; a typing error is not among them."""
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for name in ("nodes", "ntasks", "gpus-per-node", "array", "dependency", "signal", "partition",
-                 "time", "job-name"):  # fmt: skip
-        parser.add_argument(f"--{name}")
+                 "time", "job-name", "ntasks-per-node"):  # fmt: skip
+        short = {"dependency": ["-d"], "job-name": ["-J"]}.get(name, [])
+        parser.add_argument(f"--{name}", *short)
     parser.add_argument("--no-requeue", action="store_true")
     found, rest = parser.parse_known_args([word for word in words if word != "..."])
     assert not rest, f"sbatch does not know {rest}"
@@ -101,6 +103,10 @@ def check_line(words: list[str]) -> None:
         check(f"fitb {command}", rest[len(command.split()) :])
     elif program in help.PAGES:
         check(program, rest)
+    elif program == "sbatch" and not set(rest) & set(SCRIPT_OF):
+        place = rest.index("--wrap")
+        flags_of_sbatch([*rest[:place], *rest[place + 2 :]])
+        check_line(shlex.split(rest[place + 1]))
     elif program == "sbatch":
         place = next(i for i, word in enumerate(rest) if word in SCRIPT_OF)
         flags_of_sbatch(rest[:place])

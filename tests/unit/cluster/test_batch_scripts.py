@@ -351,7 +351,8 @@ def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(
     fake.chmod(0o755)
     path = site(
         batch.folder,
-        "export FITB_APPTAINER='/my image.sif' FITB_APPTAINER_OPTIONS='--nv --bind /data'\n",
+        "export FITB_APPTAINER='/my image.sif' FITB_APPTAINER_OPTIONS='--nv --bind /data'"
+        f" FITB_APPTAINER_PYTHON={sys.executable}\n",
     )
     more = {"FITB_LAUNCHER": "torchrun"} if launcher != "fitb" else {}
     code, output = batch.run("exit 85", "--steps", "3", FITB_SITE=str(path), **more)

@@ -54,7 +54,7 @@ def site(folder: Path, text: str) -> Path:
 
 
 def where(*flags: str, **more: object):
-    arguments = resource_parser("test", "").parse_args(["--cluster", "slurm", *flags])
+    arguments = resource_parser("test").parse_args(["--cluster", "slurm", *flags])
     vars(arguments).update(more)
     return arguments
 

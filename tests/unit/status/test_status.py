@@ -240,6 +240,18 @@ def test_watching_prints_lines_until_the_run_ends(run: Path) -> None:
     assert "finished at step 1,000 of 1,000 (100.0%): all steps done" in rest[-1]
 
 
+def test_watching_waits_for_a_run_that_has_not_begun(run: Path) -> None:
+    later = run.with_name("later")
+    with watch(later, "--json") as process:
+        assert process.stdout
+        assert not select.select([process.stdout], [], [], 1)[0]  # nothing to tell of yet
+        run.rename(later)
+        assert json.loads(process.stdout.readline())["state"] == "running"
+        finish(later)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
 def test_watching_is_left_with_ctrl_c_and_json_is_one_object_a_line(run: Path) -> None:
     with watch(run, "--json") as process:
         assert process.stdout
