@@ -117,13 +117,17 @@ def _prepare(config: DemoConfig, shards: Path) -> None:
 
 
 def precision() -> str:
-    """bf16 where this machine multiplies it in hardware, else fp32."""
+    """bf16 where this machine is faster with it, else fp32.
+
+    Intel's avx512_bf16 without its tiles is not: MKL's fp32 outruns it (docs/experiments.md).
+    """
     import torch
 
     if torch.cuda.is_available():
         return "bf16"
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fast = "amx_bf16" in cpu or ("avx512_bf16" in cpu and "AuthenticAMD" in cpu)
+    return "bf16" if fast else "fp32"
 
 
 def _train(
