@@ -1,6 +1,7 @@
 # make demo   the whole road on this machine        make test   all tests, a real Slurm included
 # make check  style, types, layers                  make fmt    formatting
 # make soak   one run under 45 faults, half an hour: SOAK="--seed 7 --out soak.json"
+# make slurm  a Slurm of two hosts on this machine, until Ctrl-C (as root on Debian)
 # make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out
 # make sizes  how long modules and functions are
 # make wheelhouse PYTHON=3.12 TORCH=cpu   what nodes without a network install from, in wheelhouse/
@@ -18,6 +19,9 @@ test: $(VENV)/ready slurm-packages browser
 
 soak: $(VENV)/ready slurm-packages
 	python tests/cluster/soak.py $(SOAK)
+
+slurm: $(VENV)/ready slurm-packages
+	python tests/cluster/slurm_cluster.py
 
 check: $(VENV)/ready
 	ruff check .
@@ -75,4 +79,4 @@ browser:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
-.PHONY: demo test soak check fmt dist coverage sizes wheelhouse install slurm-packages browser
+.PHONY: demo test soak slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser

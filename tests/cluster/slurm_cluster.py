@@ -3,7 +3,8 @@
 One controller host and N compute hosts hang on one bridge; a second link of each compute host, on a
 bridge of its own, is the fast network that no daemon uses. A slot (names, subnet, folder) belongs
 to the session that holds its lock, so a leftover of a killed session is cleared by the next one
-that takes the slot, and sessions that run at the same time do not meet.
+that takes the slot, and sessions that run at the same time do not meet. As a program (`make slurm`) it is a
+cluster to try things on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -356,3 +358,18 @@ def tail(paths: Sequence[Path], num_lines: int = 30) -> str:
         f"--- {path}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:])
         for path in paths
     )
+
+
+def main() -> None:
+    """Run a cluster of two hosts until Ctrl-C, and say how a shell gets to it."""
+    try:
+        with a_cluster() as cluster:
+            print(f"export SLURM_CONF={cluster.conf}    # in another shell; Ctrl-C here ends it")
+            sys.stdout.flush()
+            signal.pause()
+    except KeyboardInterrupt:
+        print("down")
+
+
+if __name__ == "__main__":
+    main()
