@@ -56,7 +56,7 @@ def flags_of_sbatch(words: list[str]) -> None:
     """Options of sbatch that we know; a typing error is not among them."""
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for name in ("nodes", "ntasks", "gpus-per-node", "array", "dependency", "signal", "partition",
-                 "time", "job-name", "ntasks-per-node"):  # fmt: skip
+                 "time", "job-name", "ntasks-per-node", "cpus-per-task"):  # fmt: skip
         short = {"dependency": ["-d"], "job-name": ["-J"]}.get(name, [])
         parser.add_argument(f"--{name}", *short)
     parser.add_argument("--no-requeue", action="store_true")
