@@ -3,8 +3,8 @@
 One controller host and N compute hosts hang on one bridge; a second link of each compute host, on a
 bridge of its own, is the fast network that no daemon uses. A slot (names, subnet, folder) belongs
 to the session that holds its lock, so a leftover of a killed session is cleared by the next one
-that takes the slot, and sessions that run at the same time do not meet. As a program (`make slurm`) it is a
-cluster to try things on.
+that takes the slot, and sessions that run at the same time do not meet. As a program (`make slurm`)
+it is a cluster to try things on.
 """
 
 from __future__ import annotations
