@@ -28,7 +28,8 @@ class Console(logging.StreamHandler[TextIO]):
     @property
     def is_terminal(self) -> bool:
         """Whether a line can be drawn again."""
-        return self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        there = not self.stream.closed and self.stream.isatty()
+        return there and os.environ.get("TERM") != "dumb"
 
     def emit(self, record: logging.LogRecord) -> None:
         shown = self._shown

@@ -138,8 +138,8 @@ def test_submitit_job_one_of_whose_ranks_is_killed_ends_bitwise_the_same(
     assert result(run.folder) == result(straight)
 
 
-def test_torchrun_job_that_is_warned_of_its_time_limit_ends_bitwise_the_same(
-    straight: Path, run: Run
+def test_torchrun_job_warned_under_sbatch_and_preempted_under_submitit_ends_bitwise_the_same(
+    straight: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = run.sbatch(env={"FITB_LAUNCHER": "torchrun"})
     wait_for_step(run, 5)
@@ -148,24 +148,18 @@ def test_torchrun_job_that_is_warned_of_its_time_limit_ends_bitwise_the_same(
         assert len(run.cluster.processes(host, "-u", "-m", "fitb", "train")) == 1
     run.cluster("scancel", "--batch", "--signal=USR1", job)
     run.cluster.wait_restart(job)
-    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
-    (resume,) = run.events("resume")
+    wait_for_step(run, run.saved() + 5)
     (requeue,) = run.events("requeue")
-    assert 5 <= resume["step"] == requeue["step"] < STEPS
-    assert requeue["exit_code"] == 85
-    assert steps(run) == list(range(1, STEPS + 1))
-    assert result(run.folder) == result(straight)
-
-
-def test_preempted_submitit_job_of_torchrun_ends_bitwise_the_same(
-    straight: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = run.submitit(monkeypatch, "--time_min", "30", torchrun=True).job_id
-    wait_for_step(run, 5)
+    assert requeue["exit_code"] == 85 and 5 <= requeue["step"] < STEPS
+    run.cluster("scancel", job)
+    run.cluster.wait_state(job, "CANCELLED")
+    second = run.submitit(monkeypatch, "--time_min", "30", torchrun=True).job_id
+    wait_for_step(run, run.saved() + 5)
     run.cluster.preempt()
-    run.cluster.wait_restart(job)
-    assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
-    stops = [event["exit_code"] for event in run.events("stop")]
-    assert stops == [85, 0]
+    run.cluster.wait_restart(second)
+    assert run.cluster.wait_end(second, TIMEOUT_S) == "COMPLETED", run.logs()
+    assert len(run.events("attempt")) == 4
+    stops = [event["step"] for event in run.events("stop")]
+    assert [event["step"] for event in run.events("resume")] == stops[:3]
     assert steps(run) == list(range(1, STEPS + 1))
     assert result(run.folder) == result(straight)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,12 @@ _context.set_forkserver_preload(_MODULES)
 
 
 def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether a command is `fitb train` in this environment, but for what is read late."""
+    """Whether a command is `fitb train`, or a program of these tests in its place, in this
+    environment, but for what is read late."""
     differing = {k for k in env.keys() | os.environ.keys() if env.get(k) != os.environ.get(k)}
     late = {k for k in differing if k in _READ_LATE or k.startswith(_READ_LATE_PREFIXES)}
     ours = list(command[:4]) == [sys.executable, "-m", "fitb", "train"]
+    ours = ours or (command[0] == sys.executable and command[1].endswith(".py"))
     return ours and differing - late <= {_THREADS}
 
 
@@ -43,7 +46,7 @@ class Forked:
     ) -> None:
         files = {1: 1, 2: 2} if output is None else dict.fromkeys((1, 2), output.fileno())
         paths = {number: f"/proc/{os.getpid()}/fd/{file}" for number, file in files.items()}
-        arguments = (list(command[3:]), dict(env), os.getcwd(), paths)
+        arguments = (list(command[1:]), dict(env), os.getcwd(), paths)
         self._process: Any = _context.Process(target=_run, args=arguments)
         self._process.start()
         self.pid: int = self._process.pid
@@ -65,7 +68,7 @@ class Forked:
 
 
 def _run(words: list[str], env: dict[str, str], folder: str, outputs: dict[int, str]) -> None:
-    """What `python -m fitb` does, in this process."""
+    """What the interpreter does with these words, in this process."""
     os.setsid()
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -76,9 +79,22 @@ def _run(words: list[str], env: dict[str, str], folder: str, outputs: dict[int, 
     import torch
 
     torch.set_num_threads(int(env[_THREADS]))
-    sys.argv = ["fitb", *words]
-    from fitb.cli import main
+    if words[0] == "-m":
+        from fitb.cli import main
 
-    code = main(words)
+        sys.argv = ["fitb", *words[2:]]
+        code = main(words[2:])
+    else:
+        sys.argv = words
+        sys.path.insert(0, os.path.dirname(words[0]))
+        code = _exit_code_of(words[0])
     atexit._run_exitfuncs()
     sys.exit(code)
+
+
+def _exit_code_of(program: str) -> int:
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

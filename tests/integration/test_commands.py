@@ -11,6 +11,8 @@ from pathlib import Path
 import job
 import pytest
 
+from fitb import cli
+
 
 def test_torchrun_and_accelerate_style_environments_start_the_same_job(
     quick_flags: list[str], tmp_path: Path
@@ -71,13 +73,15 @@ def test_a_model_without_head_weights_is_not_evaluated_or_asked(
         assert "cls.predictions" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_demo_in_miniature_walks_the_whole_road(tmp_path: Path) -> None:
+def test_the_demo_in_miniature_walks_the_whole_road(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, so that its ranks are forked."""
     out = tmp_path / "demo"
-    done = job.fitb(
-        *("demo", "--out", str(out), "--max_mb", "0.5", "--vocab_size", "600"),
-        *("--teacher_steps", "20", "--steps", "20", "--rows", "64"),
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["demo", "--out", str(out), "--max_mb", "0.5", "--vocab_size", "600"]
+    code = cli.main([*words, "--teacher_steps", "20", "--steps", "20", "--rows", "64"])
+    told = capfd.readouterr()
+    assert code == 0, told.err
     summary = json.loads((out / "summary.json").read_text())
     names = ["teacher", "student", "control", "control_equal_compute", "untrained"]
     assert list(summary["models"]) == names
@@ -86,7 +90,7 @@ def test_the_demo_in_miniature_walks_the_whole_road(tmp_path: Path) -> None:
     assert summary["attempts"] == 2 and summary["seconds"] > 0 and summary["tokens_per_s"] > 0
     assert summary["compute_ratio"] > 1
     assert summary["models"]["control_equal_compute"]["steps"] > 20
-    assert "control_equal_compute" in done.stdout and "[MASK]" not in done.stdout.split("==")[-1]
+    assert "control_equal_compute" in told.out and "[MASK]" not in told.out.split("==")[-1]
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(shards: Path) -> None:

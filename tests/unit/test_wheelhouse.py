@@ -166,7 +166,15 @@ def test_sums_are_read_by_sha256sum(tmp_path):
 
 def test_make_hands_its_variables_on():
     said = subprocess.run(
-        ["make", "--dry-run", "wheelhouse", "PYTHON=3.12", "EXTRAS=serve", "TORCH=cpu"],
+        [
+            "make",
+            "--dry-run",
+            "--no-print-directory",
+            "wheelhouse",
+            "PYTHON=3.12",
+            "EXTRAS=serve",
+            "TORCH=cpu",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

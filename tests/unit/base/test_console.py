@@ -181,3 +181,19 @@ def test_terminal_that_cannot_go_back_gets_lines(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     log.Progress(logger).tell(["drawn"], "plain")
     assert texts(terminal.screen()) == ["INFO plain", ""]
+
+
+def test_progress_after_standard_error_was_closed_is_nothing(monkeypatch):
+    """It raised, and a preparation whose caller had closed the stream ended with a traceback."""
+    gone = io.StringIO()
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # or logging itself complains
+    monkeypatch.setattr("sys.stderr", gone)
+    before = list(logging.getLogger("fitb").handlers)
+    log.setup()
+    try:
+        gone.close()
+        progress = log.Progress(logger)
+        progress.tell(["step 1/2"], "step 1/2", last=True)
+        progress.end()
+    finally:
+        logging.getLogger("fitb").handlers = before
