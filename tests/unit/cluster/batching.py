@@ -1,0 +1,79 @@
+"""A batch script in a shell of its own, with a Slurm that is written down."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+TIMEOUT_S = 60
+
+# Notes its arguments and environment, then does what $FAKE_SRUN says.
+SRUN = """#!/usr/bin/env bash
+printf '%s\\n' "$@" >"$FAKE/srun.arguments"
+env >"$FAKE/srun.env"
+trap 'echo USR1 >>"$FAKE/srun.signals"' USR1
+touch "$FAKE/srun.ready"
+eval "$FAKE_SRUN"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then
+  echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} Reason=None"
+else
+  echo "$*" >>"$FAKE/scontrol.calls"
+  exit "${FAKE_REQUEUE:-0}"
+fi
+"""
+UNTIL_SIGNAL = "until [[ -s $FAKE/srun.signals ]]; do sleep 0.02; done; sleep 0.2; exit 85"
+
+
+class Batch:
+    """One run of slurm/distill.sh as Slurm would start it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        self.env = {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "FITB_PYTHON": sys.executable,
+            "FITB_SITE": os.devnull,
+            "FAKE": str(folder),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NAME": "mine",
+            "SLURM_JOB_NODELIST": "h[3-4]",
+        }
+
+    def start(self, srun: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(ROOT / "slurm" / "distill.sh"), *flags],
+            cwd=self.folder,
+            env=self.env | {"FAKE_SRUN": srun} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, srun: str, *flags: str, **env: str) -> tuple[int, str]:
+        """Return exit code and output."""
+        with self.start(srun, *flags, **env) as process:
+            output = process.communicate(timeout=TIMEOUT_S)[0]
+        return process.returncode, output
+
+    def requeues(self) -> int:
+        calls = self.folder / "scontrol.calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        assert set(lines) <= {"requeue 7"}
+        return len(lines)
+
+    def srun_arguments(self) -> list[str]:
+        return (self.folder / "srun.arguments").read_text().splitlines()
+
+    def srun_env(self) -> dict[str, str]:
+        lines = (self.folder / "srun.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
