@@ -361,7 +361,9 @@ def tail(paths: Sequence[Path], num_lines: int = 30) -> str:
 
 
 def main() -> None:
-    """Run a cluster of two hosts until Ctrl-C, and say how a shell gets to it."""
+    """Run a cluster of two hosts until Ctrl-C or SIGTERM, and say how a shell gets to it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job is started deaf to the first
+        signal.signal(number, signal.default_int_handler)
     try:
         with a_cluster() as cluster:
             print(f"export SLURM_CONF={cluster.conf}    # in another shell; Ctrl-C here ends it")
