@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from small import make_shards, make_teacher, quick
 
 # A shell starts what it puts into the background deaf to Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Workers and ranks share the cores, and a team of threads waits for its member that has none:
+# test_numerics took 47 s by itself and 636 s among others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.pop("WANDB_API_KEY", None)  # no test may reach a real account
 os.environ["FITB_SITE"] = os.devnull  # nor follow the settings of the site that it runs on
