@@ -26,7 +26,7 @@ from fitb.infer.blanks import Layout
 from fitb.infer.decode import decode
 from fitb.infer.lexicon import lexicon_of
 from fitb.infer.refine import refine
-from fitb.infer.request import Order
+from fitb.infer.request import Order, score_of
 from fitb.infer.rules import WordOrSpan
 from fitb.infer.scorer import Scorer, load_scorer
 
@@ -163,13 +163,13 @@ def _marginals(scorer: Scorer, words: Sequence[Word], batch: int = 32) -> NDArra
 def _unknown_length(
     scorer: Scorer, words: Sequence[Word], config: BenchConfig
 ) -> NDArray[np.bool_]:
-    """A beam for each of the lengths; the best log-probability per piece wins."""
+    """A beam for each of the lengths; the best score wins."""
     found: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in words]
     for length in config.lengths:
         layouts = [word.layout(scorer, length, "word") for word in words]
         beams = decode(scorer, layouts, [config.beam] * len(words), ["confidence"] * len(words))
         for mine, beam in zip(found, beams, strict=True):
-            mine += [(one.log_probability / length, one.tokens) for one in beam]
+            mine += [(score_of(one.log_probability, length), one.tokens) for one in beam]
     return np.array(
         [max(mine)[1] == word.tokens for mine, word in zip(found, words, strict=True)],
         dtype=np.bool_,

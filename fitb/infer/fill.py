@@ -19,6 +19,7 @@ from fitb.infer.request import (
     Filled,
     Filling,
     FillRequest,
+    score_of,
 )
 from fitb.infer.scorer import Scorer, load_scorer
 
@@ -114,8 +115,7 @@ def _likeliest_lengths(scorer: Scorer, prepared: Prepared) -> list[list[int]]:
 
 
 def _score(layout: Layout, hypothesis: Hypothesis) -> float:
-    """Log-probability per piece, so that fillings of different lengths compare."""
-    return hypothesis.log_probability / sum(map(len, layout.variables))
+    return score_of(hypothesis.log_probability, sum(map(len, layout.variables)))
 
 
 def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> Filled:

@@ -12,6 +12,8 @@ Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]
 Backend = Literal["torch", "onnx", "onnx-int8"]
 
+LENGTH_EXPONENT = 0.6
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -106,6 +108,15 @@ class Answer:
         return math.exp(self.log_probability)
 
 
+def score_of(log_probability: float, pieces: int) -> float:
+    """Make fillings of different numbers of pieces comparable (Wu et al. 2016, section 7).
+
+    Summed, log-probabilities favour few pieces; their mean favours runs of pieces that follow from
+    one another. The exponent is measured (docs/experiments.md).
+    """
+    return log_probability / math.pow(pieces, LENGTH_EXPONENT)
+
+
 @dataclass(frozen=True)
 class Filling:
     """One way to fill all blanks of a text.
@@ -115,7 +126,7 @@ class Filling:
         answers: in the order of the blanks.
         log_probability: the joint one, natural: the sum of the answers'. Under `refine` it is the
             pseudo-log-likelihood: every piece given all others.
-        score: log_probability per piece; fillings are ranked by it.
+        score: log_probability / pieces ** 0.6; fillings are ranked by it.
     """
 
     sentence: str

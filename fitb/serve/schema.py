@@ -215,7 +215,7 @@ class Filling(BaseModel):
     probability: float = Field(description="of all answers together", examples=[0.28])
     log_probability: float = Field(description="its natural logarithm", examples=[-1.27])
     score: float = Field(
-        description="log_probability per piece; fillings are ranked by it", examples=[-1.27]
+        description="log_probability / pieces ** 0.6; fillings are ranked by it", examples=[-1.27]
     )
 
 

@@ -2,13 +2,14 @@
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
 
 from fitb.infer.blanks import Prepared
 from fitb.infer.fill import fill
-from fitb.infer.request import Constraint, FillRequest, Search
+from fitb.infer.request import Constraint, FillRequest, Search, score_of
 from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
 
 WIDE = 11**3
@@ -126,7 +127,13 @@ def test_refinement_ends_where_no_single_change_helps(seed):
     assert value >= pseudo(scorer, ids, slots, start[0][0]) - 2e-5
 
 
-def test_words_of_unknown_length_are_ranked_by_log_probability_per_piece(tiny):
+def test_a_likely_word_outranks_an_unlikely_run_of_pieces():
+    """Per piece, "ofss" of four pieces and 0.01 % stood before "value" of 3.4 %."""
+    assert score_of(math.log(0.034), 1) > score_of(math.log(0.0001), 4)
+    assert score_of(math.log(0.01), 2) > score_of(math.log(0.011), 1)  # yet a sum is no measure
+
+
+def test_words_of_unknown_length_are_ranked_by_score(tiny):
     words, inner = (5, 6, 7), (8, 9)
     expected = {}
     for length in (1, 2, 3):
@@ -136,7 +143,7 @@ def test_words_of_unknown_length_are_ranked_by_log_probability_per_piece(tiny):
             expected[tokens] = left_to_right(tiny, ids, slots, tokens)
     found = found_by(tiny, "a ___ b .", Search("left_to_right", 100, 3, 100))
     assert dict(found) == pytest.approx(expected, abs=2e-5)
-    scores = [value / len(tokens) for tokens, value in found]
+    scores = [value / len(tokens) ** 0.6 for tokens, value in found]
     assert scores == sorted(scores, reverse=True)
 
 
@@ -213,7 +220,7 @@ def test_too_many_combinations_of_lengths_keep_the_likeliest_of_each_blank(tiny,
 
 
 def greedy_score(scorer, pieces):
-    """Log-probability per piece of the greedy words of these lengths, in "a _ b _ c _ ."."""
+    """The score of the greedy words of these lengths, in "a _ b _ c _ ."."""
     words, inner = (5, 6, 7), (8, 9)
     ids, total, slots = ids_of(scorer)[:1], 0.0, []
     for before, length in zip(ids_of(scorer, "a", "b", "c")[1:-1], pieces, strict=True):
@@ -224,4 +231,4 @@ def greedy_score(scorer, pieces):
         values = log_probs(scorer, ids, slot)
         ids[slot] = max(allowed, key=lambda token: values[token])
         total += values[ids[slot]]
-    return total / len(slots)
+    return total / len(slots) ** 0.6
