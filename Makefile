@@ -7,7 +7,7 @@
 # make wheelhouse PYTHON=3.12 TORCH=cpu   what nodes without a network install from, in wheelhouse/
 PYTHON ?= python3
 VENV ?= .venv
-# Two workers take files in turn, those that take long first.
+# Workers take files in turn, those that take long first; the third while two wait for a cluster.
 ORDER := --no-loadscope-reorder --randomly-dont-reorganize
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -15,7 +15,7 @@ demo: $(VENV)/ready
 	fitb demo
 
 test: $(VENV)/ready slurm-packages browser
-	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 2 --dist loadfile $(ORDER) $(TESTS)
+	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 3 --dist loadfile $(ORDER) $(TESTS)
 
 soak: $(VENV)/ready slurm-packages
 	python tests/cluster/soak.py $(SOAK)
@@ -42,7 +42,7 @@ dist: $(VENV)/ready
 # Processes that tests start are measured too; SIGKILL leaves no measurement behind.
 coverage: $(VENV)/ready slurm-packages browser
 	rm -rf build/coverage && mkdir -p build/coverage
-	ulimit -n 65536 2>/dev/null; coverage run -m pytest -n 2 --dist loadfile $(ORDER) $(TESTS)
+	ulimit -n 65536 2>/dev/null; coverage run -m pytest -n 3 --dist loadfile $(ORDER) $(TESTS)
 	coverage combine --quiet
 	coverage report
 
