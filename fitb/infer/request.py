@@ -12,7 +12,7 @@ Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]
 Backend = Literal["torch", "onnx", "onnx-int8"]
 
-LENGTH_EXPONENT = 0.6
+_LENGTH_EXPONENT = 0.6
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ class Answer:
 
 
 def score_of(log_probability: float, pieces: int) -> float:
-    """Make fillings of different numbers of pieces comparable (Wu et al. 2016, section 7).
+    """Make fillings of different numbers of pieces comparable.
 
     Summed, log-probabilities favour few pieces; their mean favours runs of pieces that follow from
-    one another. The exponent is measured (docs/experiments.md).
+    one another. A power between is as in Wu et al. (2016, section 7), but of n instead of
+    (5 + n) / 6; its exponent is measured (docs/experiments.md).
     """
-    return log_probability / math.pow(pieces, LENGTH_EXPONENT)
+    return log_probability / math.pow(pieces, _LENGTH_EXPONENT)
 
 
 @dataclass(frozen=True)
