@@ -30,8 +30,7 @@ def without_times(value: Any) -> Any:
 def in_ranks(words: list[str], size: int, output: Path) -> Any:
     """Run the command line in several processes; return what rank 0 printed, without times."""
     command = [sys.executable, "-m", "fitb", *words, "--json"]
-    env = {"OMP_NUM_THREADS": "1"}
-    with open(output, "wb") as file, LocalRun(command, size, env=env, output=file) as run:
+    with open(output, "wb") as file, LocalRun(command, size, output=file) as run:
         assert run.wait(120) == 0, output.read_text()
     return printed(output.read_text())
 
@@ -40,8 +39,7 @@ def under_torchrun(words: list[str], size: int) -> Any:
     """The same, where the output of all ranks is one."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(size), "-m", "fitb", *words, "--json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return printed(done.stdout)
 
@@ -109,7 +107,7 @@ def test_launched_tasks_share_models_and_the_launcher_prints_the_table(
     done = subprocess.run(
         [sys.executable, "-m", "launch.evaluate", "--cluster", "local", "--array", "2", "--wait"]
         + [*flags, "--rows", "20", "--baselines=false"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
