@@ -312,6 +312,32 @@ class StopConfig:
 
 
 @dataclass(frozen=True)
+class AlgorithmsConfig:
+    """Versions of the functions that decide what each step reads and computes.
+
+    A new run takes the newest; a run goes on with those it began with.
+
+    Args:
+        order: version of the permutation of rows.
+        masks: version of the choice of masked positions and of what they show.
+        schedule: version of the learning rate as a function of the step.
+    """
+
+    order: int = 1
+    masks: int = 1
+    schedule: int = 1
+
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            value, newest = getattr(self, key.name), getattr(type(self), key.name)
+            _require(
+                value in range(1, newest + 1),
+                f"algorithms.{key.name}={value}; this fitb has versions 1 to {newest}; use the fitb"
+                " that began the run, or leave the key out",
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """A training run.
 
@@ -342,6 +368,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
 
     def __post_init__(self) -> None:
         _check_range("", self, "steps", "global_batch", "micro_batch", low=1)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
 import yaml
 
-from fitb.config import Config
+from fitb.config import AlgorithmsConfig, Config
+from fitb.errors import ConfigError
 
 # What may differ between two attempts of one run: how it is executed, not what it computes, but to
-# rounding.
+# rounding. (The algorithm versions that count are the run's own: with_algorithms_of.)
 MAY_CHANGE = ("run_dir", "micro_batch", "precision", "ds_config", "data.shards",
               "data.prefetch_steps", "data.cache_dir", "data.cache_gb", "data.fetch_deadline_s",
-              "speed.", "track.", "checkpoint.", "stop.")  # fmt: skip
+              "speed.", "track.", "checkpoint.", "stop.", "algorithms.")  # fmt: skip
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -26,6 +27,23 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def with_algorithms_of(old: dict[str, Any], new: Config) -> Config:
+    """Return a configuration with the algorithm versions of a run's saved one.
+
+    Versions that the saved one does not name are 1: it is older than they are.
+
+    Raises: ConfigError where this fitb has no such algorithm or version.
+    """
+    known = [key.name for key in fields(AlgorithmsConfig)]
+    versions = dict.fromkeys(known, 1) | dict(old.get("algorithms") or {})
+    if unknown := sorted(versions.keys() - set(known)):
+        raise ConfigError(
+            f"the run was begun with algorithms {', '.join(unknown)}, which this fitb lacks;"
+            f" it has {', '.join(known)}; use the fitb that began the run"
+        )
+    return replace(new, algorithms=AlgorithmsConfig(**versions))
 
 
 def changed_keys(old: dict[str, Any], new: Config) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fitb.config import (
+    AlgorithmsConfig,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -26,7 +27,7 @@ from fitb.config import (
     StopConfig,
     TrackConfig,
 )
-from fitb.config_io import changed_keys, flatten, to_yaml
+from fitb.config_io import changed_keys, flatten, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError
 from fitb.flags import parse, parser_for, preset_names, resolve_resource
 
@@ -278,6 +279,28 @@ def test_what_a_run_computes_may_not_change_and_is_named(change, keys):
     assert [line.split(":")[0] for line in changed] == keys
     for line in changed:
         assert re.fullmatch(r"[\w.]+: .+ -> .+", line)
+
+
+def test_a_run_goes_on_with_the_algorithm_versions_it_began_with(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Newer(AlgorithmsConfig):
+        order: int = 3
+
+    monkeypatch.setattr("fitb.config_io.AlgorithmsConfig", Newer)
+    new = Config("run", algorithms=Newer())
+    assert new.algorithms == Newer(order=3)
+    for saved, order in (({}, 1), ({"algorithms": {"order": 2}}, 2), (dataclasses.asdict(new), 3)):
+        went_on = with_algorithms_of(saved, new)
+        assert went_on == dataclasses.replace(new, algorithms=Newer(order=order))
+        assert changed_keys(yaml.safe_load(to_yaml(went_on)), went_on) == []
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"), [({"order": 2}, "order=2"), ({"packing": 1}, "packing")]
+)
+def test_algorithms_of_a_later_fitb_are_refused_by_name(versions, said):
+    with pytest.raises(ConfigError, match=said):
+        with_algorithms_of({"algorithms": versions}, Config("run"))
 
 
 def test_a_teacher_that_appears_or_changes_its_kind_is_named():
