@@ -36,7 +36,7 @@ fmt: $(VENV)/ready
 	ruff format .
 
 dist: $(VENV)/ready
-	rm -rf dist
+	rm -f dist/fitb-*.whl dist/fitb-*.tar.gz
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) python -m build --no-isolation --outdir dist
 
 # Processes that tests start are measured too; SIGKILL leaves no measurement behind.

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.parser import Parser
 from pathlib import Path
@@ -189,15 +189,22 @@ def fetch(wanted: Iterable[str], target: Target, out: Path) -> None:
 
 
 def collect(target: Target, extras: str, torch: str, out: Path) -> list[Path]:
-    """Fill a folder with what fitb and its extras require, and nothing else; return the wheels."""
+    """Fill a folder with what fitb and its extras require, and nothing else; return the wheels.
+
+    SHA256SUMS names what was put there; a wheel that is not in it ends this, and stays.
+    """
     out.mkdir(parents=True, exist_ok=True)
     pinned = pins((ROOT / "constraints.txt").read_text(), target, torch)
-    for old in out.glob("fitb-*.whl"):
-        old.unlink()
+    sums = read_sums(out)
+    remove(out.glob("fitb-*.whl"), sums)
+    before = set(out.glob("*.whl"))
     shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # or modules that are gone go along
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT))
     root = Requirement(f"fitb[{extras}]")
     while True:
+        sums |= {path.name: digest_of(path) for path in set(out.glob("*.whl")) - before}
+        write_sums(sums, out)
+        before = set(out.glob("*.whl"))
         at_hand = [path for path in sorted(out.glob("*.whl")) if fits(path, target, pinned)]
         needs = look(at_hand, root, target, {"torch"} if torch == "none" else set())
         if not needs.missing:
@@ -211,20 +218,46 @@ def collect(target: Target, extras: str, torch: str, out: Path) -> list[Path]:
             sys.exit("what pip fetched does not fit the target")
     if needs.conflicts:
         sys.exit("\n".join(needs.conflicts))
-    for path in set(out.glob("*.whl")) - set(needs.wheels.values()):
-        path.unlink()
-    return sorted(needs.wheels.values())
+    remove(set(out.glob("*.whl")) - set(needs.wheels.values()), sums)
+    found = sorted(needs.wheels.values())
+    write_sums({path.name: sums.get(path.name) or digest_of(path) for path in found}, out)
+    return found
 
 
-def write_sums(paths: Iterable[Path], out: Path) -> None:
-    """Write SHA256SUMS, which `sha256sum --check` reads."""
-    lines = []
+def remove(paths: Iterable[Path], sums: Mapping[str, str]) -> None:
+    """Remove wheels that are those of SHA256SUMS; exit, with all there, where one is not."""
+    paths = sorted(paths)
+    strange = [path for path in paths if sums.get(path.name) != digest_of(path)]
+    if strange:
+        sys.exit(
+            f"{', '.join(map(str, strange))}: not put there by this program, and in the way; move"
+            " it away, or name another --out"
+        )
     for path in paths:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        lines.append(f"{digest.hexdigest()}  {path.name}\n")
+        path.unlink()
+
+
+def digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_sums(out: Path) -> dict[str, str]:
+    """Return the digest of each wheel in SHA256SUMS; exit where that is another file."""
+    path = out / "SHA256SUMS"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    found = [re.fullmatch(r"([0-9a-f]{64})  ([^/]+\.whl)", line) for line in lines]
+    if path.is_symlink() or not all(found):
+        sys.exit(f"{path} is not a list of wheels; move it away, or name another --out")
+    return {line[2]: line[1] for line in found if line}
+
+
+def write_sums(sums: Mapping[str, str], out: Path) -> None:
+    """Write SHA256SUMS, which `sha256sum --check` reads."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
     (out / "SHA256SUMS").write_text("".join(lines))
 
 
@@ -248,7 +281,6 @@ def main() -> None:
     where = parser.parse_args()
     target = Target(version_of(where.python), where.platform)
     paths = collect(target, where.extras, where.torch, where.out)
-    write_sums(paths, where.out)
     size_mb = sum(path.stat().st_size for path in paths) / 1e6
     print(f"{len(paths)} wheels, {size_mb:,.0f} MB, for Python {target.version} in {where.out}")
     print(f"there: python{target.version} -m venv venv && venv/bin/pip install --no-index \\")

@@ -91,8 +91,9 @@ class DataConfig:
         shards: folder that `fitb prepare` wrote, or its URL: file://, https://, s3:// and others.
         window_shards: shards whose rows are shuffled among each other.
         prefetch_steps: global batches read ahead of need.
-        cache_dir: folder on each node for shards of a URL; null takes $SLURM_TMPDIR, then
-            $TMPDIR/fitb-cache-UID.
+        cache_dir: folder on each node in which shards of a URL are kept, in a folder
+            fitb-shard-cache-UID that fitb makes; nothing else there is counted or removed. null
+            takes $SLURM_TMPDIR, then $TMPDIR.
         cache_gb: what that folder may hold, in units of 1e9 bytes; two windows must fit.
         fetch_deadline_s: seconds after which a file that no server gives stops the run.
     """

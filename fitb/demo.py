@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fitb import fsio
 from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, Geometry, MaskConfig
-from fitb.errors import FINISHED, RESUME, TrainingError
+from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
 from fitb.flags import parse
 
 if TYPE_CHECKING:
@@ -58,9 +58,13 @@ class DemoConfig:
 
 
 def demo(config: DemoConfig) -> int:
-    """Run the demo, print its table and write summary.json; return an exit code."""
+    """Run the demo, print its table and write summary.json; return an exit code.
+
+    Raises: ConfigError where summary.json is another's.
+    """
     began_s = time.monotonic()
     out = Path(config.out)
+    _refuse_other(out / "summary.json")
     _prepare(config, out / "shards")
     _say("a teacher learns to fill blanks")
     _train(config, out / "teacher", ["--config", "demo-teacher"], config.teacher_steps)
@@ -91,6 +95,20 @@ def demo(config: DemoConfig) -> int:
     _fill(out / "student" / "export")
     print(f"\nAll of it is in {out}; the numbers are in {out / 'summary.json'}.")
     return 0
+
+
+def _refuse_other(summary: Path) -> None:
+    """Refuse a folder whose summary.json is not that of a demo: it would be replaced."""
+    if not summary.exists():
+        return
+    try:
+        found = fsio.read_json(summary)
+    except ValueError:
+        found = None
+    if not (isinstance(found, dict) and {"models", "compute_ratio"} <= found.keys()):
+        raise ConfigError(
+            f"{summary} is not the summary of a demo; move it away, or name a new folder with --out"
+        )
 
 
 def _say(what: str) -> None:

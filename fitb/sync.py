@@ -150,7 +150,16 @@ def _send(
 def _write(
     run: Path, target: Target, records: list[dict[str, Any]], events: list[Any], wait_s: float
 ) -> str:
-    """Write one segment of all attempts, in place of one written before."""
+    """Write one segment of all attempts, in place of one written before.
+
+    Raises: ConfigError where something else is in that place.
+    """
+    others = {path.name for path in (run / MERGED).glob("*")} - {"wandb"}
+    if others:
+        raise ConfigError(
+            f"{run / MERGED} holds what fitb did not write ({', '.join(sorted(others))}); move it"
+            " away, it would be replaced"
+        )
     with (
         fsio.folder_written_whole(run / MERGED) as scratch,
         _wandb(target, "offline", scratch, wait_s, events) as started,

@@ -1,31 +1,44 @@
 """Files of a remote shard set: fetched with patience, kept on this node within a bound.
 
-All processes of a node share the folder. Beside each file lies a lock: held alone while the file is
-fetched or removed, shared while it is being mapped. The kernel frees the locks of a killed process,
-so a `.part` whose lock is free has no owner. A file removed while it is mapped keeps its pages.
+All processes of a node share the folder. A file's lock is held alone while it is fetched or
+removed, shared while it is being mapped, so a part whose lock is free has no owner. A file removed
+while it is mapped keeps its pages. Only what fitb put there is counted and removed (`marked`).
+
+    fitb-shard-cache-UID/                 in data.cache_dir
+        fitb-cache.lock                   the mark; held while files are counted, removed or placed
+        KEY/                              a set; KEY is the hash of set.json
+            set.json                      the mark: the names of its files, and their bytes
+            train-00000.arrow .lock .part
+            tokenizer/
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
+import json
 import logging
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitb.corpus.marked import LOCK, PART, Entry, entered, entry_of, make, opened, take
 from fitb.corpus.remote import Remote
 from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.errors import ConfigError, DataError, SystemFault
-from fitb.fsio import folder_written_whole, naming_full_disk, sha256_file, sha256_json
+from fitb.fsio import naming_full_disk, sha256_file, sha256_json
 
 GB = 1e9
 TOKENIZER = "tokenizer"  # folder of a set
-_PART, _LOCK = ".part", ".lock"
+_SET_MARK = "set.json"
+# Not among what a fitb without marks takes for shards of its own, where it is at work there too.
+_HOME_MARK = "fitb-cache" + LOCK
+_HOME_CONTENT = b"fitb keeps shards of remote sets here, and removes them.\n"
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +48,8 @@ class CacheSettings:
     """Where remote files are kept, and for how long a fetch is tried.
 
     Args:
-        folder: on this node; None takes $SLURM_TMPDIR, else a folder of this user in $TMPDIR.
+        folder: on this node, to make a folder for the cache in; None takes $SLURM_TMPDIR, else
+            $TMPDIR.
         max_gb: of all files together, those being fetched included; 1 GB is 1e9 bytes.
         deadline_s: seconds after which a file that no server gives is a fault.
     """
@@ -45,25 +59,24 @@ class CacheSettings:
     deadline_s: float = 600.0
 
     def home(self) -> Path:
-        """Return the folder, made if need be.
+        """Return the folder of the cache, made and marked if need be.
 
-        Raises: ConfigError where it cannot be made, or belongs to another user.
+        Raises: ConfigError where it cannot be made, or is not one that fitb made for this user;
+            SystemFault where the disk is full.
         """
-        if self.folder is not None:
-            home = Path(self.folder).absolute()
-        elif scratch := os.environ.get("SLURM_TMPDIR"):
-            home = Path(scratch) / "fitb-cache"
-        else:
-            home = Path(tempfile.gettempdir()) / f"fitb-cache-{os.getuid()}"
-        remedy = "set data.cache_dir to a folder of this node that you may write"
+        where = self.folder
+        if where is None:
+            where = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
+        home = Path(where).absolute() / f"fitb-shard-cache-{os.getuid()}"
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with naming_full_disk(home):
+                home.parent.mkdir(parents=True, exist_ok=True)
+                make(home, _HOME_MARK, _HOME_CONTENT)
         except OSError as error:
             raise ConfigError(
-                f"cannot make cache_dir={home}: {error.strerror}; {remedy}"
+                f"cannot make {home} for data.cache_dir={self.folder}: {error.strerror}; set"
+                " data.cache_dir to a folder of this node that you may write"
             ) from error
-        if self.folder is None and home.stat().st_uid != os.getuid():
-            raise ConfigError(f"cache_dir={home} belongs to another user; {remedy}")
         return home
 
 
@@ -80,31 +93,73 @@ class Cache:
 
     Args:
         remote: where they come from.
-        home: folder of all sets; it bounds them together.
-        key: names this set, and this version of it.
+        settings: where they are kept, with those of all other sets; the bound of all together.
         expected: every file that may be asked for, by its plain name.
-        max_bytes: of all whole files in `home` and those being fetched.
-    Raises: ConfigError where one of the files alone is larger than that.
+        version: what tells this set from others with the same files.
+    Raises: ConfigError where one of the files alone is larger than the bound; as `home` does.
     """
 
     def __init__(
         self,
         remote: Remote,
-        home: Path,
-        key: str,
+        settings: CacheSettings,
         expected: Mapping[str, Expected],
-        max_bytes: int,
+        version: str,
     ) -> None:
-        self.remote, self.max_bytes, self.folder = remote, max_bytes, home / key
-        self._home, self._expected = home, expected
+        self.remote, self.max_bytes = remote, int(settings.max_gb * GB)
+        self._settings, self._expected = settings, expected
         self._trusted: set[str] = set()  # fetched or hashed by this process
         largest = max(file.num_bytes for file in expected.values())
-        if largest > max_bytes:
+        if largest > self.max_bytes:
             raise ConfigError(
-                f"data.cache_gb={max_bytes / GB:g} does not hold a file of {largest / GB:.4g} GB of"
-                f" {remote.name}; raise it above that"
+                f"data.cache_gb={self.max_bytes / GB:g} does not hold a file of"
+                f" {largest / GB:.4g} GB of {remote.name}; raise it above that"
             )
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sums = {name: file.sha256 for name, file in expected.items()}
+        described = {
+            "from": remote.name,
+            "version": sha256_json([version, sums]),
+            "files": {name: file.num_bytes for name, file in expected.items()},
+        }
+        self._mark = (json.dumps(described, indent=1) + "\n").encode()
+        self._home = settings.home()
+        self.folder = self._home / _key(self._mark)
+        self._make()
+
+    def _make(self) -> None:
+        self._settings.home()
+        with naming_full_disk(self.folder), entered(self._home) as home:
+            make(self.folder, _SET_MARK, self._mark, home)
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[int]:
+        """Yield a descriptor of the set's folder, made again where somebody has removed it."""
+        with contextlib.ExitStack() as stack:
+            for again in (True, False):
+                try:
+                    home = stack.enter_context(entered(self._home))
+                    folder = stack.enter_context(entered(self.folder, home))
+                    # What cleans a folder of temporary files goes by these times.
+                    os.utime(_HOME_MARK, dir_fd=home, follow_symlinks=False)
+                    os.utime(_SET_MARK, dir_fd=folder, follow_symlinks=False)
+                    break
+                except FileNotFoundError:
+                    if not again:
+                        raise
+                    self._make()
+            yield folder
+
+    @contextlib.contextmanager
+    def _entry(self, name: str) -> Iterator[Entry]:
+        path = self.folder / name
+        with naming_full_disk(path), self._entered() as folder, entry_of(folder, path) as entry:
+            yield entry
+
+    def _take(self, entry: Entry, *, shared: bool = False, wait: bool = True) -> bool:
+        """Take the lock of a file; return False where another holds it and `wait` is false."""
+        while not (taken := take(entry.lock, shared=shared)) and wait:
+            self.remote.pause()
+        return taken
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[Path]:
@@ -112,22 +167,31 @@ class Cache:
 
         Raises: as `fetch` does.
         """
-        path = self.folder / name
         while True:
             self.fetch(name)
-            with self.locked(name, shared=True):
-                here = self._touch(name)  # it may have been removed between the two locks
+            with self._entry(name) as entry:
+                self._take(entry, shared=True)
+                here = self._is_here(entry)  # it may have been removed between the two locks
                 if here and (name in self._trusted or self._is_right(name)):
                     self._trusted.add(name)
-                    yield path
+                    yield entry.path
                     return
-            with self.locked(name), self._accounts():
-                if path.exists() and not self._is_right(name):
-                    logger.warning("%s is damaged; it is fetched again", path)
-                    path.unlink()
+            with self._entry(name) as entry:
+                self._take(entry)
+                with self._accounts():
+                    if self._is_here(entry) and not self._is_right(name):
+                        logger.warning("%s is damaged; it is fetched again", entry.path)
+                        entry.clear()
 
     def _is_right(self, name: str) -> bool:
         return sha256_file(self.folder / name) == self._expected[name].sha256
+
+    def _is_here(self, entry: Entry) -> bool:
+        """Whether a file is there in its size; then it has been used now."""
+        here = entry.size() == self._expected[entry.path.name].num_bytes
+        if here:
+            entry.note_use()
+        return here
 
     def fetch(self, name: str, *, wait: bool = True) -> bool:
         """Bring a file to this node unless it is there.
@@ -137,80 +201,107 @@ class Cache:
         Returns: False where another process is fetching it and `wait` is false.
         Raises: MissingFile or DataError where the server refuses, or what it gives is not what the
             manifest says, twice; SystemFault where no server answers in time, the disk is full,
-            or the wait was cancelled.
+            or the wait was cancelled; ConfigError where something in its place is not fitb's.
         """
         until_s = time.monotonic() + self.remote.deadline_s
-        if self._touch(name):
-            return True
-        with self.locked(name, wait=wait) as held:
-            if not held:
+        with self._entry(name) as entry:
+            if self._is_here(entry):
+                return True
+            if not self._take(entry, wait=wait):
                 return False
-            if not self._touch(name):
-                self._download(name, until_s)
+            if not self._is_here(entry):
+                self._download(entry, until_s)
         return True
 
-    @contextlib.contextmanager
-    def locked(self, name: str, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-        """Hold the lock of a name; yield False where another holds it and `wait` is false."""
-        with _lock(self.folder / (name + _LOCK), shared) as take:
-            while not (held := take()) and wait:
-                self.remote.pause()
-            yield held
-
-    def _touch(self, name: str) -> bool:
-        """Note that a file is in use; return whether it is there."""
-        path = self.folder / name
-        try:
-            os.utime(path)
-            return path.stat().st_size == self._expected[name].num_bytes
-        except FileNotFoundError:
-            return False
-
-    def _download(self, name: str, until_s: float) -> None:
+    def _download(self, entry: Entry, until_s: float) -> None:
         """Fetch a file under its lock: twice, if the first copy is not what the manifest says."""
-        expected, found = self._expected[name], ""
-        part = self.folder / f"{name}.{expected.num_bytes}{_PART}"
+        name, found = entry.path.name, ""
+        expected = self._expected[name]
         for _ in range(2):
-            self._make_room(part, expected.num_bytes, until_s)
+            part = self._make_room(entry, expected.num_bytes, until_s)
             try:
-                self.remote.fetch(name, part, until_s)
-                found = sha256_file(part)
+                self.remote.fetch(name, part, entry.part, until_s)
+                os.lseek(part, 0, os.SEEK_SET)
+                found = sha256_file(Path(f"/dev/fd/{part}"))
                 if found == expected.sha256:
                     with self._accounts():
-                        part.replace(self.folder / name)
+                        entry.place()
                     self._trusted.add(name)
                     return
+                logger.warning("%s/%s came damaged: sha256 %s", self.remote.name, name, found)
             finally:
-                part.unlink(missing_ok=True)
-            logger.warning("%s/%s came damaged: sha256 %s", self.remote.name, name, found)
+                os.close(part)
+                entry.drop_part()
         raise DataError(
             f"{self.remote.name}/{name} is damaged: expected sha256 {expected.sha256}, found"
             f" {found}, fetched twice; copy the set there again"
         )
 
-    @contextlib.contextmanager
-    def _accounts(self) -> Iterator[None]:
-        """Hold the lock under which files are counted, removed, and given their names."""
-        with _lock(self._home / ("accounts" + _LOCK)) as take:
-            while not take():
-                self.remote.pause()
-            yield
+    def fetch_tokenizer(self, described: Mapping[str, Any]) -> None:
+        """Fetch the tokenizer unless the right one is there: twice, if the first is another.
 
-    def _make_room(self, part: Path, num_bytes: int, until_s: float) -> None:
-        """Remove the files unused for longest until `part` fits, and leave it there to be counted.
+        Args:
+            described: the manifest's entry.
+        Raises: DataError where it stays another; ConfigError where a file in its place is not
+            fitb's; as Remote.fetch does.
+        """
+        where, found = self.folder / TOKENIZER, None
+        with self._entry(TOKENIZER) as whole:
+            self._take(whole)
+            for tries_left in (2, 1, 0):
+                with contextlib.suppress(DataError, UnicodeDecodeError):  # missing, or damaged
+                    found = tokenizer_fingerprint(where)
+                if found == described["fingerprint"]:
+                    return
+                if tries_left:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(TOKENIZER, 0o700, dir_fd=whole.folder)
+                    with entered(where, whole.folder) as folder:
+                        for name in described["files"]:
+                            self._fetch_small(folder, where / name)
+        raise DataError(
+            f"{self.remote.name}/{TOKENIZER} is not the tokenizer of these shards: expected"
+            f" fingerprint {described['fingerprint']}, found {found}; copy the set there again"
+        )
+
+    def _fetch_small(self, folder: int, path: Path) -> None:
+        with entry_of(folder, path) as entry:
+            self._take(entry)
+            entry.clear()
+            part = entry.begin()
+            try:
+                self.remote.fetch(f"{TOKENIZER}/{path.name}", part, entry.part)
+                entry.place()
+            finally:
+                os.close(part)
+                entry.drop_part()
+
+    @contextlib.contextmanager
+    def _accounts(self) -> Iterator[int]:
+        """Hold the lock under which files are counted, removed, and given their names.
+
+        Yields a descriptor of the folder of all sets.
+        """
+        with entered(self._home) as home, opened(home, self._home / _HOME_MARK) as lock:
+            while not take(lock):
+                self.remote.pause()
+            yield home
+
+    def _make_room(self, entry: Entry, num_bytes: int, until_s: float) -> int:
+        """Remove the files unused for longest until another fits; return its part, empty.
 
         A file is safe while its lock is held, so there may be nothing to remove for a moment.
         """
         while True:
-            with self._accounts(), naming_full_disk(part):
-                used, files = self._count(part)
+            with self._accounts() as home:
+                entry.clear()
+                used, files = self._count(home)
                 for _, size, path in sorted(files):
                     if used + num_bytes <= self.max_bytes:
                         break
-                    used -= size if _remove_unheld(path, path) else 0
+                    used -= size if _removed(home, path) else 0
                 if used + num_bytes <= self.max_bytes:
-                    part.touch()
-                    return
+                    return entry.begin()
             if time.monotonic() >= until_s:
                 raise SystemFault(
                     f"no room for {num_bytes} bytes in {self._home}: all of"
@@ -219,20 +310,19 @@ class Cache:
                 )
             self.remote.pause()
 
-    def _count(self, besides: Path) -> tuple[int, list[tuple[int, int, Path]]]:
+    def _count(self, home: int) -> tuple[int, list[tuple[int, int, Path]]]:
         """Return bytes used, and (time of last use, bytes, path) of each whole file."""
         used, files = 0, []
-        for path in self._home.glob("*/*"):
-            if path.suffix == _LOCK or path == besides or not path.is_file():
-                continue
-            if path.suffix == _PART:
-                name, _, size = path.name.removesuffix(_PART).rpartition(".")
-                if not _remove_unheld(path, path.with_name(name)):
-                    used += int(size)  # of the whole; the part still grows
-            else:
-                stat = path.stat()
-                used += stat.st_size
-                files.append((stat.st_mtime_ns, stat.st_size, path))
+        for entry, num_bytes in _entries(home, self._home):
+            if entry.owns(entry.part):
+                if take(entry.lock):
+                    entry.drop_part()  # of a killed process
+                else:
+                    used += num_bytes  # of the whole; the part still grows
+            if entry.owns(entry.path):
+                size = entry.size() or 0
+                used += size
+                files.append((entry.last_use(), size, entry.path))
         return used, files
 
 
@@ -252,58 +342,56 @@ def open_cache(remote: Remote, manifest: dict[str, Any], settings: CacheSettings
             )
     tokenizer = manifest["tokenizer"]
     for name in (*expected, *tokenizer["files"]):
-        if name in (".", "..") or Path(name).name != name:
+        ours = name in (_SET_MARK, TOKENIZER) or name.endswith((LOCK, PART))
+        if ours or name in (".", "..") or Path(name).name != name:
             raise DataError(
                 f"the manifest of {remote.name} names the file {name!r}, expected a name without"
-                " folders; run `fitb prepare` again"
+                f" folders that is not {_SET_MARK}, {TOKENIZER}, *{LOCK} or *{PART}; run"
+                " `fitb prepare` again"
             )
-    key = sha256_json([remote.name, manifest["fingerprint"]])[:32]
-    cache = Cache(remote, settings.home(), key, expected, int(settings.max_gb * GB))
-    with cache.locked(TOKENIZER):
-        _fetch_tokenizer(remote, cache.folder / TOKENIZER, tokenizer)
+    version = sha256_json([manifest["fingerprint"], tokenizer["fingerprint"]])
+    cache = Cache(remote, settings, expected, version)
+    cache.fetch_tokenizer(tokenizer)
     return cache
 
 
-def _fetch_tokenizer(remote: Remote, folder: Path, described: dict[str, Any]) -> None:
-    """Fetch a tokenizer unless the right one is there: twice, if the first is another."""
-    for tries_left in (2, 1, 0):
-        found = None
-        with contextlib.suppress(DataError, UnicodeDecodeError):  # missing, or damaged
-            found = tokenizer_fingerprint(folder)
-        if found == described["fingerprint"]:
-            return
-        if tries_left:
-            with folder_written_whole(folder) as scratch:
-                for name in described["files"]:
-                    remote.fetch(f"{TOKENIZER}/{name}", scratch / name)
-    raise DataError(
-        f"{remote.name}/{TOKENIZER} is not the tokenizer of these shards: expected fingerprint"
-        f" {described['fingerprint']}, found {found}; copy the set there again"
-    )
+def _key(mark: bytes) -> str:
+    """Return the name of a set's folder: its mark, copied into another, means nothing there."""
+    return hashlib.sha256(mark).hexdigest()[:32]
 
 
-@contextlib.contextmanager
-def _lock(path: Path, shared: bool = False) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tries to take a lock; the lock ends with the block, or the process."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _entries(home: int, path: Path) -> Iterator[tuple[Entry, int]]:
+    """Yield the files of all sets that may be there, and the bytes that they should have.
 
-    def take() -> bool:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    What is no folder with the mark of a set, or stands where a lock should, is passed over.
+    """
+    for key in os.listdir(home):
+        if not re.fullmatch("[0-9a-f]{32}", key):
+            continue
+        with contextlib.suppress(ConfigError, FileNotFoundError), entered(path / key, home) as set_:
+            there = set(os.listdir(set_))
+            for name, num_bytes in _recorded(set_, path / key).items():
+                if name + LOCK in there and not there.isdisjoint({name, name + PART}):
+                    at = path / key / name
+                    with contextlib.suppress(ConfigError), entry_of(set_, at) as entry:
+                        yield entry, num_bytes
 
-    try:
-        yield take
-    finally:
-        os.close(handle)
+
+def _recorded(folder: int, path: Path) -> dict[str, int]:
+    """Return the names and bytes that the mark of a set tells; none where it is not its own."""
+    with opened(folder, path / _SET_MARK) as handle:
+        mark = os.pread(handle, os.fstat(handle).st_size, 0)
+    found: dict[str, int] = json.loads(mark)["files"] if _key(mark) == path.name else {}
+    return found
 
 
-def _remove_unheld(path: Path, file: Path) -> bool:
-    """Remove `path` unless a process holds the lock of `file`; return whether it is gone."""
-    with _lock(file.with_name(file.name + _LOCK)) as take:
-        if not take():
-            return False
-        path.unlink(missing_ok=True)
-    return True
+def _removed(home: int, path: Path) -> bool:
+    """Remove a file of a set unless a process holds its lock; return whether it is gone."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(ConfigError, FileNotFoundError))
+        folder = stack.enter_context(entered(path.parent, home))
+        entry = stack.enter_context(entry_of(folder, path))
+        if take(entry.lock):
+            entry.clear()
+            return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -63,10 +64,12 @@ class Remote:
         """Return a small file; raise as `fetch` does."""
         return bytes(self._patiently(name, lambda: self._fs.cat_file(self._at(name))))
 
-    def fetch(self, name: str, path: Path, until_s: float | None = None) -> None:
-        """Copy a file to `path`.
+    def fetch(self, name: str, handle: int, path: Path, until_s: float | None = None) -> None:
+        """Copy a file into one that is open.
 
         Args:
+            handle: descriptor of it, for reading and writing.
+            path: of it, for messages.
             until_s: time.monotonic() of the last try; None is deadline_s from now.
         Raises: MissingFile or DataError where the server refuses; SystemFault where none answers
             in time, the disk is full, or the wait was cancelled.
@@ -74,8 +77,10 @@ class Remote:
         callback = _callback(self._check_cancelled)
 
         def copy() -> None:
-            with naming_full_disk(path):
-                self._fs.get_file(self._at(name), str(path), callback=callback)
+            os.ftruncate(handle, 0)  # of what an earlier try left
+            os.lseek(handle, 0, os.SEEK_SET)
+            with naming_full_disk(path):  # by its path another file may be there by now
+                self._fs.get_file(self._at(name), f"/dev/fd/{handle}", callback=callback)
 
         self._patiently(name, copy, until_s)
 

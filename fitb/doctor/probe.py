@@ -31,9 +31,10 @@ def probe(folder: str) -> dict[str, object]:
         "error": "",
         "clock_s": None,
     }
-    name = os.path.join(nearest, f".fitb-doctor-{os.getpid()}")
+    # A name that nobody can foresee: a link of another user would be followed in a shared folder.
+    name = os.path.join(nearest, f".fitb-doctor-{os.urandom(8).hex()}")
     try:
-        with open(name, "wb") as file:
+        with open(name, "xb") as file:
             begin_s = time.time()
             file.write(bytes(4096))
             file.flush()

@@ -7,10 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fitb.errors import SystemFault
+from fitb.errors import ConfigError, SystemFault
 from fitb.fsio import write_atomic
 
 _BAR = 40
+_MARK = b"content=\"default-src 'none'; style-src 'unsafe-inline'\""  # in all pages of fitb
+_HEAD_BYTES = 1000
 _NAMES = {"document_tokens": "tokens of a document", "words_per_row": "words of a row"}
 
 
@@ -116,7 +118,21 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
     page = environment.from_string(source).render(
         result=result, facts=rows_of_facts(result), distributions=distributions(result)
     )
+    put_page(path, page)
+
+
+def put_page(path: Path, page: str) -> None:
+    """Write a page whole, where there is none or one of fitb's.
+
+    Raises: ConfigError where another file is there; SystemFault where it cannot be written.
+    """
     try:
+        if path.is_symlink() or path.exists():
+            head = path.read_bytes()[:_HEAD_BYTES]
+            if head and not (head.startswith(b"<!DOCTYPE html>") and _MARK in head):
+                raise ConfigError(
+                    f"{path} is not a page that fitb wrote; move it away, or name another file"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, page + "\n")
     except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -31,7 +30,8 @@ from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.fsio import naming_full_disk
 from fitb.prepare import stages
 from fitb.prepare.config import PrepareConfig
-from fitb.prepare.work import Work, begin, leave, lock_of, take
+from fitb.prepare.place import leave, leave_work, lock_of, take
+from fitb.prepare.work import Work, begin
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,9 @@ def prepare(config: PrepareConfig) -> Path:
             try:
                 _run(work)
             except (ConfigError, DataError):
-                shutil.rmtree(work.folder)  # its input or settings must change
+                leave_work(work.folder)  # its input or settings must change
                 raise
-            shutil.rmtree(work.folder)
+            leave_work(work.folder)
     finally:
         leave(lock)
     return out / MANIFEST

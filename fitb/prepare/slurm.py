@@ -32,8 +32,9 @@ from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.fsio import write_json
 from fitb.prepare.config import PrepareConfig
+from fitb.prepare.place import JOBS, folder_of, leave, lock_of, place_of, take
 from fitb.prepare.run import Stage, prepare, stages_of
-from fitb.prepare.work import JOBS, Work, begin, folder_of, leave, lock_of, place_of, take
+from fitb.prepare.work import Work, begin
 
 _POLL_S = 2.0
 _PROGRAM = "launch_pickled_pipeline"  # of datatrove

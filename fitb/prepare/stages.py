@@ -39,6 +39,7 @@ from fitb.corpus.tokenizer import (
 from fitb.fsio import folder_written_whole, sha256_file, write_json, written_whole
 from fitb.prepare.dropped import write_dropped
 from fitb.prepare.manifest import NUM_SAMPLES, write_manifest
+from fitb.prepare.place import FOLDERS, SETTINGS
 from fitb.prepare.work import Shard, Work
 
 SAMPLE_CHARS = 160
@@ -267,7 +268,7 @@ def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
         for leftover in work.set.glob(".*.part"):  # of a killed task
             leftover.unlink()
         work.set.rename(work.out)
-    (work.folder / "settings.json").unlink()  # first: what is left is rubbish now
-    for entry in work.folder.iterdir():  # stages/ holds the record of this very task
-        if entry.is_dir() and entry.name != "stages":
-            shutil.rmtree(entry)
+    (work.folder / SETTINGS).unlink()  # first: what is left is rubbish now
+    for name in ("given", "tokenizer", *FOLDERS):
+        if name != "stages":  # which holds the record of this very task
+            shutil.rmtree(work.folder / name, ignore_errors=True)

@@ -15,19 +15,15 @@ preparation does what is missing; another one is refused, and so is a second one
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 import fitb
 from fitb.cluster import slurm
@@ -37,15 +33,25 @@ from fitb.corpus.runs import SPLITS, Documents, Kept, gather
 from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, check_files, read_manifest, shard_name
 from fitb.corpus.sources import Plan, Unit, plan
 from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
-from fitb.errors import DataError, SystemFault
+from fitb.errors import DataError
 from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
 from fitb.prepare.config import PrepareConfig
+from fitb.prepare.place import (
+    FOLDERS,
+    JOBS,
+    PLAN,
+    SETTINGS,
+    check_place,
+    clear_work,
+    enter_work,
+    folder_of,
+    leave_work,
+    place_of,
+)
 
 # Names of places do not count: texts and tokenizers are compared by their fingerprints.
 _PLACES = ("files", "tokenizer", "add_tokens")
 
-JOBS = "jobs.json"
-_FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")
 logger = logging.getLogger(__name__)
 
 
@@ -105,14 +111,14 @@ class Work:
     @classmethod
     def open(cls, folder: Path) -> Work:
         """Enter a preparation that `begin` began."""
-        saved = read_json(folder / "settings.json")
+        saved = read_json(folder / SETTINGS)
         config = saved["config"]
         return cls(
             folder,
             Path(saved["out"]),
             PrepareConfig(**{**config, "clean": CleanConfig(**config["clean"])}),
             saved["settings"],
-            _read_plan(folder / "plan.json"),
+            _read_plan(folder / PLAN),
         )
 
     @property
@@ -211,75 +217,23 @@ def too_few(split: str, totals: Totals, config: PrepareConfig) -> str:
     )
 
 
-def place_of(config: PrepareConfig) -> Path:
-    """Return the folder to make, absolute, its links followed: it appears by a rename."""
-    return Path(os.path.realpath(config.out))
-
-
-def lock_of(config: PrepareConfig) -> FileLock:
-    """Return the lock that one preparation at a time holds, not yet taken.
-
-    Raises: SystemFault where the folder to make cannot be.
-    """
-    folder = folder_of(config)
-    with _naming_place(config):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)  # the lock below tells less of what is wrong with a place
-        if not any(folder.iterdir()):
-            folder.rmdir()
-    return FileLock(folder.parent / f"{folder.name}.lock")
-
-
-def take(lock: FileLock, config: PrepareConfig) -> None:
-    """Take the lock.
-
-    Raises: DataError where another process holds it.
-    """
-    try:
-        with _naming_place(config):
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(
-            f"out={config.out} is being made by another preparation right now; wait for its end,"
-            " or name another folder"
-        ) from error
-
-
-@contextlib.contextmanager
-def _naming_place(config: PrepareConfig) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:
-        raise
-    except OSError as error:
-        raise SystemFault(
-            f"out={config.out} cannot be made: {error.strerror or error}; name another folder"
-        ) from error
-
-
-def leave(lock: FileLock) -> None:
-    """Give the lock back and remove its file."""
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
-
-
 def begin(config: PrepareConfig) -> Work:
     """Begin a preparation, or go on with one of the same settings and input.
 
     Raises: ConfigError, DataError; then nothing new is left.
     """
     folder = folder_of(config)
-    _check_place(place_of(config))
+    check_place(place_of(config))
     _refuse_twins(config, folder)
     Cleaner(config.clean)  # a library that is missing is told now, not by a task
-    if (folder / "settings.json").exists():
-        return _begin(config, folder, read_json(folder / "settings.json"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    enter_work(folder)
+    if (folder / SETTINGS).exists():
+        return _begin(config, folder, read_json(folder / SETTINGS))
+    clear_work(folder)
     try:
         return _begin(config, folder, None)
     except BaseException:
-        shutil.rmtree(folder)
+        leave_work(folder)
         raise
 
 
@@ -312,27 +266,21 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
     if old is not None:
         _compare(old["settings"], settings, f"{folder} holds an unfinished preparation")
     units = plan(config.text_source(), unit_mb=4 * config.shard_mb, max_mb=config.max_mb)
-    if old is not None and _read_plan(folder / "plan.json") != units:
+    if old is not None and _read_plan(folder / PLAN) != units:
         logger.warning("the input has changed since %s was begun; starting anew", folder)
-        for name in _FOLDERS:
+        for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
         if config.tokenizer is None:
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    for name in _FOLDERS:
+    for name in FOLDERS:
         (folder / name).mkdir(exist_ok=True)
     if config.tokenizer is not None and not (folder / "tokenizer").exists():
         given.rename(folder / "tokenizer")
     shutil.rmtree(given, ignore_errors=True)
-    write_json(folder / "plan.json", asdict(units))
+    write_json(folder / PLAN, asdict(units))
     saved = {"out": str(out), "config": asdict(config), "settings": settings}
-    write_json(folder / "settings.json", saved)
+    write_json(folder / SETTINGS, saved)
     return Work(folder, out, config, settings, units)
-
-
-def folder_of(config: PrepareConfig) -> Path:
-    """Return where this preparation works: hidden, beside the folder that it makes."""
-    out = place_of(config)
-    return out.parent / f".{out.name}.work"
 
 
 def _read_plan(path: Path) -> Plan:
@@ -356,21 +304,6 @@ def _settings(config: PrepareConfig, tokenizer: Path, tokens: list[str]) -> dict
     settings["fitb_version"] = fitb.__version__
     settings["format_version"] = FORMAT_VERSION
     return settings
-
-
-def _check_place(out: Path) -> None:
-    """Refuse a place that holds anything but a shard set."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise DataError(f"out={out} is a file; name a new folder")
-    if not (out / MANIFEST).exists():
-        if any(out.iterdir()):
-            raise DataError(f"out={out} holds files that are no shard set; name a new folder")
-        if os.path.ismount(out):
-            raise DataError(
-                f"out={out} is a mount point, which nothing can be renamed to; name a folder in it"
-            )
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:

@@ -30,6 +30,7 @@ HEIGHT = 190.0  # of a plot, without legend and margins
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 28.0, 32.0
 ROW = 15.0  # of a legend
 PNG_DPI = 300
+_PNG_MARK, _HEAD_BYTES = b"Software\0fitb", 1000
 POINTS = 72.0  # an inch
 _INK, _SOFT, _LINE, _PAPER = "#24211c", "#6a645a", "#ddd6ca", "#fffefb"
 # Okabe and Ito's colours (jfly.uni-koeln.de/color), without yellow, which paper swallows; markers
@@ -110,7 +111,7 @@ def drawn(
         draw: makes its figure of a width in points.
         png: folder, which exists, that gets it as NAME.png, in the first of the widths.
         widths: one SVG is made of each.
-    Raises: SystemFault where the disk is full.
+    Raises: SystemFault where the disk is full; ConfigError where another PNG has that name.
     """
     svgs = []
     for number, width in enumerate(widths):
@@ -119,12 +120,21 @@ def drawn(
             text = io.StringIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
             if png and not number:
-                with written_whole(png / f"{name}.png") as scratch:
-                    figure.savefig(scratch, format="png", dpi=PNG_DPI, facecolor="white")
+                _put_png(png / f"{name}.png", figure)
         about = "; ".join(facts) or title
         prefix = f"{name}-{number}" if number else name
         svgs.append(inline(text.getvalue(), prefix, title, about, VARIABLES))
     return Chart(name, title, facts, svgs)
+
+
+def _put_png(path: Path, figure: Figure) -> None:
+    if path.is_symlink() or (path.exists() and _PNG_MARK not in path.read_bytes()[:_HEAD_BYTES]):
+        raise ConfigError(
+            f"{path} is not a chart that fitb drew; move it away, or name another folder with --png"
+        )
+    settings: Any = {"dpi": PNG_DPI, "facecolor": "white", "metadata": {"Software": "fitb"}}
+    with written_whole(path) as scratch:
+        figure.savefig(scratch, format="png", **settings)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,10 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import fitb
 from fitb.cluster.history import Attempt
-from fitb.errors import SystemFault
-from fitb.fsio import write_atomic
 from fitb.report.blanks import Blanks, spaced
 from fitb.report.charts import MARKERS, PALETTE, Chart
 from fitb.report.evaluations import Evaluations, Value
@@ -105,20 +102,6 @@ def render(content: Content) -> str:
         version=fitb.__version__,
         when=f"{content.written:%Y-%m-%d %H:%M} UTC",
     )
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write the page whole.
-
-    Raises: SystemFault where it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text + "\n")
-    except OSError as error:
-        raise SystemFault(
-            f"cannot write {path}: {error.strerror}; name a file in a folder of yours with --out"
-        ) from error
 
 
 def _title(runs: Sequence[Run]) -> str:

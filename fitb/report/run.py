@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb.errors import SystemFault
+from fitb.inspect.page import put_page
 from fitb.report import charts
 from fitb.report.blanks import blanks_of
 from fitb.report.charts import Chart
@@ -16,7 +17,7 @@ from fitb.report.config import ReportConfig
 from fitb.report.evaluations import Table, read_evaluations
 from fitb.report.gather import Run, gather, names_of
 from fitb.report.intervals import METRIC_LABELS, SHOWN, draw_table
-from fitb.report.page import Content, Part, key_figures, render, state_of, write_page
+from fitb.report.page import Content, Part, key_figures, render, state_of
 from fitb.report.panels import SECTIONS, panels_of
 from fitb.report.timeline import draw_attempts, end_of
 
@@ -48,7 +49,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     )
     page = config.page()
     text = render(content)
-    write_page(page, text)
+    put_page(page, text)
     return {
         "page": str(page),
         "bytes": len(text.encode()) + 1,

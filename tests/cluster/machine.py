@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 PROGRAMS = (
     "slurmctld",
@@ -61,9 +62,15 @@ def wait_until(condition: object, timeout_s: float, what: str, poll_s: float = 0
         time.sleep(poll_s)
 
 
+def open_lock(path: Path) -> IO[bytes]:
+    """Open a lock in a folder that all users write to: no link is followed, nothing is cut off."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "r+b")
+
+
 def start_munge() -> None:
     """Start munged with a key, where none is running; of several at once, one does."""
-    with open("/tmp/fitb-munge.lock", "w") as lock:
+    with open_lock(Path("/tmp/fitb-munge.lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
             return

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from machine import ClusterUnavailable, run, start_munge, wait_until, why_not
+from machine import ClusterUnavailable, open_lock, run, start_munge, wait_until, why_not
 
 SLOTS = 8
 HOSTS_OF = Path("/etc/netns")  # `ip netns exec` mounts the files found there over those in /etc
@@ -95,8 +95,9 @@ class Cluster:
     def up(self) -> None:
         """Start from nothing, whatever an earlier owner of this slot left."""
         self.down()
-        (self.folder / "state").mkdir(parents=True)
+        self.folder.mkdir()  # what is left there now is no cluster's
         self._write_conf()
+        (self.folder / "state").mkdir()
         start_munge()
         run("ip", "link", "add", self.prefix, "type", "bridge")
         run("ip", "addr", "add", f"{self.subnet}.254/24", "dev", self.prefix)
@@ -141,7 +142,8 @@ class Cluster:
             link = line.split(":")[1].strip().split("@")[0]
             if link.startswith(self.prefix):
                 run("ip", "link", "del", link, check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.conf.is_file() and not self.folder.is_symlink():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_conf(self) -> None:
         hosts = f"{self.prefix}h[1-{len(self.hosts)}]"
@@ -337,7 +339,7 @@ def a_cluster(num_hosts: int = 2) -> Iterator[Cluster]:
     if reason:
         raise ClusterUnavailable(reason)
     for slot in range(SLOTS):
-        with open(f"/tmp/fitb-cluster-{slot}.lock", "w") as lock:
+        with open_lock(Path(f"/tmp/fitb-cluster-{slot}.lock")) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from snapshot import snapshot, touched
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("wheelhouse", ROOT / "container" / "wheelhouse.py")
@@ -90,13 +91,47 @@ def test_markers_are_those_of_the_python_that_the_wheels_are_for(registry, tmp_p
 
 def test_what_is_there_is_not_fetched_again_and_what_is_not_needed_goes(registry, tmp_path):
     out = tmp_path / "out"
-    wheel(out, "alpha", "0.9")
-    wheel(out, "other")
+    old = wheel(out, "fitb", "0.0.9"), wheel(out, "alpha", "0.9"), wheel(out, "other")
+    wheelhouse.write_sums({path.name: wheelhouse.digest_of(path) for path in old}, out)
     first = wheelhouse.collect(NEW, "none", "none", out)
     registry[1].clear()
     assert wheelhouse.collect(NEW, "none", "none", out) == first
     assert registry[1] == []
     assert sorted(out.glob("*.whl")) == first
+    assert list(wheelhouse.read_sums(out)) == [path.name for path in first]
+
+
+@pytest.mark.parametrize("name", ["other", "fitb", "listed", "SHA256SUMS"])
+def test_what_somebody_else_put_into_the_folder_is_in_the_way_and_stays(registry, tmp_path, name):
+    out = tmp_path / "out"
+    theirs = wheel(out, name) if name != "SHA256SUMS" else out / name
+    if name == "SHA256SUMS":
+        out.mkdir()
+        theirs.write_text("0 of my thesis\n")
+    if name == "listed":
+        wheelhouse.write_sums({theirs.name: "0" * 64}, out)  # once it was another
+    before = snapshot(theirs)
+    with pytest.raises(SystemExit, match="move it away, or name another --out"):
+        wheelhouse.collect(NEW, "none", "none", out)
+    assert touched(before, theirs) == []
+    theirs.rename(tmp_path / theirs.name)
+    assert wheelhouse.collect(NEW, "none", "none", out)
+
+
+def test_a_wheelhouse_that_was_interrupted_knows_what_it_fetched(registry, tmp_path, monkeypatch):
+    out, look = tmp_path / "out", wheelhouse.look
+
+    def interrupted(at_hand, *rest):
+        if len(at_hand) > 1:
+            raise KeyboardInterrupt
+        return look(at_hand, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(wheelhouse, "look", interrupted)
+        wheelhouse.collect(NEW, "more", "cpu", out)
+    assert len(list(out.glob("*.whl"))) > 3
+    found = wheelhouse.collect(NEW, "none", "none", out)  # needs fewer of them
+    assert sorted(out.glob("*.whl")) == found
 
 
 def test_a_module_that_is_gone_does_not_come_from_an_older_build(registry, tmp_path):
@@ -157,7 +192,7 @@ def test_a_version_or_an_interpreter_says_which_python():
 
 def test_sums_are_read_by_sha256sum(tmp_path):
     paths = [wheel(tmp_path, "alpha"), wheel(tmp_path, "beta")]
-    wheelhouse.write_sums(paths, tmp_path)
+    wheelhouse.write_sums({path.name: wheelhouse.digest_of(path) for path in paths}, tmp_path)
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     assert subprocess.run(check, cwd=tmp_path, capture_output=True).returncode == 0
     paths[0].write_bytes(b"another")

@@ -21,7 +21,7 @@ def bound(local: Path) -> int:
 def kept(settings: CacheSettings) -> dict[str, int]:
     """Bytes of every whole file and part in a cache now."""
     found = {}
-    for path in Path(str(settings.folder)).glob("*/*"):
+    for path in Path(str(settings.folder)).rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed
             if path.suffix in (".arrow", ".part"):
                 found[path.name] = path.stat().st_size

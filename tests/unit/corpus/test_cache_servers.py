@@ -58,7 +58,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
     server: FileServer, settings: CacheSettings, local: Path
 ) -> None:
     ShardSet.open(server.url, "train", settings).read(np.array([0]))
-    (path,) = Path(str(settings.folder)).glob("*/train-00000.arrow")
+    (path,) = Path(str(settings.folder)).rglob("train-00000.arrow")
     damage(path)
     rows = ShardSet.open(server.url, "train", settings).read(np.array([0])).input_ids
     assert (rows == expected_rows(local, np.array([0]))).all()

@@ -20,8 +20,8 @@ from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
 from fitb.prepare import stages
 from fitb.prepare.config import PrepareConfig
+from fitb.prepare.place import folder_of
 from fitb.prepare.run import prepare
-from fitb.prepare.work import folder_of
 
 
 def test_preparing_again_does_nothing_and_says_so(
