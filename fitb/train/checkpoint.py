@@ -127,8 +127,8 @@ def load(root: Path, world: World) -> Checkpoint | None:
     Args:
         root: the checkpoints folder of the run.
     Raises:
-        CheckpointError: there are checkpoints and none verifies: a run never starts from zero in
-            silence. Or the newest is of a newer format.
+        CheckpointError: there are checkpoints and none verifies, or there were and they are gone: a
+            run never starts from zero in silence. Or the newest is of a newer format.
         SystemFault: the filesystem failed to read one, or a rank reads other bytes than rank 0; on
             every rank.
     """
@@ -158,6 +158,7 @@ def load(root: Path, world: World) -> Checkpoint | None:
                 " expected at least one good one. Restore one under its name, or choose another"
                 " --run_dir"
             )
+        _check_never_saved(root.parent)
         return None
 
     chosen = on_main(find, world)
@@ -235,6 +236,51 @@ def _content(file: Path, expected: dict[str, Any]) -> bytes:
     if digest != expected["sha256"]:
         raise CheckpointError(f"{file} has sha256 {digest}; expected {expected['sha256']}")
     return data
+
+
+def last_saved(run: Path) -> int:
+    """Return the last step that the records of a run say it has saved; 0 where they say none.
+
+    Raises: CheckpointError where done.json cannot be read; DataError for a line of events.jsonl.
+    """
+    try:
+        done = fsio.read_json(run / "done.json")
+    except FileNotFoundError:
+        done = {}
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run / 'done.json'} cannot be read ({error}), which says what {run} has saved;"
+            " restore or remove it"
+        ) from error
+    known = ("save", "resume", "requeue", "stop", None)  # None: of done.json
+    records = [*fsio.read_lines(run / "events.jsonl"), done]
+    return max(record.get("step") or 0 for record in records if record.get("event") in known)
+
+
+def _check_never_saved(run: Path) -> None:
+    """Raise CheckpointError where a run without checkpoints has had one, or may have had.
+
+    Every save is an event. A run that has logged or exported something, and whose events are gone
+    as well, is not taken for one that never saved.
+    """
+    events = fsio.read_lines(run / "events.jsonl")
+    begun = sum(event.get("event") == "attempt" for event in events)
+    left = [name for name in ("metrics.jsonl", "export") if _holds_something(run / name)]
+    if step := last_saved(run):
+        what = f"has saved step {step}"
+    elif left and begun < 2:  # the one is this attempt
+        what = f"has {' and '.join(left)}, and events.jsonl does not tell what it has saved"
+    else:
+        return
+    raise CheckpointError(
+        f"{run} {what}, and {run / 'checkpoints'} holds no checkpoint: they were removed, or the"
+        " filesystem does not show them. Restore that folder; or begin from step 0 under another"
+        f" --run_dir, or under this one after `mv {run} {run}.old`"
+    )
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_dir() or (path.exists() and path.stat().st_size > 0)
 
 
 def _read_back(path: Path, files: dict[str, dict[str, Any]]) -> None:

@@ -148,6 +148,13 @@ def main(folder: Path, shards: Path, teacher: Path, flags: list[str]) -> None:
     def training(run_dir: Path, *more: str) -> int:
         return train(parse(Config, "fitb train", [*flags, *more, "--run_dir", str(run_dir)]))
 
+    def asked(at: Path, source: Path, to: Path) -> int:
+        """Train where rank 0 has moved a folder before."""
+        if world.is_main:
+            source.rename(to)
+        dist.barrier()
+        return training(at)
+
     ranks.case("good", lambda: training(run))
     files = {
         "teacher": ([teacher / "model.safetensors"], flipped),
@@ -167,6 +174,8 @@ def main(folder: Path, shards: Path, teacher: Path, flags: list[str]) -> None:
     weights = [teacher / "model.safetensors"]
     ranks.case("evaluated", lambda: evaluation(shards, teacher, world), weights)
     ranks.case("evaluated well", lambda: evaluation(shards, teacher, world))
+    ranks.case("purged", lambda: asked(run, run / "checkpoints", folder / "kept"))
+    ranks.case("restored", lambda: asked(run, folder / "kept", run / "checkpoints"))
     os._exit(0)
 
 

@@ -94,3 +94,14 @@ def test_ranks_that_evaluate_different_weights_give_no_number(answers: Answers) 
     code, error = ended(answers, "evaluated")
     assert code == 4 and "model" in error and "rank 1 on" in error
     assert [(each["code"], each["errors"]) for each in answers["evaluated well"]] == [(0, [])] * 2
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_until_they_are_back(
+    answers: Answers, folder: Path
+) -> None:
+    code, error = ended(answers, "purged")
+    assert code == 93
+    assert all(word in error for word in ("saved step 2", "Restore", "--run_dir", "mv "))
+    assert [each["code"] for each in answers["restored"]] == [0, 0]
+    assert job.steps(folder / "run") == [1, 2]
+    assert [event["step"] for event in job.events(folder / "run", "save")] == [2]

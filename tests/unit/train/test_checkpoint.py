@@ -184,6 +184,65 @@ def test_when_none_verifies_the_run_stops_now_and_at_every_later_start(root):
     assert names(root) == ["latest", "step-0000001.bad", "step-0000002.bad"]
 
 
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def purged(run):
+    """A run whose checkpoints are gone, with `latest` and all."""
+    (run / "checkpoints").mkdir(exist_ok=True)
+    return run / "checkpoints"
+
+
+ATTEMPTS = [{"event": "attempt", "attempt": 1}, {"event": "attempt", "attempt": 2}]
+SAVED = [
+    [ATTEMPTS[0], {"event": "save", "step": 12}, ATTEMPTS[1]],
+    [{"event": "resume", "step": 12}, ATTEMPTS[1]],
+    [*ATTEMPTS, {"event": "requeue", "step": 12, "exit_code": 1}],
+    [{"event": "stop", "step": 12, "exit_code": 85}, {"event": "stop", "step": None}],
+]
+
+
+@pytest.mark.parametrize("events", SAVED)
+def test_a_run_that_has_saved_and_holds_no_checkpoint_is_not_begun_anew(tmp_path, events):
+    write_lines(tmp_path / "events.jsonl", events)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="saved step 12.*Restore.*mv") as caught:
+            load(purged(tmp_path), ALONE)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_end_that_a_run_came_to_tells_that_it_has_saved(tmp_path):
+    (tmp_path / "done.json").write_text('{"exit_code": 0, "step": 9}')
+    with pytest.raises(CheckpointError, match="saved step 9"):
+        load(purged(tmp_path), ALONE)
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "export"])
+def test_a_run_that_has_trained_and_lost_its_events_is_not_begun_anew(tmp_path, left):
+    write_lines(tmp_path / "events.jsonl", [ATTEMPTS[1]])
+    if left == "export":
+        (tmp_path / left).mkdir()
+    else:
+        write_lines(tmp_path / left, [{"train/step": 3}])
+    with pytest.raises(CheckpointError, match=f"{left}.*does not tell"):
+        load(purged(tmp_path), ALONE)
+
+
+def test_a_run_that_crashed_before_its_first_save_begins_again(tmp_path):
+    stop = {"event": "stop", "step": None, "exit_code": 1}
+    again = {"event": "requeue", "step": 0, "exit_code": 1}
+    write_lines(tmp_path / "events.jsonl", [ATTEMPTS[0], stop, again, ATTEMPTS[1]])
+    write_lines(tmp_path / "metrics.jsonl", [{"train/step": 3}])
+    assert load(purged(tmp_path), ALONE) is None
+
+
+def test_a_record_of_the_end_that_cannot_be_read_is_no_proof_that_nothing_was_saved(tmp_path):
+    (tmp_path / "done.json").write_bytes(bytes(20))
+    with pytest.raises(CheckpointError, match=r"done\.json cannot be read"):
+        load(purged(tmp_path), ALONE)
+
+
 def test_the_tensors_are_those_of_the_bytes_that_were_hashed(root, monkeypatch):
     """A file that changes after it was read changes nothing."""
     reads = []
