@@ -1,47 +1,60 @@
-"""Memory maps of shard files: checked on first use, few at a time."""
+"""Memory maps of shard files, few at a time: the pages that are read are the pages hashed."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from fitb.corpus.cache import Cache
-from fitb.errors import DataError
-from fitb.fsio import sha256_file
+from fitb.errors import DataError, SystemFault
 
 REMEDY = "copy the folder again, or remove it and run `fitb prepare` again"
+
+
+def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """Return the smallest unsigned integer type that holds every id below vocab_size."""
+    return np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 class MappedShards:
     """The shards that are mapped now; the one unused for longest makes room for the next.
 
     Args:
-        entries: of the manifest, one for each shard.
+        manifest: of the set.
+        entries: of the manifest, those of one split.
         folder: of the files.
         cache: brings them there; None where they lie there.
         limit: shards mapped at a time.
     """
 
     def __init__(
-        self, entries: Sequence[dict[str, Any]], folder: Path, cache: Cache | None, limit: int
+        self,
+        manifest: Mapping[str, Any],
+        entries: Sequence[dict[str, Any]],
+        folder: Path,
+        cache: Cache | None,
+        limit: int,
     ) -> None:
+        self._length, self._vocab_size = manifest["length"], manifest["tokenizer"]["vocab_size"]
         self._entries, self._folder, self._cache, self._limit = entries, folder, cache, limit
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in entries]  # so that a shard is hashed once
-        self._hashed: set[int] = set()
         self._columns: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
 
     def columns(self, number: int) -> dict[str, NDArray[Any]]:
         """Return the columns of a shard as read-only views of its file.
 
-        Raises: DataError where the content is not what the manifest says, and what Cache.fetch
-            raises.
+        Raises: DataError where rows, types, ids or bytes are not what the manifest says, and as
+            `table` does.
         """
         with self._locks[number]:
             with self._lock:
@@ -56,37 +69,77 @@ class MappedShards:
             return columns
 
     def _map(self, number: int) -> dict[str, NDArray[Any]]:
-        name, sha256 = self._entries[number]["file"], self._entries[number]["sha256"]
-        if self._cache is not None:
-            with self._cache.held(name) as path:
-                return _map_columns(path)
-        if number not in self._hashed:
-            check_content(self._folder / name, sha256)
-            self._hashed.add(number)
-        return _map_columns(self._folder / name)
+        """Map a shard and check it, every time: since the last one the file may have changed."""
+        entry = self._entries[number]
+        table = self.table(entry["file"], entry["sha256"], entry["rows"])
+        path = self._folder / entry["file"]
+        lists = {
+            "input_ids": pa.list_(pa.from_numpy_dtype(id_type(self._vocab_size)), self._length),
+            "word_starts": pa.list_(pa.uint8(), math.ceil(self._length / 8)),
+        }
+        for name, expected in lists.items():
+            found = table.schema.field(name).type if name in table.column_names else "not there"
+            if found != expected:
+                raise DataError(f"{path}: column {name} is {found}, expected {expected}; {REMEDY}")
+        columns = {name: _view(table.column(name)) for name in table.column_names}
+        largest = int(columns["input_ids"].max())
+        if largest >= self._vocab_size:
+            raise DataError(
+                f"{path} holds the id {largest}, expected ids below the {self._vocab_size} of the"
+                f" tokenizer; {REMEDY}"
+            )
+        return columns
+
+    def table(self, name: str, sha256: str, num_rows: int) -> pa.Table:
+        """Map a file of the set, brought here if need be, as `map_table` does.
+
+        Raises: DataError as `map_table` does, of a local set; SystemFault where the cached file is
+            not what was fetched; what Cache.fetch raises.
+        """
+        if self._cache is None:
+            return map_table(self._folder / name, sha256, num_rows)
+        with self._cache.held(name) as path:
+            try:
+                return map_table(path, sha256, num_rows)
+            except DataError as error:
+                raise SystemFault(
+                    f"{path} is not what was fetched any more ({error}); start again, which"
+                    " fetches it again"
+                ) from error
 
 
-def check_content(path: Path, sha256: str) -> None:
-    found = sha256_file(path)
+def map_table(path: Path, sha256: str, num_rows: int) -> pa.Table:
+    """Map an Arrow stream of one record batch; what is hashed is what the table's views show.
+
+    Raises: DataError where the file is missing, or its content is other than expected.
+    """
+    try:
+        pages = pa.memory_map(str(path)).read_buffer()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; {REMEDY}") from error
+    found = hashlib.sha256(pages).hexdigest()
     if found != sha256:
         raise DataError(f"{path} is damaged: expected sha256 {sha256}, found {found}; {REMEDY}")
+    try:
+        table = pa.ipc.open_stream(pages).read_all()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no Arrow stream: {error}; {REMEDY}") from error
+    batches = [len(batch) for batch in table.to_batches()]
+    if sum(batches) != num_rows or len(batches) > 1:
+        raise DataError(
+            f"{path} has rows {batches} in its record batches, expected one of the {num_rows} rows"
+            f" that the manifest says; {REMEDY}"
+        )
+    return table
 
 
-def map_table(path: Path) -> pa.Table:
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-
-
-def _map_columns(path: Path) -> dict[str, NDArray[Any]]:
-    table = map_table(path)
-    columns: dict[str, NDArray[Any]] = {}
-    for name in table.column_names:
-        array = table.column(name).chunk(0)
-        if isinstance(array, pa.FixedSizeListArray):
-            flat = array.flatten().to_numpy(zero_copy_only=True)
-            columns[name] = flat.reshape(-1, array.type.list_size)
-        else:
-            columns[name] = array.to_numpy(zero_copy_only=True)
-    return columns
+def _view(column: pa.ChunkedArray) -> NDArray[Any]:
+    array = column.chunk(0)
+    if isinstance(array, pa.FixedSizeListArray):
+        flat: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=True)
+        return flat.reshape(-1, array.type.list_size)
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=True)
+    return values
 
 
 def check_size(path: Path, expected: int) -> None:

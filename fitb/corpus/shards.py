@@ -1,16 +1,15 @@
 """Shards: Arrow files of fixed-length rows, read through memory maps as views without copies.
 
 A file is an Arrow IPC stream of one uncompressed record batch, which `datasets.Dataset.from_file`
-opens as well. The manifest beside the files says what they are: `ShardSet.open` checks that every
-file is there in its right size, and the first read of a shard checks its sha256. Files of a remote
-set pass through the cache of this node.
+opens as well. The manifest beside the files says what they are: `ShardSet.open` checks it against
+its fingerprint, the tokenizer against the manifest, and the size of every file; a shard is checked
+against its entry whenever it is mapped. Files of a remote set pass through the cache of this node.
 
 Dimensions: n rows asked for, L length.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,21 +22,14 @@ from numpy.typing import NDArray
 
 from fitb.corpus.cache import TOKENIZER, Cache, CacheSettings, open_cache
 from fitb.corpus.chunk import Columns
-from fitb.corpus.mapped import REMEDY, MappedShards, check_content, check_size, map_table
-from fitb.corpus.remote import MissingFile, Remote, is_remote, local_folder
+from fitb.corpus.manifest import DOCUMENTS, read_manifest, remote_manifest
+from fitb.corpus.mapped import REMEDY, MappedShards, check_size, id_type
+from fitb.corpus.remote import Remote, is_remote, local_folder
+from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.errors import DataError, nearest
 from fitb.fsio import naming_full_disk
 
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 DIGEST_BYTES = 16  # of a document
-
-_MANIFEST_KEYS = ("fingerprint", "length", "shards", "splits", "tokenizer", "settings")
-
-
-def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest unsigned integer type that holds every id below vocab_size."""
-    return np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 def write_shard(path: Path, rows: Columns, *, vocab_size: int, with_offsets: bool) -> int:
@@ -114,58 +106,13 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}.arrow"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a shard set.
-
-    Raises: DataError where there is none, it is damaged, or another version wrote it.
-    """
-    path = folder / MANIFEST
-    try:
-        return _checked_manifest(path.read_bytes(), str(path))
-    except FileNotFoundError as error:
-        raise _no_set(str(folder)) from error
-
-
-def _remote_manifest(remote: Remote) -> dict[str, Any]:
-    try:
-        return _checked_manifest(remote.read(MANIFEST), f"{remote.name}/{MANIFEST}")
-    except MissingFile as error:
-        raise _no_set(remote.name) from error
-
-
-def _no_set(where: str) -> DataError:
-    return DataError(
-        f"{where} is not a shard set: it has no {MANIFEST}; name a folder that `fitb prepare` wrote"
-    )
-
-
-def _checked_manifest(content: bytes, path: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}; {REMEDY}") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
+def _check_tokenizer(folder: Path, expected: str) -> None:
+    found = tokenizer_fingerprint(folder)
+    if found != expected:
         raise DataError(
-            f"{path} has format_version {version}, this fitb reads {FORMAT_VERSION}; use the fitb"
-            " that wrote it, or run `fitb prepare` again"
+            f"{folder} is not the tokenizer of these shards: expected fingerprint {expected}, found"
+            f" {found}; {REMEDY}"
         )
-    missing = [key for key in _MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
-    return dict(manifest)
-
-
-def check_files(folder: Path) -> None:
-    """Raise DataError where a file of a local set is missing or has another size."""
-    manifest = read_manifest(folder)
-    for entry in manifest["shards"]:
-        check_size(folder / entry["file"], entry["bytes"])
-        if "documents_file" in entry:
-            check_size(folder / entry["documents_file"], entry["documents_bytes"])
-    for name in manifest["tokenizer"]["files"]:
-        if not (folder / TOKENIZER / name).is_file():
-            raise DataError(f"{folder / TOKENIZER / name} is missing; {REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -236,7 +183,7 @@ class ShardSet:
         settings: CacheSettings | None = None,
         max_mapped: int = 64,
     ) -> ShardSet:
-        """Open a split; sizes of local files are checked now, contents when first read.
+        """Open a split; manifest, tokenizer and sizes are checked now, shards when they are mapped.
 
         Args:
             where: folder, or a URL that fsspec knows.
@@ -249,7 +196,7 @@ class ShardSet:
         if is_remote(where):
             settings = settings or CacheSettings()
             remote = Remote(str(where), settings.deadline_s)
-            manifest = _remote_manifest(remote)
+            manifest = remote_manifest(remote)
             cache = open_cache(remote, manifest, settings)
         else:
             manifest = read_manifest(local_folder(where))
@@ -261,8 +208,10 @@ class ShardSet:
             raise DataError(
                 f"{name} has no split {split!r}{nearest(split, known)}; it has {', '.join(known)}"
             )
-        for entry in entries if cache is None else ():
-            check_size(folder / entry["file"], entry["bytes"])
+        if cache is None:
+            _check_tokenizer(folder / TOKENIZER, manifest["tokenizer"]["fingerprint"])
+            for entry in entries:
+                check_size(folder / entry["file"], entry["bytes"])
         shard_rows = tuple(entry["rows"] for entry in entries)
         return cls(
             name=name,
@@ -274,7 +223,7 @@ class ShardSet:
             tokenizer_folder=folder / TOKENIZER,
             cache=cache,
             _entries=entries,
-            _mapped=MappedShards(entries, folder, cache, max_mapped),
+            _mapped=MappedShards(manifest, entries, folder, cache, max_mapped),
             _ends=np.cumsum(shard_rows),
             _again=(where, split, settings, max_mapped),
         )
@@ -306,18 +255,12 @@ class ShardSet:
         Raises: DataError where the set does not say, or the file is missing or damaged.
         """
         entry = self._entries[number]
-        if "documents_file" not in entry:
+        if DOCUMENTS not in entry:
             raise DataError(
                 f"{self.name} does not say where the documents of {entry['file']} come from; run"
                 " `fitb prepare` again"
             )
-        if self.cache is not None:
-            with self.cache.held(entry["documents_file"]) as path:
-                return map_table(path)
-        path = self.tokenizer_folder.parent / entry["documents_file"]
-        check_size(path, entry["documents_bytes"])
-        check_content(path, entry["documents_sha256"])
-        return map_table(path)
+        return self._mapped.table(entry[DOCUMENTS], entry["documents_sha256"], entry["documents"])
 
     def read(self, rows: NDArray[np.int64]) -> Rows:
         """Return rows in the order asked for.

@@ -11,7 +11,7 @@ import torch
 
 from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.config import CompareConfig
-from fitb.evaluate.measure import EvaluationSet, Measured, device_of, load_models, measure
+from fitb.evaluate.measure import Measured, device_of, load, measure
 from fitb.evaluate.metrics import METRICS, differences
 from fitb.evaluate.ranks import joined
 from fitb.evaluate.run import finite, over_masks, settings_of
@@ -28,11 +28,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     Raises: as `evaluate` does.
     """
     with joined(os.environ) as ranks:
-        sets = [
-            EvaluationSet.open(name, where, config.split)
-            for name, where in config.named_sets().items()
-        ]
-        loaded = load_models(config.sources(), sets, config.seed)
+        sets, loaded = load(config, ranks)
         for each in loaded.values():
             torch.nn.Module.to(each.model, device_of(ranks))
         predictors = {role: Bert(each.model) for role, each in loaded.items()}

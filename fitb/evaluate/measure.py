@@ -14,12 +14,14 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ContractError
 from fitb.evaluate.categories import GROUPS
-from fitb.evaluate.config import MeasureConfig
+from fitb.evaluate.config import CompareConfig, EvaluateConfig, MeasureConfig
 from fitb.evaluate.count import choose_rows, count_batch, masked_batch
 from fitb.evaluate.counts import COLUMNS, JUDGED, PLAIN, RowCounts, piece_classes
 from fitb.evaluate.ranks import Ranks
 from fitb.evaluate.score import Predictor
 from fitb.evaluate.words import Categoriser
+from fitb.fsio import sha256_json
+from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import Loaded, load_model
@@ -67,6 +69,34 @@ class Measured:
     counts: dict[str, list[RowCounts]]
     about: dict[str, Any]
     tokens_per_s: dict[str, float]
+
+
+def load(
+    config: EvaluateConfig | CompareConfig, ranks: Ranks
+) -> tuple[list[EvaluationSet], dict[str, Loaded]]:
+    """Open the sets and load the models of a configuration; all ranks call this.
+
+    Raises: as ShardSet.open and `load_models` do; SystemFault on every rank where they have not
+        read the same.
+    """
+
+    def read() -> tuple[list[EvaluationSet], dict[str, Loaded]]:
+        sets = [
+            EvaluationSet.open(name, where, config.split)
+            for name, where in config.named_sets().items()
+        ]
+        return sets, load_models(config.sources(), sets, config.seed)
+
+    def digests(found: tuple[list[EvaluationSet], dict[str, Loaded]]) -> dict[str, str]:
+        held = {}
+        for each in found[0]:
+            held[f"manifest of {each.shards.name}"] = sha256_json(each.shards.manifest)
+            held[f"tokenizer of {each.shards.name}"] = digest_of_tokenizer(each.tokenizer)
+        for role, loaded in found[1].items():
+            held[f"{role} {loaded.source}"] = digest_of_model(loaded.model, loaded.model.config)
+        return held
+
+    return load_alike(read, digests, ranks.world)
 
 
 def load_models(

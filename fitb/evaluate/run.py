@@ -14,7 +14,7 @@ from fitb.evaluate.baselines import count_tokens, drift, untrained
 from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.counts import RowCounts
-from fitb.evaluate.measure import EvaluationSet, Measured, device_of, load_models, measure
+from fitb.evaluate.measure import EvaluationSet, Measured, device_of, load, measure
 from fitb.evaluate.metrics import metrics_of, spread, summaries
 from fitb.evaluate.ranks import Ranks, joined
 from fitb.evaluate.score import Bert, Predictor, Unigram
@@ -36,10 +36,7 @@ def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, An
     if ranks is None:
         with joined(os.environ) as found:
             return evaluate(config, found)
-    sets = [
-        EvaluationSet.open(name, where, config.split) for name, where in config.named_sets().items()
-    ]
-    loaded = load_models(config.sources(), sets, config.seed)
+    sets, loaded = load(config, ranks)
     if config.baselines:
         fresh = untrained(loaded["model"].model, config.seed)
         loaded["untrained"] = Loaded(fresh, "random weights")

@@ -14,14 +14,15 @@ import tokenizers
 
 import fitb
 from fitb.config import MaskConfig
+from fitb.corpus.manifest import FORMAT_VERSION, MANIFEST, fingerprint_of
 from fitb.corpus.remote import redacted
 from fitb.corpus.runs import SPLITS
-from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, ShardSet
+from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.validate import validate
 from fitb.errors import DataError
-from fitb.fsio import fsync_dir, read_json, sha256_json, write_json
+from fitb.fsio import fsync_dir, read_json, write_json
 from fitb.prepare.dropped import join_dropped
 from fitb.prepare.work import Work, too_few
 
@@ -57,17 +58,13 @@ def write_manifest(work: Work) -> None:
     parts = [work.piece(shard).with_suffix(".arrow") for shard in work.shards]
     join_dropped(work.set / DROPPED_FILE, [*runs, *parts])
     tokenizer = describe_tokenizer(work.set / "tokenizer")
-    content = {
-        "length": work.config.length,
-        "shards": entries,
-        "tokenizer": tokenizer["fingerprint"],
-    }
+    content = {"length": work.config.length, "shards": entries, "tokenizer": tokenizer}
     splits = {split: _totals(pieces, split) for split in SPLITS}
     manifest = {
         "format": "fitb-shards",
         "format_version": FORMAT_VERSION,
         "fitb_version": fitb.__version__,
-        "fingerprint": sha256_json({"format_version": FORMAT_VERSION, **content}),
+        "fingerprint": fingerprint_of(content),
         "corpus_fingerprint": work.totals.fingerprint,
         "length": work.config.length,
         "splits": splits,

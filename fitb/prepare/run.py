@@ -24,8 +24,8 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.utils.logging import logger as datatrove_logger
 
 from fitb import log
+from fitb.corpus.manifest import MANIFEST
 from fitb.corpus.minhash import bands, bucket_step
-from fitb.corpus.shards import MANIFEST
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.fsio import naming_full_disk
 from fitb.prepare import stages

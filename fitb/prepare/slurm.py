@@ -25,7 +25,7 @@ from fitb import log
 from fitb.cluster import environment, slurm
 from fitb.cluster.environment import Site
 from fitb.config_io import to_yaml
-from fitb.corpus.shards import MANIFEST
+from fitb.corpus.manifest import MANIFEST
 from fitb.corpus.sources import Plan
 from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse

@@ -28,9 +28,10 @@ import numpy as np
 import fitb
 from fitb.cluster import slurm
 from fitb.corpus.clean import CleanConfig, Cleaner
+from fitb.corpus.manifest import FORMAT_VERSION, MANIFEST, check_files, read_manifest
 from fitb.corpus.minhash import removed
 from fitb.corpus.runs import SPLITS, Documents, Kept, gather
-from fitb.corpus.shards import FORMAT_VERSION, MANIFEST, check_files, read_manifest, shard_name
+from fitb.corpus.shards import shard_name
 from fitb.corpus.sources import Plan, Unit, plan
 from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
 from fitb.errors import DataError

@@ -3,7 +3,8 @@
 Commit protocol: all ranks write their share into the licence of their attempt (attempt.py); they
 exchange what they wrote; rank 0 reads it back, writes manifest.json, renames the folder out of the
 licence, replaces `latest`, prunes. A kill at any point leaves the earlier checkpoint the newest
-one, and an attempt whose licence is gone cannot rename. On load rank 0 alone chooses.
+one, and an attempt whose licence is gone cannot rename. On load rank 0 alone chooses, and each rank
+hashes what it reads itself.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import logging
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,23 +102,44 @@ def save(
     return final, {"write": wrote - began, "commit": time.monotonic() - wrote}
 
 
-def choose(root: Path, world: World) -> Path | None:
-    """Return the newest checkpoint that verifies, the same on every rank; None on a fresh run.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What this rank has read of a checkpoint, every byte of it hashed.
 
-    Bad ones are renamed out of the way; one that a newer fitb wrote is good, and left.
-
-    Raises:
-        CheckpointError: there are checkpoints and none verifies: a run never starts from zero in
-            silence. Or the newest is of a newer format.
-        SystemFault: the filesystem failed to read one.
+    Args:
+        path: its folder.
+        manifest: without its own sha256.
+        tensors: all of them, on the CPU.
     """
 
-    def find() -> str | None:
+    path: Path
+    manifest: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def load(root: Path, world: World) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, the same on every rank; None on a fresh run.
+
+    Rank 0 chooses, and tells the others the manifest; each rank reads every file once, hashes what
+    it has read and takes the tensors from these very bytes. Bad ones are renamed out of the way;
+    one that a newer fitb wrote is good, and left.
+
+    Args:
+        root: the checkpoints folder of the run.
+    Raises:
+        CheckpointError: there are checkpoints and none verifies, or there were and they are gone: a
+            run never starts from zero in silence. Or the newest is of a newer format.
+        SystemFault: the filesystem failed to read one, or a rank reads other bytes than rank 0; on
+            every rank.
+    """
+    here: list[Checkpoint] = []
+
+    def find() -> tuple[str, dict[str, Any]] | None:
         bad = [path.name for path in root.glob("step-*.bad*")]
         for path in reversed(_committed(root)):
             try:
-                verify(path)
-                return path.name
+                here.append(read(path))
+                return path.name, here[0].manifest
             except NewerFormat:
                 raise
             except CheckpointError as error:
@@ -134,17 +158,32 @@ def choose(root: Path, world: World) -> Path | None:
                 " expected at least one good one. Restore one under its name, or choose another"
                 " --run_dir"
             )
+        _check_never_saved(root.parent)
         return None
 
-    name = on_main(find, world)
-    return root / name if name else None
+    chosen = on_main(find, world)
+    if chosen is None:
+        return None
+    path, manifest = root / chosen[0], chosen[1]
+
+    def read_too() -> None:
+        if not here:
+            here.append(Checkpoint(path, manifest, _read_as_rank_0(path, manifest, world)))
+
+    on_all(read_too, world)
+    return here[0]
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint whose every file is as it was written.
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint whose every file is as it was written.
 
     Raises: CheckpointError saying which file is not; SystemFault where the filesystem fails.
     """
+    manifest = _read_manifest(path)
+    return Checkpoint(path, manifest, _read_tensors(path, manifest))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = fsio.read_json(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
@@ -159,33 +198,96 @@ def verify(path: Path) -> dict[str, Any]:
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != fsio.sha256_json(rest):
         raise CheckpointError(f"{path / MANIFEST} is not what was written: its sha256 differs")
-    _check_files(path, manifest["files"])
     return rest
 
 
-def load_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Read every tensor of a verified checkpoint, on the CPU."""
+def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read every tensor, from the bytes that were hashed."""
     tensors: dict[str, torch.Tensor] = {}
-    for name in manifest["files"]:
-        tensors.update(safetensors.torch.load_file(path / name))
+    for name, expected in manifest["files"].items():
+        tensors.update(safetensors.torch.load(_content(path / name, expected)))
     return tensors
 
 
-def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    for name, expected in files.items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != expected["bytes"]:
-            raise CheckpointError(f"{file} has {size} bytes; expected {expected['bytes']}")
-        digest = fsio.sha256_file(file)
-        if digest != expected["sha256"]:
-            raise CheckpointError(f"{file} has sha256 {digest}; expected {expected['sha256']}")
+def _read_as_rank_0(path: Path, manifest: dict[str, Any], world: World) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint that rank 0 has found good.
+
+    Raises: SystemFault where this rank finds something else.
+    """
+    try:
+        return _read_tensors(path, manifest)
+    except CheckpointError as error:
+        host = socket.gethostname()
+        raise SystemFault(
+            f"rank {world.rank} on {host} reads other bytes than rank 0, which found the checkpoint"
+            f" good: {error}. Start again; if it is {host} again, do without that host"
+        ) from error
+
+
+def _content(file: Path, expected: dict[str, Any]) -> bytes:
+    """Return the content of a file of a checkpoint, if it is what the manifest says."""
+    try:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"{file} is missing; expected {expected['bytes']} bytes") from error
+    if len(data) != expected["bytes"]:
+        raise CheckpointError(f"{file} has {len(data)} bytes; expected {expected['bytes']}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected["sha256"]:
+        raise CheckpointError(f"{file} has sha256 {digest}; expected {expected['sha256']}")
+    return data
+
+
+def last_saved(run: Path) -> int:
+    """Return the last step that the records of a run say it has saved; 0 where they say none.
+
+    Raises: CheckpointError where done.json cannot be read; DataError for a line of events.jsonl.
+    """
+    try:
+        done = fsio.read_json(run / "done.json")
+    except FileNotFoundError:
+        done = {}
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run / 'done.json'} cannot be read ({error}), which says what {run} has saved;"
+            " restore or remove it"
+        ) from error
+    known = ("save", "resume", "requeue", "stop", None)  # None: of done.json
+    records = [*fsio.read_lines(run / "events.jsonl"), done]
+    return max(record.get("step") or 0 for record in records if record.get("event") in known)
+
+
+def _check_never_saved(run: Path) -> None:
+    """Raise CheckpointError where a run without checkpoints has had one, or may have had.
+
+    Every save is an event. A run that has logged or exported something, and whose events are gone
+    as well, is not taken for one that never saved.
+    """
+    events = fsio.read_lines(run / "events.jsonl")
+    begun = sum(event.get("event") == "attempt" for event in events)
+    left = [name for name in ("metrics.jsonl", "export") if _holds_something(run / name)]
+    if step := last_saved(run):
+        what = f"has saved step {step}"
+    elif left and begun < 2:  # the one is this attempt
+        what = f"has {' and '.join(left)}, and events.jsonl does not tell what it has saved"
+    else:
+        return
+    raise CheckpointError(
+        f"{run} {what}, and {run / 'checkpoints'} holds no checkpoint: they were removed, or the"
+        " filesystem does not show them. Restore that folder; or begin from step 0 under another"
+        f" --run_dir, or under this one after `mv {run} {run}.old`"
+    )
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_dir() or (path.exists() and path.stat().st_size > 0)
 
 
 def _read_back(path: Path, files: dict[str, dict[str, Any]]) -> None:
     """Check what was just written; a filesystem that gives back something else may recover."""
     try:
-        _check_files(path, files)
+        for name, expected in files.items():
+            _content(path / name, expected)
     except CheckpointError as error:
         raise SystemFault(f"what was just saved does not read back: {error}") from error
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,16 @@ from fitb.data.held import HeldRows
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.distill.objective import Objective, layer_map
-from fitb.errors import CheckpointError, DataError
+from fitb.errors import CheckpointError, DataError, SystemFault
 from fitb.evaluate.count import choose_rows
+from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import Loaded, load_model, num_parameters
 from fitb.train import ceiling, checkpoint
 from fitb.train.engine import Engine
 from fitb.train.rundir import RunDir
+from fitb.train.zero import deepspeed_config
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -98,31 +99,78 @@ class Parts:
     added_ids: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What every rank reads for itself.
+
+    Args:
+        held_out: the validation split; None where the run does not validate.
+        teacher: a tap; None for plain MLM.
+    """
+
+    shards: ShardSet
+    held_out: ShardSet | None
+    tokenizer: Any
+    objective: Objective
+    teacher: Any
+
+    @classmethod
+    def of(cls, config: Config) -> _Read:
+        """Read it; raise as `build` does."""
+        data = config.data
+        cache = CacheSettings(data.cache_dir, data.cache_gb, data.fetch_deadline_s)
+        shards = ShardSet.open(data.shards, "train", cache, max_mapped=2 * data.window_shards)
+        held_out = None
+        if config.eval.every_steps:
+            held_out = ShardSet.open(data.shards, "validation", cache)
+            if held_out.manifest != shards.manifest:
+                raise SystemFault(f"{shards.name} changed while it was opened; start again")
+        tokenizer = load_tokenizer(shards.tokenizer_folder)
+        objective, teacher = _models(config, shards, tokenizer)
+        return cls(shards, held_out, tokenizer, objective, teacher)
+
+    def digests(self, config: Config, world: World) -> dict[str, str]:
+        """Hash all of it, before DeepSpeed gives every rank the student of rank 0."""
+        node = replace(config, data=replace(config.data, cache_dir=None))  # each may have its own
+        model = config.model
+        found = {
+            "configuration": fsio.sha256_json(asdict(node)),
+            f"ds_config {config.ds_config}": fsio.sha256_json(deepspeed_config(config, world)),
+            f"manifest of {self.shards.name}": fsio.sha256_json(self.shards.manifest),
+            f"tokenizer of {self.shards.name}": digest_of_tokenizer(self.tokenizer),
+            f"student {model.student}": digest_of_model(
+                self.objective, self.objective.student.model.config
+            ),
+        }
+        if self.teacher is not None:
+            found[f"teacher {model.teacher}"] = digest_of_model(
+                self.teacher, self.teacher.model.config
+            )
+        return found
+
+
 def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
     """Load, check the contract, and enter the newest checkpoint if there is one.
 
-    Raises: ConfigError, DataError, ContractError, CheckpointError; all before the first row.
+    Raises: ConfigError, DataError, ContractError, CheckpointError, and SystemFault where the ranks
+        have not read the same; all before the first row.
     """
-    data = config.data
-    cache = CacheSettings(data.cache_dir, data.cache_gb, data.fetch_deadline_s)
-    shards = ShardSet.open(data.shards, "train", cache, max_mapped=2 * data.window_shards)
-    tokenizer = load_tokenizer(shards.tokenizer_folder)
-    objective, teacher = _models(config, shards, tokenizer)
-    validation = None
-    if config.eval.every_steps:
-        held_out = ShardSet.open(data.shards, "validation", cache)
-        validation = Validation.of(held_out, config.eval.rows, world)
-    found = checkpoint.choose(run.checkpoints, world)
-    manifest, tensors = _read(found, shards.fingerprint, objective) if found else ({}, {})
-    least_token_s = ceiling.least_token_s(objective, teacher, config, device, shards.length)
-    engine = Engine(objective, teacher, config, world, device, shards.length)
+    read = load_alike(lambda: _Read.of(config), lambda found: found.digests(config, world), world)
+    shards, tokenizer, objective = read.shards, read.tokenizer, read.objective
+    validation = _validation(read.held_out, config, world)
+    found = checkpoint.load(run.checkpoints, world)
+    if found:
+        _enter(found, shards.fingerprint, objective)
+    least_token_s = ceiling.least_token_s(objective, read.teacher, config, device, shards.length)
+    engine = Engine(objective, read.teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
-        engine.state.load_full_tensors(tensors)
+        manifest = found.manifest
+        engine.state.load_full_tensors(found.tensors)
         engine.state.load_scalars(manifest["optimizer"], config.precision)
         progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
-        run.event("resume", step=progress.step, checkpoint=found.name)
-        logger.info("resumed at step %d from %s", progress.step, found)
+        run.event("resume", step=progress.step, checkpoint=found.path.name)
+        logger.info("resumed at step %d from %s", progress.step, found.path)
     vocabulary = Vocabulary.of(tokenizer)
     stream = RowStream(
         shards,
@@ -208,27 +256,33 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
     return objective, objective.teacher_tap(teacher.model)
 
 
-def _read(
-    found: Path, fingerprint: str, objective: Objective
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read a chosen checkpoint; put its weights into the module before DeepSpeed copies them."""
-    manifest = fsio.read_json(found / checkpoint.MANIFEST)  # verified by rank 0 just now
-    if manifest["fingerprint"] != fingerprint:
+def _validation(held_out: ShardSet | None, config: Config, world: World) -> Validation | None:
+    """Read this rank's validation rows; a shard that a rank cannot read is every rank's error."""
+    if held_out is None:
+        return None
+    read: list[Validation] = []
+    checkpoint.on_all(lambda: read.append(Validation.of(held_out, config.eval.rows, world)), world)
+    return read[0]
+
+
+def _enter(found: checkpoint.Checkpoint, fingerprint: str, objective: Objective) -> None:
+    """Put the weights of a checkpoint into the module before DeepSpeed copies them."""
+    trained_on = found.manifest["fingerprint"]
+    if trained_on != fingerprint:
         raise DataError(
-            f"{found} was trained on shards {manifest['fingerprint'][:12]}; --data.shards holds"
+            f"{found.path} was trained on shards {trained_on[:12]}; --data.shards holds"
             f" {fingerprint[:12]}. Point it at the old shards, or choose another --run_dir"
         )
-    tensors = checkpoint.load_tensors(found, manifest)
+    tensors = found.tensors
     wanted = {name: p.shape for name, p in objective.named_parameters() if p.requires_grad}
     held = {n.removeprefix("param/"): t.shape for n, t in tensors.items() if n[:6] == "param/"}
     if wanted != held:
         differing = sorted(set(wanted.items()) ^ set(held.items()))
         raise CheckpointError(
-            f"{found} holds other parameters than this student: {differing[:4]} ...; go on with"
-            " the fitb and transformers of provenance.json, or choose another --run_dir"
+            f"{found.path} holds other parameters than this student: {differing[:4]} ...; go on"
+            " with the fitb and transformers of provenance.json, or choose another --run_dir"
         )
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(tensors[f"param/{name}"])
-    return manifest, tensors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -16,7 +17,9 @@ import torch
 import torch.distributed as dist
 
 from fitb.data.batch import Batch
-from fitb.errors import DataError, FitbError, SystemFault
+from fitb.errors import FitbError, SystemFault
+from fitb.train.checkpoint import on_all
+from fitb.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 _FAILURES = ("failure", "machine failure")  # the second may pass if the job is started again
@@ -37,7 +40,7 @@ class StopFlag:
             self._deadline = time.monotonic() + 60 * time_budget_min
         self._group = None
         self._failure: FitbError | None = None
-        self._failed_elsewhere: str | None = None
+        self._failed = False  # as the ranks agreed
 
     def install(self) -> StopFlag:
         """Catch the signals of schedulers, in this process and not in forked children."""
@@ -71,14 +74,16 @@ class StopFlag:
             yield step + 1, None
 
     def raise_failure(self) -> None:
-        """Raise what made the ranks stop, if a failure did."""
+        """Raise on every rank what made the ranks stop, if a failure did: the first rank's."""
+        if self._failed and dist.is_initialized() and dist.get_world_size() > 1:
+            world = World(dist.get_rank(), dist.get_world_size())
+            on_all(lambda: self._raise_as(f"rank {world.rank} on {socket.gethostname()}"), world)
         if self._failure is not None:
             raise self._failure
-        message = "another rank could not read its rows; its log says why"
-        if self._failed_elsewhere == "failure":
-            raise DataError(message)
-        if self._failed_elsewhere:
-            raise SystemFault(message)
+
+    def _raise_as(self, who: str) -> None:
+        if self._failure is not None:
+            raise type(self._failure)(f"{who}: {self._failure}") from self._failure
 
     def agree(self, counts: torch.Tensor) -> tuple[str | None, torch.Tensor]:
         """Reduce flags and counts over all ranks; every rank gets the same answer.
@@ -98,7 +103,7 @@ class StopFlag:
         flags = both[: len(_REASONS)].tolist()
         ordered = (*_FAILURES, *_REASONS)  # a failure outweighs a wish to be started again
         reason = next((r for r in ordered if flags[_REASONS.index(r)]), None)
-        self._failed_elsewhere = reason if reason in _FAILURES else None
+        self._failed = reason in _FAILURES
         return reason, both[len(_REASONS) :]
 
 

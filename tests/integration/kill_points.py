@@ -115,11 +115,10 @@ def choices(port: int, rank: int, asked: int, answers: int) -> None:
             folder = Path(line.strip())
             try:
                 checkpoint.on_main(lambda at=folder: attempt.take(at, {}), world)
-                found = checkpoint.choose(folder / "checkpoints", world)
-                manifest = checkpoint.verify(found) if found else {}
-                loaded = checkpoint.load_tensors(found, manifest) if found else {}
+                found = checkpoint.load(folder / "checkpoints", world)
+                step, loaded = (found.manifest["step"], found.tensors) if found else (None, {})
                 values = {float(tensor.unique()) for tensor in loaded.values()}
-                answer = f"{manifest.get('step')} {sorted(values)} {len(loaded)}"
+                answer = f"{step} {sorted(values)} {len(loaded)}"
             except FitbError as error:
                 answer = repr(error)
             os.write(answers, f"{answer}\n".encode())

@@ -13,7 +13,7 @@ import pytest
 from caching import NUM_ROWS, SHARD_ROWS, bound
 from file_server import FileServer
 from moto.server import ThreadedMotoServer
-from shard_files import random_columns, write_set
+from shard_files import random_columns, write_manifest, write_set
 
 from fitb.corpus import remote as fetching
 from fitb.corpus.cache import CacheSettings
@@ -42,12 +42,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten shards of about the same size, documents beside the first, and a tokenizer."""
     folder = tmp_path_factory.mktemp("remote") / "set"
-    (folder / "tokenizer").mkdir(parents=True)
+    folder.mkdir()
     write_set(folder, random_columns(NUM_ROWS, 32), SHARD_ROWS)
     (folder / "tokenizer" / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
     (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["tokenizer"] = {
+    manifest["tokenizer"] |= {
         "fingerprint": tokenizer_fingerprint(folder / "tokenizer"),
         "files": ["tokenizer.json", "tokenizer_config.json"],
     }
@@ -55,11 +55,12 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = np.ones(3, np.int32)
     size = write_documents(documents, one, one.astype(np.int64), one, np.ones((3, 16), np.uint8))
     manifest["shards"][0] |= {
+        "documents": 3,
         "documents_file": documents.name,
         "documents_bytes": size,
         "documents_sha256": sha256_file(documents),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     return folder
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fitb.corpus.chunk import Columns
+from fitb.corpus.manifest import fingerprint_of
 from fitb.corpus.shards import write_shard
+from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.fsio import sha256_file
 
 
@@ -37,6 +40,21 @@ def write_set(folder: Path, columns: Columns, shard_rows: int, split: str = "tra
         size = write_shard(path, part, vocab_size=300, with_offsets=split == "validation")
         entry = {"file": path.name, "split": split, "rows": len(part), "bytes": size}
         entries.append({**entry, "sha256": sha256_file(path)})
-    manifest = {"format_version": 2, "fingerprint": "f", "length": columns.input_ids.shape[1]}
-    rest = {"shards": entries, "splits": {split: {}}, "tokenizer": {}, "settings": {}}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **rest}))
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    tokenizer = {"fingerprint": tokenizer_fingerprint(folder / "tokenizer"), "vocab_size": 300}
+    manifest = {
+        "format_version": 2,
+        "length": columns.input_ids.shape[1],
+        "shards": entries,
+        "splits": {split: {"rows": len(columns)}},
+        "tokenizer": {**tokenizer, "files": ["tokenizer.json"]},
+        "settings": {},
+    }
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with the fingerprint of what it says."""
+    manifest = {**manifest, "fingerprint": fingerprint_of(manifest)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))

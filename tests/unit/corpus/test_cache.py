@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from caching import NUM_ROWS, SHARD_ROWS, bound, expected_rows, kept
 from file_server import FileServer
+from shard_files import write_manifest
 
 from fitb.corpus.cache import CacheSettings
 from fitb.corpus.shards import ShardSet
@@ -195,12 +196,32 @@ def test_a_new_version_of_a_set_shares_no_file_with_the_old(
     with FileServer(copy) as server:
         old = ShardSet.open(server.url, "train", settings)
         manifest = json.loads((copy / "manifest.json").read_text())
-        (copy / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "other"}))
+        del manifest["shards"][0]["documents_file"], manifest["shards"][0]["documents"]
+        write_manifest(copy, manifest)
         new = ShardSet.open(server.url, "train", settings)
     assert old.tokenizer_folder != new.tokenizer_folder
 
 
-@pytest.mark.parametrize("name", ["../train-0.arrow", "a/b", "..", "set.json", "a.lock", "a.part"])
+def test_a_cached_shard_that_changed_after_it_was_checked_is_fetched_again_at_the_next_start(
+    server: FileServer, local: Path, settings: CacheSettings
+) -> None:
+    one, other = np.array([0]), np.array([SHARD_ROWS])
+    shards = ShardSet.open(server.url, "train", settings, max_mapped=1)
+    shards.read(one)
+    shards.read(other)  # which takes the place of the first in memory
+    (path,) = Path(str(settings.folder)).glob("**/train-00000.arrow")
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SystemFault, match=r"train-00000\.arrow .*start again"):
+        shards.read(one)
+    again = ShardSet.open(server.url, "train", settings)
+    assert (again.read(one).input_ids == expected_rows(local, one)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["../train-00000.arrow", "a/b", "..", "set.json", "a.lock", "a.part"]
+)
 def test_a_manifest_names_no_file_outside_its_folder(
     local: Path, settings: CacheSettings, tmp_path: Path, name: str
 ) -> None:

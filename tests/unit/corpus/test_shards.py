@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from shard_files import random_columns, write_set
+from shard_files import random_columns, write_manifest, write_set
 
+from fitb.corpus import mapped
+from fitb.corpus.mapped import map_table
 from fitb.corpus.shards import ShardSet, id_type, write_documents, write_shard
 from fitb.errors import DataError
 from fitb.fsio import sha256_file
@@ -109,16 +111,19 @@ def test_a_shard_set_travels_to_another_process(shard_set: Path) -> None:
     assert (copy.read(np.array([1])).input_ids == shards.read(np.array([1])).input_ids).all()
 
 
+def count_maps(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that gets the path of each file that is mapped and hashed."""
+    maps: list[Path] = []
+    monkeypatch.setattr(
+        mapped, "map_table", lambda path, *rest: maps.append(path) or map_table(path, *rest)
+    )
+    return maps
+
+
 def test_a_shard_is_hashed_once_though_many_threads_read_it(
     shard_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed: list[Path] = []
-
-    def counting(path: Path) -> str:
-        hashed.append(path)
-        return sha256_file(path)
-
-    monkeypatch.setattr("fitb.corpus.mapped.sha256_file", counting)
+    hashed = count_maps(monkeypatch)
     shards = ShardSet.open(shard_set, "train")
     assert not hashed
     rows = np.arange(shards.num_rows)
@@ -133,20 +138,17 @@ def mapped_files(folder: Path) -> set[str]:
     return {Path(line.split()[-1]).name for line in lines if str(folder) in line}
 
 
-def test_few_shards_stay_mapped_and_none_is_hashed_twice(
+def test_few_shards_stay_mapped_and_none_is_hashed_while_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     columns = random_columns(50, 8)
     write_set(tmp_path, columns, 5)
-    hashed: list[Path] = []
-    monkeypatch.setattr(
-        "fitb.corpus.mapped.sha256_file", lambda path: hashed.append(path) or sha256_file(path)
-    )
+    hashed = count_maps(monkeypatch)
     shards = ShardSet.open(tmp_path, "train", max_mapped=3)
     for asked in [np.arange(50), np.arange(50)[::-1], np.array([0, 49, 25])]:
         assert (shards.read(asked).input_ids == columns.input_ids[asked]).all()
     assert mapped_files(tmp_path) == {f"train-{number:05d}.arrow" for number in (0, 5, 9)}
-    assert len(hashed) == 10
+    assert len(hashed) == 10 + 10 + 2  # the shard of row 49 was mapped still
 
 
 def test_a_file_url_is_read_in_place(shard_set: Path) -> None:
@@ -177,7 +179,7 @@ def write_set_with_documents(folder: Path) -> dict[str, np.ndarray]:
         "documents_bytes": size,
         "documents_sha256": sha256_file(path),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     return written
 
 

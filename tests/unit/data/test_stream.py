@@ -14,6 +14,7 @@ from file_server import FileServer
 from fitb.config import MaskConfig
 from fitb.corpus.cache import CacheSettings
 from fitb.corpus.chunk import Columns
+from fitb.corpus.manifest import fingerprint_of
 from fitb.corpus.shards import ShardSet, write_shard
 from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.data.batch import Batch
@@ -199,13 +200,17 @@ def folder(tmp_path_factory):
     fingerprint = tokenizer_fingerprint(folder / "tokenizer")
     manifest = {
         "format_version": 2,
-        "fingerprint": "f",
         "length": 16,
         "shards": entries,
-        "splits": {"train": {}},
-        "tokenizer": {"fingerprint": fingerprint, "files": ["tokenizer.json"]},
+        "splits": {"train": {"rows": sum(SHARD_ROWS)}},
+        "tokenizer": {
+            "fingerprint": fingerprint,
+            "files": ["tokenizer.json"],
+            "vocab_size": 60,
+        },
         "settings": {},
     }
+    manifest["fingerprint"] = fingerprint_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -14,7 +14,7 @@ from fitb import fsio
 from fitb.errors import FitbError
 from fitb.train import attempt
 from fitb.train.attempt import Replaced, RunTaken, leave, take
-from fitb.train.checkpoint import choose, save
+from fitb.train.checkpoint import load, save
 from fitb.train.rundir import RunDir
 from fitb.world import World
 
@@ -202,5 +202,5 @@ def test_a_take_over_in_the_middle_of_a_commit_leaves_the_newer_attempt_alone(
         if before is None:  # there are fewer actions than that
             break
         assert contents(run) == before
-        assert choose(run / "checkpoints", ALONE) is not None
+        assert load(run / "checkpoints", ALONE) is not None
     assert moment > 2

@@ -14,7 +14,7 @@ import torch
 
 from fitb.errors import CheckpointError, SystemFault
 from fitb.train import checkpoint
-from fitb.train.checkpoint import MANIFEST, choose, load_tensors, save, verify
+from fitb.train.checkpoint import MANIFEST, load, read, save
 from fitb.world import World
 
 ALONE = World(0, 1, 0)
@@ -56,19 +56,25 @@ def state_of(folder):
     return path
 
 
+def chosen(root):
+    """The folder of the checkpoint that a run goes on from; None where it begins."""
+    found = load(root, ALONE)
+    return found and found.path
+
+
 def names(root):
     """What lies there, licences of attempts apart."""
     return sorted(name for name in os.listdir(root) if not re.fullmatch(r"\.\d{4}", name))
 
 
 def test_what_was_saved_comes_back_to_the_bit(root):
-    found = choose(root, ALONE)
-    assert found == root / "step-0000002"
-    manifest = verify(found)
+    found = load(root, ALONE)
+    assert found.path == root / "step-0000002"
+    manifest = found.manifest
     assert manifest["step"] == 2
     assert manifest["rows_consumed"] == 16
     assert manifest["world_size"] == 1
-    loaded, saved = load_tensors(found, manifest), dict(tensors(2))
+    loaded, saved = found.tensors, dict(tensors(2))
     assert set(loaded) == set(saved)
     for name, tensor in saved.items():
         assert torch.equal(loaded[name], tensor)
@@ -77,18 +83,18 @@ def test_what_was_saved_comes_back_to_the_bit(root):
 
 def test_best_losses_that_are_not_numbers_yet_come_back(root):
     folder = commit(root, 3, best_loss=float("inf"), best_step=None)
-    assert verify(folder)["best_loss"] == float("inf")
+    assert read(folder).manifest["best_loss"] == float("inf")
 
 
 def test_a_fresh_run_has_no_checkpoint(tmp_path):
-    assert choose(tmp_path, ALONE) is None
-    assert choose(tmp_path / "none", ALONE) is None
+    assert chosen(tmp_path) is None
+    assert chosen(tmp_path / "none") is None
 
 
 def test_the_newest_is_chosen_by_its_number_and_not_by_its_name(tmp_path):
     for step in (9_999_999, 10_000_000, 3):
         commit(tmp_path, step)
-    assert verify(choose(tmp_path, ALONE))["step"] == 10_000_000
+    assert read(chosen(tmp_path)).manifest["step"] == 10_000_000
 
 
 def test_latest_names_the_newest(root):
@@ -121,23 +127,23 @@ DAMAGE = [truncate, flip, empty, lengthen, Path.unlink]
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_chosen(root, damage, file):
     newest = root / "step-0000002"
     damage(state_of(newest) if file == "state" else newest / MANIFEST)
-    assert choose(root, ALONE) == root / "step-0000001"
+    assert chosen(root) == root / "step-0000001"
     assert names(root) == ["latest", "step-0000001", "step-0000002.bad"]
-    assert choose(root, ALONE) == root / "step-0000001"
+    assert chosen(root) == root / "step-0000001"
     commit(root, 2)
-    assert choose(root, ALONE) == root / "step-0000002"
+    assert chosen(root) == root / "step-0000002"
 
 
 def test_no_flipped_bit_of_a_manifest_changes_what_is_believed(root):
     path = root / "step-0000002" / MANIFEST
     data, believed = path.read_bytes(), []
-    manifest = verify(path.parent)
+    manifest = read(path.parent).manifest
     for place in range(len(data)):
         flipped = bytearray(data)
         flipped[place] ^= 1
         path.write_bytes(flipped)
         try:
-            if verify(path.parent) != manifest:
+            if read(path.parent).manifest != manifest:
                 believed.append(bytes(flipped[max(0, place - 10) : place + 10]))
         except CheckpointError:
             pass
@@ -150,13 +156,13 @@ def test_a_manifest_that_lacks_a_part_is_a_bad_checkpoint(root, lacking):
     manifest = json.loads(path.read_text())
     del manifest[lacking]
     path.write_text(json.dumps(manifest))
-    assert choose(root, ALONE) == root / "step-0000001"
+    assert chosen(root) == root / "step-0000001"
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '{"format": 1, "files": 3}'])
 def test_a_manifest_of_another_shape_is_a_bad_checkpoint(root, text):
     (root / "step-0000002" / MANIFEST).write_text(text)
-    assert choose(root, ALONE) == root / "step-0000001"
+    assert chosen(root) == root / "step-0000001"
 
 
 def test_a_checkpoint_of_a_newer_fitb_is_left_where_it_is(root):
@@ -165,7 +171,7 @@ def test_a_checkpoint_of_a_newer_fitb_is_left_where_it_is(root):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(CheckpointError, match="format 2"):
-        choose(root, ALONE)
+        chosen(root)
     assert (root / "step-0000002").exists()
 
 
@@ -174,14 +180,92 @@ def test_when_none_verifies_the_run_stops_now_and_at_every_later_start(root):
         flip(state_of(root / folder))
     for _ in range(3):
         with pytest.raises(CheckpointError, match="none verifies"):
-            choose(root, ALONE)
+            chosen(root)
     assert names(root) == ["latest", "step-0000001.bad", "step-0000002.bad"]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def purged(run):
+    """A run whose checkpoints are gone, with `latest` and all."""
+    (run / "checkpoints").mkdir(exist_ok=True)
+    return run / "checkpoints"
+
+
+ATTEMPTS = [{"event": "attempt", "attempt": 1}, {"event": "attempt", "attempt": 2}]
+SAVED = [
+    [ATTEMPTS[0], {"event": "save", "step": 12}, ATTEMPTS[1]],
+    [{"event": "resume", "step": 12}, ATTEMPTS[1]],
+    [*ATTEMPTS, {"event": "requeue", "step": 12, "exit_code": 1}],
+    [{"event": "stop", "step": 12, "exit_code": 85}, {"event": "stop", "step": None}],
+]
+
+
+@pytest.mark.parametrize("events", SAVED)
+def test_a_run_that_has_saved_and_holds_no_checkpoint_is_not_begun_anew(tmp_path, events):
+    write_lines(tmp_path / "events.jsonl", events)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="saved step 12.*Restore.*mv") as caught:
+            load(purged(tmp_path), ALONE)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_end_that_a_run_came_to_tells_that_it_has_saved(tmp_path):
+    (tmp_path / "done.json").write_text('{"exit_code": 0, "step": 9}')
+    with pytest.raises(CheckpointError, match="saved step 9"):
+        load(purged(tmp_path), ALONE)
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "export"])
+def test_a_run_that_has_trained_and_lost_its_events_is_not_begun_anew(tmp_path, left):
+    write_lines(tmp_path / "events.jsonl", [ATTEMPTS[1]])
+    if left == "export":
+        (tmp_path / left).mkdir()
+    else:
+        write_lines(tmp_path / left, [{"train/step": 3}])
+    with pytest.raises(CheckpointError, match=f"{left}.*does not tell"):
+        load(purged(tmp_path), ALONE)
+
+
+def test_a_run_that_crashed_before_its_first_save_begins_again(tmp_path):
+    stop = {"event": "stop", "step": None, "exit_code": 1}
+    again = {"event": "requeue", "step": 0, "exit_code": 1}
+    write_lines(tmp_path / "events.jsonl", [ATTEMPTS[0], stop, again, ATTEMPTS[1]])
+    write_lines(tmp_path / "metrics.jsonl", [{"train/step": 3}])
+    assert load(purged(tmp_path), ALONE) is None
+
+
+def test_a_record_of_the_end_that_cannot_be_read_is_no_proof_that_nothing_was_saved(tmp_path):
+    (tmp_path / "done.json").write_bytes(bytes(20))
+    with pytest.raises(CheckpointError, match=r"done\.json cannot be read"):
+        load(purged(tmp_path), ALONE)
+
+
+def test_the_tensors_are_those_of_the_bytes_that_were_hashed(root, monkeypatch):
+    """A file that changes after it was read changes nothing."""
+    reads = []
+    original = Path.read_bytes
+
+    def reading(path):
+        data = original(path)
+        if path.suffix == ".safetensors":
+            reads.append(path)
+            path.write_bytes(b"torn")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    found = load(root, ALONE)
+    assert reads == [state_of(root / "step-0000002")]
+    for name, tensor in tensors(2):
+        assert torch.equal(found.tensors[name], tensor)
 
 
 def test_a_second_bad_checkpoint_of_a_step_gets_its_own_name(root):
     for _ in range(3):
         flip(state_of(root / "step-0000002"))
-        choose(root, ALONE)
+        chosen(root)
         commit(root, 2)
     bad = [name for name in names(root) if ".bad" in name]
     assert len(bad) == 3
@@ -189,13 +273,13 @@ def test_a_second_bad_checkpoint_of_a_step_gets_its_own_name(root):
 
 def test_an_unfinished_checkpoint_is_ignored(root):
     shutil.copytree(root / "step-0000002", root / "step-0000003.tmp")
-    assert choose(root, ALONE) == root / "step-0000002"
+    assert chosen(root) == root / "step-0000002"
     assert (root / "step-0000003.tmp").exists()
 
 
 def test_a_lone_unfinished_checkpoint_is_a_fresh_start(tmp_path):
     (tmp_path / "step-0000003.tmp").mkdir()
-    assert choose(tmp_path, ALONE) is None
+    assert chosen(tmp_path) is None
 
 
 def test_what_an_earlier_attempt_left_unfinished_does_not_stay_for_ever(root):
@@ -210,7 +294,7 @@ def test_what_an_earlier_attempt_left_unfinished_does_not_stay_for_ever(root):
 def test_the_newest_are_kept_and_older_ones_go(tmp_path, keep_last):
     for step in range(1, 7):
         commit(tmp_path, step, keep_last=keep_last)
-        assert choose(tmp_path, ALONE) == tmp_path / f"step-{step:07d}"
+        assert chosen(tmp_path) == tmp_path / f"step-{step:07d}"
     left = [f"step-{step:07d}" for step in range(7 - keep_last, 7)]
     assert names(tmp_path) == ["latest", *left]
 
@@ -224,7 +308,7 @@ def test_the_best_is_kept_besides_the_newest(tmp_path):
 
 def test_saving_a_step_again_replaces_it(root):
     commit(root, 2, note="again")
-    assert verify(root / "step-0000002")["note"] == "again"
+    assert read(root / "step-0000002").manifest["note"] == "again"
     assert names(root) == ["latest", "step-0000001", "step-0000002"]
 
 
@@ -238,7 +322,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_half_done(root, m
         commit(root, 3)
     monkeypatch.undo()
     assert names(root) == ["latest", "step-0000001", "step-0000002"]
-    assert choose(root, ALONE) == root / "step-0000002"
+    assert chosen(root) == root / "step-0000002"
 
 
 def test_a_disk_that_is_really_full_leaves_the_earlier_checkpoint(tmp_path):
@@ -259,7 +343,7 @@ def test_a_disk_that_is_really_full_leaves_the_earlier_checkpoint(tmp_path):
                 keep_last=2,
             )
         assert names(folder) == ["latest", "step-0000001"]
-        assert choose(folder, ALONE) == folder / "step-0000001"
+        assert chosen(folder) == folder / "step-0000001"
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
@@ -304,14 +388,14 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_verifies(
                 killed = False
             except Killed:
                 killed = True
-        found = choose(root, ALONE)
+        found = chosen(root)
         assert found in (root / "step-0000002", root / "step-0000003")
-        loaded = load_tensors(found, verify(found))
+        loaded = read(found).tensors
         for key, tensor in tensors(int(found.name[-1])):
             assert torch.equal(loaded[key], tensor)
         assert not list(root.glob("*.bad*"))
         commit(root, 4, keep_last=2)
-        assert choose(root, ALONE) == root / "step-0000004"
+        assert chosen(root) == root / "step-0000004"
         number += 1
     assert number > 1
 
@@ -354,11 +438,12 @@ def test_the_shares_of_ranks_hold_every_tensor_once(tmp_path, monkeypatch, size)
         save(tmp_path, tensors(1), {"step": 1}, licence=licence, world=world, keep_last=2)
     monkeypatch.setattr(Path, "mkdir", mkdir)
     folder = tmp_path / "step-0000001"
-    manifest = verify(folder)
+    found = read(folder)
+    manifest = found.manifest
     assert manifest["world_size"] == size
     parts = [safetensors.torch.load_file(folder / name) for name in manifest["files"]]
     assert len(parts) == size
     held = [name for part in parts for name in part]
     assert sorted(held) == sorted(name for name, _ in tensors(1))
     for name, tensor in tensors(1):
-        assert torch.equal(load_tensors(folder, manifest)[name], tensor)
+        assert torch.equal(found.tensors[name], tensor)

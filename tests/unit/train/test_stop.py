@@ -1,5 +1,6 @@
 """Signals, the time budget and failures: noted in a flag, agreed on, raised at the end."""
 
+import contextlib
 import os
 import signal
 import time
@@ -31,6 +32,9 @@ class Ranks:
 
     def get_world_size(self):
         return 1 + len(self.others)
+
+    def get_rank(self):
+        return 0
 
     def get_backend(self):
         return "gloo"
@@ -175,14 +179,18 @@ def test_guard_passes_everything_on_and_leaves_other_errors_alone():
 
 
 @pytest.mark.parametrize("error", [DataError("torn shard"), SystemFault("no space left")])
-def test_a_failure_gives_every_rank_the_same_exit_code(monkeypatch, error):
+def test_a_failure_of_one_rank_is_the_error_of_every_rank_and_names_it(monkeypatch, error):
     failing, other = StopFlag(), StopFlag()
     list(failing.guard(read(error, good=0)))
-    monkeypatch.setattr(stopping, "dist", Ranks([noted_by(failing, COUNTS)]))
-    assert other.agree(COUNTS)[0] in ("failure", "machine failure")
-    helps = []
-    for flag in (failing, other):
-        with pytest.raises(FitbError) as raised:
+    theirs = noted_by(failing, COUNTS)
+    raisers = []
+    monkeypatch.setattr(stopping, "on_all", lambda action, world: raisers.append(action))
+    for flag, others in ((failing, [0 * theirs]), (other, [theirs])):
+        monkeypatch.setattr(stopping, "dist", Ranks(others))
+        assert flag.agree(COUNTS)[0] in ("failure", "machine failure")
+        with contextlib.suppress(FitbError):
             flag.raise_failure()
-        helps.append(raised.value.restart_helps)
-    assert helps[0] == helps[1]
+    own, none = raisers  # what each rank hands to all of them
+    none()
+    with pytest.raises(type(error), match=f"rank 0 on .*: {error}"):
+        own()
