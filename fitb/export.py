@@ -23,6 +23,7 @@ from fitb.infer.card import (
     training_facts,
 )
 from fitb.model.saved import checkpoint_of
+from fitb.modes import denied
 
 if TYPE_CHECKING:
     from fitb.corpus.shards import ShardSet
@@ -153,6 +154,8 @@ def find(source: str) -> Origin:
     path = Path(source)
     exported = path / "export"
     if (path / "config.yaml").is_file() and (exported / "config.json").is_file():
+    if why := denied(path):
+        raise DataError(f"{source} cannot be read: {why}")
         return Origin(str(exported), str(exported), path, _best_step(path))
     checkpoint = checkpoint_of(path)
     if checkpoint is not None:

@@ -75,7 +75,11 @@ def load_model(
         with _seeded(seed):
             model = BertForMaskedLM(config)
         return Loaded(_at_rest(model), source=f"random {source}")
-    if checkpoint_of(source):
+    try:
+        is_saved = checkpoint_of(source) is not None
+    except PermissionError as error:
+        raise not_found("model", source, "config.json", error) from error
+    if is_saved:
         return load_saved(
             source, tokenizer=tokenizer, dropout=dropout, attn_implementation=attn_implementation
         )
@@ -164,8 +168,11 @@ def tokenizer_fingerprint_of(source: str) -> str | None:
     """Return the fingerprint of the tokenizer in a folder or hub name; None where there is none."""
     from fitb.corpus.tokenizer import tokenizer_fingerprint
 
-    found = find_file(source, "tokenizer.json")
-    return tokenizer_fingerprint(found.parent) if found else None
+    try:
+        found = find_file(source, "tokenizer.json")
+        return tokenizer_fingerprint(found.parent) if found else None
+    except PermissionError as error:
+        raise not_found("tokenizer", source, "tokenizer.json", error) from error
 
 
 @contextlib.contextmanager
