@@ -16,12 +16,12 @@ from fitb import fsio
 from fitb.config import Config, Geometry
 from fitb.corpus.remote import is_remote, local_folder
 from fitb.corpus.shards import read_manifest
-from fitb.errors import DataError, FitbError
+from fitb.errors import ConfigError, DataError, FitbError
 from fitb.flags import parse
 from fitb.model.saved import checkpoint_of
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import BertConfig, BertForMaskedLM
 
 logger = logging.getLogger(__name__)
 KEY = "trained_length"  # of config.json, and of the manifest of a checkpoint
@@ -86,6 +86,25 @@ def known_length(source: str | Path) -> int | None:
         or (_of_run(folder.parent) if folder.name == "export" else None)
         or _of_card(folder)
     )
+
+
+def take_positions(student: BertForMaskedLM, teacher: BertForMaskedLM) -> None:
+    """Begin with the teacher's position vectors, as many as both have, in place.
+
+    Raises: ConfigError where the two differ in width.
+    """
+    import torch
+
+    ours, theirs = (model.bert.embeddings.position_embeddings for model in (student, teacher))
+    if ours.embedding_dim != theirs.embedding_dim:
+        raise ConfigError(
+            f"model.positions=teacher: the student is {ours.embedding_dim} wide, the teacher"
+            f" {theirs.embedding_dim}; use model.positions=random, or"
+            f" model.student.hidden_size={theirs.embedding_dim}"
+        )
+    both = min(ours.num_embeddings, theirs.num_embeddings)
+    with torch.no_grad():
+        ours.weight[:both] = theirs.weight[:both]
 
 
 def _stated(path: Path, key: str = KEY) -> int | None:

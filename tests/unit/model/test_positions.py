@@ -8,17 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, BertForMaskedLM
 
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
 from fitb.config_io import to_yaml
 from fitb.corpus.shards import read_manifest
-from fitb.errors import ContractError, DataError
+from fitb.errors import ConfigError, ContractError, DataError
 from fitb.fsio import read_json, write_json
 from fitb.infer.scorer import load_scorer
 from fitb.model.contract import check_contract
 from fitb.model.load import Loaded, load_model
-from fitb.model.positions import known_length, settle, trained_length
+from fitb.model.positions import known_length, settle, take_positions, trained_length
 
 SMALL = Geometry(num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=3)
 CARD = "# old\n\nMade by fitb, which distils.\n\n| | |\n|---|---|\n"
@@ -148,6 +149,32 @@ def test_models_and_rows_longer_than_they_were_trained_at_are_no_contract(
             teacher=plain,
         )
     check_contract(tokenizer=tokenizer, manifest=manifest, student=plain, in_windows=True)
+
+
+def test_a_student_may_begin_with_the_teachers_positions(make_folder, tokenizer):
+    student = load_model(SMALL, tokenizer=tokenizer, length=20).model
+    teacher = load_model(make_folder(), tokenizer=tokenizer).model
+    ours, theirs = (m.bert.embeddings.position_embeddings.weight for m in (student, teacher))
+    before = ours.detach().clone()
+    take_positions(student, teacher)
+    assert torch.equal(ours[:64], theirs) and torch.equal(ours[64:], before[64:])
+    assert ours.requires_grad and trained_length(student.config) == 20
+
+
+def test_positions_of_another_width_are_refused_with_what_to_do(make_folder, tokenizer):
+    student = load_model(SMALL, tokenizer=tokenizer).model
+    wide = load_model(make_folder(hidden_size=48), tokenizer=tokenizer).model
+    with pytest.raises(ConfigError, match=r"24 wide.* 48; .*model\.student\.hidden_size=48"):
+        take_positions(student, wide)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"teacher": None}, "without a teacher"), ({"student": "runs/a"}, "has its own")],
+)
+def test_positions_that_no_student_can_take_are_refused_at_once(changes, said):
+    with pytest.raises(ConfigError, match=rf"model\.positions=teacher.*{said}.*random"):
+        ModelConfig(**{"teacher": "bert", "positions": "teacher", **changes})
 
 
 def test_a_statement_in_a_start_does_not_bind_the_checkpoint(old_run, make_folder):
