@@ -63,6 +63,8 @@ class ModelConfig:
             only the mlm term counts.
         student: Hugging Face folder or hub name, or a geometry with random weights.
         dropout: of the student; null keeps what its configuration says.
+        positions: vectors of positions that a student with random weights begins with: random, or
+            the teacher's, which is as wide.
         teacher_precision: same as the student's, or fp8: the encoder's products in 8-bit floats,
             for GPUs that have them.
     """
@@ -70,6 +72,7 @@ class ModelConfig:
     teacher: Geometry | str | None = None
     student: Geometry | str = field(default_factory=Geometry)
     dropout: float | None = None
+    positions: Literal["random", "teacher"] = "random"
     teacher_precision: Literal["same", "fp8"] = "same"
 
     def __post_init__(self) -> None:
@@ -80,6 +83,16 @@ class ModelConfig:
                 not (isinstance(value, str) and value.lstrip().startswith("{")),
                 f"model.{name}={value}; expected a folder, a hub name or a geometry, whose keys are"
                 f" {', '.join(sizes)}",
+            )
+        if self.positions == "teacher":
+            _require(
+                self.teacher is not None,
+                "model.positions=teacher without a teacher; name one, or use random",
+            )
+            _require(
+                isinstance(self.student, Geometry),
+                f"model.positions=teacher, and model.student={self.student} has its own; use random"
+                " to keep them, or give the student as a geometry",
             )
 
 

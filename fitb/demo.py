@@ -225,7 +225,7 @@ def _compute_ratio(run_dir: Path) -> float:
     batch = Batch.of(masked)
 
     def flops(with_teacher: bool) -> int:
-        student = load_model(config.model.student, tokenizer=tokenizer).model
+        student = load_model(config.model.student, tokenizer=tokenizer, length=shards.length).model
         teacher = None
         if with_teacher and config.model.teacher is not None:
             teacher = load_model(config.model.teacher, tokenizer=tokenizer).model
@@ -243,6 +243,7 @@ def _compute_ratio(run_dir: Path) -> float:
 
 def _export_untrained(out: Path) -> None:
     """The student as it was before its first step."""
+    from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.model.load import load_model, quiet
 
@@ -252,9 +253,11 @@ def _export_untrained(out: Path) -> None:
     config = parse(Config, "fitb demo", ["--config", str(out / "student" / "config.yaml")])
     assert isinstance(config.model.student, Geometry)
     tokenizer = load_tokenizer(out / "shards" / "tokenizer")
-    loaded = load_model(config.model.student, tokenizer=tokenizer, seed=config.seed)
+    length = ShardSet.open(out / "shards", "validation").length
+    loaded = load_model(config.model.student, tokenizer=tokenizer, length=length, seed=config.seed)
     with quiet(), fsio.folder_written_whole(folder) as scratch:
         loaded.model.save_pretrained(scratch)
+        tokenizer.model_max_length = length
         tokenizer.save_pretrained(scratch)
 
 

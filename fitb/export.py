@@ -23,6 +23,7 @@ from fitb.infer.card import (
     training_facts,
 )
 from fitb.model.saved import checkpoint_of
+from fitb.modes import denied
 
 if TYPE_CHECKING:
     from fitb.corpus.shards import ShardSet
@@ -96,6 +97,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.model.contract import check_contract
     from fitb.model.load import load_model, num_parameters, quiet
+    from fitb.model.positions import trained_length
 
     out = Path(config.out)
     _refuse_existing(out)
@@ -115,6 +117,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     )
     with fsio.folder_written_whole(out) as folder, quiet():
         loaded.model.save_pretrained(folder)
+        tokenizer.model_max_length = trained_length(loaded.model.config)
         tokenizer.save_pretrained(folder)
         if config.onnx or config.int8:
             card = _with_onnx(card, config, loaded.model, tokenizer, folder)
@@ -151,6 +154,8 @@ def find(source: str) -> Origin:
     Raises: DataError where a run holds no model yet, or a checkpoint's tokenizer is out of reach.
     """
     path = Path(source)
+    if why := denied(path):
+        raise DataError(f"{source} cannot be read: {why}")
     exported = path / "export"
     if (path / "config.yaml").is_file() and (exported / "config.json").is_file():
         return Origin(str(exported), str(exported), path, _best_step(path))
@@ -268,13 +273,14 @@ def _validation(run: Path, step: int | None) -> list[Metric]:
 
 def _with_onnx(card: Card, config: ExportConfig, model: Any, tokenizer: Any, folder: Path) -> Card:
     from fitb.infer.onnx import FP32, INT8, OnnxScorer, export_onnx, quantise
+    from fitb.model.positions import trained_length
 
     card = replace(card, onnx=export_onnx(model, tokenizer, folder))
     if not config.int8:
         return card
     quantise(folder)
     scorers = {
-        name: OnnxScorer(folder / name, tokenizer, model.config.max_position_embeddings)
+        name: OnnxScorer(folder / name, tokenizer, trained_length(model.config))
         for name in (FP32, INT8)
     }
     if config.shards is None:

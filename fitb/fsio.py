@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb.errors import DataError, SystemFault
+from fitb.modes import match_modes
 
 
 @contextlib.contextmanager
@@ -94,6 +95,7 @@ def folder_written_whole(path: Path, room: Path | None = None) -> Iterator[Path]
     with naming_full_disk(path):
         try:
             yield scratch
+            match_modes(scratch)
             if path.exists():
                 path.rename(old)
             scratch.rename(path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from fitb.errors import DataError
+from fitb.modes import denied
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
 
@@ -33,9 +35,12 @@ def find_file(source: str, name: str) -> Path | None:
 
 def not_found(what: str, source: str, file: str, error: BaseException) -> DataError:
     """Say in one line that something is not there or cannot be read, and what to do."""
-    if Path(source).is_dir():
+    folder = Path(source)
+    if why := denied(folder / file) or _denied_inside(folder):
+        return DataError(f"{what} {source!r} cannot be read: {why}")
+    if folder.is_dir():
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        present = (Path(source) / file).exists()
+        present = (folder / file).exists()
         state = f"cannot be read ({reason})" if present else f"not there: it holds no {file}"
         return DataError(
             f"{what} {source!r} {state}; expected a folder that save_pretrained wrote; write it"
@@ -46,3 +51,9 @@ def not_found(what: str, source: str, file: str, error: BaseException) -> DataEr
         " its cache; give the path of a local folder, or download it where there is a network and"
         " set HF_HUB_OFFLINE=1 here"
     )
+
+
+def _denied_inside(folder: Path) -> str:
+    """Say which file of a folder may not be read: a model needs several."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() and os.access(folder, os.R_OK) else []
+    return next(filter(None, map(denied, inside)), "")

@@ -16,8 +16,9 @@ from fitb.evaluate.metrics import METRICS, differences
 from fitb.evaluate.ranks import joined
 from fitb.evaluate.run import finite, over_masks, settings_of
 from fitb.evaluate.score import Bert
-from fitb.evaluate.table import about_lines, number
+from fitb.evaluate.table import about_lines, model_line, number
 from fitb.model.load import num_parameters
+from fitb.model.positions import KEY, trained_length
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -37,7 +38,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         return {}
     result = {
         "models": {
-            role: {"source": each.source, "num_parameters": num_parameters(each.model)}
+            role: {
+                "source": each.source,
+                "num_parameters": num_parameters(each.model),
+                KEY: trained_length(each.model.config),
+            }
             for role, each in loaded.items()
         },
         **settings_of(config),
@@ -68,7 +73,7 @@ def render(result: dict[str, Any]) -> str:
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     for role, each in result["models"].items():
-        yield f"{role}: {each['source']}, {each['num_parameters']:,} parameters"
+        yield model_line(role, each, result)
     for name, found in result["sets"].items():
         yield from about_lines(name, found, result)
         yield ""

@@ -18,6 +18,7 @@ from fitb.errors import ConfigError
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.ranks import joined
 from fitb.evaluate.table import about_lines, table
+from fitb.model.positions import known_length
 from fitb.model.saved import checkpoint_of
 
 _FORMAT = 1  # of the files
@@ -102,17 +103,23 @@ def share_of(share: str | None, env: Mapping[str, str]) -> tuple[int, int]:
 def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
     """Return the name of each model's file without its ending."""
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_PART}
-    sets = {
-        name: ShardSet.open(where, config.split).fingerprint
-        for name, where in config.named_sets().items()
+    opened = {
+        name: ShardSet.open(where, config.split) for name, where in config.named_sets().items()
     }
-    others = {role: _stamp(source) for role, source in config.sources().items() if role != "model"}
+    sets = {name: shards.fingerprint for name, shards in opened.items()}
+    sources = {role: source for role, source in config.sources().items() if role != "model"}
+    others = {role: _stamp(source) for role, source in sources.items()}
+    longest = max(shards.length for shards in opened.values())
     names = {}
     for model in models:
         folder = checkpoint_of(model) or Path(model)
         parts = [part for part in folder.absolute().parts[-3:] if part != "checkpoints"]
         label = re.sub(r"[^\w.-]+", "-", "-".join(parts[-2:] if folder.is_dir() else [model]))
-        key = fsio.sha256_json([_FORMAT, settings, sets, others, str(folder), _stamp(model)])
+        about = [_FORMAT, settings, sets, others, str(folder), _stamp(model)]
+        known = [known_length(source) for source in (model, *sources.values())]
+        if any(length is not None and length < longest for length in known):
+            about.append(known)  # first such rows were read whole, and by chance
+        key = fsio.sha256_json(about)
         names[model] = f"{label}-{key[:12]}"
     return names
 

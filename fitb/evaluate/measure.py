@@ -119,6 +119,7 @@ def load_models(
                     manifest=each.shards.manifest,
                     student=model,
                     needs_student_head=True,
+                    in_windows=True,
                 )
             except ContractError as error:
                 failures += [failure for failure in error.failures if failure not in failures]
@@ -197,6 +198,7 @@ def _about(
         "shards": where.where,
         "fingerprint": where.shards.fingerprint,
         "split": where.shards.split,
+        "length": where.shards.length,
         "num_rows": num_rows,
         "num_slots": int(slots[0]),
         "num_words": int(words[0]),

@@ -19,6 +19,7 @@ from fitb.evaluate.metrics import metrics_of, spread, summaries
 from fitb.evaluate.ranks import Ranks, joined
 from fitb.evaluate.score import Bert, Predictor, Unigram
 from fitb.model.load import Loaded, num_parameters
+from fitb.model.positions import KEY, trained_length
 
 ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
 
@@ -57,7 +58,11 @@ def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, An
     result = {
         "model": loaded["model"].source,
         "models": {
-            role: {"source": each.source, "num_parameters": num_parameters(each.model)}
+            role: {
+                "source": each.source,
+                "num_parameters": num_parameters(each.model),
+                KEY: trained_length(each.model.config),
+            }
             for role in ROLES
             if role in loaded and (each := loaded[role])
         },

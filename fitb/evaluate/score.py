@@ -1,6 +1,8 @@
 """What models answer at the slots of a batch: the encoder once, the MLM head at the slots only.
 
-Legend: M used slots of a batch, D hidden, V vocabulary.
+Rows longer than a model was trained at it reads in windows around their slots.
+
+Legend: B rows, L length, K slots of a row, M used slots of a batch, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch.nn import functional as F  # noqa: N812
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
 from fitb.evaluate.counts import Scores
+from fitb.infer.windows import Window, windows_of
 from fitb.model.load import encoder, mlm_head
+from fitb.model.positions import trained_length
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
@@ -45,6 +49,7 @@ class Bert:
         self.model = model
 
     def hidden(self, batch: Batch) -> torch.Tensor:
+        batch = cut_rows(batch, trained_length(self.model.config))
         batch = batch.to(next(self.model.parameters()).device)
         used = batch.labels != IGNORE_INDEX
         states = encoder(self.model)(
@@ -60,7 +65,7 @@ class Bert:
 class Onnx:
     """A model in onnxruntime, whose graph takes a batch and slots at once.
 
-    What it calls hidden are the numbers of the slots in the batch, (M,) int64.
+    What it calls hidden are the numbers of the slots in the batch, or in its windows, (M,) int64.
     """
 
     def __init__(self, scorer: OnnxScorer) -> None:
@@ -68,7 +73,7 @@ class Onnx:
         self._batch: Batch | None = None
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        self._batch = batch
+        self._batch = batch = cut_rows(batch, self._scorer.max_length)
         return (batch.labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -98,6 +103,41 @@ class Unigram:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._logits.expand(len(hidden), -1)
+
+
+def cut_rows(batch: Batch, most: int) -> Batch:
+    """Cut rows of more than `most` tokens into windows around their slots, each a row of its own.
+
+    The used slots stay in their order. A batch whose rows are no longer is returned as it is.
+    """
+    if batch.input_ids.shape[1] <= most:
+        return batch
+    used = batch.labels != IGNORE_INDEX
+    num_tokens = batch.attention_mask.sum(1).tolist()
+    cut: list[tuple[int, Window]] = []
+    for i, places in enumerate(batch.slots):
+        asked = places[used[i]].tolist()
+        cut += [(i, window) for window in windows_of(num_tokens[i], asked, most) if asked]
+    cut = cut or [(0, Window(0, most, ()))]  # without a slot a row is read all the same
+    row = torch.tensor([i for i, _ in cut])
+    begin = torch.tensor([window.begin for _, window in cut])
+    ids, real = (
+        whole[row[:, None], begin[:, None] + torch.arange(most)]
+        for whole in (batch.input_ids, batch.attention_mask)
+    )
+    length = torch.tensor(num_tokens)[row]
+    ids[:, 0] = batch.input_ids[row, 0]
+    inside = begin + most < length
+    ids[inside, -1] = batch.input_ids[row, length - 1][inside]
+    shape = (len(cut), max(1, *(len(window.numbers) for _, window in cut)))
+    slots, words = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
+    labels = torch.full(shape, IGNORE_INDEX)
+    for n, (i, window) in enumerate(cut):
+        mine, (at,) = slice(len(window.numbers)), used[i].nonzero(as_tuple=True)
+        at = at[list(window.numbers)]
+        slots[n, mine] = batch.slots[i, at] - window.begin
+        labels[n, mine], words[n, mine] = batch.labels[i, at], batch.slot_words[i, at]
+    return Batch(ids, real, slots, labels, words, padded=not bool(real.all()), rows=batch.rows)
 
 
 def score(

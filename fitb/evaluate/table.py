@@ -19,7 +19,7 @@ def render(result: dict[str, Any]) -> str:
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     for role, each in result["models"].items():
-        yield f"{role}: {each['source']}, {each['num_parameters']:,} parameters"
+        yield model_line(role, each, result)
     for name, found in result["sets"].items():
         yield from about_lines(name, found, result)
         speed = found["models"]["model"]["tokens_per_s"]
@@ -35,6 +35,14 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
         yield "the model by category of the masked word (intervals are in the JSON)"
         yield from _by_category(found)
     yield from _drift(result.get("drift"))
+
+
+def model_line(role: str, each: dict[str, Any], result: dict[str, Any]) -> str:
+    """Say which model a role is, and whether it read the rows in windows."""
+    line = f"{role}: {each['source']}, {each['num_parameters']:,} parameters"
+    rows = max(found.get("length", 0) for found in result["sets"].values())
+    trained = each.get("trained_length", rows)  # results of before say neither
+    return line if rows <= trained else f"{line}, reads windows of {trained} tokens"
 
 
 def about_lines(name: str, found: dict[str, Any], result: dict[str, Any]) -> Iterator[str]:

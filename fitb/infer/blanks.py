@@ -14,11 +14,13 @@ from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
 from fitb.infer.rules import OPEN, Budget, Rule, rules_of, tokens_of
 from fitb.infer.surface import continues_word
+from fitb.infer.windows import num_window_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_LAYOUTS = 64  # combinations of lengths that are all looked at
+MAX_TOKENS = 32_768  # of a text; each partial filling holds a copy of it
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Prepared:
 
     Args:
         segments: token ids between the blanks; one more than there are blanks.
+        max_length: tokens of a row at most.
+        window: tokens that the model reads at once.
     """
 
     request: FillRequest
@@ -81,6 +85,7 @@ class Prepared:
     segments: tuple[tuple[int, ...], ...]
     groups: tuple[Group, ...]
     max_length: int
+    window: int
 
     @property
     def num_layouts(self) -> int:
@@ -88,8 +93,11 @@ class Prepared:
 
     @property
     def num_tokens(self) -> int:
-        """What the first forward pass costs."""
-        return min(self.num_layouts, MAX_LAYOUTS) * self.length(self.shortest())
+        """What the first forward pass costs: rows that the model cannot read whole, by windows."""
+        layout = self.layout(self.shortest())
+        slots = [slot for slots in layout.variables for slot in slots]
+        tokens = num_window_tokens(len(layout.row), slots, self.window)
+        return min(self.num_layouts, MAX_LAYOUTS) * tokens
 
     def shortest(self) -> tuple[int, ...]:
         return tuple(min(group.rules) for group in self.groups)
@@ -100,7 +108,7 @@ class Prepared:
         return 2 + sum(map(len, self.segments)) + ours
 
     def lengths(self, allowed: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        """Return the combinations of lengths of the groups that fit into the model."""
+        """Return the combinations of lengths of the groups with which a row is not too long."""
         return [
             pieces
             for pieces in itertools.product(*allowed)
@@ -138,9 +146,9 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
     """Tokenise a request and check all that can be checked without the model.
 
     Args:
-        max_length: tokens that the model reads.
+        max_length: tokens that the model reads at once; a longer text is read in windows.
     Raises:
-        DataError: no blank, or a text too long for the model.
+        DataError: no blank, or a text of more than MAX_TOKENS.
         ConfigError: constraints that fit neither the blanks nor the vocabulary.
     """
     lexicon = lexicon_of(tokenizer)
@@ -157,13 +165,15 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
     )
     budget = Budget()
     groups = tuple(
-        _group(lexicon, request, blanks, numbers, budget) for numbers in _groups(request, blanks)
+        _group(lexicon, request, blanks, numbers, budget, max_length)
+        for numbers in _groups(request, blanks)
     )
-    prepared = Prepared(request, lexicon, blanks, segments, groups, max_length)
+    prepared = Prepared(request, lexicon, blanks, segments, groups, MAX_TOKENS, max_length)
     shortest = prepared.length(prepared.shortest())
-    if shortest > max_length:
+    if shortest > MAX_TOKENS:
         raise DataError(
-            f"the text has {shortest} tokens, the model reads at most {max_length}; shorten it"
+            f"the text has {shortest:,} tokens, at most {MAX_TOKENS:,}; cut what is far from its"
+            f" blanks: the model sees {max_length} tokens around each"
         )
     return prepared
 
@@ -187,6 +197,7 @@ def _group(
     blanks: Sequence[Blank],
     numbers: tuple[int, ...],
     budget: Budget,
+    max_length: int,
 ) -> Group:
     given = request.constraints
     if len(given) not in (0, 1, len(blanks)):
@@ -210,8 +221,14 @@ def _group(
             f"blanks {list(numbers)} are to have the same answer, but no number of pieces is"
             " possible in all of them; write them alike"
         )
+    read = sorted(length for length in lengths if length <= max_length - 2)  # [CLS] and [SEP]
+    if not read:
+        raise DataError(
+            f"the shortest answer to blanks {list(numbers)} has {min(lengths)} pieces, the model"
+            f" reads {max_length - 2} at once; give shorter candidates"
+        )
     rules: dict[int, tuple[Rule, ...]] = {}
-    for length in sorted(lengths):
+    for length in read:
         found: list[Rule] = []
         for number, constraint, is_glued, mine in zip(
             numbers, constraints, glued, answers, strict=True

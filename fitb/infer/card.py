@@ -9,6 +9,11 @@ from typing import Any
 
 from fitb.config import Config, Geometry
 from fitb.errors import DataError
+from fitb.model.positions import trained_length
+
+_LONGEST = "tokens of a text at most"
+_UNTRAINED = "{}, of which those from {} on were never trained"
+_PAIRS = "0 alone: pairs of texts were never seen"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def model_card(card: Card) -> str:
 
 def model_facts(config: Any, num_parameters: int) -> dict[str, Any]:
     """Return the sizes of a BERT of this configuration."""
+    length, positions = trained_length(config), config.max_position_embeddings
     return {
         "type": "BERT encoder with its MLM head",
         "parameters": f"{num_parameters:,}",
@@ -81,7 +87,8 @@ def model_facts(config: Any, num_parameters: int) -> dict[str, Any]:
         "attention heads": config.num_attention_heads,
         "inner size": config.intermediate_size,
         "vocabulary": f"{config.vocab_size:,}",
-        "tokens of a text at most": config.max_position_embeddings,
+        _LONGEST: length,
+        **({} if length == positions else {"positions": _UNTRAINED.format(positions, length)}),
     }
 
 
@@ -98,6 +105,7 @@ def training_facts(config: Config, step: int | None) -> dict[str, Any]:
     return {
         "teacher": "none: masked tokens alone" if teacher is None else _source(teacher),
         "student began as": _source(config.model.student),
+        **({"token types": _PAIRS} if isinstance(config.model.student, Geometry) else {}),
         "objective": ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         if teacher is not None
         else "mlm",
@@ -212,9 +220,9 @@ def _usage(card: Card) -> Iterator[str]:
         files = f"`model.onnx`{rounded}"
         yield (
             f"For onnxruntime: {files}. Inputs, int64: `input_ids` and `attention_mask` (B, L),"
-            " and `slots` (B, K), the places of the blanks, -1 where a row has fewer than K; output"
-            " `logits` (M, V) of the blanks, row by row. In fp32 a logit differs from PyTorch's by"
-            f" at most {card.onnx:.1e} on random rows."
+            f" L at most {card.model[_LONGEST]}, and `slots` (B, K), the places of the blanks, -1"
+            " where a row has fewer than K; output `logits` (M, V) of the blanks, row by row. In"
+            f" fp32 a logit differs from PyTorch's by at most {card.onnx:.1e} on random rows."
         )
         yield ""
 
@@ -264,6 +272,10 @@ def _limits(card: Card) -> Iterator[str]:
     yield "## Limits"
     yield ""
     yield "- It knows the words and the bias of the text it was trained on, and no facts for sure."
+    yield (
+        f"- It was trained to read {card.model[_LONGEST]} tokens at once: cut a longer text around"
+        " its blanks, as `fitb fill`, `fitb serve` and `fitb evaluate` do."
+    )
     yield "- Each blank is one token; a longer word needs several blanks, or `fitb fill`."
     if not card.metrics:
         yield "- It has not been evaluated here."

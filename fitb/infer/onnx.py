@@ -21,8 +21,11 @@ from fitb.errors import ContractError, DataError, SystemFault
 from fitb.hub import UNREADABLE, not_found
 from fitb.infer.graph import INPUTS, encoder_products, graph_of
 from fitb.infer.scorer import TorchScorer, padded, slots_of
+from fitb.infer.windows import in_windows
 from fitb.model.contract import check_contract
 from fitb.model.load import Loaded, tokenizer_fingerprint_of
+from fitb.model.positions import settle, trained_length
+from fitb.modes import denied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +44,7 @@ class OnnxScorer:
     Args:
         path: what `export_onnx` or `quantise` wrote.
         tokenizer: the model's own.
-        max_length: tokens of a row at most.
+        max_length: tokens that it was trained to read at once.
         threads: 0 is one for each core that this process may use.
     Raises: SystemFault where onnxruntime is not installed; DataError where the file is no model.
     """
@@ -56,6 +59,11 @@ class OnnxScorer:
         self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> torch.Tensor:
         """As Scorer says."""
+        return in_windows(self._logits, rows, positions, self.max_length)
+
+    def _logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
         mask = np.ones(input_ids.shape, np.int64) if real is None else real.numpy().astype(np.int64)
         slots = slots_of(positions).numpy()
@@ -86,6 +94,8 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
         beside it; SystemFault without onnxruntime.
     """
     path = Path(source) / file
+    if why := denied(path):
+        raise DataError(f"model {source!r} cannot be read: {why}")
     if not path.is_file():
         flag = "--int8" if file == INT8 else "--onnx"
         raise DataError(
@@ -97,7 +107,8 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
         config = BertConfig.from_pretrained(source)
     except UNREADABLE as error:
         raise not_found("model", source, "config.json", error) from error
-    scorer = OnnxScorer(path, tokenizer, config.max_position_embeddings, threads)
+    settle(config, source)
+    scorer = OnnxScorer(path, tokenizer, trained_length(config), threads)
     config.vocab_size = scorer.vocab_size
     with torch.device("meta"):  # sizes alone
         sizes = BertForMaskedLM(config)
@@ -135,7 +146,7 @@ def export_onnx(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, fold
     stamp = {_FINGERPRINT: tokenizer_fingerprint_of(str(folder)) or "", **_PREPARED}
     onnx.helper.set_model_props(graph, stamp)
     onnx.save(graph, folder / FP32)
-    scorer = OnnxScorer(folder / FP32, tokenizer, model.config.max_position_embeddings)
+    scorer = OnnxScorer(folder / FP32, tokenizer, trained_length(model.config))
     found = largest_difference(scorer, TorchScorer(model, tokenizer))
     if not found <= TOLERANCE:
         raise SystemFault(

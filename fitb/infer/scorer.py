@@ -12,10 +12,12 @@ import torch
 
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.infer.request import Backend
+from fitb.infer.windows import in_windows
 from fitb.model.contract import check_contract
 from fitb.model.encoder import encode
 from fitb.model.frozen import can_pack, pack
 from fitb.model.load import load_model, mlm_head
+from fitb.model.positions import trained_length
 
 _PACKED_FROM = 512  # hidden size; narrower matrices lose more by oneDNN's calls than they gain
 
@@ -24,7 +26,12 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """A masked language model and its tokenizer; calls must not overlap."""
+    """A masked language model and its tokenizer; calls must not overlap.
+
+    Args:
+        max_length: tokens that the model was trained to read at once; of longer rows it reads
+            windows around the positions asked for.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -35,7 +42,7 @@ class Scorer(Protocol):
         """Return the logits at the positions asked for, rows in turn: (M, V) fp32, on the CPU.
 
         Args:
-            rows: token ids with [CLS] and [SEP], of any lengths up to max_length.
+            rows: token ids with [CLS] and [SEP], of any lengths.
             positions: in each row, in the order wanted; at least one in all.
         """
         ...
@@ -51,7 +58,7 @@ class TorchScorer:
 
     def __init__(self, model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.max_length: int = model.config.max_position_embeddings
+        self.max_length = trained_length(model.config)
         self._model = model
         self._device = next(model.parameters()).device
 
@@ -59,6 +66,11 @@ class TorchScorer:
         self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> torch.Tensor:
         """As Scorer says; the last layer and the head run at these positions alone."""
+        return in_windows(self._logits, rows, positions, self.max_length)
+
+    def _logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
         slots = slots_of(positions).to(self._device)
         with torch.inference_mode():

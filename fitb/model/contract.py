@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from fitb.corpus.tokenizer import SPECIAL_TOKENS
 from fitb.errors import ContractError
 from fitb.model.load import Loaded
+from fitb.model.positions import trained_length
 
 _HEAD = "cls.predictions."
 _PREFIX = "##"
@@ -38,6 +39,7 @@ def check_contract(
     needs_student_head: bool = False,
     attention: bool = False,
     layer_map: Literal["uniform"] | Sequence[int] | None = None,
+    in_windows: bool = False,
 ) -> None:
     """Check that everything fits together.
 
@@ -51,6 +53,7 @@ def check_contract(
         needs_student_head: its logits are used and its checkpoint must have trained them.
         attention: attention scores are compared, head by head.
         layer_map: teacher layer for each student layer; None where no layers are compared.
+        in_windows: rows longer than a model was trained at are cut.
     Raises: ContractError with every failure, each with its value, what was expected, a remedy.
     """
     models = {"student": student} | ({"teacher": teacher} if teacher else {})
@@ -58,7 +61,9 @@ def check_contract(
     if manifest is not None:
         failures += _manifest(tokenizer, manifest)
     for role, loaded in models.items():
-        failures += _sizes(role, loaded, tokenizer, manifest)
+        failures += _sizes(role, loaded, tokenizer)
+        if manifest is not None and not in_windows:
+            failures += _length(role, loaded, manifest["length"])
         failures += _fingerprints(role, loaded, manifest)
         needs_head = needs_teacher_head if role == "teacher" else needs_student_head
         failures += _weights(role, loaded, needs_head)
@@ -93,12 +98,7 @@ def _manifest(tokenizer: PreTrainedTokenizerBase, manifest: Mapping[str, Any]) -
             )
 
 
-def _sizes(
-    role: str,
-    loaded: Loaded,
-    tokenizer: PreTrainedTokenizerBase,
-    manifest: Mapping[str, Any] | None,
-) -> Iterator[str]:
+def _sizes(role: str, loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     config = loaded.model.config
     if config.vocab_size != len(tokenizer):
         yield (
@@ -111,11 +111,20 @@ def _sizes(
             f"the {role} ({loaded.source}) pads with id {config.pad_token_id}, the tokenizer with"
             f" {tokenizer.pad_token_id}; prepare the shards with the {role}'s own tokenizer"
         )
-    if manifest is not None and config.max_position_embeddings < manifest["length"]:
+
+
+def _length(role: str, loaded: Loaded, rows: int) -> Iterator[str]:
+    most, trained = loaded.model.config.max_position_embeddings, trained_length(loaded.model.config)
+    if most < rows:
         yield (
-            f"the {role} ({loaded.source}) has {config.max_position_embeddings} positions, rows"
-            f" have {manifest['length']} tokens; prepare shards of length"
-            f" {config.max_position_embeddings} or less"
+            f"the {role} ({loaded.source}) has {most} positions, rows have {rows} tokens; prepare"
+            f" shards of length {most} or less"
+        )
+    elif trained < rows:
+        yield (
+            f"the {role} ({loaded.source}) was trained on rows of {trained} tokens, these have"
+            f" {rows}: what it says of the others is chance; prepare shards of length {trained} or"
+            " less"
         )
 
 

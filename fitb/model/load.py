@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from fitb.config import Geometry
 from fitb.errors import ConfigError, DataError
 from fitb.hub import UNREADABLE, find_file, not_found
+from fitb.model.positions import settle
 from fitb.model.saved import checkpoint_of, load_saved
 
 _MIN_POSITIONS = 512  # BERT's own, so that a student of a given geometry has the published size
@@ -48,7 +49,7 @@ def load_model(
     source: str | Geometry,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    length: int = 512,
+    length: int | None = None,
     dropout: float | None = None,
     seed: int = 0,
     attn_implementation: str = "sdpa",
@@ -58,7 +59,8 @@ def load_model(
     Args:
         source: Hugging Face folder or hub name, a run or one of its checkpoints, or a geometry.
         tokenizer: gives a geometry its vocabulary size and pad id.
-        length: tokens in a row; a geometry gets at least so many positions.
+        length: tokens in a row; a geometry will be trained at it and gets at least so many
+            positions; None states no trained length.
         dropout: replaces both dropout probabilities; None keeps those of the source.
         seed: of random weights; the global random state is left alone.
         attn_implementation: as transformers names it.
@@ -75,7 +77,11 @@ def load_model(
         with _seeded(seed):
             model = BertForMaskedLM(config)
         return Loaded(_at_rest(model), source=f"random {source}")
-    if checkpoint_of(source):
+    try:
+        is_saved = checkpoint_of(source) is not None
+    except PermissionError as error:
+        raise not_found("model", source, "config.json", error) from error
+    if is_saved:
         return load_saved(
             source, tokenizer=tokenizer, dropout=dropout, attn_implementation=attn_implementation
         )
@@ -103,16 +109,21 @@ def _at_rest(model: BertForMaskedLM) -> BertForMaskedLM:
     return model
 
 
-def _config_of(geometry: Geometry, tokenizer: PreTrainedTokenizerBase, length: int) -> BertConfig:
-    return BertConfig(
+def _config_of(
+    geometry: Geometry, tokenizer: PreTrainedTokenizerBase, length: int | None
+) -> BertConfig:
+    config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=geometry.hidden_size,
         num_hidden_layers=geometry.num_hidden_layers,
         num_attention_heads=geometry.num_attention_heads,
         intermediate_size=geometry.intermediate_size,
-        max_position_embeddings=max(_MIN_POSITIONS, length),
+        max_position_embeddings=max(_MIN_POSITIONS, length or 0),
         pad_token_id=tokenizer.pad_token_id,
     )
+    if length is not None:
+        config.trained_length = length  # transformers keeps keys that it does not know
+    return config
 
 
 def _set_dropout(config: BertConfig, dropout: float | None) -> None:
@@ -134,6 +145,7 @@ def _from_pretrained(
             f"model {source!r} is {kind}; expected a BERT encoder (model_type 'bert');"
             " choose such a checkpoint"
         )
+    settle(config, source)
     _set_dropout(config, dropout)
     try:
         with _seeded(seed), quiet():
@@ -164,8 +176,11 @@ def tokenizer_fingerprint_of(source: str) -> str | None:
     """Return the fingerprint of the tokenizer in a folder or hub name; None where there is none."""
     from fitb.corpus.tokenizer import tokenizer_fingerprint
 
-    found = find_file(source, "tokenizer.json")
-    return tokenizer_fingerprint(found.parent) if found else None
+    try:
+        found = find_file(source, "tokenizer.json")
+        return tokenizer_fingerprint(found.parent) if found else None
+    except PermissionError as error:
+        raise not_found("tokenizer", source, "tokenizer.json", error) from error
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ def load_saved(
     from transformers import BertForMaskedLM
 
     from fitb.model.load import Loaded, tokenizer_fingerprint_of
+    from fitb.model.positions import settle
 
     folder = checkpoint_of(path)
     if folder is None:
@@ -78,6 +79,7 @@ def load_saved(
     run = folder.parent.parent
     weights = _weights(folder)
     config = _sizes(run, weights, tokenizer)
+    settle(config, folder)
     if dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     config._attn_implementation = attn_implementation

@@ -21,6 +21,7 @@ from fitb.infer.card import (
     training_facts,
 )
 from fitb.model.load import num_parameters
+from fitb.model.positions import KEY, trained_length
 from fitb.train import checkpoint
 from fitb.train.rundir import RunDir, describe_code
 from fitb.train.setup import Parts, Progress
@@ -88,6 +89,7 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
     run.check_owned()
     with fsio.folder_written_whole(run.export, room=run.licence) as folder:
         copy.save_pretrained(folder)
+        parts.tokenizer.model_max_length = trained_length(copy.config)
         parts.tokenizer.save_pretrained(folder)
         card = _model_card(copy, parts, run, config, metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -123,6 +125,7 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
         "best_step": progress.best_step,
         "optimizer": parts.engine.state.scalars(),
         "fingerprint": parts.fingerprint,
+        KEY: trained_length(parts.engine.objective.student.model.config),
         "attempt": run.attempt,
         "wandb_id": wandb_id,
         "versions": describe_code()["packages"] if parts.engine.world.is_main else {},

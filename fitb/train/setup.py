@@ -26,6 +26,7 @@ from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import Loaded, load_model, num_parameters
+from fitb.model.positions import take_positions, trained_length
 from fitb.train import ceiling, checkpoint
 from fitb.train.engine import Engine
 from fitb.train.rundir import RunDir
@@ -219,6 +220,10 @@ def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loade
             length=shards.length,
             seed=config.seed + 1,
         )
+        if config.model.positions == "teacher":
+            take_positions(student.model, teacher.model)
+    ours = student.model.config
+    ours.trained_length = max(trained_length(ours), shards.length)
     entry = shards.manifest["tokenizer"]
     student, teacher = extended(student, entry), teacher and extended(teacher, entry)
     terms: ObjectiveConfig = config.objective

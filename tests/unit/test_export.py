@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertModel, pipeline
+from transformers import AutoTokenizer, BertModel, pipeline
 
 from fitb import export as ours
 from fitb import fsio
@@ -326,3 +328,43 @@ def test_the_command_prints_what_it_wrote(make_folder, tmp_path, capsys) -> None
     assert main(["export", make_folder(), "--out", str(tmp_path / "b")]) == 0
     assert "model.safetensors" in capsys.readouterr().out
     assert main(["export", make_folder(), "--out", str(tmp_path / "b")]) == 2
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o027, 0o077])
+def test_every_file_of_an_export_is_as_readable_as_its_neighbours(
+    make_folder, tmp_path, umask
+) -> None:
+    """The weights were for the owner alone, whatever the umask: safetensors writes them so."""
+    source, before = make_folder(), os.umask(umask)
+    try:
+        export(ExportConfig(source, str(tmp_path / "out")))
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o666 & ~umask}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "folder"])
+def test_an_export_offers_what_was_trained_and_no_more(
+    make_run, make_folder, tmp_path, kind
+) -> None:
+    """Card and tokenizer said 512 where rows had 32 tokens."""
+    if kind == "folder":
+        source, trained, positions = make_folder(trained_length=24), 24, 64
+    else:
+        run = make_run(exported=kind == "run")
+        source = str(run) if kind == "run" else str(run / "checkpoints" / "step-0000001")
+        trained, positions = 32, 512
+    out = tmp_path / "out"
+    export(ExportConfig(source, str(out), onnx=True))
+    config = json.loads((out / "config.json").read_text())
+    assert (config["trained_length"], config["max_position_embeddings"]) == (trained, positions)
+    assert AutoTokenizer.from_pretrained(out).model_max_length == trained
+    card = (out / "README.md").read_text()
+    assert f"| tokens of a text at most | {trained} |" in card
+    assert (
+        f"| positions | {positions}, of which those from {trained} on were never trained |" in card
+    )
+    assert f"L at most {trained}," in card and f"trained to read {trained} tokens at once" in card
+    assert {load_scorer(str(out), name).max_length for name in ("torch", "onnx")} == {trained}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from fitb.config import Geometry, MaskConfig
 from fitb.corpus.shards import Rows, ShardSet
@@ -72,6 +72,7 @@ class Oracle(torch.nn.Module):
 
     def __init__(self, shards, vocab_size, wrong):
         super().__init__()
+        self.config = BertConfig(max_position_embeddings=LENGTH)
         self.scale = torch.nn.Parameter(torch.tensor(20.0))
         self.hidden = torch.nn.functional.one_hot(
             torch.from_numpy(shards.input_ids), vocab_size

@@ -132,18 +132,27 @@ def test_a_text_without_blank_is_named_by_number_not_by_content(scorer):
     assert "secret" not in str(caught.value)
 
 
-def test_a_text_longer_than_the_model_is_refused(scorer):
-    most = scorer.max_length
-    fits = "a " * (most - 3) + "[MASK]"
+def test_a_text_of_more_tokens_than_are_taken_is_refused_with_what_to_do(scorer, monkeypatch):
+    monkeypatch.setattr("fitb.infer.blanks.MAX_TOKENS", 100)
+    fits = "a " * 97 + "[MASK]"
     assert len(ask(scorer, [fits])) == 1
-    with pytest.raises(DataError, match=f"text 2: .* {most + 1} tokens, .* at most {most}"):
+    with pytest.raises(DataError, match=r"text 2: .* 101 tokens, at most 100; cut .* sees 64"):
         ask(scorer, ["[MASK]", "a " + fits])
 
 
-def test_lengths_that_the_model_cannot_read_are_left_out(scorer):
-    text = "a " * (scorer.max_length - 4) + "___"
-    (found,) = ask(scorer, [text], max_pieces=4, beam=50, top_k=50)
+def test_lengths_with_which_a_row_is_too_long_are_left_out(scorer, monkeypatch):
+    monkeypatch.setattr("fitb.infer.blanks.MAX_TOKENS", 100)
+    (found,) = ask(scorer, ["a " * 96 + "___"], max_pieces=4, beam=50, top_k=50)
     assert {len(f.answers[0].tokens) for f in found.fillings} == {1, 2}
+
+
+def test_answers_that_the_model_cannot_read_at_once_are_left_out_or_refused(tiny):
+    tiny.max_length = 5
+    (found,) = fill(tiny, [FillRequest("a a a a ___ a a", Search(max_pieces=9, top_k=99))])
+    assert max(len(filling.answers[0].tokens) for filling in found.fillings) == 3
+    long = Constraint(candidates=("addeedde",))
+    with pytest.raises(DataError, match=r"blanks \[0\] has 8 pieces, .* 3 at once; .* shorter"):
+        fill(tiny, [FillRequest("a ___", constraints=(long,))])
 
 
 @pytest.mark.parametrize("name", ["top_k", "beam", "max_pieces"])

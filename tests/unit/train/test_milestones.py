@@ -12,17 +12,21 @@ def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished
     make_config, monkeypatch
 ):
     """A kill between the two left a finished run without a model, and nobody made one any more."""
-    done = []
+    done, manifests = [], []
     monkeypatch.setattr(milestones, "export", lambda *args: done.append("export"))
     monkeypatch.setattr(
         milestones.checkpoint,
         "save",
-        lambda *args, **kwargs: done.append("commit") or (SimpleNamespace(name="step"), {}),
+        lambda root, tensors, manifest, **kwargs: (
+            done.append("commit") or manifests.append(manifest) or (SimpleNamespace(name="s"), {})
+        ),
     )
+    student = SimpleNamespace(config=SimpleNamespace(trained_length=64))
     engine = SimpleNamespace(
         world=World(),
         check_finite=lambda step: None,
         state=SimpleNamespace(scalars=dict, full_tensors=list),
+        objective=SimpleNamespace(student=SimpleNamespace(model=student)),
     )
     parts = SimpleNamespace(engine=engine, progress=Progress(step=9), fingerprint="f")
     run = SimpleNamespace(
@@ -34,3 +38,4 @@ def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished
     parts.progress.step = 10
     milestones.save(parts, run, config, "")
     assert done == ["commit", "export", "commit"]
+    assert [manifest["trained_length"] for manifest in manifests] == [64, 64]
