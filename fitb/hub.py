@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
+from fitb.errors import DataError, FitbError
 
-from fitb.errors import DataError
-
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
+_CODE = "it is a pickle that holds more than tensors, which is code and is never run"
 
 
 def find_file(source: str, name: str) -> Path | None:
@@ -31,12 +32,35 @@ def find_file(source: str, name: str) -> Path | None:
     return Path(found) if found else None
 
 
+@contextlib.contextmanager
+def reading(what: str, source: str, *files: str) -> Iterator[None]:
+    """Raise one DataError for whatever a library raises while it reads somebody's files.
+
+    A list of exceptions would never be complete: a damaged file can make a parser raise anything.
+
+    Args:
+        what: is read, for the message.
+        source: folder or hub name.
+        files: any of which would do; the first is what is missing where none is there.
+    """
+    try:
+        yield
+    except (FitbError, MemoryError):
+        raise
+    except Exception as error:
+        there = (name for name in files if find_file(source, name))
+        raise not_found(what, source, next(there, files[0]), error) from error
+
+
 def not_found(what: str, source: str, file: str, error: BaseException) -> DataError:
     """Say in one line that something is not there or cannot be read, and what to do."""
     if Path(source).is_dir():
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = _CODE
         present = (Path(source) / file).exists()
-        state = f"cannot be read ({reason})" if present else f"not there: it holds no {file}"
+        unread = f"cannot be read ({file}: {reason})"
+        state = unread if present else f"not there: it holds no {file}"
         return DataError(
             f"{what} {source!r} {state}; expected a folder that save_pretrained wrote; write it"
             " again or name another"
