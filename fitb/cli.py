@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json
 import logging
 import os
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import fitb
-from fitb import help, log
+from fitb import fsio, help, log
 from fitb.config import Config
 from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
 
@@ -79,7 +78,7 @@ def _doctor(flags: list[str]) -> int:
 
     where, training = front().split(flags)
     found = doctor(where, training)
-    print(json.dumps(as_json(found)) if where.json else render(found))
+    print(fsio.to_json(as_json(found)) if where.json else render(found))
     return exit_code(found)
 
 
@@ -95,7 +94,7 @@ def _site(flags: list[str]) -> int:
 
     config = parse(SiteConfig, "fitb site", flags)
     result = init(config)
-    print(json.dumps(result) if config.json else say(result))
+    print(fsio.to_json(result) if config.json else say(result))
     return 0
 
 
@@ -115,7 +114,7 @@ def _inspect(flags: list[str]) -> int:
     result = inspect(config)
     if config.html:
         write_page(Path(config.html), result)
-    print(json.dumps(result) if config.json else render(result))
+    print(fsio.to_json(result) if config.json else render(result))
     return 0
 
 
@@ -147,7 +146,7 @@ def _report(flags: list[str]) -> int:
     config = parse(ReportConfig, "fitb report", flags)
     with contextlib.redirect_stdout(sys.stderr):  # libraries talk
         result = report(config)
-    print(json.dumps(result) if config.json else as_text(result))
+    print(fsio.to_json(result) if config.json else as_text(result))
     return 0
 
 
@@ -157,7 +156,7 @@ def _rehearse(flags: list[str]) -> int:
 
     where, training = front().split(flags)
     found = rehearse(where, training)
-    print(json.dumps(as_json(found)) if where.json else render(found))
+    print(fsio.to_json(as_json(found)) if where.json else render(found))
     return 1 if found.reasons else 0
 
 
@@ -170,13 +169,13 @@ def _evaluate(flags: list[str]) -> int:
     if config.out:
         found = evaluate_all(config, os.environ)
         if found:
-            print(json.dumps(found) if config.json else render_all(found))
+            print(fsio.to_json(found) if config.json else render_all(found))
         return 0
     from fitb.evaluate.run import evaluate
 
     result = evaluate(config)
     if result:  # of rank 0 alone
-        print(json.dumps(result) if config.json else render(result))
+        print(fsio.to_json(result) if config.json else render(result))
     return 0
 
 
@@ -187,7 +186,7 @@ def _compare(flags: list[str]) -> int:
     config = parse(CompareConfig, "fitb compare", flags)
     result = compare(config)
     if result:
-        print(json.dumps(result) if config.json else render(result))
+        print(fsio.to_json(result) if config.json else render(result))
     return 0
 
 
@@ -200,7 +199,7 @@ def _fill(flags: list[str]) -> int:
     if config.texts == ["-"]:
         config = dataclasses.replace(config, texts=sys.stdin.read().splitlines())
     filled = fill_from(config)
-    print(json.dumps(as_json(filled), ensure_ascii=False) if config.json else render(filled))
+    print(fsio.to_json(as_json(filled), ensure_ascii=False) if config.json else render(filled))
     return 0
 
 
@@ -226,7 +225,7 @@ def _export(flags: list[str]) -> int:
     config = parse(ExportConfig, "fitb export", flags)
     with contextlib.redirect_stdout(sys.stderr):  # libraries talk
         result = export(config)
-    print(json.dumps(result) if config.json else render(result))
+    print(fsio.to_json(result) if config.json else render(result))
     return 0
 
 
@@ -235,7 +234,7 @@ def _plan(flags: list[str]) -> int:
 
     config = parse(PlanConfig, "fitb plan", flags)
     found = plan(config)
-    print(json.dumps(as_json(found)) if config.json else render(config, found))
+    print(fsio.to_json(as_json(found)) if config.json else render(config, found))
     return 0
 
 
@@ -257,7 +256,7 @@ def _bench(flags: list[str]) -> int:
         result = module.bench(config)
     if not result:  # of a rank other than 0
         return 0
-    print(json.dumps(result) if config.json else module.render(result))
+    print(fsio.to_json(result) if config.json else module.render(result))
     return 0
 
 

@@ -163,12 +163,13 @@ def find(source: str) -> Origin:
     if checkpoint is not None:
         run = checkpoint.parent.parent
         try:
-            step = int(fsio.read_json(checkpoint / "manifest.json")["step"])
+            manifest = fsio.read_json(checkpoint / "manifest.json")
+            step = int(manifest["step"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{checkpoint / 'manifest.json'} cannot be read: {error}; name another checkpoint"
             ) from error
-        return Origin(str(checkpoint), _tokenizer_of(run), run, step)
+        return Origin(str(checkpoint), _tokenizer_of(run, manifest.get("fingerprint")), run, step)
     if (path / "config.yaml").is_file():
         raise DataError(
             f"{source} is a run that holds neither an export nor a checkpoint yet; let it train,"
@@ -188,18 +189,25 @@ def _config_of(run: Path) -> Config:
     return parse(Config, "fitb export", ["--config", str(run / "config.yaml")])
 
 
-def _tokenizer_of(run: Path) -> str:
-    """Return the tokenizer of a run: beside its export, else that of its shards."""
+def _tokenizer_of(run: Path, trained_on: str | None) -> str:
+    """Return the tokenizer of a run: beside its export, else that of the shards it trained on."""
     if (run / "export" / "tokenizer.json").is_file():
         return str(run / "export")
     shards = _config_of(run).data.shards
     try:
-        return str(_open(shards).tokenizer_folder)
+        found = _open(shards)
     except FitbError as error:
         raise DataError(
             f"the tokenizer of {run} is out of reach: it has no export, and its shards cannot be"
             f" opened: {error}"
         ) from error
+    if found.fingerprint != trained_on:
+        raise DataError(
+            f"the tokenizer of {run} is out of reach: it has no export, and {shards} holds other"
+            f" shards ({found.fingerprint[:12]}) than it was trained on ({str(trained_on)[:12]});"
+            " put these back"
+        )
+    return str(found.tokenizer_folder)
 
 
 def _open(shards: str, split: str = "train") -> ShardSet:

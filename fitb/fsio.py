@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -106,6 +107,19 @@ def folder_written_whole(path: Path, room: Path | None = None) -> Iterator[Path]
                 old.rename(path)
             raise
     fsync_dir(path.parent)
+
+
+def to_json(value: Any, **form: Any) -> str:
+    """Return JSON that every reader takes: null where Python has NaN or an infinity."""
+    return json.dumps(_finite(value), allow_nan=False, **form)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from fitb.errors import DataError
+from fitb.errors import DataError, FitbError
 from fitb.modes import denied
 
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
+_CODE = "it is a pickle that holds more than tensors, which is code and is never run"
 
 
 def find_file(source: str, name: str) -> Path | None:
@@ -33,6 +34,26 @@ def find_file(source: str, name: str) -> Path | None:
     return Path(found) if found else None
 
 
+@contextlib.contextmanager
+def reading(what: str, source: str, *files: str) -> Iterator[None]:
+    """Raise one DataError for whatever a library raises while it reads somebody's files.
+
+    A list of exceptions would never be complete: a damaged file can make a parser raise anything.
+
+    Args:
+        what: is read, for the message.
+        source: folder or hub name.
+        files: any of which would do; the first is what is missing where none is there.
+    """
+    try:
+        yield
+    except (FitbError, MemoryError):
+        raise
+    except Exception as error:
+        there = (name for name in files if (Path(source) / name).is_file())
+        raise not_found(what, source, next(there, files[0]), error) from error
+
+
 def not_found(what: str, source: str, file: str, error: BaseException) -> DataError:
     """Say in one line that something is not there or cannot be read, and what to do."""
     folder = Path(source)
@@ -40,8 +61,11 @@ def not_found(what: str, source: str, file: str, error: BaseException) -> DataEr
         return DataError(f"{what} {source!r} cannot be read: {why}")
     if folder.is_dir():
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = _CODE
         present = (folder / file).exists()
-        state = f"cannot be read ({reason})" if present else f"not there: it holds no {file}"
+        unread = f"cannot be read ({file}: {reason})"
+        state = unread if present else f"not there: it holds no {file}"
         return DataError(
             f"{what} {source!r} {state}; expected a folder that save_pretrained wrote; write it"
             " again or name another"

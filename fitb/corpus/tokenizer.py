@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
+from fitb.corpus.vocabulary import read_tokenizer
 from fitb.errors import DataError
 from fitb.fsio import read_json, sha256_json, write_atomic, write_json
-from fitb.hub import UNREADABLE, find_file, not_found
+from fitb.hub import find_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,23 +183,11 @@ def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer from a folder or hub name, exactly as its tokenizer.json says.
+    """Load a tokenizer from a folder or hub name, with the names of BERT's five tokens.
 
-    AutoTokenizer rebuilds the normaliser of a BERT tokenizer from tokenizer_config.json, where a
-    missing `do_lower_case` turns a cased tokenizer into a lowercasing one; so it is only asked
-    where there is a vocab.txt and nothing else.
-
-    Raises: DataError where there is no tokenizer.
+    Raises: DataError, as read_tokenizer does.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        kind = (
-            PreTrainedTokenizerFast if find_file(str(source), "tokenizer.json") else AutoTokenizer
-        )
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(source))
-    except UNREADABLE as error:
-        raise not_found("tokenizer", str(source), "tokenizer.json", error) from error
+    tokenizer = read_tokenizer(str(source))
     vocabulary = tokenizer.get_vocab()
     unnamed = {
         name: token
@@ -212,6 +201,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 def take_tokenizer(name: str, folder: Path) -> None:
     """Copy a given tokenizer into a folder, in Hugging Face's format, its tokenizer.json verbatim.
+
+    What added_tokens.json adds to it is then written into it.
 
     Args:
         name: Hugging Face folder or hub name; HF_HUB_OFFLINE is respected.
@@ -233,8 +224,9 @@ def take_tokenizer(name: str, folder: Path) -> None:
             " tokenizer.json or vocab.txt"
         )
     tokenizer.save_pretrained(folder)
-    if original := find_file(name, "tokenizer.json"):
-        shutil.copyfile(original, folder / "tokenizer.json")
+    original = find_file(name, "tokenizer.json")
+    if original and Tokenizer.from_file(str(original)).get_vocab() == tokenizer.get_vocab():
+        shutil.copyfile(original, folder / "tokenizer.json")  # else other files add to it
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from fitb.cluster.slurm import first_host, master_port
 from fitb.errors import ConfigError
+from fitb.rendezvous import join
 from fitb.world import World
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def joined(env: Mapping[str, str]) -> Iterator[Ranks]:
     import torch.distributed as dist
 
     os.environ.update(world.env(*_address(env, world)))
-    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    join(world, "gloo", _TIMEOUT)
     try:
         yield Ranks(world)
     finally:

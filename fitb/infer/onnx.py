@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb import rng
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ContractError, DataError, SystemFault
-from fitb.hub import UNREADABLE, not_found
+from fitb.hub import reading
 from fitb.infer.graph import INPUTS, encoder_products, graph_of
-from fitb.infer.scorer import TorchScorer, padded, slots_of
+from fitb.infer.scorer import TorchScorer, finite, padded, slots_of
 from fitb.infer.windows import in_windows
+from fitb.model.configuration import read_config
 from fitb.model.contract import check_contract
 from fitb.model.load import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import settle, trained_length
@@ -67,7 +68,7 @@ class OnnxScorer:
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
         mask = np.ones(input_ids.shape, np.int64) if real is None else real.numpy().astype(np.int64)
         slots = slots_of(positions).numpy()
-        return torch.from_numpy(self.run(input_ids.numpy(), mask, slots))
+        return finite(torch.from_numpy(self.run(input_ids.numpy(), mask, slots)))
 
     def run(self, input_ids: Any, attention_mask: Any, slots: Any) -> Any:
         """Return the logits (M, V) fp32 of arrays as `graph_of` takes them."""
@@ -103,12 +104,10 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
             " one, or use --backend torch"
         )
     tokenizer = load_tokenizer(source)
-    try:
-        config = BertConfig.from_pretrained(source)
-    except UNREADABLE as error:
-        raise not_found("model", source, "config.json", error) from error
+    config = read_config(source)
     settle(config, source)
     scorer = OnnxScorer(path, tokenizer, trained_length(config), threads)
+    _check_finite(path)
     config.vocab_size = scorer.vocab_size
     with torch.device("meta"):  # sizes alone
         sizes = BertForMaskedLM(config)
@@ -128,6 +127,21 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
             ]
         )
     return scorer
+
+
+def _check_finite(path: Path) -> None:
+    """Raise DataError with the names of weights in a model file that hold NaN or an infinity."""
+    require_extra()
+    import onnx
+
+    with reading("model", str(path.parent), path.name):
+        weights = onnx.load(path).graph.initializer
+        found = [w.name for w in weights if not np.isfinite(onnx.numpy_helper.to_array(w)).all()]
+    if found:
+        raise DataError(
+            f"{path}: {', '.join(found[:4])} not finite (NaN or infinity), so every answer would"
+            " be; export another checkpoint"
+        )
 
 
 def export_onnx(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:

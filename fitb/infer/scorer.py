@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from fitb.corpus.tokenizer import load_tokenizer
+from fitb.errors import DataError
 from fitb.infer.request import Backend
 from fitb.infer.windows import in_windows
 from fitb.model.contract import check_contract
@@ -81,7 +82,17 @@ class TorchScorer:
                 slots=slots.clamp(min=0),
             ).last
             logits: torch.Tensor = mlm_head(self._model)(last[slots >= 0])
-            return logits.float().cpu()
+            return finite(logits.float().cpu())
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits as they are; raise DataError where one is NaN or an infinity."""
+    if not logits.isfinite().all():
+        raise DataError(
+            "a logit of this model is not finite (NaN or infinity): its weights hold such a number,"
+            " or are too large for its precision; use another checkpoint"
+        )
+    return logits
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:

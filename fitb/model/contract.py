@@ -6,27 +6,22 @@ not learn of its mistakes one day at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from fitb.corpus.tokenizer import SPECIAL_TOKENS
-from fitb.errors import ContractError
-from fitb.model.load import Loaded
+from fitb.corpus.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from fitb.corpus.vocabulary import EDGE_CASES, difference
+from fitb.errors import ContractError, DataError
+from fitb.model.load import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import trained_length
 
 _HEAD = "cls.predictions."
 _PREFIX = "##"
-EDGE_CASES = (
-    "See https://example.org/a_b/c-d?x=1&y=%20#top or mail first.last@example.org.",
-    "os.path.join(self.__dict__, 'fooBar') != snake_case_2[i] # ##done",
-    "state-of-the-art, mother-in-law's rock-'n'-roll \u2013 well \u2014 non\u2011breaking",
-    "\u6211\u4eec\u5728\u5317\u4eac, \u6771\u4eac\u3068\u304b\u306a, \ud55c\uad6d\uc5b4 text",
-    "Caf\u00e9 cafe\u0301 na\u00efve \u00c5ngstr\u00f6m \u0130stanbul Stra\u00dfe \ufb01n",
-    "ok \U0001f642 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1ee\U0001f1f9 \u2764\ufe0f!",
-    "tab\there\u00a0and\u200bthere, soft\u00adhyphen, 3.14159e-10, $1,000.50, \u20ac5",
-)
+_LAYER = re.compile(r"(?:bert\.)?encoder\.layer\.(\d+)\.(.+)")
 
 
 def check_contract(
@@ -46,7 +41,7 @@ def check_contract(
     Args:
         tokenizer: that of the shards.
         manifest: of the shards (`length`, `tokenizer.fingerprint`, `tokenizer.vocab_size`); None
-            where there are none.
+            where there are none and the tokenizer is the model's own.
         student: trained, evaluated or asked.
         teacher: None where there is none.
         needs_teacher_head: its logits are used.
@@ -64,9 +59,10 @@ def check_contract(
         failures += _sizes(role, loaded, tokenizer)
         if manifest is not None and not in_windows:
             failures += _length(role, loaded, manifest["length"])
-        failures += _fingerprints(role, loaded, manifest)
+        failures += _vocabulary(role, loaded, tokenizer, manifest)
         needs_head = needs_teacher_head if role == "teacher" else needs_student_head
         failures += _weights(role, loaded, needs_head)
+        failures += _places(role, loaded, learns=role == "student" and not needs_head)
     if teacher is not None:
         failures += _geometry(student, teacher, attention, layer_map)
     if failures:
@@ -88,6 +84,13 @@ def _manifest(tokenizer: PreTrainedTokenizerBase, manifest: Mapping[str, Any]) -
         yield (
             f"the tokenizer beside the shards has {len(tokenizer)} entries, the manifest says"
             f" {size}; prepare the shards again"
+        )
+    folder, fingerprint = tokenizer.name_or_path, manifest["tokenizer"]["fingerprint"]
+    beside = tokenizer_fingerprint_of(folder) if Path(folder).is_dir() else None
+    if beside not in (None, fingerprint):
+        yield (
+            f"the tokenizer beside the shards ({folder}) has the fingerprint {beside[:12]}, the"
+            f" manifest says {fingerprint[:12]}; copy the set again"
         )
     for name, expected in manifest["tokenizer"].get("special_ids", {}).items():
         found = getattr(tokenizer, f"{name}_token_id")
@@ -128,15 +131,58 @@ def _length(role: str, loaded: Loaded, rows: int) -> Iterator[str]:
         )
 
 
-def _fingerprints(role: str, loaded: Loaded, manifest: Mapping[str, Any] | None) -> Iterator[str]:
-    if manifest is None or loaded.tokenizer_fingerprint is None:
+def _vocabulary(
+    role: str,
+    loaded: Loaded,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    """Demand evidence that the model was trained with the vocabulary of the shards."""
+    if manifest is None or loaded.is_random:
         return
-    expected = manifest["tokenizer"]["fingerprint"]
-    if loaded.tokenizer_fingerprint != expected:
+    of_set = loaded.shards_fingerprint
+    if of_set is not None and of_set == manifest.get("fingerprint") and not loaded.added:
+        return
+    source, found = loaded.tokenizer_source, loaded.tokenizer_fingerprint
+    if source is None or tokenizer_fingerprint_of(source) != found:
+        yield from _fingerprint(role, loaded, manifest["tokenizer"])
+        return
+    try:
+        other = difference(load_tokenizer(source), tokenizer, loaded.added)
+    except DataError as error:
         yield (
-            f"the tokenizer saved beside the {role} ({loaded.source}) has the fingerprint"
-            f" {loaded.tokenizer_fingerprint[:12]}, that of the shards {expected[:12]}: the same"
-            f" text would be other ids; prepare the shards with the {role}'s tokenizer"
+            f"nothing tells whether the vocabulary of the {role} ({loaded.source}) is that of the"
+            f" shards: {error}; copy the tokenizer that it was trained with beside its weights"
+        )
+        return
+    if other:
+        expected = manifest["tokenizer"]["fingerprint"]
+        named = "is not that of the shards"
+        if found not in (None, expected):
+            named = f"has the fingerprint {found[:12]}, that of the shards {expected[:12]}"
+        yield (
+            f"the tokenizer beside the {role} ({source}) {named}: {other}: the same text would be"
+            f" other ids; prepare the shards with the {role}'s tokenizer"
+        )
+
+
+def _fingerprint(role: str, loaded: Loaded, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Judge by the fingerprint alone, as that of a checkpoint without an export."""
+    found = loaded.tokenizer_fingerprint
+    if found is None:
+        yield (
+            f"nothing tells whether the vocabulary of the {role} ({loaded.source}) is that of the"
+            " shards: its run has no export, and its own shards are not there any more; put them"
+            " back, or copy the tokenizer that it was trained with into the run's export/"
+        )
+        return
+    added = {each["token"]: each["id"] for each in entry.get("added", ())}
+    as_added = loaded.added and loaded.added == added
+    if found != entry["base_fingerprint" if as_added else "fingerprint"]:
+        yield (
+            f"the tokenizer beside the {role} ({loaded.source}) has the fingerprint {found[:12]},"
+            f" that of the shards {entry['fingerprint'][:12]}: the same text would be other ids;"
+            f" prepare the shards with the {role}'s tokenizer"
         )
 
 
@@ -155,6 +201,32 @@ def _weights(role: str, loaded: Loaded, needs_head: bool) -> Iterator[str]:
             f" {_some(head)} would be random; use a checkpoint saved from BertForMaskedLM or"
             " BertForPreTraining, or turn off the terms that need its logits"
         )
+
+
+def _places(role: str, loaded: Loaded, *, learns: bool) -> Iterator[str]:
+    """Refuse weights without a place, but for a student that begins as the first layers of one."""
+    if loaded.unexpected and not (learns and _are_further_layers(loaded)):
+        yield (
+            f"the checkpoint of the {role} ({loaded.source}) holds {len(loaded.unexpected)} weights"
+            f" for which a BERT of its config.json has no place ({_some(loaded.unexpected)}), so"
+            " its answers would be others; put back the config.json that was saved with them, or"
+            " choose a plain BERT"
+        )
+
+
+def _are_further_layers(loaded: Loaded) -> bool:
+    """Whether the weights without a place are whole layers on top of those that the model has."""
+    depth = int(loaded.model.config.num_hidden_layers)
+    names = [match.groups() for name in loaded.model.state_dict() if (match := _LAYER.match(name))]
+    whole = {name for layer, name in names if layer == "0"}
+    further: dict[int, set[str]] = {}
+    for name in loaded.unexpected:
+        match = _LAYER.match(name)
+        if match is None:
+            return False
+        further.setdefault(int(match[1]), set()).add(match[2])
+    as_many = sorted(further) == list(range(depth, depth + len(further)))
+    return as_many and all(found == whole for found in further.values())
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

@@ -43,7 +43,7 @@ def extended(loaded: Loaded, tokenizer: Mapping[str, Any]) -> Loaded:
     """Extend a model that lacks exactly the added tokens of the shards; leave any other alone.
 
     A model that has them already, or is otherwise unlike the tokenizer, is for the contract to
-    judge.
+    judge; so is one whose tokenizer lies there in another form than tokenizer.json, or not at all.
 
     Args:
         loaded: of a folder or hub name; a geometry has the whole vocabulary from the start.
@@ -55,4 +55,4 @@ def extended(loaded: Loaded, tokenizer: Mapping[str, Any]) -> Loaded:
     if not added or not lacks or saved_with not in (None, tokenizer["base_fingerprint"]):
         return loaded
     extend_embeddings(loaded.model, added)
-    return replace(loaded, tokenizer_fingerprint=saved_with and tokenizer["fingerprint"])
+    return replace(loaded, added={entry["token"]: entry["id"] for entry in added})

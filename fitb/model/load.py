@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    BertConfig,
-    BertForMaskedLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fitb.config import Geometry
 from fitb.errors import ConfigError, DataError
-from fitb.hub import UNREADABLE, find_file, not_found
+from fitb.hub import find_file, not_found, reading
+from fitb.model.configuration import read_config
 from fitb.model.positions import settle
 from fitb.model.saved import checkpoint_of, load_saved
 
 _MIN_POSITIONS = 512  # BERT's own, so that a student of a given geometry has the published size
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+# Of other tasks, on top of the encoder: no logit of a blank depends on them. And constants.
+_NO_PART = re.compile(
+    r"(bert\.)?pooler\.|cls\.seq_relationship\.|fit_dense|classifier\.|qa_outputs\."
+    r"|(bert\.)?embeddings\.(position|token_type)_ids$"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,26 @@ class Loaded:
         source: folder, hub name, or a rendering of the geometry.
         missing: weights that the checkpoint did not hold and that are random now, sorted; empty
             for a geometry, whose weights are random on purpose.
-        tokenizer_fingerprint: of the tokenizer in the same folder; None where there is none.
+        tokenizer_fingerprint: of the tokenizer in the same folder, or that a checkpoint names; None
+            where there is none.
+        unexpected: weights of the checkpoint for which the model has no place, sorted; heads of
+            other tasks left out.
+        tokenizer_source: folder or hub name whose tokenizer the weights were trained with; None
+            where only its fingerprint is known, or nothing.
+        shards_fingerprint: of the set that a checkpoint was trained on; None for others.
+        added: ids of tokens that it was given rows for, which its tokenizer lacks.
+        is_random: whether nothing was learnt yet, so that any vocabulary is its own.
     """
 
     model: BertForMaskedLM
     source: str
     missing: tuple[str, ...] = ()
     tokenizer_fingerprint: str | None = None
+    unexpected: tuple[str, ...] = ()
+    tokenizer_source: str | None = None
+    shards_fingerprint: str | None = None
+    added: Mapping[str, int] = field(default_factory=dict)
+    is_random: bool = False
 
 
 def load_model(
@@ -65,8 +81,9 @@ def load_model(
         seed: of random weights; the global random state is left alone.
         attn_implementation: as transformers names it.
     Raises:
-        ConfigError: the source is not a BERT encoder.
-        DataError: the source is not there, or its weights cannot be read or have other shapes.
+        ConfigError: the source is not a BERT encoder, or not one as fitb computes it.
+        DataError: the source is not there, or its weights cannot be read, have other shapes or are
+            not finite.
     """
     if dropout is not None and not 0 <= dropout < 1:
         raise ConfigError(f"model.dropout={dropout}; at least 0, below 1")
@@ -76,7 +93,7 @@ def load_model(
         config._attn_implementation = attn_implementation
         with _seeded(seed):
             model = BertForMaskedLM(config)
-        return Loaded(_at_rest(model), source=f"random {source}")
+        return Loaded(_at_rest(model), source=f"random {source}", is_random=True)
     try:
         is_saved = checkpoint_of(source) is not None
     except PermissionError as error:
@@ -85,8 +102,9 @@ def load_model(
         return load_saved(
             source, tokenizer=tokenizer, dropout=dropout, attn_implementation=attn_implementation
         )
-    model, missing = _from_pretrained(source, dropout, seed, attn_implementation)
-    return Loaded(model, source, missing, tokenizer_fingerprint_of(source))
+    model, missing, unexpected = _from_pretrained(source, dropout, seed, attn_implementation)
+    fingerprint = tokenizer_fingerprint_of(source)
+    return Loaded(model, source, missing, fingerprint, unexpected, tokenizer_source=source)
 
 
 def encoder(model: BertForMaskedLM) -> nn.Module:
@@ -134,31 +152,21 @@ def _set_dropout(config: BertConfig, dropout: float | None) -> None:
 
 def _from_pretrained(
     source: str, dropout: float | None, seed: int, attn_implementation: str
-) -> tuple[BertForMaskedLM, tuple[str, ...]]:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except UNREADABLE as error:
-        raise not_found("model", source, "config.json", error) from error
-    if config.model_type != "bert" or config.is_decoder or config.add_cross_attention:
-        kind = "a decoder" if config.model_type == "bert" else f"of type {config.model_type!r}"
-        raise ConfigError(
-            f"model {source!r} is {kind}; expected a BERT encoder (model_type 'bert');"
-            " choose such a checkpoint"
-        )
+) -> tuple[BertForMaskedLM, tuple[str, ...], tuple[str, ...]]:
+    """Return the model, the weights that it lacked, and those for which it has no place."""
+    config = read_config(source)
     settle(config, source)
     _set_dropout(config, dropout)
-    try:
-        with _seeded(seed), quiet():
-            loaded: Any = BertForMaskedLM.from_pretrained(
-                source,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, all at once and by name
-                attn_implementation=attn_implementation,
-                dtype=torch.float32,
-            )
-    except UNREADABLE as error:
-        raise not_found("weights of model", source, "model.safetensors", error) from error
+    with _seeded(seed), quiet(), reading("weights of model", source, *_WEIGHTS):
+        loaded: Any = BertForMaskedLM.from_pretrained(
+            source,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, all at once and by name
+            attn_implementation=attn_implementation,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
     model, report = loaded
     if report["mismatched_keys"]:
         shapes = ", ".join(
@@ -169,7 +177,21 @@ def _from_pretrained(
             f"model {source!r}: weights and config.json disagree: {shapes}; put back the"
             " config.json that was saved with the weights"
         )
-    return _at_rest(model), tuple(sorted(report["missing_keys"]))
+    check_finite(model, source)
+    unexpected = (name for name in report["unexpected_keys"] if not _NO_PART.match(name))
+    return _at_rest(model), tuple(sorted(report["missing_keys"])), tuple(sorted(unexpected))
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raise DataError with the names of weights that hold an infinity or NaN."""
+    found = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if found:
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise DataError(
+            f"model {source!r}: {', '.join(found[:4])}{more} not finite (NaN or infinity), so every"
+            " answer would be; training it diverged, or 16 bits overflowed: use an earlier or"
+            " another checkpoint"
+        )
 
 
 def tokenizer_fingerprint_of(source: str) -> str | None:

@@ -14,7 +14,6 @@ from fitb import fsio
 from fitb.config import Config, Geometry
 from fitb.errors import DataError
 from fitb.flags import parse
-from fitb.hub import UNREADABLE
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +66,7 @@ def load_saved(
     import torch
     from transformers import BertForMaskedLM
 
-    from fitb.model.load import Loaded, tokenizer_fingerprint_of
+    from fitb.model.load import Loaded, check_finite, tokenizer_fingerprint_of
     from fitb.model.positions import settle
 
     folder = checkpoint_of(path)
@@ -77,7 +76,8 @@ def load_saved(
             " RUN/checkpoints/step-NNNNNNN"
         )
     run = folder.parent.parent
-    weights = _weights(folder)
+    manifest = read_manifest(folder)
+    weights = _weights(folder, manifest)
     config = _sizes(run, weights, tokenizer)
     settle(config, folder)
     if dropout is not None:
@@ -86,19 +86,37 @@ def load_saved(
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
         model = BertForMaskedLM(config)
     _fill(model, weights, folder)
+    check_finite(model, str(folder))
     model.train(False)
     export = run / "export"
-    saved_with = tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
-    return Loaded(model, str(folder), (), saved_with)
+    exported = tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
+    return Loaded(
+        model,
+        str(folder),
+        tokenizer_fingerprint=exported or _of_shards(run, manifest),
+        tokenizer_source=str(export) if exported else None,
+        shards_fingerprint=manifest.get("fingerprint"),
+    )
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the student's tensors, named as in its module.
+def _of_shards(run: Path, manifest: dict[str, Any]) -> str | None:
+    """Return the fingerprint of the tokenizer of a run's shards, if the very same lie there yet."""
+    shards = Path(_began(run).data.shards) / _MANIFEST
+    try:
+        found: dict[str, Any] = fsio.read_json(shards)
+    except (OSError, ValueError):
+        return None
+    if found.get("fingerprint") is None or found["fingerprint"] != manifest.get("fingerprint"):
+        return None
+    fingerprint: str | None = found.get("tokenizer", {}).get("fingerprint")
+    return fingerprint
 
-    Raises: DataError where the manifest or a file is not as it was written.
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint.
+
+    Raises: DataError where it cannot be read or has another format.
     """
-    from safetensors import safe_open
-
     try:
         manifest: dict[str, Any] = fsio.read_json(folder / _MANIFEST)
     except (OSError, ValueError) as error:
@@ -110,6 +128,16 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
             f"{folder} has checkpoint format {manifest.get('format')}, this fitb reads {FORMAT};"
             f" use the fitb that wrote it, {manifest.get('versions')}"
         )
+    return manifest
+
+
+def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the student's tensors, named as in its module.
+
+    Raises: DataError where a file is not as it was written.
+    """
+    from safetensors import safe_open
+
     weights: dict[str, torch.Tensor] = {}
     for name, entry in manifest["files"].items():
         file = folder / name
@@ -134,10 +162,7 @@ def _sizes(
     """
     from transformers import BertConfig
 
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise DataError(f"{path} is missing, which gives the student's sizes; put it back")
-    began = parse(Config, "fitb", ["--config", str(path)])
+    began = _began(run)
     student = began.model.student
     if isinstance(student, Geometry):
         config = BertConfig(
@@ -161,19 +186,25 @@ def _sizes(
     return config
 
 
+def _began(run: Path) -> Config:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{path} is missing, which gives the student's sizes; put it back")
+    return parse(Config, "fitb", ["--config", str(path)])
+
+
 def _config_of_start(start: str, export: Path) -> BertConfig:
     """Return the configuration of what a student began from, else that of its export."""
-    from transformers import AutoConfig
+    from fitb.model.configuration import read_config
 
     earlier = checkpoint_of(start)
     if earlier:
         return _sizes(earlier.parent.parent, {}, None)
     for source in (start, str(export)):
         try:
-            config: BertConfig = AutoConfig.from_pretrained(source)
-        except UNREADABLE:
+            return read_config(source)
+        except DataError:  # not there; what is there and no BERT is told
             continue
-        return config
     raise DataError(
         f"the student began as {start!r}, which is not there any more, and {export} holds no"
         " config.json; put one of them back: they give the student's sizes"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fitb.corpus.shards import MANIFEST
+from fitb.corpus.manifest import MANIFEST
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
 from fitb.prepare.config import PrepareConfig

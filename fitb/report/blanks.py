@@ -117,12 +117,17 @@ def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
     from fitb.evaluate.count import choose_rows, masked_batch
     from fitb.evaluate.score import Bert, score
     from fitb.inspect.text import Reader
+    from fitb.model.contract import check_contract
     from fitb.model.load import load_model
 
     shards = ShardSet.open(folder, "validation")
     tokenizer = load_tokenizer(shards.tokenizer_folder)
     vocabulary, reader = Vocabulary.of(tokenizer), Reader(shards.tokenizer_folder)
-    model = Bert(load_model(str(export), tokenizer=tokenizer, length=shards.length).model)
+    loaded = load_model(str(export), tokenizer=tokenizer, length=shards.length)
+    check_contract(
+        tokenizer=tokenizer, manifest=shards.manifest, student=loaded, needs_student_head=True
+    )
+    model = Bert(loaded.model)
     chosen = choose_rows(shards.num_rows, rows)
     found: list[Blank] = []
     for begin in range(0, len(chosen), _BATCH_ROWS):

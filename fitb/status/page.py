@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb.cluster.history import Attempt
+from fitb.fsio import to_json
 from fitb.status.run import OVER, Status, StatusConfig, duration, status
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def show(config: StatusConfig) -> int:
         while True:
             found = status(run)
             if config.json:
-                text = json.dumps(as_json(found))
+                text = to_json(as_json(found))
             else:
                 text = render(found) if drawn or not config.watch else line(found)
             print(f"{CLEAR if drawn else ''}{text}", flush=True)

@@ -245,6 +245,10 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
     if student.missing:
         names = ", ".join(student.missing)
         logger.warning("student %s lacks %s: they start at random", student.source, names)
+    if student.unexpected:  # whole layers, as the contract saw
+        left = len(student.unexpected)
+        names = f"{student.unexpected[0]} ... {student.unexpected[-1]}"
+        logger.warning("student %s leaves out %d weights: %s", student.source, left, names)
     logger.info("student %s: %d parameters", student.source, num_parameters(student.model))
     if teacher is None:
         return Objective(student.model, None, terms), None

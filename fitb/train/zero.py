@@ -23,6 +23,7 @@ from fitb.cluster.local import free_port
 from fitb.config import Config
 from fitb.errors import ConfigError, SystemFault
 from fitb.flags import resolve_resource
+from fitb.rendezvous import join
 from fitb.world import World
 
 _SETTLE_S = 0.1
@@ -94,6 +95,7 @@ def start_distributed(config: Config, world: World) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
     from deepspeed import comm, ops
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.constants import default_pg_timeout
     from deepspeed.utils import logger as deepspeed_logger
 
     # On hosts without GPUs DeepSpeed compiles a collective that inference alone calls, under a lock
@@ -121,7 +123,9 @@ def start_distributed(config: Config, world: World) -> torch.device:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection with every other rank
     if not dist.is_initialized():
-        comm.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        backend = accelerator.communication_backend_name()
+        join(world, backend, default_pg_timeout)
+        comm.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
     return torch.device(accelerator.current_device_name())
 
 

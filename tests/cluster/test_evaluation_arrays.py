@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ def test_tasks_of_an_array_share_models_and_do_nothing_twice(
     for step in range(3):
         model.bert.embeddings.word_embeddings.weight.data.mul_(2)
         model.save_pretrained(tmp_path / "models" / f"step-{step}")
+        for path in teacher.glob("tokenizer*"):
+            shutil.copy(path, tmp_path / "models" / f"step-{step}")
     flags = ["--models+", f"{tmp_path}/models/step-*", "--out", str(tmp_path / "out")]
     flags += ["--shards", str(shards), "--rows", "8", "--baselines=false"]
     submit(cluster, tmp_path / "log", flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def other(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.mul_(3)
     model.save_pretrained(folder)
+    for path in teacher.glob("tokenizer*"):
+        shutil.copy(path, folder)
     return folder
 
 

@@ -177,8 +177,21 @@ def test_the_card_says_where_a_model_is_from(make_run, shard_set, tmp_path) -> N
     assert "| loss_mlm | 4.0000 |" in card and "| top1 | 0.2000 |" in card
 
 
-def test_statistics_of_other_shards_are_not_told(make_run, tmp_path) -> None:
+def test_the_tokenizer_of_other_shards_is_not_taken_for_that_of_a_checkpoint(
+    make_run, tmp_path
+) -> None:
     run = make_run()
+    path = run / "checkpoints" / "step-0000002" / "manifest.json"
+    manifest = fsio.read_json(path)
+    fsio.write_json(path, {**manifest, "fingerprint": "other"})
+    with pytest.raises(DataError, match="holds other shards .* put these back"):
+        export(ExportConfig(str(run), str(tmp_path / "out")))
+    fsio.write_json(path, manifest)
+    assert export(ExportConfig(str(run), str(tmp_path / "out")))["step"] == 2
+
+
+def test_statistics_of_other_shards_are_not_told(make_run, tmp_path) -> None:
+    run = make_run(exported=True)
     path = run / "checkpoints" / "step-0000002" / "manifest.json"
     manifest = fsio.read_json(path)
     fsio.write_json(path, {**manifest, "fingerprint": "other"})

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -237,3 +238,22 @@ def test_the_hash_of_a_value_knows_content_and_not_the_order_of_keys():
     assert fsio.sha256_json({"a": 1, "b": [2]}) != fsio.sha256_json({"a": 1, "b": [3]})
     expected = hashlib.sha256(b'{"a":1,"b":[2]}').hexdigest()
     assert fsio.sha256_json({"b": [2], "a": 1}) == expected
+
+
+def test_json_for_others_has_null_where_a_number_is_not_finite():
+    value = {"a": [1.5, float("nan"), (float("inf"),)], "b": {"c": -float("inf"), "d": "NaN"}}
+    text = fsio.to_json(value)
+    strict = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert strict == {"a": [1.5, None, [None]], "b": {"c": None, "d": "NaN"}}
+    assert fsio.to_json({"\u00fc": 1}, ensure_ascii=False) == '{"\u00fc": 1}'
+
+
+def test_the_command_line_prints_no_json_but_this(monkeypatch, capsys):
+    """json.dumps writes a bare NaN, which is no JSON."""
+    from fitb import cli
+    from fitb.evaluate import run
+
+    monkeypatch.setattr(run, "evaluate", lambda config: {"loss": float("nan")})
+    cli.main(["evaluate", "--model", "m", "--shards", "s", "--json", "true"])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None}
+    assert "json.dumps" not in Path(cli.__file__).read_text()

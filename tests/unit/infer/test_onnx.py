@@ -192,6 +192,31 @@ def test_a_damaged_file_is_refused_in_one_line(folder) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named_when_the_file_is_opened(folder, number) -> None:
+    path = Path(folder) / FP32
+    graph = onnx.load(path)
+    weight = next(w for w in graph.graph.initializer if w.name == "places")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[-1, -1] = number
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(graph, path)
+    with pytest.raises(DataError, match=f"{FP32}: places not finite"):
+        load_onnx(folder)
+
+
+def test_a_logit_that_is_not_finite_is_an_error_and_no_answer(folder, tokenizer) -> None:
+    model = BertForMaskedLM.from_pretrained(folder).eval()
+    with torch.no_grad():  # finite weights, whose products are not
+        model.cls.predictions.transform.LayerNorm.weight.fill_(3e38)
+    export = Path(folder) / "large"
+    export.mkdir()
+    onnx.save(graph_of(model), export / FP32)
+    for scorer in (TorchScorer(model, tokenizer), OnnxScorer(export / FP32, tokenizer, 64)):
+        with pytest.raises(DataError, match="not finite"):
+            scorer.logits([[2, 4, 3]], [[1]])
+
+
 def test_another_tokenizer_beside_the_file_is_refused(folder, tmp_path) -> None:
     train_tokenizer(["other words of another text altogether"] * 9, 90, tmp_path / "other")
     (Path(folder) / "tokenizer.json").write_bytes((tmp_path / "other/tokenizer.json").read_bytes())

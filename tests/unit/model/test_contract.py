@@ -64,7 +64,7 @@ def test_all_failures_come_at_once_each_with_a_remedy(make, tokenizer, manifest)
     found = failures(
         tokenizer=tokenizer,
         manifest=manifest | {"length": 100},
-        student=make("student", with_tokenizer=False),
+        student=make("student"),
         teacher=make("teacher", kind=BertModel, num_attention_heads=4, num_hidden_layers=1),
         needs_teacher_head=True,
         attention=True,

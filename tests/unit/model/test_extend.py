@@ -129,15 +129,36 @@ def test_an_extended_model_is_saved_and_loaded_as_it_is(
     check(loaded, load_tokenizer(added_folder), entry)
 
 
-@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt"])
 def test_a_model_that_lacks_exactly_the_added_tokens_then_fits_the_contract(
-    make_folder, added_folder, entry, with_tokenizer
+    make_folder, tokenizer_folder, added_folder, entry, form
 ):
     new = load_tokenizer(added_folder)
-    loaded = load_model(make_folder(with_tokenizer=with_tokenizer), tokenizer=new)
+    folder = make_folder(with_tokenizer=form == "tokenizer.json")
+    shutil.copy(tokenizer_folder / form, folder)
+    loaded = load_model(folder, tokenizer=new)
     with pytest.raises(ContractError, match="has a vocabulary of"):
         check(loaded, new, entry)
     check(extended(loaded, entry), new, entry)
+
+
+@pytest.mark.parametrize("change", ["swapped", "none"])
+def test_rows_for_added_tokens_are_no_evidence_for_the_vocabulary_below_them(
+    make_folder, tokenizer_folder, added_folder, entry, change
+):
+    """A vocabulary in another order, or none at all, is refused though the sizes then fit."""
+    new = load_tokenizer(added_folder)
+    folder = make_folder(with_tokenizer=False)
+    if change == "swapped":
+        pieces = (tokenizer_folder / "vocab.txt").read_text().splitlines()
+        pieces[5:] = pieces[:4:-1]
+        Path(folder, "vocab.txt").write_text("\n".join(pieces) + "\n")
+    loaded = extended(load_model(folder, tokenizer=new), entry)
+    assert loaded.model.config.vocab_size == len(new)
+    with pytest.raises(ContractError) as caught:
+        check(loaded, new, entry)
+    (failure,) = caught.value.failures
+    assert ("would be other ids" if change == "swapped" else "copy the tokenizer") in failure
 
 
 def test_a_geometry_has_the_whole_vocabulary_from_the_start(added_folder, entry):

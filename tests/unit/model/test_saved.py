@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from fitb.config import Config, Geometry, ModelConfig, ObjectiveConfig
+from fitb.config import Config, DataConfig, Geometry, ModelConfig, ObjectiveConfig
 from fitb.config_io import to_yaml
-from fitb.corpus.tokenizer import tokenizer_fingerprint
+from fitb.corpus.tokenizer import describe_tokenizer, tokenizer_fingerprint
 from fitb.distill.objective import Objective
-from fitb.errors import DataError
+from fitb.errors import ContractError, DataError
 from fitb.fsio import read_json, write_json
+from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 from fitb.model.saved import checkpoint_of, load_saved
 from fitb.train import checkpoint
@@ -113,6 +114,67 @@ def test_weights_of_a_folder_that_is_gone_take_the_sizes_of_the_export(
     loaded = load_saved(run)
     assert same(loaded.model, model)
     assert loaded.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer_folder)
+
+
+def set_of(tokenizer_folder, fingerprint):
+    return {
+        "length": 20,
+        "fingerprint": fingerprint,
+        "tokenizer": describe_tokenizer(tokenizer_folder),
+    }
+
+
+def name_shards(run, fingerprint, folder):
+    """Let the newest checkpoint name a set, and the run's configuration a folder of shards."""
+    path = run / "checkpoints" / "step-0000002" / "manifest.json"
+    write_json(path, read_json(path) | {"fingerprint": fingerprint})
+    config = Config(str(run), model=ModelConfig(student=SMALL), data=DataConfig(shards=str(folder)))
+    (run / "config.yaml").write_text(to_yaml(config))
+
+
+def test_a_checkpoint_is_known_by_the_shards_that_it_was_trained_on(
+    make_run, tokenizer, tokenizer_folder, tmp_path
+):
+    """By the same set; by that set's tokenizer, for another; never by a set that took its place."""
+    run, _ = make_run()
+    same, other = (set_of(tokenizer_folder, name * 64) for name in "ab")
+
+    def failures(manifest):
+        try:
+            student = load_saved(run, tokenizer=tokenizer)
+            check_contract(tokenizer=tokenizer, manifest=manifest, student=student)
+        except ContractError as error:
+            return error.failures
+        return []
+
+    (failure,) = failures(same)  # its manifest names no set
+    assert "nothing tells whether" in failure and "put them back" in failure
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    name_shards(run, "a" * 64, shards)
+    assert failures(same) == []
+    assert "nothing tells whether" in failures(other)[0]
+    write_json(shards / "manifest.json", other)
+    assert "nothing tells whether" in failures(other)[0]
+    write_json(shards / "manifest.json", same)
+    assert failures(other) == []
+    another = same | {"tokenizer": same["tokenizer"] | {"fingerprint": "c" * 64}}
+    write_json(shards / "manifest.json", another)
+    assert "has the fingerprint cccccccccccc" in failures(other)[0]
+    write_json(shards / "manifest.json", {})
+    (run / "export").mkdir()
+    shutil.copy(tokenizer_folder / "tokenizer.json", run / "export")  # the other remedy
+    assert failures(other) == []
+
+
+def test_a_weight_of_a_checkpoint_that_is_not_finite_is_named(make_run, tokenizer):
+    run, model = make_run()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.bias[3] = float("nan")
+    teacher = load_model(SMALL, tokenizer=tokenizer).model
+    folder = commit(run, Objective(model, teacher, ObjectiveConfig()), 3)
+    with pytest.raises(DataError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias not finite"):
+        load_saved(folder)
 
 
 def test_a_student_that_began_as_a_checkpoint_has_the_sizes_of_that_run(make_run, tmp_path):

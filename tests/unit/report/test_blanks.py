@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,18 @@ def test_fewer_rows_are_spread_over_the_split(run: Run) -> None:
     assert rows
     num_rows = ShardSet.open(run.config["data.shards"], "validation").num_rows
     assert rows <= {i * num_rows // 3 for i in range(3)}
+
+
+def test_an_export_of_another_vocabulary_fills_no_blanks(run: Run, tmp_path: Path) -> None:
+    """Of equal size: its answers would be the words of other ids."""
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run" / "export" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    ids = {word: number for word, number in vocabulary.items() if word[0] != "["}
+    vocabulary.update(zip(ids, reversed(ids.values()), strict=True))
+    path.write_text(json.dumps(content))
+    assert "ContractError" in blanks_of(Run(tmp_path / "run", "x", config=run.config), 2, 8).skipped
 
 
 def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""A BERT's config.json: read, and refused where it asks for arithmetic that fitb does not do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from transformers import BertConfig, GenerationConfig
+from transformers.activations import ACT2FN
+
+from fitb.errors import ConfigError
+from fitb.hub import find_file, reading
+
+CONFIG = "config.json"
+# Sizes that no tensor's shape tells: a default in their place would be another model.
+_TOLD_BY_NOTHING = ("num_attention_heads", "hidden_act")
+# Keys of published configurations that BertConfig does not know and that change no logit.
+_NOTES = {
+    *("model_type", "_name_or_path", "name_or_path", "name", "language"),
+    *("dtype", "torch_dtype", "torchscript", "use_bfloat16", "xla_device"),
+    *("finetuning_task", "task_specific_params", "num_labels", "_num_labels", "training"),
+    *("tokenizer_class", "prefix", "sep_token_id", "eos_token_ids", "tie_encoder_decoder"),
+    *("gradient_checkpointing", "output_past", "output_attentions", "output_all_encoded_layers"),
+    *("use_return_dict", "attn_implementation", "_attn_implementation", "tf_legacy_loss"),
+    *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
+    *("pooler_size_per_head", "pooler_type", "_commit_hash", "sentence_transformers"),
+    "trained_length",  # tokens of a row, by fitb itself
+    *("transformers.js_config", "cross_attention_hidden_size", "_attn_implementation_autoset"),
+}
+
+
+def read_config(source: str) -> BertConfig:
+    """Read the configuration of a folder or hub name; its code, if it names some, is not run.
+
+    Raises:
+        ConfigError: it is not that of a BERT encoder as fitb computes it; every key is named.
+        DataError: it is not there or cannot be read.
+    """
+    with reading("model", source, CONFIG):
+        path = find_file(source, CONFIG)
+        if path is None:
+            raise FileNotFoundError(CONFIG)
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = said.get("model_type")
+        if kind is None:
+            raise ValueError('it says no model_type; add "model_type": "bert" if it is a BERT')
+        _check(source, said)
+        return BertConfig.from_dict(said)
+
+
+def _check(source: str, said: Mapping[str, Any]) -> None:
+    kind = said["model_type"]
+    if kind != "bert" or said.get("is_decoder") or said.get("add_cross_attention"):
+        named = "a decoder" if kind == "bert" else f"of type {kind!r}"
+        raise ConfigError(
+            f"model {source!r} is {named}; expected a BERT encoder (model_type 'bert');"
+            " choose such a checkpoint"
+        )
+    absent = [key for key in _TOLD_BY_NOTHING if key not in said]
+    if absent:
+        raise ConfigError(
+            f"model {source!r}: its {CONFIG} does not say {' and '.join(absent)}, which its weights"
+            f" do not tell; add to {CONFIG} what the model was trained with"
+        )
+    if said["hidden_act"] not in ACT2FN:
+        raise ConfigError(
+            f"model {source!r}: hidden_act={said['hidden_act']!r}; expected an activation that"
+            f" transformers has, such as gelu; correct its {CONFIG} or choose another checkpoint"
+        )
+    strange = [f"{key}={value!r}" for key, value in said.items() if _changes(key, value, said)]
+    if strange:
+        raise ConfigError(
+            f"model {source!r}: its {CONFIG} has {', '.join(strange)}, which BERT's arithmetic does"
+            " not know; choose a plain BERT, or, if that changes no number, remove it from"
+            f" {CONFIG}"
+        )
+
+
+def _changes(key: str, value: Any, said: Mapping[str, Any]) -> bool:
+    """Whether a key may change what a BERT computes: anything unknown that is not off."""
+    if key == "auto_map":  # code for the tokenizer is its own matter
+        return not isinstance(value, dict) or any(name != "AutoTokenizer" for name in value)
+    if key == "is_encoder_decoder":
+        return bool(value)
+    width, heads = said.get("hidden_size"), said["num_attention_heads"]
+    plain = {
+        "position_embedding_type": "absolute",
+        "embedding_size": width,
+        "emb_size": width,  # as TinyBERT calls it
+        "num_key_value_heads": heads,
+    }
+    if not value or key in _NOTES or value == plain.get(key):
+        return False
+    return key not in {field.name for field in fields(BertConfig)} | _of_generation()
+
+
+def _of_generation() -> set[str]:
+    """Return the keys that older configurations hold for models that write text."""
+    return set(vars(GenerationConfig()))  # type: ignore[no-untyped-call]

@@ -1,0 +1,63 @@
+"""Who can reach the store through which the ranks of a run find each other."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from fitb.cluster.local import LocalRun
+from fitb.rendezvous import on_this_host
+
+_RANK = """
+import json, os, sys
+from datetime import timedelta
+from pathlib import Path
+import torch, torch.distributed as dist
+from fitb.rendezvous import join
+from fitb.world import World
+world = World.from_env(os.environ)
+join(world, "gloo", timedelta(seconds=60))
+number = torch.ones(1) * (world.rank + 1)
+dist.all_reduce(number)
+own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+       if os.path.exists(f"/proc/self/fd/{fd}")}
+listening = []
+for table in ("tcp", "tcp6"):
+    path = Path("/proc/net", table)
+    for line in path.read_text().splitlines()[1:] if path.exists() else ():
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+            listening.append(words[1].split(":")[0])
+Path(sys.argv[1], str(world.rank)).write_text(json.dumps([number.item(), listening]))
+dist.barrier()
+dist.destroy_process_group()
+"""
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_that_one_process_starts_here_listen_on_loopback_alone(tmp_path):
+    command = [sys.executable, "-c", _RANK, str(tmp_path)]
+    with LocalRun(command, 2, env={"PYTHONPATH": os.pathsep.join(sys.path)}) as run:
+        assert run.wait(timeout_s=120) == 0
+    for rank in ("0", "1"):
+        total, listening = json.loads((tmp_path / rank).read_text())
+        assert total == 3.0
+        assert listening or rank == "1"
+        assert set(listening) <= LOOPBACK
+
+
+@pytest.mark.parametrize(
+    ("env", "here"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1"}, True),
+        ({"MASTER_ADDR": "::1"}, True),
+        ({"MASTER_ADDR": "localhost"}, True),
+        ({"MASTER_ADDR": "10.0.0.7"}, False),
+        ({"MASTER_ADDR": "node17"}, False),
+        ({"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}, False),
+    ],
+)
+def test_only_a_loopback_address_says_that_all_ranks_are_here(env, here):
+    assert on_this_host(env) is here
