@@ -27,6 +27,8 @@
 # - USR1 300 s before the time limit reaches this shell alone (B:), which passes it to srun and so to
 #   all tasks. A preemption sends the tasks SIGTERM directly. Either way they save and leave with 85.
 # - No exit code is lost: srun runs in the background, and a wait that a signal cut short is repeated.
+#   None is believed to be success: a run is finished when its attempt has written so (see
+#   fitb/cluster/progress.py); srun exits with 0 where it has started nothing.
 # - srun does not kill on a bad exit: 85 is one, and the first rank to leave would take the code, and
 #   the last words to W&B, from the others. A rank that hangs after another crashed has 60 seconds.
 # - fitb.cluster.progress alone decides about a requeue. A job that Slurm is ending (scancel) or has
@@ -93,16 +95,25 @@ for try in 1 2 3; do # a sick filesystem may come back; a typing error or a miss
   ((try == 3)) && exit 1
   sleep 20
 done
-{ read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT && read -r seen; } \
+{ IFS= read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT && read -r seen; } \
   <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
 unset RANK LOCAL_RANK WORLD_SIZE # of the shell that submitted; the tasks take Slurm's
-tasks=(--kill-on-bad-exit=0 --wait=60 --open-mode=append "--output=$run_dir/logs/%j.%t.out")
+# Each task opens its own log: --output is a pattern, which a path must not be part of. A host that
+# cannot is named in the log of the job, and ends the step, as no other task can begin without it.
+# shellcheck disable=SC2016 # the task expands it
+in_log='log=$0/$SLURM_JOB_ID.$SLURM_PROCID.out
+why=$({ true >>"$log"; } 2>&1) && exec "$@" >>"$log" 2>&1
+echo "fitb: $SLURMD_NODENAME cannot write $log: ${why##*: }" >&2
+sleep 1 # for the words of other hosts
+scancel --signal=KILL "$SLURM_JOB_ID.$SLURM_STEP_ID"
+exit 1'
+tasks=(--kill-on-bad-exit=0 --wait=60 bash -c "$in_log" "$run_dir/logs")
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
   cpus=$((cpus_per_host > FITB_PROCESSES_PER_NODE ? cpus_per_host / FITB_PROCESSES_PER_NODE : 1))
-  tasks+=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host")
+  tasks=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host" "${tasks[@]}")
   tasks+=("${python[@]}" -m fitb.train.torchrun)
 else
   tasks+=("${python[@]}" -m fitb train)
@@ -136,24 +147,24 @@ elif ((code == 0)); then
   srun_pid=''
 fi
 echo "fitb: tasks ended with $code"
-if ((code == 0)); then
-  "${python[@]}" -m fitb.cluster.progress "$run_dir" 0 "$seen"
-  exit 0
-fi
 
-for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
-  state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep --only-matching 'JobState=[A-Z_]*') && break
-  sleep 5
-done
-if [[ -n $state && $state != JobState=RUNNING ]]; then
+ending() { # whether Slurm is ending this job: then it is left alone
+  for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
+    state=$(scontrol show job --oneliner "$SLURM_JOB_ID" |
+      grep --only-matching 'JobState=[A-Z_]*') && break
+    sleep 5
+  done
+  [[ -n $state && $state != JobState=RUNNING ]] || return
   echo "fitb: no requeue from here: Slurm reports $state for this job"
+}
+if ((code)) && ending; then
   exit "$code"
 fi
 "${python[@]}" -m fitb.cluster.progress "$run_dir" "$code" "$seen"
 verdict=$?
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"
-elif ((verdict == 85)); then
+elif ((verdict == 85)) && { ((code)) || ! ending; }; then
   scontrol requeue "$SLURM_JOB_ID" ||
     echo "fitb: the requeue was refused; submit the same command again, or a chain (see the head" \
       "of slurm/distill.sh)"

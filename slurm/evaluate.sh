@@ -16,7 +16,8 @@
 # - The tasks of an array share the models: each takes every N-th and writes a file for each, whole
 #   or not at all, into the folder of --out. What is there is not done again, so whatever was killed
 #   is simply submitted again; `fitb evaluate` with the same flags then prints the table.
-# - The exit code of the command is the exit code of the job.
+# - The exit code of the command is the exit code of the job; several tasks that print no result
+#   fail.
 #
 #SBATCH --job-name=fitb-evaluate
 #SBATCH --nodes=1
@@ -55,6 +56,11 @@ if ((${SLURM_NTASKS:-1} > 1)); then
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
   fi
-  exec srun --kill-on-bad-exit=1 "${python[@]}" -m fitb evaluate "$@"
+  codes=(0 0) # srun exits with 0 where it has started nothing, too: a result says that it has
+  srun --kill-on-bad-exit=1 "${python[@]}" -m fitb evaluate "$@" |
+    grep --text --line-buffered '' || codes=("${PIPESTATUS[@]}")
+  ((codes[0] == 0)) || exit "${codes[0]}"
+  ((codes[1] == 0)) || echo "fitb: srun ended with 0, and no task with a result" >&2
+  exit "${codes[1]}"
 fi
 exec "${python[@]}" -m fitb evaluate "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,26 @@ TIME_MIN = 240.0
 NO_PREFLIGHT = (
     "--preflight starts steps of its own, for which a container has no Slurm; leave out the flag,"
     " or FITB_APPTAINER"
+)
+# What would be replaced in the name of a folder: by submitit, and in the logs of a job by Slurm, to
+# which a backslash is the end of all patterns.
+REPLACED = {"local": ("%j", "%t", "%A", "%a"), "slurm": ("%", "\\")}
+# The first task leaves a result whatever comes of it, unless srun has not started it.
+STARTED = (
+    "code=$?",
+    "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}",
+    'if [ "$code" = 0 ] && [ ! -e "$logs/${job}_0_result.pkl" ]; then',
+    '  echo "fitb: srun ended with 0, and left no ${job}_0_result.pkl in $logs"',
+    "  decide 0",
+    "  code=$?",
+    "fi",
+    '(exit "$code")',
+)
+# Of a host that cannot open its logs srun starts nothing, while the others wait for it.
+WRITABLE = (
+    'srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c'
+    """ '[ -w "$0" ] || { echo "fitb: $SLURMD_NODENAME cannot write $0" >&2; exit 1; }' "$logs" """
+    "|| {"
 )
 # In a container Slurm's commands may be missing: the script requeues, and never a cancelled job.
 REQUEUE = (
@@ -61,16 +82,29 @@ def resource_parser(prog: str, **defaults: Any) -> FrontParser:
 
 
 def make_executor(
-    where: argparse.Namespace, folder: Path, *, setup: Sequence[str] = (), chain: str = ""
+    where: argparse.Namespace,
+    folder: Path,
+    *,
+    setup: Sequence[str] = (),
+    chain: str = "",
+    decide: str = "false",
 ) -> submitit.Executor:
     """Make the executor for a job whose logs go to `folder`.
 
     Args:
         setup: lines of the batch script before the tasks.
         chain: that the job is a link of, and its name: links run one after another.
+        decide: command of the batch script for tasks that have not begun, whose exit code is $1;
+            its own becomes the job's.
     Raises: SystemFault where the cluster is not there or cannot hold such a job; ConfigError for a
-        file of the site that cannot be read.
+        file of the site that cannot be read, or a folder that would be taken for another.
     """
+    for part in REPLACED["slurm" if on_slurm(where) else "local"]:
+        if part in str(folder):
+            raise ConfigError(
+                f"{str(folder)!r} holds {part!r}, a pattern to submitit and Slurm; name a folder"
+                " without it, or use `sbatch slurm/distill.sh`, which takes any"
+            )
     try:
         if on_slurm(where):
             given = {
@@ -83,8 +117,9 @@ def make_executor(
                 where.torchrun = os.environ.get("FITB_LAUNCHER") == "torchrun"
             if site.container and where.preflight:
                 raise ConfigError(NO_PREFLIGHT)
+            setup = [*setup, f"decide() {{ {decide}; }}"]
             return _slurm_executor(where, folder, setup, chain, site)
-        if setup or chain:
+        if where.chain or where.preflight:
             raise ValueError("--chain and --preflight are of Slurm; leave them out here")
         return _local_executor(where, folder)
     except (RuntimeError, ValueError) as error:
@@ -103,6 +138,7 @@ def _slurm_executor(
         folder, max_num_timeout=MAX_NUM_TIMEOUT, python=site.command()
     )
     link = {"no-requeue": True, "dependency": "singleton"}
+    end = ("code=$?", 'exit "$code"') if chain else REQUEUE
     tasks, cpus = where.tasks_per_node, where.cpus_per_task
     threads = "${SLURM_CPUS_PER_TASK:-1}"
     if where.torchrun:
@@ -125,9 +161,11 @@ def _slurm_executor(
             f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+            f"logs={shlex.quote(str(folder))}",
             *setup,
+            *((WRITABLE, 'decide "$?"', *end, "}") if where.nodes > 1 else ()),
         ],
-        teardown=list(REQUEUE) if site.container and not chain else None,
+        teardown=[*STARTED, *end],
     )
     return executor
 

@@ -136,8 +136,13 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     steps = []
     for host in hosts:
         where = ["srun", "--nodes=1", f"--nodelist={host}", "--ntasks=1", "--ntasks-per-node=1"]
-        where += ["--overlap", "--open-mode=append", f"--output={folder}/{host}.out"]
-        steps.append(subprocess.Popen([*where, *task], stdin=subprocess.DEVNULL))
+        command = [*where, "--overlap", *task]
+        with open(folder / f"{host}.out", "ab") as out:  # srun's --output would be a pattern
+            steps.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+                )
+            )
     deadline = time.monotonic() + deadline_s
     codes = []
     for step in steps:

@@ -1,5 +1,16 @@
 """Whether an attempt that ended is followed by another one: decided by progress, not by count.
 
+A run is finished if the newest attempt that began under this start wrote so into events.jsonl: a
+`stop` of its own with exit code 0. The exit code of whatever started the tasks (srun, torchrun, a
+container, a user's script) proves no success; srun exits with 0 where it has started nothing.
+
+    exit code of the tasks     the attempt's own stop says 0     it says another code or nothing
+    0                          finished                          its code; without one a crash
+    85, 128 + our signals      finished                          told to leave, begun or not
+    93                         finished                          stop, begun or not: a configuration
+                                                                 is refused before an attempt begins
+    others                     finished                          a crash
+
 An attempt has made progress if it committed a later step than the one before it. A crash with
 progress is started again without end. Attempts in a row without progress are counted: a crash is
 given up at MAX_STALLED_CRASHES of them, an orderly leave at MAX_STALLED_LEAVES, because a job that
@@ -12,9 +23,9 @@ belongs to, while another submission, which may have mended the cause, begins af
 
 An attempt that has lost its run, to a later one or to another job, decides nothing about it.
 
-`python -m fitb.cluster.progress RUN_DIR EXIT_CODE [SEEN]` decides for slurm/distill.sh: it prints
-the reason and exits with 0 (done), 85 (start again) or 93 (do not). SEEN is what `num_attempts`
-gave when the script began.
+`python -m fitb.cluster.progress RUN_DIR EXIT_CODE [SEEN]` decides for a batch script: it prints the
+reason and exits with 0 (done), 85 (start again) or 93 (do not). SEEN is what `num_attempts` gave
+when the script began; without an exit code it is what this prints.
 """
 
 from __future__ import annotations
@@ -29,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitb.errors import FINISHED, RESUME, STOP, FitbError
+from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.fsio import append_line, mend_tail, read_json, read_lines, write_json
 
 MAX_STALLED_CRASHES = 3
@@ -47,11 +58,13 @@ class Source:
         job: id of the scheduler's job; empty where there is none.
         restart: how often Slurm has started that job before.
         chain: name of the chain that the job is a link of; empty where it is none.
+        hosts: of the job, as Slurm writes them; empty where they are not known.
     """
 
     job: str = ""
     restart: int = 0
     chain: str = ""
+    hosts: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Source:
@@ -59,6 +72,7 @@ class Source:
             env.get("SLURM_JOB_ID", ""),
             int(env.get("SLURM_RESTART_COUNT", "0")),
             env.get("FITB_CHAIN", ""),
+            env.get("SLURM_JOB_NODELIST", ""),
         )
 
     def record(self) -> Event:
@@ -117,10 +131,11 @@ def decide_from(
 
     Args:
         events: of the run, oldest first.
-        exit_code: of the attempt that ended, 128 + N where signal N ended it.
+        exit_code: of the attempt that ended, as `believed` gives it; 128 + N where signal N ended
+            it.
         step: last committed step now.
         source: of that attempt; attempts of another submission do not count here.
-        why: it left or stops, where that is known better than by its exit code.
+        why: it ended, where that is known better than by its exit code.
     """
     if exit_code == FINISHED:
         return Decision(FINISHED, "finished", step)
@@ -136,11 +151,56 @@ def decide_from(
     elif exit_code in ENDED_BY_OUR_SIGNAL:
         what, limit = f"was told to leave before it was ready ({exit_code})", MAX_STALLED_LEAVES
     else:
-        what, limit = f"crashed with exit code {exit_code}", MAX_STALLED_CRASHES
+        what, limit = why or f"crashed with exit code {exit_code}", MAX_STALLED_CRASHES
     if not stalled:
         return Decision(RESUME, f"{what} at step {step}, {gained} steps further than before", step)
     count = f"{stalled} of {limit} attempts in a row without a step after {step}"
     return Decision(STOP if stalled >= limit else RESUME, f"{what}; {count}", step, stalled)
+
+
+def newest_attempt(events: Sequence[Event], seen: int = 0) -> list[Event]:
+    """Return what happened since the newest attempt began, its `attempt` event first.
+
+    Args:
+        events: of the run, oldest first.
+        seen: so many attempts are older than this start; empty where none has begun since.
+    """
+    begins = [place for place, event in enumerate(events) if event["event"] == "attempt"]
+    return list(events[begins[-1] :]) if begins[seen:] else []
+
+
+def own_end(attempt: Sequence[Event]) -> int | None:
+    """Return the exit code that an attempt wrote down itself, None where it did not.
+
+    Args:
+        attempt: from `newest_attempt`.
+    """
+    stops = [event for event in attempt if event["event"] == "stop" and "stalled" not in event]
+    own = [stop for stop in stops if stop.get("attempt") == attempt[0].get("attempt")]
+    return own[-1].get("exit_code") if own else None
+
+
+def believed(exit_code: int, attempt: Sequence[Event], source: Source) -> tuple[int, str]:
+    """Return the exit code that holds for an attempt, and why it crashed where more is known.
+
+    Args:
+        exit_code: of the tasks, or of what started them.
+        attempt: that they began, from `newest_attempt`.
+        source: of the tasks.
+    """
+    own, where = own_end(attempt), f" on {source.hosts}" if source.hosts else ""
+    if own is not None and FINISHED in (own, exit_code):
+        return own, ""
+    if exit_code == FINISHED and attempt:
+        return CRASH, f"the tasks{where} ended with 0, and their attempt without a word of its end"
+    if exit_code == FINISHED:
+        return CRASH, (
+            f"no attempt began{where}, though what starts the tasks ended with 0: its messages in"
+            f" the job's log say why; can {source.hosts or 'this host'} write the run folder?"
+        )
+    if attempt or exit_code in (RESUME, STOP, *ENDED_BY_OUR_SIGNAL):
+        return exit_code, ""
+    return exit_code, f"crashed with exit code {exit_code} before an attempt began{where}"
 
 
 def attempts_of(events: Sequence[Event]) -> list[Event]:
@@ -192,6 +252,7 @@ def decide(
     """Decide about the attempt that just ended, and write the decision down.
 
     Args:
+        exit_code: of its tasks, or of what started them.
         source: of that attempt.
         seen: what `num_attempts` gave when it began.
         why: as in `decide_from`.
@@ -206,7 +267,8 @@ def decide(
     taken = lost(events, owner_of(run_dir), exit_code, source, seen)
     if taken:
         return Decision(STOP, f"{taken}; this one leaves it alone", step)
-    decision = decide_from(events, exit_code=exit_code, step=step, source=source, why=why)
+    exit_code, found = believed(exit_code, newest_attempt(events, seen), source)
+    decision = decide_from(events, exit_code=exit_code, step=step, source=source, why=why or found)
     run_dir.mkdir(parents=True, exist_ok=True)
     mend_tail(path)
     for record in findings:
@@ -249,8 +311,11 @@ def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | Non
     except FileNotFoundError:
         return None
     same = source.submitted(done)
+    ended = own_end(newest_attempt(list(read_lines(run_dir / "events.jsonl"))))
     what = f"{run_dir}: {done['reason']} at step {done['step']} (job {done['job'] or 'unknown'})"
-    if done["exit_code"] == FINISHED and (same or done["step"] >= steps):
+    # An earlier version took a 0 of srun for an end. An early stop is in the events, too.
+    finished = done["step"] >= steps or (same and ended == FINISHED)
+    if done["exit_code"] == FINISHED and finished:
         return Decision(FINISHED, f"{what}; nothing is left to do", done["step"])
     if done["exit_code"] == STOP and source.chain and same:
         hint = "submit again under another FITB_CHAIN once that is mended"
@@ -264,13 +329,16 @@ def begin_afresh(run_dir: Path) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    if len(args) not in (2, 3) or not all(word.isdigit() for word in args[1:]):
-        print("usage: python -m fitb.cluster.progress RUN_DIR EXIT_CODE [SEEN]", file=sys.stderr)
+    if len(args) not in (1, 2, 3) or not all(word.isdigit() for word in args[1:]):
+        print("usage: python -m fitb.cluster.progress RUN_DIR [EXIT_CODE [SEEN]]", file=sys.stderr)
         return 2
-    exit_code, seen = int(args[1]), int(args[2]) if len(args) == 3 else 0
-    source = Source.from_env(os.environ)
+    run_dir, source = Path(args[0]), Source.from_env(os.environ)
+    exit_code, seen = (*map(int, args[1:]), 0, 0)[:2]
     try:
-        decision = decide(Path(args[0]), exit_code, source=source, seen=seen)
+        if len(args) == 1:
+            print(num_attempts(run_dir))
+            return 0
+        decision = decide(run_dir, exit_code, source=source, seen=seen)
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code

@@ -222,6 +222,8 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     config = parse(Config, "fitb train", ["--run_dir", run_dir, *flags])
     resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
     config.grad_accum(num_ranks(env))
+    if "\n" in config.run_dir:
+        raise ConfigError(f"run_dir={config.run_dir!r} is more than one line; choose another one")
     port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))
     return Plan(config.run_dir, first_host(nodelist), port, config.steps)
 

@@ -38,7 +38,7 @@ from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse, resolve_resource
-from fitb.fsio import read_json, read_lines, write_atomic
+from fitb.fsio import read_lines, write_atomic
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ class DistillJob:
 
     def _source(self, job: Any) -> progress.Source:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
-        return progress.Source(job.job_id, restarts, self.chain)
+        hosts = os.environ.get("SLURM_JOB_NODELIST", "")
+        return progress.Source(job.job_id, restarts, self.chain, hosts)
 
     def checkpoint(self) -> Any:
         """submitit's hook: what the requeued job runs."""
@@ -245,11 +246,14 @@ def plan_distill(
     # Named by its content: a job that waits in the queue keeps the configuration it was given.
     path = logs / f"launch-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]}.yaml"
     chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
+    progress_of = shlex.join([sys.executable, "-m", "fitb.cluster.progress", config.run_dir])
     setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
+    setup.append(f"seen=$({progress_of})")
     if where.preflight:
         words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
         setup.append(f"{shlex.join(words)} || exit $?")
-    executor = make_executor(where, logs, setup=setup, chain=chain)
+    decide = f'{progress_of} "$1" "$seen"'
+    executor = make_executor(where, logs, setup=setup, chain=chain, decide=decide)
     processes = where.tasks_per_node if where.torchrun else 0
     task = DistillJob(("--config", str(path)), entry, chain=chain, processes=processes)
     return Submission(config, path, executor, task, where.chain or 1)
@@ -299,19 +303,22 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
     if first.paths.result_pickle.exists():
         with contextlib.suppress(FailedJobError, UncompletedJobError):
             return int(first.result())
-    return _end_of(job.job_id, run_dir) if run_dir else CRASH
+    return _end_of(job, run_dir) if run_dir else CRASH
 
 
-def _end_of(job_id: str, run_dir: Path) -> int:
+def _end_of(job: submitit.Job[int], run_dir: Path) -> int:
     """Return what the run says of a job that left no result."""
+    task: Any = job.submission().function
+    steps = parse(Config, "fitb train", task.flags).steps
+    source = progress.Source(job.job_id, chain=task.chain)
+    over = progress.already_over(run_dir, source=source, steps=steps)
     decided = [
-        event
+        event["event"]
         for event in read_lines(run_dir / "events.jsonl")
-        if event["event"] in ("requeue", "stop") and event.get("job") == job_id
+        if event["event"] in ("requeue", "stop") and event.get("job") == job.job_id
     ]
-    if decided and decided[-1]["event"] == "stop":
+    if over and not (decided and task.chain):  # a link is started once: its own decision is its end
+        return over.exit_code
+    if decided and decided[-1] == "stop":
         return STOP
-    if decided:
-        return RESUME if decided[-1].get("chain") else CRASH
-    done = run_dir / "done.json"  # a link that came after the end
-    return int(read_json(done)["exit_code"]) if done.exists() else CRASH
+    return RESUME if decided and task.chain else CRASH

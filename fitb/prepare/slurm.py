@@ -38,6 +38,12 @@ from fitb.prepare.work import Work, begin
 
 _POLL_S = 2.0
 _PROGRAM = "launch_pickled_pipeline"  # of datatrove
+# The stages that wait go by exit codes, and srun's 0 says nothing: datatrove's own record does.
+_DONE = """\
+ranks=($(tr -d '[],' <{folder}/ranks_to_run.json))
+rank=${{ranks[SLURM_ARRAY_TASK_ID + {offset} * RUN_OFFSET]}}
+[[ -z $rank || -e {folder}/completions/$(printf %05d "$rank") ]]
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
         self, stage: Stage, where: argparse.Namespace, folder: Path, site: Site, **more: Any
     ) -> None:
         tasks = stage.tasks or where.tasks
-        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+        path = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         super().__init__(
             [stage.step],
             tasks=tasks,
@@ -71,16 +77,24 @@ class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
         self._container = shlex.join(site.container)
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+        """Return the script, in which paths and names are words of bash."""
+        pickle = self.logging_dir.resolve_paths("executor.pik")
+        run_script = run_script.replace(pickle, shlex.quote(pickle))
         if self._container:
             run_script = run_script.replace(_PROGRAM, f"{self._container} {_PROGRAM}", 1)
-        return str(super().get_launch_file_contents(sbatch_args, run_script))
+        arguments = {name: value and shlex.quote(str(value)) for name, value in sbatch_args.items()}
+        script = str(super().get_launch_file_contents(arguments, run_script))
+        began = f"Starting data processing job {self.job_name}"
+        folder = shlex.quote(str(Path(pickle).parent))
+        script = script.replace(f'echo "{began}"', f"echo {shlex.quote(began)}", 1)
+        return script + _DONE.format(folder=folder, offset=self.max_array_size)
 
     def script(self) -> str:
         """Return the script of a first submission, to the letter, making no folder."""
         logs, self.slurm_logs_folder = self.slurm_logs_folder, os.sep  # one that is there
         arguments = self.get_sbatch_args(min(self.tasks, self.max_array_size))
         self.slurm_logs_folder = logs
-        arguments["output"] = arguments["error"] = os.path.join(logs, "%A_%a.out")
+        arguments["output"] = arguments["error"] = self._log_pattern()
         options = " ".join(f"--{name}={value}" for name, value in self.srun_args.items())
         pickle = self.logging_dir.resolve_paths("executor.pik")
         command = f"srun {options} -l -n {self.nodes_per_task} {_PROGRAM} {pickle}"
@@ -88,11 +102,15 @@ class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         arguments: dict[str, Any] = super().get_sbatch_args(max_array)
+        arguments["output"] = arguments["error"] = self._log_pattern()
         if not self.partition:
             del arguments["partition"]
         if not self.mem_per_cpu_gb:
             del arguments["mem-per-cpu"]
         return arguments
+
+    def _log_pattern(self) -> str:
+        return self.slurm_logs_folder.replace("%", "%%") + "/%A_%a.out"
 
     def launch_merge_stats(self) -> None:
         """Do nothing: the manifest holds the counts."""
@@ -108,6 +126,11 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
     """
     if where.tasks < 1:
         raise ConfigError(f"tasks={where.tasks}; at least 1")
+    if "\\" in str(folder_of(config)):
+        raise ConfigError(
+            f"out={config.out!r} holds a backslash, after which Slurm gives all tasks one log; name"
+            " another folder, or run `fitb prepare` on this machine instead"
+        )
     if shutil.which("sbatch") is None:
         raise SystemFault("sbatch not found; run `fitb prepare` on this machine instead")
     lock = lock_of(config)

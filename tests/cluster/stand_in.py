@@ -66,10 +66,10 @@ def train(config: Config, on_end: object = None) -> int:
     ranks.agree(world, False)
     step_s = float(os.environ.get("STAND_IN_STEP_S", "0.1")) if begin == 0 else 0.05
 
-    def event(name: str, step: int) -> None:
+    def event(name: str, step: int, **details: int) -> None:
         if world.is_main:
             run_dir.mkdir(parents=True, exist_ok=True)
-            record = {"time": "", "event": name, "step": step, "world_size": world.size}
+            record = {"time": "", "event": name, "step": step, "world_size": world.size, **details}
             append_line(run_dir / "events.jsonl", record)
 
     def commit(step: int) -> None:
@@ -93,7 +93,7 @@ def train(config: Config, on_end: object = None) -> int:
         if (step + 1) % config.checkpoint.every_steps == 0:
             commit(step + 1)
     commit(step)
-    event("stop", step)
+    event("stop", step, exit_code=code)
     time.sleep(0.5 * world.rank)  # ranks never end at the same moment
     return code
 

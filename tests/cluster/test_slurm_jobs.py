@@ -17,15 +17,18 @@ from fitb.cluster.submit import wait_for
 pytestmark = pytest.mark.cluster
 
 
-def test_batch_script_as_it_is_runs_on_two_hosts_to_its_end(run: Run) -> None:
-    job = run.cluster.sbatch(
-        f"--output={run.batch_log}", DISTILL, *run.flags, env=run.env(), cwd=ROOT
-    )
-    assert run.cluster.wait_end(job) == "COMPLETED", run.logs()
+def test_batch_script_as_it_is_runs_on_two_hosts_to_its_end_in_a_folder_of_any_name(
+    run: Run,
+) -> None:
+    run.folder = run.folder.with_name("drop=50%j warm é\\%t [a]*")
+    log = run.folder.parent / "batch.out"
+    job = run.cluster.sbatch(f"--output={log}", DISTILL, *run.flags, env=run.env(), cwd=ROOT)
+    assert run.cluster.wait_end(job) == "COMPLETED", log.read_text()
     assert run.saved() == run.payload.steps
     (attempt,) = run.events("attempt")
     assert attempt["world_size"] == 8
-    assert len(list(run.folder.glob(f"logs/{job}.*.out"))) == 8
+    logs = {path.name for path in (run.folder / "logs").iterdir()}
+    assert logs == {f"{job}.{task}.out" for task in range(8)}
 
 
 def test_preempted_job_is_requeued_under_its_id_and_resumes(run: Run) -> None:
@@ -38,7 +41,7 @@ def test_preempted_job_is_requeued_under_its_id_and_resumes(run: Run) -> None:
     first, second = run.events("attempt")
     (requeue,) = run.events("requeue")
     assert second["step"] == requeue["step"] >= 10
-    assert (requeue["exit_code"], requeue["job"]) == (85, job)
+    assert (requeue["exit_code"], requeue["job"]) == (85, job), run.logs()
     assert "restart 1" in run.batch_log.read_text()
 
 
@@ -147,6 +150,28 @@ def test_chain_goes_on_where_a_preempted_link_left_and_ends_with_the_run(run: Ru
     done = json.loads((run.folder / "done.json").read_text())
     assert (done["exit_code"], done["job"], done["chain"]) == (0, second, "mine")
     assert run.batch_log.read_text().count("nothing is left to do") == 1
+
+
+def test_logs_that_one_host_cannot_write_are_a_crash_with_its_name_and_the_chain_goes_on(
+    run: Run,
+) -> None:
+    logs, host = run.folder / "logs", run.cluster.hosts[1]
+    logs.mkdir(parents=True)
+    run.cluster.on(host, "mount", "--bind", str(logs), str(logs))
+    run.cluster.on(host, "mount", "-o", "remount,bind,ro", str(logs))
+    link = ("--no-requeue", "--dependency=singleton")
+    try:
+        job = run.sbatch(*link, env={"FITB_CHAIN": "mine"})
+        assert run.cluster.wait_end(job, 50) == "FAILED"
+    finally:
+        run.cluster.on(host, "umount", str(logs))
+    assert run.cluster.show(job)["ExitCode"] == "85:0", run.logs()
+    assert f"fitb: {host} cannot write {logs}/{job}." in run.batch_log.read_text()
+    assert [event["stalled"] for event in run.events("requeue")] == [1]
+    assert run.events("attempt") == [] and not (run.folder / "done.json").exists()
+    job = run.sbatch(*link, env={"FITB_CHAIN": "mine"})
+    assert run.cluster.wait_end(job) == "COMPLETED", run.logs()
+    assert run.saved() == run.payload.steps
 
 
 def test_clusters_that_start_at_once_start_one_munged(

@@ -27,6 +27,9 @@ else
   exit "${FAKE_REQUEUE:-0}"
 fi
 """
+# What a task leaves in the run folder, its last argument, when all steps are done.
+FINISH = """printf '%s\\n' '{"event": "attempt"}' '{"event": "stop", "exit_code": 0}' \\
+  >>"${@: -1}/events.jsonl"; exit 0"""
 UNTIL_SIGNAL = "until [[ -s $FAKE/srun.signals ]]; do sleep 0.02; done; sleep 0.2; exit 85"
 
 

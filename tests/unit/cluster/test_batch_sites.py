@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from batching import Batch
+from batching import FINISH, Batch
 
 
 def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch: Batch) -> None:
     given = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "6", "SLURM_CPUS_PER_TASK": "4"}
-    assert batch.run("exit 0", "--steps=3", FITB_LAUNCHER="torchrun", **given)[0] == 0
+    assert batch.run(FINISH, "--steps=3", FITB_LAUNCHER="torchrun", **given)[0] == 0
     arguments, env = batch.srun_arguments(), batch.srun_env()
     begin = arguments.index(sys.executable)
     words = ["-m", "fitb.train.torchrun", "--steps=3", "--run_dir", "runs/mine"]
@@ -46,7 +46,7 @@ def test_job_reads_the_file_of_its_site(batch: Batch) -> None:
     text = "export HF_HOME=/scratch/hf OMP_NUM_THREADS=5\n[[ $# == 0 ]] || exit 1\necho $UNSET\n"
     site(batch.folder, text)
     del batch.env["FITB_SITE"]
-    code, output = batch.run("exit 0", "--steps", "3")
+    code, output = batch.run(FINISH, "--steps", "3")
     assert code == 0, output
     env = batch.srun_env()
     assert (env["HF_HOME"], env["OMP_NUM_THREADS"]) == ("/scratch/hf", "5")

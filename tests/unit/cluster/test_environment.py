@@ -116,7 +116,7 @@ def test_without_a_file_nothing_changes(slurm: Path) -> None:
     before = dict(os.environ)
     text = script_of(make_executor(where(), slurm / "logs"))
     assert dict(os.environ) == before
-    assert "site.env" not in text and "apptainer" not in text and "# teardown" not in text
+    assert "site.env" not in text and "apptainer" not in text
 
 
 @pytest.mark.parametrize("flags", [[], ["--tasks_per_node", "3", "--cpus_per_task", "2"]])

@@ -18,8 +18,8 @@ from fitb.cluster.progress import (
     main,
     num_attempts,
 )
-from fitb.errors import FINISHED, RESUME, STOP
-from fitb.fsio import append_line, read_json
+from fitb.errors import CRASH, FINISHED, RESUME, STOP
+from fitb.fsio import append_line, read_json, write_json
 
 
 def before(step: int, stalled: int, job: str = "7", event: str = "requeue") -> dict[str, Any]:
@@ -96,9 +96,96 @@ def test_line_torn_by_a_kill_does_not_hinder_the_decision(tmp_path: Path) -> Non
     assert [json.loads(line)["event"] for line in lines] == ["attempt", "requeue"]
 
 
+def ended(run_dir: Path, *codes: int) -> None:
+    """Attempts that wrote their exit code down themselves."""
+    for code in codes:
+        append_line(run_dir / "events.jsonl", {"event": "attempt"})
+        append_line(run_dir / "events.jsonl", {"event": "stop", "exit_code": code})
+
+
 def test_finished_run_leaves_no_event(tmp_path: Path) -> None:
+    ended(tmp_path, 0)
+    before = events_of(tmp_path)
     assert decide(tmp_path, 0).exit_code == FINISHED
-    assert not (tmp_path / "events.jsonl").exists()
+    assert events_of(tmp_path) == before
+
+
+def test_launch_that_started_nothing_and_ended_with_0_is_a_crash_that_names_its_hosts(
+    tmp_path: Path,
+) -> None:
+    source = Source("8", chain="mine", hosts="h[3-4]")
+    verdicts = [decide(tmp_path, 0, source=source) for _ in range(3)]
+    assert [(each.exit_code, each.stalled) for each in verdicts[:2]] == [(RESUME, 1), (RESUME, 2)]
+    assert "h[3-4]" in verdicts[0].reason
+    line = json.loads(events_of(tmp_path).splitlines()[0])
+    assert (line["event"], line["exit_code"], line["stalled"]) == ("requeue", CRASH, 1)
+    assert verdicts[2].exit_code == STOP
+    assert read_json(tmp_path / "done.json")["exit_code"] == STOP
+
+
+@pytest.mark.parametrize("steps_before", [0, 90])
+def test_attempts_before_this_start_are_no_evidence_for_it(
+    tmp_path: Path, steps_before: int
+) -> None:
+    ended(tmp_path, 85, 0)
+    committed(tmp_path, steps_before)
+    decision = decide(tmp_path, 0, source=Source("8"), seen=2)
+    assert decision.exit_code == RESUME
+    assert not (tmp_path / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "own", "verdict", "stalled"),
+    [
+        pytest.param(0, 0, FINISHED, 0, id="both say finished"),
+        pytest.param(0, 85, RESUME, 1, id="a wrapper swallowed the code of a leave"),
+        pytest.param(0, 93, STOP, 0, id="a wrapper swallowed a stop"),
+        pytest.param(0, 1, RESUME, 1, id="a wrapper swallowed a crash"),
+        pytest.param(0, None, RESUME, 1, id="no word of its end"),
+        pytest.param(1, 0, FINISHED, 0, id="a wrapper crashed after the end"),
+        pytest.param(143, 0, FINISHED, 0, id="preempted after the end"),
+        pytest.param(85, None, RESUME, 1, id="a leave"),
+        pytest.param(93, None, STOP, 0, id="a stop"),
+        pytest.param(137, 85, RESUME, 1, id="a rank was killed after the save"),
+    ],
+)
+def test_success_is_what_the_attempt_wrote_down_itself(
+    tmp_path: Path, tasks: int, own: int | None, verdict: int, stalled: int
+) -> None:
+    ended(tmp_path, 85)
+    append_line(tmp_path / "events.jsonl", attempt(2))
+    if own is not None:
+        stop = {"event": "stop", "attempt": 2, "exit_code": own}
+        append_line(tmp_path / "events.jsonl", stop)
+    # A late word of an attempt that was replaced, and a decision, are no end of this one.
+    append_line(tmp_path / "events.jsonl", {"event": "stop", "attempt": 1, "exit_code": 0})
+    append_line(
+        tmp_path / "events.jsonl", {"event": "stop", "stalled": 3, "exit_code": 0, "step": 0}
+    )
+    decision = decide(tmp_path, tasks, source=Source("8"), seen=1)
+    assert (decision.exit_code, decision.stalled) == (verdict, stalled), decision.reason
+    assert (tmp_path / "done.json").exists() == (verdict != RESUME)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "verdict", "limit"), [(85, RESUME, 10), (143, RESUME, 10), (93, STOP, None)]
+)
+def test_leave_or_stop_before_an_attempt_began_is_believed(
+    tmp_path: Path, tasks: int, verdict: int, limit: int | None
+) -> None:
+    decision = decide(tmp_path, tasks, source=Source("8"))
+    assert decision.exit_code == verdict
+    assert limit is None or f"1 of {limit} attempts" in decision.reason
+
+
+def test_finish_that_a_failed_launch_was_once_taken_for_ends_no_chain(tmp_path: Path) -> None:
+    append_line(tmp_path / "events.jsonl", {"event": "attempt", "attempt": 1})
+    done = {"exit_code": 0, "reason": "finished", "step": 0, "job": "14", "chain": "mine"}
+    write_json(tmp_path / "done.json", done)
+    assert already_over(tmp_path, source=link("15"), steps=90) is None
+    append_line(tmp_path / "events.jsonl", {"event": "stop", "attempt": 1, "exit_code": 0})
+    over = already_over(tmp_path, source=link("15"), steps=90)  # it stopped early
+    assert over is not None and over.exit_code == FINISHED
 
 
 def test_command_exits_with_its_verdict(
@@ -108,8 +195,14 @@ def test_command_exits_with_its_verdict(
     assert main([str(tmp_path), "85"]) == 85
     assert "left as asked" in capsys.readouterr().out
     assert main([str(tmp_path), "93"]) == 93
-    assert main([str(tmp_path), "0"]) == 0
-    assert main([str(tmp_path)]) == 2
+    assert main([str(tmp_path), "0"]) == 85
+    ended(tmp_path, 85, 0)
+    capsys.readouterr()
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "2\n"
+    assert main([str(tmp_path), "0", "2"]) == 85
+    assert main([str(tmp_path), "0", "1"]) == 0
+    assert main([]) == 2
     assert main([str(tmp_path), "-1"]) == 2
 
 
@@ -149,6 +242,7 @@ def test_finished_run_is_over_for_its_job_its_chain_and_whoever_wants_no_more_st
 ) -> None:
     assert already_over(tmp_path, source=Source("7"), steps=90) is None
     committed(tmp_path, 90)
+    ended(tmp_path, 0)
     decide(tmp_path, 0, source=link("7"))
     for source, steps in ((link("8"), 100), (Source("9"), 90), (link("9", "other"), 80)):
         over = already_over(tmp_path, source=source, steps=steps)

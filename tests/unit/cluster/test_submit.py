@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from fitb.cluster.command import CommandJob
 from fitb.cluster.executor import resource_parser
 from fitb.cluster.submit import DistillJob, submit_distill, wait_for
-from fitb.errors import ConfigError, SystemFault
+from fitb.errors import CRASH, ConfigError, SystemFault
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 90
@@ -106,6 +107,50 @@ def test_exception_in_training_is_a_crash_and_given_up_after_three(
     assert "could not convert string to float" in log(job)
 
 
+def unresolved(run_dir: Path, job: str, chain: str) -> Any:
+    """A job of nine steps that ended without a result."""
+    task = DistillJob(("--run_dir", str(run_dir), "--steps", "9"), chain=chain)
+    return SimpleNamespace(
+        job_id=job,
+        num_tasks=1,
+        done=lambda: True,
+        paths=SimpleNamespace(result_pickle=run_dir / "none"),
+        submission=lambda: SimpleNamespace(function=task),
+    )
+
+
+@pytest.mark.parametrize(
+    ("done", "code"),
+    [
+        ({}, CRASH),
+        ({"job": "5", "step": 5}, CRASH),  # an earlier job, which was to do less
+        ({"job": "5", "step": 9}, 0),
+        ({"job": "9", "step": 5}, CRASH),  # no attempt says so
+        ({"job": "5", "step": 5, "chain": "mine", "exit_code": 93}, 93),
+    ],
+)
+def test_job_without_a_result_is_finished_only_if_its_run_is(
+    tmp_path: Path, done: dict[str, Any], code: int
+) -> None:
+    if done:
+        record = {"exit_code": 0, "reason": "finished", "chain": ""} | done
+        (tmp_path / "done.json").write_text(json.dumps(record))
+    assert wait_for(unresolved(tmp_path, "9", done.get("chain", "")), tmp_path) == code
+
+
+def test_link_without_a_result_left_although_a_later_one_finished(tmp_path: Path) -> None:
+    lines = [
+        {"event": "requeue", "job": "9", "chain": "mine"},
+        {"event": "attempt"},
+        {"event": "stop", "exit_code": 0},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = {"exit_code": 0, "reason": "finished", "chain": "mine", "job": "10", "step": 20}
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    codes = [wait_for(unresolved(tmp_path, job, "mine"), tmp_path) for job in ("9", "11")]
+    assert codes == [85, 0]
+
+
 def test_configuration_is_checked_before_anything_is_submitted(tmp_path: Path) -> None:
     arguments = resource_parser("test").parse_args(["--nodes", "300"])
     run_dir = tmp_path / "run"
@@ -147,17 +192,18 @@ def test_command_job_fails_with_the_command(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) -> None:
-    train = "import sys\ndef train(config, on_end):\n    return 93 if config.seed else 0\n"
+    train = "def train(config, on_end):\n    return 93 if config.seed else stand_in.train(config)\n"
     package = tmp_path / "shadow" / "fitb_entry.py"
     package.parent.mkdir()
-    package.write_text(train)
+    package.write_text(f"import stand_in\n{train}")
     start = (
         "import sys, fitb.cluster.submit as s\n"
         "s.submit_distill.__kwdefaults__['entry'] = 'fitb_entry:train'\n"
         "from launch.distill import main; sys.exit(main(sys.argv[1:]))"
     )
     where = ["--cluster", "local", "--wait", "--run_dir", str(tmp_path / "run")]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{package.parent}"}
+    path = f"{ROOT}:{package.parent}:{ROOT / 'tests' / 'cluster'}"
+    env = os.environ | {"PYTHONPATH": path, "STAND_IN_STEP_S": "0.01"}
 
     def launch(*flags: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", start, *where, *flags]
