@@ -22,7 +22,7 @@ from fitb.train.setup import Parts, build
 from fitb.train.stop import StopFlag
 from fitb.train.trace import RowTrace
 from fitb.train.track import Tracker
-from fitb.train.watch import Watch, arm, disarm
+from fitb.train.watch import Watch, Watchdog
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
@@ -33,14 +33,14 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     """Begin a run or go on with it; return its exit code, the same on every rank."""
     world = World.from_env(os.environ)
     log.setup(world.rank)
-    arm(config.stop.hang_s)
+    watchdog = Watchdog(config.stop.hang_s)
     stop = StopFlag(config.stop.time_budget_min).install()
     run = watch = tracker = step = None
     code, reason = CRASH, "an error that is not fitb's own; the log has it"
     try:
         device = start_distributed(config, world)
         run = open_run(config, world)
-        watch = Watch(run, world, config.stop.hang_s, on_end)
+        watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device)
         tracker = Tracker(run, config, world)
         reason = _train(parts, config, run, tracker, watch, stop)
@@ -53,10 +53,9 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     finally:
         if run:
             run.event("stop", reason=reason, exit_code=code, step=step)
-        for part in (watch, tracker, run):
+        for part in (watch, tracker, run, watchdog):
             if part:
                 part.leave(code)
-        disarm()
     if code in (FINISHED, RESUME):
         leave_distributed()
     return code

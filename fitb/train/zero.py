@@ -12,6 +12,7 @@ import os
 import resource
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from fitb.flags import resolve_resource
 from fitb.world import World
 
 _SETTLE_S = 0.1
+# The watch ends a job that hangs. A timeout would end one that was suspended in a collective for
+# longer than that; the milliseconds of this one still fit into 31 bits.
+_COLLECTIVE_LIMIT = timedelta(days=24)
 _OWNED_BY_FITB = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -121,7 +125,8 @@ def start_distributed(config: Config, world: World) -> torch.device:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection with every other rank
     if not dist.is_initialized():
-        comm.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        backend = accelerator.communication_backend_name()
+        comm.init_distributed(dist_backend=backend, verbose=False, timeout=_COLLECTIVE_LIMIT)
     return torch.device(accelerator.current_device_name())
 
 
