@@ -16,7 +16,7 @@ from fitb import log
 from fitb.config import Config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.train.meter import Meter, embedding_norms
-from fitb.train.milestones import due, evaluate, out_of_patience, save
+from fitb.train.milestones import due, evaluate, mend_export, out_of_patience, save
 from fitb.train.rundir import RunDir, open_run
 from fitb.train.setup import Parts, build
 from fitb.train.stop import StopFlag
@@ -43,6 +43,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device)
         tracker = Tracker(run, config, world)
+        mend_export(parts, run, config)
         reason = _train(parts, config, run, tracker, watch, stop)
         code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
         step = parts.progress.step
