@@ -38,7 +38,7 @@ from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse, resolve_resource
-from fitb.fsio import read_json, read_lines, write_atomic
+from fitb.fsio import write_atomic
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -306,12 +306,12 @@ def _end_of(job_id: str, run_dir: Path) -> int:
     """Return what the run says of a job that left no result."""
     decided = [
         event
-        for event in read_lines(run_dir / "events.jsonl")
-        if event["event"] in ("requeue", "stop") and event.get("job") == job_id
+        for event in progress.events_of(run_dir)
+        if event.get("event") in ("requeue", "stop") and event.get("job") == job_id
     ]
     if decided and decided[-1]["event"] == "stop":
         return STOP
     if decided:
         return RESUME if decided[-1].get("chain") else CRASH
-    done = run_dir / "done.json"  # a link that came after the end
-    return int(read_json(done)["exit_code"]) if done.exists() else CRASH
+    done = progress.end_of(run_dir)  # a link that came after the end
+    return int(done["exit_code"]) if done else CRASH
