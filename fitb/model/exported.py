@@ -64,11 +64,21 @@ def _record(folder: Path) -> dict[str, Any]:
 
     Raises: ValueError where it is not what was written.
     """
-    record: dict[str, Any] = fsio.read_json(folder / RECORD, "step", "files", "sha256")
+    record: dict[str, Any] = _object(folder / RECORD, "step", "files", "sha256")
     rest = {key: value for key, value in record.items() if key != "sha256"}
     if record["sha256"] != fsio.sha256_json(rest):
         raise ValueError(f"{folder / RECORD} is not what was written: its sha256 differs")
     return record
+
+
+def _object(path: Path, *keys: str) -> dict[str, Any]:
+    try:
+        found = fsio.parse_json(path.read_bytes(), *keys)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it is no object")
+    return found
 
 
 def _check(folder: Path) -> None:
@@ -95,8 +105,7 @@ def _check_without_record(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for name in _OBJECTS:
-        if not isinstance(fsio.read_json(folder / name), dict):
-            raise ValueError(f"{folder / name} is no JSON object")
+        _object(folder / name)
     weights = folder / _WEIGHTS
     weights.stat()
     try:
