@@ -179,18 +179,23 @@ def _train(
 def _reaches_step(run: LocalRun, metrics: Path, step: int) -> bool:
     """Wait until a step is logged; False where the run ends before."""
     while run.running():
-        if any(record["train/step"] >= step for record in fsio.read_lines(metrics)):
+        if any(record["train/step"] >= step for record in fsio.read_lines(metrics, "train/step")):
             return True
         time.sleep(0.2)
     return False
 
 
 def _attempts(run_dir: Path) -> int:
-    return sum(event["event"] == "attempt" for event in fsio.read_lines(run_dir / "events.jsonl"))
+    return sum(
+        event["event"] == "attempt"
+        for event in fsio.read_records(run_dir / "events.jsonl", "event")
+    )
 
 
 def _training_speed(run_dir: Path) -> float:
-    speeds = [r["perf/tokens_per_s"] for r in fsio.read_lines(run_dir / "metrics.jsonl")]
+    speeds = [
+        r["perf/tokens_per_s"] for r in fsio.read_lines(run_dir / "metrics.jsonl", "train/step")
+    ]
     return float(sorted(speeds)[len(speeds) // 2])
 
 
@@ -292,7 +297,10 @@ def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, RowCounts], dict[
 
 
 def _last_step(run_dir: Path) -> int:
-    return max((r["train/step"] for r in fsio.read_lines(run_dir / "metrics.jsonl")), default=0)
+    return max(
+        (r["train/step"] for r in fsio.read_lines(run_dir / "metrics.jsonl", "train/step")),
+        default=0,
+    )
 
 
 def _differences(counts: dict[str, RowCounts]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,13 +23,15 @@ from fitb.infer.card import (
     model_facts,
     training_facts,
 )
-from fitb.model.saved import checkpoint_of
+from fitb.model.exported import damage, step_of
+from fitb.model.saved import best_checkpoint_of, checkpoint_of
 from fitb.modes import denied
 
 if TYPE_CHECKING:
     from fitb.corpus.shards import ShardSet
     from fitb.evaluate.counts import RowCounts
 
+logger = logging.getLogger(__name__)
 _COSTS = ("loss", "top1", "top5")
 
 
@@ -115,14 +118,17 @@ def export(config: ExportConfig) -> dict[str, Any]:
         model=model_facts(loaded.model.config, num_parameters(loaded.model)),
         **_history(origin, config.metrics),
     )
-    with fsio.folder_written_whole(out) as folder, quiet():
-        loaded.model.save_pretrained(folder)
-        tokenizer.model_max_length = trained_length(loaded.model.config)
-        tokenizer.save_pretrained(folder)
-        if config.onnx or config.int8:
-            card = _with_onnx(card, config, loaded.model, tokenizer, folder)
-        (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+    try:
+        with fsio.folder_written_whole(out, replace=False) as folder, quiet():
+            loaded.model.save_pretrained(folder)
+            tokenizer.model_max_length = trained_length(loaded.model.config)
+            tokenizer.save_pretrained(folder)
+            if config.onnx or config.int8:
+                card = _with_onnx(card, config, loaded.model, tokenizer, folder)
+            (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+    except FileExistsError:
         _refuse_existing(out)  # made meanwhile by another process
+        raise
     return {
         "folder": str(out),
         "source": config.source,
@@ -149,23 +155,34 @@ def render(result: dict[str, Any]) -> str:
 
 
 def find(source: str) -> Origin:
-    """Say what a source means.
+    """Say what a source means; of a run whose export is damaged its best checkpoint.
 
     Raises: DataError where a run holds no model yet, or a checkpoint's tokenizer is out of reach.
     """
     path = Path(source)
     if why := denied(path):
         raise DataError(f"{source} cannot be read: {why}")
-    exported = path / "export"
-    if (path / "config.yaml").is_file() and (exported / "config.json").is_file():
-        return Origin(str(exported), str(exported), path, _best_step(path))
+    names_export = path.name == "export" and (path.parent / "config.yaml").is_file()
+    run = path.parent if names_export else path
+    if (run / "config.yaml").is_file() and (run / "export").is_dir():
+        reason = damage(run / "export")
+        if reason is None:
+            return Origin(str(run / "export"), str(run / "export"), run, _best_step(run))
+        instead = best_checkpoint_of(run)
+        if instead is None:
+            raise DataError(
+                f"the export of {run} is damaged ({reason}), and there is no checkpoint; start the"
+                " run again, which makes it anew, or name another"
+            )
+        logger.warning("the export of %s is damaged (%s); taken instead: %s", run, reason, instead)
+        path = instead
     checkpoint = checkpoint_of(path)
     if checkpoint is not None:
         run = checkpoint.parent.parent
         try:
-            manifest = fsio.read_json(checkpoint / "manifest.json")
+            manifest = fsio.read_json(checkpoint / "manifest.json", "step")
             step = int(manifest["step"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"{checkpoint / 'manifest.json'} cannot be read: {error}; name another checkpoint"
             ) from error
@@ -175,8 +192,6 @@ def find(source: str) -> Origin:
             f"{source} is a run that holds neither an export nor a checkpoint yet; let it train,"
             " or name another"
         )
-    if path.name == "export" and (path.parent / "config.yaml").is_file():
-        return Origin(source, source, path.parent, _best_step(path.parent))
     return Origin(source, source)
 
 
@@ -191,15 +206,15 @@ def _config_of(run: Path) -> Config:
 
 def _tokenizer_of(run: Path, trained_on: str | None) -> str:
     """Return the tokenizer of a run: beside its export, else that of the shards it trained on."""
-    if (run / "export" / "tokenizer.json").is_file():
+    if (run / "export").is_dir() and damage(run / "export") is None:
         return str(run / "export")
     shards = _config_of(run).data.shards
     try:
         found = _open(shards)
     except FitbError as error:
         raise DataError(
-            f"the tokenizer of {run} is out of reach: it has no export, and its shards cannot be"
-            f" opened: {error}"
+            f"the tokenizer of {run} is out of reach: it has no whole export, and its shards"
+            f" cannot be opened: {error}"
         ) from error
     if found.fingerprint != trained_on:
         raise DataError(
@@ -217,8 +232,16 @@ def _open(shards: str, split: str = "train") -> ShardSet:
 
 
 def _best_step(run: Path) -> int | None:
-    """Return the step of a run's export: that of its lowest validation loss, else its last."""
-    records = [r for r in fsio.read_lines(run / "metrics.jsonl") if "train/step" in r]
+    """Return the step of a run's export: what it says, else that of the lowest validation loss
+    or the last that was logged; None where lines are damaged, which may be the one that counts."""
+    step = step_of(run / "export")
+    if step is not None:
+        return step
+    try:
+        records = list(fsio.read_lines(run / "metrics.jsonl", "train/step"))
+    except fsio.DamagedFile as error:
+        logger.warning("the step of %s is not known: %s", run / "export", error)
+        return None
     judged = [(r["val/loss_mlm"], r["train/step"]) for r in records if "val/loss_mlm" in r]
     if judged:
         return int(min(judged)[1])
@@ -238,10 +261,7 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
         if validated:
             found["metrics"] = validated
             found["measured_on"] = "validation rows, during training"
-        provenance = origin.run / "provenance.json"
-        attempts = fsio.read_json(provenance) if provenance.is_file() else []
-        if attempts:
-            found["code"] = code_facts(attempts[-1])
+        found["code"] = code_facts(_newest_code(origin.run) or describe_code())
     if metrics_file is not None:
         try:
             result = fsio.read_json(Path(metrics_file))
@@ -254,10 +274,21 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
     return found
 
 
+def _newest_code(run: Path) -> dict[str, Any] | None:
+    """Return what provenance.json says of the newest attempt; None where it says nothing."""
+    try:
+        entry = fsio.read_json(run / "provenance.json")[-1]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
 def _data(run: Path, config: Config) -> Mapping[str, Any]:
     """Say what a run was trained on; statistics where its very shards can still be reached."""
     checkpoint = checkpoint_of(run)
-    trained_on = fsio.read_json(checkpoint / "manifest.json")["fingerprint"] if checkpoint else None
+    trained_on = None
+    if checkpoint:
+        trained_on = fsio.read_json(checkpoint / "manifest.json", "fingerprint")["fingerprint"]
     try:
         manifest: dict[str, Any] | None = _open(config.data.shards).manifest
     except FitbError:
@@ -269,7 +300,7 @@ def _data(run: Path, config: Config) -> Mapping[str, Any]:
 
 
 def _validation(run: Path, step: int | None) -> list[Metric]:
-    for record in fsio.read_lines(run / "metrics.jsonl"):
+    for record in fsio.read_records(run / "metrics.jsonl"):
         if record.get("train/step") == step and "val/loss_mlm" in record:
             return [
                 Metric(name.removeprefix("val/"), float(value))

@@ -1,21 +1,35 @@
-"""Files that are either whole or not there: atomic writes, append-only lines, checksums."""
+"""Files that are whole on the disk or not there: atomic writes, append-only lines, checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
+import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fitb.errors import DataError, SystemFault
 from fitb.modes import match_modes
+
+logger = logging.getLogger(__name__)
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # EINVAL: fsync of a folder, on CIFS
+_THERE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+_AT_FDCWD = -100
+_NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2
+_ASIDE = ".old"  # of a folder between two renames, where names cannot be exchanged
+
+
+class DamagedFile(DataError, ValueError):
+    """A file that is not what fitb writes."""
 
 
 @contextlib.contextmanager
@@ -33,7 +47,28 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def fsync_dir(path: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
+    """Make renames inside a folder survive a power cut, where its filesystem can promise that."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file and folder below a folder, and itself, survive a power cut."""
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _fsync_file(Path(root, name))
+        fsync_dir(Path(root))
+
+
+def _fsync_file(path: Path) -> None:
+    if path.is_symlink():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -71,42 +106,126 @@ def written_whole(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         try:
             yield part
+            _fsync_file(part)
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+    fsync_dir(path.parent)
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: Path, room: Path | None = None) -> Iterator[Path]:
+def folder_written_whole(
+    path: Path, room: Path | None = None, *, replace: bool = True
+) -> Iterator[Path]:
     """Yield a scratch folder that takes the place of `path` when the block ends well.
+
+    What the block wrote is on the disk before the folder has its name. Where the filesystem can
+    exchange two names, there is no moment without a folder under `path`.
 
     Args:
         path: the folder to make or replace.
         room: where the scratch folders are, which must exist; None is beside `path`.
+        replace: what is there; else nothing may be.
+    Raises:
+        FileExistsError: something is there that must not be replaced.
+        SystemFault: the disk or quota is full; what was there stays.
     """
     if room is None:
         room = path.parent
         room.mkdir(parents=True, exist_ok=True)
-    scratch = room / f".{path.name}.{os.getpid()}.part"
-    old = room / f".{path.name}.{os.getpid()}.old"
-    for leftover in (scratch, old):  # of a killed process that had this one's number
-        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = room / f".{path.name}.{secrets.token_hex(4)}.part"
     scratch.mkdir()
     with naming_full_disk(path):
         try:
             yield scratch
             match_modes(scratch)
-            if path.exists():
-                path.rename(old)
-            scratch.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            fsync_tree(scratch)
+            replaced = _put(scratch, path, replace)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
-            if old.exists() and not path.exists():
-                old.rename(path)
             raise
-    fsync_dir(path.parent)
+        fsync_dir(path.parent)
+        if replaced:
+            shutil.rmtree(replaced, ignore_errors=True)
+        fsync_dir(room)
+
+
+def _put(scratch: Path, path: Path, replace: bool) -> Path | None:
+    """Give a folder its name; return where what had that name is now, None for nothing.
+
+    Raises: FileExistsError
+    """
+    if _rename(scratch, path, _NOREPLACE):
+        return None
+    if not replace:
+        raise FileExistsError(f"{path} is there, and must not be replaced")
+    if _rename(scratch, path, _EXCHANGE):
+        return scratch
+    aside = scratch.with_suffix(_ASIDE)
+    path.rename(aside)
+    try:
+        scratch.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.rename(path)
+        raise
+    return aside
+
+
+def put_back(path: Path, room: Path) -> bool:
+    """Give a folder its name back where a kill came between the two renames that replace it.
+
+    A folder that is there keeps its name: a rename onto it fails.
+
+    Args:
+        path: as given to `folder_written_whole`.
+        room: as given to it.
+    Returns: whether there was one to put back.
+    """
+    found = False
+    for aside in sorted(room.glob(f".{path.name}.*{_ASIDE}")):
+        with contextlib.suppress(OSError):
+            aside.rename(path)
+            found = True
+    if found:
+        fsync_dir(path.parent)
+    return found
+
+
+def _rename(source: Path, target: Path, flag: int) -> bool:
+    """Rename with a flag of renameat2; False where that cannot be.
+
+    With _NOREPLACE that is where the target exists; with _EXCHANGE where the kernel or the
+    filesystem knows no exchange. Where it does not know the other either, a plain rename is as
+    good: it never puts a folder over one that holds anything.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    number = errno.ENOSYS
+    if call is not None:
+        if not call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag):
+            return True
+        number = ctypes.get_errno()
+    failure = OSError(number, os.strerror(number), str(target))
+    try:
+        if number not in (*_UNSUPPORTED, errno.EPERM):  # EPERM: a container's filter of calls
+            raise failure
+        if flag == _NOREPLACE:
+            os.rename(source, target)
+        return flag == _NOREPLACE
+    except OSError as error:
+        if flag == _NOREPLACE and error.errno in _THERE:
+            return False
+        raise
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to a name of its own beside it, and return that."""
+    number = 0
+    while os.path.lexists(aside := path.with_name(f"{path.name}.bad{number or ''}")):
+        number += 1
+    path.rename(aside)
+    return aside
 
 
 def to_json(value: Any, **form: Any) -> str:
@@ -126,8 +245,41 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, *keys: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        keys: which an object must have; without any the value may be of any kind.
+    Raises: DamagedFile where it is none, or lacks a key.
+    """
+    try:
+        return parse_json(path.read_bytes(), *keys)
+    except ValueError as error:
+        raise DamagedFile(
+            f"{path} is damaged: {error}; put back a copy that is whole, or remove it to have it"
+            " made again"
+        ) from error
+
+
+def parse_json(text: bytes, *keys: str) -> Any:
+    """Parse JSON.
+
+    Args:
+        keys: which an object must have; without any the value may be of any kind.
+    Raises: ValueError saying what is wrong.
+    """
+    try:
+        value = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    if keys and not isinstance(value, dict):
+        raise ValueError(f"it is of type {type(value).__name__}, expected an object")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return value
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -140,6 +292,19 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         append_to(handle, path, record)
     finally:
         os.close(handle)
+
+
+def create(path: Path) -> bool:
+    """Make an empty file unless there is one, and return whether it was made.
+
+    This proves that a name was free. That a filesystem denies a name does not: on NFS it may answer
+    from memory.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        return False
+    return True
 
 
 def open_for_appending(path: Path) -> int:
@@ -160,31 +325,80 @@ def append_to(handle: int, path: Path, record: dict[str, Any]) -> None:
             raise
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file of lines; a line torn by a kill, at its end, is left out.
+def read_lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of lines that must not miss one: numbers, rows, a queue.
 
-    Raises: DataError naming a line that is no JSON.
+    A line torn by a kill, at the end, is left out.
+
+    Args:
+        keys: which each object must have.
+    Raises: DamagedFile naming a line that is none.
     """
-    if not path.exists():
+    for number, record in _records(path, keys):
+        if isinstance(record, ValueError):
+            raise DamagedFile(f"{path}:{number}: {record}; mend or remove that line")
+        yield record
+
+
+def read_records(
+    path: Path, *keys: str, tell: Callable[[str], None] = logger.warning
+) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of lines that only tells what happened, damaged ones passed over.
+
+    Args:
+        keys: which each object must have.
+        tell: gets a sentence on what was passed over, at the end.
+    """
+    damaged: list[int] = []
+    for number, record in _records(path, keys):
+        if isinstance(record, ValueError):
+            damaged.append(number)
+        else:
+            yield record
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        lines = f"{len(damaged)} damaged lines are" if len(damaged) > 1 else "a damaged line is"
+        tell(f"{path}: {lines} passed over (line {shown})")
+
+
+def _records(
+    path: Path, keys: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """Yield the number of each line with its end, and its object or what is wrong with it."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
         return
-    with open(path, "rb") as file:
+    with file:
         for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        f"{path}:{number} is not JSON ({error}); mend or remove that line"
-                    ) from error
+            if not line.endswith(b"\n"):
+                return
+            try:
+                found = parse_json(line, *keys)
+                if not isinstance(found, dict):
+                    raise ValueError(f"it is of type {type(found).__name__}, expected an object")
+            except ValueError as error:
+                found = error
+            yield number, found
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a file ends in a line without its end, as a kill leaves it."""
+    try:
+        with open(path, "rb") as file:
+            return (
+                file.seek(0, os.SEEK_END) > 0
+                and file.seek(-1, os.SEEK_END) >= 0
+                and (file.read(1) != b"\n")
+            )
+    except OSError:
+        return False
 
 
 def mend_tail(path: Path) -> None:
     """Cut off a last line that a kill left without its end, so that the next append is clean."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
+    if is_torn(path):
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def sha256_file(path: Path) -> str:

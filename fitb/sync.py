@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from fitb import fsio
+from fitb.cluster.history import events_of
 from fitb.corpus.remote import redacted
 from fitb.errors import ConfigError, DataError, FitbError, SystemFault
 from fitb.train.wandb_mirror import (
@@ -63,18 +64,19 @@ class SyncConfig:
 def sync(config: SyncConfig) -> str:
     """Send a run's metrics, or write them as one segment; return a sentence on what was done.
 
-    Raises: ConfigError for a folder that is no run, DataError for one without metrics,
-        SystemFault where W&B refuses or cannot be reached.
+    Raises: ConfigError for a folder that is no run, DataError for one without metrics, or with a
+        damaged line: W&B takes no line behind later ones; SystemFault where W&B refuses or cannot
+        be reached.
     """
     run = Path(config.run)
     target = _target(run, config)
-    records = list(records_after(fsio.read_lines(run / "metrics.jsonl"), -1))
+    records = list(records_after(fsio.read_lines(run / "metrics.jsonl", STEP), -1))
     if not records:
         raise DataError(
             f"{run}/metrics.jsonl holds no metrics; a run has some after {STEP} reached"
             " track.every_steps"
         )
-    events = list(fsio.read_lines(run / "events.jsonl"))
+    events = list(events_of(run))
     return (_write if config.offline else _send)(run, target, records, events, config.wait_s)
 
 
@@ -113,12 +115,13 @@ def _target(run: Path, config: SyncConfig) -> Target:
 
 
 def _wandb_id(path: Path) -> str:
-    if not path.is_file():
+    found = path.read_text(errors="replace").strip() if path.is_file() else ""
+    if not found or not found.isprintable() or "\ufffd" in found:
         raise ConfigError(
-            f"{path} is missing, so the W&B run cannot be told; `fitb train` writes it: put it"
-            " back, or write an id of your own into it"
+            f"{path} is missing or holds no id, so the W&B run cannot be told; `fitb train` writes"
+            " it: put it back, or write an id of your own into it"
         )
-    return path.read_text().strip()
+    return found
 
 
 def _send(

@@ -22,7 +22,7 @@ from fitb.cluster.local import LocalRun, train_command
 from fitb.config import Config, DataConfig, EvalConfig, ModelConfig, TrackConfig
 from fitb.config_io import to_yaml
 from fitb.errors import RESUME, SystemFault
-from fitb.fsio import read_lines
+from fitb.fsio import read_lines, read_records
 
 __all__ = ["BenchConfig", "bench", "render"]
 
@@ -109,7 +109,9 @@ def _turn(command: list[str], processes: int, run: Path, output: Any) -> dict[st
 
 
 def _events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(run / "events.jsonl") if event["event"] == name]
+    return [
+        event for event in read_records(run / "events.jsonl", "event") if event["event"] == name
+    ]
 
 
 def _when(event: dict[str, Any]) -> float:
@@ -117,7 +119,10 @@ def _when(event: dict[str, Any]) -> float:
 
 
 def _last_step(run: Path) -> int:
-    return max((record["train/step"] for record in read_lines(run / "metrics.jsonl")), default=0)
+    return max(
+        (record["train/step"] for record in read_lines(run / "metrics.jsonl", "train/step")),
+        default=0,
+    )
 
 
 def _newest(run: Path) -> Path:

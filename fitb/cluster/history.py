@@ -7,11 +7,21 @@ field that is missing is None, and an event that is not known is passed over.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fitb.fsio import read_records
+
+logger = logging.getLogger(__name__)
 Event = dict[str, Any]
+_LARGEST = 2**53  # beyond it a number is no whole float64
+_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
+_TEXTS = ("time", "event", "reason", "job", "chain", "host")
+_MOST_WORDS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,61 @@ class Attempt:
     notes: list[str] = field(default_factory=list)
 
 
+def words_of(rank: int) -> str:
+    """Return the name of the file in an attempt's folder that holds why its rank was ended."""
+    return f"words-rank-{rank:05d}.txt"
+
+
+def last_words(run: Path) -> Iterator[tuple[Path, Event]]:
+    """Yield the last words of ranks that could not write an event themselves, each as one."""
+    for path in sorted((run / "attempts").glob("*/words-rank-*.txt")):
+        numbers = re.match(r"(\d+)(?:\.ended)?/words-rank-(\d+)", f"{path.parent.name}/{path.name}")
+        try:
+            said = path.read_text(errors="replace").strip()[:_MOST_WORDS]
+            seconds = path.stat().st_mtime
+        except OSError:
+            continue
+        if numbers and said:
+            moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+            yield (
+                path,
+                {
+                    "time": moment.isoformat(timespec="milliseconds"),
+                    "event": "hang",
+                    "attempt": int(numbers[1]),
+                    "rank": int(numbers[2]),
+                    "reason": f"rank {int(numbers[2])}: {said}",
+                },
+            )
+
+
+def as_written(event: Event) -> Event:
+    """Return the fields of an event that are of the type that fitb writes."""
+
+    def fits(key: str, value: Any) -> bool:
+        if key in _WHOLE:
+            return type(value) is int and abs(value) <= _LARGEST
+        if key in _TEXTS:
+            return isinstance(value, str)
+        if key in ("hosts", "checks"):
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+        parts = value.values() if key == "seconds" and isinstance(value, dict) else [value]
+        return all(type(x) in (int, float) and abs(x) <= _LARGEST for x in parts)
+
+    return {key: value for key, value in event.items() if fits(key, value)}
+
+
+def events_of(run: Path, tell: Callable[[str], None] = logger.warning) -> Iterator[Event]:
+    """Yield the events of a run, and the last words that no later attempt has made events yet.
+
+    Args:
+        tell: as of `read_records`.
+    """
+    yield from read_records(run / "events.jsonl", "event", tell=tell)
+    for _, event in last_words(run):
+        yield event
+
+
 def attempts_of(events: Iterable[Event]) -> list[Attempt]:
     """Return the attempts of a run in order.
 
@@ -65,7 +130,7 @@ def attempts_of(events: Iterable[Event]) -> list[Attempt]:
     """
     groups: dict[int, list[Event]] = {}
     newest = 0
-    for event in events:
+    for event in map(as_written, events):
         begins = event.get("event") == "attempt"
         number = event.get("attempt", newest + begins)
         newest = max(newest, number)
@@ -145,11 +210,16 @@ def _rank(event: Event) -> str:
 
 
 def _hang(event: Event) -> str:
-    return f"{_rank(event)} hung"
+    why = f" ({event['reason']})" if event.get("reason") else ""
+    return f"{_rank(event)} hung{why}"
 
 
 def _lost_rank(event: Event) -> str:
     return f"{_rank(event)} was lost"
+
+
+def _exported(event: Event) -> str:
+    return f"the export was made again at step {event.get('step', '?')}: {event.get('reason', '')}"
 
 
 def _bad_host(event: Event) -> str:
@@ -161,4 +231,5 @@ NOTES: dict[str, Callable[[Event], str]] = {
     "hang": _hang,
     "lost_rank": _lost_rank,
     "bad_host": _bad_host,
+    "exported": _exported,
 }

@@ -27,7 +27,7 @@ from fitb.cluster import progress, slurm
 from fitb.config import Config
 from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
 from fitb.flags import parse
-from fitb.fsio import read_json, read_lines
+from fitb.fsio import read_json
 
 logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has another name
 
@@ -167,7 +167,7 @@ def come_back(
     unfit = f"unfit hosts: {', '.join(verdict.bad)}" if verdict.bad else verdict.failure
     code, why, barring = RESUME, f"preflight: {unfit}", []
     if verdict.bad:
-        earlier = barred(read_lines(run_dir / "events.jsonl"), source)
+        earlier = barred(progress.events_of(run_dir), source)
         known = [*slurm.excluded_hosts(source.job), *earlier, *verdict.bad]
         barring = list(dict.fromkeys(known))
         partition, needed = env["SLURM_JOB_PARTITION"], int(env["SLURM_JOB_NUM_NODES"])
@@ -194,6 +194,15 @@ def come_back(
     return RESUME
 
 
+def _record(path: Path) -> dict[str, Any] | None:
+    """Return what a host said of itself; None where it said nothing that can be read."""
+    try:
+        found: dict[str, Any] = read_json(path, "host", "failures")
+    except (OSError, ValueError):
+        return None
+    return found
+
+
 def preflight(config: Config, env: Mapping[str, str]) -> int:
     """Ask the hosts of the job whose environment this is; return FINISHED, RESUME or STOP.
 
@@ -208,7 +217,7 @@ def preflight(config: Config, env: Mapping[str, str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     told_to_leave = ask_hosts(hosts, folder, config, env)
     files = {host: folder / f"{host}.json" for host in hosts}
-    records = {host: read_json(path) for host, path in files.items() if path.exists()}
+    records = {host: found for host, path in files.items() if (found := _record(path))}
     verdict = judge(hosts, records)
     if told_to_leave:
         verdict = Verdict({}, "told to leave")

@@ -31,6 +31,7 @@ when the script began; without an exit code it is what this prints.
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import re
 import signal
@@ -40,9 +41,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitb.cluster.history import as_written
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
-from fitb.fsio import append_line, mend_tail, read_json, read_lines, write_json
+from fitb.fsio import append_line, mend_tail, read_json, read_records, write_json
 
+logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3
 MAX_STALLED_LEAVES = 10
 # How a shell reports a process that one of our signals ended before it could catch it.
@@ -141,7 +144,7 @@ def decide_from(
         return Decision(FINISHED, "finished", step)
     if exit_code == STOP:
         return Decision(STOP, why or "the job said that starting it again would not help", step)
-    before = next((e for e in reversed(events) if "stalled" in e), None)
+    before = next((e for e in reversed(events) if e.keys() >= {"stalled", "step"}), None)
     gained = step - (before["step"] if before else 0)
     counts = before is not None and before["event"] == "requeue" and source.submitted(before)
     stalled = 0 if gained > 0 else 1 + (before["stalled"] if before and counts else 0)
@@ -204,12 +207,17 @@ def believed(exit_code: int, attempt: Sequence[Event], source: Source) -> tuple[
 
 
 def attempts_of(events: Sequence[Event]) -> list[Event]:
-    return [event for event in events if event["event"] == "attempt"]
+    return [event for event in events if event.get("event") == "attempt"]
+
+
+def events_of(run_dir: Path) -> list[Event]:
+    """Return the events of a run, oldest first, as far as they can be read."""
+    return [as_written(event) for event in read_records(run_dir / "events.jsonl", "event")]
 
 
 def num_attempts(run_dir: Path) -> int:
     """Return how many attempts a run has had."""
-    return len(attempts_of(list(read_lines(run_dir / "events.jsonl"))))
+    return len(attempts_of(events_of(run_dir)))
 
 
 def owner_of(run_dir: Path) -> Event | None:
@@ -217,10 +225,10 @@ def owner_of(run_dir: Path) -> Event | None:
     folders = [path for path in (run_dir / "attempts").glob("*") if path.name.isdigit()]
     newest = max(folders, key=lambda path: int(path.name), default=None)
     try:
-        owner: Event | None = read_json(newest / "owner.json") if newest else None
-    except OSError:  # it ended this moment, or has just begun
+        owner = read_json(newest / "owner.json", "job") if newest else None
+    except (OSError, ValueError):  # it ended this moment, or has just begun, or is damaged
         return None
-    return owner
+    return as_written(owner) if owner else None
 
 
 def lost(
@@ -263,7 +271,7 @@ def decide(
     source = source or Source()
     path = run_dir / "events.jsonl"
     step = last_committed_step(run_dir)
-    events = list(read_lines(path))
+    events = events_of(run_dir)
     taken = lost(events, owner_of(run_dir), exit_code, source, seen)
     if taken:
         return Decision(STOP, f"{taken}; this one leaves it alone", step)
@@ -297,6 +305,22 @@ def decide(
     return decision
 
 
+def end_of(run_dir: Path) -> Event | None:
+    """Return what done.json says; None where it is not there, or so damaged that it says nothing.
+
+    Without it a run is started, and comes to the same end.
+    """
+    path = run_dir / "done.json"
+    try:
+        done = as_written(read_json(path, "exit_code", "reason", "step"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s; the run is taken as one that is not over", error)
+        return None
+    return done if done.keys() >= {"exit_code", "reason", "step"} else None
+
+
 def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | None:
     """Return the end that a run has come to, if it binds this attempt.
 
@@ -305,14 +329,14 @@ def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | Non
         steps: that the run is to have; where a finished one has fewer (early stopping), a new
             submission may go on.
     """
-    path = run_dir / "done.json"
-    try:
-        done = read_json(path)
-    except FileNotFoundError:
+    done = end_of(run_dir)
+    if done is None:
         return None
     same = source.submitted(done)
-    ended = own_end(newest_attempt(list(read_lines(run_dir / "events.jsonl"))))
-    what = f"{run_dir}: {done['reason']} at step {done['step']} (job {done['job'] or 'unknown'})"
+    ended = own_end(newest_attempt(events_of(run_dir)))
+    what = (
+        f"{run_dir}: {done['reason']} at step {done['step']} (job {done.get('job') or 'unknown'})"
+    )
     # An earlier version took a 0 of srun for an end. An early stop is in the events, too.
     finished = done["step"] >= steps or (same and ended == FINISHED)
     if done["exit_code"] == FINISHED and finished:

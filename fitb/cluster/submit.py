@@ -38,7 +38,7 @@ from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse, resolve_resource
-from fitb.fsio import read_lines, write_atomic
+from fitb.fsio import write_atomic
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -314,8 +314,8 @@ def _end_of(job: submitit.Job[int], run_dir: Path) -> int:
     over = progress.already_over(run_dir, source=source, steps=steps)
     decided = [
         event["event"]
-        for event in read_lines(run_dir / "events.jsonl")
-        if event["event"] in ("requeue", "stop") and event.get("job") == job.job_id
+        for event in progress.events_of(run_dir)
+        if event.get("event") in ("requeue", "stop") and event.get("job") == job.job_id
     ]
     if over and not (decided and task.chain):  # a link is started once: its own decision is its end
         return over.exit_code

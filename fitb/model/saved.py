@@ -7,6 +7,8 @@ read.
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from fitb.model.load import Loaded
 
+logger = logging.getLogger(__name__)
 FORMAT = 1  # of checkpoints
 _MANIFEST = "manifest.json"
 _STUDENT = "param/student.model."
@@ -31,6 +34,8 @@ _EMBEDDINGS = "bert.embeddings."
 def checkpoint_of(path: str | Path) -> Path | None:
     """Return the checkpoint that a path means: itself, or the newest of a run; None for others.
 
+    The newest is what `latest` names, or where that is damaged the last one that has a manifest.
+
     Args:
         path: RUN/checkpoints/step-NNNNNNN, or RUN.
     """
@@ -39,8 +44,26 @@ def checkpoint_of(path: str | Path) -> Path | None:
         return folder
     latest = folder / "checkpoints" / "latest"
     if (folder / "config.yaml").is_file() and latest.is_file():
-        return latest.parent / latest.read_text(encoding="utf-8").strip()
+        name = latest.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch(r"step-\d+", name) and (latest.parent / name / _MANIFEST).is_file():
+            return latest.parent / name
+        found = [path.parent for path in latest.parent.glob(f"step-*/{_MANIFEST}")]
+        whole = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+        return max(whole, key=lambda path: int(path.name[5:]), default=None)
     return None
+
+
+def best_checkpoint_of(run: Path) -> Path | None:
+    """Return the checkpoint of a run's lowest validation loss, else its newest; None for none."""
+    newest = checkpoint_of(run)
+    if newest is None:
+        return None
+    try:
+        step = fsio.read_json(newest / _MANIFEST, "best_step")["best_step"]
+    except (OSError, ValueError):
+        return newest
+    best = newest.with_name(f"step-{step:07d}") if type(step) is int else newest
+    return best if (best / _MANIFEST).is_file() else newest
 
 
 def load_saved(
@@ -66,7 +89,7 @@ def load_saved(
     import torch
     from transformers import BertForMaskedLM
 
-    from fitb.model.load import Loaded, check_finite, tokenizer_fingerprint_of
+    from fitb.model.load import Loaded, check_finite
     from fitb.model.positions import settle
 
     folder = checkpoint_of(path)
@@ -88,13 +111,12 @@ def load_saved(
     _fill(model, weights, folder)
     check_finite(model, str(folder))
     model.train(False)
-    export = run / "export"
-    exported = tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
+    exported = _saved_with(run / "export")
     return Loaded(
         model,
         str(folder),
         tokenizer_fingerprint=exported or _of_shards(run, manifest),
-        tokenizer_source=str(export) if exported else None,
+        tokenizer_source=str(run / "export") if exported else None,
         shards_fingerprint=manifest.get("fingerprint"),
     )
 
@@ -112,13 +134,32 @@ def _of_shards(run: Path, manifest: dict[str, Any]) -> str | None:
     return fingerprint
 
 
+def _saved_with(export: Path) -> str | None:
+    """Return the fingerprint of the tokenizer beside an export; None where it cannot be read."""
+    from fitb.model.load import tokenizer_fingerprint_of
+
+    try:
+        return tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
+    except DataError as error:
+        logger.warning("the tokenizer of %s cannot be read, and is not compared: %s", export, error)
+        return None
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the student's tensors in a checkpoint, named as in its module, every file hashed.
+
+    Raises: DataError where the manifest or a file is not as it was written.
+    """
+    return _weights(folder, read_manifest(folder))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint.
 
     Raises: DataError where it cannot be read or has another format.
     """
     try:
-        manifest: dict[str, Any] = fsio.read_json(folder / _MANIFEST)
+        manifest: dict[str, Any] = fsio.read_json(folder / _MANIFEST, "format", "files")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{folder / _MANIFEST} cannot be read: {error}; name another checkpoint"

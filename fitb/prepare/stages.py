@@ -36,7 +36,14 @@ from fitb.corpus.tokenizer import (
     read_tokens,
     train_tokenizer,
 )
-from fitb.fsio import folder_written_whole, sha256_file, write_json, written_whole
+from fitb.fsio import (
+    folder_written_whole,
+    fsync_dir,
+    fsync_tree,
+    sha256_file,
+    write_json,
+    written_whole,
+)
 from fitb.prepare.dropped import write_dropped
 from fitb.prepare.manifest import NUM_SAMPLES, write_manifest
 from fitb.prepare.place import FOLDERS, SETTINGS
@@ -267,7 +274,9 @@ def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
             work.out.rmdir()  # `begin` found it empty
         for leftover in work.set.glob(".*.part"):  # of a killed task
             leftover.unlink()
+        fsync_tree(work.set)
         work.set.rename(work.out)
+        fsync_dir(work.out.parent)
     (work.folder / SETTINGS).unlink()  # first: what is left is rubbish now
     for name in ("given", "tokenizer", *FOLDERS):
         if name != "stages":  # which holds the record of this very task

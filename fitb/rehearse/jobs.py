@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from fitb.cluster import site
-from fitb.cluster.history import Attempt, attempts_of
+from fitb.cluster.history import Attempt, attempts_of, events_of
 from fitb.cluster.local import LocalRun
 from fitb.cluster.slurm import ENDED, FORGOTTEN
 from fitb.errors import RESUME, SystemFault, TrainingError
-from fitb.fsio import read_lines
 
 logger = logging.getLogger(__name__)
 ASK_S = 1.0  # between two questions to the controller
@@ -52,7 +51,7 @@ class Job(Protocol):
 
 
 def attempts(run_dir: Path) -> list[Attempt]:
-    return attempts_of(read_lines(run_dir / "events.jsonl"))
+    return attempts_of(events_of(run_dir))
 
 
 class SlurmJob:

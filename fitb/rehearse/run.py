@@ -31,7 +31,7 @@ from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.rehearse.judge import End, Given, Leave, Rehearsal, leads
-from fitb.status.run import tail_records
+from fitb.status.tail import tail_records
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fitb.cluster.history import Attempt, Event, attempts_of
+from fitb.cluster.history import Attempt, Event, attempts_of, events_of
 from fitb.cluster.progress import last_committed_step
 from fitb.config_io import flatten
 from fitb.errors import ConfigError, DataError
-from fitb.fsio import read_json
+from fitb.fsio import is_torn, read_json, read_records
 from fitb.report.thin import Floats
 from fitb.status.run import Status, status
 
 STEP = "train/step"
 _LARGEST = 2**53  # steps beyond it are no whole float64
 _BEYOND = 1e100  # no metric is; axes of such values overflow
-_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
-_TEXTS = ("time", "event", "reason", "job", "chain", "host")
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,13 @@ def gather(path: Path, name: str) -> Run:
     """
     notes: list[str] = []
     found = _status(path, notes)
-    events = list(_records(path / "events.jsonl", notes))
+    events = list(events_of(path, notes.append))
     curves, num_logged = read_metrics(path / "metrics.jsonl", notes)
+    notes += [
+        f"The last line of {name} is torn, and left out."
+        for name in ("events.jsonl", "metrics.jsonl")
+        if is_torn(path / name)
+    ]
     config, text = _config(path, notes)
     provenance = _json(path / "provenance.json", list, notes, "Commit and versions are not known")
     newest = path / "checkpoints" / f"step-{last_committed_step(path):07d}"
@@ -162,7 +165,7 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:
     steps: dict[str, array[float]] = {}
     values: dict[str, array[float]] = {}
     num_records = num_broken = 0
-    for record in _records(path, notes):
+    for record in read_records(path, tell=notes.append):
         step = record.get(STEP)
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _LARGEST:
             continue
@@ -210,56 +213,16 @@ def _float(value: int | float) -> float:
     return number if abs(number) < _BEYOND else math.nan
 
 
-def _records(path: Path, notes: list[str]) -> Iterator[Event]:
-    """Yield the objects of a file of lines, and note what is none; a torn last line is nothing."""
-    num_damaged = 0
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    notes.append(f"The last line of {path.name} is torn, and left out.")
-                    continue
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    record = None
-                if isinstance(record, dict):
-                    yield record
-                else:
-                    num_damaged += 1
-    except OSError:
-        return
-    if num_damaged:
-        notes.append(f"{num_damaged:,} lines of {path.name} are no JSON objects, and left out.")
-
-
 def _attempts(events: list[Event], notes: list[str]) -> list[Attempt]:
-    known = [event for event in map(_as_written, events) if event.keys() & {"event", "attempt"}]
-    attempts = attempts_of(known)
+    attempts = attempts_of(events)
     if not attempts:
         notes.append("No attempt is on record: events.jsonl holds none.")
     return attempts
 
 
-def _as_written(event: Event) -> Event:
-    """Return the fields of an event that are of the type that fitb writes."""
-
-    def fits(key: str, value: Any) -> bool:
-        if key in _WHOLE:
-            return type(value) is int and abs(value) <= _LARGEST
-        if key in _TEXTS:
-            return isinstance(value, str)
-        if key in ("hosts", "checks"):
-            return isinstance(value, list) and all(isinstance(each, str) for each in value)
-        parts = value.values() if key == "seconds" and isinstance(value, dict) else [value]
-        return all(type(x) in (int, float) and abs(x) <= _LARGEST for x in parts)
-
-    return {key: value for key, value in event.items() if fits(key, value)}
-
-
 def _status(path: Path, notes: list[str]) -> Status | None:
     try:
-        found = status(path)
+        found = status(path, tell=lambda said: None)  # events are read once more, and tell it
     except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         found = None
     if found is None or not (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import logging
 import sys
@@ -29,6 +30,7 @@ def show(config: StatusConfig) -> int:
     Raises: ConfigError where the folder is not a run's.
     """
     run = Path(config.run)
+    tell = functools.cache(logger.warning)  # once, however often it is drawn
     drawn = config.watch and not config.json and sys.stdout.isatty()
     try:
         if config.watch and not run.exists():
@@ -36,7 +38,7 @@ def show(config: StatusConfig) -> int:
         while config.watch and not run.exists():
             time.sleep(config.every_s)
         while True:
-            found = status(run)
+            found = status(run, tell=tell)
             if config.json:
                 text = to_json(as_json(found))
             else:

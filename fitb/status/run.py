@@ -7,11 +7,11 @@ the state of the job.
 from __future__ import annotations
 
 import datetime
-import json
+import logging
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,19 +19,19 @@ from typing import Any, Literal
 import yaml
 
 from fitb.cluster import site
-from fitb.cluster.history import Attempt, attempts_of, save_seconds, when
+from fitb.cluster.history import Attempt, attempts_of, events_of, save_seconds, when
 from fitb.cluster.progress import last_committed_step
 from fitb.cluster.slurm import ENDED
 from fitb.errors import FINISHED, RESUME, STOP, ConfigError, SystemFault
-from fitb.fsio import read_json, read_lines
+from fitb.fsio import read_json
+from fitb.status.tail import rate, tail_records
 
+logger = logging.getLogger(__name__)
 State = Literal["not started", "running", "waiting", "finished", "stopped", "lost"]
 OVER = ("finished", "stopped")
 HEARTBEAT_LIMIT_S = 60.0  # heartbeats come every 10 s; clocks of hosts and file servers differ
 QUIET_LIMIT_S = 600.0  # without heartbeats: compiling and validating write nothing for minutes
 DECISION_S = 60.0  # in which a batch script decides what follows
-RATE_WINDOW_S = 300.0
-TAIL_BYTES = 1 << 20
 SLURM_TIMEOUT_S = 5.0
 _MEMBERS = ("config.yaml", "events.jsonl", "metrics.jsonl", "checkpoints", "logs")
 
@@ -138,12 +138,15 @@ class Life:
     silent: list[str]
 
 
-def status(run: Path, *, now_s: float | None = None) -> Status:
-    """Read where a run stands.
+def status(
+    run: Path, *, now_s: float | None = None, tell: Callable[[str], None] = logger.warning
+) -> Status:
+    """Read where a run stands, as far as its files are whole.
 
     Args:
         now_s: for tests; the clock otherwise.
-    Raises: ConfigError where the folder is not a run's; DataError where its events are damaged.
+        tell: gets a sentence on events that are damaged.
+    Raises: ConfigError where the folder is not a run's.
     """
     if not any((run / member).exists() for member in _MEMBERS):
         raise ConfigError(
@@ -151,7 +154,7 @@ def status(run: Path, *, now_s: float | None = None) -> Status:
             " --run_dir was, or runs/JOB_NAME"
         )
     now_s = time.time() if now_s is None else now_s
-    attempts = attempts_of(read_lines(run / "events.jsonl"))
+    attempts = attempts_of(events_of(run, tell))
     last = attempts[-1] if attempts else Attempt(0)
     records = tail_records(run / "metrics.jsonl")
     config = _config(run)
@@ -160,9 +163,9 @@ def status(run: Path, *, now_s: float | None = None) -> Status:
     life = replace(life, step=max(last.last_step, life.step, _logged_step(run, last, records)))
     slurm = _ask_slurm(last.job)
     state, why = state_of(attempts, life, slurm, now_s)
-    step, steps = life.step, config.get("steps")
+    step, steps = life.step, _whole(config.get("steps"))
     left_s = None
-    if steps_per_s and isinstance(steps, int) and state not in OVER:
+    if steps_per_s and steps and state not in OVER:
         left_s = max(0, steps - step) / steps_per_s
     best_loss, best_step = _best(run, records)
     export = run / "export"
@@ -215,59 +218,19 @@ def state_of(
             return "waiting", why
         saved = "saved, " if last.exit_code == RESUME else ""
         return "stopped", f"{why}; {saved}start the same command again to go on"
+    noted = "; ".join(last.notes)
+    left = noted or "it left no word of its end"
     if slurm in ENDED:
-        return "stopped", f"it left no word of its end, and Slurm reports {slurm}; see its log"
+        return "stopped", f"{left}, and Slurm reports {slurm}; see its log"
     if pending:
-        return "waiting", "it left no word of its end, and Slurm took it back into the queue"
+        return "waiting", f"{left}, and Slurm took it back into the queue"
     if life.ended:
-        return "lost", "the attempt ended without a word of why; see its log"
+        return "lost", f"{noted or 'the attempt ended without a word of why'}; see its log"
     if life.heard_s is not None and life.heard_s > life.limit_s:
-        return "lost", f"nothing was heard of it for {duration(life.heard_s)}; see its log"
+        silent = f"nothing was heard of it for {duration(life.heard_s)}"
+        return "lost", f"{noted or silent}; see its log"
     began = life.step > last.first_step or last.start_s
     return "running", "" if began else "it is starting"
-
-
-def rate(records: Sequence[dict[str, Any]], since_step: int) -> float | None:
-    """Return steps per second over the last minutes that were logged.
-
-    Args:
-        records: of metrics.jsonl, oldest first.
-        since_step: records up to this step belong to an earlier attempt.
-    """
-    num_steps = seconds = 0.0
-    before: dict[str, Any] | None = None
-    for record in reversed(records):
-        if before is not None:
-            per_s = before.get("perf/steps_per_s")
-            if per_s:
-                num_steps += before["train/step"] - record["train/step"]
-                seconds += (before["train/step"] - record["train/step"]) / per_s
-        if record["train/step"] <= since_step or seconds > RATE_WINDOW_S:
-            break
-        before = record
-    if not seconds and before is not None:  # one record alone
-        return before.get("perf/steps_per_s") or None
-    return num_steps / seconds if seconds else None
-
-
-def tail_records(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
-    """Return the records in the last bytes of metrics.jsonl, whole lines only, oldest first."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        begin = max(0, size - num_bytes)
-        file.seek(begin)
-        lines = file.read().split(b"\n")
-    found = []
-    for line in lines[1 if begin else 0 : -1]:  # the last is empty, or torn by a kill
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("train/step"), int):
-            found.append(record)
-    return found
 
 
 def duration(seconds: float) -> str:
@@ -304,20 +267,25 @@ def _life(
         times = {name: _mtime(path) for name, path in beats.items()}
         newest = max(times.values())
         silent = sorted(name for name, t in times.items() if newest - t > HEARTBEAT_LIMIT_S)
-        steps = [_json(path).get("step") for path in beats.values()]
+        steps = [_whole(_json(path).get("step")) for path in beats.values()]
         return Life(
             heard_s=max(0.0, now_s - newest),
             limit_s=HEARTBEAT_LIMIT_S,
             ended=False,
-            step=max((step for step in steps if isinstance(step, int)), default=0),
+            step=max(filter(None, steps), default=0),
             silent=[_who(beats[name]) for name in silent],
         )
     written = [run / "metrics.jsonl", run / "events.jsonl", *(run / "logs").glob("*")]
     times_s = [_mtime(path) for path in written if path.is_file()]
-    every = (config.get("track") or {}).get("every_steps", 10)
-    limit_s = max(QUIET_LIMIT_S, 5 * every / steps_per_s) if steps_per_s else QUIET_LIMIT_S
+    track = config.get("track")
+    every = _whole(track.get("every_steps")) if isinstance(track, dict) else None
+    limit_s = max(QUIET_LIMIT_S, 5 * (every or 10) / steps_per_s) if steps_per_s else QUIET_LIMIT_S
     heard_s = max(0.0, now_s - max(times_s)) if times_s else None
     return Life(heard_s, limit_s, folder.with_name(f"{folder.name}.ended").exists(), 0, [])
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None
 
 
 def _who(path: Path) -> str:
@@ -372,8 +340,9 @@ def _best(run: Path, records: Sequence[dict[str, Any]]) -> tuple[float | None, i
     """The best validation: of the newest checkpoint's manifest, or a later one that was logged."""
     manifest = _json(run / "checkpoints" / f"step-{last_committed_step(run):07d}" / "manifest.json")
     found = [(r["val/loss_mlm"], r["train/step"]) for r in records if "val/loss_mlm" in r]
-    if manifest.get("best_loss") is not None:
-        found.append((manifest["best_loss"], manifest.get("best_step")))
+    best = manifest.get("best_loss"), manifest.get("best_step")
+    if type(best[0]) in (int, float) and type(best[1]) is int:
+        found.append(best)
     return min(found, key=lambda pair: pair[0], default=(None, None))
 
 

@@ -107,6 +107,7 @@ def take(run: Path, env: Mapping[str, str], first: int = 1) -> int:
                 raise
             raise RunTaken(f"{run} is being taken over by another job at this moment") from None
     for licence in licences.glob(".[0-9]*"):
+        fsio.put_back(run / "export", licence)
         _remove(licence)
     numbers = [int(folder.name.removesuffix(_ENDED)) for folder in attempts.glob("[0-9]*")]
     number = max([first, *(n + 1 for n in numbers)])
@@ -121,8 +122,9 @@ def take(run: Path, env: Mapping[str, str], first: int = 1) -> int:
 
 def leave(run: Path, attempt: int) -> None:
     """Give a run back, so that the next attempt need not ask whether this one lives."""
-    folder = run / "attempts" / f"{attempt:04d}"
-    shutil.rmtree(run / "checkpoints" / f".{attempt:04d}", ignore_errors=True)
+    folder, licence = run / "attempts" / f"{attempt:04d}", run / "checkpoints" / f".{attempt:04d}"
+    fsio.put_back(run / "export", licence)
+    shutil.rmtree(licence, ignore_errors=True)
     try:
         folder.rename(folder.with_name(folder.name + _ENDED))
     except OSError:

@@ -16,13 +16,13 @@ from fitb import log
 from fitb.config import Config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.train.meter import Meter, embedding_norms
-from fitb.train.milestones import due, evaluate, out_of_patience, save
+from fitb.train.milestones import due, evaluate, mend_export, out_of_patience, save
 from fitb.train.rundir import RunDir, open_run
 from fitb.train.setup import Parts, build
 from fitb.train.stop import StopFlag
 from fitb.train.trace import RowTrace
 from fitb.train.track import Tracker
-from fitb.train.watch import Watch, arm, disarm
+from fitb.train.watch import Watch, Watchdog
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
@@ -33,16 +33,17 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     """Begin a run or go on with it; return its exit code, the same on every rank."""
     world = World.from_env(os.environ)
     log.setup(world.rank)
-    arm(config.stop.hang_s)
+    watchdog = Watchdog(config.stop.hang_s)
     stop = StopFlag(config.stop.time_budget_min).install()
     run = watch = tracker = step = None
     code, reason = CRASH, "an error that is not fitb's own; the log has it"
     try:
         device = start_distributed(config, world)
         run = open_run(config, world)
-        watch = Watch(run, world, config.stop.hang_s, on_end)
+        watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device)
         tracker = Tracker(run, config, world)
+        mend_export(parts, run, config)
         reason = _train(parts, config, run, tracker, watch, stop)
         code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
         step = parts.progress.step
@@ -53,10 +54,9 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     finally:
         if run:
             run.event("stop", reason=reason, exit_code=code, step=step)
-        for part in (watch, tracker, run):
+        for part in (watch, tracker, run, watchdog):
             if part:
                 part.leave(code)
-        disarm()
     if code in (FINISHED, RESUME):
         leave_distributed()
     return code

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from transformers import BertForMaskedLM
@@ -9,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from fitb import fsio
 from fitb.config import Config
+from fitb.errors import DataError
 from fitb.evaluate.count import count
 from fitb.evaluate.metrics import metrics_of
 from fitb.infer.card import (
@@ -20,12 +25,16 @@ from fitb.infer.card import (
     model_facts,
     training_facts,
 )
+from fitb.model import exported
 from fitb.model.load import num_parameters
 from fitb.model.positions import KEY, trained_length
+from fitb.model.saved import weights_of
 from fitb.train import checkpoint
 from fitb.train.rundir import RunDir, describe_code
 from fitb.train.setup import Parts, Progress
+from fitb.train.wandb_mirror import STEP
 
+logger = logging.getLogger(__name__)
 _EVAL_BATCH = 64
 
 
@@ -73,15 +82,31 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
 def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> None:
     """Write the student as a Hugging Face folder, fp32; all ranks take part, rank 0 writes."""
     prefix = "param/student.model."
-    student = parts.engine.objective.student.model
     weights = {
         name.removeprefix(prefix): tensor
         for name, tensor in parts.engine.state.full_tensors(moments=False)
         if name.startswith(prefix)
     }
-    if not parts.engine.world.is_main:
-        return
-    copy = BertForMaskedLM(student.config)
+    if parts.engine.world.is_main:
+        _write_export(weights, parts.progress.step, parts, run, config, metrics)
+
+
+def _write_export(
+    weights: dict[str, torch.Tensor],
+    step: int,
+    parts: Parts,
+    run: RunDir,
+    config: Config,
+    metrics: Mapping[str, float],
+) -> None:
+    """Put a student into RUN/export; the one before is there until this one is whole.
+
+    Args:
+        weights: whole, fp32, named as in the student's module.
+        step: that they are of.
+        metrics: of its validation, for the card.
+    """
+    copy = BertForMaskedLM(parts.engine.objective.student.model.config)
     missing, unexpected = copy.load_state_dict(weights, strict=False)
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
@@ -91,18 +116,76 @@ def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float])
         copy.save_pretrained(folder)
         parts.tokenizer.model_max_length = trained_length(copy.config)
         parts.tokenizer.save_pretrained(folder)
-        card = _model_card(copy, parts, run, config, metrics)
+        card = _model_card(copy, step, parts, run, config, metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        exported.seal(folder, step)
+
+
+def mend_export(parts: Parts, run: RunDir, config: Config) -> None:
+    """Make the export again where it is not whole, or older than the best; all ranks, at a start.
+
+    Raises: SystemFault where the filesystem fails.
+    """
+    checkpoint.on_main(lambda: _mend_export(parts, run, config), parts.engine.world)
+
+
+def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
+    progress = parts.progress
+    due_step = progress.best_step
+    if due_step is None and not config.eval.every_steps and progress.step == config.steps:
+        due_step = progress.step
+    there = run.export.exists()
+    if progress.step == 0 or (due_step is None and not there):
+        return
+    best = run.checkpoints / f"step-{due_step or progress.step:07d}"
+    reason, step = exported.damage(run.export), exported.step_of(run.export)
+    if reason is None and step is not None and step < (due_step or 0) and best.is_dir():
+        reason = f"{run.export} is of step {step}, and the best one is of step {due_step}"
+    if reason is None:
+        return
+    reason = reason if there else f"{run.export} is missing"
+    weights, step, instead = _saved_weights(best, run.checkpoints / f"step-{progress.step:07d}")
+    logger.warning("%s: made again from the weights of step %d%s", reason, step, instead)
+    _write_export(weights, step, parts, run, config, _validated(run, step))
+    run.event("exported", step=step, reason=reason + instead)
+
+
+def _saved_weights(best: Path, newest: Path) -> tuple[dict[str, torch.Tensor], int, str]:
+    """Return the student of a checkpoint, its step, and why it is not the best one if it is not."""
+    try:
+        return weights_of(best), _step_of(best), ""
+    except DataError:
+        if best == newest:
+            raise
+        instead = f", as no checkpoint holds step {_step_of(best)}, the best one"
+        return weights_of(newest), _step_of(newest), instead
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _validated(run: RunDir, step: int) -> dict[str, float]:
+    """Return the validation that was logged of a step."""
+    for record in fsio.read_records(run.metrics, STEP):
+        if record[STEP] == step:
+            return {name: value for name, value in record.items() if name.startswith("val/")}
+    return {}
 
 
 def _model_card(
-    student: BertForMaskedLM, parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]
+    student: BertForMaskedLM,
+    step: int,
+    parts: Parts,
+    run: RunDir,
+    config: Config,
+    metrics: Mapping[str, float],
 ) -> str:
     card = Card(
         name=config.track.name or run.name,
         mask_token=str(parts.tokenizer.mask_token),
         model=model_facts(student.config, num_parameters(student)),
-        training=training_facts(config, parts.progress.step),
+        training=training_facts(config, step),
         data=data_facts(parts.fingerprint, parts.manifest),
         metrics=[Metric(name.removeprefix("val/"), value) for name, value in metrics.items()],
         measured_on="validation rows, during training",

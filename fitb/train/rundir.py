@@ -18,6 +18,7 @@ import yaml
 
 import fitb
 from fitb import fsio
+from fitb.cluster.history import last_words
 from fitb.config import Config
 from fitb.config_io import changed_keys, to_yaml
 from fitb.errors import ConfigError, SystemFault
@@ -82,9 +83,9 @@ class RunDir:
         Raises: Replaced if this attempt has been.
         """
         fsio.mend_tail(self.metrics)
-        lines = self.metrics.read_bytes() if self.metrics.exists() else b""
         self.check_owned()
-        fsio.write_atomic(self.licence / self.metrics.name, lines)
+        fsio.create(self.metrics)
+        fsio.write_atomic(self.licence / self.metrics.name, self.metrics.read_bytes())
         (self.licence / self.metrics.name).replace(self.metrics)
         return fsio.open_for_appending(self.metrics)
 
@@ -122,9 +123,12 @@ def open_run(config: Config, world: World) -> RunDir:
                     " Give the old values back, or choose another --run_dir"
                 )
         events = path / "events.jsonl"
-        earlier = [e for e in fsio.read_lines(events) if e["event"] == "attempt"]
+        earlier = [e for e in fsio.read_records(events, "event") if e["event"] == "attempt"]
         number = attempt.take(path, os.environ, first=1 + len(earlier))
         fsio.mend_tail(events)
+        for file, event in last_words(path):
+            fsio.append_line(events, event)
+            file.unlink()
         if not (begun and saved.exists()):
             fsio.write_atomic(saved, to_yaml(config))
         return number
@@ -156,7 +160,18 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _add_provenance(path: Path, attempt: int, hosts: list[str], config: Config) -> None:
-    attempts = fsio.read_json(path) if path.exists() else []
+    attempts: Any = []
+    try:
+        attempts = fsio.read_json(path)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        attempts = error
+    if not isinstance(attempts, list):
+        aside = fsio.set_aside(path)
+        why = attempts if isinstance(attempts, ValueError) else f"{path} is no list"
+        logger.warning("set aside as %s, and begun anew: %s", aside, why)
+        attempts = []
     attempts.append({"attempt": attempt, "hosts": hosts, **describe_code(), "seed": config.seed})
     fsio.write_json(path, attempts)
 

@@ -44,7 +44,7 @@ def rows_of_steps(run_dir: Path) -> dict[int, list[int]]:
     """
     begun = {
         event["attempt"]: event["step"]
-        for event in read_lines(run_dir / "events.jsonl")
+        for event in read_lines(run_dir / "events.jsonl", "event")
         if event["event"] == "resume"
     }
     rows: dict[int, list[int]] = {}
@@ -62,5 +62,9 @@ def _records(folder: Path) -> Iterator[tuple[int, list[tuple[int, list[int]]]]]:
     for path in sorted(folder.glob("*.jsonl")):
         attempts.setdefault(int(path.name[:4]), []).append(path)
     for attempt, paths in sorted(attempts.items()):
-        records = [(line["step"], line["rows"]) for path in paths for line in read_lines(path)]
+        records = [
+            (line["step"], line["rows"])
+            for path in paths
+            for line in read_lines(path, "step", "rows")
+        ]
         yield attempt, records

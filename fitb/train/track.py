@@ -104,8 +104,9 @@ class Tracker:
         self._logged_until = -1
         if world.is_main:
             self._handle = run.open_metrics()
-            for record in fsio.read_lines(run.metrics):
-                self._logged_until = max(self._logged_until, record[STEP])
+            for record in fsio.read_records(run.metrics, STEP):
+                if type(record[STEP]) is int:
+                    self._logged_until = max(self._logged_until, record[STEP])
             self.wandb_id = _wandb_id(run.path / "wandb_id")
             mode = wandb_mode(config.track.wandb, dict(os.environ))
             if mode != "disabled":
@@ -147,10 +148,15 @@ class Tracker:
 
 
 def _wandb_id(path: Path) -> str:
-    """One id for all attempts of a run."""
-    if not path.exists():
+    """One id for all attempts of a run; where it is damaged a new one, which is sent all again."""
+    if fsio.create(path):
         fsio.write_atomic(path, secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
+    found = path.read_text(errors="replace").strip()
+    if found and found.isprintable() and "\ufffd" not in found:
+        return found
+    aside = fsio.set_aside(path)
+    logger.warning("%s holds no id; W&B gets this run anew, under another one", aside)
+    return _wandb_id(path)
 
 
 def wandb_mode(wanted: str, env: dict[str, str]) -> str:

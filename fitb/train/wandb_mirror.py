@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from fitb.config_io import flatten
 from fitb.corpus.remote import redacted
 from fitb.errors import CRASH
+from fitb.fsio import DamagedFile, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -146,9 +146,17 @@ def records_after(records: Iterable[dict[str, Any]], step: int) -> Iterator[dict
 
 
 def whole_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Yield the objects of the lines that follow; one without its end is left for later."""
+    """Yield the objects of the lines that follow; one without its end is left for later.
+
+    Raises: DamagedFile at a line that is none: W&B would take it no more behind later ones.
+    """
     while (line := file.readline()).endswith(b"\n"):
-        yield json.loads(line)
+        try:
+            record = parse_json(line, STEP)
+        except ValueError as error:
+            place = f"{file.name}: the line that ends at byte {file.tell()}"
+            raise DamagedFile(f"{place} is damaged: {error}; mend or remove it") from error
+        yield record
     file.seek(-len(line), os.SEEK_CUR)
 
 

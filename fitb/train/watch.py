@@ -4,6 +4,10 @@ Every rank keeps a connection with rank 0. A process that dies closes it at once
 cut off falls silent; either way all ranks end in seconds, instead of waiting in a collective until
 its timeout. A rank that makes no step within the deadline writes down where each of its threads is,
 tells the others, who do the same, and the job fails; its scheduler starts it again.
+
+A job may be suspended: all of it, for however long, and each rank up to SILENCE_S before or after
+another one. So time is counted in rounds of the watch, and a round that took long, because nothing
+ran, counts as a short one.
 """
 
 from __future__ import annotations
@@ -14,14 +18,16 @@ import os
 import secrets
 import selectors
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fitb.cluster.history import words_of
 from fitb.errors import CRASH, FINISHED, RESUME, SystemFault
-from fitb.train import attempt
+from fitb.train import attempt, watchdog
 from fitb.train.checkpoint import on_main
 from fitb.train.rundir import RunDir
 from fitb.world import World
@@ -32,8 +38,10 @@ SILENCE_S = 30.0  # without a ping: the host is gone
 LAST_WORDS_S = 3.0  # for this rank's own error, which says more than that another is gone
 _CONNECT_S, _WORD_S = 60.0, 5.0
 _TOKEN_BYTES = 16
-_AWAY_S = 5.0  # between two rounds that take a quarter of a second
+_ROUND_S, _LONG_S = 0.25, 1.0  # a round, and what counts of one that took longer
+_AWAY_S = 5.0  # between two rounds: suspended
 _STDERR = 2
+_UNWATCHED = "a call that keeps the interpreter to itself will hold up the job"
 _PING, _HANG = 255, 254  # any other byte is the exit code of a rank that leaves
 
 
@@ -44,6 +52,7 @@ class Watch:
         run: where heartbeats, stacks and events go.
         world: this process's place; every rank makes its watch at the same time.
         deadline_s: seconds without a step after which the job ends; None is never.
+        outside: is told that this process lives, until `leave` ends it.
         on_end: called with the exit code before this process is ended from within.
     Raises: SystemFault where a rank cannot reach rank 0.
     """
@@ -53,14 +62,16 @@ class Watch:
         run: RunDir,
         world: World,
         deadline_s: float | None,
+        outside: Watchdog,
         on_end: Callable[[int], None] | None = None,
     ) -> None:
         self._run, self._world, self._deadline_s = run, world, deadline_s
-        self._on_end = on_end
-        self._step, self._moved_s = 0, time.monotonic()
+        self._outside, self._on_end = outside, on_end
+        self._step = self._moves = self._moves_seen = 0
+        self._still_s = 0.0  # since a step was done
         self._left = threading.Event()
         self._peers = _connect(world) if world.size > 1 else {}
-        self._heard_s = dict.fromkeys(self._peers, time.monotonic())
+        self._silent_s = dict.fromkeys(self._peers, 0.0)  # since a peer was heard
         self._listened = selectors.DefaultSelector()
         for peer in self._peers:
             self._listened.register(peer, selectors.EVENT_READ)
@@ -73,13 +84,14 @@ class Watch:
         """Note that a step was done; the first of an attempt is an event."""
         if self._step == 0:
             self._run.event("first_step", step=step)
-        self._step, self._moved_s = step, time.monotonic()
+        self._step = step
+        self._moves += 1
 
     def leave(self, code: int) -> None:
         """Stop watching, and tell the others that this rank leaves and with which exit code."""
         self._left.set()
         self._thread.join()
-        disarm()
+        self._outside.leave(code)
         self._tell(code)
         self._listened.close()
         for peer in self._peers:
@@ -91,26 +103,36 @@ class Watch:
             self._left.wait(attempt.HEARTBEAT_S)
 
     def _keep(self) -> None:
-        armed_s = pinged_s = -1e9
+        told_s = pinged_s = -1e9
         last_s = time.monotonic()
+        words = self._run.heartbeats / words_of(self._world.rank)
         while not self._left.is_set():
             now = time.monotonic()
-            if now - last_s > _AWAY_S:  # suspended: that it heard nothing says nothing of others
-                self._moved_s += now - last_s
-                self._heard_s = dict.fromkeys(self._heard_s, now)
+            self._count(now - last_s)
             last_s = now
-            if self._deadline_s is not None and now - armed_s > attempt.HEARTBEAT_S:
-                armed_s = now
-                arm(self._deadline_s + 2 * attempt.HEARTBEAT_S)
+            if now - told_s > attempt.HEARTBEAT_S:
+                told_s = now
+                self._outside.alive(words)
             if now - pinged_s > PING_S:
                 pinged_s = now
                 self._tell(_PING)
-            self._listen(0.25)
-            self._judge(now)
+            self._listen(_ROUND_S)
+            self._judge()
+
+    def _count(self, seconds: float) -> None:
+        """Count the time since the round before; of a suspension, that this process ran for."""
+        if seconds > _AWAY_S:  # that it heard nothing says nothing of others
+            self._silent_s = dict.fromkeys(self._silent_s, 0.0)
+        counted_s = min(seconds, _LONG_S)
+        for peer in self._silent_s:
+            self._silent_s[peer] += counted_s
+        moves = self._moves
+        self._still_s = self._still_s + counted_s if moves == self._moves_seen else 0.0
+        self._moves_seen = moves
 
     def _listen(self, seconds: float) -> None:
         """Hear the others out; one that went in good order is no longer listened to."""
-        if not self._heard_s:
+        if not self._silent_s:
             self._left.wait(seconds)
         for peer in [key.fileobj for key, _ in self._listened.select(seconds)]:
             assert isinstance(peer, socket.socket)
@@ -119,10 +141,10 @@ class Watch:
             except OSError:
                 heard = b""
             code = next((byte for byte in heard if byte != _PING), None)
-            self._heard_s[peer] = time.monotonic()
+            self._silent_s[peer] = 0.0
             if code in (FINISHED, RESUME):
                 self._listened.unregister(peer)
-                del self._heard_s[peer]
+                del self._silent_s[peer]
             elif code == _HANG:
                 self._end(CRASH, "hang", self._peers[peer], "made no step within the deadline")
             elif code is not None:
@@ -130,14 +152,13 @@ class Watch:
             elif not heard:
                 self._end(CRASH, "lost_rank", self._peers[peer], "is gone")
 
-    def _judge(self, now: float) -> None:
-        for peer, heard_s in self._heard_s.items():
-            if now - heard_s > SILENCE_S:
+    def _judge(self) -> None:
+        for peer, silent_s in self._silent_s.items():
+            if silent_s > SILENCE_S:
                 said = f"has not been heard of for {SILENCE_S:.0f} s"
                 self._end(CRASH, "lost_rank", self._peers[peer], said)
-        still_s = now - self._moved_s
-        if self._deadline_s is not None and still_s > self._deadline_s:
-            said = f"made no step for {still_s:.0f} s"
+        if self._deadline_s is not None and self._still_s > self._deadline_s:
+            said = f"made no step for {self._still_s:.0f} s"
             self._end(CRASH, "hang", self._world.rank, said)
 
     def _end(self, code: int, event: str, rank: int, said: str) -> None:
@@ -167,18 +188,59 @@ class Watch:
                 continue  # it is gone, as listening will tell
 
 
-def arm(deadline_s: float | None) -> None:
-    """Let a thread that needs no interpreter write all stacks to standard error, and end this.
+class Watchdog:
+    """What ends this process from outside, its stacks written, once its interpreter is held.
 
     It acts where nothing else can any more: before the watch begins, and where some call keeps the
-    interpreter to itself. Arming again begins anew.
+    interpreter to itself. Where it cannot be started or is gone, a log line says so.
+
+    Args:
+        deadline_s: of the watch; it is given some more, for the watch to be the first. None is no
+            watchdog.
     """
-    if deadline_s is not None:
-        faulthandler.dump_traceback_later(deadline_s, exit=True, file=_STDERR)
 
+    def __init__(self, deadline_s: float | None) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if deadline_s is None:
+            return
+        limit_s = deadline_s + 2 * attempt.HEARTBEAT_S
+        words = [sys.executable, "-I", "-S", watchdog.__file__, str(os.getpid()), str(limit_s)]
+        faulthandler.register(watchdog.SIGNAL, file=_STDERR, all_threads=True)
+        try:
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/", bufsize=0
+            )
+        except OSError as error:
+            logger.warning("there is no watchdog (%s): %s", error, _UNWATCHED)
+            return
+        assert self._process.stdin
+        os.set_blocking(self._process.stdin.fileno(), False)  # it may be suspended
 
-def disarm() -> None:
-    faulthandler.cancel_dump_traceback_later()
+    def alive(self, words: Path) -> None:
+        """Say that the interpreter is not held, and which file the last words go into."""
+        if self._process is None or self._process.stdin is None:
+            return
+        try:
+            os.write(self._process.stdin.fileno(), os.fsencode(words.absolute()) + b"\n")
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.warning("the watchdog is gone (%s): %s", error, _UNWATCHED)
+            self.leave(CRASH)
+
+    def leave(self, code: int) -> None:
+        """End it, whatever the exit code; this may be called again."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin
+        process.stdin.close()
+        try:
+            process.wait(_WORD_S)
+        except subprocess.TimeoutExpired:  # suspended
+            process.kill()
+            process.wait()
+        faulthandler.unregister(watchdog.SIGNAL)
 
 
 def dump(path: Path) -> None:

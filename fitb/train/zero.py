@@ -12,6 +12,7 @@ import os
 import resource
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from fitb.rendezvous import join
 from fitb.world import World
 
 _SETTLE_S = 0.1
+# The watch ends a job that hangs. A timeout would end one that was suspended in a collective for
+# longer than that; the milliseconds of this one still fit into 31 bits.
+_COLLECTIVE_LIMIT = timedelta(days=24)
 _OWNED_BY_FITB = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -95,7 +99,6 @@ def start_distributed(config: Config, world: World) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
     from deepspeed import comm, ops
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.constants import default_pg_timeout
     from deepspeed.utils import logger as deepspeed_logger
 
     # On hosts without GPUs DeepSpeed compiles a collective that inference alone calls, under a lock
@@ -124,7 +127,7 @@ def start_distributed(config: Config, world: World) -> torch.device:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection with every other rank
     if not dist.is_initialized():
         backend = accelerator.communication_backend_name()
-        join(world, backend, default_pg_timeout)
+        join(world, backend, _COLLECTIVE_LIMIT)
         comm.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
     return torch.device(accelerator.current_device_name())
 

@@ -5,12 +5,16 @@
 For every action of either rank, and with either rank as the victim: two processes save step 1, then
 step 2, and the kill comes in the middle of step 2. Two others then enter the run. One JSON line a
 case: actor, victim, action, and what both ranks of the next attempt chose.
+
+The same for an export that replaces an older one, by an exchange of names and by two renames: one
+JSON line a case with the way, the action and what RUN/export is when the next attempt has begun.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -24,8 +28,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fitb import fsio
 from fitb.cluster.local import free_port
 from fitb.errors import FitbError
+from fitb.model import exported
 from fitb.train import attempt, checkpoint
 from fitb.train.rundir import RunDir
 from fitb.world import World
@@ -33,6 +39,7 @@ from fitb.world import World
 ACTIONS = [
     *((os, name) for name in ("mkdir", "rename", "replace", "fsync", "open", "rmdir", "unlink")),
     (builtins, "open"),
+    (fsio, "_rename"),
     (dist, "broadcast_object_list"),
     (dist, "all_gather_object"),
 ]
@@ -125,6 +132,53 @@ def choices(port: int, rank: int, asked: int, answers: int) -> None:
     os._exit(0)
 
 
+def export(run: RunDir, step: int) -> None:
+    with fsio.folder_written_whole(run.export, room=run.licence) as folder:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text(f"{name} of {step}")
+        exported.seal(folder, step)
+
+
+def export_of_a_case(folder: Path, way: str, n: int, pids: int) -> None:
+    """Export twice, the last time with the kill."""
+    if way == "two renames":
+        real = fsio._rename
+        fsio._rename = lambda *args: args[2] != fsio._EXCHANGE and real(*args)
+    run, seen = RunDir(folder, attempt.take(folder, {}), World()), 0
+    export(run, 1)
+
+    def acted(name: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == n:
+            os.write(pids, f"{name}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with after_each(acted):
+        export(run, 2)
+
+
+def exports(folder: Path) -> None:
+    """Every action of an export, by either way."""
+    for way in ("exchange", "two renames"):
+        for n in itertools.count(1):
+            case = folder / f"{way}-{n}"
+            case.mkdir()
+            read, write = os.pipe()
+            os.waitpid(fork(export_of_a_case, case, way, n, write), 0)
+            os.close(write)
+            with os.fdopen(read) as names:
+                action = names.read().strip()
+            between = sorted(path.name for path in case.glob("export"))
+            attempt.take(case, {})
+            found = exported.damage(case / "export") or exported.step_of(case / "export")
+            left = sorted(path.name for path in (case / "checkpoints").iterdir())
+            line = {"way": way, "n": n, "action": action, "between": between, "left": left}
+            print(json.dumps(line | {"found": found}), flush=True)
+            if not action:
+                break
+
+
 def fork(function: Callable[..., None], *args: Any) -> int:
     pid = os.fork()
     if pid:
@@ -140,6 +194,7 @@ def fork(function: Callable[..., None], *args: Any) -> int:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    exports(folder)
     port = free_port()
     asking = [os.pipe() for _ in range(2)]
     telling = [os.pipe() for _ in range(2)]

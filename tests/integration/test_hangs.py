@@ -10,6 +10,7 @@ from pathlib import Path
 
 import job
 import pytest
+import suspend
 
 from fitb.cluster.local import LocalRun
 
@@ -66,6 +67,17 @@ def test_a_hang_leaves_the_stacks_of_every_rank_and_a_reason_and_the_run_goes_on
     assert job.run(few, run) == 0
     assert job.events(run, "resume")[0]["step"] == 5
     assert job.steps(run) == list(range(1, 11))
+
+
+def test_a_job_that_was_suspended_for_longer_than_the_deadline_goes_on(
+    flags: list[str], tmp_path: Path
+) -> None:
+    """A timer ran on while the processes were stopped, and ended them as they woke."""
+    run = tmp_path / "run"
+    few = [*flags, "--steps", "60", "--checkpoint.every_steps", "0", "--stop.hang_s", "20"]
+    found = suspend.suspended(few, run, stop_s=45, skew_s=2)
+    assert found == {"code": 0, "stacks": []}
+    assert job.steps(run) == list(range(1, 61)) and len(job.events(run, "attempt")) == 1
 
 
 def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(

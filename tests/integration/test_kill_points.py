@@ -16,13 +16,33 @@ PROGRAM = Path(__file__).parent / "kill_points.py"
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("kills")
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cases(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "actor" in line]
+
+
+@pytest.mark.parametrize("way", ["exchange", "two renames"])
+def test_after_a_kill_at_any_point_of_an_export_there_is_the_old_or_the_new_one_whole(
+    lines: list[dict[str, Any]], way: str
+) -> None:
+    """A kill between two renames left no export, and the next start deleted the older one."""
+    cases = [line for line in lines if line.get("way") == way]
+    found = [case["found"] for case in cases]
+    assert found == sorted(found) and {*found} == {1, 2}, cases
+    assert all(len(case["left"]) == 1 for case in cases)  # the licence of the next attempt
+    without = [case["action"] for case in cases if not case["between"]]
+    assert without == ([] if way == "exchange" else ["rename"])
+    actions = [case["action"] for case in cases]
+    assert actions.count("fsync") >= 6 and actions[-1] == ""
 
 
 def test_after_a_kill_at_any_point_all_ranks_resume_from_the_same_good_step(

@@ -25,6 +25,7 @@ from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.export import ExportConfig, export, find
 from fitb.infer.scorer import load_scorer
 from fitb.model.load import load_model
+from fitb.model.saved import best_checkpoint_of, checkpoint_of
 from fitb.train import checkpoint
 from fitb.world import World
 
@@ -92,6 +93,78 @@ def facts(folder: Path) -> dict[str, str]:
     lines = (folder / "README.md").read_text().splitlines()
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     return {pair[0]: pair[1] for pair in cells if len(pair) == 2}
+
+
+def zeros(run: Path, name: str) -> None:
+    """As a power cut left it."""
+    (run / "export" / name).write_bytes(bytes((run / "export" / name).stat().st_size))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("named", ["run", "run/export"])
+def test_where_an_export_is_damaged_the_best_checkpoint_is_taken(
+    make_run, tmp_path, caplog, name: str, named: str
+) -> None:
+    """The good checkpoint was out of reach, and the tokenizer of the export the error."""
+    run = make_run(exported=True)
+    zeros(run, name)
+    source = run / "export" if named == "run/export" else run
+    result = export(ExportConfig(str(source), str(tmp_path / "out")))
+    assert result["step"] == 2
+    assert any("export of" in m and "step-0000002" in m for m in caplog.messages)
+    saved = load_file(next((run / "checkpoints" / "step-0000002").glob("*.safetensors")))
+    name = "bert.embeddings.word_embeddings.weight"
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found[name], saved[f"param/student.model.{name}"])
+
+
+def test_where_an_export_is_damaged_and_there_is_no_checkpoint_that_is_said(make_run) -> None:
+    run = make_run(exported=True)
+    zeros(run, "config.json")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(DataError, match=r"config\.json is damaged.* no checkpoint; start"):
+        find(str(run))
+
+
+def test_the_best_checkpoint_is_the_one_that_the_newest_names(make_run) -> None:
+    run = make_run()
+    manifest = run / "checkpoints" / "step-0000002" / "manifest.json"
+    for best, found in ((1, "step-0000001"), (2, "step-0000002"), (7, "step-0000002")):
+        fsio.write_json(manifest, fsio.read_json(manifest) | {"best_step": best})
+        assert best_checkpoint_of(run) == run / "checkpoints" / found
+
+
+@pytest.mark.parametrize("name", ["", "\0" * 9, "step-0000009", "../../export", "\udcff"])
+def test_where_the_name_of_the_newest_checkpoint_is_damaged_the_last_one_is_it(
+    make_run, name: str
+) -> None:
+    run = make_run()
+    (run / "checkpoints" / "latest").write_bytes(name.encode(errors="surrogateescape"))
+    assert checkpoint_of(run) == run / "checkpoints" / "step-0000002"
+
+
+def test_a_damaged_record_hinders_no_export(make_run, tmp_path, caplog) -> None:
+    run = make_run(exported=True)
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(bytes(20) + b"\n")
+    (run / "provenance.json").write_bytes(b"")
+    result = export(ExportConfig(str(run), str(tmp_path / "out")))
+    assert result["step"] is None  # the damaged line may be that of the best step
+    assert any("metrics.jsonl:4" in message for message in caplog.messages)
+
+
+def test_what_another_process_made_meanwhile_is_not_replaced(make_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def card(*args: object) -> str:
+        out.mkdir()
+        (out / "theirs").write_text("theirs")
+        return "card"
+
+    monkeypatch.setattr(ours, "model_card", card)
+    with pytest.raises(ConfigError, match="exists already"):
+        export(ExportConfig(make_folder(), str(out)))
+    assert [path.name for path in out.iterdir()] == ["theirs"]
 
 
 def test_transformers_pipeline_answers_from_the_folder_as_our_scorer_does(

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fitb import fsio
-from fitb.errors import SystemFault
+from fitb.errors import DataError, SystemFault
 
 
 def refuse(number):
@@ -168,6 +169,7 @@ def test_a_last_rename_that_fails_leaves_the_old_folder_under_its_name(tmp_path,
             raise OSError(errno.EIO, "no")
         return rename(self, target)
 
+    without_renameat2(monkeypatch)
     monkeypatch.setattr(type(path), "rename", second_fails)
     with pytest.raises(OSError, match="no"), fsio.folder_written_whole(path):
         pass
@@ -177,16 +179,195 @@ def test_a_last_rename_that_fails_leaves_the_old_folder_under_its_name(tmp_path,
 
 
 @pytest.mark.parametrize("left", ["part", "old"])
-def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path, left):
-    """In a container the same process number comes back at every start."""
+def test_what_another_process_of_the_same_number_has_is_left_alone(tmp_path, left):
+    """In containers the same process number is there more than once."""
     path = tmp_path / "folder"
     path.mkdir()
-    remains = tmp_path / f".folder.{os.getpid()}.{left}"
-    remains.mkdir()
-    (remains / "half").write_text("half")
+    others = tmp_path / f".folder.{os.getpid()}.{left}"
+    others.mkdir()
+    (others / "half").write_text("half")
     with fsio.folder_written_whole(path) as scratch:
         (scratch / "new").write_text("new")
     assert os.listdir(path) == ["new"]
+    assert os.listdir(others) == ["half"]
+
+
+def without_renameat2(monkeypatch):
+    """As on a filesystem or a libc that cannot exchange names."""
+    monkeypatch.setattr(fsio.ctypes, "CDLL", lambda *args, **kwargs: object())
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def way(request, monkeypatch):
+    if request.param == "two renames":
+        without_renameat2(monkeypatch)
+
+
+def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, way):
+    """After a power cut an export was there whose files were empty or all zero."""
+    path, done = tmp_path / "folder", []
+    path.mkdir()
+    (path / "old").write_text("old")
+    fsync, rename = os.fsync, fsio._rename
+
+    def noted(handle):
+        done.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def renamed(source, target, flag):
+        done.append("rename")
+        return rename(source, target, flag)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(fsio, "_rename", renamed)
+    with fsio.folder_written_whole(path) as scratch:
+        (scratch / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (scratch / name).write_text("new")
+        (scratch / "link").symlink_to("nowhere")
+    names = [scratch / name for name in ("a", "sub/b", "sub", ".")]
+    first = done.index("rename")
+    assert {str(tmp_path / name) for name in names} == set(done[:first])
+    assert str(tmp_path) in done[first:]
+    assert sorted(os.listdir(path)) == ["a", "link", "sub"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    fsync, replace, done = os.fsync, os.replace, []
+    path = tmp_path / "file"
+
+    def noted(handle):
+        done.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", lambda *args: (done.append("rename"), replace(*args)))
+    with fsio.written_whole(path) as part:
+        part.write_text("new")
+    assert done == [str(part), "rename", str(tmp_path)]
+
+
+@pytest.fixture
+def power(tmp_path):
+    """An ext4 filesystem of 16 MB, and what a power cut would leave of it now."""
+    device, here, copy = tmp_path / "device", tmp_path / "here", tmp_path / "copy"
+    here.mkdir()
+    copy.mkdir()
+    device.write_bytes(bytes(16 << 20))
+
+    def mounted(image, where):
+        done = subprocess.run(["mount", "-o", "loop", image, where], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a filesystem in a file needs root and a loop device")
+
+    def cut():
+        shutil.copyfile(device, tmp_path / "image")
+        mounted(tmp_path / "image", copy)
+        return copy
+
+    made = subprocess.run(["mkfs.ext4", "-q", device], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("there is no mkfs.ext4")
+    mounted(device, here)
+    yield here, cut
+    for where in (here, copy):
+        subprocess.run(["umount", where], capture_output=True, check=False)
+
+
+def test_after_a_power_cut_a_folder_under_its_name_is_whole(power, way):
+    here, cut = power
+    path, data = here / "folder", os.urandom(200_000)
+    for content in (b"old", data):
+        with fsio.folder_written_whole(path) as scratch:
+            (scratch / "small").write_bytes(content[:100])
+            (scratch / "large").write_bytes(content)
+    found = cut() / "folder"
+    assert (found / "large").read_bytes() == data
+    assert (found / "small").read_bytes() == data[:100]
+
+
+def test_a_folder_that_must_not_be_replaced_is_not_and_another_is_made(tmp_path, way):
+    path = tmp_path / "folder"
+    with fsio.folder_written_whole(path, replace=False) as scratch:
+        (scratch / "first").write_text("first")
+    with (
+        pytest.raises(FileExistsError),
+        fsio.folder_written_whole(path, replace=False) as scratch,
+    ):
+        (scratch / "second").write_text("second")
+    assert os.listdir(path) == ["first"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_filesystem_that_syncs_no_folders_is_passed_over_and_one_that_fails_is_not(
+    tmp_path, monkeypatch
+):
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        monkeypatch.setattr(os, "fsync", refuse(number))
+        fsio.fsync_dir(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        fsio.fsync_dir(tmp_path)
+
+
+def test_a_folder_that_a_kill_left_between_two_renames_is_put_back_and_no_other(tmp_path):
+    path, room = tmp_path / "export", tmp_path / "room"
+    room.mkdir()
+    assert not fsio.put_back(path, room)
+    (room / ".export.1a2b.old").mkdir()
+    (room / ".export.1a2b.old" / "old").write_text("old")
+    (room / ".export.1a2b.part").mkdir()
+    (room / ".other.1a2b.old").mkdir()
+    assert fsio.put_back(path, room)
+    assert os.listdir(path) == ["old"]
+    (room / ".export.3c4d.old").mkdir()
+    assert not fsio.put_back(path, room)  # there is one
+    assert os.listdir(path) == ["old"]
+
+
+DAMAGED = {
+    "NULs": b"\0" * 60,
+    "nothing": b"",
+    "half": b'{"event": "at',
+    "no UTF-8": b'{"event": "\xff"}',
+    "a list": b"[1, 2]",
+    "a number": b"3",
+    "no key": b'{"other": 1}',
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_is_passed_over_with_a_word_or_an_error_that_names_it(
+    tmp_path, caplog, damage
+):
+    path = tmp_path / "events.jsonl"
+    lines = [b'{"event": "a"}', damage, b'{"event": "b"}', b'{"event": "torn']
+    path.write_bytes(b"\n".join(lines))
+    assert [r["event"] for r in fsio.read_records(path, "event")] == ["a", "b"]
+    (said,) = caplog.messages
+    assert str(path) in said and "(line 2)" in said
+    with pytest.raises(DataError, match=rf"{path}:2: it .*mend or remove"):
+        list(fsio.read_lines(path, "event"))
+    lines[1] = b'{"event": "mended"}'
+    path.write_bytes(b"\n".join(lines))
+    assert len(list(fsio.read_lines(path, "event"))) == 3
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_an_error_of_fitb_that_names_it(tmp_path, damage):
+    path = tmp_path / "done.json"
+    path.write_bytes(damage)
+    with pytest.raises(fsio.DamagedFile, match=f"{path} is damaged: it .* remove it"):
+        fsio.read_json(path, "event")
+
+
+def test_what_is_set_aside_takes_nobodys_place(tmp_path):
+    for number, name in enumerate(["file.bad", "file.bad1"]):
+        (tmp_path / "file").write_text(str(number))
+        assert fsio.set_aside(tmp_path / "file").name == name
+    assert [(tmp_path / f"file.bad{n}").read_text() for n in ("", "1")] == ["0", "1"]
 
 
 def test_json_comes_back_as_it_was_written(tmp_path):

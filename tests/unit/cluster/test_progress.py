@@ -26,6 +26,36 @@ def before(step: int, stalled: int, job: str = "7", event: str = "requeue") -> d
     return {"event": event, "step": step, "stalled": stalled, "job": job}
 
 
+@pytest.mark.parametrize("damage", [b"", bytes(30), b'{"exit', b"\xff", b"[0]", b'{"step": 3}'])
+def test_a_damaged_end_is_no_end_and_the_run_is_started(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
+    (tmp_path / "done.json").write_bytes(damage)
+    assert already_over(tmp_path, source=Source("7"), steps=3) is None
+    assert any("done.json is damaged" in message for message in caplog.messages)
+    assert decide(tmp_path, FINISHED, source=Source("7")).exit_code == FINISHED
+    assert already_over(tmp_path, source=Source("7"), steps=0)
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(30), b"{", b"\xff", b"[0]", b"{}", b'{"job": []}'])
+def test_what_is_damaged_of_a_run_is_passed_over_in_a_decision(
+    tmp_path: Path, damage: bytes
+) -> None:
+    folder = tmp_path / "attempts" / "0001"
+    folder.mkdir(parents=True)
+    (folder / "owner.json").write_bytes(damage)
+    lines = [{"event": "attempt", "attempt": 1, "job": "7"}, before(0, 2)]
+    for line in lines:
+        append_line(tmp_path / "events.jsonl", line)
+    with open(tmp_path / "events.jsonl", "ab") as file:
+        file.write(damage + b'\n{"event": "requeue", "stalled": "x", "step": null}\n')
+    assert num_attempts(tmp_path) == 1
+    decision = decide(tmp_path, STOP, source=Source("7"), seen=1)
+    assert decision.exit_code == STOP
+    decision = decide(tmp_path, 1, source=Source("7"), seen=1)
+    assert "a row" in decision.reason
+
+
 NOISE = [{"event": "save", "step": 500}, {"event": "stop", "step": 500, "exit_code": 85}]
 
 

@@ -20,10 +20,13 @@ from typing import Any
 import pytest
 
 from fitb.cli import main
-from fitb.cluster.history import Attempt
-from fitb.errors import ConfigError, DataError
+from fitb.cluster.history import Attempt, words_of
+from fitb.cluster.progress import now
+from fitb.errors import ConfigError
+from fitb.fsio import append_line
 from fitb.status.page import as_json, line, render
-from fitb.status.run import Life, duration, rate, state_of, status, tail_records
+from fitb.status.run import Life, duration, state_of, status
+from fitb.status.tail import rate, tail_records
 
 NOW_S = 1_800_000_000.0
 LIVE = Life(heard_s=3.0, limit_s=60.0, ended=False, step=5, silent=[])
@@ -189,16 +192,39 @@ def test_rate_is_of_the_last_minutes_and_weighs_intervals_by_their_time() -> Non
     assert rate([], 0) is None
 
 
-def test_folders_of_other_things_and_damaged_events_are_errors(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_folder_of_another_thing_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match=r"is not the folder of a run: none of config.yaml"):
             status(folder)
     assert main(["status", str(tmp_path)]) == 2
-    (run / "events.jsonl").write_text("{}\nnot json\n")
-    with pytest.raises(DataError, match=r"events.jsonl:2 is not JSON"):
-        status(run)
+
+
+def test_damaged_files_are_passed_over_with_a_word_that_names_the_line(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = status(run)
+    lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
+    odd = {"event": "save", "attempt": "x", "step": [], "time": 3, "seconds": {"write": "y"}}
+    lines[1:1] = [b"\0" * 40 + b"\n", b"\xff\n", b"[3]\n", json.dumps(odd).encode() + b"\n"]
+    (run / "events.jsonl").write_bytes(b"".join(lines))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"train/step": 9, "val/loss_mlm": "x", "perf/steps_per_s": []}\n[]\n3\n')
+    (run / "config.yaml").write_text("steps: many\ntrack: [1]\n")
+    (run / "provenance.json").write_bytes(b"")
+    found = status(run)
+    assert (found.state, len(found.attempts)) == (whole.state, len(whole.attempts))
+    assert [m for m in caplog.messages if "events.jsonl" in m and "(line 2, 3, 4)" in m]
+    assert render(found) and as_json(found)
+
+
+def test_the_last_words_of_a_rank_that_was_ended_from_outside_are_the_reason(run: Path) -> None:
+    last = status(run).attempts[-1].number
+    folder = run / "attempts" / f"{last + 1:04d}.ended"
+    folder.mkdir(parents=True)
+    append_line(run / "events.jsonl", {"event": "attempt", "attempt": last + 1, "time": now()})
+    (folder / words_of(1)).write_text("a call kept the interpreter to itself for 45 s\n")
+    found = status(run)
+    assert "rank 1 hung" in found.why and "kept the interpreter" in found.why
 
 
 def test_a_folder_where_nothing_began_yet_says_so(tmp_path: Path) -> None:

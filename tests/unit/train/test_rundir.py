@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fitb import fsio
+from fitb.cluster.history import attempts_of, words_of
 from fitb.config import Config, OptimConfig
 from fitb.errors import ConfigError
 from fitb.flags import parse
@@ -94,6 +95,56 @@ def test_an_event_that_a_kill_tore_is_mended(make_config):
         file.write('{"event": "att')
     assert open_run(config, ALONE).attempt == 2
     assert [e["event"] for e in events(config)] == ["attempt"] * 2
+
+
+def test_damaged_lines_of_the_record_stop_no_run(make_config, caplog):
+    """One bad line of events.jsonl ended every start with 93."""
+    config = make_config()
+    open_run(config, ALONE)
+    path = Path(config.run_dir) / "events.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(bytes(30) + b"\n" + before + b"\xff\n[1]\n{}\n")
+    assert open_run(config, ALONE).attempt == 2
+    assert any(f"{path}: 4 damaged lines" in message for message in caplog.messages)
+    assert before in path.read_bytes()  # nothing is taken out of it
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(40), b"[{", b"\xff", b"{}", b"3"])
+def test_a_damaged_provenance_is_set_aside_and_begun_anew(make_config, caplog, damage):
+    """One of no bytes crashed every start."""
+    config = make_config()
+    open_run(config, ALONE)
+    path = Path(config.run_dir) / "provenance.json"
+    path.write_bytes(damage)
+    assert open_run(config, ALONE).attempt == 2
+    assert [entry["attempt"] for entry in fsio.read_json(path)] == [2]
+    assert path.with_name("provenance.json.bad").read_bytes() == damage
+    assert any("provenance.json.bad" in message for message in caplog.messages)
+
+
+def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(make_config, monkeypatch):
+    """An answer from the memory of a filesystem is no proof that a file is not there."""
+    config = make_config()
+    begin(config)
+    run = open_run(config, ALONE)
+    real = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: self != run.metrics and real(self))
+    os.close(run.open_metrics())
+    assert [line["train/step"] for line in fsio.read_lines(run.metrics)] == [1]
+
+
+def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(make_config):
+    config = make_config()
+    run = open_run(config, ALONE)
+    (run.heartbeats / words_of(3)).write_text("a call kept the interpreter to itself\n")
+    for _ in range(2):
+        open_run(config, ALONE)
+    hangs = [e for e in events(config) if e["event"] == "hang"]
+    assert [(e["attempt"], e["rank"], e["reason"]) for e in hangs] == [
+        (1, 3, "rank 3: a call kept the interpreter to itself")
+    ]
+    first = attempts_of(events(config))[0]
+    assert any("rank 3 hung" in note for note in first.notes)
 
 
 def test_a_kill_between_folder_and_configuration_is_a_first_attempt(make_config):

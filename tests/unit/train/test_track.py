@@ -154,6 +154,31 @@ def test_an_online_run_is_resumed_and_carries_the_configuration(tmp_path, make_t
     assert settings["dir"] == str(tmp_path)
 
 
+def test_a_damaged_line_is_passed_over_and_kept_and_no_step_is_there_twice(
+    tmp_path, make_tracker, caplog
+):
+    """A line of NULs in the middle ended every start with 93."""
+    path = tmp_path / "metrics.jsonl"
+    before = b'{"train/step": 1}\n' + bytes(20) + b'\n[2]\n{"train/step": 3}\n'
+    path.write_bytes(before)
+    tracker = make_tracker(wandb="disabled")
+    for step in (2, 3, 4):
+        tracker.log(step, {"a": 1.0})
+    assert path.read_bytes() == before + b'{"train/step": 4, "a": 1.0}\n'
+    assert any("metrics.jsonl: 2 damaged lines" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(8), b"\xff\xfe"])
+def test_a_damaged_id_of_w_and_b_is_set_aside_and_another_one_taken(
+    tmp_path, make_tracker, caplog, damage
+):
+    (tmp_path / "wandb_id").write_bytes(damage)
+    found = make_tracker(wandb="disabled").wandb_id
+    assert found.isalnum() and (tmp_path / "wandb_id").read_text().strip() == found
+    assert (tmp_path / "wandb_id.bad").read_bytes() == damage
+    assert make_tracker(wandb="disabled").wandb_id == found
+
+
 def test_a_line_that_a_kill_tore_is_mended_and_its_step_logged_again(tmp_path, make_tracker):
     make_tracker(wandb="disabled").log(1, {"train/loss": 1.0})
     with open(tmp_path / "metrics.jsonl", "a") as file:

@@ -10,7 +10,7 @@ from fitb import fsio
 
 # The parent has imported torch; each rank then does what its case says.
 CODE = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from pathlib import Path
 import torch.distributed as dist
 from fitb.cluster.local import free_port
@@ -18,8 +18,12 @@ from fitb.train import watch
 from fitb.train.rundir import RunDir
 from fitb.world import World
 
-watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._AWAY_S = 0.1, 2.0, 0.5, 1.0
 run_dir, case = Path(sys.argv[1]), sys.argv[2]
+watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._AWAY_S = 0.1, 2.0, 0.5, 1.0
+watch.attempt.HEARTBEAT_S = 0.2
+suspended = ("suspend", "debug", "skew")
+if case in ("held", *suspended):
+    watch.SILENCE_S = 20.0  # as much longer than the rest as it is
 
 def child(rank, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -28,8 +32,9 @@ def child(rank, port):
     def ended(code):
         (run_dir / f"end-{rank}").write_text(str(code))
 
-    deadline_s = 3.0 if case in ("hang", "suspend") else 60.0
-    seen = watch.Watch(RunDir(run_dir, 1, world), world, deadline_s, ended)
+    deadline_s = 3.0 if case in ("hang", "held", *suspended) else 60.0
+    outside = watch.Watchdog(deadline_s)
+    seen = watch.Watch(RunDir(run_dir, 1, world), world, deadline_s, outside, ended)
     seen.moved(1)
     if case == "freeze" and rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -38,12 +43,14 @@ def child(rank, port):
         os._exit(93)
     if case == "die" and rank == 0:
         os._exit(9)
-    if case == "suspend":
+    if case in suspended:
         time.sleep(2)
-    if case in ("good", "suspend"):
+    if case in ("good", *suspended):
         time.sleep(rank / 2)
         seen.leave(85)
         os._exit(85)
+    if case == "held" and rank == 1:
+        ctypes.PyDLL(None).read(os.pipe()[0], ctypes.c_char(), 1)  # and keeps the interpreter
     while True:
         if case != "hang":
             seen.moved(2)
@@ -58,14 +65,19 @@ for rank in range(3):
 def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-if case == "suspend":
+def send(number, pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        watchdogs = [] if case == "debug" else map(int, file.read().split())
+    for each in (pid, *watchdogs):
+        os.kill(each, number)
+
+if case in suspended:
     time.sleep(1)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    time.sleep(4)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(0.3)
+    for number, wait_s in ((signal.SIGSTOP, 5), (signal.SIGCONT, 0)):
+        for pid in pids:
+            send(number, pid)
+            time.sleep(1.2 if case == "skew" and pid == pids[1] else 0.2)
+        time.sleep(wait_s)
 codes = [wait(pid) for pid in pids if (case, pid) != ("freeze", pids[1])]
 if case == "freeze":
     os.kill(pids[1], signal.SIGKILL)
@@ -74,7 +86,10 @@ print(*codes)
 """
 EVENTS = {
     "good": [],
-    "suspend": [],  # all of them, as a scheduler does
+    "suspend": [],  # all of them, for longer than the deadline, as a scheduler does
+    "debug": [],  # without their watchdogs
+    "skew": [],  # one of them later than the others, and for longer
+    "held": [("lost_rank", 1, "is gone")],
     "freeze": [("lost_rank", 1, "has not been heard of for 2 s")],
     "refuse": [("lost_rank", 2, "left with exit code 93")],
     "die": [],  # rank 0 writes them
@@ -86,6 +101,9 @@ EVENTS = {
     [
         ("good", "85 85 85"),
         ("suspend", "85 85 85"),
+        ("debug", "85 85 85"),
+        ("skew", "85 85 85"),
+        ("held", "1 -9 1"),
         ("freeze", "1 -9 1"),
         ("refuse", "93 93 93"),
         ("die", "9 1 1"),
@@ -115,6 +133,9 @@ def test_ranks_end_together_and_say_why(tmp_path: Path, case: str, codes: str) -
     expected = {
         "good": [],
         "suspend": [],
+        "debug": [],
+        "skew": [],
+        "held": [0, 2],
         "freeze": [0, 2],
         "refuse": [0, 1],
         "die": [1, 2],
@@ -125,5 +146,9 @@ def test_ranks_end_together_and_say_why(tmp_path: Path, case: str, codes: str) -
     assert stacks == [f"stacks-0001-rank-{rank:05d}.txt" for rank in expected[case]]
     for name in stacks:
         assert "in child" in (tmp_path / "logs" / name).read_text()
+    if case == "held":
+        (words,) = (tmp_path / "attempts" / "0001").glob("words-*")
+        assert words.name == "words-rank-00001.txt" and "interpreter" in words.read_text()
+        assert "in child" in done.stderr  # the stacks
     if case != "freeze":  # which may come first
         assert len(list((tmp_path / "attempts" / "0001").glob("rank-*.json"))) == 3

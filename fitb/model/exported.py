@@ -1,0 +1,120 @@
+"""Whether a run's export is what was written: the record of its files, and what an old one shows.
+
+A power cut or a bad disk leaves files of zeros under good names. So an export holds export.json,
+which says of which step it is, and the size and sha256 of each file; README.md, which people may
+edit, is only asked to be text. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fitb import fsio
+
+RECORD = "export.json"
+_FORMAT = 1
+_CARD = "README.md"
+_OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_WEIGHTS = "model.safetensors"
+
+
+def seal(folder: Path, step: int) -> None:
+    """Record the files of a whole folder; the last thing that is written into it.
+
+    Args:
+        step: of the weights.
+    """
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": fsio.sha256_file(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != _CARD
+    }
+    record = {"format": _FORMAT, "step": step, "files": files}
+    fsio.write_json(folder / RECORD, {**record, "sha256": fsio.sha256_json(record)})
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the step of an export; None where it has no record, or one that is damaged."""
+    try:
+        return int(_record(folder)["step"])
+    except (OSError, ValueError):
+        return None
+
+
+def damage(folder: Path) -> str | None:
+    """Say what of an export is not as it was written, or return None.
+
+    Of one without a record, as it used to be, that is what can be seen: files that are missing or
+    no JSON, weights that do not fit their header, are not finite or are all zero.
+
+    Raises: OSError where the filesystem fails to read it.
+    """
+    try:
+        _check(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return f"{error.filename} is missing"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Read the record.
+
+    Raises: ValueError where it is not what was written.
+    """
+    record: dict[str, Any] = _object(folder / RECORD, "step", "files", "sha256")
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    if record["sha256"] != fsio.sha256_json(rest):
+        raise ValueError(f"{folder / RECORD} is not what was written: its sha256 differs")
+    return record
+
+
+def _object(path: Path, *keys: str) -> dict[str, Any]:
+    try:
+        found = fsio.parse_json(path.read_bytes(), *keys)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it is no object")
+    return found
+
+
+def _check(folder: Path) -> None:
+    """Raise ValueError or FileNotFoundError for the first thing that is wrong."""
+    try:
+        files = _record(folder)["files"]
+    except FileNotFoundError:
+        _check_without_record(folder)
+    else:
+        for name, expected in files.items():
+            size = (folder / name).stat().st_size
+            if size != expected["bytes"]:
+                raise ValueError(f"{folder / name} has {size} bytes, expected {expected['bytes']}")
+            if fsio.sha256_file(folder / name) != expected["sha256"]:
+                raise ValueError(f"{folder / name} is not what was written: its sha256 differs")
+    card = folder / _CARD
+    text = card.read_bytes() if card.is_file() else b"removed by its owner"
+    if not text.strip() or b"\0" in text:
+        raise ValueError(f"{card} is no text")
+
+
+def _check_without_record(folder: Path) -> None:
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    for name in _OBJECTS:
+        _object(folder / name)
+    weights = folder / _WEIGHTS
+    weights.stat()
+    try:
+        with safe_open(weights, "numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                values = tensors.get_tensor(name)
+                if not np.isfinite(values).all():
+                    raise ValueError(f"{weights} holds numbers in {name} that are not finite")
+                if values.ndim > 1 and not values.any():
+                    raise ValueError(f"{weights} holds nothing but zeros in {name}")
+    except SafetensorError as error:
+        raise ValueError(f"{weights} cannot be read ({error})") from error
