@@ -67,12 +67,8 @@ class RunDir:
             logger.warning("not in events.jsonl: %s (%s)", record, error)
 
     def check_owned(self) -> None:
-        """Raise Replaced if another attempt has taken the run over."""
-        if not self.licence.exists():
-            raise Replaced(
-                f"attempt {self.attempt} of {self.path} has been replaced by a later one, which"
-                " goes on; this one stops"
-            )
+        """Raise Replaced if another attempt owns the run, SystemFault where nobody can tell."""
+        attempt.check_owned(self.licence)
 
     def open_metrics(self) -> int:
         """Put a copy of metrics.jsonl in its place, whole lines alone, and open it for appending.
@@ -81,11 +77,9 @@ class RunDir:
 
         Raises: Replaced if this attempt has been.
         """
-        fsio.mend_tail(self.metrics)
         lines = self.metrics.read_bytes() if self.metrics.exists() else b""
-        self.check_owned()
-        fsio.write_atomic(self.licence / self.metrics.name, lines)
-        (self.licence / self.metrics.name).replace(self.metrics)
+        whole = lines[: lines.rfind(b"\n") + 1]  # without what a kill tore
+        attempt.write_fenced(self.licence, self.metrics, whole)
         return fsio.open_for_appending(self.metrics)
 
     def leave(self, code: int) -> None:
@@ -102,7 +96,7 @@ def open_run(config: Config, world: World) -> RunDir:
 
     Raises:
         ConfigError: with every key that differs from the run's own config.yaml and may not.
-        RunTaken: another job is writing this run.
+        RunTaken, Replaced: another job is writing this run.
     """
     path = Path(config.run_dir)
 
@@ -110,23 +104,18 @@ def open_run(config: Config, world: World) -> RunDir:
         path.mkdir(parents=True, exist_ok=True)
         for folder in ("checkpoints", "logs"):
             (path / folder).mkdir(exist_ok=True)
-        saved = path / "config.yaml"
-        logged = path / "metrics.jsonl"
-        begun = logged.exists() and logged.stat().st_size > 0
-        begun = begun or any((path / "checkpoints").glob("step-*"))
-        if begun and saved.exists():
-            changed = changed_keys(_read_config(saved), config)
-            if changed:
-                raise ConfigError(
-                    f"{path} was begun under another configuration: {'; '.join(changed)}."
-                    " Give the old values back, or choose another --run_dir"
-                )
+        _begun(path, config)  # a start that is refused shuts nobody out
         events = path / "events.jsonl"
         earlier = [e for e in fsio.read_lines(events) if e["event"] == "attempt"]
         number = attempt.take(path, os.environ, first=1 + len(earlier))
-        fsio.mend_tail(events)
-        if not (begun and saved.exists()):
-            fsio.write_atomic(saved, to_yaml(config))
+        try:
+            fsio.mend_tail(events)
+            if not _begun(path, config):  # asked again: whoever was shut out may have begun it
+                fence = path / "checkpoints" / f".{number:04d}"
+                attempt.write_fenced(fence, path / "config.yaml", to_yaml(config))
+        except BaseException:
+            attempt.leave(path, number)
+            raise
         return number
 
     run = RunDir(path, on_main(enter, world), world)
@@ -140,6 +129,25 @@ def open_run(config: Config, world: World) -> RunDir:
     )
     on_main(lambda: _add_provenance(path / "provenance.json", run.attempt, hosts, config), world)
     return run
+
+
+def _begun(path: Path, config: Config) -> bool:
+    """Whether a run has logged or saved a step, under this configuration.
+
+    Raises: ConfigError where it has under another one.
+    """
+    saved, logged = path / "config.yaml", path / "metrics.jsonl"
+    begun = logged.exists() and logged.stat().st_size > 0
+    begun = begun or any((path / "checkpoints").glob("step-*"))
+    if not (begun and saved.exists()):
+        return False
+    changed = changed_keys(_read_config(saved), config)
+    if changed:
+        raise ConfigError(
+            f"{path} was begun under another configuration: {'; '.join(changed)}."
+            " Give the old values back, or choose another --run_dir"
+        )
+    return True
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fitb import fsio
 from fitb.config import Config, OptimConfig
 from fitb.errors import ConfigError
 from fitb.flags import parse
+from fitb.train import attempt
 from fitb.train.rundir import RunDir, open_run
 from fitb.world import World
 
@@ -110,6 +111,39 @@ def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"config\.yaml"):
             open_run(config, ALONE)
+
+
+def test_a_run_that_another_has_begun_while_this_start_waited_keeps_its_configuration(
+    make_config, monkeypatch
+):
+    """Waiting for a heartbeat takes half a minute, in which the owner may log its first step."""
+    config = make_config()
+    open_run(config, ALONE)
+    saved = (Path(config.run_dir) / "config.yaml").read_bytes()
+    real = attempt.take
+
+    def waiting(*args, **kwargs):
+        Path(config.run_dir, "metrics.jsonl").write_text('{"train/step": 1}\n')
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(attempt, "take", waiting)
+    with pytest.raises(ConfigError, match="begun under another configuration: seed"):
+        open_run(dataclasses.replace(config, seed=config.seed + 1), ALONE)
+    assert (Path(config.run_dir) / "config.yaml").read_bytes() == saved
+    assert open_run(config, ALONE).attempt == 3
+
+
+def test_whoever_has_lost_the_run_cuts_nothing_off_its_metrics_or_configuration(make_config):
+    config = make_config()
+    run = open_run(config, ALONE)
+    run.metrics.write_text('{"train/step": 1}\n{"train/')
+    attempt.take(run.path, {})
+    with pytest.raises(attempt.Replaced):
+        run.open_metrics()
+    assert run.metrics.read_text() == '{"train/step": 1}\n{"train/'
+    with pytest.raises(attempt.Replaced):
+        attempt.write_fenced(run.licence, run.path / "config.yaml", "seed: 3\n")
+    assert "seed: 3" not in (run.path / "config.yaml").read_text()
 
 
 def test_events_have_a_time_an_attempt_and_details(tmp_path):
