@@ -50,6 +50,7 @@ MAX_STALLED_CRASHES = 3
 MAX_STALLED_LEAVES = 10
 # How a shell reports a process that one of our signals ended before it could catch it.
 ENDED_BY_OUR_SIGNAL = tuple(128 + s for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
+ENDED = "ended"  # file in the folder of an attempt that is over
 Event = dict[str, Any]
 
 
@@ -220,13 +221,27 @@ def num_attempts(run_dir: Path) -> int:
     return len(attempts_of(events_of(run_dir)))
 
 
+def has_ended(run_dir: Path, number: int) -> bool:
+    """Whether an attempt said that it is over, or a later one has shut it out.
+
+    Earlier versions renamed its folder to `NNNN.ended`.
+    """
+    folder = run_dir / "attempts" / f"{number:04d}"
+    if folder.exists():
+        return (folder / ENDED).exists()
+    return folder.with_name(f"{folder.name}.ended").exists()
+
+
 def owner_of(run_dir: Path) -> Event | None:
     """Return what the newest attempt that has not ended says of itself, if there is one."""
-    folders = [path for path in (run_dir / "attempts").glob("*") if path.name.isdigit()]
-    newest = max(folders, key=lambda path: int(path.name), default=None)
+    names = [path.name for path in (run_dir / "attempts").glob("*") if path.name.isdigit()]
+    numbers = sorted(map(int, names), reverse=True)
+    newest = next((number for number in numbers if not has_ended(run_dir, number)), None)
+    if newest is None:
+        return None
     try:
-        owner = read_json(newest / "owner.json", "job") if newest else None
-    except (OSError, ValueError):  # it ended this moment, or has just begun, or is damaged
+        owner = read_json(run_dir / "attempts" / f"{newest:04d}" / "owner.json", "job")
+    except (OSError, ValueError):  # of an earlier version, which had just begun, or damaged
         return None
     return as_written(owner) if owner else None
 

@@ -20,7 +20,7 @@ import yaml
 
 from fitb.cluster import site
 from fitb.cluster.history import Attempt, attempts_of, events_of, save_seconds, when
-from fitb.cluster.progress import last_committed_step
+from fitb.cluster.progress import has_ended, last_committed_step
 from fitb.cluster.slurm import ENDED
 from fitb.errors import FINISHED, RESUME, STOP, ConfigError, SystemFault
 from fitb.fsio import read_json
@@ -261,9 +261,9 @@ def _config(run: Path) -> dict[str, Any]:
 def _life(
     run: Path, last: Attempt, now_s: float, config: dict[str, Any], steps_per_s: float | None
 ) -> Life:
-    folder = run / "attempts" / f"{last.number:04d}"
+    folder, ended = run / "attempts" / f"{last.number:04d}", has_ended(run, last.number)
     beats = {path.name: path for path in folder.glob("rank-*.json")}
-    if beats:
+    if beats and not ended:
         times = {name: _mtime(path) for name, path in beats.items()}
         newest = max(times.values())
         silent = sorted(name for name, t in times.items() if newest - t > HEARTBEAT_LIMIT_S)
@@ -281,7 +281,7 @@ def _life(
     every = _whole(track.get("every_steps")) if isinstance(track, dict) else None
     limit_s = max(QUIET_LIMIT_S, 5 * (every or 10) / steps_per_s) if steps_per_s else QUIET_LIMIT_S
     heard_s = max(0.0, now_s - max(times_s)) if times_s else None
-    return Life(heard_s, limit_s, folder.with_name(f"{folder.name}.ended").exists(), 0, [])
+    return Life(heard_s, limit_s, ended, 0, [])
 
 
 def _whole(value: Any) -> int | None:

@@ -1,34 +1,50 @@
-"""Who may write into a run: one attempt at a time, and a newer one shuts an older one out.
+"""Single-writer ownership with a fencing token: only the newest attempt of a run can commit.
 
-An attempt owns two things. `attempts/0003/` says who it is, and holds a heartbeat of each rank;
-its rename to `0003.ended` can succeed once, so of two that take a run over one does. The folder
-`checkpoints/.0003/` is its licence: everything that it commits is written there and leaves it by a
-rename. Taking over deletes that folder, so an attempt that was given up for dead, and is not, finds
-nothing to rename, whatever it had begun.
+An attempt claims the next number for good: a folder that holds its token and says who it is appears
+as `attempts/0003/` by one rename, which fails where that folder is there. Then it revokes every
+older attempt, by removing its token, or the folder that the token has become. Only then does it
+rename its own token to `checkpoints/.0003/`, the fence: everything that it commits is written there
+and leaves it by a rename. So no two fences exist at any moment, and an attempt that was given up
+for dead, and is not, finds nothing to rename, whatever it had begun.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import psutil
 
 from fitb import fsio
 from fitb.cluster import slurm
-from fitb.errors import SystemFault, TrainingError
+from fitb.cluster.progress import ENDED, has_ended
+from fitb.errors import ConfigError, FitbError, SystemFault, TrainingError
 
 HEARTBEAT_S = 10.0
 SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: dead
 _POLL_S = 0.5
-_ENDED = ".ended"
+_TOKEN = "token"
+_CLAIM = ".claim-"  # in checkpoints/, what becomes a folder of attempts/
+_ATTEMPT, _FENCE = r"(\d+)(?:\.ended)?", r"\.(\d+)"  # .ended: see has_ended
+_AT_ONCE = "{} is being taken over by another job at this moment; one job at a time can write a run"
+_GONE = (
+    "{}, which lets this attempt commit, is gone, as if a later attempt had come: {}."
+    " Start again; where it happens again look at the filesystem"
+)
+_LINKED = (
+    "{0}/checkpoints is on another filesystem than {0}, and what is saved is renamed between the"
+    " two; expected one filesystem. Move it back, or move all of {0} and make that a link"
+)
 
 
 class Replaced(TrainingError):
@@ -52,6 +68,7 @@ class Owner:
         pid: of rank 0.
         started: when that process started, in ticks since the boot.
         cluster: whose number `job` is; there may be several with one filesystem.
+        nonce: tells two that claim the same number apart; empty in older runs.
     """
 
     attempt: int
@@ -62,6 +79,7 @@ class Owner:
     pid: int
     started: float
     cluster: str
+    nonce: str = ""
 
     @classmethod
     def me(cls, attempt: int, env: Mapping[str, str]) -> Owner:
@@ -74,6 +92,7 @@ class Owner:
             os.getpid(),
             _started(os.getpid()),
             env.get("SLURM_CLUSTER_NAME", ""),
+            secrets.token_hex(8),
         )
 
 
@@ -85,50 +104,86 @@ def take(run: Path, env: Mapping[str, str], first: int = 1) -> int:
         env: of a Slurm job, or of none.
         first: least number to take, for a run that older attempts left no folder of.
     Raises:
-        RunTaken: an attempt of another job lives, or two took over at the same moment.
+        RunTaken: an attempt of another job lives, or another takes over at the same moment.
+        Replaced: a later attempt has taken the run over meanwhile.
         SystemFault: what an earlier attempt was writing cannot be removed.
+        ConfigError: checkpoints/ is on another filesystem.
     """
-    attempts, licences = run / "attempts", run / "checkpoints"
+    attempts, checkpoints = run / "attempts", run / "checkpoints"
     attempts.mkdir(exist_ok=True)
-    licences.mkdir(exist_ok=True)
-    for folder in sorted(attempts.glob("[0-9]*")):
-        if folder.suffix == _ENDED:
-            continue
-        reason = _lives(folder, env)
+    checkpoints.mkdir(exist_ok=True)
+    fenced = _numbers(checkpoints, _FENCE)
+    known = fenced | _numbers(attempts, _ATTEMPT)
+    unended = {number for number in known if not has_ended(run, number)}
+    for number in sorted(unended):
+        reason = _lives(_folder(run, number), env)
         if reason:
             raise RunTaken(
-                f"{run} belongs to attempt {int(folder.name)}, which lives: {reason}. One job at a"
+                f"{run} belongs to attempt {number}, which lives: {reason}. One job at a"
                 " time can write a run; wait for it or end it, or choose another --run_dir"
             )
-        try:
-            folder.rename(folder.with_name(folder.name + _ENDED))
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            raise RunTaken(f"{run} is being taken over by another job at this moment") from None
-    for licence in licences.glob(".[0-9]*"):
-        fsio.put_back(run / "export", licence)
-        _remove(licence)
-    numbers = [int(folder.name.removesuffix(_ENDED)) for folder in attempts.glob("[0-9]*")]
-    number = max([first, *(n + 1 for n in numbers)])
+    mine = max([first, *(number + 1 for number in known)])
+    _claim(run, Owner.me(mine, env))
     try:
-        (attempts / f"{number:04d}").mkdir()
-    except FileExistsError:
-        raise RunTaken(f"{run} is being taken over by another job at this moment") from None
-    fsio.write_json(attempts / f"{number:04d}" / "owner.json", asdict(Owner.me(number, env)))
-    (licences / f".{number:04d}").mkdir()
-    return number
+        if _numbers(attempts, _ATTEMPT) - known != {mine}:  # of whom nobody asked if they live
+            raise RunTaken(_AT_ONCE.format(run))
+        for number in sorted(unended | fenced):
+            _revoke(run, number, SILENT_S)
+        _issue(run, mine)
+    except (FitbError, OSError):
+        leave(run, mine)
+        raise
+    return mine
 
 
 def leave(run: Path, attempt: int) -> None:
     """Give a run back, so that the next attempt need not ask whether this one lives."""
-    folder, licence = run / "attempts" / f"{attempt:04d}", run / "checkpoints" / f".{attempt:04d}"
-    fsio.put_back(run / "export", licence)
-    shutil.rmtree(licence, ignore_errors=True)
     try:
-        folder.rename(folder.with_name(folder.name + _ENDED))
+        _revoke(run, attempt, 0.0)
+    except (FitbError, OSError):
+        return  # the next attempt asks
+
+
+def check_owned(fence: Path) -> None:
+    """Raise unless the attempt that this fence belongs to owns its run.
+
+    That the fence is not there is no proof: a filesystem may fail, or remember what was before.
+
+    Raises:
+        Replaced: the fence is gone, and there is a later attempt, or this one was ended.
+        SystemFault: it is gone without either, or the filesystem cannot tell.
+    """
+    if _exists(fence):
+        return
+    run, number = fence.parent.parent, int(fence.name[1:])
+    try:
+        newest = max(_numbers(run / "attempts", _ATTEMPT), default=0)
+        replaced = newest > number or has_ended(run, number)
+    except OSError as error:
+        raise SystemFault(
+            _GONE.format(fence, f"whether one came cannot be told: {error}")
+        ) from error
+    if not replaced:
+        raise SystemFault(_GONE.format(fence, "and none came"))
+    raise Replaced(
+        f"attempt {number} of {run} has been replaced by a later one; the newest is {newest}, and"
+        " this one stops"
+    )
+
+
+def write_fenced(fence: Path, path: Path, content: str | bytes) -> None:
+    """Write a whole file of the run; as `fsio.write_atomic`, but only as the owner.
+
+    Raises: Replaced where another attempt owns the run; the file is then as it was.
+    """
+    part = fence / path.name
+    try:
+        fsio.write_atomic(part, content)
+        os.replace(part, path)
     except OSError:
-        return  # it was taken over
+        check_owned(fence)
+        raise
+    fsio.fsync_dir(path.parent)
 
 
 def beat(folder: Path, rank: int, step: int) -> None:
@@ -173,9 +228,11 @@ def _lives(folder: Path, env: Mapping[str, str]) -> str | None:
 
 
 def _owner_of(folder: Path) -> Owner | None:
-    """Who an attempt belongs to; None where its first second is not over, or was its last."""
+    """Who an attempt belongs to; None where that cannot be read."""
     try:
-        return Owner(**fsio.read_json(folder / "owner.json"))
+        found = fsio.read_json(folder / "owner.json")
+        names = [field.name for field in fields(Owner)]
+        return Owner(**{name: found[name] for name in names if name in found})
     except (OSError, ValueError, TypeError):
         return None
 
@@ -220,16 +277,96 @@ def _machine() -> str:
         return ""
 
 
-def _remove(licence: Path) -> None:
-    """Delete a licence whole, against a process that may still be writing into it.
+def _folder(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:04d}"
+
+
+def _fence(run: Path, number: int) -> Path:
+    return run / "checkpoints" / f".{number:04d}"
+
+
+def _numbers(folder: Path, pattern: str) -> set[int]:
+    """Numbers of the attempts that are named in a folder."""
+    found = (re.fullmatch(pattern, name) for name in os.listdir(folder))
+    return {int(match[1]) for match in found if match}
+
+
+def _claim(run: Path, owner: Owner) -> None:
+    """Make the folder of an attempt, with its token in it, which can succeed once for a number.
+
+    It is made in checkpoints/, so that what cannot be renamed between the two is found out here.
+
+    Raises: RunTaken where another has that number; ConfigError where they are two filesystems.
+    """
+    claim = run / "checkpoints" / (_CLAIM + owner.nonce)
+    folder = _folder(run, owner.attempt)
+    try:
+        os.mkdir(claim)
+        os.mkdir(claim / _TOKEN)
+        fsio.write_json(claim / "owner.json", asdict(owner))
+        os.rename(claim, folder)
+    except (OSError, SystemFault) as error:
+        there = _owner_of(folder)
+        if not (there and there.nonce == owner.nonce):  # else NFS lost the answer, and asked again
+            shutil.rmtree(claim, ignore_errors=True)
+            number = error.errno if isinstance(error, OSError) else None
+            if number in (errno.EEXIST, errno.ENOTEMPTY):
+                raise RunTaken(_AT_ONCE.format(run)) from error
+            if number == errno.EXDEV:
+                raise ConfigError(_LINKED.format(run)) from error
+            raise
+    fsio.fsync_dir(folder.parent)
+
+
+def _issue(run: Path, number: int) -> None:
+    """Make the token of an attempt its fence.
+
+    Raises: Replaced or SystemFault where somebody has taken the token away.
+    """
+    with contextlib.suppress(FileNotFoundError):  # revoked; or NFS lost the answer, and asked again
+        os.rename(_folder(run, number) / _TOKEN, _fence(run, number))
+    check_owned(_fence(run, number))
+
+
+def _revoke(run: Path, number: int, patience_s: float) -> None:
+    """Take from an attempt for good what lets it commit, whether it has become a fence or not.
+
+    Raises: SystemFault where something does not go away.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it became a fence
+        os.rmdir(_folder(run, number) / _TOKEN)
+    fsio.put_back(run / "export", _fence(run, number))
+    _remove(_fence(run, number), patience_s)
+    try:
+        (_folder(run, number) / ENDED).touch()
+    except OSError:
+        return  # the next attempt asks once more whether this one lives
+
+
+def _remove(fence: Path, patience_s: float) -> None:
+    """Delete a fence whole, against a process that may still be writing into it.
 
     Raises: SystemFault where it does not go away.
     """
-    deadline = time.monotonic() + SILENT_S
-    while licence.exists():
-        shutil.rmtree(licence, ignore_errors=True)
-        if time.monotonic() > deadline:
+    deadline = time.monotonic() + patience_s
+    while _exists(fence):
+        shutil.rmtree(fence, ignore_errors=True)
+        if time.monotonic() > deadline and _exists(fence):
             raise SystemFault(
-                f"{licence} of an earlier attempt cannot be removed; expected to own it. Remove it"
+                f"{fence} of an earlier attempt cannot be removed; expected to own it. Remove it"
                 " by hand, and start again"
             )
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something. Raises: SystemFault where the filesystem fails to tell."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise SystemFault(
+            f"{path} cannot be looked at ({error.strerror}); expected the folder of an attempt."
+            " Start again once the filesystem answers"
+        ) from error
+    return True

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from fitb import fsio
 from fitb.errors import CheckpointError, FitbError, SystemFault
-from fitb.train.attempt import Replaced
+from fitb.train.attempt import check_owned, write_fenced
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def save(
     Returns: the committed folder; seconds that its parts took, on this rank.
     Raises:
         SystemFault: on every rank where any rank could not write; what was saved before stays.
-        Replaced: the licence is gone.
+        Replaced: another attempt owns the run.
     """
     final = root / f"step-{manifest['step']:07d}"
     scratch = licence / final.name
@@ -90,12 +90,8 @@ def save(
         whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
         on_main(lambda: _commit(scratch, final, whole), world)
         on_main(lambda: _prune(root, keep_last, keep_step, licence), world)
-    except FitbError as error:
-        if not licence.exists():
-            raise Replaced(
-                f"{final} is not saved: another attempt has taken this run over; its events.jsonl"
-                " says which"
-            ) from error
+    except FitbError:
+        on_main(lambda: check_owned(licence), world)  # all ranks are here
         if world.is_main:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -308,9 +304,7 @@ def _commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
         _discard(final, licence)
     scratch.rename(final)
     fsio.fsync_dir(root)
-    fsio.write_atomic(licence / "latest", final.name + "\n")
-    (licence / "latest").replace(root / "latest")
-    fsio.fsync_dir(root)
+    write_fenced(licence, root / "latest", final.name + "\n")
 
 
 def _prune(root: Path, keep_last: int, keep_step: int | None, licence: Path) -> None:

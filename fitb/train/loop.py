@@ -39,7 +39,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     code, reason = CRASH, "an error that is not fitb's own; the log has it"
     try:
         device = start_distributed(config, world)
-        run = open_run(config, world)
+        run, config = open_run(config, world)
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device)
         tracker = Tracker(run, config, world)

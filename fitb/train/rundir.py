@@ -20,7 +20,7 @@ import fitb
 from fitb import fsio
 from fitb.cluster.history import last_words
 from fitb.config import Config
-from fitb.config_io import changed_keys, to_yaml
+from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError, SystemFault
 from fitb.train import attempt
 from fitb.train.attempt import Replaced
@@ -68,12 +68,8 @@ class RunDir:
             logger.warning("not in events.jsonl: %s (%s)", record, error)
 
     def check_owned(self) -> None:
-        """Raise Replaced if another attempt has taken the run over."""
-        if not self.licence.exists():
-            raise Replaced(
-                f"attempt {self.attempt} of {self.path} has been replaced by a later one, which"
-                " goes on; this one stops"
-            )
+        """Raise Replaced if another attempt owns the run, SystemFault where nobody can tell."""
+        attempt.check_owned(self.licence)
 
     def open_metrics(self) -> int:
         """Put a copy of metrics.jsonl in its place, whole lines alone, and open it for appending.
@@ -82,11 +78,10 @@ class RunDir:
 
         Raises: Replaced if this attempt has been.
         """
-        fsio.mend_tail(self.metrics)
-        self.check_owned()
         fsio.create(self.metrics)
-        fsio.write_atomic(self.licence / self.metrics.name, self.metrics.read_bytes())
-        (self.licence / self.metrics.name).replace(self.metrics)
+        lines = self.metrics.read_bytes()
+        whole = lines[: lines.rfind(b"\n") + 1]  # without what a kill tore
+        attempt.write_fenced(self.licence, self.metrics, whole)
         return fsio.open_for_appending(self.metrics)
 
     def leave(self, code: int) -> None:
@@ -95,45 +90,43 @@ class RunDir:
             attempt.leave(self.path, self.attempt)
 
 
-def open_run(config: Config, world: World) -> RunDir:
+def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     """Create the run directory or enter it again; all ranks call this.
 
     Until a first step was logged or saved the configuration may still change: what was refused
     can be mended and started again.
 
+    Returns: the run, and the configuration that holds: with the algorithms that the run began with.
     Raises:
         ConfigError: with every key that differs from the run's own config.yaml and may not.
-        RunTaken: another job is writing this run.
+        RunTaken, Replaced: another job is writing this run.
     """
     path = Path(config.run_dir)
 
-    def enter() -> int:
+    def enter() -> tuple[int, Config]:
         path.mkdir(parents=True, exist_ok=True)
         for folder in ("checkpoints", "logs"):
             (path / folder).mkdir(exist_ok=True)
-        saved = path / "config.yaml"
-        logged = path / "metrics.jsonl"
-        begun = logged.exists() and logged.stat().st_size > 0
-        begun = begun or any((path / "checkpoints").glob("step-*"))
-        if begun and saved.exists():
-            changed = changed_keys(_read_config(saved), config)
-            if changed:
-                raise ConfigError(
-                    f"{path} was begun under another configuration: {'; '.join(changed)}."
-                    " Give the old values back, or choose another --run_dir"
-                )
+        _begun(path, config)  # a start that is refused shuts nobody out
         events = path / "events.jsonl"
         earlier = [e for e in fsio.read_records(events, "event") if e["event"] == "attempt"]
         number = attempt.take(path, os.environ, first=1 + len(earlier))
-        fsio.mend_tail(events)
-        for file, event in last_words(path):
-            fsio.append_line(events, event)
-            file.unlink()
-        if not (begun and saved.exists()):
-            fsio.write_atomic(saved, to_yaml(config))
-        return number
+        try:
+            fsio.mend_tail(events)
+            for file, event in last_words(path):
+                fsio.append_line(events, event)
+                file.unlink()
+            began = _begun(path, config)  # asked again: whoever was shut out may have begun it
+            if began is None:
+                fence = path / "checkpoints" / f".{number:04d}"
+                attempt.write_fenced(fence, path / "config.yaml", to_yaml(config))
+        except BaseException:
+            attempt.leave(path, number)
+            raise
+        return number, began or config
 
-    run = RunDir(path, on_main(enter, world), world)
+    number, config = on_main(enter, world)
+    run = RunDir(path, number, world)
     hosts = on_all(socket.gethostname, world)
     run.event(
         "attempt",
@@ -143,7 +136,28 @@ def open_run(config: Config, world: World) -> RunDir:
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
     on_main(lambda: _add_provenance(path / "provenance.json", run.attempt, hosts, config), world)
-    return run
+    return run, config
+
+
+def _begun(path: Path, config: Config) -> Config | None:
+    """Return the configuration, with its own algorithms, of a run that has logged or saved a step.
+
+    Raises: ConfigError where that was under another configuration, or is beyond this fitb.
+    """
+    saved, logged = path / "config.yaml", path / "metrics.jsonl"
+    begun = logged.exists() and logged.stat().st_size > 0
+    begun = begun or any((path / "checkpoints").glob("step-*"))
+    if not (begun and saved.exists()):
+        return None
+    old = _read_config(saved)
+    config = with_algorithms_of(old, config)
+    changed = changed_keys(old, config)
+    if changed:
+        raise ConfigError(
+            f"{path} was begun under another configuration: {'; '.join(changed)}."
+            " Give the old values back, or choose another --run_dir"
+        )
+    return config
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fitb.cluster.progress import (
     last_committed_step,
     main,
     num_attempts,
+    owner_of,
 )
 from fitb.errors import CRASH, FINISHED, RESUME, STOP
 from fitb.fsio import append_line, read_json, write_json
@@ -361,6 +362,17 @@ def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it(tmp_path: Path) 
     assert "the run is that of attempt 2 of job 6" in decision.reason
     assert events_of(tmp_path) == before
     assert not (tmp_path / "done.json").exists()
+
+
+def test_an_attempt_that_has_ended_owns_nothing_and_the_one_before_it_may(tmp_path: Path) -> None:
+    """One that was refused after it had its number, say."""
+    owner(tmp_path, "0002", "6")
+    owner(tmp_path, "0003", "7")
+    (tmp_path / "attempts" / "0003" / "ended").touch()
+    found = owner_of(tmp_path)
+    assert found and found["attempt"] == 2
+    (tmp_path / "attempts" / "0002" / "ended").touch()
+    assert owner_of(tmp_path) is None
 
 
 def test_stop_before_the_first_attempt_of_a_job_counts_where_nobody_has_the_run(

@@ -1,19 +1,24 @@
 """One attempt at a time owns a run; what a replaced one still does changes nothing."""
 
+import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from test_checkpoint import tensors
 
 from fitb import fsio
-from fitb.errors import FitbError
+from fitb.cluster.progress import has_ended
+from fitb.errors import ConfigError, FitbError, SystemFault
 from fitb.train import attempt
-from fitb.train.attempt import Replaced, RunTaken, leave, take
+from fitb.train.attempt import Replaced, RunTaken, check_owned, leave, take
 from fitb.train.checkpoint import load, save
 from fitb.train.rundir import RunDir
 from fitb.world import World
@@ -23,7 +28,13 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}
 
 
 def owned(run):
-    return sorted(path.name for path in (run / "attempts").iterdir())
+    """Each attempt, and whether it is over."""
+    numbers = sorted(int(path.name) for path in (run / "attempts").iterdir())
+    return {number: has_ended(run, number) for number in numbers}
+
+
+def fences(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if path.name[0] == ".")
 
 
 def belongs_to(run, number, **changed):
@@ -57,7 +68,7 @@ def test_attempts_are_numbered_in_turn_and_end(run):
     for number in (1, 2, 3):
         assert take(run, {}) == number
         leave(run, number)
-    assert owned(run) == ["0001.ended", "0002.ended", "0003.ended"]
+    assert owned(run) == {1: True, 2: True, 3: True}
     assert list((run / "checkpoints").iterdir()) == []
 
 
@@ -73,8 +84,8 @@ def test_a_second_job_on_a_run_that_lives_is_refused_and_changes_nothing(run, st
         take(run, JOB | {"SLURM_JOB_ID": "8"})
     with pytest.raises(RunTaken, match="One job at a time"):
         take(run, JOB)
-    assert owned(run) == ["0001"]
-    assert (run / "checkpoints" / ".0001").is_dir()
+    assert owned(run) == {1: False}
+    assert fences(run) == [".0001"]
 
 
 def test_a_dead_process_of_this_machine_is_replaced_at_once(run, stranger):
@@ -83,7 +94,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run, stranger):
     began = time.monotonic()
     assert take(run, {}) == 2
     assert time.monotonic() - began < 1
-    assert owned(run) == ["0001.ended", "0002"]
+    assert owned(run) == {1: True, 2: False}
 
 
 def test_what_slurm_has_requeued_is_replaced_at_once_though_it_lives(run, stranger):
@@ -113,26 +124,7 @@ def test_an_attempt_elsewhere_that_is_silent_is_replaced_and_one_that_beats_is_n
     beating.kill()
     beating.wait()
     assert take(run, {}) == 2
-    assert json.loads((run / "attempts" / "0001.ended" / sign.name).read_text())["step"] >= 0
-
-
-def test_of_two_that_take_over_at_the_same_moment_one_does(run, fast):
-    code = (
-        "import sys; from pathlib import Path; from fitb.train import attempt\n"
-        "attempt.SILENT_S = 0.5\n"
-        "try: print(attempt.take(Path(sys.argv[1]), {}))\n"
-        "except attempt.RunTaken: print('refused')\n"
-        "sys.stdin.read()"
-    )
-    take(run, {})
-    belongs_to(run, 1, host="elsewhere")
-    command = [sys.executable, "-c", code, str(run)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(command, **pipes) for _ in range(4)]
-    said = [process.stdout.readline().strip() for process in both]
-    for process in both:
-        process.communicate()
-    assert sorted(said) == ["2", "refused", "refused", "refused"]
+    assert json.loads((run / "attempts" / "0001" / sign.name).read_text())["step"] >= 0
 
 
 def committing(run, number, step):
@@ -155,14 +147,14 @@ def test_a_replaced_attempt_can_neither_commit_nor_prune_nor_tell(run):
     take(run, JOB | {"SLURM_RESTART_COUNT": "1"})
     committing(run, 2, 3)
     before = contents(run)
-    with pytest.raises(Replaced, match="another attempt has taken this run over"):
+    with pytest.raises(Replaced, match="has been replaced by a later one"):
         committing(run, 1, 4)
     with pytest.raises(Replaced, match="attempt 1 of .* has been replaced"):
         old.check_owned()
     old.event("save", step=4)
     old.leave(0)
     assert contents(run) == before
-    assert owned(run) == ["0001.ended", "0002"]
+    assert owned(run) == {1: True, 2: False}
 
 
 ACTIONS = ("os.fsync", "os.replace", "os.rename", "os.open", "pathlib.Path.mkdir", "os.scandir")
@@ -204,3 +196,167 @@ def test_a_take_over_in_the_middle_of_a_commit_leaves_the_newer_attempt_alone(
         assert contents(run) == before
         assert load(run / "checkpoints", ALONE) is not None
     assert moment > 2
+
+
+def failing(monkeypatch, name, code, path, then=None):
+    """Let a function of `os` fail for one path, once it has acted if `then` is the real one."""
+    real = getattr(os, name)
+
+    def call(first, *args, **kwargs):
+        if str(first).startswith(str(path)):
+            if then:
+                then(first, *args)
+            raise OSError(code, os.strerror(code), str(first))
+        return real(first, *args, **kwargs)
+
+    monkeypatch.setattr(os, name, call)
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_fence_that_the_filesystem_does_not_show_is_no_proof_of_a_later_attempt(
+    run, monkeypatch, code
+):
+    take(run, JOB)
+    owner = RunDir(run, 1, ALONE)
+    with monkeypatch.context() as patch:
+        failing(patch, "stat", code, owner.licence)
+        with pytest.raises(SystemFault) as caught:
+            owner.check_owned()
+        failing(patch, "mkdir", code, owner.licence)
+        with pytest.raises(SystemFault):
+            committing(run, 1, 1)
+    assert caught.value.restart_helps and str(owner.licence) in str(caught.value)
+    owner.check_owned()
+    committing(run, 1, 2)
+
+
+def test_without_a_list_of_attempts_nobody_is_said_to_have_come_later(run, monkeypatch):
+    take(run, JOB)
+    shutil.rmtree(run / "checkpoints" / ".0001")
+    failing(monkeypatch, "listdir", errno.EIO, run / "attempts")
+    with pytest.raises(SystemFault):
+        check_owned(run / "checkpoints" / ".0001")
+
+
+def test_all_ranks_hear_from_the_first_whether_the_run_is_lost(run, monkeypatch):
+    """Another host may remember a fence that is gone, or not see one that is there."""
+    take(run, JOB)
+    fence = RunDir(run, 1, ALONE).licence
+    asked = []
+
+    def on_main(action, world):
+        asked.append(action)
+        raise SystemFault("a disk is full") if len(asked) == 1 else Replaced("said rank 0")
+
+    monkeypatch.setattr("fitb.train.checkpoint.on_main", on_main)
+    failing(monkeypatch, "stat", errno.ENOENT, fence)
+    with pytest.raises(Replaced, match="said rank 0"):
+        save(fence.parent, [], {"step": 1}, licence=fence, world=World(1, 2), keep_last=2)
+
+
+@pytest.mark.parametrize("what", [".claim-", "token"])
+def test_a_rename_that_was_made_and_answered_with_an_error_was_made(run, monkeypatch, what):
+    """NFS asks again when an answer was lost, and is told that there is nothing to rename."""
+    of = run / "checkpoints" / what if what == ".claim-" else run / "attempts" / "0001" / what
+    with monkeypatch.context() as patch:
+        failing(patch, "rename", errno.ENOENT, of, then=os.rename)
+        assert take(run, {}) == 1
+    assert fences(run) == [".0001"]
+    committing(run, 1, 1)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("what", [".claim-", "token"])
+def test_a_take_over_that_the_filesystem_refuses_leaves_a_run_that_can_be_taken(
+    run, monkeypatch, what, code
+):
+    of = run / "checkpoints" / what if what == ".claim-" else run / "attempts" / "0001" / what
+    with monkeypatch.context() as patch:
+        failing(patch, "rename", code, of)
+        with pytest.raises(OSError):
+            take(run, {})
+    assert fences(run) == []
+    number = take(run, {})
+    assert fences(run) == [f".{number:04d}"]
+
+
+def test_whoever_is_overtaken_before_its_fence_gets_none_and_the_later_one_owns(run, monkeypatch):
+    def overtake(*args):
+        monkeypatch.undo()
+        assert take(run, {}) == 2
+
+    failing(monkeypatch, "rename", errno.ENOENT, run / "attempts" / "0001" / "token", overtake)
+    with pytest.raises(Replaced, match="the newest is 2"):
+        take(run, {})
+    assert fences(run) == [".0002"]
+    assert owned(run) == {1: True, 2: False}
+
+
+def test_checkpoints_on_another_filesystem_are_refused_and_may_be_if_all_the_run_is(run):
+    """The remedy of the error is what the test does."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if os.stat(other).st_dev == run.stat().st_dev:
+            pytest.skip("one filesystem")
+        (Path(other) / "checkpoints").mkdir()
+        (run / "checkpoints").symlink_to(Path(other) / "checkpoints")
+        with pytest.raises(ConfigError, match="another filesystem") as caught:
+            take(run, {})
+        assert "make that a link" in str(caught.value)
+        assert os.listdir(Path(other) / "checkpoints") == os.listdir(run / "attempts") == []
+        (run / "checkpoints").unlink()
+        run.rename(run.with_name("moved"))
+        shutil.copytree(run.with_name("moved"), Path(other) / "run")
+        run.symlink_to(Path(other) / "run")
+        assert take(run, {}) == 1
+        committing(run, 1, 1)
+
+
+@pytest.mark.parametrize("of_old", ["ended", "dead", "made again", "fence only", "late fence"])
+def test_what_earlier_versions_left_of_attempts_is_taken_over(run, fast, of_old):
+    """They renamed the folder of an attempt that was over, which freed its number."""
+    for name in {
+        "ended": ["attempts/0004.ended"],
+        "dead": ["attempts/0003.ended", "attempts/0004", "checkpoints/.0004/step-1"],
+        "made again": ["attempts/0004.ended", "attempts/0004", "checkpoints/.0004"],
+        "fence only": ["attempts", "checkpoints/.0004"],
+        "late fence": ["attempts/0004.ended", "checkpoints/.0004/step-1", "checkpoints/.0003"],
+    }[of_old]:
+        (run / name).mkdir(parents=True)
+    for folder in (run / "attempts").glob("000*"):
+        owner = attempt.Owner.me(int(folder.name[:4]), {})
+        plain = {k: v for k, v in vars(owner).items() if k != "nonce"}
+        fsio.write_json(folder / "owner.json", plain | {"host": "elsewhere"})
+    assert take(run, {}) == 5
+    assert fences(run) == [".0005"]
+    assert has_ended(run, 4) or of_old == "fence only"
+    with pytest.raises(Replaced):
+        check_owned(run / "checkpoints" / ".0004")
+
+
+def test_an_attempt_of_an_earlier_version_that_lives_is_left_alone(run, stranger):
+    folder = run / "attempts" / "0001"
+    folder.mkdir(parents=True)
+    owner = vars(attempt.Owner.me(1, JOB)) | {"pid": stranger.pid}
+    owner["started"] = attempt._started(stranger.pid)
+    del owner["nonce"]
+    fsio.write_json(folder / "owner.json", owner)
+    with pytest.raises(RunTaken, match=f"process {stranger.pid}"):
+        take(run, {})
+    assert os.listdir(run / "attempts") == ["0001"]
+
+
+def test_an_attempt_that_nobody_asked_about_is_not_shut_out(run, monkeypatch):
+    """One whose folder a stale list did not show: it goes on, and who came is refused."""
+    take(run, JOB)
+    real, lists = os.listdir, []
+
+    def stale(path="."):
+        lists.append(path)
+        return [] if len(lists) <= 2 else real(path)
+
+    monkeypatch.setattr(os, "listdir", stale)
+    with pytest.raises(RunTaken):
+        take(run, JOB, first=2)
+    monkeypatch.undo()
+    assert owned(run) == {1: False, 2: True}
+    check_owned(run / "checkpoints" / ".0001")

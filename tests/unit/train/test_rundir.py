@@ -11,6 +11,7 @@ from fitb.cluster.history import attempts_of, words_of
 from fitb.config import Config, OptimConfig
 from fitb.errors import ConfigError
 from fitb.flags import parse
+from fitb.train import attempt
 from fitb.train.rundir import RunDir, open_run
 from fitb.world import World
 
@@ -23,7 +24,7 @@ def events(config):
 
 def test_a_run_begins_with_its_configuration_and_provenance(make_config):
     config = make_config(seed=5)
-    run = open_run(config, ALONE)
+    run, _ = open_run(config, ALONE)
     assert run.attempt == 1
     path = Path(config.run_dir)
     saved = parse(Config, "fitb train", ["--config", str(path / "config.yaml")])
@@ -40,14 +41,14 @@ def test_a_run_begins_with_its_configuration_and_provenance(make_config):
 
 def test_each_start_is_one_more_attempt(make_config):
     config = make_config()
-    assert [open_run(config, ALONE).attempt for _ in range(3)] == [1, 2, 3]
+    assert [open_run(config, ALONE)[0].attempt for _ in range(3)] == [1, 2, 3]
     provenance = fsio.read_json(Path(config.run_dir) / "provenance.json")
     assert [entry["attempt"] for entry in provenance] == [1, 2, 3]
 
 
 def begin(config):
     """Enter the run directory and log a step."""
-    run = open_run(config, ALONE)
+    run, _ = open_run(config, ALONE)
     fsio.append_line(run.metrics, {"train/step": 1})
 
 
@@ -55,7 +56,7 @@ def test_until_a_step_is_logged_a_refused_configuration_can_be_mended(make_confi
     config = make_config()
     open_run(config, ALONE)
     mended = dataclasses.replace(config, steps=7)
-    assert open_run(mended, ALONE).attempt == 2
+    assert open_run(mended, ALONE)[0].attempt == 2
     begin(mended)
     with pytest.raises(ConfigError, match=r"steps: 7 -> 100000"):
         open_run(config, ALONE)
@@ -70,13 +71,13 @@ def test_a_changed_configuration_is_refused_with_every_key(make_config):
         open_run(changed, ALONE)
     assert (Path(config.run_dir) / "config.yaml").read_bytes() == before
     assert len(events(config)) == 1
-    assert open_run(config, ALONE).attempt == 2
+    assert open_run(config, ALONE)[0].attempt == 2
 
 
 def test_what_may_change_may_change(make_config):
     config = make_config()
     begin(config)
-    run = open_run(dataclasses.replace(config, micro_batch=1, ds_config="zero1"), ALONE)
+    run, _ = open_run(dataclasses.replace(config, micro_batch=1, ds_config="zero1"), ALONE)
     assert run.attempt == 2
 
 
@@ -85,7 +86,7 @@ def test_a_moved_run_goes_on_under_its_new_name(make_config, tmp_path):
     open_run(config, ALONE)
     Path(config.run_dir).rename(tmp_path / "moved")
     moved = dataclasses.replace(config, run_dir=str(tmp_path / "moved"))
-    assert open_run(moved, ALONE).attempt == 2
+    assert open_run(moved, ALONE)[0].attempt == 2
 
 
 def test_an_event_that_a_kill_tore_is_mended(make_config):
@@ -93,7 +94,7 @@ def test_an_event_that_a_kill_tore_is_mended(make_config):
     open_run(config, ALONE)
     with open(Path(config.run_dir) / "events.jsonl", "a") as file:
         file.write('{"event": "att')
-    assert open_run(config, ALONE).attempt == 2
+    assert open_run(config, ALONE)[0].attempt == 2
     assert [e["event"] for e in events(config)] == ["attempt"] * 2
 
 
@@ -104,7 +105,7 @@ def test_damaged_lines_of_the_record_stop_no_run(make_config, caplog):
     path = Path(config.run_dir) / "events.jsonl"
     before = path.read_bytes()
     path.write_bytes(bytes(30) + b"\n" + before + b"\xff\n[1]\n{}\n")
-    assert open_run(config, ALONE).attempt == 2
+    assert open_run(config, ALONE)[0].attempt == 2
     assert any(f"{path}: 4 damaged lines" in message for message in caplog.messages)
     assert before in path.read_bytes()  # nothing is taken out of it
 
@@ -116,7 +117,7 @@ def test_a_damaged_provenance_is_set_aside_and_begun_anew(make_config, caplog, d
     open_run(config, ALONE)
     path = Path(config.run_dir) / "provenance.json"
     path.write_bytes(damage)
-    assert open_run(config, ALONE).attempt == 2
+    assert open_run(config, ALONE)[0].attempt == 2
     assert [entry["attempt"] for entry in fsio.read_json(path)] == [2]
     assert path.with_name("provenance.json.bad").read_bytes() == damage
     assert any("provenance.json.bad" in message for message in caplog.messages)
@@ -126,7 +127,7 @@ def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(make_c
     """An answer from the memory of a filesystem is no proof that a file is not there."""
     config = make_config()
     begin(config)
-    run = open_run(config, ALONE)
+    run, _ = open_run(config, ALONE)
     real = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: self != run.metrics and real(self))
     os.close(run.open_metrics())
@@ -135,7 +136,7 @@ def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(make_c
 
 def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(make_config):
     config = make_config()
-    run = open_run(config, ALONE)
+    run, _ = open_run(config, ALONE)
     (run.heartbeats / words_of(3)).write_text("a call kept the interpreter to itself\n")
     for _ in range(2):
         open_run(config, ALONE)
@@ -150,7 +151,7 @@ def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(make_co
 def test_a_kill_between_folder_and_configuration_is_a_first_attempt(make_config):
     config = make_config()
     (Path(config.run_dir) / "checkpoints").mkdir(parents=True)
-    assert open_run(config, ALONE).attempt == 1
+    assert open_run(config, ALONE)[0].attempt == 1
 
 
 def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
@@ -161,6 +162,39 @@ def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"config\.yaml"):
             open_run(config, ALONE)
+
+
+def test_a_run_that_another_has_begun_while_this_start_waited_keeps_its_configuration(
+    make_config, monkeypatch
+):
+    """Waiting for a heartbeat takes half a minute, in which the owner may log its first step."""
+    config = make_config()
+    open_run(config, ALONE)
+    saved = (Path(config.run_dir) / "config.yaml").read_bytes()
+    real = attempt.take
+
+    def waiting(*args, **kwargs):
+        Path(config.run_dir, "metrics.jsonl").write_text('{"train/step": 1}\n')
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(attempt, "take", waiting)
+    with pytest.raises(ConfigError, match="begun under another configuration: seed"):
+        open_run(dataclasses.replace(config, seed=config.seed + 1), ALONE)
+    assert (Path(config.run_dir) / "config.yaml").read_bytes() == saved
+    assert open_run(config, ALONE)[0].attempt == 3
+
+
+def test_whoever_has_lost_the_run_cuts_nothing_off_its_metrics_or_configuration(make_config):
+    config = make_config()
+    run, _ = open_run(config, ALONE)
+    run.metrics.write_text('{"train/step": 1}\n{"train/')
+    attempt.take(run.path, {})
+    with pytest.raises(attempt.Replaced):
+        run.open_metrics()
+    assert run.metrics.read_text() == '{"train/step": 1}\n{"train/'
+    with pytest.raises(attempt.Replaced):
+        attempt.write_fenced(run.licence, run.path / "config.yaml", "seed: 3\n")
+    assert "seed: 3" not in (run.path / "config.yaml").read_text()
 
 
 def test_events_have_a_time_an_attempt_and_details(tmp_path):
