@@ -21,7 +21,7 @@ import yaml
 from fitb import fsio
 from fitb.cluster.history import events_of
 from fitb.corpus.remote import redacted
-from fitb.errors import ConfigError, DataError, FitbError, SystemFault
+from fitb.errors import CRASH, ConfigError, DataError, FitbError, SystemFault
 from fitb.train.wandb_mirror import (
     STEP,
     Target,
@@ -91,7 +91,7 @@ def summary_of(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {f"events/{name}": number for name, number in sorted(counts.items())}
     if last.get("event") == "stop":
         found["events/last_stop"] = redacted(str(last.get("reason", "")))
-        found["events/exit_code"] = last.get("exit_code", 0)
+        found["events/exit_code"] = last.get("exit_code", CRASH)  # without its word no success
     return found
 
 

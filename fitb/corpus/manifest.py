@@ -22,6 +22,10 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents_file"  # of an entry; optional, with its count, bytes and sha256
 
+# Versions of what makes rows of text: order of documents, cuts, word starts. Sets without them have
+# the first; a version is added where one of these changes, so that runs on older sets go on.
+ALGORITHMS = {"rows": 1}
+
 _MOST = 2**48  # rows or bytes of a file: sums of them fit into 64 bits
 _KEYS = ("fingerprint", "length", "shards", "splits", "tokenizer", "settings")
 
@@ -74,6 +78,14 @@ def _checked_manifest(content: bytes, path: str) -> dict[str, Any]:
         raise DataError(
             f"{path} has format_version {version}, this fitb reads {FORMAT_VERSION}; use the fitb"
             " that wrote it, or run `fitb prepare` again"
+        )
+    algorithms = manifest.get("algorithms", {})
+    if not isinstance(algorithms, dict) or any(
+        version not in range(1, ALGORITHMS.get(name, 0) + 1) for name, version in algorithms.items()
+    ):
+        raise DataError(
+            f"{path} was prepared with algorithms {algorithms}, this fitb has {ALGORITHMS}; use the"
+            " fitb that wrote it, or run `fitb prepare` again"
         )
     missing = [key for key in _KEYS if key not in manifest]
     if missing:

@@ -59,13 +59,13 @@ def evaluate_all(config: EvaluateConfig, env: Mapping[str, str]) -> dict[str, An
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return models in order, each once; a pattern means what it matches, sorted.
+    """Return models in order, each once; a pattern that is no folder means what it matches.
 
     Raises: ConfigError where a pattern matches nothing.
     """
     models: dict[str, None] = {}
     for pattern in patterns:
-        is_glob = re.search(r"[*?\[]", pattern) is not None
+        is_glob = re.search(r"[*?\[]", pattern) and not Path(pattern).is_dir()
         found = sorted(p for p in glob.glob(pattern) if Path(p).is_dir()) if is_glob else [pattern]
         if not found:
             raise ConfigError(f"models {pattern!r} matches no folder; give paths that exist")

@@ -14,7 +14,7 @@ import tokenizers
 
 import fitb
 from fitb.config import MaskConfig
-from fitb.corpus.manifest import FORMAT_VERSION, MANIFEST, fingerprint_of
+from fitb.corpus.manifest import ALGORITHMS, FORMAT_VERSION, MANIFEST, fingerprint_of
 from fitb.corpus.remote import redacted
 from fitb.corpus.runs import SPLITS
 from fitb.corpus.shards import ShardSet
@@ -64,6 +64,7 @@ def write_manifest(work: Work) -> None:
         "format": "fitb-shards",
         "format_version": FORMAT_VERSION,
         "fitb_version": fitb.__version__,
+        "algorithms": ALGORITHMS,
         "fingerprint": fingerprint_of(content),
         "corpus_fingerprint": work.totals.fingerprint,
         "length": work.config.length,

@@ -80,7 +80,8 @@ class SlurmJob:
     def start(self) -> None:
         logs = self._run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        own = ("--parsable", f"--output={logs}/rehearsal.out")
+        folder = str(logs).replace("%", "%%")  # to Slurm a pattern
+        own = ("--parsable", f"--output={folder}/rehearsal.out")
         answer = site.ask("sbatch", *own, *self._options, *self._command, timeout_s=600)
         self._id = answer.splitlines()[-1].split(";")[0]
         self.name = f"job {self._id}"

@@ -254,3 +254,11 @@ def test_a_table_of_documents_has_as_many_rows_as_the_manifest_says(copied: Path
     write_manifest(copied, manifest)
     with pytest.raises(DataError, match="documents.arrow has rows"):
         ShardSet.open(copied, "train").documents(0)
+
+
+@pytest.mark.parametrize("algorithms", [{"rows": 2}, {"rows": 0}, {"packing": 1}, {"rows": "1"}, 1])
+def test_rows_made_in_a_way_of_a_later_fitb_are_refused(copied: Path, algorithms: Any) -> None:
+    manifest = read_json(copied / "manifest.json")
+    assert str(algorithms) in refused(copied, {**manifest, "algorithms": algorithms})
+    write_manifest(copied, {**manifest, "algorithms": {"rows": 1}})
+    assert ShardSet.open(copied, "train").num_rows > 0
