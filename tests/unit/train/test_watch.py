@@ -50,6 +50,9 @@ def child(rank, port):
         seen.leave(85)
         os._exit(85)
     if case == "held" and rank == 1:
+        while not list((run_dir / "attempts" / "0001").glob("rank-00001.json")):
+            time.sleep(0.1)
+        time.sleep(1)
         ctypes.PyDLL(None).read(os.pipe()[0], ctypes.c_char(), 1)  # and keeps the interpreter
     while True:
         if case != "hang":
