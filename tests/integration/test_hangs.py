@@ -74,8 +74,8 @@ def test_a_job_that_was_suspended_for_longer_than_the_deadline_goes_on(
 ) -> None:
     """A timer ran on while the processes were stopped, and ended them as they woke."""
     run = tmp_path / "run"
-    few = [*flags, "--steps", "60", "--checkpoint.every_steps", "0", "--stop.hang_s", "20"]
-    found = suspend.suspended(few, run, stop_s=45, skew_s=2)
+    few = [*flags, "--steps", "60", "--checkpoint.every_steps", "0", "--stop.hang_s", "30"]
+    found = suspend.suspended(few, run, stop_s=55, skew_s=2)
     assert found == {"code": 0, "stacks": []}
     assert job.steps(run) == list(range(1, 61)) and len(job.events(run, "attempt")) == 1
 

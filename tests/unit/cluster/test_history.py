@@ -42,7 +42,7 @@ def test_attempts_hold_what_their_events_say() -> None:
     assert [save_seconds(save) for save in first.saves] == [0.75, None]
     assert (second.first_step, second.last_step, second.exit_code) == (81, 90, 137)
     assert (second.reason, second.decided) == (None, "crashed")
-    assert second.notes == ["rank 1 at step 90 hung"]
+    assert second.notes == ["rank 1 at step 90 hung (rank 1 made no step for 61 s)"]
 
 
 def test_words_of_an_attempt_that_was_replaced_stay_with_it() -> None:

@@ -32,7 +32,7 @@ def child(rank, port):
     def ended(code):
         (run_dir / f"end-{rank}").write_text(str(code))
 
-    deadline_s = 3.0 if case in ("hang", "held", *suspended) else 60.0
+    deadline_s = {"hang": 3.0, "held": 3.0, **dict.fromkeys(suspended, 6.0)}.get(case, 60.0)
     outside = watch.Watchdog(deadline_s)
     seen = watch.Watch(RunDir(run_dir, 1, world), world, deadline_s, outside, ended)
     seen.moved(1)
@@ -50,6 +50,9 @@ def child(rank, port):
         seen.leave(85)
         os._exit(85)
     if case == "held" and rank == 1:
+        while not list((run_dir / "attempts" / "0001").glob("rank-00001.json")):
+            time.sleep(0.1)
+        time.sleep(1)
         ctypes.PyDLL(None).read(os.pipe()[0], ctypes.c_char(), 1)  # and keeps the interpreter
     while True:
         if case != "hang":
@@ -73,7 +76,7 @@ def send(number, pid):
 
 if case in suspended:
     time.sleep(1)
-    for number, wait_s in ((signal.SIGSTOP, 5), (signal.SIGCONT, 0)):
+    for number, wait_s in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
         for pid in pids:
             send(number, pid)
             time.sleep(1.2 if case == "skew" and pid == pids[1] else 0.2)
