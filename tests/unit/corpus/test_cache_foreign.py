@@ -317,12 +317,17 @@ def test_two_sets_share_the_bound_of_one_cache(
     assert sets[0].tokenizer_folder != sets[1].tokenizer_folder
 
 
-def test_a_full_disk_is_told_before_a_cache_is_made(
-    server: FileServer, settings: CacheSettings, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_told_and_leaves_what_is_there(
+    server: FileServer, settings: CacheSettings, small_disk: Path
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.mkdir", full)
+    user = small_disk / "filler"
+    with open(user, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    before = snapshot(user)
+    settings = replace(settings, folder=str(small_disk))
     with pytest.raises(SystemFault, match="no space left while writing .*fitb-shard-cache"):
         ShardSet.open(server.url, "train", settings)
+    assert touched(before, user) == []
+    user.unlink()
+    ShardSet.open(server.url, "train", settings).fetch(range(10))
