@@ -82,10 +82,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises: SystemFault where the disk or quota is full; the old file stays.
     """
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with naming_full_disk(path):
         try:
-            with open(part, "wb") as file:
+            with open(part, "xb") as file:  # never through a link that lies there
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -102,7 +102,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     No other process on any host uses that name, so two that write the same file do no harm.
     """
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(4)}.part")
     with naming_full_disk(path):
         try:
             yield part

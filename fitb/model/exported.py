@@ -7,6 +7,7 @@ edit, is only asked to be text. Nothing here needs torch.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _FORMAT = 1
 _CARD = "README.md"
 _OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _WEIGHTS = "model.safetensors"
+_UNRECORDED = (*_OBJECTS, _WEIGHTS, "vocab.txt", "special_tokens_map.json", "added_tokens.json")
 
 
 def seal(folder: Path, step: int) -> None:
@@ -32,6 +34,25 @@ def seal(folder: Path, step: int) -> None:
     }
     record = {"format": _FORMAT, "step": step, "files": files}
     fsio.write_json(folder / RECORD, {**record, "sha256": fsio.sha256_json(record)})
+
+
+def keep_others(old: Path, new: Path) -> None:
+    """Copy into a new export what somebody has put beside the files of the old one.
+
+    Args:
+        new: sealed; what is copied is not part of its record.
+    """
+    try:
+        ours = {*_record(old)["files"], RECORD, _CARD}
+    except (OSError, ValueError):
+        ours = {*_UNRECORDED, RECORD, _CARD}
+    for path in sorted(old.iterdir()) if old.is_dir() else ():
+        if path.name in ours or (new / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def step_of(folder: Path) -> int | None:

@@ -34,7 +34,7 @@ HEARTBEAT_S = 10.0
 SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: dead
 _POLL_S = 0.5
 _TOKEN = "token"
-_CLAIM = ".claim-"  # in checkpoints/, what becomes a folder of attempts/
+CLAIM = ".claim-"  # in checkpoints/, what becomes a folder of attempts/
 _ATTEMPT, _FENCE = r"(\d+)(?:\.ended)?", r"\.(\d+)"  # .ended: see has_ended
 _AT_ONCE = "{} is being taken over by another job at this moment; one job at a time can write a run"
 _GONE = (
@@ -298,7 +298,7 @@ def _claim(run: Path, owner: Owner) -> None:
 
     Raises: RunTaken where another has that number; ConfigError where they are two filesystems.
     """
-    claim = run / "checkpoints" / (_CLAIM + owner.nonce)
+    claim = run / "checkpoints" / (CLAIM + owner.nonce)
     folder = _folder(run, owner.attempt)
     try:
         os.mkdir(claim)

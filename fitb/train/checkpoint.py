@@ -249,7 +249,7 @@ def last_saved(run: Path) -> int:
             " restore or remove it"
         ) from error
     known = ("save", "resume", "requeue", "stop", None)  # None: of done.json
-    records = [*fsio.read_lines(run / "events.jsonl"), done]
+    records = [*fsio.read_records(run / "events.jsonl"), done]
     return max(record.get("step") or 0 for record in records if record.get("event") in known)
 
 
@@ -259,7 +259,7 @@ def _check_never_saved(run: Path) -> None:
     Every save is an event. A run that has logged or exported something, and whose events are gone
     as well, is not taken for one that never saved.
     """
-    events = fsio.read_lines(run / "events.jsonl")
+    events = fsio.read_records(run / "events.jsonl")
     begun = sum(event.get("event") == "attempt" for event in events)
     left = [name for name in ("metrics.jsonl", "export") if _holds_something(run / name)]
     if step := last_saved(run):

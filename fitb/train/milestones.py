@@ -119,6 +119,7 @@ def _write_export(
         card = _model_card(copy, step, parts, run, config, metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")
         exported.seal(folder, step)
+        exported.keep_others(run.export, folder)
 
 
 def mend_export(parts: Parts, run: RunDir, config: Config) -> None:

@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -24,10 +25,15 @@ from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError, SystemFault
 from fitb.train import attempt
 from fitb.train.attempt import Replaced
-from fitb.train.checkpoint import on_all, on_main
+from fitb.train.checkpoint import last_saved, on_all, on_main
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
+# What a run makes, replaces and removes in its folder.
+_REPLACED = (
+    *("config.yaml", "provenance.json", "metrics.jsonl", "wandb_id"),
+    *("checkpoints", "attempts", "export", "rows"),
+)
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "wandb")
 
 
@@ -104,6 +110,7 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     path = Path(config.run_dir)
 
     def enter() -> tuple[int, Config]:
+        _refuse_other(path)
         path.mkdir(parents=True, exist_ok=True)
         for folder in ("checkpoints", "logs"):
             (path / folder).mkdir(exist_ok=True)
@@ -139,6 +146,36 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     return run, config
 
 
+def _refuse_other(path: Path) -> None:
+    """Refuse a folder that is no run and holds files of the names that a run replaces or removes.
+
+    A run is told by `attempts/`, which every start makes before it writes anything else; one of
+    before there was that, by the attempts in its events.
+
+    Raises: ConfigError
+    """
+    attempts = path / "attempts"
+    names = os.listdir(attempts) if attempts.is_dir() else []
+    if names and all(re.fullmatch(r"\d{4,}(\.ended)?", name) for name in names):
+        return
+    events = fsio.read_records(path / "events.jsonl", "event")
+    if any(event["event"] == "attempt" for event in events):
+        return
+    others = [name for name in _REPLACED if _holds(path / name)]
+    if others:
+        raise ConfigError(
+            f"{path} is not the folder of a run, and holds {', '.join(others)}, which a run would"
+            " replace; move that away, or choose another --run_dir"
+        )
+
+
+def _holds(path: Path) -> bool:
+    """Whether a name stands for more than an empty folder; what a killed start left is nothing."""
+    if path.is_dir():
+        return any(not name.startswith(attempt.CLAIM) for name in os.listdir(path))
+    return os.path.lexists(path)
+
+
 def _begun(path: Path, config: Config) -> Config | None:
     """Return the configuration, with its own algorithms, of a run that has logged or saved a step.
 
@@ -146,7 +183,7 @@ def _begun(path: Path, config: Config) -> Config | None:
     """
     saved, logged = path / "config.yaml", path / "metrics.jsonl"
     begun = logged.exists() and logged.stat().st_size > 0
-    begun = begun or any((path / "checkpoints").glob("step-*"))
+    begun = begun or any((path / "checkpoints").glob("step-*")) or last_saved(path) > 0
     if not (begun and saved.exists()):
         return None
     old = _read_config(saved)

@@ -38,7 +38,7 @@ class Mending:
     """A run with an export of step 8, the best one, that resumes at step 16."""
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
-        self.config, self.run = config, open_run(config, World())
+        self.config, (self.run, _) = config, open_run(config, World())
         self.parts: Any = SimpleNamespace(
             engine=SimpleNamespace(
                 world=World(), objective=SimpleNamespace(student=SimpleNamespace(model=student(0)))
@@ -207,3 +207,22 @@ def test_a_checkpoint_that_is_damaged_too_is_no_source(mending: Mending) -> None
     gone(mending.run.export)
     with pytest.raises(DataError, match="not what was written"):
         mending.mend()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_somebody_put_beside_an_export_is_there_after_the_next_one(
+    mending: Mending, recorded: bool
+) -> None:
+    export = mending.run.export
+    if not recorded:  # as an older fitb left it
+        (export / exported.RECORD).unlink()
+    (export / "notes.txt").write_text("mine")
+    (export / "onnx").mkdir()
+    (export / "onnx" / "model.onnx").write_text("mine, too")
+    (export / "link").symlink_to("notes.txt")
+    mending.export(16)
+    assert (export / "notes.txt").read_text() == "mine"
+    assert (export / "onnx" / "model.onnx").read_text() == "mine, too"
+    assert (export / "link").is_symlink()
+    assert exported.damage(export) is None and exported.step_of(export) == 16
+    assert "notes.txt" not in fsio.read_json(export / exported.RECORD)["files"]

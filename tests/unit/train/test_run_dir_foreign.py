@@ -1,0 +1,46 @@
+"""A run does not enter a folder whose files it would replace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from snapshot import snapshot, touched
+
+from fitb.config import Config
+from fitb.errors import ConfigError
+from fitb.train.rundir import open_run
+from fitb.world import World
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "metrics.jsonl", "export/model.bin", "checkpoints/step-100/a", "attempts/a"],
+)
+def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(
+    name: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    (home / name).parent.mkdir(parents=True)
+    (home / name).write_text("mine")
+    (home / "logs").mkdir()
+    before = snapshot(home)
+    with pytest.raises(ConfigError, match=f"{name.partition('/')[0]}.*; move that away, or choose"):
+        open_run(Config(run_dir=str(home)), World(0, 1, 0))
+    assert touched(before, home) == []
+    (home / name.partition("/")[0]).rename(tmp_path / "away")
+    (home / "notes.txt").write_text("mine")
+    for _ in range(2):
+        run, _ = open_run(Config(run_dir=str(home)), World(0, 1, 0))
+        run.leave(0)
+    assert (home / "notes.txt").read_text() == "mine"
+
+
+def test_a_start_that_was_killed_before_it_had_a_number_leaves_a_folder_for_the_next(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "checkpoints" / ".claim-0123456789abcdef" / "token").mkdir(parents=True)
+    run, _ = open_run(Config(run_dir=str(tmp_path)), World(0, 1, 0))
+    assert run.attempt == 1
+    run.leave(0)
