@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
@@ -19,12 +18,9 @@ from typing import Any
 
 from fitb.errors import DataError, SystemFault
 from fitb.modes import match_modes
+from fitb.renameat2 import EXCHANGE, NOREPLACE, UNSUPPORTED, rename
 
 logger = logging.getLogger(__name__)
-_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # EINVAL: fsync of a folder, on CIFS
-_THERE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-_AT_FDCWD = -100
-_NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2
 _ASIDE = ".old"  # of a folder between two renames, where names cannot be exchanged
 
 
@@ -52,7 +48,7 @@ def fsync_dir(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             raise
     finally:
         os.close(handle)
@@ -156,11 +152,11 @@ def _put(scratch: Path, path: Path, replace: bool) -> Path | None:
 
     Raises: FileExistsError
     """
-    if _rename(scratch, path, _NOREPLACE):
+    if rename(scratch, path, NOREPLACE):
         return None
     if not replace:
         raise FileExistsError(f"{path} is there, and must not be replaced")
-    if _rename(scratch, path, _EXCHANGE):
+    if rename(scratch, path, EXCHANGE):
         return scratch
     aside = scratch.with_suffix(_ASIDE)
     path.rename(aside)
@@ -184,39 +180,15 @@ def put_back(path: Path, room: Path) -> bool:
     Returns: whether there was one to put back.
     """
     found = False
-    for aside in sorted(room.glob(f".{path.name}.*{_ASIDE}")):
-        with contextlib.suppress(OSError):
-            aside.rename(path)
-            found = True
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in sorted(os.listdir(room)):
+            if name.startswith(f".{path.name}.") and name.endswith(_ASIDE):
+                with contextlib.suppress(OSError):
+                    (room / name).rename(path)
+                    found = True
     if found:
         fsync_dir(path.parent)
     return found
-
-
-def _rename(source: Path, target: Path, flag: int) -> bool:
-    """Rename with a flag of renameat2; False where that cannot be.
-
-    With _NOREPLACE that is where the target exists; with _EXCHANGE where the kernel or the
-    filesystem knows no exchange. Where it does not know the other either, a plain rename is as
-    good: it never puts a folder over one that holds anything.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    number = errno.ENOSYS
-    if call is not None:
-        if not call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag):
-            return True
-        number = ctypes.get_errno()
-    failure = OSError(number, os.strerror(number), str(target))
-    try:
-        if number not in (*_UNSUPPORTED, errno.EPERM):  # EPERM: a container's filter of calls
-            raise failure
-        if flag == _NOREPLACE:
-            os.rename(source, target)
-        return flag == _NOREPLACE
-    except OSError as error:
-        if flag == _NOREPLACE and error.errno in _THERE:
-            return False
-        raise
 
 
 def set_aside(path: Path) -> Path:

@@ -50,7 +50,7 @@ def reading(what: str, source: str, *files: str) -> Iterator[None]:
     except (FitbError, MemoryError):
         raise
     except Exception as error:
-        there = (name for name in files if (Path(source) / name).is_file())
+        there = (name for name in files if os.path.isfile(Path(source) / name))
         raise not_found(what, source, next(there, files[0]), error) from error
 
 

@@ -49,8 +49,8 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    whole, pieces, settings = (find_file(source, name) for name in (_WHOLE, _PIECES, _SETTINGS))
     with reading("tokenizer", source, _WHOLE, _PIECES):
+        whole, pieces, settings = (find_file(source, name) for name in (_WHOLE, _PIECES, _SETTINGS))
         said = json.loads(settings.read_text(encoding="utf-8")) if settings else {}
         if whole is None and "auto_map" in said:
             raise DataError(

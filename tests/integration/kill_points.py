@@ -39,7 +39,7 @@ from fitb.world import World
 ACTIONS = [
     *((os, name) for name in ("mkdir", "rename", "replace", "fsync", "open", "rmdir", "unlink")),
     (builtins, "open"),
-    (fsio, "_rename"),
+    (fsio, "rename"),
     (dist, "broadcast_object_list"),
     (dist, "all_gather_object"),
 ]
@@ -142,8 +142,8 @@ def export(run: RunDir, step: int) -> None:
 def export_of_a_case(folder: Path, way: str, n: int, pids: int) -> None:
     """Export twice, the last time with the kill."""
     if way == "two renames":
-        real = fsio._rename
-        fsio._rename = lambda *args: args[2] != fsio._EXCHANGE and real(*args)
+        real = fsio.rename
+        fsio.rename = lambda *args: args[2] != fsio.EXCHANGE and real(*args)
     run, seen = RunDir(folder, attempt.take(folder, {}), World()), 0
     export(run, 1)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fitb import fsio
+from fitb import fsio, renameat2
 from fitb.errors import DataError, SystemFault
 
 
@@ -112,7 +112,7 @@ def test_a_reader_never_sees_a_gap_or_a_part(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from fitb import fsio
+from fitb import fsio, renameat2
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 setattr(os, sys.argv[2], die)
 fsio.write_atomic(pathlib.Path(sys.argv[1]), "new")
@@ -194,7 +194,7 @@ def test_what_another_process_of_the_same_number_has_is_left_alone(tmp_path, lef
 
 def without_renameat2(monkeypatch):
     """As on a filesystem or a libc that cannot exchange names."""
-    monkeypatch.setattr(fsio.ctypes, "CDLL", lambda *args, **kwargs: object())
+    monkeypatch.setattr(renameat2.ctypes, "CDLL", lambda *args, **kwargs: object())
 
 
 @pytest.fixture(params=["exchange", "two renames"])
@@ -208,7 +208,7 @@ def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(tmp_path, mon
     path, done = tmp_path / "folder", []
     path.mkdir()
     (path / "old").write_text("old")
-    fsync, rename = os.fsync, fsio._rename
+    fsync, rename = os.fsync, fsio.rename
 
     def noted(handle):
         done.append(os.readlink(f"/proc/self/fd/{handle}"))
@@ -219,7 +219,7 @@ def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(tmp_path, mon
         return rename(source, target, flag)
 
     monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(fsio, "_rename", renamed)
+    monkeypatch.setattr(fsio, "rename", renamed)
     with fsio.folder_written_whole(path) as scratch:
         (scratch / "sub").mkdir()
         for name in ("a", "sub/b"):

@@ -34,6 +34,8 @@ def test_a_damaged_end_is_no_end_and_the_run_is_started(
     (tmp_path / "done.json").write_bytes(damage)
     assert already_over(tmp_path, source=Source("7"), steps=3) is None
     assert any("done.json is damaged" in message for message in caplog.messages)
+    for name, more in (("attempt", {}), ("stop", {"exit_code": FINISHED})):
+        append_line(tmp_path / "events.jsonl", {"event": name, "attempt": 1, **more})
     assert decide(tmp_path, FINISHED, source=Source("7")).exit_code == FINISHED
     assert already_over(tmp_path, source=Source("7"), steps=0)
 

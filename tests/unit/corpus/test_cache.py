@@ -227,7 +227,7 @@ def test_a_manifest_names_no_file_outside_its_folder(
 ) -> None:
     manifest = json.loads((local / "manifest.json").read_text())
     manifest["shards"][3]["file"] = name
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path, manifest)
     with FileServer(tmp_path) as server, pytest.raises(DataError, match="a name without folders"):
         ShardSet.open(server.url, "train", settings)
 

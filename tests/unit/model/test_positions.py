@@ -14,6 +14,7 @@ from transformers import AutoConfig, BertForMaskedLM
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
 from fitb.config_io import to_yaml
 from fitb.corpus.shards import read_manifest
+from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.errors import ConfigError, ContractError, DataError
 from fitb.fsio import read_json, write_json
 from fitb.infer.scorer import load_scorer
@@ -139,8 +140,9 @@ def test_models_and_rows_longer_than_they_were_trained_at_are_no_contract(
     make_folder, tokenizer, shard_set
 ):
     loaded = load_model(make_folder(trained_length=24), tokenizer=tokenizer)
-    manifest = {"length": 32, "tokenizer": {"fingerprint": "", "vocab_size": len(tokenizer)}}
-    plain = Loaded(loaded.model, "old")
+    entry = describe_tokenizer(Path(tokenizer.name_or_path))
+    manifest = {"length": 32, "tokenizer": entry}
+    plain = Loaded(loaded.model, "old", tokenizer_fingerprint=entry["fingerprint"])
     with pytest.raises(ContractError, match=r"the teacher .* rows of 24 tokens, these have 32"):
         check_contract(
             tokenizer=tokenizer,
