@@ -25,6 +25,7 @@ from fitb.data.masking import Vocabulary, word_numbers
 from fitb.infer.blanks import Layout
 from fitb.infer.decode import decode
 from fitb.infer.lexicon import lexicon_of
+from fitb.infer.passes import Found, PassLimits, Steps, drive
 from fitb.infer.refine import refine
 from fitb.infer.request import Order, score_of
 from fitb.infer.rules import WordOrSpan
@@ -32,6 +33,7 @@ from fitb.infer.scorer import Scorer, load_scorer
 
 _WORDS = 31  # what a key is for
 _METHODS = ("beam", "greedy", "marginals", "left_to_right", "refine", "unknown_length")
+_LIMITS = PassLimits()
 
 
 @dataclass(frozen=True)
@@ -133,16 +135,21 @@ def _search(
     scorer: Scorer, words: Sequence[Word], beam: int, order: Order = "confidence"
 ) -> NDArray[np.bool_]:
     layouts = [word.layout(scorer, len(word.tokens)) for word in words]
-    beams = decode(scorer, layouts, [beam] * len(words), [order] * len(words))
+    beams = _driven(scorer, decode(layouts, [beam] * len(words), [order] * len(words), _LIMITS))
     if order == "refine":
         beams = [
-            refine(scorer, layout, found, beam)
+            _driven(scorer, refine(layout, found, beam, _LIMITS))
             for layout, found in zip(layouts, beams, strict=True)
         ]
     return np.array(
         [found[0].tokens == word.tokens for found, word in zip(beams, words, strict=True)],
         dtype=np.bool_,
     )
+
+
+def _driven(scorer: Scorer, search: Steps[Found]) -> Found:
+    (found,) = drive(scorer, [search], _LIMITS)
+    return found
 
 
 def _marginals(scorer: Scorer, words: Sequence[Word], batch: int = 32) -> NDArray[np.bool_]:
@@ -167,7 +174,8 @@ def _unknown_length(
     found: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in words]
     for length in config.lengths:
         layouts = [word.layout(scorer, length, "word") for word in words]
-        beams = decode(scorer, layouts, [config.beam] * len(words), ["confidence"] * len(words))
+        orders: list[Order] = ["confidence"] * len(words)
+        beams = _driven(scorer, decode(layouts, [config.beam] * len(words), orders, _LIMITS))
         for mine, beam in zip(found, beams, strict=True):
             mine += [(score_of(one.log_probability, length), one.tokens) for one in beam]
     return np.array(

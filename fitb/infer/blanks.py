@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fitb.errors import ConfigError, DataError
 from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
-from fitb.infer.rules import OPEN, Budget, Rule, rules_of, tokens_of
+from fitb.infer.rules import OPEN, Reader, Rule, rules_of
 from fitb.infer.surface import continues_word
 from fitb.infer.windows import num_window_tokens
 
@@ -163,10 +163,9 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
         tuple(lexicon.encode(text[begin:end]))
         for begin, end in zip(edges[::2], edges[1::2], strict=True)
     )
-    budget = Budget()
+    reader = Reader(lexicon)
     groups = tuple(
-        _group(lexicon, request, blanks, numbers, budget, max_length)
-        for numbers in _groups(request, blanks)
+        _group(reader, request, blanks, numbers, max_length) for numbers in _groups(request, blanks)
     )
     prepared = Prepared(request, lexicon, blanks, segments, groups, MAX_TOKENS, max_length)
     shortest = prepared.length(prepared.shortest())
@@ -192,11 +191,10 @@ def _groups(request: FillRequest, blanks: Sequence[Blank]) -> list[tuple[int, ..
 
 
 def _group(
-    lexicon: Lexicon,
+    reader: Reader,
     request: FillRequest,
     blanks: Sequence[Blank],
     numbers: tuple[int, ...],
-    budget: Budget,
     max_length: int,
 ) -> Group:
     given = request.constraints
@@ -207,7 +205,7 @@ def _group(
     constraints = [given[min(n, len(given) - 1)] if given else Constraint() for n in numbers]
     glued = [continues_word(request.text, blanks[n].begin) for n in numbers]
     answers = [
-        tokens_of(lexicon, constraint.candidates, mine)
+        reader.candidates(constraint.candidates, mine)
         for constraint, mine in zip(constraints, glued, strict=True)
     ]
     lengths = set.intersection(
@@ -234,7 +232,7 @@ def _group(
             numbers, constraints, glued, answers, strict=True
         ):
             fit = [tokens for tokens in mine if len(tokens) == length]
-            found += rules_of(lexicon, blanks[number].kind, constraint, is_glued, fit, budget)
+            found += rules_of(reader, blanks[number].kind, constraint, is_glued, fit)
         rules[length] = tuple(found)
     return Group(numbers, rules, {t: written for mine in answers for t, written in mine.items()})
 

@@ -1,4 +1,4 @@
-"""A beam over the slots of many texts at once: joint answers, one forward pass per wave.
+"""A beam over the slots of a text: joint answers, as a search that stops for each forward pass.
 
 A filling's log-probability is the sum over its pieces of log p(piece | the text and the pieces that
 were filled before it, the slots still open being [MASK]). Pieces that are tied to one another
@@ -6,26 +6,28 @@ were filled before it, the slots still open being [MASK]). Pieces that are tied 
 `confidence` the next slot is a function of what was filled, so the fillings are the leaves of a
 tree, and a beam as wide as the tree finds the best of them all.
 
-Legend: V vocabulary, M variables asked about.
+No more is kept of a wave than the beam is wide, however many answers are looked at.
+
+Legend: V vocabulary, M variables asked about, C choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fitb.infer.blanks import Layout
+from fitb.infer.passes import Pass, PassLimits, Room, Steps
 from fitb.infer.request import Order
-from fitb.infer.rules import OPEN, Rule
-from fitb.infer.scorer import Scorer
+from fitb.infer.rules import OPEN, Test
 
-_MAX_TOKENS = 8192  # of a forward pass, padding included
-_ENOUGH_TOKENS = 1024  # a pass of as many gains little by more rows, and loses by padding
-_GROWTH = 1.1  # of the rows of such a pass
-_MAX_SLOTS = 1024  # through the head at a time: (1024, 30522) fp32 is 125 MB
+PATIENCE = 128  # tokens that are judged, or hypotheses made, before others may go on
+SLACK = 1e-9  # of sums of log-probabilities in another order
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Question:
 
     Args:
         hypothesis: what stands in the layout; the variables asked about count as open.
-        width: likeliest tokens wanted of each.
+        variables: of which the surest is answered.
+        width: likeliest tokens wanted of it.
         first: of a single variable, a token whose log-probability is wanted before those.
     """
 
@@ -71,17 +74,41 @@ class Question:
     first: int = OPEN
 
 
-Choices = list[tuple[int, float]]  # (token, log-probability), likeliest first
+@dataclass(frozen=True)
+class Choices:
+    """The likeliest tokens that the rules of a variable allow, likeliest first.
+
+    Args:
+        tokens: (C,) int64.
+        log_probs: (C,) float64.
+    """
+
+    variable: int
+    tokens: NDArray[np.int64]
+    log_probs: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def first(self, number: int) -> Choices:
+        return Choices(self.variable, self.tokens[:number].copy(), self.log_probs[:number].copy())
+
+
+Take = Callable[[int, Choices | None], None]
 
 
 def decode(
-    scorer: Scorer, layouts: Sequence[Layout], widths: Sequence[int], orders: Sequence[Order]
-) -> list[list[Hypothesis]]:
+    layouts: Sequence[Layout],
+    widths: Sequence[int],
+    orders: Sequence[Order],
+    limits: PassLimits,
+) -> Steps[list[list[Hypothesis]]]:
     """Fill every layout; return the complete hypotheses of each, the most probable first.
 
     Args:
         widths: of the beam of each layout.
         orders: of each; refine begins as confidence does.
+        limits: of a forward pass.
     """
     beams = [[_open(layout)] for layout in layouts]
     while True:
@@ -93,22 +120,74 @@ def decode(
         ]
         if not active:
             return beams
-        questions = [
-            Question(
-                layouts[number],
-                hypothesis,
-                _askable(layouts[number], hypothesis, orders[number]),
-                widths[number],
-            )
-            for number, hypothesis in active
+        questions = []
+        for number, hypothesis in active:
+            askable = _askable(layouts[number], hypothesis, orders[number])
+            questions.append(Question(layouts[number], hypothesis, askable, widths[number]))
+            yield None
+        grown = {number: Grown(widths[number]) for number, _ in active}
+        yield from ask(questions, partial(_grow, active, grown), limits)
+        for number, found in grown.items():
+            beams[number] = yield from found.best()
+
+
+@dataclass
+class Grown:
+    """What hypotheses grow into by one token: no more than the best `width` and their equals.
+
+    Args:
+        width: of the beam.
+        parts: hypotheses, the tokens that one of their variables may have, and the log-probability
+            to which those of the tokens are added.
+    """
+
+    width: int
+    parts: list[tuple[Hypothesis, Choices, float]] = field(default_factory=list)
+    _size: int = 0
+
+    def add(self, hypothesis: Hypothesis, choices: Choices, before: float) -> None:
+        self.parts.append((hypothesis, choices, before))
+        self._size += len(choices)
+        if self._size > 8 * self.width:
+            self.prune()
+
+    def prune(self) -> None:
+        """Drop what is not among the best."""
+        if self._size <= self.width:
+            return
+        scores = [before + choices.log_probs for _, choices, before in self.parts]
+        least = np.partition(np.concatenate(scores), -self.width)[-self.width]
+        least -= SLACK * max(1.0, abs(least))
+        kept = [int((mine >= least).sum()) for mine in scores]
+        self.parts = [
+            (hypothesis, choices.first(number), before)
+            for (hypothesis, choices, before), number in zip(self.parts, kept, strict=True)
+            if number
         ]
-        grown: dict[int, list[Hypothesis]] = {number: [] for number, _ in active}
-        for (number, hypothesis), choices in zip(active, ask(scorer, questions), strict=True):
-            if all(choices.values()):  # else nothing may stand in some place: a dead end
-                _, variable = max((found[0][1], -v) for v, found in choices.items())
-                grown[number] += [hypothesis.with_token(-variable, *c) for c in choices[-variable]]
-        for number, hypotheses in grown.items():
-            beams[number] = best(hypotheses, widths[number])
+        self._size = sum(kept)
+
+    def best(self) -> Steps[list[Hypothesis]]:
+        """Return the best, the most probable first."""
+        self.prune()
+        found = []
+        for hypothesis, choices, _ in self.parts:
+            pairs = zip(choices.tokens.tolist(), choices.log_probs.tolist(), strict=True)
+            for token, log_prob in pairs:
+                found.append(hypothesis.with_token(choices.variable, token, log_prob))
+                if len(found) % PATIENCE == 0:
+                    yield None
+        return best(found, self.width)
+
+
+def _grow(
+    active: Sequence[tuple[int, Hypothesis]],
+    grown: dict[int, Grown],
+    asked: int,
+    choices: Choices | None,
+) -> None:
+    number, hypothesis = active[asked]
+    if choices is not None:  # else nothing may stand in some place: a dead end
+        grown[number].add(hypothesis, choices, hypothesis.log_probability)
 
 
 def best(hypotheses: Sequence[Hypothesis], width: int) -> list[Hypothesis]:
@@ -117,16 +196,23 @@ def best(hypotheses: Sequence[Hypothesis], width: int) -> list[Hypothesis]:
     return ranked[:width]
 
 
-def ask(scorer: Scorer, questions: Sequence[Question]) -> Iterator[dict[int, Choices]]:
-    """Yield for each question the likeliest tokens that its rules allow, of each variable asked.
+def ask(questions: Sequence[Question], take: Take, limits: PassLimits) -> Steps[None]:
+    """Hand on, for each question, the choices of the surest of its variables, as they come.
 
-    Rows of all questions are mixed, short ones with short ones, as many as a forward pass may hold.
+    None where nothing may stand in one of the variables asked about. Short rows come first, as many
+    at a time as a forward pass may hold.
+
+    Args:
+        take: is told the number of a question, and its answer.
     """
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].layout.row))
-    answers: dict[int, dict[int, Choices]] = {}
-    for part in _parts(questions, order):
-        answers |= zip(part, _ask_part(scorer, [questions[n] for n in part]), strict=True)
-    return (answers[number] for number in range(len(questions)))
+    for part in _parts(questions, order, limits):
+        asked = [questions[number] for number in part]
+        logits = yield _pass(asked)
+        assert logits is not None
+        answers = yield from _answers(asked, logits)
+        for number, choices in zip(part, answers, strict=True):
+            take(number, choices)
 
 
 def _open(layout: Layout) -> Hypothesis:
@@ -146,62 +232,70 @@ def _askable(layout: Layout, hypothesis: Hypothesis, order: Order) -> tuple[int,
     return tuple(found)
 
 
-def _parts(questions: Sequence[Question], order: Sequence[int]) -> Iterator[list[int]]:
+def _parts(
+    questions: Sequence[Question], order: Sequence[int], limits: PassLimits
+) -> Iterator[list[int]]:
     """Cut questions, shortest rows first, into what one forward pass holds."""
+    room = Room(limits)
     part: list[int] = []
-    slots = 0
     for number in order:
-        question = questions[number]
-        more = sum(len(question.layout.variables[v]) for v in question.variables)
-        length = len(question.layout.row)
-        tokens = (len(part) + 1) * length
-        shortest = len(questions[part[0]].layout.row) if part else length
-        pads = tokens > _ENOUGH_TOKENS and length > _GROWTH * shortest
-        if part and (pads or tokens > _MAX_TOKENS or slots + more > _MAX_SLOTS):
+        layout, variables = questions[number].layout, questions[number].variables
+        size = [len(layout.row)], sum(len(layout.variables[v]) for v in variables)
+        if not room.add(*size):
             yield part
-            part, slots = [], 0
+            room, part = Room(limits), []
+            room.add(*size)
         part.append(number)
-        slots += more
     if part:
         yield part
 
 
-def _ask_part(scorer: Scorer, questions: Sequence[Question]) -> list[dict[int, Choices]]:
-    rows = [question.layout.filled(_shown(question)) for question in questions]
-    slots = [
-        [slot for v in question.variables for slot in question.layout.variables[v]]
-        for question in questions
-    ]
-    log_probs = scorer.logits(rows, slots).log_softmax(dim=-1)
+def _pass(questions: Sequence[Question]) -> Pass:
+    return Pass(
+        [question.layout.filled(_shown(question)) for question in questions],
+        [
+            [slot for v in question.variables for slot in question.layout.variables[v]]
+            for question in questions
+        ],
+    )
+
+
+def _answers(questions: Sequence[Question], logits: torch.Tensor) -> Steps[list[Choices | None]]:
+    """Return the choices of the surest variable of each question."""
+    log_probs = logits.log_softmax(dim=-1)
     asked = [(question, v) for question in questions for v in question.variables]
     log_probs = _tied(log_probs, [len(q.layout.variables[v]) for q, v in asked])  # (M, V)
-    _apply_masks(log_probs, asked)
+    tests = yield from _apply_rules(log_probs, questions)
+    rows = yield from _surest(log_probs, questions, tests)
+    plain = [row for row in rows if row is not None and not tests[row]]
     widest = min(max(question.width for question in questions), log_probs.shape[1])
-    top = log_probs.topk(widest, dim=-1)
-    found = iter(zip(asked, top.indices.tolist(), top.values.tolist(), log_probs, strict=True))
-    answers: list[dict[int, Choices]] = []
-    for question in questions:
-        mine: dict[int, Choices] = {}
-        for _ in question.variables:
-            (_, variable), tokens, values, all_of_them = next(found)
-            if _rules(question, variable):
-                choices = _tested(question, variable, tokens, values, all_of_them)
-            else:
-                choices = list(zip(tokens, values, strict=True))[: question.width]
-            if question.first != OPEN:
-                others = [choice for choice in choices if choice[0] != question.first]
-                choices = [(question.first, float(all_of_them[question.first])), *others]
-            mine[variable] = choices
-        answers.append(mine)
+    top = (log_probs if len(plain) == len(log_probs) else log_probs[plain]).topk(widest, dim=-1)
+    likeliest = iter(zip(top.indices.numpy(), top.values.numpy(), strict=True))
+    answers: list[Choices | None] = []
+    for question, row in zip(questions, rows, strict=True):
+        if row is None:
+            answers.append(None)
+            continue
+        if tests[row]:
+            tokens, values = yield from _tested(log_probs[row], tests[row], question.width)
+        else:
+            tokens, values = next(likeliest)
+            possible = min(question.width, int((values > -np.inf).sum()))
+            tokens, values = tokens[:possible].copy(), values[:possible]
+        if question.first != OPEN:
+            others = tokens != question.first
+            tokens = np.concatenate([[question.first], tokens[others]])
+            values = np.concatenate([[log_probs[row, question.first]], values[others]])
+        answers.append(Choices(asked[row][1], tokens, values.astype(np.float64)))
     return answers
 
 
 def _shown(question: Question) -> list[int]:
     """The tokens that are shown to the model: what is asked about is not."""
-    return [
-        OPEN if variable in question.variables else token
-        for variable, token in enumerate(question.hypothesis.tokens)
-    ]
+    shown = list(question.hypothesis.tokens)
+    for variable in question.variables:
+        shown[variable] = OPEN
+    return shown
 
 
 def _tied(log_probs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -213,59 +307,80 @@ def _tied(log_probs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     return summed.index_add_(0, variable, log_probs)
 
 
-def _rules(question: Question, variable: int) -> tuple[Rule, ...]:
-    layout = question.layout
-    return layout.rules[layout.group_of[variable]]
+def _apply_rules(log_probs: torch.Tensor, questions: Sequence[Question]) -> Steps[list[list[Test]]]:
+    """Make impossible, in place, what no mask allows; return the tests of each row."""
+    tests: list[list[Test]] = []
+    for question in questions:
+        layout, shown = question.layout, _shown(question)
+        group_of = layout.group_of
+        for variable in question.variables:
+            rules, group = layout.rules[group_of[variable]], layout.groups[group_of[variable]]
+            pieces, at = [shown[v] for v in group], group.index(variable)
+            masks = [mask for rule in rules if (mask := rule.mask(pieces, at)) is not None]
+            if masks:
+                forbidden = torch.from_numpy(~np.logical_and.reduce(masks))
+                log_probs[len(tests), : len(forbidden)].masked_fill_(forbidden, -np.inf)
+            tests.append([test for rule in rules if (test := rule.test(pieces, at)) is not None])
+            yield None
+    return tests
 
 
-def _pieces(question: Question, variable: int) -> tuple[list[int], int]:
-    """Return the tokens of the variable's group as the rules see them, and its place in it."""
-    layout, shown = question.layout, _shown(question)
-    group = layout.groups[layout.group_of[variable]]
-    return [shown[v] for v in group], group.index(variable)
-
-
-def _apply_masks(log_probs: torch.Tensor, asked: Sequence[tuple[Question, int]]) -> None:
-    """Make impossible, in place, what no rule allows."""
-    for row, (question, variable) in enumerate(asked):
-        rules = _rules(question, variable)
-        if not rules:
+def _surest(
+    log_probs: torch.Tensor, questions: Sequence[Question], tests: Sequence[list[Test]]
+) -> Steps[list[int | None]]:
+    """Return the row of the surest variable of each question; None where one has no choice."""
+    likeliest = log_probs.amax(dim=-1).tolist()
+    found: list[int | None] = []
+    begin = 0
+    for question in questions:
+        rows = range(begin, begin := begin + len(question.variables))
+        if question.first != OPEN:
+            found.append(rows[0])
             continue
-        pieces, at = _pieces(question, variable)
-        masks = [mask for rule in rules if (mask := rule.mask(pieces, at)) is not None]
-        if masks:
-            forbidden = ~np.logical_and.reduce(masks)
-            log_probs[row, : len(forbidden)].masked_fill_(torch.from_numpy(forbidden), -np.inf)
+        if len(rows) > 1:
+            for row in rows:
+                if tests[row] and likeliest[row] > -np.inf:
+                    _, values = yield from _tested(log_probs[row], tests[row], 1)
+                    likeliest[row] = values[0] if len(values) else -np.inf
+        possible = min(likeliest[row] for row in rows) > -np.inf
+        ranked = zip(rows, question.variables, strict=True)
+        found.append(
+            max(ranked, key=lambda one: (likeliest[one[0]], -one[1]))[0] if possible else None
+        )
+    return found
 
 
 def _tested(
-    question: Question,
-    variable: int,
-    tokens: Sequence[int],
-    values: Sequence[float],
-    all_of_them: torch.Tensor,
-) -> Choices:
-    """Return the likeliest tokens that pass every test; all are tried where the first do not do."""
-    rules = _rules(question, variable)
-    pieces, at = _pieces(question, variable)
-    found: Choices = []
+    log_probs: torch.Tensor, tests: Sequence[Test], width: int
+) -> Steps[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Return the likeliest tokens that pass every test, and their log-probabilities.
 
-    def passes(token: int) -> bool:
-        return all(rule.test(pieces, at, token) for rule in rules)
+    All are tried where the first do not do.
 
-    for token, value in zip(tokens, values, strict=True):
-        if value == -np.inf:
-            return found
-        if passes(token):
-            found.append((token, value))
-        if len(found) == question.width:
-            return found
-    if len(tokens) == len(all_of_them):
-        return found
-    ranked = all_of_them.sort(descending=True, stable=True)
-    for token, value in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True):
-        if value == -np.inf or len(found) == question.width:
+    Args:
+        log_probs: (V,).
+    """
+    tokens: list[int] = []
+    values: list[float] = []
+    few = min(width + PATIENCE, len(log_probs))
+    for tried, (token, value) in enumerate(_ranked(log_probs, few)):
+        if value == -np.inf or len(tokens) == width:
             break
-        if token not in tokens and passes(token):
-            found.append((token, value))
-    return found
+        if all(test(token) for test in tests):
+            tokens.append(token)
+            values.append(value)
+        if tried % PATIENCE == 0:
+            yield None
+    return np.array(tokens, np.int64), np.array(values, np.float32)
+
+
+def _ranked(log_probs: torch.Tensor, few: int) -> Iterator[tuple[int, float]]:
+    """Yield all tokens with their values, likeliest first; sort all where a few do not do."""
+    top = log_probs.topk(few)
+    first = top.indices.tolist()
+    yield from zip(first, top.values.tolist(), strict=True)
+    seen = set(first)
+    ranked = log_probs.sort(descending=True, stable=True)
+    for token, value in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True):
+        if token not in seen:
+            yield token, value

@@ -13,6 +13,7 @@ from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare
 from fitb.infer.config import FillConfig
 from fitb.infer.decode import Hypothesis, decode
 from fitb.infer.lexicon import CONTINUED
+from fitb.infer.passes import PassLimits, Steps, drive
 from fitb.infer.refine import refine
 from fitb.infer.request import (
     Answer,
@@ -54,20 +55,28 @@ def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
 def fill_prepared(scorer: Scorer, prepared: Sequence[Prepared]) -> list[Filled]:
     """Fill prepared texts, mixed freely: none sees another, and none waits for another's wave.
 
-    Raises: ConfigError where a regex takes too long.
+    Raises: ConfigError where a regex is too complex.
     """
-    layouts = [_layouts(scorer, one) for one in prepared]
-    owners = [number for number, mine in enumerate(layouts) for _ in mine]
-    flat = [layout for mine in layouts for layout in mine]
-    widths = [_width(prepared[owner]) for owner in owners]
-    orders = [prepared[owner].request.search.order for owner in owners]
-    found: list[list[tuple[Layout, Hypothesis]]] = [[] for _ in prepared]
-    beams = decode(scorer, flat, widths, orders)
-    for owner, layout, width, order, beam in zip(owners, flat, widths, orders, beams, strict=True):
+    limits = PassLimits()
+    return drive(scorer, [search(one, limits) for one in prepared], limits)
+
+
+def search(prepared: Prepared, limits: PassLimits) -> Steps[Filled]:
+    """Fill a prepared text, as a search that whoever drives it gives forward passes.
+
+    Args:
+        limits: of a forward pass.
+    Raises: ConfigError where a regex is too complex.
+    """
+    layouts = yield from _layouts(prepared, limits)
+    width, order = _width(prepared), prepared.request.search.order
+    beams = yield from decode(layouts, [width] * len(layouts), [order] * len(layouts), limits)
+    found: list[tuple[Layout, Hypothesis]] = []
+    for layout, beam in zip(layouts, beams, strict=True):
         if order == "refine" and len(layout.variables) > 1 and beam:
-            beam = refine(scorer, layout, beam, width)
-        found[owner] += [(layout, hypothesis) for hypothesis in beam]
-    return [_filled(one, mine) for one, mine in zip(prepared, found, strict=True)]
+            beam = yield from refine(layout, beam, width, limits)
+        found += [(layout, hypothesis) for hypothesis in beam]
+    return (yield from _filled(prepared, found))
 
 
 def _width(prepared: Prepared) -> int:
@@ -77,15 +86,15 @@ def _width(prepared: Prepared) -> int:
     return max(search.beam, search.top_k, candidates)
 
 
-def _layouts(scorer: Scorer, prepared: Prepared) -> list[Layout]:
+def _layouts(prepared: Prepared, limits: PassLimits) -> Steps[list[Layout]]:
     """Return the layouts of a text that are looked at: all of them where there are 64 at most."""
     allowed = [sorted(group.rules) for group in prepared.groups]
     if prepared.num_layouts > MAX_LAYOUTS:
-        allowed = _likeliest_lengths(scorer, prepared)
+        allowed = yield from _likeliest_lengths(prepared, limits)
     return [prepared.layout(pieces) for pieces in prepared.lengths(allowed)]
 
 
-def _likeliest_lengths(scorer: Scorer, prepared: Prepared) -> list[list[int]]:
+def _likeliest_lengths(prepared: Prepared, limits: PassLimits) -> Steps[list[list[int]]]:
     """Return for each group of blanks its likeliest lengths, as many as make 64 combinations.
 
     Each is judged by a greedy search in which all other groups are at their shortest.
@@ -99,7 +108,7 @@ def _likeliest_lengths(scorer: Scorer, prepared: Prepared) -> list[list[int]]:
         <= prepared.max_length
     }
     layouts = list(trials.values())
-    beams = decode(scorer, layouts, [1] * len(layouts), [order] * len(layouts))
+    beams = yield from decode(layouts, [1] * len(layouts), [order] * len(layouts), limits)
     scores = {
         trial: _score(layout, beam[0]) if beam else -math.inf
         for (trial, layout), beam in zip(trials.items(), beams, strict=True)
@@ -118,7 +127,7 @@ def _score(layout: Layout, hypothesis: Hypothesis) -> float:
     return score_of(hypothesis.log_probability, sum(map(len, layout.variables)))
 
 
-def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> Filled:
+def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> Steps[Filled]:
     ranked = sorted(found, key=lambda one: (-_score(*one), one[1].tokens))
     fillings: dict[str, Filling] = {}  # by sentence: two ways to spell it are one answer
     for layout, hypothesis in ranked:
@@ -126,6 +135,7 @@ def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> F
         fillings.setdefault(filling.sentence, filling)
         if len(fillings) == prepared.request.search.top_k:
             break
+        yield None
     return Filled(prepared.request.text, prepared.blanks, tuple(fillings.values()))
 
 

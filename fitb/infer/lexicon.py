@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTINUED = "##"  # begins a piece that continues a word
+_LONGEST_WORD = 100  # characters; WordPiece knows no longer one either
 _UNUSED = re.compile(r"\[unused\d+\]")  # BERT's places for words to come
 
 
@@ -50,8 +51,9 @@ class Lexicon:
     def encode_continued(self, text: str) -> list[int] | None:
         """Return the ids of a text that continues a word: its first piece begins with '##'.
 
-        None where the vocabulary has no such pieces. The longest piece that fits is taken, as
-        WordPiece does (Wu et al. 2016, https://arxiv.org/abs/1609.08144).
+        None where the vocabulary has no such pieces, or the word is too long for it. The longest
+        piece that fits is taken, as WordPiece does (Wu et al. 2016,
+        https://arxiv.org/abs/1609.08144).
         """
         head, *rest = re.split(r"(?<=\w)(?=\W)", self.normalise(text), maxsplit=1)
         ids = self._inner_pieces(head)
@@ -61,14 +63,26 @@ class Lexicon:
         """Return a text as the tokenizer normalises it: lowercase, without accents, if it does."""
         return _normalised(self._tokenizer, text)
 
+    @cached_property
+    def _inner(self) -> dict[str, int]:
+        """Ids of the pieces that continue a word, without their '##'."""
+        return {
+            piece.removeprefix(CONTINUED): number
+            for number, piece in enumerate(self.pieces)
+            if self.continues[number]
+        }
+
     def _inner_pieces(self, text: str) -> list[int] | None:
+        if len(text) > _LONGEST_WORD:
+            return None
         ids: list[int] = []
-        while text:
-            for end in range(len(text), 0, -1):
-                found = self._tokenizer.token_to_id(CONTINUED + text[:end])
+        begin, longest = 0, max(map(len, self._inner), default=0)
+        while begin < len(text):
+            for end in range(min(len(text), begin + longest), begin, -1):
+                found = self._inner.get(text[begin:end])
                 if found is not None:
                     ids.append(found)
-                    text = text[end:]
+                    begin = end
                     break
             else:
                 return None

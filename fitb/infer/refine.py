@@ -9,71 +9,122 @@ one slot at a time and with a beam.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from fitb.infer.blanks import Layout
-from fitb.infer.decode import Choices, Hypothesis, Question, ask, best
-from fitb.infer.scorer import Scorer
+from fitb.infer.decode import PATIENCE, Choices, Grown, Hypothesis, Question, ask, best
+from fitb.infer.passes import PassLimits, Steps
 
 _MAX_ROUNDS = 10
 
+Tokens = tuple[int, ...]
+
 
 def refine(
-    scorer: Scorer, layout: Layout, hypotheses: Sequence[Hypothesis], width: int
-) -> list[Hypothesis]:
+    layout: Layout,
+    hypotheses: Sequence[Hypothesis],
+    width: int,
+    limits: PassLimits,
+) -> Steps[list[Hypothesis]]:
     """Improve complete hypotheses; return the best, each piece scored given all others.
 
     Args:
         hypotheses: complete, of one layout.
         width: of the beam.
+        limits: of a forward pass.
     """
-    known: dict[tuple[int, ...], list[Choices]] = {}
-    beam = _scored(scorer, layout, [one.tokens for one in hypotheses], width, known)
+    known: dict[Tokens, _Scored] = {}
+    yield from _score(layout, [one.tokens for one in hypotheses], width, known, limits)
+    beam = [one.hypothesis for one in known.values()]
     for _ in range(_MAX_ROUNDS):
-        tried = {one.tokens for one in beam}
-        changed = [tokens for tokens in _neighbours(beam, known, width) if tokens not in tried]
-        after = best([*beam, *_scored(scorer, layout, changed, width, known)], width)
+        promising = yield from _neighbours([known[one.tokens] for one in beam], width)
+        yield from _score(layout, promising, width, known, limits)
+        after = best([*beam, *(known[tokens].hypothesis for tokens in promising)], width)
         if after == beam:
             break
         beam = after
+        for one in known.keys() - {one.tokens for one in beam}:
+            known[one].changes = None  # it never comes back
     return best(beam, width)
 
 
-def _scored(
-    scorer: Scorer,
+@dataclass
+class _Scored:
+    """A filling, each piece scored given all others.
+
+    Args:
+        changes: of one piece, the most promising; None where they are not needed.
+    """
+
+    hypothesis: Hypothesis
+    changes: Grown | None
+
+
+def _score(
     layout: Layout,
-    fillings: Sequence[tuple[int, ...]],
+    fillings: Sequence[Tokens],
     width: int,
-    known: dict[tuple[int, ...], list[Choices]],
-) -> list[Hypothesis]:
-    """Ask for every variable of every filling given the others; `known` keeps what was said.
+    known: dict[Tokens, _Scored],
+    limits: PassLimits,
+) -> Steps[None]:
+    """Ask for every variable of every filling that is not known yet, given the others.
 
     A piece's own log-probability is looked up among the answers, which always hold it first.
     """
-    variables = range(len(layout.variables))
+    size = len(layout.variables)
     new = [tokens for tokens in dict.fromkeys(fillings) if tokens not in known]
-    questions = [
-        Question(layout, Hypothesis(tokens, (0.0,) * len(tokens)), (v,), width, tokens[v])
-        for tokens in new
-        for v in variables
-    ]
-    answers = ask(scorer, questions)
+    questions = []
     for tokens in new:
-        known[tokens] = [next(answers)[v] for v in variables]
-    return [
-        Hypothesis(tokens, tuple(choices[0][1] for choices in known[tokens]))
-        for tokens in dict.fromkeys(fillings)
-    ]
+        given = Hypothesis(tokens, (0.0,) * size)
+        questions += [Question(layout, given, (v,), width, tokens[v]) for v in range(size)]
+        yield None
+    answers: list[list[Choices]] = [[] for _ in new]
+
+    def take(asked: int, choices: Choices | None) -> None:
+        filling, _ = divmod(asked, size)
+        assert choices is not None
+        mine = answers[filling]
+        mine.append(choices)
+        if len(mine) == size:
+            own = Hypothesis(new[filling], tuple(float(one.log_probs[0]) for one in mine))
+            known[new[filling]] = _Scored(own, _changes(own, mine, width))
+            mine.clear()
+
+    yield from ask(questions, take, limits)
 
 
-def _neighbours(
-    beam: Sequence[Hypothesis], known: dict[tuple[int, ...], list[Choices]], width: int
-) -> list[tuple[int, ...]]:
+def _changes(filling: Hypothesis, answers: Sequence[Choices], width: int) -> Grown:
+    """Return the most promising changes of one piece; an answer's first token is what stands."""
+    found = Grown(width)
+    for choices in answers:
+        others = Choices(choices.variable, choices.tokens[1:], choices.log_probs[1:])
+        without = filling.log_probability - filling.log_probs[choices.variable]
+        found.add(filling, others, without)
+    found.prune()
+    return found
+
+
+def _neighbours(beam: Sequence[_Scored], width: int) -> Steps[list[Tokens]]:
     """Return the fillings that differ from one of the beam in one piece and promise most."""
-    promised: dict[tuple[int, ...], float] = {}
-    for one in beam:
-        for variable, choices in enumerate(known[one.tokens]):
-            for token, log_prob in choices[1:]:
-                gain = one.log_probability - one.log_probs[variable] + log_prob
-                tokens = one.with_token(variable, token, log_prob).tokens
-                promised[tokens] = max(gain, promised.get(tokens, gain))
+    parts = [part for one in beam if one.changes for part in one.changes.parts]
+    if not parts:
+        return []
+    gains = np.concatenate([without + choices.log_probs for _, choices, without in parts])
+    ends = np.cumsum([len(choices) for _, choices, _ in parts])
+    promised: dict[Tokens, float] = {}
+    last = 0.0
+    for number, entry in enumerate(np.argsort(-gains, kind="stable").tolist()):
+        gain = float(gains[entry])
+        if len(promised) >= width and gain < last:
+            break
+        last = gain
+        part = int(np.searchsorted(ends, entry, side="right"))
+        filling, choices, _ = parts[part]
+        token = int(choices.tokens[entry - int(ends[part])])  # counted from its end
+        log_prob = float(choices.log_probs[entry - int(ends[part])])
+        promised.setdefault(filling.with_token(choices.variable, token, log_prob).tokens, gain)
+        if number % PATIENCE == 0:
+            yield None
     return sorted(promised, key=lambda tokens: (-promised[tokens], tokens))[:width]

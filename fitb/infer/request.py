@@ -74,6 +74,15 @@ class FillRequest:
     same: tuple[tuple[int, ...], ...] = ()
 
 
+def constraint_chars(request: FillRequest) -> int:
+    """Characters of all words that the constraints of a text list."""
+    return sum(
+        len(word)
+        for one in request.constraints
+        for word in (*one.candidates, *one.banned, one.prefix)
+    )
+
+
 @dataclass(frozen=True)
 class Blank:
     """A blank as the user wrote it: characters begin to end of the request's text."""

@@ -1,33 +1,36 @@
 """Which pieces may stand where in a blank: its kind, and what the user asks of its answer.
 
 A rule sees the pieces of one blank of a known number of pieces, OPEN where nothing stands yet.
-`mask` is fast and says which tokens are possible at a place; `test` looks at one token at a time,
-likeliest first, and is only there where a text must be read.
+`mask` is fast and says which tokens are possible at a place; `test` judges one token at a time,
+likeliest first, and is only there where a text must be read. Both are asked once for a place: what
+is the same for all tokens is worked out once.
 
 Legend: V vocabulary.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-import regex
 from numpy.typing import NDArray
 
 from fitb.errors import ConfigError
 from fitb.infer import surface
 from fitb.infer.lexicon import Lexicon
+from fitb.infer.pattern import Pattern
 from fitb.infer.request import Constraint, Kind
 
 OPEN = -1
 _MAX_CANDIDATES = 10_000
 
 Pieces = Sequence[int]
+Test = Callable[[int], bool]  # of a token
 
 
 class Rule(Protocol):
@@ -42,8 +45,8 @@ class Rule(Protocol):
         """Return which tokens may stand at a place, (V,) bool; None for all."""
         ...
 
-    def test(self, pieces: Pieces, at: int, token: int) -> bool:
-        """Say whether a token that `mask` lets through may stand there."""
+    def test(self, pieces: Pieces, at: int) -> Test | None:
+        """Return what says whether a token that `mask` lets through may stand there; None: all."""
         ...
 
 
@@ -63,8 +66,8 @@ class WordOrSpan:
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         return self._goes_on if at or self.glued else self._begins
 
-    def test(self, pieces: Pieces, at: int, token: int) -> bool:
-        return True
+    def test(self, pieces: Pieces, at: int) -> Test | None:
+        return None
 
     @cached_property
     def _begins(self) -> NDArray[np.bool_]:
@@ -87,41 +90,27 @@ class OneOf:
     in_order: bool = False
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
+        known = [
+            self._having.get((place, piece), set())
+            for place, piece in enumerate(pieces)
+            if piece != OPEN and place != at
+        ]
+        fitting = set.intersection(*known) if known else range(len(self.answers))
         allowed = np.zeros(len(self.lexicon.pieces), dtype=np.bool_)
-        for answer in self.answers:
-            others = zip(pieces, answer, strict=True)
-            if all(
-                piece in (OPEN, mine) or place == at for place, (piece, mine) in enumerate(others)
-            ):
-                allowed[answer[at]] = True
+        allowed[[self.answers[number][at] for number in fitting]] = True
         return allowed
 
-    def test(self, pieces: Pieces, at: int, token: int) -> bool:
-        return True
+    def test(self, pieces: Pieces, at: int) -> Test | None:
+        return None
 
-
-class Budget:
-    """Time that a request's regular expressions may take in all: none can hold a process up."""
-
-    def __init__(self, seconds: float = 2.0) -> None:
-        self._given_s = self._left_s = seconds
-
-    def matches(self, pattern: regex.Pattern[str], text: str, partial: bool) -> bool:
-        began_s = time.monotonic()
-        try:
-            if self._left_s <= 0:
-                raise TimeoutError
-            # concurrent: other threads run meanwhile
-            return bool(
-                pattern.fullmatch(text, partial=partial, timeout=self._left_s, concurrent=True)
-            )
-        except TimeoutError:
-            self._left_s = 0.0  # the timer's clock may run ahead of ours
-            raise ConfigError(
-                f"the regex took more than {self._given_s:g} s; give a simpler one, or candidates"
-            ) from None
-        finally:
-            self._left_s -= time.monotonic() - began_s
+    @cached_property
+    def _having(self) -> dict[tuple[int, int], set[int]]:
+        """The numbers of the answers that have a token at a place."""
+        found = defaultdict(set)
+        for number, answer in enumerate(self.answers):
+            for place_and_token in enumerate(answer):
+                found[place_and_token].add(number)
+        return dict(found)
 
 
 @dataclass(frozen=True)
@@ -132,19 +121,41 @@ class Matches:
     """
 
     lexicon: Lexicon
-    pattern: regex.Pattern[str]
-    budget: Budget
+    pattern: Pattern
     in_order: bool = True
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         return self.lexicon.is_text
 
-    def test(self, pieces: Pieces, at: int, token: int) -> bool:
-        filled = [*pieces[:at], token, *pieces[at + 1 :]]
-        whole = OPEN not in filled
-        known = filled if whole else filled[: at + 1]
-        text = surface.join([self.lexicon.pieces[piece] for piece in known])
-        return self.budget.matches(self.pattern, text, partial=not whole)
+    def test(self, pieces: Pieces, at: int) -> Test | None:
+        text, whole = _around(self.lexicon, pieces, at)
+        judge = self.pattern.matches if whole else self.pattern.begins
+        return lambda token: judge(text(token))
+
+
+@dataclass(frozen=True)
+class Begins:
+    """An answer that begins with a prefix, which is normalised."""
+
+    lexicon: Lexicon
+    prefix: str
+    in_order: bool = True
+
+    def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
+        return self.lexicon.is_text
+
+    def test(self, pieces: Pieces, at: int) -> Test | None:
+        text, whole = _around(self.lexicon, pieces, at)
+        prefix = self._in_case(self.prefix)
+
+        def judge(token: int) -> bool:
+            found = self._in_case(text(token))
+            return found.startswith(prefix) or (not whole and prefix.startswith(found))
+
+        return judge
+
+    def _in_case(self, text: str) -> str:
+        return text.lower() if self.lexicon.lowercases else text
 
 
 @dataclass(frozen=True)
@@ -158,43 +169,106 @@ class NotBanned:
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         return None
 
-    def test(self, pieces: Pieces, at: int, token: int) -> bool:
-        filled = [*pieces[:at], token, *pieces[at + 1 :]]
-        if OPEN in filled:
-            return True
-        text = surface.join([self.lexicon.pieces[piece] for piece in filled]).lower()
-        return text not in self.words and not self.words & set(regex.findall(r"\w+", text))
+    def test(self, pieces: Pieces, at: int) -> Test | None:
+        if OPEN in (*pieces[:at], *pieces[at + 1 :]):
+            return None
+        text, _ = _around(self.lexicon, pieces, at)
+
+        def judge(token: int) -> bool:
+            found = text(token).lower()
+            return found not in self.words and self.words.isdisjoint(re.findall(r"\w+", found))
+
+        return judge
+
+
+def _around(lexicon: Lexicon, pieces: Pieces, at: int) -> tuple[Callable[[int], str], bool]:
+    """Return what puts a token at a place, and whether the text is whole then.
+
+    The text ends behind the token where pieces to its right are open.
+    """
+    whole = OPEN not in (*pieces[:at], *pieces[at + 1 :])
+    before = surface.join([lexicon.pieces[piece] for piece in pieces[:at]])
+    after = [lexicon.pieces[piece] for piece in pieces[at + 1 :]] if whole else []
+
+    def text(token: int) -> str:
+        found = surface.append(before, lexicon.pieces[token])
+        for piece in after:
+            found = surface.append(found, piece)
+        return found
+
+    return text, whole
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Constraints of one text in the form that its rules take; each part is read once.
+
+    Args:
+        lexicon: of the model.
+    """
+
+    lexicon: Lexicon
+    _patterns: dict[str, Pattern] = field(default_factory=dict)
+    _banned: dict[tuple[str, ...], frozenset[str]] = field(default_factory=dict)
+    _candidates: dict[tuple[tuple[str, ...], bool], dict[tuple[int, ...], str]] = field(
+        default_factory=dict
+    )
+
+    @property
+    def num_patterns(self) -> int:
+        return len(self._patterns)
+
+    def pattern(self, regex: str) -> Pattern:
+        """Compile a regex. Raises: ConfigError where it is none."""
+        if regex not in self._patterns:
+            self._patterns[regex] = Pattern(regex, self.lexicon.lowercases)
+        return self._patterns[regex]
+
+    def banned(self, words: tuple[str, ...]) -> frozenset[str]:
+        """Normalise banned words."""
+        if words not in self._banned:
+            self._banned[words] = frozenset(
+                self.lexicon.normalise(word).lower().strip() for word in words
+            )
+        return self._banned[words]
+
+    def candidates(self, written: tuple[str, ...], glued: bool) -> dict[tuple[int, ...], str]:
+        """Return the tokens of each candidate, with the candidate as the user wrote it.
+
+        Raises: ConfigError where the vocabulary cannot write one.
+        """
+        if (written, glued) not in self._candidates:
+            self._candidates[written, glued] = tokens_of(self.lexicon, written, glued)
+        return self._candidates[written, glued]
 
 
 def rules_of(
-    lexicon: Lexicon,
+    reader: Reader,
     kind: Kind,
     constraint: Constraint,
     glued: bool,
     answers: Sequence[tuple[int, ...]],
-    budget: Budget,
 ) -> list[Rule]:
     """Return what must hold in a blank.
 
     Args:
+        reader: of the text's constraints.
         glued: whether a letter or a digit touches the blank on its left.
         answers: tokens of the constraint's candidates that are as long as the blank.
-        budget: of the request.
     Raises: ConfigError where the regex is none.
     """
+    lexicon = reader.lexicon
     rules: list[Rule] = []
     if constraint.candidates:
         rules.append(OneOf(lexicon, tuple(answers)))
     elif kind != "mask":
         rules.append(WordOrSpan(lexicon, kind, glued))
-    patterns = [constraint.regex] if constraint.regex else []
+    if constraint.regex:
+        rules.append(Matches(lexicon, reader.pattern(constraint.regex)))
     if constraint.prefix:
-        patterns.append(f"(?s){regex.escape(lexicon.normalise(constraint.prefix))}.*")
-    for pattern in patterns:
-        rules.append(Matches(lexicon, _compiled(pattern, lexicon), budget))
+        rules.append(Begins(lexicon, lexicon.normalise(constraint.prefix)))
     if constraint.banned:
-        words = frozenset(lexicon.normalise(word).lower().strip() for word in constraint.banned)
-        rules.append(NotBanned(lexicon, words))
+        rules.append(NotBanned(lexicon, reader.banned(constraint.banned)))
     return rules
 
 
@@ -219,11 +293,3 @@ def tokens_of(
             )
         found.setdefault(tuple(ids), candidate)
     return found
-
-
-def _compiled(pattern: str, lexicon: Lexicon) -> regex.Pattern[str]:
-    flags = regex.IGNORECASE if lexicon.lowercases else 0
-    try:
-        return regex.compile(pattern, flags)
-    except regex.error as error:
-        raise ConfigError(f"regex does not compile: {error.msg} at position {error.pos}") from error

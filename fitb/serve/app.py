@@ -52,6 +52,7 @@ _REASONS = {
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body is not of type application/json.",
+    421: "The Host header is no name of this server.",
     422: "It breaks a limit, or cannot be filled.",
     500: "The server failed.",
     503: "No model yet, or too many texts wait; Retry-After says when to try again.",

@@ -17,15 +17,16 @@ class Limits:
     Args:
         body_bytes: of its body.
         texts: in it.
-        chars: of a text, and of a candidate, a prefix or a banned word.
+        chars: of a text, and of all candidates, prefixes and banned words of a text together.
         blanks: of a text.
         beam: partial fillings kept.
         max_pieces: pieces of a blank of unknown length.
         top_k: fillings returned.
-        candidates: of a constraint, and its banned words.
+        candidates: of a text, over all its constraints; and as many banned words.
         regex_chars: of a regular expression.
         text_tokens: tokens that filling a text takes through the model at most, all passes of the
-            search together; this bounds how long a text can hold the model.
+            search together.
+        answer_chars: of all sentences of an answer together.
     """
 
     body_bytes: int = 1_000_000
@@ -38,6 +39,7 @@ class Limits:
     candidates: int = 1000
     regex_chars: int = 200
     text_tokens: int = 262_144
+    answer_chars: int = 1_000_000
 
     def __post_init__(self) -> None:
         _check_at_least_one(self)
@@ -56,13 +58,18 @@ class ServeConfig:
         token_file: file that holds the bearer token which clients must send; FITB_SERVE_TOKEN in
             the environment does the same.
         threads: threads of the model; 0 leaves the number to PyTorch.
-        max_batch_texts: texts filled at once; 1 handles each alone.
-        max_batch_tokens: tokens of a batch, as `limits.text_tokens` counts them.
+        max_batch_texts: texts that share a forward pass; 1 handles each alone.
+        max_batch_tokens: tokens of a forward pass, padding included. Between two passes the model
+            is free for others: with fewer, short texts wait less while long ones are filled.
         max_queue: texts that may wait for the model.
-        deadline_s: an answer that takes longer is given up.
-        read_s: a client that takes longer to send its request is cut off.
+        deadline_s: an answer that takes longer is given up, and no longer computed.
+        read_s: a client that takes longer to send its request, or to take its answer, is cut off.
         stop_s: after SIGTERM, what is not answered by then is given up.
-        max_connections: open at a time; further ones are turned away.
+        max_connections: open at a time; for further ones the oldest that only wait are closed.
+        max_connections_per_address: the same of one client. Loopback, where a reverse proxy may
+            stand, is bounded by max_connections alone.
+        allowed_hosts: names by which clients may call the server (their Host header), besides those
+            of loopback. None: on loopback without a token, those of loopback alone; else any.
         limits: of one request.
     """
 
@@ -74,12 +81,14 @@ class ServeConfig:
     token_file: str | None = None
     threads: int = 0
     max_batch_texts: int = 64
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int = 1024
     max_queue: int = 512
     deadline_s: float = 10.0
     read_s: float = 10.0
     stop_s: float = 20.0
     max_connections: int = 1000
+    max_connections_per_address: int = 100
+    allowed_hosts: list[str] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -100,12 +109,15 @@ class ServeConfig:
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.host == "localhost" or is_loopback(self.host)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this is an address of loopback."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _check_at_least_one(config: Any, but: tuple[str, ...] = ()) -> None:

@@ -2,6 +2,9 @@
 
 uvicorn bounds none of these: a client that sends nothing, or a byte a second, would keep its place
 for ever, and one whose next request meets the end of its connection would not be answered.
+
+Who comes when all places are taken gets that of the connection which has waited longest for a
+request to come, among those of the address that has most of them: whoever holds many loses first.
 """
 
 from __future__ import annotations
@@ -10,26 +13,90 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fitb.serve.config import is_loopback
 
 _HEAD_BYTES = 65_536  # of request line and headers
 _LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
 
 
+class Places:
+    """Places for connections, by address; all on the event loop.
+
+    Args:
+        most: of all addresses together.
+        of_address: of one that is not loopback.
+    """
+
+    def __init__(self, most: int, of_address: int) -> None:
+        self._most = most
+        self._of_address = of_address
+        self._taken: Counter[str] = Counter()
+        # Those that wait for a request to come, the longest first.
+        self._waiting: defaultdict[str, dict[Bounded, None]] = defaultdict(dict)
+
+    def take(self, address: str) -> bool:
+        """Take a place, if need be that of another connection; say whether there was one."""
+        if self._taken[address] >= self._most_of(address) and not self._close_one_of([address]):
+            return False
+        if self._taken.total() >= self._most and not self._close_one_of(self._waiting):
+            return False
+        self._taken[address] += 1
+        return True
+
+    def leave(self, connection: Bounded, address: str) -> None:
+        """Give a place back."""
+        self.go_on(connection, address)
+        self._taken[address] -= 1
+        if not self._taken[address]:
+            del self._taken[address]
+
+    def wait(self, connection: Bounded, address: str) -> None:
+        """Note that a connection waits for a request to come."""
+        self._waiting[address].pop(connection, None)
+        self._waiting[address][connection] = None
+
+    def go_on(self, connection: Bounded, address: str) -> None:
+        """Note that it does not wait any more."""
+        mine = self._waiting.get(address, {})
+        mine.pop(connection, None)
+        if not mine:
+            self._waiting.pop(address, None)
+
+    def _most_of(self, address: str) -> int:
+        return self._most if is_loopback(address) else self._of_address
+
+    def _close_one_of(self, addresses: Iterable[str]) -> bool:
+        """Close the connection that waits longest of the address that has most of them."""
+        waiting = [address for address in addresses if self._waiting.get(address)]
+        if not waiting:
+            return False
+        address = max(waiting, key=self._taken.__getitem__)
+        next(iter(self._waiting[address])).give_way()
+        return True
+
+
 class Bounded(HttpToolsProtocol):
     """A connection of uvicorn; `bounded` makes its bounds."""
 
-    max_connections: int
+    places: Places
     read_s: float
-    _due: asyncio.TimerHandle | None = None
+    _address = ""
+    _has_place = False
+    _due: asyncio.TimerHandle | None = None  # set while it waits for a request to come
+    _untaken: asyncio.TimerHandle | None = None  # set while an answer waits for its client
     _head_bytes = 0  # of a head that is not complete; negative once it is
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        self._address = self.client[0] if self.client else ""
+        self._has_place = self.places.take(self._address)
+        if not self._has_place:
             transport.write(_TURNED_AWAY)
             transport.close()
             return
@@ -44,6 +111,10 @@ class Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._leave()
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -56,7 +127,8 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._wait_for_request()
+        if self._due is None:  # the first request of a connection has begun to come with it
+            self._wait_for_request()
 
     def on_headers_complete(self) -> None:
         self._head_bytes = -1
@@ -67,31 +139,61 @@ class Bounded(HttpToolsProtocol):
         self._stop_waiting()
         super().on_message_complete()
 
-    def _wait_for_request(self) -> None:
-        self._stop_waiting()
-        self._due = self.loop.call_later(self.read_s, self._too_slow)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._due is None and not self.transport.is_closing():
+            self.places.wait(self, self._address)
+        self._take_in_time()
 
-    def _too_slow(self) -> None:
+    def give_way(self) -> None:
+        """Close, for another connection to have the place."""
+        self._leave()
+        self._close(_TURNED_AWAY)
+
+    def _take_in_time(self) -> None:
+        """See to it that an answer is taken in read_s, or given up."""
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
+        if self.transport.get_write_buffer_size():
+            self._untaken = self.loop.call_later(self.read_s, self._not_taken)
+
+    def _not_taken(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def _leave(self) -> None:
+        if self._has_place:
+            self._has_place = False
+            self.places.leave(self, self._address)
+
+    def _wait_for_request(self) -> None:
+        self._due = self.loop.call_later(self.read_s, self._close, _TOO_SLOW)
+        self.places.wait(self, self._address)
+
+    def _close(self, answer: bytes) -> None:
         """Answer, where a request has begun and is not answered yet, and close."""
         begun = self._head_bytes != 0 and self.parser is not None
         if begun and not (self._head_bytes < 0 and self.cycle.response_started):
-            self.transport.write(_TOO_SLOW)
+            self.transport.write(answer)
         self.transport.close()
+        self._take_in_time()
 
     def _stop_waiting(self) -> None:
         if self._due is not None:
             self._due.cancel()
             self._due = None
+        self.places.go_on(self, self._address)
 
 
-def bounded(max_connections: int, read_s: float) -> type[Bounded]:
-    """Return a protocol for uvicorn that turns connections away and cuts slow ones off.
+def bounded(places: Places, read_s: float) -> type[Bounded]:
+    """Return a protocol for uvicorn that bounds the places of connections and cuts slow ones off.
 
     Args:
-        max_connections: open at a time.
+        places: of all of them.
         read_s: in which a request must have come, and an answer be taken.
     """
-    return type("Connection", (Bounded,), {"max_connections": max_connections, "read_s": read_s})
+    return type("Connection", (Bounded,), {"places": places, "read_s": read_s})
 
 
 def _plain(status: str, reason: str) -> bytes:

@@ -1,7 +1,6 @@
-"""From requests to filled texts: prepared in a few threads, batched for the one that owns a model.
+"""From requests to filled texts, encoded: prepared, searched and written down by one thread.
 
-A request crosses threads three times (event loop, preparation, model, event loop), and the answers
-of a batch come back to the event loop in one call.
+A request crosses threads twice, and the answers of a turn come back to the event loop in one call.
 """
 
 from __future__ import annotations
@@ -10,31 +9,36 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fitb.errors import FitbError
-from fitb.infer.blanks import Prepared, prepare
-from fitb.infer.fill import fill_prepared
-from fitb.infer.request import Filled, FillRequest
+from fitb.infer.blanks import MAX_LAYOUTS, Prepared, prepare
+from fitb.infer.fill import search
+from fitb.infer.passes import PassLimits, Steps, forward
+from fitb.infer.request import FillRequest, constraint_chars
 from fitb.infer.scorer import Scorer
-from fitb.serve.batcher import Batcher, Bounds, Job, QueueFull, Stopped, TooLate
+from fitb.serve import schema
 from fitb.serve.config import ServeConfig
 from fitb.serve.metrics import Metrics
 from fitb.serve.refusal import Refusal
+from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Stopped, TooLate
 
 logger = logging.getLogger(__name__)
+_POSITIONS = 128  # of a forward pass: of 30,522 logits in fp32 16 MB
+_PATTERN_WEIGHT = 8192  # a compiled regex takes half a megabyte, as a search of as many tokens may
+_CHAR_S = 1e-6  # that a character counts beforehand, so that short requests go first
+_HEAVY = 2  # texts of limits.text_tokens that may be under way
 
-Outcome = Filled | Exception
+Outcome = bytes | Exception
 
 
 class _Asked:
     """Texts of one request, and what became of them so far."""
 
-    def __init__(self, texts: int, future: asyncio.Future[list[Filled]]) -> None:
-        self.filled: list[Filled | None] = [None] * texts
+    def __init__(self, texts: int, future: asyncio.Future[list[bytes]]) -> None:
+        self.filled: list[bytes] = [b""] * texts
         self.open = texts
         self.future = future
-        self.jobs: list[Job[_Text]] = []
 
     def settle(self, number: int, outcome: Outcome) -> None:
         if self.future.done():
@@ -45,16 +49,16 @@ class _Asked:
         self.filled[number] = outcome
         self.open -= 1
         if not self.open:
-            self.future.set_result(self.filled)  # type: ignore[arg-type]
+            self.future.set_result(self.filled)
 
 
-class _Text:
-    """A prepared text, and whose it is."""
+class _Text(Job[bytes]):
+    """One text of a request."""
 
-    __slots__ = ("asked", "number", "prepared")
-
-    def __init__(self, prepared: Prepared, asked: _Asked, number: int) -> None:
-        self.prepared = prepared
+    def __init__(
+        self, begin: partial[tuple[int, Steps[bytes]]], asked: _Asked, number: int
+    ) -> None:
+        super().__init__(begin)
         self.asked = asked
         self.number = number
 
@@ -78,65 +82,73 @@ class Filler:
     ) -> None:
         self.name = name
         self._scorer = scorer
-        self._config = config
+        self._limits = config.limits
+        self._pass = PassLimits(config.max_batch_tokens, _POSITIONS)
         self._loop = loop
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="fitb-prepare")
-        self._batcher: Batcher[_Text, Filled] = Batcher(
-            lambda texts: fill_prepared(scorer, [text.prepared for text in texts]),
-            Bounds(config.max_batch_texts, config.max_batch_tokens, config.max_queue),
+        self._scheduler: Scheduler[bytes] = Scheduler(
+            partial(forward, scorer),
+            Bounds(
+                config.max_batch_texts,
+                self._pass,
+                config.max_queue,
+                _HEAVY * config.limits.text_tokens,
+            ),
             lambda settled: self._to_loop(_settle, settled),
             metrics.batches_of(name),
         )
-        metrics.watch_queue(name, self._batcher.__len__)
+        metrics.watch_queue(name, self._scheduler.__len__)
 
-    async def fill(self, requests: Sequence[FillRequest], deadline_s: float) -> list[Filled]:
-        """Fill texts, in batches with those of others.
+    async def fill(
+        self, requests: Sequence[FillRequest], deadline_s: float, gone: asyncio.Future[object]
+    ) -> list[bytes]:
+        """Fill texts, in turn with those of others; return what `schema.encoded` makes of each.
 
         Args:
-            deadline_s: on the clock of time.monotonic.
+            deadline_s: on the clock of time.monotonic; nothing is computed after it.
+            gone: done when the client leaves, and then nothing is computed either.
         Raises: Refusal: 422 what cannot be filled, 503 no room, 504 too late.
         """
         asked = _Asked(len(requests), self._loop.create_future())
+        texts: list[Job[bytes]] = [
+            _Text(partial(self._begin, request), asked, number)
+            for number, request in enumerate(requests)
+        ]
+        chars = sum(len(one.text) * one.search.top_k + constraint_chars(one) for one in requests)
+        request = Request(texts, deadline_s, served_s=_CHAR_S * chars)
         left_s = deadline_s - time.monotonic()
         late = self._loop.call_later(left_s, asked.settle, 0, TooLate())
+        gone.add_done_callback(lambda _: asked.settle(0, TooLate()))
         try:
-            self._pool.submit(self._admit, requests, asked, deadline_s)
+            self._scheduler.submit(request)
             return await asked.future
+        except (QueueFull, Stopped) as error:
+            raise _as_refusal(0, error) from None
         finally:
             late.cancel()
-            for job in asked.jobs:
-                job.wanted = False
+            request.wanted = False
 
     def close(self, timeout_s: float) -> None:
         """Fill what waits, within a bound, and take no more."""
-        self._pool.shutdown()
-        if not self._batcher.close(timeout_s):
+        if not self._scheduler.close(timeout_s):
             logger.warning("%s was still filling after %g s and is left", self.name, timeout_s)
 
-    def _admit(self, requests: Sequence[FillRequest], asked: _Asked, deadline_s: float) -> None:
-        number = 0
-        try:
-            jobs = []
-            for number, request in enumerate(requests):
-                if time.monotonic() > deadline_s:
-                    raise TooLate
-                prepared = prepare(self._scorer.tokenizer, request, self._scorer.max_length)
-                tokens = work_tokens(prepared)
-                self._check(tokens)
-                jobs.append(Job(_Text(prepared, asked, number), tokens, deadline_s))
-            asked.jobs = jobs
-            self._batcher.submit(jobs)
-        except Exception as error:
-            self._to_loop(asked.settle, number, error)
-
-    def _check(self, tokens: int) -> None:
-        most = self._config.limits.text_tokens
+    def _begin(self, request: FillRequest) -> tuple[int, Steps[bytes]]:
+        """Prepare a text; return its weight in memory, and the steps of filling it."""
+        prepared = prepare(self._scorer.tokenizer, request, self._scorer.max_length)
+        tokens, most = work_tokens(prepared), self._limits.text_tokens
         if tokens > most:
             raise Refusal(
                 422,
                 f"filling it would take some {tokens:,} tokens through the model, at most {most:,};"
                 " shorten the text, or lower beam, max_pieces or the number of blanks",
             )
+        patterns = {constraint.regex for constraint in request.constraints if constraint.regex}
+        return tokens + _PATTERN_WEIGHT * len(patterns), self._steps(prepared)
+
+    def _steps(self, prepared: Prepared) -> Steps[bytes]:
+        filled = yield from search(prepared, self._pass)
+        yield None
+        return schema.encoded(filled)
 
     def _to_loop(self, call: object, *args: object) -> None:
         try:
@@ -150,18 +162,27 @@ def work_tokens(prepared: Prepared) -> int:
     """Return how many tokens filling a text takes through the model at most, over all passes.
 
     Every layout is read once, and once more for each further slot by as many rows as its beam is
-    wide; `refine` looks at every slot twice more, mostly.
+    wide; `refine` looks at every slot twice more, mostly. Where there are too many layouts, each
+    length of each blank is tried before, greedily, all others at their shortest.
     """
-    search, groups = prepared.request.search, prepared.groups
+    asked, groups = prepared.request.search, prepared.groups
     slots = sum(max(group.rules) for group in groups)
-    width = max(search.beam, search.top_k, *(len(group.written) for group in groups))
-    passes = 1 + (slots - 1) * width + (2 * slots * width if search.order == "refine" else 0)
-    return prepared.num_tokens * passes
+    width = max(asked.beam, asked.top_k, *(len(group.written) for group in groups))
+    passes = 1 + (slots - 1) * width + (2 * slots * width if asked.order == "refine" else 0)
+    tokens = prepared.num_tokens * passes
+    if prepared.num_layouts > MAX_LAYOUTS:
+        shortest = prepared.shortest()
+        for group, least in zip(groups, shortest, strict=True):
+            for length in group.rules:
+                longer = (length - least) * len(group.blanks)
+                tokens += (sum(shortest) - least + length) * (prepared.length(shortest) + longer)
+    return tokens
 
 
-def _settle(settled: Sequence[tuple[Job[_Text], Outcome]]) -> None:
+def _settle(settled: Sequence[tuple[Job[bytes], Outcome]]) -> None:
     for job, outcome in settled:
-        job.work.asked.settle(job.work.number, outcome)
+        assert isinstance(job, _Text)
+        job.asked.settle(job.number, outcome)
 
 
 def _as_refusal(number: int, error: Exception) -> Exception:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fitb.serve.endpoint import PATH, FillEndpoint, send_json
+from fitb.serve.limits import Hosts
 from fitb.serve.metrics import Metrics
+from fitb.serve.refusal import Refusal
 
 logger = logging.getLogger(__name__)
 _CLOSE = (b"connection", b"close")
@@ -23,15 +25,22 @@ class Gate:
         fill: answers requests to its path.
         others: answers all others.
         metrics: told of every request.
+        hosts: by which it may be called; None: any.
         stopping: whether every answer asks its client to leave.
     """
 
     def __init__(
-        self, fill: FillEndpoint, others: Any, metrics: Metrics, stopping: Callable[[], bool]
+        self,
+        fill: FillEndpoint,
+        others: Any,
+        metrics: Metrics,
+        hosts: Hosts | None,
+        stopping: Callable[[], bool],
     ) -> None:
         self._fill = fill
         self._others = others
         self._metrics = metrics
+        self._hosts = hosts
         self._stopping = stopping
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -48,7 +57,13 @@ class Gate:
 
         self._metrics.in_flight.inc()
         try:
+            if self._hosts:
+                self._hosts.check(scope["headers"])
             await app(scope, receive, marked)
+        except Refusal as refusal:
+            await send_json(
+                marked, {"error": refusal.reason}, status=refusal.status, headers=refusal.headers
+            )
         except asyncio.CancelledError:
             if not status:
                 await send_json(marked, {"error": "the server stops; try again"}, status=503)

@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fitb.errors import ConfigError
+from fitb.serve.config import ServeConfig, is_loopback
 from fitb.serve.refusal import Refusal
 
 TOKEN_VARIABLE = "FITB_SERVE_TOKEN"
@@ -23,9 +25,16 @@ _LINGER_S = 2.0
 Receive = Callable[[], Awaitable[Any]]
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: int) -> bytes:
+async def read_body(
+    receive: Receive,
+    headers: Mapping[str, str],
+    most_bytes: int,
+    grow: Callable[[int], None] = lambda size: None,
+) -> bytes:
     """Return the body of a request; how long it may take is the connection's affair.
 
+    Args:
+        grow: told its size as it comes; may raise.
     Raises: Refusal with 413 where it is larger, with 408 where it was cut off.
     """
     claimed = headers.get("content-length", "0")
@@ -39,6 +48,7 @@ async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: in
             raise Refusal(408, "the request had not come when its connection was closed")
         body += message.get("body", b"")
         fits = len(body) <= most_bytes
+        grow(len(body))
         more = message.get("more_body", False)
     if not fits:
         del body
@@ -94,6 +104,44 @@ class Token:
                 "a token is required; send it as `Authorization: Bearer TOKEN`",
                 {"www-authenticate": "Bearer"},
             )
+
+
+class Hosts:
+    """Names by which a server may be called, in any case and with any port.
+
+    A page of another site can have its own name point to this machine (DNS rebinding), and is then
+    of one origin with the server; but its requests bear that name.
+
+    Args:
+        names: besides localhost and addresses of loopback.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {"localhost", *(_without_port(name.encode()) for name in names)}
+
+    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Refuse, with 421, a request whose Host is another one, or missing."""
+        hosts = [_without_port(value) for name, value in headers if name == b"host"]
+        if not hosts or not all(host in self._names or is_loopback(host) for host in hosts):
+            raise Refusal(
+                421,
+                "the Host header is no name of this server; call it localhost, or start it with"
+                " --allowed_hosts+=NAME",
+                {"connection": "close"},
+            )
+
+
+def _without_port(host: bytes) -> str:
+    """Return a host in lower case, an address without its brackets."""
+    name = re.sub(r":\d*$", "", host.decode("latin-1").strip().lower())
+    return name.rstrip(".") if "[" not in name else name.strip("[]")
+
+
+def hosts_of(config: ServeConfig, has_token: bool) -> Hosts | None:
+    """Return the names by which a server may be called; None: any."""
+    if config.allowed_hosts or (config.is_local and not has_token):
+        return Hosts(config.allowed_hosts)
+    return None
 
 
 def read_token(path: str | None, environ: Mapping[str, str]) -> Token | None:

@@ -36,14 +36,14 @@ class Metrics:
         )
         self._batch_texts = Histogram(
             "fitb_batch_texts",
-            "Texts of a batch.",
+            "Texts that share a forward pass.",
             ["model"],
             buckets=_TEXTS,
             registry=self.registry,
         )
         self._batch_tokens = Histogram(
             "fitb_batch_tokens",
-            "Tokens of a batch, all passes of the search, as counted before them.",
+            "Tokens of a forward pass, padding included.",
             ["model"],
             buckets=_TOKENS,
             registry=self.registry,
@@ -56,7 +56,7 @@ class Metrics:
             self._seconds.observe(seconds)
 
     def batches_of(self, model: str) -> Callable[[int, int], None]:
-        """Return what observes the batches of a model: their texts and tokens."""
+        """Return what observes the forward passes of a model: their texts and tokens."""
         texts, tokens = self._batch_texts.labels(model), self._batch_tokens.labels(model)
 
         def observe(num_texts: int, num_tokens: int) -> None:

@@ -18,11 +18,11 @@ from fitb.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import State, make_app
 from fitb.serve.config import ServeConfig
-from fitb.serve.connection import Server, bounded
+from fitb.serve.connection import Places, Server, bounded
 from fitb.serve.endpoint import FillEndpoint
 from fitb.serve.filler import Filler
 from fitb.serve.gate import Gate
-from fitb.serve.limits import TOKEN_VARIABLE, Token, read_token
+from fitb.serve.limits import TOKEN_VARIABLE, Token, hosts_of, read_token
 from fitb.serve.metrics import Metrics
 from fitb.serve.schema import request_model
 
@@ -75,11 +75,14 @@ class _Run:
             FillEndpoint(config, token, body, self._state.fillers),
             make_app(token, self._metrics, self._state, names, body),
             self._metrics,
+            hosts_of(config, token is not None),
             lambda: self._state.stopping,
         )
         settings = uvicorn.Config(
             gate,
-            http=bounded(config.max_connections, config.read_s),
+            http=bounded(
+                Places(config.max_connections, config.max_connections_per_address), config.read_s
+            ),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,7 +1,8 @@
 """What a request and an answer look like: models that validate, document, and give examples.
 
-Requests are validated by pydantic from the bytes of the body. Answers are built by hand, because
-they were made here; their models are for the OpenAPI document, and tests hold both equal.
+Requests are parsed by orjson and validated by pydantic, which stops at the first faults. Answers
+are built by hand, because they were made here; their models are for the OpenAPI document, and tests
+hold both equal.
 """
 
 from __future__ import annotations
@@ -9,18 +10,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from fitb.infer.blanks import find_blanks
-from fitb.infer.request import Constraint, Filled, FillRequest, Order, Search
+from fitb.infer.request import (
+    Constraint,
+    Filled,
+    FillRequest,
+    Order,
+    Search,
+    constraint_chars,
+)
 from fitb.serve.config import Limits
 from fitb.serve.refusal import Refusal
 
 _SENTENCE = "Returns a [MASK] of strings."
 _PLAIN, _WHOLE = "a string", "an object"  # the two forms of a text
 _REASONS = 5  # named of those that make a request invalid
+_KEYS = 16  # of an object at most
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+
+def _few_keys(value: Any) -> Any:
+    """Refuse an object of many keys at once: each unknown one would be an error of its own."""
+    if isinstance(value, dict) and len(value) > _KEYS:
+        raise ValueError(f"{len(value):,} keys, at most {_KEYS}")
+    return value
+
+
+_FEW_KEYS: dict[str, Any] = {"few_keys": model_validator(mode="before")(_few_keys)}
 EXAMPLE: dict[str, Any] = {
     "texts": [
         _SENTENCE,
@@ -53,11 +82,12 @@ def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
         Annotated[text, Tag(_PLAIN)] | Annotated[whole, Tag(_WHOLE)],
         Discriminator(lambda value: _PLAIN if isinstance(value, str) else _WHOLE),
     ]
-    texts: Any = Annotated[list[either], Field(min_length=1, max_length=limits.texts)]
+    texts: Any = Annotated[list[either], Field(min_length=1, max_length=limits.texts), FailFast()]
     names: Any = Literal[tuple(models)]
     return create_model(
         "Request",
         __config__=ConfigDict(**_STRICT, json_schema_extra={"example": EXAMPLE}),
+        __validators__=_FEW_KEYS,
         __doc__="Texts to fill; a plain string is a text of which nothing more is asked.",
         texts=(texts, ...),
         model=_key(names, models[0], "which of the loaded models answers"),
@@ -68,20 +98,21 @@ def _text_model(limits: Limits, text: Any) -> Any:
     constraint: Any = _constraint_model(limits)
     search = _search_model(limits)
     number = Annotated[int, Field(ge=0, lt=limits.blanks)]
-    group: Any = Annotated[list[number], Field(min_length=1, max_length=limits.blanks)]
+    group: Any = Annotated[list[number], Field(min_length=1, max_length=limits.blanks), FailFast()]
     return create_model(
         "Text",
         __config__=_STRICT,
+        __validators__=_FEW_KEYS,
         __doc__="A text with blanks, and what is asked of them.",
         text=(text, ...),
         search=_key(search, search(), "how answers are looked for"),
         constraints=_key(
-            Annotated[list[constraint], Field(max_length=limits.blanks)],
+            Annotated[list[constraint], Field(max_length=limits.blanks), FailFast()],
             [],
             "one for each blank in the order of the text, or one for all, or none",
         ),
         same=_key(
-            Annotated[list[group], Field(max_length=limits.blanks)],
+            Annotated[list[group], Field(max_length=limits.blanks), FailFast()],
             [],
             "groups of blanks, numbered from 0, whose answers are equal",
         ),
@@ -102,6 +133,7 @@ def _search_model(limits: Limits) -> type[BaseModel]:
     return create_model(
         "Search",
         __config__=_STRICT,
+        __validators__=_FEW_KEYS,
         __doc__="How answers are looked for.",
         order=_key(
             Order,
@@ -118,12 +150,13 @@ def _search_model(limits: Limits) -> type[BaseModel]:
 
 def _constraint_model(limits: Limits) -> type[BaseModel]:
     word: Any = Annotated[str, Field(min_length=1, max_length=limits.chars)]
-    words = Annotated[list[word], Field(max_length=limits.candidates)]
+    words = Annotated[list[word], Field(max_length=limits.candidates), FailFast()]
     regex = Annotated[str, Field(max_length=limits.regex_chars)]
     prefix = Annotated[str, Field(max_length=limits.chars)]
     return create_model(
         "Constraint",
         __config__=_STRICT,
+        __validators__=_FEW_KEYS,
         __doc__="What an answer must be; all that is given must hold.",
         candidates=_key(words, [], "the only answers allowed, each whole"),
         regex=_key(regex, "", "the whole answer matches this regular expression"),
@@ -148,7 +181,9 @@ def read_request(
     Raises: Refusal with 400 where the body is no JSON, with 422 where it breaks a limit.
     """
     try:
-        asked: Any = model.model_validate_json(body)
+        asked: Any = model.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise Refusal(400, f"the body is not JSON in UTF-8: {error}") from None
     except ValidationError as error:
         raise _refusal(error) from None
     default = _default_search(limits)
@@ -157,12 +192,29 @@ def read_request(
         for text in asked.texts
     ]
     for number, request in enumerate(requests):
-        found = len(find_blanks(request.text))
-        if found > limits.blanks:
-            raise Refusal(
-                422, f"texts[{number}] has {found} blanks, at most {limits.blanks}; split it"
-            )
+        _check_text(number, request, limits)
+    chars = sum(len(request.text) * request.search.top_k for request in requests)
+    if chars > limits.answer_chars:
+        raise Refusal(
+            422,
+            f"the answer would have some {chars:,} characters, at most {limits.answer_chars:,};"
+            " lower top_k, or send fewer texts at a time",
+        )
     return asked.model, requests
+
+
+def _check_text(number: int, request: FillRequest, limits: Limits) -> None:
+    """Raise Refusal with 422 where a text as a whole asks for too much."""
+    given = request.constraints
+    counted = {
+        "blanks": (len(find_blanks(request.text)), limits.blanks),
+        "candidates": (sum(len(one.candidates) for one in given), limits.candidates),
+        "banned words": (sum(len(one.banned) for one in given), limits.candidates),
+        "characters in its constraints": (constraint_chars(request), limits.chars),
+    }
+    for what, (found, most) in counted.items():
+        if found > most:
+            raise Refusal(422, f"texts[{number}] has {found} {what}, at most {most}; split it")
 
 
 def _fill_request(text: Any) -> FillRequest:
@@ -181,8 +233,6 @@ def _fill_request(text: Any) -> FillRequest:
 def _refusal(error: ValidationError) -> Refusal:
     """Say where a body is wrong, and in what, without repeating what stands there."""
     found = error.errors(include_url=False, include_context=True, include_input=False)
-    if found[0]["type"] == "json_invalid":
-        return Refusal(400, f"the body is not JSON in UTF-8: {found[0]['ctx']['error']}")
     reasons = []
     for one in found[:_REASONS]:
         where = "".join(
@@ -255,13 +305,14 @@ class Problem(BaseModel):
     error: str = Field(examples=["texts[0]: the text has no blank; write [MASK], ___ or [SPAN]"])
 
 
-def response(model: str, filled: Sequence[Filled]) -> dict[str, Any]:
-    """Return what `Response` describes."""
-    return {"model": model, "texts": [_filled_text(one) for one in filled]}
+def response(model: str, texts: Sequence[bytes]) -> bytes:
+    """Return what `Response` describes, of texts that are encoded already."""
+    return b'{"model":%s,"texts":[%s]}' % (orjson.dumps(model), b",".join(texts))
 
 
-def _filled_text(filled: Filled) -> dict[str, Any]:
-    return {
+def encoded(filled: Filled) -> bytes:
+    """Return what `FilledText` describes."""
+    content = {
         "blanks": [
             {"begin": blank.begin, "end": blank.end, "kind": blank.kind} for blank in filled.blanks
         ],
@@ -285,3 +336,4 @@ def _filled_text(filled: Filled) -> dict[str, Any]:
             for filling in filled.fillings
         ],
     }
+    return orjson.dumps(content)

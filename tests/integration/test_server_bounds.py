@@ -114,7 +114,7 @@ def test_sigterm_under_load_leaves_no_accepted_request_without_its_answer(
 
     def client(served: Served) -> None:
         body = json.dumps({"texts": ["returns a [MASK] of strings"]}).encode()
-        head = f"POST /v1/fill HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         message = f"{head}Content-Type: application/json\r\n\r\n".encode() + body
         with socket.create_connection(("127.0.0.1", served.port), TIMEOUT_S) as connection:
             begun.wait(TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.onnx import export_onnx, load_onnx
 from fitb.infer.request import FillRequest
-from fitb.serve.schema import response
+from fitb.serve.schema import encoded, response
 
 pytest.importorskip("onnxruntime")
 TEXTS = ("Returns a [MASK] of ___ strings.", "The [SPAN] is None.")
@@ -40,8 +41,9 @@ def test_student_and_teacher_answer_side_by_side_as_their_files_do(
         name: exported(tmp_path / name, teacher, tokenizer, seed)
         for seed, name in enumerate(("student", "teacher"))
     }
+    requests = [FillRequest(text) for text in TEXTS]
     expected = {
-        name: response(name, fill(load_onnx(folder), [FillRequest(text) for text in TEXTS]))
+        name: json.loads(response(name, list(map(encoded, fill(load_onnx(folder), requests)))))
         for name, folder in folders.items()
     }
     flags = (folders["student"], "--teacher", folders["teacher"], "--backend", "onnx")

@@ -9,6 +9,7 @@ import torch
 
 from fitb.infer.blanks import Prepared
 from fitb.infer.fill import fill
+from fitb.infer.passes import PassLimits
 from fitb.infer.request import Constraint, FillRequest, Search, score_of
 from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
 
@@ -192,9 +193,9 @@ def test_texts_of_all_kinds_mixed_are_filled_as_each_alone(tiny):
 def test_a_forward_pass_is_cut_into_parts_without_an_effect(tiny, monkeypatch):
     request = FillRequest("a [MASK] b [SPAN] c", Search(order="confidence", beam=20, top_k=9))
     (whole,) = fill(tiny, [request])
-    monkeypatch.setattr("fitb.infer.decode._MAX_TOKENS", 16)
+    monkeypatch.setattr("fitb.infer.fill.PassLimits", lambda: PassLimits(tokens=16))
     (by_rows,) = fill(tiny, [request])
-    monkeypatch.setattr("fitb.infer.decode._MAX_SLOTS", 1)
+    monkeypatch.setattr("fitb.infer.fill.PassLimits", lambda: PassLimits(tokens=16, positions=1))
     (by_slots,) = fill(tiny, [request])
     for parts in (by_rows, by_slots):
         assert [f.sentence for f in parts.fillings] == [f.sentence for f in whole.fillings]

@@ -5,7 +5,15 @@ import asyncio
 import pytest
 
 from fitb.errors import ConfigError
-from fitb.serve.limits import TOKEN_VARIABLE, Token, check_media_type, read_body, read_token
+from fitb.serve.config import ServeConfig
+from fitb.serve.limits import (
+    TOKEN_VARIABLE,
+    Token,
+    check_media_type,
+    hosts_of,
+    read_body,
+    read_token,
+)
 from fitb.serve.refusal import Refusal
 
 SECRET = "correct-horse-battery"
@@ -125,3 +133,64 @@ def test_two_tokens_or_a_file_that_is_not_there_are_refused(tmp_path):
         read_token(str(tmp_path / "token"), {TOKEN_VARIABLE: SECRET})
     with pytest.raises(ConfigError, match="FileNotFoundError"):
         read_token(str(tmp_path / "token"), {})
+
+
+LOCAL = ServeConfig("model")
+NAMED = ServeConfig("model", host="0.0.0.0", allowed_hosts=["Fill.example", "10.0.0.7"])
+
+
+def headers_of(*hosts):
+    return [(b"accept", b"*/*"), *((b"host", host.encode()) for host in hosts)]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:8000",
+        "127.0.0.1",
+        "127.0.0.1:80",
+        "[::1]:8000",
+        "[::1]",
+        "localhost.",
+    ],
+)
+@pytest.mark.parametrize("config", [LOCAL, NAMED])
+def test_a_server_of_this_machine_may_be_called_by_the_names_of_loopback(config, host):
+    hosts_of(config, has_token=False).check(headers_of(host))
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [(), ("",), ("evil.example",), ("evil.example:8000",), ("localhost.evil.example",),
+     ("127.0.0.1.evil.example",), ("localhost", "evil.example"), ("10.0.0.1",), ("[::2]:80",),
+     ("evil.example:localhost",), ("localhost@evil.example",), ("0.0.0.0",)],
+)  # fmt: skip
+def test_a_page_whose_name_was_rebound_to_loopback_is_refused(hosts):
+    with pytest.raises(Refusal) as refused:
+        hosts_of(LOCAL, has_token=False).check(headers_of(*hosts))
+    assert refused.value.status == 421 and "--allowed_hosts+=" in refused.value.reason
+
+
+def test_allowed_hosts_are_enforced_wherever_the_server_listens_and_with_a_token_too():
+    for has_token in (True, False):
+        hosts = hosts_of(NAMED, has_token)
+        hosts.check(headers_of("fill.example:443"))
+        hosts.check(headers_of("10.0.0.7"))
+        with pytest.raises(Refusal):
+            hosts.check(headers_of("other.example"))
+
+
+def test_any_name_will_do_where_a_token_or_the_network_says_who_may_call():
+    assert hosts_of(LOCAL, has_token=True) is None
+    assert hosts_of(ServeConfig("model", host="0.0.0.0"), has_token=False) is None
+
+
+def test_the_size_of_a_body_is_told_as_it_grows():
+    sizes = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"0123", "more_body": len(sizes) < 2}
+
+    assert asyncio.run(read_body(receive, {}, 100, sizes.append)) == b"0123" * 3
+    assert sizes == [4, 8, 12]

@@ -102,6 +102,68 @@ def test_what_breaks_a_limit_is_422(body):
     assert status(body) == 422
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"constraints": [{"candidates": ["a", "b"]}, {"candidates": ["c"]}]},
+        {"constraints": [{"banned": ["a"]}, {"banned": ["c", "d"]}]},
+        {"constraints": [{"candidates": ["a" * 31]}, {"prefix": "b" * 30}]},
+    ],
+)
+def test_the_constraints_of_a_text_count_together(text):
+    with pytest.raises(Refusal) as refused:
+        read({"texts": ["a ___", {"text": "a ___ b ___", **text}]})
+    assert (
+        refused.value.status == 422
+        and refused.value.reason.startswith("texts[1] has 3")
+        or ("61 characters" in refused.value.reason)
+    )
+
+
+def test_an_answer_that_would_be_too_long_is_refused_beforehand():
+    limits = Limits(answer_chars=5000)
+    model = schema.request_model(limits, ["student"])
+
+    def ask(*texts):
+        return schema.read_request(model, json.dumps({"texts": texts}).encode(), limits)
+
+    assert ask(*["a ___"] * 64)
+    with pytest.raises(Refusal, match="top_k") as refused:
+        ask({"text": "a ___" + " " * 100, "search": {"top_k": 50}})
+    assert refused.value.status == 422
+
+
+KEYS = {f"k{number}": 0 for number in range(50_000)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"texts": ["a ___"], **KEYS},
+        {"texts": [{"text": "a ___", **KEYS}]},
+        {"texts": [{"text": "a ___", "search": KEYS}]},
+        {"texts": [{"text": "a ___", "constraints": [KEYS]}]},
+        {"texts": [0] * 50_000},
+        {"texts": [{"text": "a", "constraints": [{"candidates": [0] * 1000}] * 16}] * 3},
+        {"texts": [{"text": "a", "same": [["a"] * 16] * 16}] * 64},
+    ],
+)
+def test_a_body_of_many_faults_is_refused_for_the_first_few_of_them(body, monkeypatch):
+    """An error for each of 80,000 unknown keys kept the event loop for seconds."""
+    built = []
+    refusal = schema._refusal
+    monkeypatch.setattr(
+        schema, "_refusal", lambda error: (built.append(error.error_count()), refusal(error))[1]
+    )
+    limits = Limits()
+    with pytest.raises(Refusal) as refused:
+        schema.read_request(
+            schema.request_model(limits, ["student"]), json.dumps(body).encode(), limits
+        )
+    assert refused.value.status == 422 and len(refused.value.reason) < 1000
+    assert built and built[0] < 40
+
+
 def test_a_reason_names_the_place_and_not_what_stands_there():
     with pytest.raises(Refusal) as refused:
         read({"texts": ["a ___", {"text": f"{SECRET} ___", "search": {"beam": SECRET}}]})
@@ -120,7 +182,7 @@ def scorer(make_folder, tokenizer):
 def test_an_answer_is_what_its_schema_says(scorer):
     requests = [FillRequest("the ___ fox [SPAN] dog"), FillRequest("a [MASK]")]
     filled = fill_prepared(scorer, [prepare(scorer.tokenizer, one, 64) for one in requests])
-    answer = json.loads(json.dumps(schema.response("student", filled)))
+    answer = json.loads(schema.response("student", [schema.encoded(one) for one in filled]))
     checked = schema.Response.model_validate(answer, strict=True)
     assert checked.model_dump() == answer
     for one, text in zip(filled, answer["texts"], strict=True):

@@ -1,0 +1,278 @@
+"""Turns against what they promise: order, bounds, one thread, fairness, nobody spoilt by others."""
+
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+import torch
+
+from fitb.infer.passes import Pass, PassLimits
+from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Stopped, TooLate
+
+WAIT_S = 20.0
+FAR = 1e9
+
+
+class Held:
+    """A model that waits until it is let go; doubles numbers, and fails for negative ones."""
+
+    def __init__(self, texts=4, tokens=100, queue=50, weight=100_000):
+        self.go = threading.Event()
+        self.begun = threading.Event()
+        self.passes = []  # numbers of each
+        self.observed = []
+        self.threads = set()
+        self.futures = {}
+        self.closed = []
+        self.scheduler = Scheduler(
+            self.forward,
+            Bounds(texts, PassLimits(tokens, 1000), queue, weight),
+            self.settle,
+            lambda texts, tokens: self.observed.append((texts, tokens)),
+        )
+
+    def forward(self, passes):
+        numbers = [one.rows[0][0] for one in passes]
+        self.threads.add(threading.get_ident())
+        self.passes.append(numbers)
+        self.begun.set()
+        assert self.go.wait(WAIT_S)
+        if min(numbers) < 0:
+            raise ValueError("negative")
+        return [torch.tensor([[2.0 * number]]) for number in numbers]
+
+    def settle(self, settled):
+        for job, outcome in settled:
+            future = self.futures[job]
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def steps(self, number, length, passes):
+        """Double a number again and again."""
+        try:
+            for _ in range(passes):
+                yield None
+                doubled = yield Pass([[number] * length], [[0]])
+                number = int(doubled) % 10_007
+            return number
+        finally:
+            self.closed.append(number)
+
+    def submit(self, *numbers, length=1, passes=1, weight=0, deadline_s=FAR, before_s=0.0):
+        jobs = [Job(lambda n=n: (weight, self.steps(n, length, passes))) for n in numbers]
+        for job in jobs:
+            self.futures[job] = Future()
+        request = Request(list(jobs), deadline_s, served_s=before_s)
+        self.scheduler.submit(request)
+        return request, [self.futures[job] for job in jobs]
+
+    def busy(self):
+        """Begin a pass that holds the thread until `go` is set."""
+        _, (future,) = self.submit(0)
+        assert self.begun.wait(WAIT_S)
+        return future
+
+
+def results(futures):
+    return [future.result(WAIT_S) for future in futures]
+
+
+def test_a_lone_job_does_not_wait_for_others():
+    held = Held()
+    held.go.set()
+    _, futures = held.submit(7)
+    assert results(futures) == [14]
+    assert held.passes == [[7]]
+
+
+def test_what_waits_while_a_pass_runs_shares_the_next_ones_in_order():
+    held = Held(texts=4)
+    first = held.busy()
+    futures = [future for n in range(1, 7) for future in held.submit(n)[1]]
+    held.go.set()
+    assert results([first, *futures]) == [0, 2, 4, 6, 8, 10, 12]
+    assert held.passes == [[0], [1, 2, 3, 4], [5, 6]]
+    assert held.observed == [(1, 1), (4, 4), (2, 2)]
+
+
+def test_a_pass_holds_no_more_tokens_than_allowed_unless_it_is_one_row():
+    held = Held(texts=10, tokens=100)
+    held.busy()
+    futures = []
+    for number, length in enumerate([60, 40, 1, 500, 50, 50], start=1):
+        futures += held.submit(number, length=length)[1]
+    held.go.set()
+    results(futures)
+    assert sorted(number for mine in held.passes for number in mine) == list(range(7))
+    assert max(tokens for texts, tokens in held.observed if texts > 1) <= 100
+    assert (1, 500) in held.observed
+
+
+def test_a_text_of_many_passes_does_not_hold_up_another_request_until_its_end():
+    held = Held(tokens=10)
+    _, long = held.submit(1, length=10, passes=60)
+    assert held.begun.wait(WAIT_S)
+    _, short = held.submit(1000, length=10, passes=3)
+    held.go.set()
+    results([*short, *long])
+    assert len(held.passes) == 63
+    theirs = [number for number, mine in enumerate(held.passes) if mine[0] in (1000, 2000, 4000)]
+    assert len(theirs) == 3 and theirs[-1] < 62
+
+
+def test_requests_share_the_thread_whatever_the_number_of_their_texts():
+    """The only text of a request comes before the second text of one of many."""
+    held = Held(texts=1)
+    held.busy()
+    _, many = held.submit(*range(1, 9))
+    _, one = held.submit(20)
+    held.go.set()
+    results([*many, *one])
+    order = [number for mine in held.passes for number in mine]
+    assert order.index(20) <= 2
+
+
+def test_what_counts_beforehand_goes_behind_what_does_not():
+    held = Held(texts=1)
+    held.busy()
+    _, large = held.submit(1, before_s=5.0)
+    _, small = held.submit(2)
+    held.go.set()
+    results([*large, *small])
+    assert held.passes == [[0], [2], [1]]
+
+
+def test_a_search_that_takes_long_between_passes_lets_others_go_on():
+    held = Held()
+    held.go.set()
+    stop = threading.Event()
+
+    def endless():
+        while not stop.is_set():
+            yield None
+        return -1
+
+    job = Job(lambda: (0, endless()))
+    held.futures[job] = Future()
+    held.scheduler.submit(Request([job], FAR))
+    for number in range(3):
+        assert results(held.submit(number)[1]) == [2 * number]
+    stop.set()
+    assert results([held.futures[job]]) == [-1]
+
+
+def test_a_full_queue_takes_all_of_a_request_or_nothing():
+    held = Held(queue=3)
+    held.busy()
+    held.submit(1, 2)
+    with pytest.raises(QueueFull):
+        held.submit(3, 4)
+    assert len(held.scheduler) == 2
+    _, futures = held.submit(5)
+    held.go.set()
+    assert results(futures) == [10]
+    assert len(held.scheduler) == 0
+
+
+def test_work_whose_deadline_passed_in_the_queue_is_not_done():
+    held = Held()
+    held.busy()
+    _, (late,) = held.submit(1, deadline_s=time.monotonic() - 1)
+    _, (good,) = held.submit(2)
+    held.go.set()
+    assert good.result(WAIT_S) == 4
+    with pytest.raises(TooLate):
+        late.result(WAIT_S)
+    assert held.passes == [[0], [2]]
+
+
+@pytest.mark.parametrize("how", ["deadline", "unwanted"])
+def test_work_under_way_is_dropped_between_two_passes_once_nobody_waits_for_it(how):
+    held = Held()
+    request, (late,) = held.submit(1, passes=1000)
+    assert held.begun.wait(WAIT_S)
+    if how == "deadline":
+        request.deadline_s = time.monotonic()
+    else:
+        request.wanted = False
+    held.go.set()
+    with pytest.raises(TooLate):
+        late.result(WAIT_S)
+    assert held.passes == [[1]] and len(held.closed) == 1
+
+
+def test_a_search_is_dropped_between_passes_that_never_come():
+    held = Held()
+
+    def endless():
+        while True:
+            yield None
+
+    job = Job(lambda: (0, endless()))
+    held.futures[job] = Future()
+    held.scheduler.submit(Request([job], time.monotonic() + 0.05))
+    with pytest.raises(TooLate):
+        held.futures[job].result(WAIT_S)
+
+
+def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
+    held = Held(texts=10, weight=25_000)
+    held.go.set()
+    under_way, most = set(), []
+
+    def heavy(number):
+        under_way.add(number)
+        most.append(len(under_way))
+        result = yield from held.steps(number, 1, 3)
+        under_way.discard(number)
+        return result
+
+    jobs = [Job(lambda n=n: (10_000, heavy(n))) for n in range(1, 8)]
+    jobs.append(Job(lambda: (90_000, heavy(8))))  # more than all may have together
+    held.futures |= {job: Future() for job in jobs}
+    for job in jobs:
+        held.scheduler.submit(Request([job], FAR))
+    assert results([held.futures[job] for job in jobs]) == [8 * n for n in range(1, 9)]
+    assert max(most) == 2
+
+
+def test_one_that_fails_does_not_spoil_it_for_the_others_of_its_pass():
+    held = Held()
+    held.busy()
+    futures = [held.submit(number)[1][0] for number in (1, -1, 2)]
+    held.go.set()
+    assert futures[0].result(WAIT_S) == 2 and futures[2].result(WAIT_S) == 4
+    with pytest.raises(ValueError):
+        futures[1].result(WAIT_S)
+    assert len(held.threads) == 1
+
+
+def test_one_that_cannot_be_prepared_does_not_spoil_it_for_others():
+    held = Held()
+    held.go.set()
+
+    def bad():
+        raise ValueError("bad")
+
+    job = Job(bad)
+    held.futures[job] = Future()
+    held.scheduler.submit(Request([job], FAR))
+    with pytest.raises(ValueError):
+        held.futures[job].result(WAIT_S)
+    assert results(held.submit(4)[1]) == [8]
+    assert len(held.scheduler) == 0
+
+
+def test_closing_does_what_waits_and_takes_no_more():
+    held = Held()
+    first = held.busy()
+    _, futures = held.submit(1, 2, 3)
+    assert not held.scheduler.close(0.01)  # still at work
+    with pytest.raises(Stopped):
+        held.submit(4)
+    held.go.set()
+    assert held.scheduler.close(WAIT_S)
+    assert results([first, *futures]) == [0, 2, 4, 6]
