@@ -84,16 +84,11 @@ class ModelConfig:
                 f"model.{name}={value}; expected a folder, a hub name or a geometry, whose keys are"
                 f" {', '.join(sizes)}",
             )
-        if self.positions == "teacher":
-            _require(
-                self.teacher is not None,
-                "model.positions=teacher without a teacher; name one, or use random",
-            )
-            _require(
-                isinstance(self.student, Geometry),
-                f"model.positions=teacher, and model.student={self.student} has its own; use random"
-                " to keep them, or give the student as a geometry",
-            )
+        _require(
+            self.positions == "random" or bool(self.teacher and isinstance(self.student, Geometry)),
+            f"model.positions=teacher, with model.teacher={self.teacher} and model.student="
+            f"{self.student}; expected a teacher, and the student as a geometry; or use random",
+        )
 
 
 @dataclass(frozen=True)
@@ -104,9 +99,8 @@ class DataConfig:
         shards: folder that `fitb prepare` wrote, or its URL: file://, https://, s3:// and others.
         window_shards: shards whose rows are shuffled among each other.
         prefetch_steps: global batches read ahead of need.
-        cache_dir: folder on each node in which shards of a URL are kept, in a folder
-            fitb-shard-cache-UID that fitb makes; nothing else there is counted or removed. null
-            takes $SLURM_TMPDIR, then $TMPDIR.
+        cache_dir: folder on each node; fitb makes one in it for shards of a URL, and counts and
+            removes nothing else there. null takes $SLURM_TMPDIR, then $TMPDIR.
         cache_gb: what that folder may hold, in units of 1e9 bytes; two windows must fit.
         fetch_deadline_s: seconds after which a file that no server gives stops the run.
     """
@@ -327,9 +321,7 @@ class StopConfig:
 
 @dataclass(frozen=True)
 class AlgorithmsConfig:
-    """Versions of the functions that decide what each step reads and computes.
-
-    A new run takes the newest; a run goes on with those it began with.
+    """Versions of functions that decide what a step computes; a run keeps those it began with.
 
     Args:
         order: version of the permutation of rows.
@@ -346,8 +338,7 @@ class AlgorithmsConfig:
             value, newest = getattr(self, key.name), getattr(type(self), key.name)
             _require(
                 value in range(1, newest + 1),
-                f"algorithms.{key.name}={value}; this fitb has versions 1 to {newest}; use the fitb"
-                " that began the run, or leave the key out",
+                f"algorithms.{key.name}={value}; 1 to {newest}; use the fitb that began the run",
             )
 
 

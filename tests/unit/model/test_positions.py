@@ -172,7 +172,10 @@ def test_positions_of_another_width_are_refused_with_what_to_do(make_folder, tok
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"teacher": None}, "without a teacher"), ({"student": "runs/a"}, "has its own")],
+    [
+        ({"teacher": None}, "expected a teacher"),
+        ({"student": "runs/a"}, "the student as a geometry"),
+    ],
 )
 def test_positions_that_no_student_can_take_are_refused_at_once(changes, said):
     with pytest.raises(ConfigError, match=rf"model\.positions=teacher.*{said}.*random"):
