@@ -51,8 +51,8 @@ class Lexicon:
     def encode_continued(self, text: str) -> list[int] | None:
         """Return the ids of a text that continues a word: its first piece begins with '##'.
 
-        None where the vocabulary has no such pieces, or the word is too long for it. The longest piece that fits is taken, as
-        WordPiece does (Wu et al. 2016, https://arxiv.org/abs/1609.08144).
+        None where the vocabulary has no such pieces, or the word is too long. The longest piece
+        that fits is taken, as WordPiece does (Wu et al. 2016, https://arxiv.org/abs/1609.08144).
         """
         head, *rest = re.split(r"(?<=\w)(?=\W)", self.normalise(text), maxsplit=1)
         ids = self._inner_pieces(head)
