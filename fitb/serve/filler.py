@@ -40,6 +40,10 @@ class _Asked:
         self.open = texts
         self.future = future
 
+    def leave(self, gone: asyncio.Future[object]) -> None:
+        """Give up: the client has gone."""
+        self.settle(0, TooLate())
+
     def settle(self, number: int, outcome: Outcome) -> None:
         if self.future.done():
             return
@@ -117,7 +121,7 @@ class Filler:
         request = Request(texts, deadline_s, served_s=_CHAR_S * chars)
         left_s = deadline_s - time.monotonic()
         late = self._loop.call_later(left_s, asked.settle, 0, TooLate())
-        gone.add_done_callback(lambda _: asked.settle(0, TooLate()))
+        gone.add_done_callback(asked.leave)
         try:
             self._scheduler.submit(request)
             return await asked.future
@@ -125,7 +129,11 @@ class Filler:
             raise _as_refusal(0, error) from None
         finally:
             late.cancel()
+            gone.remove_done_callback(asked.leave)
             request.wanted = False
+            # A refusal's traceback holds this frame: what leads back to it would be kept with all
+            # texts until the garbage of all generations is collected.
+            del asked, texts, request
 
     def close(self, timeout_s: float) -> None:
         """Fill what waits, within a bound, and take no more."""
