@@ -273,3 +273,7 @@ class Scheduler(Generic[Found]):
         for (request, job), mine, logits in zip(mixed, tokens, answers, strict=True):
             request.served_s += taken_s * mine / sum(tokens)
             job.wants, job.logits = None, logits
+        until_s = time.monotonic() + _TURN_S
+        for request, job in mixed:  # those at their end leave before others are begun
+            if time.monotonic() < until_s:
+                self._go_on(request, job)
