@@ -69,7 +69,7 @@ class ServeConfig:
         max_connections_per_address: the same of one client. Loopback, where a reverse proxy may
             stand, is bounded by max_connections alone.
         allowed_hosts: names by which clients may call the server (their Host header), besides those
-            of loopback. None: on loopback without a token, those of loopback alone; else any.
+            of loopback. If empty: on loopback without a token, those alone; else any.
         limits: of one request.
     """
 

@@ -11,10 +11,10 @@ import platform
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 import fitb
@@ -64,8 +64,7 @@ class RunDir:
         if not self._world.is_main:
             return
         now = datetime.datetime.now(datetime.timezone.utc)
-        age_s = round(now.timestamp() - psutil.Process().create_time(), 2)
-        about = {"attempt": self.attempt, "age_s": age_s, **details}
+        about = {"attempt": self.attempt, "age_s": round(_age_s(), 2), **details}
         record = {"time": now.isoformat(timespec="milliseconds"), "event": name, **about}
         try:
             self.check_owned()
@@ -144,6 +143,12 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     )
     on_main(lambda: _add_provenance(path / "provenance.json", run.attempt, hosts, config), world)
     return run, config
+
+
+def _age_s() -> float:
+    """Seconds since this process started, to a hundredth; psutil rounds to the second of the boot."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _refuse_other(path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -221,3 +224,11 @@ def test_the_environment_never_reaches_the_folder(make_config, monkeypatch):
     for path in Path(config.run_dir).rglob("*"):
         if path.is_file():
             assert "xyzzy-" + "secret" not in path.read_text(), path
+
+
+def test_an_event_knows_the_age_of_its_process_to_a_tenth_of_a_second():
+    """It was off by up to a second, the fraction at which the machine had booted."""
+    code = "from fitb.train.rundir import _age_s; import time; print(time.time() - _age_s())"
+    before = time.time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert before - 0.1 <= float(done.stdout) <= time.time()
