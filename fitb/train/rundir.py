@@ -146,7 +146,7 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
 
 
 def _age_s() -> float:
-    """Seconds since this process started, to a hundredth; psutil rounds to the second of the boot."""
+    """Seconds since this process started; psutil counts from the second of the boot."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 

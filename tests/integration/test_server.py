@@ -26,6 +26,7 @@ from fitb.bench.load import drive, requests
 SECRET_TEXT = "xylophone"
 READ_S = 3.0
 SLOW_CLIENTS = 500
+RESET = b"reset"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,10 @@ def test_500_slow_clients_keep_nobody_from_being_served_and_are_cut_off(server: 
         while not answer.done() and not stop.is_set():
             writer.write(b"x")
             await asyncio.wait([answer], timeout=0.25)
-        ends.append(answer.result() if answer.done() else b"open")
+        try:
+            ends.append(answer.result() if answer.done() else b"open")
+        except ConnectionResetError:  # its last byte met the closed connection
+            ends.append(RESET)
         writer.close()
 
     async def all_of_them() -> None:
@@ -220,7 +224,8 @@ def test_500_slow_clients_keep_nobody_from_being_served_and_are_cut_off(server: 
     finally:
         stop.set()
         thread.join(TIMEOUT_S)
-    assert Counter(end[:13] for end in ends) == {b"HTTP/1.1 408 ": SLOW_CLIENTS}
+    found = Counter(end[:13] for end in ends)
+    assert found[b"HTTP/1.1 408 "] + found[RESET] == SLOW_CLIENTS > 10 * found[RESET]
     assert figure(server, "process_open_fds") < SLOW_CLIENTS
 
 
