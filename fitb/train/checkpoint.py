@@ -139,12 +139,7 @@ def load(root: Path, world: World) -> Checkpoint | None:
             except NewerFormat:
                 raise
             except CheckpointError as error:
-                aside = next(
-                    candidate
-                    for i in range(10**6)
-                    if not (candidate := path.with_name(f"{path.name}.bad{i or ''}")).exists()
-                )
-                path.rename(aside)
+                aside = fsio.set_aside(path)
                 bad.append(aside.name)
                 logger.warning("checkpoint set aside as %s: %s", aside, error)
         if bad or (root / "latest").exists():
