@@ -20,6 +20,8 @@ _INTERFACE = "lo"
 def join(world: World, backend: str, timeout: timedelta) -> None:
     """Make torch's process group, as MASTER_ADDR and MASTER_PORT in the environment say.
 
+    A job of one process may leave the port to the kernel: 0 becomes the port that it gave.
+
     Raises: what torch raises where the processes do not find each other.
     """
     import torch.distributed as dist
@@ -33,7 +35,10 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
     listener = None
     if world.is_main:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=world.size).detach()
+        server = socket.create_server((host, port), family=family, backlog=world.size)
+        port = server.getsockname()[1]
+        os.environ["MASTER_PORT"] = str(port)
+        listener = server.detach()
     store = dist.TCPStore(  # type: ignore[attr-defined]
         host, port, world.size, world.is_main, timeout, master_listen_fd=listener, multi_tenant=True
     )

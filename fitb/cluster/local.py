@@ -32,11 +32,16 @@ def train_command(flags: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "fitb", "train", *flags]
 
 
-def free_port() -> int:
-    """Return a loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> socket.socket:
+    """Return a socket bound to a loopback port, which is ours to give away while it is open.
+
+    Linux gives the port to nobody who asks for any port, and yet lets a process that allows its
+    reuse (SO_REUSEADDR), as a listener of Python, torch and libuv does, listen at it by its number.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 def common_code(codes: Sequence[int]) -> int:
@@ -80,10 +85,10 @@ class LocalRun:
         self._processes: list[subprocess.Popen[bytes]] = []
         threads = max(1, (os.cpu_count() or 1) // num_processes)
         shared = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | dict(env or {})
-        port = free_port()
+        self._port = hold_port()
         try:
             for rank in range(num_processes):
-                world = World(rank, num_processes, rank).env("127.0.0.1", port)
+                world = World(rank, num_processes, rank).env(*self._port.getsockname())
                 stream = output if rank == 0 else self._scratch()
                 self._processes.append(_start(command, shared | world, stream))
         except BaseException:
@@ -145,6 +150,7 @@ class LocalRun:
         self.signal(signal.SIGKILL)
         for process in self._processes:
             process.wait()
+        self._port.close()
         while self._outputs:
             self._outputs.pop().close()
 

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 
 from fitb.allocator import keep_freed_memory
-from fitb.cluster.local import free_port
 from fitb.config import Config
 from fitb.errors import ConfigError, SystemFault
 from fitb.flags import resolve_resource
@@ -115,7 +114,7 @@ def start_distributed(config: Config, world: World) -> torch.device:
             f"rank {world.rank} of {world.size} does not know where rank 0 is: MASTER_ADDR is not"
             " set; start with slurm/distill.sh, launch.distill or torchrun"
         )
-    port = 29500 if world.size > 1 else free_port()  # runs of one process share a host
+    port = 29500 if world.size > 1 else 0  # any: runs of one process share a host
     for name, value in world.env("127.0.0.1", port).items():
         os.environ.setdefault(name, value)
     accelerator = get_accelerator()

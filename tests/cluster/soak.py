@@ -30,7 +30,7 @@ from slurm_cluster import a_cluster
 from small import make_shards, make_teacher, quick
 from wandb_server import KEY, WandbServer
 
-from fitb.cluster.local import LocalRun, free_port, train_command
+from fitb.cluster.local import LocalRun, hold_port, train_command
 from fitb.fsio import read_json, read_lines, sha256_file
 from fitb.train.trace import rows_of_steps
 
@@ -103,8 +103,9 @@ def soak(num_faults: int, seed: int, steps: int, kinds: list[str], folder: Path)
     (folder / "site" / "sitecustomize.py").write_text(SLOW)
     straight = straight_weights(folder / "straight", flags)
     began = time.monotonic()
-    with small_disk(folder / "disk"), a_cluster(num_hosts=3) as cluster:
-        it = Soak(cluster, folder, flags, free_port(), random.Random(seed))
+    with hold_port() as held, small_disk(folder / "disk"), a_cluster(num_hosts=3) as cluster:
+        port = held.getsockname()[1]
+        it = Soak(cluster, folder, flags, port, random.Random(seed))
         it.start_wandb()
         try:
             it.submit()

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from fitb import fsio
-from fitb.cluster.local import free_port
+from fitb.cluster.local import hold_port
 from fitb.errors import FitbError
 from fitb.model import exported
 from fitb.train import attempt, checkpoint
@@ -195,7 +195,8 @@ def fork(function: Callable[..., None], *args: Any) -> int:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     exports(folder)
-    port = free_port()
+    held = hold_port()
+    port = held.getsockname()[1]
     asking = [os.pipe() for _ in range(2)]
     telling = [os.pipe() for _ in range(2)]
     askers = [fork(choices, port, rank, asking[rank][0], telling[rank][1]) for rank in range(2)]
@@ -206,13 +207,15 @@ def main(folder: Path) -> None:
             case = folder / f"{actor}-{victim}-{n}"
             case.mkdir()
             read, write = os.pipe()
-            port = free_port()
-            ranks = [
-                fork(rank_of_a_case, rank, port, case, actor, victim, n, write) for rank in range(2)
-            ]
-            os.close(write)
-            for pid in ranks:
-                os.waitpid(pid, 0)
+            with hold_port() as held_for_case:
+                port = held_for_case.getsockname()[1]
+                ranks = [
+                    fork(rank_of_a_case, rank, port, case, actor, victim, n, write)
+                    for rank in range(2)
+                ]
+                os.close(write)
+                for pid in ranks:
+                    os.waitpid(pid, 0)
             with os.fdopen(read) as names:
                 action = names.read().strip()
             for rank in range(2):

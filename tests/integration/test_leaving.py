@@ -11,7 +11,7 @@ PAIRS = 24
 CODE = f"""
 import builtins, gc, os, sys
 import torch, torch.distributed as dist
-from fitb.cluster.local import free_port
+from fitb.cluster.local import hold_port
 from fitb.train.zero import leave_distributed
 
 def child(rank, port):
@@ -31,11 +31,11 @@ def child(rank, port):
 torch.set_num_threads(1)
 ended = []
 for _ in range({PAIRS}):
-    port, pids = free_port(), []
+    held, pids = hold_port(), []
     for rank in range(2):
         pid = os.fork()
         if pid == 0:
-            child(rank, port)
+            child(rank, held.getsockname()[1])
             sys.exit(0)
         pids.append(pid)
     ended += [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

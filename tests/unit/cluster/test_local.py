@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fitb.cluster.local import LocalRun, common_code, forwarding
+from fitb.cluster.local import LocalRun, common_code, forwarding, hold_port
 
 JOB = """
 import os, signal, sys, time
@@ -45,6 +46,15 @@ def test_ranks_get_their_environment_and_rank_0_the_output(
     assert [words[:4] for words in seen] == [[str(r), "3", str(r), "127.0.0.1"] for r in range(3)]
     assert len({words[4] for words in seen}) == 1
     assert capfd.readouterr().out == "rank 0 speaks\n"
+
+
+def test_nobody_takes_the_port_of_a_job_before_its_rank_0_listens() -> None:
+    """It was looked up, given up and bound again 10 s later; another process could have it then."""
+    with hold_port() as held, socket.socket() as stranger:
+        with pytest.raises(OSError, match="in use"):
+            stranger.bind(held.getsockname())
+        with socket.create_server(held.getsockname()) as rank_0:
+            assert rank_0.getsockname() == held.getsockname()
 
 
 @pytest.mark.parametrize(

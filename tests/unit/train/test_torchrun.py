@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fitb.cluster.local import free_port
+from fitb.cluster.local import hold_port
 from fitb.train.torchrun import arguments
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,7 +35,8 @@ def agents(tmp_path):
     rank = tmp_path / "rank"
     rank.write_text(RANK)
     rank.chmod(0o755)
-    port = str(free_port())
+    held = hold_port()
+    port = str(held.getsockname()[1])
 
     def start(ends, nodes=1, node=0, processes=2):
         env = os.environ | {
@@ -58,6 +59,7 @@ def agents(tmp_path):
     for agent in started:
         agent.kill()
         agent.wait()
+    held.close()
 
 
 def test_ranks_of_two_hosts_are_numbered_as_srun_does_and_leave_together_with_their_code(

@@ -13,7 +13,7 @@ CODE = """
 import ctypes, os, signal, sys, time
 from pathlib import Path
 import torch.distributed as dist
-from fitb.cluster.local import free_port
+from fitb.cluster.local import hold_port
 from fitb.train import watch
 from fitb.train.rundir import RunDir
 from fitb.world import World
@@ -59,11 +59,11 @@ def child(rank, port):
             seen.moved(2)
         time.sleep(0.05)
 
-port, pids = free_port(), []
+held, pids = hold_port(), []
 for rank in range(3):
     pid = os.fork()
     if pid == 0:
-        child(rank, port)
+        child(rank, held.getsockname()[1])
     pids.append(pid)
 def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
