@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fitb.errors import ConfigError, DataError
 from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
 from fitb.infer.rules import OPEN, Reader, Rule, rules_of
-from fitb.infer.surface import continues_word
+from fitb.infer.surface import Case, cases, continues_word
 from fitb.infer.windows import num_window_tokens
 
 if TYPE_CHECKING:
@@ -86,6 +87,16 @@ class Prepared:
     groups: tuple[Group, ...]
     max_length: int
     window: int
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Begin and end of each blank in the text."""
+        return [(blank.begin, blank.end) for blank in self.blanks]
+
+    @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        """How an answer without case is written in each blank."""
+        return cases(self.request.text, self.places)
 
     @property
     def num_layouts(self) -> int:

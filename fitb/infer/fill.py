@@ -149,9 +149,8 @@ def _filling(prepared: Prepared, layout: Layout, hypothesis: Hypothesis) -> Fill
         for number in group.blanks:
             shares[number] = tokens, share
             texts[number] = _text(prepared, number, tokens, group.written.get(tokens))
-    places = [(blank.begin, blank.end) for blank in prepared.blanks]
-    numbers = range(len(places))
-    sentence, found = surface.put(text, places, [texts[number] for number in numbers])
+    numbers = range(len(prepared.places))
+    sentence, found = surface.put(text, prepared.places, [texts[number] for number in numbers])
     answers = tuple(
         Answer(
             text=texts[number][0],
@@ -170,13 +169,13 @@ def _text(
     prepared: Prepared, number: int, tokens: tuple[int, ...], written: str | None
 ) -> tuple[str, bool]:
     """Return an answer's text, and whether it continues the word before the blank."""
-    lexicon, blank = prepared.lexicon, prepared.blanks[number]
+    lexicon = prepared.lexicon
     continues = bool(lexicon.continues[tokens[0]])
     if written is not None:
         return written, continues
     answer = surface.join([lexicon.pieces[token] for token in tokens])
     if lexicon.lowercases and not continues and lexicon.is_text[list(tokens)].all():
-        answer = surface.in_case(answer, prepared.request.text, blank.begin, blank.end)
+        answer = surface.in_case(answer, prepared.cases[number])
     return answer, continues
 
 

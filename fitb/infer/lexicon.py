@@ -72,11 +72,15 @@ class Lexicon:
             if self.continues[number]
         }
 
+    @cached_property
+    def _longest_inner(self) -> int:
+        return max(map(len, self._inner), default=0)
+
     def _inner_pieces(self, text: str) -> list[int] | None:
         if len(text) > _LONGEST_WORD:
             return None
         ids: list[int] = []
-        begin, longest = 0, max(map(len, self._inner), default=0)
+        begin, longest = 0, self._longest_inner
         while begin < len(text):
             for end in range(min(len(text), begin + longest), begin, -1):
                 found = self._inner.get(text[begin:end])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 from fitb.infer.lexicon import CONTINUED
 
@@ -13,9 +14,12 @@ _NO_SPACE_AFTER = set("([{'\u2019-/_@$#")
 _OPENING = "\"'\u201c\u2018\u00ab([{\u00bf\u00a1"
 _CLOSING = "\"'\u201d\u2019\u00bb)]}"
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "no.", "fig.")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _WORD_ENDS = re.compile(r"\s|$|[,;:!?'\u2019\u2026\u2013\u2014-]|\.(?:\s|$)")
 # Scripts written without spaces, which BERT cuts into single characters: kana and Han.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+Case = Literal["capitals", "first", "as it is"]
 
 
 def join(pieces: Sequence[str]) -> str:
@@ -53,19 +57,36 @@ def continues_word(text: str, begin: int) -> bool:
     return unicodedata.category(text[begin - 1])[0] in "LNM"
 
 
-def in_case(answer: str, text: str, begin: int, end: int) -> str:
-    """Return an answer that has lost its case as it would be written in place of text[begin:end].
+def cases(text: str, places: Sequence[tuple[int, int]]) -> tuple[Case, ...]:
+    """Return how an answer that has lost its case would be written in each place of a text.
 
-    In capitals where all other words are; with a first capital at the start of a sentence, unless
-    it is part of something that is no plain word (`os` in `___.join`); else as it is.
+    In capitals where all words but the blanks are; with a first capital at the start of a sentence,
+    unless it is part of something that is no plain word (`os` in `___.join`); else as it is.
+
+    Args:
+        places: begin and end of each blank, in order.
     """
-    others = re.findall(r"[^\W\d_]{2,}", f"{text[:begin]} {text[end:]}")
-    others = [word for word in others if word not in ("MASK", "SPAN")]
-    if len(others) >= 2 and all(word.isupper() for word in others):
+    edges = [0, *(edge for place in places for edge in place), len(text)]
+    between = (text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
+    words = [word for part in between for word in _WORD.findall(part)]
+    shouted = len(words) >= 2 and all(map(str.isupper, words))
+
+    def case(begin: int, end: int) -> Case:
+        if shouted:
+            return "capitals"
+        plain = words and _WORD_ENDS.match(text, end)
+        return "first" if plain and _starts_sentence(text[:begin]) else "as it is"
+
+    return tuple(case(*place) for place in places)
+
+
+def in_case(answer: str, case: Case) -> str:
+    """Return an answer in the case of its place."""
+    if case == "capitals":
         return answer.upper()
-    if not others or not answer[:1].isalpha() or not _WORD_ENDS.match(text, end):
-        return answer
-    return answer[0].upper() + answer[1:] if _starts_sentence(text[:begin]) else answer
+    if case == "first" and answer[:1].isalpha():
+        return answer[0].upper() + answer[1:]
+    return answer
 
 
 def _starts_sentence(before: str) -> bool:
@@ -75,7 +96,8 @@ def _starts_sentence(before: str) -> bool:
         return True
     if not kept[-1].isspace():
         return False
-    if re.search(r"\n\s*\n\s*$", kept):  # a paragraph
+    spaces = kept[len(kept.rstrip()) :]
+    if spaces.count("\n") > 1:  # a paragraph
         return True
     kept = kept.rstrip().rstrip(_CLOSING)
     return kept.endswith((".", "!", "?", "\u2026")) and not kept.lower().endswith(_ABBREVIATIONS)

@@ -26,7 +26,8 @@ from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Sto
 logger = logging.getLogger(__name__)
 _POSITIONS = 128  # of a forward pass: of 30,522 logits in fp32 16 MB
 _PATTERN_WEIGHT = 8192  # a compiled regex takes half a megabyte, as a search of as many tokens may
-_CHAR_S = 1e-6  # that a character counts beforehand, so that short requests go first
+# What a text and a character count beforehand, so that small requests go first.
+_TEXT_S, _CHAR_S = 0.005, 1e-6
 _HEAVY = 2  # texts of limits.text_tokens that may be under way
 
 Outcome = bytes | Exception
@@ -118,7 +119,8 @@ class Filler:
             for number, request in enumerate(requests)
         ]
         chars = sum(len(one.text) * one.search.top_k + constraint_chars(one) for one in requests)
-        request = Request(texts, deadline_s, served_s=_CHAR_S * chars)
+        expected_s = _TEXT_S * len(requests) + _CHAR_S * chars
+        request = Request(texts, deadline_s, expected_s=expected_s)
         left_s = deadline_s - time.monotonic()
         late = self._loop.call_later(left_s, asked.settle, 0, TooLate())
         gone.add_done_callback(asked.leave)

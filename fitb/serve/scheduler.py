@@ -1,9 +1,10 @@
 """Searches of many clients carried out by one thread, a forward pass at a time, fairly by request.
 
-In each turn the request that has had least of the thread so far comes first; others join its pass
-while there is room. So a lone client waits for nobody, short texts that wait share a pass, and what
-asks for much only delays others by the pass and the slice of time that it is in. A request that is
-late, or whose client has gone, is dropped at the next point where its search stops.
+In each turn the request that has had least of the thread comes first, where what it is expected to
+take counts too; others join its pass while there is room. So a lone client waits for nobody, short
+texts that wait share a pass, and what asks for much only delays others by the pass and the slice of
+time that it is in. A request that is late, or whose client has gone, is dropped at the next point
+where its search stops.
 
 It knows neither HTTP nor texts.
 """
@@ -22,6 +23,7 @@ from fitb.infer.passes import Found, Pass, PassLimits, Room, Steps
 
 _JOB_S = 0.01  # a search may take between two passes before others go on
 _TURN_S = 0.02  # all searches may take before a pass
+_CREDIT_S = 0.02  # that a request may be behind the most served one
 _LIGHT = 8192  # weight of searches of which any number may be under way
 
 
@@ -77,12 +79,15 @@ class Request(Generic[Found]):
         jobs: that are not done.
         deadline_s: on the clock of time.monotonic; they are dropped then.
         wanted: False where whoever asked has gone; they are dropped then too.
-        served_s: time of the thread that it has had; at first what it counts beforehand.
+        expected_s: time of the thread that it counts beforehand, so that small ones go first.
+        served_s: time of the thread that it has had, counted from what the most served request had
+            when it came: newcomers neither overtake for ever nor wait for what was before them.
     """
 
     jobs: list[Job[Found]]
     deadline_s: float
     wanted: bool = True
+    expected_s: float = 0.0
     served_s: float = 0.0
 
     @property
@@ -116,6 +121,7 @@ class Scheduler(Generic[Found]):
         self._new: list[Request[Found]] = []
         self._requests: list[Request[Found]] = []
         self._settled: list[Outcome[Found]] = []
+        self._most_served_s = 0.0
         self._weight = 0  # of what is under way and not light
         self._waiting = 0  # not begun
         self._begun = 0
@@ -159,10 +165,11 @@ class Scheduler(Generic[Found]):
                 new, self._new = self._new, []
             if not new and not self._requests:
                 return
-            least_s = min((request.served_s for request in self._requests), default=0.0)
             for request in new:
-                request.served_s += least_s
+                request.served_s = self._most_served_s
             self._requests += new
+            for request in self._requests:
+                request.served_s = max(request.served_s, self._most_served_s - _CREDIT_S)
             self._drop()
             self._run(self._mixed())
             self._requests = [request for request in self._requests if request.jobs]
@@ -184,7 +191,8 @@ class Scheduler(Generic[Found]):
         found: list[tuple[Request[Found], Job[Found]]] = []
         for request, job in self._in_order():
             if job.wants is None and time.monotonic() < until_s and self._may_begin(job):
-                self._go_on(request, job)
+                spent = self._go_on(request, job)
+                until_s = 0.0 if spent and found else until_s  # a pass waits
             wants = job.wants
             if wants and room.add(wants.lengths, wants.num_positions):
                 found.append((request, job))
@@ -198,7 +206,7 @@ class Scheduler(Generic[Found]):
         """Yield the first job of each request, the least served first; then the second of each."""
         ranked = [
             (request, list(request.jobs))
-            for request in sorted(self._requests, key=lambda one: one.served_s)
+            for request in sorted(self._requests, key=lambda one: one.served_s + one.expected_s)
         ]
         for turn in range(max((len(jobs) for _, jobs in ranked), default=0)):
             yield from ((request, jobs[turn]) for request, jobs in ranked if turn < len(jobs))
@@ -208,24 +216,31 @@ class Scheduler(Generic[Found]):
         fits = not self._weight or self._weight + job.weight <= self._bounds.weight
         return job.steps is not None or job.weight <= _LIGHT or fits
 
-    def _go_on(self, request: Request[Found], job: Job[Found]) -> None:
-        """Carry a search on to its next pass, its end, or the end of its slice of time."""
+    def _go_on(self, request: Request[Found], job: Job[Found]) -> bool:
+        """Carry a search on to its next pass or its end; say whether its slice ended before."""
         began_s = time.monotonic()
         try:
             if job.steps is None and not self._begin(job):
-                return
+                return False
             assert job.steps is not None
             while job.wants is None and time.monotonic() < began_s + _JOB_S:
                 if request.is_over:
                     raise TooLate
                 logits, job.logits = job.logits, None
                 job.wants = job.steps.send(logits)
+            return job.wants is None
         except StopIteration as end:
             self._end(request, job, end.value)
+            return False
         except Exception as error:
             self._end(request, job, error)
+            return False
         finally:
-            request.served_s += time.monotonic() - began_s
+            self._count(request, time.monotonic() - began_s)
+
+    def _count(self, request: Request[Found], taken_s: float) -> None:
+        request.served_s += taken_s
+        self._most_served_s = max(self._most_served_s, request.served_s)
 
     def _begin(self, job: Job[Found]) -> bool:
         """Prepare a job; say whether it is under way, or has to wait for other heavy ones."""
@@ -271,9 +286,9 @@ class Scheduler(Generic[Found]):
         taken_s = time.monotonic() - began_s
         tokens = [sum(wanted.lengths) for wanted in passes]
         for (request, job), mine, logits in zip(mixed, tokens, answers, strict=True):
-            request.served_s += taken_s * mine / sum(tokens)
+            self._count(request, taken_s * mine / sum(tokens))
             job.wants, job.logits = None, logits
         until_s = time.monotonic() + _TURN_S
         for request, job in mixed:  # those at their end leave before others are begun
-            if time.monotonic() < until_s:
-                self._go_on(request, job)
+            if time.monotonic() > until_s or self._go_on(request, job):
+                break

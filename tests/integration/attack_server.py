@@ -149,6 +149,11 @@ def match_bombs(attack: Attack) -> None:
     attack.flood(*({"texts": [text_with({"regex": regex})] * 64} for regex in MATCH_BOMBS))
 
 
+def line_ends(attack: Attack) -> None:
+    texts = ["aa " + "\n" * 19_900 + "a. ___", "aa " + "\n \n" * 6_000 + "(\t___"]
+    attack.flood(*({"texts": [text]} for text in texts))
+
+
 def candidates_and_banned(attack: Attack) -> None:
     constraint = {
         "candidates": [f"w{number}" for number in range(1000)],
@@ -240,6 +245,7 @@ ATTACKS: dict[str, Callable[[Attack], None]] = {
         nobody,
         compile_bombs,
         match_bombs,
+        line_ends,
         candidates_and_banned,
         refined_candidates,
         long_candidates,

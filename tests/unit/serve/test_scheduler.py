@@ -25,6 +25,7 @@ class Held:
         self.threads = set()
         self.futures = {}
         self.closed = []
+        self.during = {}  # by number, what is done in its pass
         self.scheduler = Scheduler(
             self.forward,
             Bounds(texts, PassLimits(tokens, 1000), queue, weight),
@@ -38,6 +39,8 @@ class Held:
         self.passes.append(numbers)
         self.begun.set()
         assert self.go.wait(WAIT_S)
+        for number in numbers:
+            self.during.get(number, bool)()
         if min(numbers) < 0:
             raise ValueError("negative")
         return [torch.tensor([[2.0 * number]]) for number in numbers]
@@ -65,7 +68,7 @@ class Held:
         jobs = [Job(lambda n=n: (weight, self.steps(n, length, passes))) for n in numbers]
         for job in jobs:
             self.futures[job] = Future()
-        request = Request(list(jobs), deadline_s, served_s=before_s)
+        request = Request(list(jobs), deadline_s, expected_s=before_s)
         self.scheduler.submit(request)
         return request, [self.futures[job] for job in jobs]
 
@@ -143,6 +146,43 @@ def test_what_counts_beforehand_goes_behind_what_does_not():
     held.go.set()
     results([*large, *small])
     assert held.passes == [[0], [2], [1]]
+
+
+def test_a_small_request_does_not_wait_for_large_ones_that_came_before():
+    """It counted as served, from the start, what those had counted beforehand."""
+    held = Held(texts=1)
+    held.busy()
+    large = [future for n in range(1, 6) for future in held.submit(n, before_s=5.0)[1]]
+    small = []
+    held.during[1] = lambda: small.extend(held.submit(9)[1])
+    held.go.set()
+    results(large)
+    assert results(small) == [18]
+    assert held.passes[:3] == [[0], [1], [9]]
+
+
+def test_a_request_does_not_make_up_for_all_the_time_that_it_was_held_back():
+    held = Held(texts=1, weight=10_000)
+    held.during = {n: lambda: time.sleep(0.01) for n in (1, 2)}
+
+    def submit(number, passes, weight):
+        def steady():
+            for _ in range(passes):
+                yield Pass([[number]], [[0]])
+
+        job = Job(lambda: (weight, steady()))
+        held.futures[job] = Future()
+        held.scheduler.submit(Request([job], FAR))
+        return held.futures[job]
+
+    heavy = [submit(number, 20, 9_000) for number in (1, 2)]  # of which one is under way at a time
+    held.go.set()
+    while [2] not in held.passes:
+        time.sleep(0.001)
+    small = submit(3, 1, 0)
+    results([*heavy, small])
+    order = [number for mine in held.passes for number in mine]
+    assert order.index(3) - order.index(2) < 12
 
 
 def test_a_search_that_takes_long_between_passes_lets_others_go_on():
