@@ -19,8 +19,9 @@ from pathlib import Path
 from fitb.cluster.slurm import default_run_dir, num_ranks
 from fitb.config import Config
 from fitb.config_io import to_yaml
+from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, FitbError
-from fitb.flags import parse, resolve_resource
+from fitb.flags import parse
 
 SPELLINGS = ("--dry-run", "--dry_run")
 # Options of sbatch whose variable is not their name in capitals.
@@ -103,7 +104,7 @@ def configuration(kind: str, flags: Sequence[str], options: Sequence[Option]) ->
 
 def _check(config: Config, values: Mapping[str, str | None]) -> None:
     """Raise ConfigError where the job would find at its start that it cannot train so."""
-    resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
+    read_ds_config(config.ds_config)
     hosts = re.match(r"\d+", values.get("nodes") or "1")
     nodes, each = int(hosts[0]) if hosts else 1, int(values.get("ntasks-per-node") or 1)
     env = {"SLURM_NTASKS": str(nodes * each), "SLURM_JOB_NUM_NODES": str(nodes)}

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from fitb.cluster import progress
 from fitb.config import Config
+from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
-from fitb.flags import parse, resolve_resource
+from fitb.flags import parse
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
@@ -220,7 +221,7 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
         raise ConfigError(f"{error} is not set; submit with `sbatch slurm/distill.sh`") from None
     run_dir = default_run_dir(env.get("SLURM_JOB_NAME", "fitb-distill"))
     config = parse(Config, "fitb train", ["--run_dir", run_dir, *flags])
-    resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
+    read_ds_config(config.ds_config)
     config.grad_accum(num_ranks(env))
     if "\n" in config.run_dir:
         raise ConfigError(f"run_dir={config.run_dir!r} is more than one line; choose another one")

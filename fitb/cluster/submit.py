@@ -36,8 +36,9 @@ from fitb.cluster import progress, slurm
 from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
 from fitb.config_io import to_yaml
+from fitb.ds_config import read_ds_config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
-from fitb.flags import parse, resolve_resource
+from fitb.flags import parse
 from fitb.fsio import write_atomic
 from fitb.world import World
 
@@ -240,7 +241,7 @@ def plan_distill(
         raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
     run_dir = slurm.default_run_dir(where.job_name)
     config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
-    resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
+    read_ds_config(config.ds_config)
     config.grad_accum(where.nodes * where.tasks_per_node)
     logs = Path(config.run_dir).absolute() / "logs"
     # Named by its content: a job that waits in the queue keeps the configuration it was given.

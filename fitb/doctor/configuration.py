@@ -30,20 +30,21 @@ def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
         found = "none was given: the flags of `fitb train` may follow"
         return None, [Check("skipped", name, found)]
     try:
-        from fitb.flags import parse, resolve_resource
+        from fitb.ds_config import read_ds_config
+        from fitb.flags import parse
     except ImportError as error:
         return None, [Check("skipped", name, f"cannot be read: {error}; see packages")]
     try:
         config = parse(Config, "fitb doctor", ["--run_dir", RUN_DIR, *flags])
-        checks = [Check("ok", name, f"valid; {config.steps} steps of {config.global_batch} rows")]
-        path = resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
-        stage = json.loads(path.read_text()).get("zero_optimization", {}).get("stage", 0)
-        return config, [*checks, Check("ok", "ds_config", f"{path.name}: ZeRO {stage}")]
     except FitbError as error:
         return None, [of_sentence(name, str(error))]
-    except (OSError, ValueError, AttributeError) as error:
-        found = f"{path} is not a DeepSpeed configuration: {error}"
-        return config, [*checks, Check("bad", "ds_config", found, "--ds_config zero2")]
+    checks = [Check("ok", name, f"valid; {config.steps} steps of {config.global_batch} rows")]
+    try:
+        stage = read_ds_config(config.ds_config)["zero_optimization"]["stage"]
+    except ConfigError as error:
+        return config, [*checks, Check("bad", "ds_config", str(error), "--ds_config zero2")]
+    found = f"{Path(config.ds_config).name}: ZeRO {stage}"
+    return config, [*checks, Check("ok", "ds_config", found)]
 
 
 def batch(config: Config, asked: Asked) -> Check:

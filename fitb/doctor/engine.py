@@ -47,7 +47,7 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
     engine.backward(loss)
     engine.step()
     took_s = time.monotonic() - begin_s
-    stage = filled["zero_optimization"].get("stage", 0)
+    stage = filled["zero_optimization"]["stage"]
     found = f"{deepspeed.__version__}, ZeRO {stage}, {config.precision} on {device}: one step,"
     found += f" {took_s:.0f} s from import to end"
     if not torch.isfinite(loss):

@@ -126,7 +126,7 @@ class Engine:
         self.objective, self.config, self.world, self.device = objective, config, world, device
         self.teacher = teacher
         filled = deepspeed_config(config, world)
-        stage = filled["zero_optimization"].get("stage", 0)
+        stage = filled["zero_optimization"]["stage"]
         execution = Execution.of(config, world, device, length, stage)
         execution.prepare(objective, teacher, device)
         self._grad_accum = config.grad_accum(world.size)

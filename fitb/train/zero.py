@@ -6,14 +6,12 @@ configuration; a file that sets them too is refused.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
 import time
 import warnings
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +19,8 @@ import torch.distributed as dist
 
 from fitb.allocator import keep_freed_memory
 from fitb.config import Config
+from fitb.ds_config import read_ds_config
 from fitb.errors import ConfigError, SystemFault
-from fitb.flags import resolve_resource
 from fitb.rendezvous import join
 from fitb.world import World
 
@@ -30,43 +28,24 @@ _SETTLE_S = 0.1
 # The watch ends a job that hangs. A timeout would end one that was suspended in a collective for
 # longer than that; the milliseconds of this one still fit into 31 bits.
 _COLLECTIVE_LIMIT = timedelta(days=24)
-_OWNED_BY_FITB = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-)
 
 
 def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
     """Read a file of ds_configs/ and fill in what fitb owns.
 
-    Raises: ConfigError where the file is not there, is no JSON, or sets a number of fitb's.
+    Raises: ConfigError where the file is not there, is no such file, or sets a number of fitb's.
     """
-    path = resolve_resource(config.ds_config, "fitb.ds_configs", ".json")
-    try:
-        filled: dict[str, Any] = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(filled, dict) or not isinstance(filled.get("fp16", {}), dict):
-        raise ConfigError(f"{path} is not a DeepSpeed configuration; expected a JSON object")
-    twice = [key for key in _OWNED_BY_FITB if filled.get(key, "auto") != "auto"]
-    twice += ["fp16.enabled"] if filled.get("fp16", {}).get("enabled", "auto") != "auto" else []
-    zero = filled.setdefault("zero_optimization", {})
-    twice += ["zero_optimization.compute_grad_norm"] if "compute_grad_norm" in zero else []
-    if twice:
-        raise ConfigError(
-            f"{path} sets {', '.join(twice)}, which fitb owns; remove it there and use"
-            " --global_batch, --micro_batch, --precision and --optim.* instead"
-        )
+    filled = read_ds_config(config.ds_config)
+    zero = filled["zero_optimization"]
     filled["train_micro_batch_size_per_gpu"] = config.micro_batch
     filled["gradient_accumulation_steps"] = config.grad_accum(world.size)
     filled["gradient_clipping"] = config.optim.clip_norm
     filled["fp16"] = {**filled.get("fp16", {}), "enabled": config.precision == "fp16"}
-    filled["bf16"] = {"enabled": config.precision == "bf16", "check_grad_overflow": False}
+    filled["bf16"] = {
+        **filled.get("bf16", {}),
+        "enabled": config.precision == "bf16",
+        "check_grad_overflow": False,
+    }
     filled["steps_per_print"] = 2**31 - 1
     filled["timers"] = {"throughput": {"enabled": False}}  # it would wait before each micro-batch
     if ends_steps(filled):
@@ -83,7 +62,7 @@ def ends_steps(filled: dict[str, Any]) -> bool:
     fp32 gradients; never where the optimiser is on the host.
     """
     zero = filled["zero_optimization"]
-    stage, offloads = zero.get("stage", 0), "offload_optimizer" in zero
+    stage, offloads = zero["stage"], "offload_optimizer" in zero
     return not offloads and (stage == 2 or (stage == 1 and not filled["bf16"]["enabled"]))
 
 
@@ -108,6 +87,7 @@ def start_distributed(config: Config, world: World) -> torch.device:
     # DeepSpeed calls what torch 2.13 has renamed; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     check_precision(config.precision)
+    _check_with_deepspeed(config, world)
 
     if world.size > 1 and "MASTER_ADDR" not in os.environ:
         raise ConfigError(
@@ -129,6 +109,17 @@ def start_distributed(config: Config, world: World) -> torch.device:
         join(world, backend, _COLLECTIVE_LIMIT)
         comm.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
     return torch.device(accelerator.current_device_name())
+
+
+def _check_with_deepspeed(config: Config, world: World) -> None:
+    """Raise ConfigError where DeepSpeed does not take a value of its own in the file."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepspeed_config(config, world))
+    except Exception as error:  # of whatever kind: nothing but the file was looked at
+        said = " ".join(str(error).split())
+        raise ConfigError(f"DeepSpeed refuses ds_config={config.ds_config!r}: {said}") from error
 
 
 def leave_distributed() -> None:

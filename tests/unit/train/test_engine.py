@@ -7,21 +7,13 @@ import pytest
 import torch
 
 from fitb.config import OptimConfig
+from fitb.ds_config import OWNED
 from fitb.errors import ConfigError
 from fitb.train.engine import learning_rate, parameter_groups, summed_in_fp32
-from fitb.train.zero import deepspeed_config
+from fitb.train.zero import _check_with_deepspeed, deepspeed_config
 from fitb.world import World
 
 FILES = ("zero1", "zero2", "zero2_offload", "zero3")
-OWNED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -114,6 +106,16 @@ def test_a_file_that_is_no_deepspeed_configuration_is_a_config_error(make_config
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match="mine.json"):
         deepspeed_config(make_config(ds_config=str(path)), World())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("reduce_bucket_size", "many"), ("offload_optimizer", {"device": "gpu"})]
+)
+def test_a_value_that_deepspeed_does_not_take_is_a_config_error(make_config, tmp_path, key, value):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, key: value}}))
+    with pytest.raises(ConfigError, match=rf"mine.json.*{key}"):
+        _check_with_deepspeed(make_config(ds_config=str(path)), World())
 
 
 def test_a_name_that_is_not_there_names_the_nearest(make_config):
