@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from fitb.errors import ConfigError
 
 
+def job_id(env: Mapping[str, str]) -> str:
+    """Return what Slurm's commands call the job of this environment; empty where there is none.
+
+    A task of a job array is ARRAY_INDEX: its SLURM_JOB_ID alone may mean all tasks, as the last to
+    start keeps the number of the array.
+    """
+    if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID", "")
+
+
 @dataclass(frozen=True)
 class World:
     """One process's place in the job.
@@ -28,13 +39,15 @@ class World:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> World:
-        """Read torchrun's names, else Slurm's, else be alone.
+        """Read torchrun's names, else those of the Slurm step, else be alone.
+
+        A batch script, and the shell of salloc, run once, whatever SLURM_NTASKS of their job says.
 
         Raises: ConfigError where a value is not an integer or the ranks contradict each other.
         """
         for names in (
             ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
         ):
             missing = [name for name in names if name not in env]
             if not missing:

@@ -99,16 +99,23 @@ done
   <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
+# A task of an array: its own number may be that of the whole array to Slurm's commands.
+export FITB_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+FITB_JOB=${FITB_JOB:-$SLURM_JOB_ID}
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
-unset RANK LOCAL_RANK WORLD_SIZE # of the shell that submitted; the tasks take Slurm's
+# Of the shell that submitted: tasks take Slurm's ranks, what this script exports, all memory of the
+# job where it cannot be told which of two bounds is the job's, and no CPUs of another job.
+unset RANK LOCAL_RANK WORLD_SIZE SLURM_EXPORT_ENV "${!SLURM_CPU_BIND@}"
+memory=("${!SLURM_MEM_PER_@}")
+((${#memory[@]} < 2)) || unset "${memory[@]}"
 # Each task opens its own log: --output is a pattern, which a path must not be part of. A host that
 # cannot is named in the log of the job, and ends the step, as no other task can begin without it.
 # shellcheck disable=SC2016 # the task expands it
-in_log='log=$0/$SLURM_JOB_ID.$SLURM_PROCID.out
+in_log='log=$0/$FITB_JOB.$SLURM_PROCID.out
 why=$({ true >>"$log"; } 2>&1) && exec "$@" >>"$log" 2>&1
 echo "fitb: $SLURMD_NODENAME cannot write $log: ${why##*: }" >&2
 sleep 1 # for the words of other hosts
-scancel --signal=KILL "$SLURM_JOB_ID.$SLURM_STEP_ID"
+scancel --signal=KILL "$FITB_JOB.$SLURM_STEP_ID"
 exit 1'
 tasks=(--kill-on-bad-exit=0 --wait=60 bash -c "$in_log" "$run_dir/logs")
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
@@ -123,7 +130,7 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
 fi
 
-echo "fitb: job $SLURM_JOB_ID restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
+echo "fitb: job $FITB_JOB restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
 code=0
 if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
   echo "fitb: FITB_PREFLIGHT starts steps of its own, which a container cannot; leave one out"
@@ -150,7 +157,7 @@ echo "fitb: tasks ended with $code"
 
 ending() { # whether Slurm is ending this job: then it is left alone
   for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
-    state=$(scontrol show job --oneliner "$SLURM_JOB_ID" |
+    state=$(scontrol show job --oneliner "$FITB_JOB" |
       grep --only-matching 'JobState=[A-Z_]*') && break
     sleep 5
   done
@@ -165,7 +172,7 @@ verdict=$?
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"
 elif ((verdict == 85)) && { ((code)) || ! ending; }; then
-  scontrol requeue "$SLURM_JOB_ID" ||
+  scontrol requeue "$FITB_JOB" ||
     echo "fitb: the requeue was refused; submit the same command again, or a chain (see the head" \
       "of slurm/distill.sh)"
 fi

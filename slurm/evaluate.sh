@@ -51,7 +51,10 @@ set -euo pipefail # not sooner: modules have unset variables
 
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT # of the shell that submitted
+# Of the shell that submitted; slurm/distill.sh says more.
+unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV "${!SLURM_CPU_BIND@}"
+memory=("${!SLURM_MEM_PER_@}")
+((${#memory[@]} < 2)) || unset "${memory[@]}"
 if ((${SLURM_NTASKS:-1} > 1)); then
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK

@@ -84,6 +84,15 @@ def read_site(path: Path, env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in pairs if env.get(name) != value}
 
 
+def leave_job(env: MutableMapping[str, str]) -> None:
+    """Remove what Slurm has told the job that this process may be part of.
+
+    A job that it submits would take the size, the memory and the CPUs of that job for its own.
+    """
+    for name in [name for name in env if name.startswith("SLURM_") and name not in HANDED_ON]:
+        del env[name]
+
+
 def enter(env: MutableMapping[str, str], given: Mapping[str, object]) -> Site:
     """Take the site's file into the environment that sbatch is going to see.
 

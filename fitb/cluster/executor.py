@@ -14,7 +14,7 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
-from fitb.cluster.environment import Site, enter
+from fitb.cluster.environment import Site, enter, leave_job
 from fitb.errors import ConfigError, SystemFault
 from fitb.front import FrontParser
 
@@ -28,10 +28,11 @@ NO_PREFLIGHT = (
 # What would be replaced in the name of a folder: by submitit, and in the logs of a job by Slurm, to
 # which a backslash is the end of all patterns.
 REPLACED = {"local": ("%j", "%t", "%A", "%a"), "slurm": ("%", "\\")}
+# As Slurm's commands and submitit call it; the number of an array's task may be the array's.
+JOB = "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}"
 # The first task leaves a result whatever comes of it, unless srun has not started it.
 STARTED = (
     "code=$?",
-    "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}",
     'if [ "$code" = 0 ] && [ ! -e "$logs/${job}_0_result.pkl" ]; then',
     '  echo "fitb: srun ended with 0, and left no ${job}_0_result.pkl in $logs"',
     "  decide 0",
@@ -48,9 +49,9 @@ WRITABLE = (
 # In a container Slurm's commands may be missing: the script requeues, and never a cancelled job.
 REQUEUE = (
     "code=$?",
-    'if [ "$code" = 85 ] && scontrol show job --oneliner "$SLURM_JOB_ID" |'
+    'if [ "$code" = 85 ] && scontrol show job --oneliner "$job" |'
     " grep --quiet JobState=RUNNING; then",
-    '  scontrol requeue "$SLURM_JOB_ID"',
+    '  scontrol requeue "$job"',
     "fi",
     'exit "$code"',
 )
@@ -113,6 +114,7 @@ def make_executor(
                 "SBATCH_GPUS_PER_NODE": where.gpus_per_node,
             }
             site = enter(os.environ, given)
+            leave_job(os.environ)
             if where.torchrun is None:
                 where.torchrun = os.environ.get("FITB_LAUNCHER") == "torchrun"
             if site.container and where.preflight:
@@ -157,7 +159,11 @@ def _slurm_executor(
         srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
         setup=[
             *site.setup,
-            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
+            JOB,
+            # slurm/distill.sh says of what shell, and why.
+            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV"
+            ' "${!SLURM_CPU_BIND@}"',
+            'memory=("${!SLURM_MEM_PER_@}"); [ "${#memory[@]}" -lt 2 ] || unset "${memory[@]}"',
             f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",

@@ -44,6 +44,7 @@ from typing import Any
 from fitb.cluster.history import as_written
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.fsio import append_line, mend_tail, read_json, read_records, write_json
+from fitb.world import job_id
 
 logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3
@@ -73,7 +74,7 @@ class Source:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Source:
         return cls(
-            env.get("SLURM_JOB_ID", ""),
+            job_id(env),
             int(env.get("SLURM_RESTART_COUNT", "0")),
             env.get("FITB_CHAIN", ""),
             env.get("SLURM_JOB_NODELIST", ""),

@@ -134,7 +134,8 @@ class DistillJob:
     ) -> int:
         """Run the entry in the environment that it expects; an exception becomes an exit code."""
         local = job.cluster == "local"
-        port = slurm.master_port(int(job.job_id.split("_")[0]), self._source(job).restart)
+        number = int(os.environ.get("SLURM_JOB_ID", job.job_id))
+        port = slurm.master_port(number, self._source(job).restart)
         address = "127.0.0.1" if local else job.hostnames[0]
         if self.processes:
             return self._under_torchrun(world, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})

@@ -146,8 +146,8 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
 def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
     datatrove_logger.disable("datatrove")
     site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
-    # A submitter that is itself a job must not hand its own size to the jobs it submits.
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+    environment.leave_job(os.environ)
+    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
         if name not in environment.HANDED_ON:
             del os.environ[name]
     before: _Slurm | None = None

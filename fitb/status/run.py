@@ -309,7 +309,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _ask_slurm(job: str | None) -> str | None:
-    if not job or not job.isdigit() or not shutil.which("scontrol"):
+    if not job or not re.fullmatch(r"\d+(_\d+)?", job) or not shutil.which("scontrol"):
         return None
     try:
         answer = site.ask("scontrol", "show", "job", "-o", job, timeout_s=SLURM_TIMEOUT_S)
@@ -348,7 +348,9 @@ def _best(run: Path, records: Sequence[dict[str, Any]]) -> tuple[float | None, i
 
 def _log(run: Path, last: Attempt) -> str:
     files = [path for path in (run / "logs").glob("*") if path.suffix in (".out", ".err")]
-    of_job = [path for path in files if last.job and path.name.startswith(last.job)]
+    of_job = [
+        path for path in files if last.job and re.match(rf"{re.escape(last.job)}[._]", path.name)
+    ]
     first = [path for path in of_job or files if re.search(r"[._]0(_log)?\.", path.name)]
     return str(max(first or of_job or files, key=_mtime, default=run / "logs"))
 

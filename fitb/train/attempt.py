@@ -29,6 +29,7 @@ from fitb import fsio
 from fitb.cluster import slurm
 from fitb.cluster.progress import ENDED, has_ended
 from fitb.errors import ConfigError, FitbError, SystemFault, TrainingError
+from fitb.world import job_id
 
 HEARTBEAT_S = 10.0
 SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: dead
@@ -85,7 +86,7 @@ class Owner:
     def me(cls, attempt: int, env: Mapping[str, str]) -> Owner:
         return cls(
             attempt,
-            env.get("SLURM_JOB_ID", ""),
+            job_id(env),
             int(env.get("SLURM_RESTART_COUNT", "0")),
             socket.gethostname(),
             _machine(),

@@ -26,7 +26,7 @@ from fitb.errors import ConfigError, SystemFault
 from fitb.train import attempt
 from fitb.train.attempt import Replaced
 from fitb.train.checkpoint import last_saved, on_all, on_main
-from fitb.world import World
+from fitb.world import World, job_id
 
 logger = logging.getLogger(__name__)
 # What a run makes, replaces and removes in its folder.
@@ -138,7 +138,7 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
         "attempt",
         world_size=world.size,
         hosts=sorted(set(hosts)),
-        job=os.environ.get("SLURM_JOB_ID", ""),
+        job=job_id(os.environ),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
     on_main(lambda: _add_provenance(path / "provenance.json", run.attempt, hosts, config), world)

@@ -6,7 +6,7 @@ from fitb.errors import ConfigError
 from fitb.world import World
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2"}
 
 
 def test_torchrun_is_believed():
@@ -28,7 +28,14 @@ def test_without_a_launcher_a_process_is_alone_and_main():
     assert not World(rank=1, size=2).is_main
 
 
-@pytest.mark.parametrize(("name", "env"), [("RANK", TORCHRUN), ("SLURM_NTASKS", SLURM)])
+@pytest.mark.parametrize("step", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_a_batch_script_and_an_interactive_shell_of_a_job_of_four_tasks_are_alone(step):
+    """`fitb evaluate` waited six hours there for three others that nobody had started."""
+    job = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"}
+    assert World.from_env(job | step) == World()
+
+
+@pytest.mark.parametrize(("name", "env"), [("RANK", TORCHRUN), ("SLURM_STEP_NUM_TASKS", SLURM)])
 def test_a_rank_that_is_no_integer_is_refused(name, env):
     with pytest.raises(ConfigError, match="must be integers"):
         World.from_env(env | {name: "many"})

@@ -13,7 +13,7 @@ from batching import FINISH, ROOT, Batch
 
 from fitb.cluster import preflight
 from fitb.cluster.environment import Site
-from fitb.cluster.executor import STARTED, WRITABLE, make_executor, resource_parser
+from fitb.cluster.executor import JOB, STARTED, WRITABLE, make_executor, resource_parser
 from fitb.config import Config
 from fitb.errors import ConfigError
 from fitb.fsio import read_json
@@ -129,7 +129,7 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
     if result:
         (tmp_path / "7_3_0_result.pkl").touch()
     decide = f"decide() {{ echo $1 >'{tmp_path}/given'; return 85; }}"
-    lines = [decide, f"logs='{tmp_path}'", f"(exit {code})", *STARTED]
+    lines = [JOB, decide, f"logs='{tmp_path}'", f"(exit {code})", *STARTED]
     env = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, check=False)
     assert done.returncode == ended

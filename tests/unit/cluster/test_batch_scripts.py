@@ -51,6 +51,37 @@ def test_crash_is_requeued_twice_and_then_given_up(batch: Batch) -> None:
     assert [json.loads(line)["event"] for line in lines] == ["requeue", "requeue", "stop"]
 
 
+def test_task_of_an_array_is_asked_about_and_requeued_as_itself(batch: Batch) -> None:
+    """The last task of an array has the number of the whole: it never came back."""
+    array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    code, _ = batch.run("exit 85", "--run_dir", "here", **array)
+    assert (code, batch.requeues()) == (85, 1)
+    assert (batch.folder / "scontrol.calls").read_text() == "requeue 7_1\n"
+    (event,) = map(json.loads, (batch.folder / "here" / "events.jsonl").read_text().splitlines())
+    assert event["job"] == "7_1"
+
+
+@pytest.mark.parametrize("script", ["distill", "evaluate"])
+def test_tasks_get_what_the_script_exports_and_no_bounds_of_another_job(
+    batch: Batch, script: str
+) -> None:
+    """sbatch --export=NONE has srun hand on nothing; a shell inside a job hands on its own."""
+    left = {"SLURM_CPUS_PER_TASK": "3", "SLURM_MEM_PER_NODE": "2000", "SLURM_NTASKS": "2"}
+    ambient = {
+        "SLURM_EXPORT_ENV": "NONE",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_CPU_BIND_LIST": "0x1",
+        "SLURM_MEM_PER_CPU": "1000",
+    }
+    where = ROOT / "slurm" / f"{script}.sh"
+    env = batch.env | left | {"FAKE_SRUN": "exit 3"}
+    for more, memory in ((ambient, set()), ({}, {"SLURM_MEM_PER_NODE"})):
+        subprocess.run(["bash", str(where)], cwd=batch.folder, env=env | more, check=False)
+        seen = batch.srun_env().keys()
+        assert not seen & (ambient.keys() - left.keys())
+        assert {name for name in seen if name.startswith("SLURM_MEM")} == memory
+
+
 def test_refused_requeue_is_said_and_seen_in_the_exit_code(batch: Batch) -> None:
     code, output = batch.run("exit 85", FAKE_REQUEUE="1")
     assert code == 85

@@ -12,7 +12,7 @@ import pytest
 
 from fitb.cluster.command import submit_commands
 from fitb.cluster.environment import enter, read_site, site_file
-from fitb.cluster.executor import REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
 from fitb.cluster.submit import plan_distill, submit_distill
 from fitb.errors import ConfigError
 
@@ -187,7 +187,7 @@ def test_batch_script_of_a_container_requeues_a_job_that_left_and_runs(
         tmp_path / "scontrol",
         f'[[ $1 == show ]] && echo "JobId=7 JobState={state} X=1" || echo "$*" >>"{log}"',
     )
-    lines = [f"(exit {code})", "", "# teardown", *REQUEUE]
+    lines = [JOB, f"(exit {code})", "", "# teardown", *REQUEUE]
     env = {"PATH": f"{tmp_path}:{PATH}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, check=False)
     assert done.returncode == code
