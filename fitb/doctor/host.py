@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import resource
 import socket
 from collections.abc import Iterator, Mapping
@@ -11,9 +10,9 @@ from urllib.parse import urlsplit
 
 from fitb.doctor.ask import reason, within
 from fitb.doctor.check import Check
+from fitb.wandb_login import Login, login_of
 
 _LEAST_FILES = 4096  # sockets of NCCL and gloo, shards and logs of a process
-_DEFAULT_SERVER = "https://api.wandb.ai"
 _REACH_S = 3.0
 _OFF = ("", "0", "off", "false", "no")
 
@@ -70,44 +69,30 @@ def hub(env: Mapping[str, str], names: tuple[str, ...]) -> Check:
     return Check("warn", "HF_HUB_OFFLINE", found, f"{fix} && export HF_HUB_OFFLINE=1")
 
 
-def wandb_mode(wanted: str, env: Mapping[str, str], has_login: bool) -> str:
-    """Return the mode that a run will take: as fitb.train.track, which needs torch, has it."""
-    if wanted != "auto":
-        return wanted
-    return env.get("WANDB_MODE") or (
-        "online" if env.get("WANDB_API_KEY") or has_login else "offline"
-    )
-
-
-def wandb_key(
-    wanted: str, env: Mapping[str, str], logins: Mapping[str, bool], server: str
-) -> Check:
+def wandb_key(wanted: str, login: Login) -> Check:
     """Say whether there is a key; where it is, never what it is.
 
     Args:
         wanted: track.wandb.
-        logins: host -> whether netrc has a login for it.
-        server: host that W&B is asked at.
     """
-    name, mode = "W&B key", wandb_mode(wanted, env, logins.get("api.wandb.ai", False))
+    name, mode, server = "W&B key", login.mode_of(wanted), urlsplit(login.url).netloc
     if mode not in ("online", "offline", "disabled"):
         found = f"WANDB_MODE={mode} is not a mode of fitb"
         return Check("warn", name, found, "unset WANDB_MODE")
     if mode == "disabled":
         return Check("ok", name, "not needed: W&B is disabled, metrics.jsonl has all")
-    where = "WANDB_API_KEY" if env.get("WANDB_API_KEY") else "netrc" if logins.get(server) else ""
-    if mode == "offline" and where:
-        return Check("ok", name, f"in {where}; the run is offline: `fitb sync RUN` sends it")
-    login = f"wandb login --host https://{server}" if server != "api.wandb.ai" else "wandb login"
-    if mode == "offline" and (wanted == "offline" or env.get("WANDB_MODE")):
+    if mode == "offline" and login.key:
+        return Check("ok", name, f"in {login.key}; the run is offline: `fitb sync RUN` sends it")
+    fix = f"wandb login --host {login.url}"
+    if mode == "offline" and (wanted == "offline" or login.mode):
         return Check("ok", name, "not needed: offline; `fitb sync RUN` sends it, and needs one")
     if mode == "offline":
-        found = "none, neither in WANDB_API_KEY nor in netrc: the run is written offline"
-        return Check("warn", name, found, f"{login}  # or later: wandb login && fitb sync RUN")
-    if not where:
+        found = f"none for {server}, neither in WANDB_API_KEY nor in netrc: the run is offline"
+        return Check("warn", name, found, f"{fix}  # or later, then fitb sync RUN")
+    if not login.key:
         found = f"none for {server}, and the run is to be online"
-        return Check("bad", name, found, f"{login}  # or: --track.wandb offline")
-    return Check("ok", name, f"in {where} (not shown), for {server}")
+        return Check("bad", name, found, f"{fix}  # or: --track.wandb offline")
+    return Check("ok", name, f"in {login.key} (not shown), for {server}")
 
 
 def wandb_server(mode: str, server: str, problem: str | None) -> Check:
@@ -125,15 +110,6 @@ def wandb_server(mode: str, server: str, problem: str | None) -> Check:
         return Check("ok", name, f"{server} can be reached from this host")
     found = f"{server} cannot be reached from here ({problem}); runs are then written offline"
     return Check("warn", name, found, "export WANDB_MODE=offline  # then fitb sync RUN, from here")
-
-
-def logins_of(hosts: tuple[str, ...]) -> dict[str, bool]:
-    """Return for each host whether the user's netrc has a login."""
-    try:
-        held = netrc.netrc()
-    except (OSError, netrc.NetrcParseError):  # its message may hold a word of the file
-        return dict.fromkeys(hosts, False)
-    return {host: held.authenticators(host) is not None for host in hosts}
 
 
 def reach(server: str, port: int) -> str | None:
@@ -171,12 +147,15 @@ def look_at_wandb(wanted: str, env: Mapping[str, str]) -> Iterator[Check]:
     Args:
         wanted: track.wandb.
     """
-    url = urlsplit(env.get("WANDB_BASE_URL") or _DEFAULT_SERVER)
-    server = url.hostname or "api.wandb.ai"
-    logins = logins_of(("api.wandb.ai", server))
-    mode = wandb_mode(wanted, env, logins["api.wandb.ai"])
+    try:
+        login = login_of(env)
+    except Exception as error:
+        yield Check("bad", "W&B key", f"W&B cannot be asked: {reason(error)}", "pip install wandb")
+        return
+    url, mode = urlsplit(login.url), login.mode_of(wanted)
+    server = url.hostname or ""
     proxy = urlsplit(env.get("https_proxy") or env.get("HTTPS_PROXY") or "")
     port = 80 if url.scheme == "http" else 443
     target = (proxy.hostname, proxy.port or 80) if proxy.hostname else (server, url.port or port)
-    yield wandb_key(wanted, env, logins, server)
+    yield wandb_key(wanted, login)
     yield wandb_server(mode, server, reach(*target) if mode == "online" else "")

@@ -7,7 +7,6 @@ mirrors it under one id per run (wandb_mirror.py); whatever W&B does, training g
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import secrets
 import time
@@ -19,7 +18,8 @@ from fitb import fsio
 from fitb.config import Config
 from fitb.log import Progress
 from fitb.train.rundir import RunDir
-from fitb.train.wandb_mirror import STEP, Mirror, target_of
+from fitb.train.wandb_mirror import LATER, STEP, Mirror, reason_of, target_of
+from fitb.wandb_login import login_of
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Tracker:
                 if type(record[STEP]) is int:
                     self._logged_until = max(self._logged_until, record[STEP])
             self.wandb_id = _wandb_id(run.path / "wandb_id")
-            mode = wandb_mode(config.track.wandb, dict(os.environ))
+            mode = _mode(config.track.wandb)
             if mode != "disabled":
                 target = target_of(self.wandb_id, run.name, config)
                 self._mirror = Mirror(run.metrics, target, mode, run.path, self._logged_until)
@@ -147,6 +147,17 @@ class Tracker:
             self._mirror.finish(exit_code)
 
 
+def _mode(wanted: str) -> str:
+    """Resolve `auto`; where W&B cannot even be asked it is off, as it would be anyway."""
+    if wanted != "auto":
+        return wanted
+    try:
+        return login_of(os.environ).mode_of(wanted)
+    except Exception as error:
+        logger.warning("W&B is off (%s); %s", reason_of(error), LATER)
+        return "disabled"
+
+
 def _wandb_id(path: Path) -> str:
     """One id for all attempts of a run; where it is damaged a new one, which is sent all again."""
     if fsio.create(path):
@@ -157,16 +168,3 @@ def _wandb_id(path: Path) -> str:
     aside = fsio.set_aside(path)
     logger.warning("%s holds no id; W&B gets this run anew, under another one", aside)
     return _wandb_id(path)
-
-
-def wandb_mode(wanted: str, env: dict[str, str]) -> str:
-    """Resolve `auto`: what WANDB_MODE says, else online where there is a key, else offline."""
-    if wanted != "auto":
-        return wanted
-    if env.get("WANDB_MODE"):
-        return env["WANDB_MODE"]
-    try:
-        has_login = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        has_login = False
-    return "online" if env.get("WANDB_API_KEY") or has_login else "offline"

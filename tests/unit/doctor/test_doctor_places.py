@@ -10,6 +10,7 @@ from fitb.doctor import configuration, folders, host
 from fitb.doctor.ask import Answer
 from fitb.doctor.folders import Folder
 from fitb.doctor.slurm import Asked
+from fitb.wandb_login import Login
 
 # -- folders
 
@@ -129,44 +130,27 @@ def test_a_model_of_the_hub_is_told_unless_the_hub_is_off():
     assert check.status == "warn" and "--local-dir models/bert" in check.fix
 
 
-KEY = {"WANDB_API_KEY": "0123456789"}
 CLOUD = "api.wandb.ai"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "env", "logins", "status"),
+    ("wanted", "mode", "key", "status"),
     [
-        ("auto", KEY, {}, "ok"),
-        ("auto", {}, {CLOUD: True}, "ok"),
-        ("auto", {}, {}, "warn"),
-        ("auto", {"WANDB_MODE": "offline"}, {}, "ok"),
-        ("auto", {"WANDB_MODE": "dryrun"}, {}, "warn"),
-        ("online", {}, {}, "bad"),
-        ("offline", {}, {}, "ok"),
-        ("disabled", {}, {}, "ok"),
+        ("auto", "", "WANDB_API_KEY", "ok"),
+        ("auto", "", "netrc", "ok"),
+        ("auto", "", "", "warn"),
+        ("auto", "offline", "", "ok"),
+        ("auto", "dryrun", "", "warn"),
+        ("online", "", "", "bad"),
+        ("offline", "", "", "ok"),
+        ("disabled", "", "", "ok"),
     ],
 )
-def test_a_key_is_asked_for_where_a_run_will_need_it(wanted, env, logins, status):
-    check = host.wandb_key(wanted, env, logins, CLOUD)
+def test_a_key_is_asked_for_where_a_run_will_need_it(wanted, mode, key, status):
+    check = host.wandb_key(wanted, Login("https://wandb.example.org", mode, key))
     assert check.status == status
     assert (status in ("warn", "bad")) == bool(check.fix)
-    assert "0123" not in check.found + check.fix
-
-
-@pytest.mark.parametrize("wanted", ["auto", "online", "offline", "disabled"])
-@pytest.mark.parametrize("env", [{}, KEY, {"WANDB_MODE": "offline"}, KEY | {"WANDB_MODE": "x"}])
-@pytest.mark.parametrize("login", [False, True])
-def test_the_mode_of_wandb_is_the_one_that_training_takes(
-    wanted, env, login, tmp_path, monkeypatch
-):
-    from fitb.train import track
-
-    monkeypatch.setenv("HOME", str(tmp_path))
-    if login:
-        (tmp_path / ".netrc").write_text(f"machine {CLOUD} login user password xxxxxxxx\n")
-        (tmp_path / ".netrc").chmod(0o600)
-    assert host.wandb_mode(wanted, env, login) == track.wandb_mode(wanted, env)
-    assert host.logins_of((CLOUD,)) == {CLOUD: login}
+    assert ("--host https://wandb.example.org" in check.fix) == (not mode and bool(check.fix))
 
 
 def test_a_server_out_of_reach_is_a_warning_and_offline_is_fine():

@@ -12,7 +12,7 @@ import pytest
 
 from fitb.config import TrackConfig
 from fitb.train.rundir import RunDir
-from fitb.train.track import Line, Tracker, wandb_mode
+from fitb.train.track import Line, Tracker
 from fitb.train.wandb_mirror import held_step, whole_lines
 from fitb.world import World
 
@@ -243,43 +243,6 @@ def test_ranks_other_than_the_first_write_nothing(tmp_path, make_tracker, wandb)
 def test_disabled_w_and_b_is_not_even_imported(make_tracker, wandb):
     make_tracker(wandb="disabled")
     assert wandb.runs == []
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.mark.parametrize("wanted", ["online", "offline", "disabled"])
-def test_a_mode_that_was_asked_for_is_taken(home, wanted):
-    env = {"WANDB_MODE": "online", "WANDB_API_KEY": "k"}
-    assert wandb_mode(wanted, env) == wanted
-
-
-@pytest.mark.parametrize(
-    ("env", "mode"),
-    [
-        ({}, "offline"),
-        ({"WANDB_API_KEY": "k"}, "online"),
-        ({"WANDB_API_KEY": ""}, "offline"),
-        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, "disabled"),
-        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "k"}, "offline"),
-    ],
-)
-def test_auto_is_what_the_environment_says_else_online_where_there_is_a_key(home, env, mode):
-    assert wandb_mode("auto", env) == mode
-
-
-def test_auto_knows_a_login_in_netrc(home):
-    path = home / ".netrc"
-    path.write_text("machine api.wandb.ai login user password k\n")
-    path.chmod(0o600)
-    assert wandb_mode("auto", {}) == "online"
-    path.write_text("machine elsewhere login user password k\n")
-    assert wandb_mode("auto", {}) == "offline"
-    path.write_text("this is no netrc\n")
-    assert wandb_mode("auto", {}) == "offline"
 
 
 NOW_S = time.mktime((2026, 11, 26, 10, 0, 0, 0, 0, -1))
