@@ -11,10 +11,13 @@ import os
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 
+from fitb.errors import ConfigError
 from fitb.world import World
 
-_INTERFACE = "lo"
+_INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+_LOOPBACK = "lo"
 
 
 def join(world: World, backend: str, timeout: timedelta) -> None:
@@ -22,16 +25,23 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
 
     A job of one process may leave the port to the kernel: 0 becomes the port that it gave.
 
-    Raises: what torch raises where the processes do not find each other.
+    Raises: what torch raises where the processes do not find each other; ConfigError where that is
+        for the name of this host.
     """
     import torch.distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if not on_this_host(os.environ):
-        dist.init_process_group(backend, timeout=timeout)
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except RuntimeError as error:
+            why = unreachable(os.environ)
+            if why is None:
+                raise
+            raise ConfigError(f"the processes did not find each other: {why}") from error
         return
-    if any(name == _INTERFACE for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _INTERFACE)
+    if any(name == _LOOPBACK for _, name in socket.if_nameindex()):
+        os.environ.setdefault(_INTERFACE_VARIABLE, _LOOPBACK)
     listener = None
     if world.is_main:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -45,6 +55,38 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout
     )
+
+
+def unreachable(env: Mapping[str, str]) -> str | None:
+    """Say why gloo would send other hosts astray, and the remedy; None where it would not.
+
+    It tells them the address of this host's own name, loopback where that has none; Debian's
+    installer gives the name of a host 127.0.1.1.
+    """
+    if env.get(_INTERFACE_VARIABLE):
+        return None
+    name = socket.gethostname()
+    try:
+        address = str(socket.getaddrinfo(name, None)[0][4][0])
+    except OSError:
+        address = ""
+    if address and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return None
+    return (
+        f"{name} {f'is {address}' if address else 'has no address'} on {name} itself, so gloo gives"
+        f" other hosts one of loopback; export {_INTERFACE_VARIABLE}={_interface()} for the job, or"
+        f" have the site give {name} its own address in /etc/hosts"
+    )
+
+
+def _interface() -> str:
+    """The interface that leads out of this host; eth0 where none does."""
+    try:
+        routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    except OSError:
+        routes = []
+    others = [name for _, name in socket.if_nameindex() if name != _LOOPBACK]
+    return next((route[0] for route in routes if route[1] == "00000000"), (*others, "eth0")[0])
 
 
 def on_this_host(env: Mapping[str, str]) -> bool:

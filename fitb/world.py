@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fitb.errors import ConfigError
+
+_LOCAL_RANK = re.compile(r"--local[-_]rank(?:=(.*))?")
 
 
 def job_id(env: Mapping[str, str]) -> str:
@@ -17,6 +20,35 @@ def job_id(env: Mapping[str, str]) -> str:
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return env.get("SLURM_JOB_ID", "")
+
+
+def address_of(host: str, env: Mapping[str, str]) -> str:
+    """Return where others reach a host: its name, with what the site has put behind it.
+
+    On some clusters the bare name is the network of the administration, and NAMEi the fast one.
+    """
+    return host + env.get("FITB_HOST_SUFFIX", "")
+
+
+def without_local_rank(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """Return flags without the --local_rank that DeepSpeed's own launcher appends.
+
+    Raises: ConfigError where it says something else than LOCAL_RANK.
+    """
+    kept, words = [], iter(flags)
+    for word in words:
+        found = _LOCAL_RANK.fullmatch(word)
+        if not found:
+            kept.append(word)
+            continue
+        given = next(words, "") if found[1] is None else found[1]
+        if given != env.get("LOCAL_RANK"):
+            raise ConfigError(
+                f"--local_rank={given}, and LOCAL_RANK is {env.get('LOCAL_RANK', 'not set')}; a"
+                " launcher sets both alike: leave the flag out (deepspeed --no_local_rank), or use"
+                " torchrun"
+            )
+    return kept
 
 
 @dataclass(frozen=True)

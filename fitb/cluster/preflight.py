@@ -61,10 +61,12 @@ class Verdict:
     Args:
         bad: host -> reasons, in the order of the hosts.
         failure: why the job cannot train on these hosts though none of them is to blame.
+        passes: whether that may be otherwise when the job is started again.
     """
 
     bad: dict[str, list[str]]
     failure: str | None = None
+    passes: bool = True
 
 
 def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
@@ -85,10 +87,13 @@ def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
             reasons[host] += records[host]["failures"]
     for host, why in _clocks(records).items():
         reasons[host].append(why)
-    network = _network(records)
+    misled = [record["unreachable"] for record in records.values() if record.get("unreachable")]
+    network = {} if misled else _network(records)
     for host, why in network.items():
         reasons[host].append(why)
     bad = {host: whys for host, whys in reasons.items() if whys}
+    if not bad and misled:
+        return Verdict({}, misled[0], passes=False)
     if not bad and not all(record["reduced"] for record in records.values()):
         return Verdict({}, "the all-reduce over all hosts failed, and no host is to blame for it")
     return Verdict(bad)
@@ -160,12 +165,13 @@ def come_back(
 ) -> int:
     """Write down why this attempt did not train, and let the job or its next link come back.
 
-    Returns: RESUME, or STOP where too few hosts would be left or this was tried too often.
+    Returns: RESUME, or STOP where that would not help, too few hosts would be left, or this was
+        tried too often.
     Raises: SystemFault where Slurm does not answer or refuses.
     """
     findings = [{"event": "bad_host", "host": h, "checks": why} for h, why in verdict.bad.items()]
     unfit = f"unfit hosts: {', '.join(verdict.bad)}" if verdict.bad else verdict.failure
-    code, why, barring = RESUME, f"preflight: {unfit}", []
+    code, why, barring = RESUME if verdict.passes else STOP, f"preflight: {unfit}", []
     if verdict.bad:
         earlier = barred(progress.events_of(run_dir), source)
         known = [*slurm.excluded_hosts(source.job), *earlier, *verdict.bad]

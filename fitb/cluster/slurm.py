@@ -22,6 +22,7 @@ from fitb.config import Config
 from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
+from fitb.world import address_of
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
@@ -226,7 +227,7 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     if "\n" in config.run_dir:
         raise ConfigError(f"run_dir={config.run_dir!r} is more than one line; choose another one")
     port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))
-    return Plan(config.run_dir, first_host(nodelist), port, config.steps)
+    return Plan(config.run_dir, address_of(first_host(nodelist), env), port, config.steps)
 
 
 def main(args: Sequence[str]) -> int:

@@ -40,7 +40,7 @@ from fitb.ds_config import read_ds_config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.fsio import write_atomic
-from fitb.world import World
+from fitb.world import World, address_of
 
 logger = logging.getLogger(__name__)
 STATE_POLL_S = 10.0
@@ -136,7 +136,7 @@ class DistillJob:
         local = job.cluster == "local"
         number = int(os.environ.get("SLURM_JOB_ID", job.job_id))
         port = slurm.master_port(number, self._source(job).restart)
-        address = "127.0.0.1" if local else job.hostnames[0]
+        address = "127.0.0.1" if local else address_of(job.hostnames[0], os.environ)
         if self.processes:
             return self._under_torchrun(world, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
         os.environ.update(world.env(address, port))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fitb.doctor.ask import reason, within
 from fitb.doctor.check import Check
+from fitb.rendezvous import unreachable
 from fitb.wandb_login import Login, login_of
 
 _LEAST_FILES = 4096  # sockets of NCCL and gloo, shards and logs of a process
@@ -17,13 +19,19 @@ _REACH_S = 3.0
 _OFF = ("", "0", "off", "false", "no")
 
 
-def hostname(name: str, addresses: list[str] | Exception) -> Check:
-    """Say whether the own name leads to an address: rank 0 is looked for under such a name."""
-    if isinstance(addresses, Exception) or not addresses:
-        why = reason(addresses) if isinstance(addresses, Exception) else "no address"
-        fix = f"echo '127.0.1.1 {name}' >> /etc/hosts  # by the site"
-        return Check("warn", "hostname", f"{name} cannot be resolved: {why}", fix)
-    return Check("ok", "hostname", f"{name} is {', '.join(sorted(set(addresses))[:2])}")
+def hostname(name: str, misled: str | None, hosts: int) -> Check:
+    """Say whether other hosts would find this one by what it says of itself.
+
+    Args:
+        misled: why not, and the remedy, as `fitb.rendezvous.unreachable` has it.
+        hosts: of the job.
+    """
+    if misled is None:
+        return Check("ok", "hostname", f"{name} leads to this host from others, too")
+    found, _, fix = misled.partition("; ")
+    if hosts == 1:
+        return Check("ok", "hostname", f"{found}, which matters to jobs of several hosts alone")
+    return Check("warn", "hostname", found, fix)
 
 
 def open_files(soft: int, hard: int) -> Check:
@@ -122,18 +130,21 @@ def reach(server: str, port: int) -> str | None:
     return reason(found) if isinstance(found, Exception) else None
 
 
-def look(models: tuple[str, ...], env: Mapping[str, str]) -> Iterator[Check]:
+def look(models: tuple[str, ...], env: Mapping[str, str], hosts: int) -> Iterator[Check]:
     """Gather what there is to say of the host.
 
     Args:
         models: names that are no folders here.
+        hosts: of the job.
     """
     name = socket.gethostname()
-
-    def addresses() -> list[str]:
-        return [str(found[4][0]) for found in socket.getaddrinfo(name, None)]
-
-    yield hostname(name, within(_REACH_S, addresses))
+    misled = within(_REACH_S, partial(unreachable, env))
+    if isinstance(misled, Exception):
+        yield Check(
+            "warn", "hostname", f"{name} cannot be resolved: {reason(misled)}", "by the site"
+        )
+    else:
+        yield hostname(name, misled, hosts)
     yield open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     infiniband = Path("/sys/class/infiniband")
     has_infiniband = infiniband.is_dir() and any(infiniband.iterdir())

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fitb.cluster.slurm import first_host, master_port
 from fitb.errors import ConfigError
 from fitb.rendezvous import join
-from fitb.world import World
+from fitb.world import World, address_of
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=6)  # of ranks that wait for the slowest one
@@ -85,4 +85,4 @@ def _address(env: Mapping[str, str], world: World) -> tuple[str, int]:
             " nor a Slurm job is set; start with slurm/evaluate.sh, srun or torchrun"
         )
     step = env.get("SLURM_STEP_ID", "0")
-    return first_host(hosts), master_port(int(env["SLURM_JOB_ID"]), int(step))
+    return address_of(first_host(hosts), env), master_port(int(env["SLURM_JOB_ID"]), int(step))

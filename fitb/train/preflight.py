@@ -32,6 +32,8 @@ from fitb.cluster.preflight import ALL_OWN_S, START_S, link_deadline_s, pair_rou
 from fitb.cluster.slurm import master_port
 from fitb.errors import RESUME, FitbError, SystemFault
 from fitb.fsio import write_json
+from fitb.rendezvous import unreachable
+from fitb.world import address_of
 
 logger = logging.getLogger("fitb.train.preflight")  # run as a script it has another name
 
@@ -193,17 +195,21 @@ def reduce(rank: int, size: int, address: str, port: int, deadline_s: float) -> 
 def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, Any]:
     """Reduce over all hosts and, where that fails, with each neighbour.
 
-    Returns: reduced, pairs (neighbour -> whether it worked), clock_s.
+    Returns: reduced, pairs (neighbour -> whether it worked), clock_s; and where the own name would
+        mislead the others, why, before anything is tried.
     """
+    if why := unreachable(env):
+        return {"reduced": False, "pairs": {}, "clock_s": None, "unreachable": why}
     rank, size, link_s = hosts.index(me), len(hosts), link_deadline_s(env)
     job, restart = int(env["SLURM_JOB_ID"]), int(env.get("SLURM_RESTART_COUNT", "0"))
 
     def port(number: int) -> int:
         return master_port(job, FIRST_RESTART + 16 * restart + number)
 
-    met = meet(rank, size, hosts[0], port(0), START_S)
+    first = address_of(hosts[0], env)
+    met = meet(rank, size, first, port(0), START_S)
     try:
-        clock_s = within(link_s, reduce, rank, size, hosts[0], port(1), link_s)
+        clock_s = within(link_s, reduce, rank, size, first, port(1), link_s)
         return {"reduced": True, "pairs": {}, "clock_s": clock_s}
     except SystemFault as error:
         logger.error("all hosts: %s", error)
@@ -211,12 +217,11 @@ def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, 
     for number, pairs_now in enumerate(pair_rounds(size), 1):
         # One that is not here once will not come. A host that no pair of a round needs waits for
         # those that use up their deadline.
-        met = met and meet(rank, size, hosts[0], port(2 * number), 2 * link_s)
+        met = met and meet(rank, size, first, port(2 * number), 2 * link_s)
         for pair in (pair for pair in pairs_now if rank in pair):
             other = hosts[pair[1] if pair[0] == rank else pair[0]]
-            first = hosts[pair[0]]
             try:
-                where = (first, port(2 * number + 1), link_s)
+                where = (address_of(hosts[pair[0]], env), port(2 * number + 1), link_s)
                 within(link_s, reduce, pair.index(rank), 2, *where)
                 pairs[other] = True
             except SystemFault as error:

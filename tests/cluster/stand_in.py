@@ -30,7 +30,7 @@ class Ranks:
         address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         self._peers: list[Connection] = []
         if world.is_main:
-            with Listener(address, backlog=world.size) as listener:
+            with Listener(("", address[1]), backlog=world.size) as listener:
                 self._peers = [listener.accept() for _ in range(world.size - 1)]
             return
         deadline = time.monotonic() + 60

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Run
 from machine import wait_until
-from slurm_cluster import Cluster, a_cluster
+from slurm_cluster import HOSTS_OF, Cluster, a_cluster
 
 from fitb.cluster import submit
 
@@ -70,6 +70,25 @@ def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_re
     assert f"{cut} is not fit: no reduction with" in said
     assert requeue["reason"] in said
     assert "all 3 hosts are fit" in said
+
+
+def test_hosts_whose_own_name_is_loopback_are_told_and_not_barred(hosts: Cluster, run: Run) -> None:
+    """Debian's installer writes 127.0.1.1; the preflight blamed good hosts for it."""
+    run = Run(hosts, run.payload, run.folder)
+    for host in hosts.hosts:
+        path = HOSTS_OF / host / "hosts"
+        others = [line for line in path.read_text().splitlines() if line.split()[1] != host]
+        path.write_text("\n".join([*others, f"127.0.1.1 {host}", ""]))
+    env = {"FITB_PREFLIGHT": "1", "FITB_PREFLIGHT_LINK_S": "4"}
+    job = run.sbatch("--ntasks-per-node=1", env=env)
+    assert hosts.wait_end(job) == "FAILED"
+    record = hosts.show(job)
+    assert (record["ExitCode"], record["ExcNodeList"]) == ("93:0", "(null)"), run.logs()
+    assert run.events("bad_host") == []
+    (stop,) = run.events("stop")
+    assert "127.0.1.1" in stop["reason"] and "GLOO_SOCKET_IFNAME=eth0" in stop["reason"]
+    job = run.sbatch("--ntasks-per-node=1", env=env | {"GLOO_SOCKET_IFNAME": "eth0"})
+    assert hosts.wait_end(job) == "COMPLETED", run.logs()
 
 
 def test_submitit_chain_goes_on_without_a_bad_host_and_from_where_a_link_left(

@@ -2,12 +2,14 @@
 
 import json
 import os
+import socket
 import sys
 
 import pytest
 
+from fitb import rendezvous
 from fitb.cluster.local import LocalRun
-from fitb.rendezvous import on_this_host
+from fitb.rendezvous import on_this_host, unreachable
 
 _RANK = """
 import json, os, sys
@@ -61,3 +63,29 @@ def test_ranks_that_one_process_starts_here_listen_on_loopback_alone(tmp_path):
 )
 def test_only_a_loopback_address_says_that_all_ranks_are_here(env, here):
     assert on_this_host(env) is here
+
+
+@pytest.mark.parametrize(
+    ("addresses", "problem"),
+    [
+        (["127.0.1.1"], "is 127.0.1.1"),
+        (["::1", "10.0.0.3"], "is ::1"),  # gloo takes the first
+        (None, "has no address"),
+        (["10.0.0.3", "127.0.1.1"], None),
+        (["fe80::1%2"], None),
+    ],
+)
+def test_a_host_whose_own_name_is_loopback_cannot_be_reached_by_others(
+    monkeypatch, addresses, problem
+):
+    def look_up(name, port):
+        if addresses is None:
+            raise socket.gaierror("unknown")
+        return [(0, 0, 0, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", look_up)
+    why = unreachable({})
+    assert (why is None) == (problem is None)
+    if why is not None:
+        assert problem in why and "GLOO_SOCKET_IFNAME=" in why
+    assert unreachable({"GLOO_SOCKET_IFNAME": "eth0"}) is None

@@ -3,7 +3,7 @@
 import pytest
 
 from fitb.errors import ConfigError
-from fitb.world import World
+from fitb.world import World, address_of, job_id, without_local_rank
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2"}
@@ -60,6 +60,31 @@ def test_half_an_environment_does_not_make_every_process_the_main_one(missing):
     env = {name: value for name, value in TORCHRUN.items() if name != missing}
     with pytest.raises(ConfigError, match=missing):
         World.from_env(env)
+
+
+@pytest.mark.parametrize(
+    "flag", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"], []]
+)
+def test_the_flag_that_deepspeeds_launcher_appends_is_no_flag_of_ours(flag):
+    flags = ["--steps", "3", *flag, "--seed=1"]
+    assert without_local_rank(flags, TORCHRUN) == ["--steps", "3", "--seed=1"]
+
+
+@pytest.mark.parametrize("flag", ["--local_rank=0", "--local-rank=", "--local_rank"])
+@pytest.mark.parametrize("env", [TORCHRUN, {}])
+def test_a_local_rank_that_is_not_that_of_the_environment_is_refused(flag, env):
+    with pytest.raises(ConfigError, match="--no_local_rank"):
+        without_local_rank([flag], env)
+
+
+def test_a_task_of_an_array_has_a_name_of_its_own():
+    array = {"SLURM_JOB_ID": "4", "SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1"}
+    assert [job_id(array), job_id({"SLURM_JOB_ID": "4"}), job_id({})] == ["4_1", "4", ""]
+
+
+def test_a_site_says_what_comes_behind_the_names_of_hosts():
+    assert address_of("n1", {}) == "n1"
+    assert address_of("n1", {"FITB_HOST_SUFFIX": "i"}) == "n1i"
 
 
 def test_what_is_handed_to_torch_reads_back_as_the_same_place():

@@ -36,6 +36,17 @@ def test_every_host_meets_both_neighbours_and_one_at_a_time(num_hosts: int) -> N
     assert every == {frozenset((i, (i + 1) % num_hosts)) for i in range(num_hosts)}
 
 
+def test_no_host_is_to_blame_for_what_its_own_name_leads_to() -> None:
+    """Debian's 127.0.1.1: good hosts were barred, and the job went on to the next pair."""
+    why = "a is 127.0.1.1 on a itself; export GLOO_SOCKET_IFNAME=eth0"
+    misled = {**record(None), "reduced": False, "unreachable": why}
+    assert judge(["a", "b"], {"a": misled, "b": misled}) == Verdict({}, why, passes=False)
+    waiting = record(a=False)
+    assert judge(["a", "b"], {"a": misled, "b": waiting}) == Verdict({}, why, passes=False)
+    full = {**misled, "failures": ["disk /tmp: full"]}
+    assert judge(["a", "b"], {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
+
+
 def test_a_host_alone_has_no_neighbours() -> None:
     assert pair_rounds(1) == []
 

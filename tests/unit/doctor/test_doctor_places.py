@@ -8,8 +8,8 @@ from checking import one
 from fitb.config import CheckpointConfig, Config, Geometry, ModelConfig
 from fitb.doctor import configuration, folders, host
 from fitb.doctor.ask import Answer
+from fitb.doctor.asked import Asked
 from fitb.doctor.folders import Folder
-from fitb.doctor.slurm import Asked
 from fitb.wandb_login import Login
 
 # -- folders
@@ -119,8 +119,10 @@ def test_limits_matter_where_something_needs_them():
 
 
 def test_a_name_of_a_host_must_lead_to_an_address():
-    assert host.hostname("a", ["10.0.0.1"]).status == "ok"
-    assert host.hostname("a", OSError("unknown")).status == "warn"
+    why = "a is 127.0.1.1 on a itself; export GLOO_SOCKET_IFNAME=eth0 for the job"
+    assert [host.hostname("a", None, n).status for n in (1, 2)] == ["ok", "ok"]
+    assert [host.hostname("a", why, n).status for n in (1, 2)] == ["ok", "warn"]
+    assert "GLOO_SOCKET_IFNAME=eth0" in host.hostname("a", why, 2).fix
 
 
 def test_a_model_of_the_hub_is_told_unless_the_hub_is_off():

@@ -96,7 +96,7 @@ def test_a_sum_over_two_processes_gives_clocks_of_one_moment() -> None:
 
 
 def test_hosts_that_cannot_all_reduce_try_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = {"SLURM_JOB_ID": "7", "FITB_PREFLIGHT_LINK_S": "0.5"}
+    env = {"SLURM_JOB_ID": "7", "FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
     monkeypatch.setattr(preflight, "START_S", 0.5)
     found = preflight.network(
         ["127.0.0.1", "127.0.0.2"], "127.0.0.1", env
@@ -117,7 +117,8 @@ def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(
         raise SystemFault("late")
 
     monkeypatch.setattr(preflight, "within", late)
-    env = {"SLURM_JOB_ID": str(_free_port()), "FITB_PREFLIGHT_LINK_S": "0.5"}
+    env = {"FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
+    env["SLURM_JOB_ID"] = str(_free_port())
     threads = [
         threading.Thread(target=preflight.network, args=(hosts, host, env)) for host in hosts
     ]
