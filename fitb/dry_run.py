@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fitb.cluster.site import leaves_at_once
 from fitb.cluster.slurm import default_run_dir, num_ranks
 from fitb.config import Config
 from fitb.config_io import to_yaml
@@ -127,6 +128,9 @@ def main(args: Sequence[str]) -> int:
     heading = "# -- options that hold; those on the command line of sbatch win over them"
     print(script, heading, *(option.render() for option in options), "", sep="\n")
     print(follows, end="")
+    values = {option.name: option.value for option in options}
+    if why := leaves_at_once(values.get("time"), values.get("signal")):
+        print(f"fitb: {why}", file=sys.stderr)
     return FINISHED
 
 

@@ -53,6 +53,7 @@ class Partition:
         hosts: their number.
         cpus: of the host with the most GPUs.
         gpus: of that host.
+        option: of sbatch for all of them, where their number alone would mean others too.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Partition:
     hosts: int = 0
     cpus: int = 0
     gpus: int = 0
+    option: str = ""
 
     def sentence(self) -> str:
         also = " (the default)" if self.default else ""
@@ -133,6 +135,7 @@ def partitions_of(
             sum(group.number for group in own),
             best.cpus if best else 0,
             best.gpus if best else 0,
+            best.option if best else "",
         )
 
 
@@ -196,7 +199,7 @@ def _where(found: Found) -> Iterator[str]:
         each = best.cpus // best.gpus
         yield "# a rank for each GPU of a host of it, on the command line of sbatch:"
         yield (
-            f"#     sbatch --gpus-per-node={best.gpus} --ntasks-per-node={best.gpus}"
+            f"#     sbatch --gpus-per-node={best.option or best.gpus} --ntasks-per-node={best.gpus}"
             f" --cpus-per-task={each} slurm/distill.sh ..."
         )
     limit = best.limit if best else "UNLIMITED"
@@ -280,7 +283,9 @@ CONTAINER = """\
 # export SLURM_GPU_BIND=none                           # every task sees all GPUs of its host"""
 
 NETWORK = """
-# -- Network between hosts: the interface that NCCL and gloo take, where they take a wrong one"""
+# -- Network between hosts: the interface that NCCL and gloo take, where they take a wrong one, and
+# what the site puts behind the name of a host for its fast network
+# export FITB_HOST_SUFFIX=i"""
 
 SCRATCH = """
 # -- Scratch and caches, of this shell too: write ${SLURM_JOB_ID:+...} around what jobs alone have

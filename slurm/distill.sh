@@ -58,6 +58,13 @@ pass_on() {
 }
 trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
 
+# What a submitting shell hands on without meaning it: --export=NONE, for which srun would keep all
+# exports of this script from the tasks, and of a job that the shell is in its CPUs and its memory.
+unset SLURM_EXPORT_ENV
+[[ -z ${SLURM_CPU_BIND_LIST:-} ]] || unset "${!SLURM_CPU_BIND@}"
+memory=("${!SLURM_MEM_PER_@}") # of two bounds, which srun refuses, one is not this job's
+((${#memory[@]} < 2)) || unset "${memory[@]}"
+
 # The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
 held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
 read_site() { # a function, as some `activate` would read our arguments
@@ -103,11 +110,7 @@ mkdir -p -- "$run_dir/logs" || exit 93
 export FITB_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 FITB_JOB=${FITB_JOB:-$SLURM_JOB_ID}
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
-# Of the shell that submitted: tasks take Slurm's ranks, what this script exports, all memory of the
-# job where it cannot be told which of two bounds is the job's, and no CPUs of another job.
-unset RANK LOCAL_RANK WORLD_SIZE SLURM_EXPORT_ENV "${!SLURM_CPU_BIND@}"
-memory=("${!SLURM_MEM_PER_@}")
-((${#memory[@]} < 2)) || unset "${memory[@]}"
+unset RANK LOCAL_RANK WORLD_SIZE # of the shell that submitted; the tasks take Slurm's
 # Each task opens its own log: --output is a pattern, which a path must not be part of. A host that
 # cannot is named in the log of the job, and ends the step, as no other task can begin without it.
 # shellcheck disable=SC2016 # the task expands it

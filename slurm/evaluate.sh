@@ -27,6 +27,12 @@
 #SBATCH --time=04:00:00
 #SBATCH --open-mode=append
 
+# What a submitting shell hands on without meaning it; slurm/distill.sh says more.
+unset SLURM_EXPORT_ENV
+[[ -z ${SLURM_CPU_BIND_LIST:-} ]] || unset "${!SLURM_CPU_BIND@}"
+memory=("${!SLURM_MEM_PER_@}")
+((${#memory[@]} < 2)) || unset "${memory[@]}"
+
 # The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
 held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
 read_site() { # a function, as some `activate` would read our arguments
@@ -51,10 +57,7 @@ set -euo pipefail # not sooner: modules have unset variables
 
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-# Of the shell that submitted; slurm/distill.sh says more.
-unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV "${!SLURM_CPU_BIND@}"
-memory=("${!SLURM_MEM_PER_@}")
-((${#memory[@]} < 2)) || unset "${memory[@]}"
+unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT # of the shell that submitted
 if ((${SLURM_NTASKS:-1} > 1)); then
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK

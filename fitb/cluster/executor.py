@@ -28,6 +28,12 @@ NO_PREFLIGHT = (
 # What would be replaced in the name of a folder: by submitit, and in the logs of a job by Slurm, to
 # which a backslash is the end of all patterns.
 REPLACED = {"local": ("%j", "%t", "%A", "%a"), "slurm": ("%", "\\")}
+# What a submitting shell hands on without meaning it; slurm/distill.sh says more.
+AMBIENT = (
+    "unset SLURM_EXPORT_ENV",
+    '[ -z "${SLURM_CPU_BIND_LIST:-}" ] || unset "${!SLURM_CPU_BIND@}"',
+    'memory=("${!SLURM_MEM_PER_@}"); [ "${#memory[@]}" -lt 2 ] || unset "${memory[@]}"',
+)
 # As Slurm's commands and submitit call it; the number of an array's task may be the array's.
 JOB = "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}"
 # The first task leaves a result whatever comes of it, unless srun has not started it.
@@ -158,12 +164,10 @@ def _slurm_executor(
         # slurm/distill.sh says why a bad exit does not kill.
         srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
         setup=[
+            *AMBIENT,
             *site.setup,
             JOB,
-            # slurm/distill.sh says of what shell, and why.
-            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV"
-            ' "${!SLURM_CPU_BIND@}"',
-            'memory=("${!SLURM_MEM_PER_@}"); [ "${#memory[@]}" -lt 2 ] || unset "${memory[@]}"',
+            "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
             f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",

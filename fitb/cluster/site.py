@@ -18,6 +18,7 @@ Verdict = Literal["ok", "warn", "bad"]
 Fields = Mapping[str, str]
 DEFAULT_LEAD_S = 60.0  # of `--signal=USR1` without @seconds
 _UNITS = {"": 1.0, "sec": 1.0, "min": 60.0, "usec": 1e-6}
+_LIMIT = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _NO_LIMIT = ("UNLIMITED", "INFINITE", "NONE", "(null)", "N/A", "")
 
 
@@ -106,6 +107,41 @@ def seconds(text: str) -> float | None:
         days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
         return float(86_400 * days + 3600 * hours + 60 * minutes + rest)
     raise ConfigError(f"{text!r} is not a duration of Slurm; expected '30 sec' or '1-02:00:00'")
+
+
+def limit_s(option: str) -> float | None:
+    """Return sbatch's --time in seconds ('90' minutes, '1:30:00', '2-12'); None is no limit.
+
+    Raises: ConfigError where it is none.
+    """
+    if option in _NO_LIMIT:
+        return None
+    found = _LIMIT.fullmatch(option)
+    if not found:
+        raise ConfigError(f"--time={option}; expected minutes, HH:MM:SS or DAYS-HH:MM:SS")
+    days, *clock = (int(part) if part else None for part in found.groups())
+    if days is not None or clock[2] is not None:  # DAYS-HOURS[:MINUTES[:SECONDS]]
+        hours, minutes, rest = (part or 0 for part in clock)
+    else:  # MINUTES[:SECONDS]
+        hours, minutes, rest = 0, clock[0] or 0, clock[1] or 0
+    return float(86_400 * (days or 0) + 3600 * hours + 60 * minutes + rest)
+
+
+def leaves_at_once(time: str | None, signal: str | None) -> str | None:
+    """Say that a job would be told to leave as soon as it starts, and the remedy; else None.
+
+    Args:
+        time, signal: of sbatch.
+    Raises: ConfigError where the time is none.
+    """
+    limit, lead = limit_s(time) if time else None, signal_lead_s(signal)
+    if limit is None or lead is None or limit > lead:
+        return None
+    return (
+        f"--time={time} is no longer than the {lead:g} s before its end at which --signal={signal}"
+        " tells the job to leave, so it makes no step;"
+        f" ask for more, or for --signal=B:USR1@{limit // 3:.0f}"
+    )
 
 
 def signal_lead_s(option: str | None) -> float | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fitb.config import Config, Geometry
+from fitb.doctor.asked import Asked
 from fitb.doctor.check import Check, of_sentence
-from fitb.doctor.slurm import Asked
 from fitb.errors import ConfigError, FitbError
 from fitb.model.flops import checkpoint_bytes, trained_parameters
 

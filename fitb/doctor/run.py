@@ -12,6 +12,7 @@ from typing import Any
 from fitb.config import Config
 from fitb.doctor import child, configuration, folders, gpu, host, python, slurm
 from fitb.doctor.ask import reason, together, within
+from fitb.doctor.asked import asked_of
 from fitb.doctor.check import Check, hidden, secrets_of
 from fitb.front import FrontParser
 
@@ -71,7 +72,7 @@ def _rooms(
     config: Config | None, cluster: slurm.Slurm, options: Sequence[str], env: dict[str, str]
 ) -> list[Check]:
     """Make the checks that load no model, all at the same time."""
-    asked = slurm.asked_of(slurm.script_text(), options, env)
+    asked = asked_of(slurm.script_text(), options, env)
     settings = config or Config(configuration.RUN_DIR)
     site_gpus = cluster.gpus(asked.partition) if cluster.there else 0
     run_dir, where = settings.run_dir, settings.data.shards if config else None
@@ -90,7 +91,9 @@ def _rooms(
         "batch": lambda: configuration.look(config, asked if cluster.there else None),
         "folders": look_at_folders,
         "quota": lambda: folders.look_at_quota(run_dir, env),
-        "host": lambda: host.look(configuration.hub_names(config), env),
+        "host": lambda: host.look(
+            configuration.hub_names(config), env, asked.nodes if cluster.there else 1
+        ),
         "W&B": lambda: host.look_at_wandb(settings.track.wandb, env),
     }
     done: dict[str, list[Check]] = {name: [] for name in rooms}

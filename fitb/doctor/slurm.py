@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from functools import partial
 from fitb.cluster import site
 from fitb.cluster.scripts import find_script
 from fitb.doctor.ask import COMMAND_S, Answer, ask, together
+from fitb.doctor.asked import Asked, asked_of, gpus_option, num_gpus, timing
 from fitb.doctor.check import Check
 from fitb.errors import ConfigError
 
@@ -53,23 +52,14 @@ class Hosts:
         number: of hosts.
         cpus: of each.
         gpus: of each.
+        option: of sbatch for all of them, where their number alone would mean others too.
     """
 
     partition: str
     number: int
     cpus: int
     gpus: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a job of slurm/distill.sh asks for, each per host where it is not the hosts."""
-
-    nodes: int = 1
-    tasks: int = 1
-    gpus: int = 0
-    cpus: int = 1
-    partition: str | None = None
+    option: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,49 +128,8 @@ def parse_hosts(text: str) -> Iterator[Hosts]:
         parts = line.strip().split("|")
         if len(parts) == 4 and parts[1].isdigit():
             cpus = re.match(r"\d+", parts[2])
-            yield Hosts(parts[0], int(parts[1]), int(cpus[0]) if cpus else 0, num_gpus(parts[3]))
-
-
-def num_gpus(gres: str) -> int:
-    """Return the GPUs of generic resources such as gpu:a100:4(S:0-1),tmp:1."""
-    found = re.findall(r"(?:^|,)gpu(?::[^:,(]+)*?(?::(\d+))?(?=[(,]|$)", gres)
-    return sum(int(number or 1) for number in found)
-
-
-def asked_of(script: str, options: Sequence[str], env: Mapping[str, str]) -> Asked:
-    """Return what sbatch would ask for.
-
-    Args:
-        script: text; its #SBATCH lines give way to the environment, and that to the options.
-        options: of sbatch.
-    """
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for flags, kind in (
-        (("--nodes", "-N"), str),
-        (("--ntasks-per-node",), int),
-        (("--gpus-per-node",), str),
-        (("--cpus-per-task", "-c"), int),
-        (("--partition", "-p"), str),
-    ):
-        parser.add_argument(*flags, type=kind)
-    lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-    words = [word for line in lines for word in shlex.split(line)[1:]]
-    for flag, name in (
-        ("--partition", "SBATCH_PARTITION"),
-        ("--gpus-per-node", "SBATCH_GPUS_PER_NODE"),
-    ):
-        if env.get(name):
-            words.append(f"{flag}={env[name]}")
-    found = parser.parse_known_args([*words, *options])[0]
-    nodes = re.match(r"\d+", found.nodes or "1")
-    gpus = re.search(r"\d+$", found.gpus_per_node or "0")
-    return Asked(
-        int(nodes[0]) if nodes else 1,
-        found.ntasks_per_node or 1,
-        int(gpus[0]) if gpus else 1,
-        found.cpus_per_task or 1,
-        found.partition,
-    )
+            gpus, option = num_gpus(parts[3]), gpus_option(parts[3])
+            yield Hosts(parts[0], int(parts[1]), int(cpus[0]) if cpus else 0, gpus, option)
 
 
 def presence(slurm: Slurm) -> Check:
@@ -283,10 +232,14 @@ def environment(env: Mapping[str, str], version: str) -> Iterator[Check]:
         version: of Slurm.
     """
     undone = []
-    for name in ("SBATCH_EXPORT", "SLURM_EXPORT_ENV"):
-        value = env.get(name, "ALL")
-        if "ALL" not in value.split(","):
-            undone.append((name, f"{name}={value}: tasks do not get what the script exports"))
+    inside = env.get("SLURM_JOB_ID")
+    if inside:
+        yield Check(
+            "warn",
+            "job environment",
+            f"this shell is inside job {inside}, whose SLURM_ variables sbatch hands on",
+            "exit  # and submit from the login shell",
+        )
     if "SBATCH_NO_REQUEUE" in env:
         undone.append(
             ("SBATCH_NO_REQUEUE", "SBATCH_NO_REQUEUE: a preempted job does not come back")
@@ -305,7 +258,7 @@ def environment(env: Mapping[str, str], version: str) -> Iterator[Check]:
         undone.append(("SRUN_CPUS_PER_TASK", text))
     for name, text in dict(undone).items():
         yield Check("warn", "job environment", text, f"unset {name}")
-    if not undone:
+    if not undone and not inside:
         found = f"nothing undoes slurm/distill.sh, which hands --cpus-per-task on (Slurm {version})"
         yield Check("ok", "job environment", found)
 
@@ -332,4 +285,5 @@ def look(slurm: Slurm, options: Sequence[str]) -> Iterator[Check]:
         yield Check("skipped", "job shape", found)
     elif partition:
         yield shape(asked, slurm.hosts, partition)
+    yield from timing(script, options, os.environ)
     yield from environment(os.environ, slurm.config.get("SLURM_VERSION", "unknown"))

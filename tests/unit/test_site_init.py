@@ -116,6 +116,7 @@ def test_command_writes_what_slurm_says_and_never_over_a_file(path, tmp_path, ca
     assert found["accounts"] == ["nlp"] and found["qos"] == ["normal", "long"]
     assert found["partitions"][0] == {
         "name": "gpu", "default": True, "limit": "02:00:00", "hosts": 9, "cpus": 128, "gpus": 8,
+        "option": "",
     }  # fmt: skip
     file = tmp_path / "slurm" / "site.env"
     file.write_text("mine")

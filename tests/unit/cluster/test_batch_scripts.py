@@ -75,11 +75,12 @@ def test_tasks_get_what_the_script_exports_and_no_bounds_of_another_job(
     }
     where = ROOT / "slurm" / f"{script}.sh"
     env = batch.env | left | {"FAKE_SRUN": "exit 3"}
-    for more, memory in ((ambient, set()), ({}, {"SLURM_MEM_PER_NODE"})):
+    own = {"SLURM_CPU_BIND": "cores"}
+    for more, kept in ((ambient, {}), (own, own | {"SLURM_MEM_PER_NODE": "2000"})):
         subprocess.run(["bash", str(where)], cwd=batch.folder, env=env | more, check=False)
-        seen = batch.srun_env().keys()
-        assert not seen & (ambient.keys() - left.keys())
-        assert {name for name in seen if name.startswith("SLURM_MEM")} == memory
+        seen = batch.srun_env()
+        names = [name for name in (*ambient, "SLURM_MEM_PER_NODE") if name in seen]
+        assert {name: seen[name] for name in names} == kept
 
 
 def test_refused_requeue_is_said_and_seen_in_the_exit_code(batch: Batch) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from checking import ROOT, one
 
-from fitb.doctor import slurm
+from fitb.doctor import asked, slurm
 from fitb.doctor.ask import Answer
-from fitb.doctor.slurm import Asked, Hosts
+from fitb.doctor.asked import Asked
+from fitb.doctor.slurm import Hosts
 
 
 @pytest.mark.parametrize(
@@ -19,19 +20,36 @@ from fitb.doctor.slurm import Asked, Hosts
         ("gpu:a100:2(S:0),gpu:v100:1(S:1),tmp:100", 3),
         ("shard:8,gpu:h100:4", 4),
         ("gpu", 1),
+        ("gpu:ampere:6(S:0-1),gpu:1g.10gb:28(S:0-1)", 6),
+        ("gpu:1g.10gb:28(S:0-1)", 28),
+        ("gpu:1080:2(S:0),gpu:a100", 3),
     ],
 )
 def test_gpus_are_counted_in_generic_resources(gres, number):
-    assert slurm.num_gpus(gres) == number
+    assert asked.num_gpus(gres) == number
+
+
+@pytest.mark.parametrize(
+    ("gres", "option"),
+    [
+        ("gpu:ampere:6(S:0-1),gpu:1g.10gb:28(S:0-1)", "ampere:6"),
+        ("gpu:a100:4,gpu:v100:2,gpu:3g.20gb:1", "a100:4,v100:2"),
+        ("gpu:a100:4,gpu:v100:2", ""),
+        ("gpu:1g.10gb:28", ""),
+        ("(null)", ""),
+    ],
+)
+def test_whole_gpus_are_asked_for_by_their_kind_where_slices_are_beside_them(gres, option):
+    assert asked.gpus_option(gres) == option
 
 
 def test_what_a_job_asks_for_is_read_as_sbatch_reads_it():
     script = (ROOT / "slurm" / "distill.sh").read_text()
-    assert slurm.asked_of(script, [], {}) == Asked(2, 4, 4, 4, None)
+    assert asked.asked_of(script, [], {}) == Asked(2, 4, 4, 4, None)
     env = {"SBATCH_PARTITION": "low", "SBATCH_GPUS_PER_NODE": "h100:8"}
-    assert slurm.asked_of(script, ["--nodes", "3-5"], env) == Asked(3, 4, 8, 4, "low")
+    assert asked.asked_of(script, ["--nodes", "3-5"], env) == Asked(3, 4, 8, 4, "low")
     options = ["-N1", "--gpus-per-node=0", "-p", "x", "--exclusive"]
-    assert slurm.asked_of(script, options, env) == Asked(1, 4, 0, 4, "x")
+    assert asked.asked_of(script, options, env) == Asked(1, 4, 0, 4, "x")
 
 
 @pytest.mark.parametrize(
@@ -68,8 +86,6 @@ def test_hosts_are_read_from_sinfo():
 @pytest.mark.parametrize(
     ("env", "variable"),
     [
-        ({"SBATCH_EXPORT": "NONE"}, "SBATCH_EXPORT"),
-        ({"SLURM_EXPORT_ENV": "HOME,PATH"}, "SLURM_EXPORT_ENV"),
         ({"SBATCH_NO_REQUEUE": "1"}, "SBATCH_NO_REQUEUE"),
         ({"SBATCH_SIGNAL": "USR1@60"}, "SBATCH_SIGNAL"),
         ({"OMP_NUM_THREADS": "1"}, "OMP_NUM_THREADS"),
@@ -83,8 +99,55 @@ def test_a_variable_that_undoes_the_batch_script_is_told(env, variable):
 
 
 def test_an_environment_that_undoes_nothing_is_fine():
-    env = {"SBATCH_EXPORT": "ALL,X=1", "SBATCH_SIGNAL": "B:USR1@600", "SLURM_JOB_ID": "1"}
+    env = {"SBATCH_EXPORT": "NONE", "SBATCH_SIGNAL": "B:USR1@600"}
     assert one(slurm.environment(env, "24.05")).status == "ok"
+
+
+def test_a_shell_inside_a_job_is_told_that_the_job_is_handed_on():
+    env = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "1000", "SLURM_RESTART_COUNT": "2"}
+    check = one(slurm.environment(env, "24.05"))
+    assert check.status == "warn" and "inside job 7" in check.found
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "tasks", "gpus"),
+    [
+        (["--gpus-per-node=a100:2,v100:2"], 2, 4, 4),
+        (["--gpus-per-node=a100"], 2, 4, 1),
+        (["--gres=gpu:2"], 2, 4, 2),
+        (["--gres=gpu:a100:3,tmpfs:10G"], 2, 4, 3),
+        (["--gres=tmpfs:10G"], 2, 4, 4),
+        (["--gpus=8"], 2, 4, 4),
+        (["-G", "5", "-N", "2"], 2, 4, 3),
+        (["--gpus-per-task=1", "--ntasks-per-node=3"], 2, 3, 3),
+        (["-n", "8", "-N4"], 4, 2, 4),
+        (["--ntasks=8", "--ntasks-per-node=8"], 2, 8, 4),
+    ],
+)
+def test_gpus_and_tasks_are_read_however_they_are_asked_for(options, nodes, tasks, gpus):
+    script = "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=4\n#SBATCH --gpus-per-node=4\n"
+    assert asked.asked_of(script, options, {}) == Asked(nodes, tasks, gpus, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ([], None),
+        (["--time=5"], "warn"),
+        (["--time=00:05:00"], "warn"),
+        (["-t", "6"], None),
+        (["--time=5", "--signal=B:USR1@60"], None),
+        (["--time=1-0"], None),
+        (["--time=UNLIMITED"], None),
+        (["--time=soon"], "bad"),
+    ],
+)
+def test_a_lead_as_long_as_the_time_limit_is_told(options, status):
+    """The job was told to leave as soon as it began, and requeued without end."""
+    script = "#SBATCH --time=04:00:00\n#SBATCH --signal=B:USR1@300\n"
+    assert [check.status for check in asked.timing(script, options, {})] == (
+        [status] * bool(status)
+    )
 
 
 def test_munge_is_judged_together_with_what_slurm_answers():
