@@ -1,11 +1,14 @@
-"""Who may read a file: modes as the umask would have them, and why a path cannot be read."""
+"""Who may have a file: modes as the umask would have them, and why a path is refused."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
 from pathlib import Path
+
+from fitb.errors import ConfigError, FitbError, SystemFault
 
 _PROBE = ".mode"
 
@@ -56,6 +59,37 @@ def denied(path: Path) -> str:
                 f" {owner} for `chmod a+rX {part}`"
             )
     return ""
+
+
+def fault_of(error: OSError, what: str) -> FitbError:
+    """Turn what a filesystem says into an error of ours: a refusal lasts, all else may pass.
+
+    A refusal that the modes do not bear out may pass, too: file servers answer so for a moment.
+
+    Args:
+        what: was touched, where the error names no file.
+    """
+    name, said = error.filename or what, error.strerror or str(error)
+    fault = SystemFault(f"{name}: {said}")
+    if error.errno == errno.EROFS:
+        return ConfigError(f"{name}: {said}; mount it for writing, or take another folder")
+    if error.errno not in (errno.EACCES, errno.EPERM) or error.filename is None:
+        return fault
+    there = Path(os.path.realpath(name))
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        status = there.stat()
+    except OSError:  # it was just there
+        return fault
+    needed = os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK)
+    if os.access(there, needed, effective_ids=True):
+        return fault
+    owner, mode = _name(status.st_uid), stat.S_IMODE(status.st_mode)
+    return ConfigError(
+        f"{name}: {said}: {there} belongs to {owner} and has mode {mode:04o}; ask {owner} for"
+        f" `chmod -R g+rwX {there}` and `umask 002` in the jobs of both, or take another folder"
+    )
 
 
 def _name(uid: int) -> str:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 from fitb import fsio
 from fitb.errors import CheckpointError, FitbError, SystemFault
+from fitb.modes import fault_of
 from fitb.train.attempt import check_owned, write_fenced
 from fitb.world import World
 
@@ -348,4 +349,4 @@ def _attempt(action: Callable[[], T]) -> list[Any]:
     except FitbError as error:
         return [None, error]
     except OSError as error:
-        return [None, SystemFault(f"{error.filename or 'file'}: {error.strerror or error}")]
+        return [None, fault_of(error, "a file of the run")]

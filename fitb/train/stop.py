@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from fitb.data.batch import Batch
-from fitb.errors import FitbError, SystemFault
+from fitb.errors import FitbError
+from fitb.modes import fault_of
 from fitb.train.checkpoint import on_all
 from fitb.world import World
 
@@ -67,10 +68,9 @@ class StopFlag:
             for step, batch in steps:
                 yield step, batch
         except (FitbError, OSError) as error:
-            if isinstance(error, OSError):
-                error = SystemFault(f"{error.filename or 'a shard'}: {error.strerror or error}")
-            self._failure = error
-            self._noted[_REASONS.index(_FAILURES[error.restart_helps])] = 1
+            fault = fault_of(error, "a shard") if isinstance(error, OSError) else error
+            self._failure = fault
+            self._noted[_REASONS.index(_FAILURES[fault.restart_helps])] = 1
             yield step + 1, None
 
     def raise_failure(self) -> None:

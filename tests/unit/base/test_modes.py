@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -16,10 +17,10 @@ import pytest
 
 from fitb import fsio
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.errors import DataError
+from fitb.errors import ConfigError, DataError
 from fitb.export import find
 from fitb.model.load import load_model
-from fitb.modes import denied
+from fitb.modes import denied, fault_of
 
 NOBODY = 65534
 UMASKS = [0o002, 0o022, 0o027, 0o077]
@@ -132,3 +133,33 @@ def test_what_may_not_be_read_says_so_with_owner_and_mode(make_folder, tokenizer
 def test_nothing_is_said_of_what_may_be_read_or_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     assert denied(tmp_path / "file") == denied(tmp_path / "none" / "file") == ""
+
+
+def test_a_folder_that_may_not_be_written_is_refused_with_owner_and_mode(public):
+    """A colleague's run was started three times, though nothing but the mode was wrong."""
+    (public / "run").mkdir(mode=0o755)
+    if os.geteuid():
+        (public / "run").chmod(0o555)
+    with another_user(), pytest.raises(PermissionError) as refused:
+        (public / "run" / "attempts").mkdir()
+    with another_user():
+        fault = fault_of(refused.value, "a file")
+    assert isinstance(fault, ConfigError) and not fault.restart_helps
+    assert str(public / "run") in str(fault) and "belongs to" in str(fault)
+    (public / "run").chmod(0o777)  # what the remedy does for a group
+    with another_user():
+        (public / "run" / "attempts").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("number", "helps"),
+    [
+        (errno.EROFS, False),
+        *((number, True) for number in (errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EACCES)),
+    ],
+)
+def test_what_lasts_is_told_from_what_may_pass(tmp_path, number, helps):
+    name = str(tmp_path / "file")  # which this user may write
+    fault = fault_of(OSError(number, os.strerror(number), name), "a file")
+    assert fault.restart_helps == helps and name in str(fault)
+    assert "a shard: " in str(fault_of(OSError(number, os.strerror(number)), "a shard"))
