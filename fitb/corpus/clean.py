@@ -21,6 +21,7 @@ STEPS = ("html", "ftfy", "control", "unicode", "whitespace")
 
 # Control, format, surrogate and private use: invisible, and BERT's own normaliser drops them.
 _DROPPED = {"Cc", "Cf", "Cs", "Co"}
+_JOINERS = "\u200c\u200d"  # ZWNJ and ZWJ
 _ASCII = {code: " " if chr(code).isspace() else None for code in (*range(32), 127)}
 _ODD_SPACE = re.compile(r"[^\S ]")
 _PAGE = re.compile(r"<html\b", re.IGNORECASE)
@@ -39,6 +40,8 @@ class CleanConfig:
         max_chars: drop longer documents.
         language: keep documents in this language only, an ISO 639-1 code such as en.
         language_threshold: least probability of that language.
+        joiners: keep the zero-width joiner and non-joiner, with which Persian and Indic scripts
+            spell; BERT's own tokenizers drop them, so it needs --tokenizer.
         keep: regular expression; keep only documents in whose normal form it is found.
         drop: regular expression; drop documents in whose normal form it is found.
     Raises: ConfigError for a value out of range, or a regular expression that is none.
@@ -51,6 +54,7 @@ class CleanConfig:
     max_chars: int | None = None
     language: str | None = None
     language_threshold: float = 0.5
+    joiners: bool = False
     keep: str | None = None
     drop: str | None = None
 
@@ -92,17 +96,25 @@ class Cleaned:
 
 
 class _Visible(dict[int, str | None]):
-    """Translation table that looks a character up once: space, nothing, or itself."""
+    """Translation table that looks a character up once: space, nothing, or itself.
+
+    Args:
+        kept: characters that stay whatever they are.
+    """
+
+    def __init__(self, kept: str = "") -> None:
+        self._kept = kept
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
-        dropped = unicodedata.category(character) in _DROPPED
+        dropped = unicodedata.category(character) in _DROPPED and character not in self._kept
         value = " " if character.isspace() else None if dropped else character
         self[code] = value
         return value
 
 
 _VISIBLE = _Visible()
+_JOINED = _Visible(_JOINERS)
 
 
 def normalize(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
@@ -118,8 +130,8 @@ def normalize(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
     return " ".join(unicodedata.normalize(form, _visible(text)).split())
 
 
-def _visible(text: str) -> str:
-    return text.translate(_ASCII if text.isascii() else _VISIBLE)
+def _visible(text: str, table: _Visible = _VISIBLE) -> str:
+    return text.translate(_ASCII if text.isascii() else table)
 
 
 class Cleaner:
@@ -138,6 +150,7 @@ class Cleaner:
         self._main_text = _html_reader() if config.html else None
         self._mend = _mender() if config.ftfy else None
         self._language_of = _language_reader(config.language) if config.language else None
+        self._table = _JOINED if config.joiners else _VISIBLE
         self._keep = re.compile(config.keep) if config.keep is not None else None
         self._drop = re.compile(config.drop) if config.drop is not None else None
 
@@ -158,7 +171,7 @@ class Cleaner:
 
     def _normalized(self, text: str) -> str:
         """The same as normalize(), counting what each step changed."""
-        visible = _visible(text)
+        visible = _visible(text, self._table)
         formed = unicodedata.normalize(self.config.unicode, visible)
         normal = " ".join(formed.split())
         if normal != text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import lzma
 import os
 import re
@@ -25,10 +26,14 @@ _MAGIC = {
     "bzip2; give it the suffix .bz2": rb"BZh[1-9]1AY&SY",
     "xz; give it the suffix .xz": rb"\xfd7zXZ\x00",
     "Zstandard; give it the suffix .zst": rb"\x28\xb5\x2f\xfd",
+    "LZ4; unpack it with lz4 -d": rb"\x04\x22\x4d\x18",
     "a zip archive; unpack it": rb"PK\x03\x04",
     "UTF-16; convert it with iconv -f utf-16 -t utf-8": rb"\xff\xfe|\xfe\xff",
 }
 HEAD_BYTES = 10
+_FRAME_HEADER_BYTES = 18  # of Zstandard, at most
+_ARROWS_WINDOW = 1 << 27  # of Zstandard, the longest that Arrow reads
+_FED_BYTES = 1 << 14  # at a time: highly compressible, they are many times as much
 
 
 @dataclass(frozen=True)
@@ -200,10 +205,60 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
         inner = None if compression == "zstd" else compression
         file = stack.enter_context(fs.open(path, "rb", block_bytes, compression=inner))
         if compression == "zstd":
-            import pyarrow as pa
-
-            file = stack.enter_context(pa.CompressedInputStream(file, "zstd"))
+            file = stack.enter_context(_zstandard(file))
         yield file
+
+
+def _zstandard(file: IO[bytes]) -> Any:
+    """Return a reader of a .zst file; Arrow's is the faster one, and refuses long windows."""
+    import zstandard
+
+    head = file.read(_FRAME_HEADER_BYTES)
+    file.seek(0)
+    try:
+        is_long = zstandard.get_frame_parameters(head).window_size > _ARROWS_WINDOW
+    except zstandard.ZstdError:
+        is_long = False
+    if is_long:
+        return io.BufferedReader(_LongFrames(file))
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(file, "zstd")
+
+
+class _LongFrames(io.RawIOBase):
+    """Frames of Zstandard one after another, with windows of up to 2 GB, as `zstd --long=31` has.
+
+    zstandard's own reader takes a torn file for a whole one.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._raw, self._out = file, b"", b""
+        self._frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._out:
+            self._raw = self._raw or self._file.read(_FED_BYTES)
+            if not self._raw:
+                if self._frame is not None:
+                    raise EOFError("its last frame is torn")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            try:
+                self._out = self._frame.decompress(self._raw)
+            except zstandard.ZstdError as error:
+                raise ValueError(str(error)) from error
+            self._raw = self._frame.unused_data
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(buffer), len(self._out))
+        buffer[:size], self._out = self._out[:size], self._out[size:]
+        return size
 
 
 def check_is_text(name: str, head: bytes) -> None:

@@ -213,6 +213,8 @@ def _records(
             continue
         record = _object(line.text)
         if record is None:
+            if not checked and (what := _other_json(line.text)):
+                raise DataError(f"{name} is JSON, but {what}")
             yield Dropped(unit.file, place, "invalid_json")
             continue
         if not checked and source.column not in record:
@@ -223,6 +225,27 @@ def _records(
             yield Document(unit.file, place, text)
         else:
             yield Dropped(unit.file, place, "no_text")
+
+
+def _other_json(first: str) -> str | None:
+    """Say what is wrong where the first line begins a value that is no object on a line."""
+    start = first.strip("\ufeff \t\r")
+    if start == "{":
+        return "its objects go over several lines; `jq -c .` puts each on one"
+    if start in ("[", "[{") or (start[:1] == "[" and _is_list(start)):
+        return (
+            "an array; `jq -c '.[]'` puts its objects on lines, and --source hf reads it as it is"
+        )
+    return None
+
+
+def _is_list(text: str) -> bool:
+    """Whether it is an array of objects, and not only of something else that is dropped."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def _object(text: str) -> dict[str, Any] | None:

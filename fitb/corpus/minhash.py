@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from fitb.errors import ConfigError, DataError
@@ -48,7 +49,8 @@ _MAX_BUCKETS = 20  # a task and a sorted file each
 _RECALL = 0.99
 _BLOCK_PAIRS = 1 << 15  # 64 MB of signatures at a time
 _OPEN_FILES = 128
-_WORD = re.compile(r"\w+")
+WORDS = 2  # how texts are cut into words; 1 took the vowel signs of many scripts for spaces
+_WORD = regex.compile(r"\w+")
 # Scripts that put no space between words: kana, Han and its extensions.
 _UNSPACED = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"

@@ -85,13 +85,13 @@ def _text_column(file: pq.ParquetFile, name: str, column: str) -> int:
     schema = file.schema_arrow
     if column not in schema.names:
         raise no_column(name, column, schema.names, "its schema")
+    if (number := schema.names.count(column)) > 1:
+        raise DataError(f"{name} has {number} columns {column!r}, expected one; rename the others")
     kind = schema.field(column).type
     if not _is_text(kind):
         texts = [field.name for field in schema if _is_text(field.type)]
-        raise DataError(
-            f"{name} holds {kind} in column {column!r}, expected strings; columns of strings are"
-            f" {', '.join(texts) or 'none'}: name one of them with --column"
-        )
+        others = f"name one of {', '.join(texts)} with --column" if texts else "no other holds any"
+        raise DataError(f"{name} holds {kind} in column {column!r}, expected strings; {others}")
     paths = [file.schema.column(number).path for number in range(len(file.schema))]
     return paths.index(column)
 
@@ -102,7 +102,9 @@ def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+    tests = [types.is_string, types.is_large_string, types.is_string_view]
+    tests += [types.is_binary, types.is_large_binary, types.is_binary_view]  # as Spark writes them
+    return any(test(kind) for test in tests)
 
 
 def shards_of(source: Source, unit_bytes: int) -> list[Found]:

@@ -1,9 +1,4 @@
-"""A lowercase WordPiece vocabulary like BERT's: trained here, or taken from a folder or the hub.
-
-Training is repeatable to the byte. The trainer of `tokenizers` numbers the pieces that continue a
-word in the order of a hash table with a random seed, and ties between merges follow those numbers,
-so two runs give two vocabularies. Here every character gets one private symbol for the start of a
-word and another for its inside; on words spelt in these symbols the same trainer has no choice.
+"""A WordPiece tokenizer like BERT's: trained here, or taken from a folder or the hub.
 
 Added tokens (words of a field) come after the vocabulary and lie in tokenizer.json alone: what they
 replace, and the tokenizer without them, follow from it.
@@ -15,17 +10,16 @@ import codecs
 import json
 import logging
 import shutil
-import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
 
+from fitb.corpus.pieces import CONTINUED, learn_pieces
 from fitb.corpus.vocabulary import read_tokenizer
 from fitb.errors import DataError
 from fitb.fsio import read_json, sha256_json, write_atomic, write_json
@@ -46,10 +40,6 @@ MIN_VOCAB_SIZE = 256
 logger = logging.getLogger(__name__)
 _TRAINING_CHARS = 200_000_000  # documents come in random order, so the first are a fair sample
 _MAX_WORD_CHARS = 100  # BERT's limit; a longer word is [UNK]
-_MAX_SYMBOLS = 2000
-_MIN_FREQUENCY = 2
-_CONTINUED = "##"  # begins a piece that continues a word
-_PRIVATE = 0xF0000  # first code point of a plane that text, once normalised, does not use
 
 
 @dataclass(frozen=True)
@@ -63,46 +53,61 @@ class SpecialIds:
     mask: int
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train a lowercase WordPiece and write it as a Hugging Face folder.
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    folder: Path,
+    *,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+) -> None:
+    """Train a WordPiece and write it as a Hugging Face folder.
 
     Args:
         texts: normalised; those after the first 200 million characters are not looked at.
         vocab_size: at least 256; fewer where the text does not give as many.
         folder: created; gets tokenizer.json, tokenizer_config.json and vocab.txt.
+        lowercase, strip_accents: as BERT's normaliser has them; None does with the accents what it
+            does with the case.
     Raises: DataError where there is no word to learn from.
     """
-    tokenizer = _bert_tokenizer({})
+    tokenizer = _bert_tokenizer({}, lowercase, strip_accents)
     words = _count_words(texts, tokenizer)
     if not words:
         raise DataError("no word to train a tokenizer on; give more text, or a tokenizer")
-    pieces = _learn_pieces(words, vocab_size - len(SPECIAL_TOKENS))
+    pieces = learn_pieces(words, vocab_size - len(SPECIAL_TOKENS))
     vocabulary = [*SPECIAL_TOKENS.values(), *pieces]
-    tokenizer = _bert_tokenizer({piece: number for number, piece in enumerate(vocabulary)})
+    ids = {piece: number for number, piece in enumerate(vocabulary)}
+    tokenizer = _bert_tokenizer(ids, lowercase, strip_accents)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     write_atomic(folder / "vocab.txt", "".join(f"{piece}\n" for piece in vocabulary))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 512,
-        "do_lower_case": True,
+        "do_lower_case": lowercase,
+        **({} if strip_accents is None else {"strip_accents": strip_accents}),
         **SPECIAL_TOKENS,
     }
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+def _bert_tokenizer(
+    vocabulary: dict[str, int], lowercase: bool = True, strip_accents: bool | None = None
+) -> Tokenizer:
     tokenizer = Tokenizer(
         models.WordPiece(
             vocabulary,
             unk_token="[UNK]",
             max_input_chars_per_word=_MAX_WORD_CHARS,
-            continuing_subword_prefix=_CONTINUED,
+            continuing_subword_prefix=CONTINUED,
         )
     )
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUED)
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUED)
     if vocabulary:
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -129,57 +134,6 @@ def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
             if len(word) <= _MAX_WORD_CHARS:
                 words[word] += count
     return words
-
-
-def _learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
-    """Return single characters, sorted, then merges in the order they were learnt."""
-    symbols = _symbols(words, min(_MAX_SYMBOLS, num_pieces // 4))
-    code = {symbol: chr(_PRIVATE + number) for number, symbol in enumerate(symbols)}
-    spelt = Tokenizer(models.BPE())
-    spelt.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = BpeTrainer(
-        vocab_size=num_pieces,
-        min_frequency=_MIN_FREQUENCY,
-        initial_alphabet=list(code.values()),
-        show_progress=False,
-    )
-    spelt.train_from_iterator(_spell(words, code), trainer)
-    learnt = sorted(spelt.get_vocab().items(), key=lambda item: item[1])
-    return [_unspell(piece, symbols) for piece, _ in learnt]
-
-
-def _symbols(words: Counter[str], limit: int) -> list[tuple[str, bool]]:
-    """Return the (character, inside a word) pairs of the vocabulary, sorted.
-
-    Printable ASCII is always there, so that no plain word is unknown; then the most frequent.
-    """
-    plain = string.ascii_lowercase + string.digits
-    chosen = {(character, inside) for character in plain for inside in (False, True)}
-    chosen |= {(character, False) for character in string.punctuation}
-    counts: Counter[tuple[str, bool]] = Counter()
-    for word, count in words.items():
-        for place, character in enumerate(word):
-            counts[character, place > 0] += count
-    for symbol, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if len(chosen) >= limit:
-            break
-        chosen.add(symbol)
-    return sorted(chosen)
-
-
-def _spell(words: Counter[str], code: dict[tuple[str, bool], str]) -> Iterator[str]:
-    for word, count in words.items():
-        symbols = [code.get((character, place > 0)) for place, character in enumerate(word)]
-        if None in symbols:  # holds a rare character: [UNK] for the model as well
-            continue
-        spelt = "".join(symbols) + " "  # type: ignore[arg-type]
-        for begin in range(0, count, 10_000):
-            yield spelt * min(10_000, count - begin)
-
-
-def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
-    pairs = [symbols[ord(character) - _PRIVATE] for character in piece]
-    return (_CONTINUED if pairs[0][1] else "") + "".join(character for character, _ in pairs)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -320,10 +274,10 @@ def read_tokens(path: Path) -> list[str]:
             token = line.decode().strip()
         except UnicodeDecodeError as error:
             raise DataError(f"{path}:{number} is not UTF-8; save the file in UTF-8") from error
-        if len(token.split()) > 1 or token.startswith(_CONTINUED):
+        if len(token.split()) > 1 or token.startswith(CONTINUED):
             raise DataError(
                 f"{path}:{number} is {token!r}; expected one word, without spaces and without"
-                f" {_CONTINUED} before it; correct or remove the line"
+                f" {CONTINUED} before it; correct or remove the line"
             )
         tokens.append(token)
     kept = list(dict.fromkeys(filter(None, tokens)))
@@ -352,7 +306,7 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
             continue
         normal = tokenizer.normalizer.normalize_str(token) if tokenizer.normalizer else token
         ids = tokenizer.encode(normal, add_special_tokens=False).ids
-        if not ids or normal.split() != [normal] or normal.startswith(_CONTINUED):
+        if not ids or normal.split() != [normal] or normal.startswith(CONTINUED):
             raise DataError(f"token {token!r} is no single word for this tokenizer; remove it")
         if len(ids) > 1 or ids[0] == special.unk:
             new.setdefault(normal, next_id + len(new))

@@ -34,6 +34,7 @@ _WHOLE, _PIECES, _SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.js
 # Share of pieces that the rules can never produce. BERT's own uncased vocabulary has none among
 # 29,523; of a cased one it is every third, and an alphabet with accents stays below this.
 _MOST_LOST = 0.01
+_CONFIG = "config.json"  # of the model, whose type says which tokenizer it has
 _NAMED = 3  # examples in a message
 
 
@@ -47,7 +48,7 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises: DataError where there is no tokenizer, it is code, its files contradict each other, or
         a default would stand in for a setting that its vocabulary speaks against.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
     with reading("tokenizer", source, _WHOLE, _PIECES):
         whole, pieces, settings = (find_file(source, name) for name in (_WHOLE, _PIECES, _SETTINGS))
@@ -58,12 +59,21 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
                 f" run; expected {_WHOLE}; save it as a fast tokenizer, or name another"
             )
         kind: Any = PreTrainedTokenizerFast if whole else AutoTokenizer
+        if whole is None and pieces and not _names_class(source, said):
+            kind = BertTokenizer  # vocab.txt alone is a BERT's, as TinyBERT's authors left theirs
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source, trust_remote_code=False)
         if whole is None:
             _check_settings(source, tokenizer, said)
         elif pieces:
             _check_pieces(source, tokenizer, pieces)
     return tokenizer
+
+
+def _names_class(source: str, said: Mapping[str, Any]) -> bool:
+    """Whether a folder says what kind of tokenizer it holds."""
+    config = find_file(source, _CONFIG)
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config else None
+    return "tokenizer_class" in said or kind is not None
 
 
 def _check_settings(

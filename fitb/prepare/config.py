@@ -32,6 +32,9 @@ class PrepareConfig:
             Jaccard similarity; null drops only equal texts.
         tokenizer: Hugging Face folder or hub name; null trains one on the train documents.
         vocab_size: of a trained tokenizer.
+        lowercase: whether a trained tokenizer takes the case away.
+        strip_accents: whether it takes accents and other marks away, which in Hindi and German are
+            part of the spelling; null does with the case.
         add_tokens: file of words, one a line, that become tokens of the tokenizer.
         rows: packed fills rows with one document after another; document gives each its own rows.
         length: tokens in a row, special ones included.
@@ -55,6 +58,8 @@ class PrepareConfig:
     near_duplicates: float | None = None
     tokenizer: str | None = None
     vocab_size: int = 30522
+    lowercase: bool = True
+    strip_accents: bool | None = None
     add_tokens: str | None = None
     rows: Literal["packed", "document"] = "packed"
     length: int = 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -32,6 +33,9 @@ NUM_SAMPLES = 5
 STRATEGIES: tuple[Literal["token", "whole_word", "span"], ...] = ("token", "whole_word", "span")
 
 _VALIDATED_ROWS = 1024
+_MANY_UNKNOWN = 0.005  # of all tokens
+
+logger = logging.getLogger(__name__)
 
 
 def write_manifest(work: Work) -> None:
@@ -60,6 +64,7 @@ def write_manifest(work: Work) -> None:
     tokenizer = describe_tokenizer(work.set / "tokenizer")
     content = {"length": work.config.length, "shards": entries, "tokenizer": tokenizer}
     splits = {split: _totals(pieces, split) for split in SPLITS}
+    statistics = _statistics(splits, work.config.length)
     manifest = {
         "format": "fitb-shards",
         "format_version": FORMAT_VERSION,
@@ -71,7 +76,7 @@ def write_manifest(work: Work) -> None:
         "splits": splits,
         "shards": entries,
         "tokenizer": tokenizer,
-        "statistics": _statistics(splits, work.config.length),
+        "statistics": statistics,
         "dropped": dict(sorted(dropped.items())),
         "changed": dict(sorted(work.totals.changed.items())),
         "sample": [text for piece in pieces.values() for text in piece["sample"]][:NUM_SAMPLES],
@@ -81,6 +86,12 @@ def write_manifest(work: Work) -> None:
         },
     }
     # The masks are tried on the set, and a set has a manifest.
+    if statistics["unknown_share"] > _MANY_UNKNOWN:
+        logger.warning(
+            "%.1f %% of the tokens are [UNK], which nobody can learn to fill: name a --tokenizer of"
+            " this language, or a larger --vocab_size",
+            100 * statistics["unknown_share"],
+        )
     write_json(work.set / MANIFEST, {**manifest, "masks": []})
     write_json(work.set / MANIFEST, {**manifest, "masks": _validated(work)})
     fsync_dir(work.set)

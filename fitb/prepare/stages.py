@@ -151,9 +151,16 @@ def tokenizer(folder: Path, data: Any, rank: int, world_size: int) -> None:
         for text in _texts(work.documents(shard)[0])
     )
     with folder_written_whole(work.tokenizer) as scratch:
-        train_tokenizer(texts, work.config.vocab_size, scratch)
-        if work.config.add_tokens:
-            add_tokens(scratch, read_tokens(Path(work.config.add_tokens)))
+        config = work.config
+        train_tokenizer(
+            texts,
+            config.vocab_size,
+            scratch,
+            lowercase=config.lowercase,
+            strip_accents=config.strip_accents,
+        )
+        if config.add_tokens:
+            add_tokens(scratch, read_tokens(Path(config.add_tokens)))
     logger.info("vocab_size=%d", describe_tokenizer(work.tokenizer)["vocab_size"])
 
 

@@ -27,9 +27,9 @@ import numpy as np
 
 import fitb
 from fitb.cluster import slurm
+from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.manifest import FORMAT_VERSION, MANIFEST, check_files, read_manifest
-from fitb.corpus.minhash import removed
 from fitb.corpus.runs import SPLITS, Documents, Kept, gather
 from fitb.corpus.shards import shard_name
 from fitb.corpus.sources import Plan, Unit, plan
@@ -53,6 +53,7 @@ from fitb.prepare.place import (
 # Names of places do not count: texts and tokenizers are compared by their fingerprints.
 _PLACES = ("files", "tokenizer", "add_tokens")
 
+_NEWER = {"joiners", "lowercase", "strip_accents"}  # keys that format_version 2 began without
 logger = logging.getLogger(__name__)
 
 
@@ -183,7 +184,9 @@ class Work:
         """Return the documents that a shard is made of, and its near-duplicates, left out."""
         documents = self.gather(shard)
         near = self.config.near_duplicates is not None
-        alike = removed(self.folder / "minhash", shard.index) if near else np.empty(0, np.int64)
+        alike = (
+            minhash.removed(self.folder / "minhash", shard.index) if near else np.empty(0, np.int64)
+        )
         return documents.without(alike), documents.only(alike)
 
     def is_made(self) -> bool:
@@ -299,9 +302,15 @@ def _settings(config: PrepareConfig, tokenizer: Path, tokens: list[str]) -> dict
     settings = asdict(config)
     for name in ("out", "workers"):
         del settings[name]
+    for keys, default in ((settings, PrepareConfig("")), (settings["clean"], CleanConfig())):
+        for name in _NEWER & keys.keys():
+            if keys[name] == getattr(default, name):
+                del keys[name]  # sets made before there was this key are the same
     given = config.tokenizer is not None
     settings["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer) if given else None
     settings["added_tokens"] = sha256_json(tokens) if tokens else None
+    if config.near_duplicates is not None:
+        settings["near_duplicate_words"] = minhash.WORDS
     settings["fitb_version"] = fitb.__version__
     settings["format_version"] = FORMAT_VERSION
     return settings

@@ -213,3 +213,12 @@ def test_html_keeps_the_main_text_and_drops_boilerplate():
 )
 def test_fragments_of_html_give_their_text_and_plain_text_stays(text, cleaned):
     assert Cleaner(CleanConfig(html=True)).clean(text) == cleaned
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+def test_joiners_of_persian_and_indic_spelling_are_kept_by_option(form):
+    text = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u0915\u094d\u200d\u0937 a\u00adb"
+    kept = Cleaner(CleanConfig(form, joiners=True)).clean(text).text
+    assert kept == unicodedata.normalize(form, text.replace("\u00ad", ""))
+    assert Cleaner(CleanConfig(form, joiners=True)).clean(kept).text == kept
+    assert not {"\u200c", "\u200d"} & set(Cleaner(CleanConfig(form)).clean(text).text)

@@ -43,6 +43,25 @@ def test_parquet_values_that_are_too_big_or_no_utf8_cost_only_themselves(tmp_pat
     ]
 
 
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_bytes_of_a_parquet_column_are_read_as_utf8(tmp_path, kind):
+    values = pa.array([b"good", b"\xff", None, "caf\u00e9".encode()]).cast(getattr(pa, kind)())
+    assert read_all(Source("parquet", (parquet(tmp_path / "a.parquet", values, kind=None),))) == [
+        Document(0, 0, "good"),
+        Dropped(0, 1, "invalid_utf8"),
+        Dropped(0, 2, "no_text"),
+        Document(0, 3, "caf\u00e9"),
+    ]
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    """The merge of two tables ended in a KeyError."""
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="2 columns 'text'.*rename"):
+        plan(Source("parquet", (str(tmp_path / "a.parquet"),)))
+
+
 def test_a_parquet_column_that_is_missing_or_no_text_is_an_error(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["a"], column="texts")
     with pytest.raises(DataError, match=r"no column 'text' \(nearest: texts\).*--column"):

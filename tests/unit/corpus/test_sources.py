@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import gzip
+import io
 import json
 import lzma
 import random
@@ -14,6 +15,7 @@ import sys
 import textwrap
 
 import pytest
+import zstandard
 from reading import COMPRESSORS, LIMIT, parquet, read_all, texts, write
 
 from fitb.corpus.sources import Document, Dropped, Plan, Source, Unit, plan, read_unit
@@ -152,6 +154,39 @@ def test_json_lines_give_the_column_and_say_why_a_line_is_left_out(tmp_path):
         assert read_all(source, unit_mb=unit_bytes / 1e6) == expected
     deep = Source("jsonl", (write(tmp_path / "deep.jsonl", b"[" * 100_000),))
     assert read_all(deep) == [Dropped(0, 0, "invalid_json")]
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]', "jq -c '.[]'"),
+        ('[\n  {\n    "text": "a"\n  }\n]\n', "jq -c '.[]'"),
+        ('{\n  "text": "a"\n}\n', "jq -c ."),
+    ],
+)
+def test_json_that_is_no_lines_is_told_with_what_makes_lines_of_it(tmp_path, text, remedy):
+    """Every line was dropped, and the remedy was to look at --column."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(remedy)):
+        read_all(Source("jsonl", (str(path),)))
+
+
+@pytest.mark.parametrize("log", [28, 31])
+def test_zstandard_with_a_long_window_is_read_and_a_torn_one_refused(tmp_path, log):
+    parameters = zstandard.ZstdCompressionParameters(window_log=log)
+    whole = io.BytesIO()
+    for line in (b'{"text": "a"}\n', b'{"text": "b"}\n'):  # a frame each
+        compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        with compressor.stream_writer(whole, closefd=False) as writer:
+            writer.write(line)
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(whole.getvalue())
+    source = Source("jsonl", (str(path),))
+    assert [document.text for document in read_all(source)] == ["a", "b"]
+    path.write_bytes(whole.getvalue()[:-3])
+    with pytest.raises(DataError, match="torn"):
+        read_all(source)
 
 
 def test_a_column_that_the_first_record_lacks_is_an_error_with_the_nearest(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from fitb.corpus.chunk import stream_of
 from fitb.corpus.tokenizer import (
@@ -68,6 +69,38 @@ def test_no_printable_ascii_is_unknown_after_training_on_one_word(tmp_path: Path
     tokenizer, special = open_tokenizer(tmp_path)
     text = "".join(map(chr, range(33, 127))) + " zqjx 0x9Z9"
     assert special.unk not in tokenizer.encode(text).ids
+
+
+def test_a_vocabulary_holds_as_many_frequent_symbols_as_it_can_carry(tmp_path: Path) -> None:
+    """It held 2,000 at most: of 6,000 Han characters two thirds were unknown, without a word."""
+    han = [chr(0x4E00 + number) for number in range(5000)]
+    train_tokenizer(["".join(han[i : i + 50]) for i in range(0, 5000, 50)] * 3, 21_128, tmp_path)
+    assert set(han) <= set((tmp_path / "vocab.txt").read_text().split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("lowercase", "strip_accents", "words"),
+    [
+        (True, None, ["the", "mochte", "और"]),
+        (True, False, ["the", "möchte", "के"]),
+        (False, None, ["The", "Möchte", "के"]),
+        (False, True, ["The", "Mochte"]),
+    ],
+)
+def test_case_and_accents_are_kept_by_option(tmp_path, lowercase, strip_accents, words):
+    texts = ["The Möchte के और"] * 50
+    train_tokenizer(texts, 600, tmp_path, lowercase=lowercase, strip_accents=strip_accents)
+    for tokenizer in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        cut = tokenizer.tokenize(texts[0])
+        assert set(words) <= set(cut), cut
+
+
+def test_rare_symbols_do_not_push_words_out_of_a_vocabulary(tmp_path: Path) -> None:
+    rare = [chr(0x4E00 + number) for number in range(2000)]
+    train_tokenizer(["the quick brown fox " * 100_000, *rare], 1024, tmp_path)
+    pieces = (tmp_path / "vocab.txt").read_text().split("\n")
+    assert {"the", "quick", "brown", "fox"} <= set(pieces)
+    assert sum(piece in rare for piece in pieces) <= 256
 
 
 def test_text_about_special_tokens_gives_ordinary_tokens(tokenizer_folder: Path) -> None:

@@ -142,7 +142,7 @@ def test_two_preparations_of_one_folder_at_once_are_refused(
     stopper = (
         "import os, signal\n"
         "from fitb.prepare import stages\n"
-        "stages.train_tokenizer = lambda *a: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "stages.train_tokenizer = lambda *a, **k: os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
     (tmp_path / "sitecustomize.py").write_text(stopper)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -168,7 +168,7 @@ def test_a_change_of_the_input_between_two_starts_begins_anew(
     path.write_text("\n\n".join(texts[:200]))
     config = make_config(tmp_path / "out", files=[str(path)])
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "train_tokenizer", lambda *a: 1 / 0)
+        patch.setattr(stages, "train_tokenizer", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config)
     with pytest.raises(DataError, match=r"unfinished preparation of other settings \(seed"):

@@ -1,0 +1,80 @@
+"""The pieces of a WordPiece vocabulary, learnt from counted words.
+
+Training is repeatable to the byte. The trainer of `tokenizers` numbers the pieces that continue a
+word in the order of a hash table with a random seed, and ties between merges follow those numbers,
+so two runs give two vocabularies. Here every character gets one private symbol for the start of a
+word and another for its inside; on words spelt in these symbols the same trainer has no choice.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+
+CONTINUED = "##"  # begins a piece that continues a word
+_SYMBOLS = 2000  # of a vocabulary; more where they are frequent, as in Chinese
+_FREQUENT = 1e-6  # share of all characters
+_MIN_FREQUENCY = 2
+_PRIVATE = 0xF0000  # first code point of a plane that text, once normalised, does not use
+_CAPITAL = re.compile("[A-Z]")
+
+
+def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
+    """Return single characters, sorted, then merges in the order they were learnt."""
+    symbols = _symbols(words, num_pieces)
+    code = {symbol: chr(_PRIVATE + number) for number, symbol in enumerate(symbols)}
+    spelt = Tokenizer(models.BPE())
+    spelt.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = BpeTrainer(
+        vocab_size=num_pieces,
+        min_frequency=_MIN_FREQUENCY,
+        initial_alphabet=list(code.values()),
+        show_progress=False,
+    )
+    spelt.train_from_iterator(_spell(words, code), trainer)
+    learnt = sorted(spelt.get_vocab().items(), key=lambda item: item[1])
+    return [_unspell(piece, symbols) for piece, _ in learnt]
+
+
+def _symbols(words: Counter[str], num_pieces: int) -> list[tuple[str, bool]]:
+    """Return the (character, inside a word) pairs of the vocabulary, sorted.
+
+    Printable ASCII is always there, so that no plain word is unknown; then the most frequent: a
+    quarter of the vocabulary, 2,000 at most, and of those that are not rare as many as fill half.
+    """
+    plain = string.ascii_lowercase + string.digits
+    if any(map(_CAPITAL.search, words)):
+        plain += string.ascii_uppercase
+    chosen = {(character, inside) for character in plain for inside in (False, True)}
+    chosen |= {(character, False) for character in string.punctuation}
+    counts: Counter[tuple[str, bool]] = Counter()
+    for word, count in words.items():
+        for place, character in enumerate(word):
+            counts[character, place > 0] += count
+    least = max(_MIN_FREQUENCY, _FREQUENT * counts.total())
+    for symbol, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        most = num_pieces // 2 if count >= least else min(_SYMBOLS, num_pieces // 4)
+        if len(chosen) >= most:
+            break
+        chosen.add(symbol)
+    return sorted(chosen)
+
+
+def _spell(words: Counter[str], code: dict[tuple[str, bool], str]) -> Iterator[str]:
+    for word, count in words.items():
+        symbols = [code.get((character, place > 0)) for place, character in enumerate(word)]
+        if None in symbols:  # holds a rare character: [UNK] for the model as well
+            continue
+        spelt = "".join(symbols) + " "  # type: ignore[arg-type]
+        for begin in range(0, count, 10_000):
+            yield spelt * min(10_000, count - begin)
+
+
+def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
+    pairs = [symbols[ord(character) - _PRIVATE] for character in piece]
+    return (CONTINUED if pairs[0][1] else "") + "".join(character for character, _ in pairs)
