@@ -153,6 +153,15 @@ def find_blanks(text: str, mask_token: str = "[MASK]") -> tuple[Blank, ...]:
     return tuple(Blank(m.start(), m.end(), m.lastgroup or "span") for m in found)  # type: ignore[arg-type]
 
 
+def _is_text(word: str) -> bool:
+    """Whether a string holds no lone surrogates, which stand for bytes that are no UTF-8."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length: int) -> Prepared:
     """Tokenise a request and check all that can be checked without the model.
 
@@ -162,6 +171,9 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
         DataError: no blank, or a text of more than MAX_TOKENS.
         ConfigError: constraints that fit neither the blanks nor the vocabulary.
     """
+    words = [w for one in request.constraints for w in (*one.candidates, *one.banned, one.prefix)]
+    if not all(map(_is_text, (request.text, *words))):
+        raise DataError("it is not UTF-8; convert it, for instance with `iconv -f latin1 -t UTF-8`")
     lexicon = lexicon_of(tokenizer)
     text, blanks = request.text, find_blanks(request.text, str(tokenizer.mask_token))
     if not blanks:
@@ -214,7 +226,7 @@ def _group(
             f"{len(given)} constraints for {len(blanks)} blanks; give one for all, or one for each"
         )
     constraints = [given[min(n, len(given) - 1)] if given else Constraint() for n in numbers]
-    glued = [continues_word(request.text, blanks[n].begin) for n in numbers]
+    glued = [continues_word(request.text, blanks[n].begin, reader.lexicon.words) for n in numbers]
     answers = [
         reader.candidates(constraint.candidates, mine)
         for constraint, mine in zip(constraints, glued, strict=True)

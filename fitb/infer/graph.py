@@ -222,7 +222,8 @@ def _head(graph: _Graph, state: str, activation: str) -> None:
     words, decoder = f"{_EMBEDDINGS}.word_embeddings.weight", "cls.predictions.decoder.weight"
     if not np.array_equal(graph.state(words), graph.state(decoder)):  # a model that is not tied
         words = graph.weight(decoder, graph.state(decoder))
-    bias = graph.weight("cls.predictions.bias", graph.state("cls.predictions.bias"))
+    # What the head adds; `cls.predictions.bias` is another name for it in tied models alone.
+    bias = graph.weight("cls.predictions.bias", graph.state("cls.predictions.decoder.bias"))
     columns = graph.node("Transpose", [words], "cls.predictions.decoder/T", perm=[1, 0])
     product = graph.node("MatMul", [state, columns], "cls.predictions.decoder/MatMul")
     graph.node("Add", [product, bias], "logits")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTINUED = "##"  # begins a piece that continues a word
+_LETTER = "x"  # stands for any
 _LONGEST_WORD = 100  # characters; WordPiece knows no longer one either
 _UNUSED = re.compile(r"\[unused\d+\]")  # BERT's places for words to come
 
@@ -26,7 +28,8 @@ class Lexicon:
     Args:
         pieces: as the tokenizer writes them.
         continues: (V,) bool, true where a piece continues a word.
-        has_letter: (V,) bool, true where a piece has a letter or a digit.
+        has_letter: (V,) bool, true where a piece has a letter, a mark (the vowel signs of many
+            scripts) or a digit.
         is_text: (V,) bool, false for special and unused tokens.
         lowercases: whether the tokenizer takes the case away.
         cls, sep, mask, unk: ids.
@@ -55,9 +58,19 @@ class Lexicon:
         piece that fits is taken, as WordPiece does (Wu et al. 2016,
         https://arxiv.org/abs/1609.08144).
         """
-        head, *rest = re.split(r"(?<=\w)(?=\W)", self.normalise(text), maxsplit=1)
-        ids = self._inner_pieces(head)
-        return None if ids is None else ids + self.encode("".join(rest))
+        normal = self.normalise(text)
+        head = self._words(_LETTER + normal)[0][len(_LETTER) :]
+        ids = self._inner_pieces(head) if head else []
+        return None if ids is None else ids + self.encode(normal[len(head) :])
+
+    def _words(self, normal: str) -> list[str]:
+        """Return what the tokenizer takes for single words of a normalised text."""
+        cut = self._tokenizer.pre_tokenizer
+        return [word for word, _ in cut.pre_tokenize_str(normal)] if cut else normal.split()
+
+    def words(self, text: str) -> list[str]:
+        """Return the single words of a text, normalised."""
+        return self._words(self.normalise(text))
 
     def normalise(self, text: str) -> str:
         """Return a text as the tokenizer normalises it: lowercase, without accents, if it does."""
@@ -100,7 +113,8 @@ def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> Lexicon:
     own.no_truncation()
     own.no_padding()
     own.encode_special_tokens = True
-    pieces = tuple(str(p) for p in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    found = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = tuple("" if piece is None else str(piece) for piece in found)  # ids may have holes
     bare = [piece.removeprefix(CONTINUED) for piece in pieces]
     special = set(tokenizer.all_special_ids)
     return Lexicon(
@@ -108,9 +122,12 @@ def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> Lexicon:
         continues=np.array(
             [piece.startswith(CONTINUED) and piece != CONTINUED for piece in pieces]
         ),
-        has_letter=np.array([any(char.isalnum() for char in piece) for piece in bare]),
+        has_letter=np.array([any(category(char)[0] in "LMN" for char in piece) for piece in bare]),
         is_text=np.array(
-            [n not in special and not _UNUSED.fullmatch(piece) for n, piece in enumerate(pieces)]
+            [
+                bool(piece) and number not in special and not _UNUSED.fullmatch(piece)
+                for number, piece in enumerate(pieces)
+            ]
         ),
         lowercases=_normalised(own, "A") == "a",
         cls=tokenizer.cls_token_id,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
+from unicodedata import category
+
+from tokenizers import normalizers, pre_tokenizers
 
 from fitb.infer.lexicon import CONTINUED
 
@@ -14,6 +16,10 @@ _NO_SPACE_AFTER = set("([{'\u2019-/_@$#")
 _OPENING = "\"'\u201c\u2018\u00ab([{\u00bf\u00a1"
 _CLOSING = "\"'\u201d\u2019\u00bb)]}"
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "no.", "fig.")
+_LETTER = "x"  # stands for any
+_LONGEST_WORD = 100  # characters before a blank that are looked at
+_NORMALIZER = normalizers.BertNormalizer(strip_accents=False, lowercase=False)
+_WORDS = pre_tokenizers.BertPreTokenizer()
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _WORD_ENDS = re.compile(r"\s|$|[,;:!?'\u2019\u2026\u2013\u2014-]|\.(?:\s|$)")
 # Scripts written without spaces, which BERT cuts into single characters: kana and Han.
@@ -47,14 +53,26 @@ def _touch(text: str, piece: str) -> bool:
     return first in _NO_SPACE_BEFORE or last in _NO_SPACE_AFTER
 
 
-def continues_word(text: str, begin: int) -> bool:
-    """Whether what stands at a place of a text goes on with a word: a letter or digit touches it.
+def bert_words(text: str) -> list[str]:
+    """Return what BERT's own tokenizer takes for single words: Han apart, kana together."""
+    normal = _NORMALIZER.normalize_str(text)
+    return [word for word, _ in _WORDS.pre_tokenize_str(normal)]
 
-    Not where the letter is a word by itself, as tokenizers of BERT have it for Han and kana.
+
+def continues_word(text: str, begin: int, words: Callable[[str], list[str]] = bert_words) -> bool:
+    """Whether what stands at a place of a text goes on with a word.
+
+    A letter or digit stands before it, and the tokenizer would not part the two.
+
+    Args:
+        words: of the tokenizer.
     """
-    if begin == 0 or _UNSPACED.match(text[begin - 1]):
+    before = text[max(0, begin - _LONGEST_WORD) : begin]
+    letters = before.rstrip("".join(char for char in before if category(char)[0] == "M"))
+    base = letters[-1:] or before[-1:]
+    if not base or category(base)[0] not in "LNM":
         return False
-    return unicodedata.category(text[begin - 1])[0] in "LNM"
+    return words(before + _LETTER)[-1] != _LETTER
 
 
 def cases(text: str, places: Sequence[tuple[int, int]]) -> tuple[Case, ...]:

@@ -2,12 +2,16 @@
 
 import itertools
 import random
+from unicodedata import category
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from fitb.corpus.tokenizer import SPECIAL_TOKENS, _bert_tokenizer
 from fitb.infer.lexicon import lexicon_of
 from fitb.infer.request import Constraint
 from fitb.infer.rules import OPEN, NotBanned, OneOf, Reader, rules_of
+from fitb.infer.surface import continues_word
 from tests.unit.infer.conftest import tiny_tokenizer
 
 LEXICON = lexicon_of(tiny_tokenizer("a", "b", "c", "##d", "##e", "."))
@@ -72,3 +76,38 @@ def test_a_long_word_is_cut_into_the_longest_pieces_that_fit():
     assert lexicon.encode_continued("aac") is None
     assert lexicon.encode_continued("a" * 101) is None  # as `encode`, which makes it [UNK]
     assert lexicon.encode("a" * 100) != lexicon.encode("a" * 101) == [lexicon.unk]
+
+
+def test_a_vowel_sign_is_a_letter_of_its_word():
+    """`___` could not give words that end in one, and a continuation ended before it."""
+    words = [*SPECIAL_TOKENS.values(), "पान", "##ी", "है", "##ि", "."]
+    kept = _bert_tokenizer({word: number for number, word in enumerate(words)}, lowercase=False)
+    lexicon = lexicon_of(PreTrainedTokenizerFast(tokenizer_object=kept, **SPECIAL_TOKENS))
+    sign = lexicon.pieces.index("##ी")
+    assert lexicon.has_letter[sign]
+    (rule, *_) = rules_of(Reader(lexicon), "word", Constraint(), False, [])
+    assert rule.mask([lexicon.pieces.index("पान"), OPEN], 1)[sign]
+    ids = lexicon.encode_continued("ी है")
+    assert [lexicon.pieces[number] for number in ids] == ["##ी", "है"]
+
+
+SCRIPTS = "aÀßİ1²¼ीিाक़カナかな漢𠮷한ก็עִ،。、.,-_$+€ـ"
+
+
+@pytest.mark.parametrize("before", [*SCRIPTS, "これ", "a ", "a\u00a0", "a\n", "", "x" * 300])
+def test_what_goes_on_with_a_word_is_what_the_tokenizer_takes_for_one(before):
+    """A table of ours called kana words of their own, and rare Han none."""
+    tokenizer = tiny_tokenizer("x", "##x")
+    lexicon = lexicon_of(tokenizer)
+    ids = tokenizer.encode(before + "x", add_special_tokens=False)
+    one_word = ids[-1] != lexicon.pieces.index("x")
+    if before[-1:] in "€":  # to BERT a symbol is part of a word; to a reader it is none
+        one_word = False
+    assert continues_word(before, len(before), lexicon.words) == one_word
+    if category(before[-1:] or " ")[0] != "M":  # of which this tokenizer drops some
+        assert continues_word(before, len(before)) == one_word
+
+
+@pytest.mark.parametrize("before", ["I ❤", "I ❤\ufe0f", "1\ufe0f\u20e3 €", "-\u0301"])
+def test_a_blank_behind_a_symbol_begins_a_word_whatever_marks_the_symbol_bears(before):
+    assert not continues_word(before, len(before))
