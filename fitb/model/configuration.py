@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from transformers import BertConfig, GenerationConfig
 from transformers.activations import ACT2FN
 
@@ -14,6 +16,7 @@ from fitb.errors import ConfigError
 from fitb.hub import find_file, reading
 
 CONFIG = "config.json"
+_BERTS_OWN = "bert.embeddings."  # how the names of its weights begin
 # Sizes that no tensor's shape tells: a default in their place would be another model.
 _TOLD_BY_NOTHING = ("num_attention_heads", "hidden_act")
 # Keys of published configurations that BertConfig does not know and that change no logit.
@@ -43,11 +46,23 @@ def read_config(source: str) -> BertConfig:
         if path is None:
             raise FileNotFoundError(CONFIG)
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = said.get("model_type")
-        if kind is None:
-            raise ValueError('it says no model_type; add "model_type": "bert" if it is a BERT')
+        if said.get("model_type") is None:
+            if not any(name.startswith(_BERTS_OWN) for name in weight_names(source)):
+                raise ValueError('it says no model_type; add "model_type": "bert" if it is a BERT')
+            said["model_type"] = "bert"  # as TinyBERT's authors left theirs, and many others
         _check(source, said)
         return BertConfig.from_dict(said)
+
+
+def weight_names(source: str) -> Iterator[str]:
+    """Yield the names of the weights of a folder or hub name; none where there are none."""
+    if path := find_file(source, "model.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            yield from tensors.keys()
+    elif path := find_file(source, "model.safetensors.index.json"):
+        yield from json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    elif path := find_file(source, "pytorch_model.bin"):
+        yield from torch.load(path, map_location="meta", weights_only=True)
 
 
 def _check(source: str, said: Mapping[str, Any]) -> None:

@@ -21,6 +21,8 @@ from fitb.model.configuration import read_config
 from fitb.model.positions import settle
 from fitb.model.saved import checkpoint_of, load_saved
 
+logger = logging.getLogger(__name__)
+_BIASES = ("cls.predictions.decoder.bias", "cls.predictions.bias")
 _MIN_POSITIONS = 512  # BERT's own, so that a student of a given geometry has the published size
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 # Of other tasks, on top of the encoder: no logit of a blank depends on them. And constants.
@@ -104,6 +106,8 @@ def load_model(
         )
     model, missing, unexpected = _from_pretrained(source, dropout, seed, attn_implementation)
     fingerprint = tokenizer_fingerprint_of(source)
+    if model.config.vocab_size > len(tokenizer) and _has(source, fingerprint, tokenizer):
+        _cut_padding(model, len(tokenizer), source)
     return Loaded(model, source, missing, fingerprint, unexpected, tokenizer_source=source)
 
 
@@ -120,6 +124,24 @@ def mlm_head(model: BertForMaskedLM) -> nn.Module:
 def num_parameters(model: nn.Module) -> int:
     """Count parameters; the embedding that is also the decoder counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _cut_padding(model: BertForMaskedLM, size: int, source: str) -> None:
+    """Leave out the rows of a vocabulary that was padded, for which its tokenizer has no piece.
+
+    NVIDIA's checkpoints have 30,528 rows for 30,522 pieces. What stays computes the same logits.
+    """
+    padded = model.config.vocab_size
+    logger.info("model %r: %d rows for %d pieces; the rest is left out", source, padded, size)
+    model.resize_token_embeddings(size)
+
+
+def _has(source: str, fingerprint: str | None, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer is the one that lies beside a model's weights."""
+    own = tokenizer.name_or_path
+    return own == source or bool(
+        own and fingerprint and fingerprint == tokenizer_fingerprint_of(own)
+    )
 
 
 def _at_rest(model: BertForMaskedLM) -> BertForMaskedLM:
@@ -177,9 +199,25 @@ def _from_pretrained(
             f"model {source!r}: weights and config.json disagree: {shapes}; put back the"
             " config.json that was saved with the weights"
         )
+    missing = set(report["missing_keys"])
+    _settle_biases(model, missing)
     check_finite(model, source)
     unexpected = (name for name in report["unexpected_keys"] if not _NO_PART.match(name))
-    return _at_rest(model), tuple(sorted(report["missing_keys"])), tuple(sorted(unexpected))
+    return _at_rest(model), tuple(sorted(missing)), tuple(sorted(unexpected))
+
+
+def _settle_biases(model: BertForMaskedLM, missing: set[str]) -> None:
+    """Give a decoder of its own the bias that files of old hold under its other name alone.
+
+    With a tied decoder both names mean one tensor; without, transformers 5 reads decoder.bias.
+    """
+    if model.config.tie_word_embeddings or not missing.intersection(_BIASES):
+        return
+    if _BIASES[0] in missing and _BIASES[1] not in missing:
+        with torch.no_grad():
+            model.cls.predictions.decoder.bias.copy_(model.cls.predictions.bias)
+    if not missing.issuperset(_BIASES):
+        missing.difference_update(_BIASES)
 
 
 def check_finite(model: nn.Module, source: str) -> None:

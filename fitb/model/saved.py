@@ -253,7 +253,8 @@ def _config_of_start(start: str, export: Path) -> BertConfig:
 
 
 def _fill(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = {n: t.shape for n, t in model.state_dict().items() if n not in _TIED}
+    tied = _TIED if model.config.tie_word_embeddings else ()
+    expected = {n: t.shape for n, t in model.state_dict().items() if n not in tied}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if expected != found:
         differing = sorted(
