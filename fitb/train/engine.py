@@ -30,6 +30,9 @@ from fitb.world import World
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """Learning rate of a step: a pure function, so there is no schedule to save.
 
+    The warm-up ends with its last step at the peak; its first has lr / warmup_steps, not 0 as in
+    transformers' schedules, which are one step behind and equal afterwards.
+
     Args:
         step: 0-based.
         steps: of the whole run.

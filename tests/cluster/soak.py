@@ -1,6 +1,6 @@
 """One training run under many faults on a real Slurm of three hosts, and what it cost.
 
-    make soak        or        python tests/cluster/soak.py --faults 45 --seed 7 --out soak.json
+    make soak        or        python tests/cluster/soak.py --faults 42 --seed 7 --out soak.json
 
 A run of some hundred steps on two of three hosts, one rank each, is interrupted at random moments
 of a printed seed: while it starts, while it trains, while it saves. Every fault waits until the run
@@ -159,7 +159,7 @@ def judge(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=45)
+    parser.add_argument("--faults", type=int, default=42)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--kinds", nargs="*", default=list(FAULTS), choices=list(FAULTS))
