@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import importlib
@@ -16,9 +17,12 @@ from typing import TypeVar
 import fitb
 from fitb import fsio, help, log
 from fitb.config import Config
-from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
+from fitb.errors import CRASH, STOP, ConfigError, DataError, FitbError, nearest
+from fitb.modes import fault_of
+from fitb.world import without_local_rank
 
 T = TypeVar("T")
+_TO_UTF_8 = "convert it, for instance with `iconv -f latin1 -t UTF-8`"
 INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
 
@@ -46,7 +50,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CRASH
-    except FitbError as error:
+    except (FitbError, PermissionError) as error:
+        if isinstance(error, PermissionError):
+            error = fault_of(error, "a file")
         logging.getLogger("fitb").error("%s", error)
         return STOP if command == "train" and not error.restart_helps else error.exit_code
 
@@ -119,7 +125,7 @@ def _inspect(flags: list[str]) -> int:
 
 
 def _train(flags: list[str]) -> int:
-    config = parse(Config, "fitb train", flags)
+    config = parse(Config, "fitb train", without_local_rank(flags, os.environ))
     from fitb.train.loop import train
 
     return train(config)
@@ -197,10 +203,31 @@ def _fill(flags: list[str]) -> int:
     from fitb.infer.fill import as_json, fill_from, render
 
     if config.texts == ["-"]:
-        config = dataclasses.replace(config, texts=sys.stdin.read().splitlines())
+        config = dataclasses.replace(config, texts=_lines(_piped()))
     filled = fill_from(config)
     print(fsio.to_json(as_json(filled), ensure_ascii=False) if config.json else render(filled))
     return 0
+
+
+def _piped() -> bytes:
+    """Return standard input as it is; where it was replaced by a stream of text, as UTF-8."""
+    raw = getattr(sys.stdin, "buffer", None)
+    return raw.read() if raw else sys.stdin.read().encode()
+
+
+def _lines(data: bytes) -> list[str]:
+    """Return the lines of a pipe, which end at line feeds alone.
+
+    Raises: DataError where they are not UTF-8.
+    """
+    texts = []
+    lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise DataError(f"text {number} is not UTF-8: {error.reason}; {_TO_UTF_8}") from None
+    return texts
 
 
 def _serve(flags: list[str]) -> int:

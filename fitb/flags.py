@@ -62,6 +62,36 @@ _HELP_OF_THEIRS = {
 }
 
 
+# What the Hugging Face Trainer and scripts beside it call ours.
+_OF_OTHERS = {
+    "adam_epsilon": "optim.eps",
+    "batch_size": "global_batch",
+    "bf16": "precision",
+    "deepspeed": "ds_config",
+    "early_stopping_patience": "eval.patience",
+    "eval_steps": "eval.every_steps",
+    "fp16": "precision",
+    "gradient_accumulation_steps": "global_batch",
+    "learning_rate": "optim.lr",
+    "lr_scheduler_type": "optim.schedule",
+    "max_grad_norm": "optim.clip_norm",
+    "max_steps": "steps",
+    "max_train_steps": "steps",
+    "mlm_probability": "mask.fraction",
+    "num_train_epochs": "steps",
+    "output_dir": "run_dir",
+    "per_device_train_batch_size": "micro_batch",
+    "report_to": "track.wandb",
+    "run_name": "track.name",
+    "save_steps": "checkpoint.every_steps",
+    "save_total_limit": "checkpoint.keep_last",
+    "student_model": "model.student",
+    "teacher_model": "model.teacher",
+    "train_batch_size": "global_batch",
+    "warmup_ratio": "optim.warmup_steps",
+}
+
+
 class Formatter(RawExamples, DefaultHelpFormatter):
     """jsonargparse's help, with examples as they are."""
 
@@ -87,7 +117,9 @@ class Parser(ArgumentParser):
         if group or flag or key:
             name = f"{group[1]}.{group[2]}" if group else (flag[2] if flag else str(key and key[1]))
             name = name.partition("=")[0]
-            return f"unknown key {name!r}{nearest(name, self._known())}; {self._lists()}"
+            known, other = self._known(), _OF_OTHERS.get(name.rpartition(".")[2])
+            near = f" (nearest: {other})" if other in known else nearest(name, known)
+            return f"unknown key {name!r}{near}; {self._lists()}"
         if value:
             return self._explain_value(value[1], value[2])
         if missing:

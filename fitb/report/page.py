@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -94,6 +95,7 @@ def render(content: Content) -> str:
             for key, values in (differing(runs) if len(runs) > 1 else {}).items()
         ],
         provenance=[list(provenance_of(run)) for run in runs],
+        shards=shlex.quote(without_password(runs[0].config.get("data.shards", "SHARDS"))),
         configs=[without_password(run.config_text, lines=True) for run in runs],
         spaced=spaced,
         chance=chance,

@@ -18,9 +18,9 @@ import pytest
 from fitb import cli, help
 from fitb.completion import script
 from fitb.config import Config
-from fitb.errors import ConfigError
-from fitb.flags import hints, parse, parser_for, preset_names
-from fitb.front import load
+from fitb.errors import ConfigError, DataError
+from fitb.flags import _OF_OTHERS, hints, parse, parser_for, preset_names
+from fitb.front import flags_of, load
 
 COMMANDS = [name for name in help.PAGES if name.startswith("fitb ")]
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "datatrove")
@@ -103,6 +103,10 @@ def test_the_list_of_commands_comes_in_half_a_second():
     ("line", "said"),
     [
         ("fitb train --stepz 3", "unknown key 'stepz' (nearest: steps)"),
+        ("fitb train --optim.learning_rate 3", "(nearest: optim.lr)"),
+        ("fitb train --learning_rate 3", "(nearest: optim.lr)"),
+        ("fitb train --per_device_train_batch_size 3", "(nearest: micro_batch)"),
+        ("fitb train --fp16 true", "(nearest: precision)"),
         ("fitb train --optm.lr 3", "unknown key 'optm.lr' (nearest: optim.lr)"),
         ("fitb train --precision fp61", "precision=fp61; expected fp16 | bf16 | fp32 (nearest"),
         ("fitb train --track.wandb ofline", "(nearest: offline)"),
@@ -145,6 +149,19 @@ def test_a_command_may_read_the_configuration_of_a_run(tmp_path):
     (tmp_path / "config.yaml").write_text("run_dir: x")
     flags = ["--config", str(tmp_path / "config.yaml")]
     assert parse(Config, "fitb export", flags) == Config("x")
+
+
+def test_lines_of_a_pipe_end_at_line_feeds_alone():
+    """U+2028, NEL and form feed cut a text in two, and every later answer belonged to another."""
+    data = "\ufeffa\u2028b\x85c\fd\r\n\ne".encode()
+    assert cli._lines(data) == cli._lines(data + b"\n") == ["a\u2028b\x85c\fd", "", "e"]
+    with pytest.raises(DataError, match=r"text 2 is not UTF-8.*iconv"):
+        cli._lines(b"a\ncaf\xe9\n")
+
+
+def test_names_of_other_trainers_lead_to_keys_that_are_there():
+    known = flags_of(parser_for(Config, "fitb train"))
+    assert set(_OF_OTHERS.values()) <= set(known)
 
 
 @pytest.mark.parametrize(
