@@ -204,6 +204,8 @@ class Soak:
         fault.recovery_s = round(time.monotonic() - began, 1)
         fault.at_step = self.last_step(fault.attempt) or self.begin_of(fault.attempt)
         fault.resumed_step = self.begin_of(fault.attempt + 1)
+        if max(self.first_steps() | {0}) <= fault.attempt:  # all steps were done before
+            fault.resumed_step = fault.at_step
         fault.steps_lost = max(0, fault.at_step - fault.resumed_step)
         return fault
 

@@ -161,7 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=42)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--kinds", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     options = parser.parse_args()
