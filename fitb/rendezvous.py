@@ -35,7 +35,7 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
         try:
             dist.init_process_group(backend, timeout=timeout)
         except RuntimeError as error:
-            why = unreachable(os.environ)
+            why = unreachable(os.environ) if _has_several_hosts(os.environ, world) else None
             if why is None:
                 raise
             raise ConfigError(f"the processes did not find each other: {why}") from error
@@ -55,6 +55,12 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout
     )
+
+
+def _has_several_hosts(env: Mapping[str, str], world: World) -> bool:
+    """Whether the processes of a job are on several hosts, as torchrun or Slurm says."""
+    hosts = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or "1"
+    return int(env.get("LOCAL_WORLD_SIZE", world.size)) < world.size or int(hosts) > 1
 
 
 def unreachable(env: Mapping[str, str]) -> str | None:

@@ -85,13 +85,13 @@ def write_manifest(work: Work) -> None:
             module.__name__: module.__version__ for module in (datasets, numpy, pa, tokenizers)
         },
     }
-    # The masks are tried on the set, and a set has a manifest.
     if statistics["unknown_share"] > _MANY_UNKNOWN:
         logger.warning(
             "%.1f %% of the tokens are [UNK], which nobody can learn to fill: name a --tokenizer of"
             " this language, or a larger --vocab_size",
             100 * statistics["unknown_share"],
         )
+    # The masks are tried on the set, and a set has a manifest.
     write_json(work.set / MANIFEST, {**manifest, "masks": []})
     write_json(work.set / MANIFEST, {**manifest, "masks": _validated(work)})
     fsync_dir(work.set)

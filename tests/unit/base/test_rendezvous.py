@@ -9,7 +9,8 @@ import pytest
 
 from fitb import rendezvous
 from fitb.cluster.local import LocalRun
-from fitb.rendezvous import on_this_host, unreachable
+from fitb.rendezvous import _has_several_hosts, on_this_host, unreachable
+from fitb.world import World
 
 _RANK = """
 import json, os, sys
@@ -89,3 +90,17 @@ def test_a_host_whose_own_name_is_loopback_cannot_be_reached_by_others(
     if why is not None:
         assert problem in why and "GLOO_SOCKET_IFNAME=" in why
     assert unreachable({"GLOO_SOCKET_IFNAME": "eth0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "several"),
+    [
+        ({}, False),
+        ({"LOCAL_WORLD_SIZE": "4"}, False),
+        ({"LOCAL_WORLD_SIZE": "2"}, True),
+        ({"SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "2"}, False),
+        ({"SLURM_NNODES": "2"}, True),
+    ],
+)
+def test_the_own_name_is_blamed_in_jobs_of_several_hosts_alone(env, several):
+    assert _has_several_hosts(env, World(0, 4)) == several
