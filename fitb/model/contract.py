@@ -42,16 +42,17 @@ def check_contract(
         tokenizer: that of the shards.
         manifest: of the shards (`length`, `tokenizer.fingerprint`, `tokenizer.vocab_size`); None
             where there are none and the tokenizer is the model's own.
-        student: trained, evaluated or asked.
+        student: trained, evaluated or asked; called the model where nothing trains it.
         teacher: None where there is none.
         needs_teacher_head: its logits are used.
-        needs_student_head: its logits are used and its checkpoint must have trained them.
+        needs_student_head: it is evaluated or asked, so its checkpoint must have trained its head.
         attention: attention scores are compared, head by head.
         layer_map: teacher layer for each student layer; None where no layers are compared.
         in_windows: rows longer than a model was trained at are cut.
     Raises: ContractError with every failure, each with its value, what was expected, a remedy.
     """
-    models = {"student": student} | ({"teacher": teacher} if teacher else {})
+    asked = "model" if needs_student_head else "student"
+    models = {asked: student} | ({"teacher": teacher} if teacher else {})
     failures = [*_special_tokens(tokenizer), *_round_trips(tokenizer)]
     if manifest is not None:
         failures += _manifest(tokenizer, manifest)
@@ -199,7 +200,7 @@ def _weights(role: str, loaded: Loaded, needs_head: bool) -> Iterator[str]:
         yield (
             f"the checkpoint of the {role} ({loaded.source}) lacks a trained MLM head:"
             f" {_some(head)} would be random; use a checkpoint saved from BertForMaskedLM or"
-            " BertForPreTraining, or turn off the terms that need its logits"
+            f" BertForPreTraining{', or turn off the logits term' if role == 'teacher' else ''}"
         )
 
 
