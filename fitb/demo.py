@@ -304,7 +304,7 @@ def _last_step(run_dir: Path) -> int:
 
 
 def _differences(counts: dict[str, RowCounts]) -> dict[str, Any]:
-    """Top-1 of the student minus that of each other model, paired over rows."""
+    """Top-1 of the student minus that of each other model, paired over documents."""
     from fitb.evaluate.metrics import difference
 
     found = {}
@@ -337,6 +337,7 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
         low, high = (100 * end for end in summary["differences"][name]["interval"])
         gain = 100 * summary["differences"][name]["top1"]
         yield f"student - {name}: top-1 {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    yield "(over documents of this kind; another seed, or another source of text, is not in it)"
     yield (
         f"distilled in {summary['attempts']} attempts at {summary['tokens_per_s']:,.0f} tokens/s;"
         f" {summary['seconds']:.0f} s in all"

@@ -349,7 +349,7 @@ def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
 
 
 def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:
-    """Return each cost of int8 with its paired interval over rows."""
+    """Return each cost of int8 with its paired interval."""
     from fitb.evaluate.metrics import difference, summarise
 
     before, after = summarise(plain), summarise(rounded)

@@ -30,6 +30,7 @@ from fitb.errors import DataError, nearest
 from fitb.fsio import naming_full_disk
 
 DIGEST_BYTES = 16  # of a document
+_ORDINAL_BITS = 40  # of a document in its shard
 
 
 def write_shard(path: Path, rows: Columns, *, vocab_size: int, with_offsets: bool) -> int:
@@ -298,6 +299,18 @@ class ShardSet:
             end[asked] = columns["offset_end"][local]
             document[asked] = columns["doc_begin"][local]
         return Offsets(begin, end, document)
+
+    def document_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of each row's first document: (n,) int64, no two alike in the split.
+
+        The next document of a row has the next number.
+
+        Args:
+            rows: (n,) int64, each in [0, num_rows).
+        Raises: as `read` does.
+        """
+        shard = np.searchsorted(self._ends, rows, side="right")
+        return (shard << _ORDINAL_BITS) + self.first_documents(rows)
 
     def first_documents(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ordinal of each row's first document in its shard: (n,) int64.

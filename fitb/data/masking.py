@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb import rng
-from fitb.config import MaskConfig
+from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.corpus.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ class Vocabulary:
         pad_id: of [PAD].
         mask_id: of [MASK].
         special_ids: ids that are never masked and never drawn as random replacements.
+        sep_id: of [SEP], which ends a document.
     """
 
     size: int
     pad_id: int
     mask_id: int
     special_ids: tuple[int, ...]
+    sep_id: int
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -52,6 +54,7 @@ class Vocabulary:
             pad_id=int(tokenizer.pad_token_id),
             mask_id=int(tokenizer.mask_token_id),
             special_ids=tuple(sorted(tokenizer.all_special_ids)),
+            sep_id=int(tokenizer.sep_token_id),
         )
 
     @classmethod
@@ -62,7 +65,7 @@ class Vocabulary:
         marked = {number for number, token in added if token.special}
         ids = marked | set(asdict(special).values())
         size = tokenizer.get_vocab_size(with_added_tokens=True)
-        return cls(size, special.pad, special.mask, tuple(sorted(ids)))
+        return cls(size, special.pad, special.mask, tuple(sorted(ids)), special.sep)
 
     @lru_cache(maxsize=8)  # noqa: B019, a few small values, and equal ones share
     def is_special(self) -> NDArray[np.bool_]:
@@ -141,6 +144,7 @@ def mask_rows(
     seed: int,
     vocabulary: Vocabulary,
     config: MaskConfig,
+    version: int = AlgorithmsConfig.masks,
 ) -> Masked:
     """Mask rows: choose slots, then show [MASK], a random token or the token itself in each.
 
@@ -154,6 +158,7 @@ def mask_rows(
         rows: (B,) int64, row numbers: part of the key.
         epochs: (B,) int64, part of the key; evaluation uses its own constant.
         seed: of the run.
+        version: of the algorithm, `algorithms.masks`.
     """
     num_rows, length = input_ids.shape
     shape = (num_rows, num_slots(length, config))
@@ -169,7 +174,7 @@ def mask_rows(
         block = slice(begin, begin + step)
         words = word_numbers(input_ids[block], word_starts[block], vocabulary)
         where = (epochs[block], rows[block])
-        row, place = _choose(words, where, seed, config)
+        row, place = _choose(words, where, seed, config, version)
         number = np.arange(len(row)) - np.searchsorted(row, row)  # of the slot in its row
         row_in_batch = row + begin
         labels = input_ids[row_in_batch, place]
@@ -205,6 +210,7 @@ def _choose(
     where: tuple[NDArray[np.int64], NDArray[np.int64]],
     seed: int,
     config: MaskConfig,
+    version: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(M,) rows and (M,) places of all slots, in row-major order."""
     length = words.shape[1]
@@ -225,9 +231,8 @@ def _choose(
     if config.strategy == "whole_word":
         taken = _first_fit(order, sizes, budget)
     else:
-        taken = _spans(
-            order, sizes, budget, _span_lengths(seed, where, config), config.span_max_words
-        )
+        lengths_of = _span_lengths(seed, where, config, version)
+        taken = _spans(order, sizes, budget, lengths_of, config.span_max_words)
     row, place = np.divmod(tokens[taken.ravel()[word]], length)
     return row, place
 
@@ -287,19 +292,22 @@ def _first_fit(
 
 
 def _span_lengths(
-    seed: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], config: MaskConfig
+    seed: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], config: MaskConfig, version: int
 ) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
     """Return a function from some rows (n,) and span numbers (s,) to lengths in words (n, s).
 
-    They are geometric, clipped (Joshi et al. 2020, section 3.1).
+    They are geometric among the lengths up to the longest, as in the code of Joshi et al. 2020:
+    their mean of 3.8 words, section 3.1, is of this. Version 1 clipped longer ones to the longest.
     """
+    p, longest = config.span_p, config.span_max_words
+    within = 1.0 if version == 1 else 1 - (1 - p) ** longest  # the share of lengths up to it
 
     def lengths_of(rows: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.int64]:
-        if config.span_p == 1:
+        if p == 1:
             return np.ones((len(rows), len(spans)), dtype=np.int64)
         u = rng.uniform(seed, _LENGTH, *(part[rows, None] for part in where), spans)
-        drawn = 1 + np.floor(np.log1p(-u) / np.log1p(-config.span_p))
-        lengths: NDArray[np.int64] = np.minimum(drawn, config.span_max_words).astype(np.int64)
+        drawn = 1 + np.floor(np.log1p(-u * within) / np.log1p(-p))
+        lengths: NDArray[np.int64] = np.minimum(drawn, longest).astype(np.int64)
         return lengths
 
     return lengths_of

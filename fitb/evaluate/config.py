@@ -26,7 +26,7 @@ class MeasureConfig:
         teacher: model whose predictions the others are held against.
         originals: where the tokenizer lowers capitals, read the input of the shards again to tell
             names; it takes as long as reading that input.
-        resamples: of rows, for intervals and p-values.
+        resamples: of documents, for intervals and p-values.
         json: print JSON.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fitb.config import MaskConfig
+from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.corpus.shards import ShardSet
 from fitb.data.batch import Batch
 from fitb.data.held import HeldRows
@@ -40,6 +40,7 @@ def count(
     mask: MaskConfig,
     seed: int = 0,
     batch_rows: int = 64,
+    mask_version: int = AlgorithmsConfig.masks,
 ) -> RowCounts:
     """Count what a model gets right in some rows of a split, on masks fixed by `seed`.
 
@@ -52,6 +53,7 @@ def count(
         vocabulary: of the shards' tokenizer.
         seed: of the masks.
         batch_rows: rows per forward pass.
+        mask_version: of the masks, `algorithms.masks`.
     Returns: the columns of PLAIN, over all words.
     """
     parts = [RowCounts.nothing(len(PLAIN))]
@@ -63,7 +65,9 @@ def count(
     with mode, torch.no_grad():
         for begin in range(0, len(rows), batch_rows):
             chosen = rows[begin : begin + batch_rows]
-            batch, slots = masked_batch(shards, chosen, vocabulary, mask, seed)
+            batch, slots = masked_batch(
+                shards, chosen, vocabulary, mask, seed, version=mask_version
+            )
             scores = score({"": predictor}, batch, judged=False)[""]
             parts.append(count_rows(slots, scores))
     return RowCounts.joined(parts)
@@ -98,6 +102,7 @@ def masked_batch(
     mask: MaskConfig,
     seed: int,
     categoriser: Categoriser | None = None,
+    version: int = AlgorithmsConfig.masks,
 ) -> tuple[Batch, Slots]:
     """Read and mask rows; with a categoriser their words are told apart, else all are one group."""
     read = shards.read(rows)
@@ -109,10 +114,12 @@ def masked_batch(
         seed=seed,
         vocabulary=vocabulary,
         config=mask,
+        version=version,
     )
     words = word_numbers(read.input_ids, read.word_starts, vocabulary)
     used = masked.labels != IGNORE_INDEX
     row = np.broadcast_to(np.arange(len(rows))[:, None], used.shape)[used]
+    parts, part = _parts(shards, rows, read.input_ids, (row, masked.slots[used]), vocabulary)
     slot_words = masked.slot_words[used]
     if categoriser is None:
         groups = np.ones((*words.shape, 1), dtype=bool)
@@ -120,4 +127,30 @@ def masked_batch(
         touched = np.zeros(words.shape, dtype=bool)
         touched[row, slot_words] = True
         groups = categoriser.groups(rows, read.input_ids, words, touched)
-    return Batch.of(masked), Slots(rows, row, masked.labels[used], words, slot_words, groups)
+    return Batch.of(masked), Slots(
+        *parts, part, row, masked.labels[used], words, slot_words, groups
+    )
+
+
+def _parts(
+    shards: ShardSet | HeldRows,
+    rows: NDArray[np.int64],
+    input_ids: NDArray[np.int64],
+    slots: tuple[NDArray[np.int64], NDArray[np.int64]],
+    vocabulary: Vocabulary,
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """Return row and document of every part that has a slot or begins a row, and each slot's part.
+
+    Rows in memory are for totals, which do not ask for documents: each is one part.
+
+    Args:
+        slots: (M,) places of rows in the batch, (M,) positions in the row.
+    """
+    if isinstance(shards, HeldRows):
+        return (rows, rows), slots[0]
+    place = np.concatenate([np.arange(len(rows)), slots[0]])
+    later = np.cumsum(input_ids == vocabulary.sep_id, axis=1)[slots]  # documents that ended before
+    nth = np.concatenate([np.zeros(len(rows), dtype=np.int64), later])
+    of_part, part = np.unique(place * (input_ids.shape[1] + 1) + nth, return_inverse=True)
+    row, nth = np.divmod(of_part, input_ids.shape[1] + 1)
+    return (rows[row], shards.document_numbers(rows)[row] + nth), part[len(rows) :]

@@ -1,7 +1,7 @@
-"""What a model got right, as sums per row and category: they add up over rows and ranks.
+"""What a model got right, as sums per part of a row and category: they add up over rows and ranks.
 
-Legend: N or B rows, L length, M used slots of a batch, G groups (all words, then categories of
-words), C columns, V vocabulary.
+A part of a row is what one document has in it. Legend: N or P parts, B rows, L length, M used slots
+of a batch, G groups (all words, then categories of words), C columns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ COLUMNS = (*JUDGED, "agreed", "kl_sum")
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What a model got right in each row.
+    """What a model got right in each part of a row.
 
     Args:
-        rows: (N,) int64, row numbers in the split: they pair models and key the bootstrap.
+        rows: (N,) int64, row numbers in the split; every row has a part, even where it has no slot.
+        documents: (N,) int64, numbers of documents in the split: they key the bootstrap.
         sums: (N, G, C) float64; C counts the first columns of COLUMNS that were asked for:
             loss_sum: nats over slots.
             num_slots, top1, top5: slots; those whose true token has rank 1, rank 5 or better.
@@ -40,6 +41,7 @@ class RowCounts:
     """
 
     rows: NDArray[np.int64]
+    documents: NDArray[np.int64]
     sums: NDArray[np.float64]
 
     def column(self, name: str, group: int = 0) -> NDArray[np.float64]:
@@ -55,13 +57,15 @@ class RowCounts:
         """Return the counts of several sets of rows as one."""
         return cls(
             np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.documents for part in parts]),
             np.concatenate([part.sums for part in parts]),
         )
 
     @classmethod
     def nothing(cls, num_columns: int, num_groups: int = 1) -> RowCounts:
         """Return the counts of no rows."""
-        return cls(np.zeros(0, dtype=np.int64), np.zeros((0, num_groups, num_columns)))
+        none = np.zeros(0, dtype=np.int64)
+        return cls(none, none, np.zeros((0, num_groups, num_columns)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Slots:
     """The slots of a batch, without any model.
 
     Args:
-        rows: (B,) int64, row numbers in the split.
+        rows, documents: (P,) int64, of the parts of rows, as in RowCounts.
+        part: (M,) int64, which of them the slot is in.
         row: (M,) int64, place of the slot's row in the batch.
         labels: (M,) int64, true tokens.
         words: (B, L) int64, of word_numbers.
@@ -99,6 +104,8 @@ class Slots:
     """
 
     rows: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    part: NDArray[np.int64]
     row: NDArray[np.int64]
     labels: NDArray[np.int64]
     words: NDArray[np.int64]
@@ -107,7 +114,7 @@ class Slots:
 
 
 def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None = None) -> RowCounts:
-    """Sum slots, and whole words (those all of whose tokens are slots), by row and group.
+    """Sum slots, and whole words (those all of whose tokens are slots), by part and group.
 
     Args:
         classes: (V,) int64, of `piece_classes`; needed where the scores hold predictions.
@@ -139,17 +146,19 @@ def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None =
     if scores.agreed is not None and scores.kl is not None:
         by_slot |= {"agreed": scores.agreed.astype(np.float64), "kl_sum": scores.kl}
         columns = COLUMNS
-    sums = np.zeros((num_rows, slots.groups.shape[2], len(columns)))
+    part_of = np.zeros(num_rows * length, dtype=np.int64)  # of each word: a document's alone
+    part_of[of_slot] = slots.part
+    sums = np.zeros((len(slots.rows), slots.groups.shape[2], len(columns)))
     flat = slots.groups.reshape(num_rows * length, -1)
     for values, word in ((by_slot, of_slot), (by_word, whole)):
         for group in range(sums.shape[1]):
             inside = np.flatnonzero(flat[word, group])
-            row = word[inside] // length
+            part = part_of[word[inside]]
             for name, value in values.items():
                 sums[:, group, columns.index(name)] = np.bincount(
-                    row, weights=value[inside], minlength=num_rows
+                    part, weights=value[inside], minlength=len(slots.rows)
                 )
-    return RowCounts(slots.rows, sums)
+    return RowCounts(slots.rows, slots.documents, sums)
 
 
 def piece_classes(pieces: Iterable[str]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -200,6 +201,7 @@ def _about(
         "split": where.shards.split,
         "length": where.shards.length,
         "num_rows": num_rows,
+        "num_documents": len(np.unique(first.documents)),
         "num_slots": int(slots[0]),
         "num_words": int(words[0]),
         "categories": {

@@ -1,14 +1,16 @@
-"""Metrics of filled slots from counts per row, their intervals, and what tells two models apart.
+"""Metrics of filled slots from counts, their intervals, and what tells two models apart.
 
-A metric is a function of sums, so a resample is a sum of rows with random weights. Legend: N rows,
-G groups, C columns, R resamples.
+A metric is a function of sums, so a resample is a sum with random weights. Documents are resampled:
+the rows of one are not independent, and intervals over rows would be too narrow. What an interval
+covers is another choice of documents of this kind; not another source of text, nor another seed of
+training. Legend: N parts of rows, D documents, G groups, C columns, R resamples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import factorial
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,18 +87,18 @@ def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
 def summarise(
     counts: RowCounts, *, seed: int = 0, num_resamples: int = 1000
 ) -> dict[str, Interval]:
-    """Return every metric over all words with its 95 % bootstrap percentile interval over rows."""
-    return summaries(RowCounts(counts.rows, counts.sums[:, :1]), seed, num_resamples)[0]
+    """Return every metric over all words with its 95 % bootstrap percentile interval."""
+    return summaries(_over_all_words(counts), seed, num_resamples)[0]
 
 
 def summaries(
     counts: RowCounts, seed: int = 0, num_resamples: int = 1000
 ) -> list[dict[str, Interval]]:
-    """Return the same for each group, all from the same resamples of rows."""
+    """Return the same for each group, all from the same resamples of documents."""
     values = metrics_of(counts.totals())
-    resampled = metrics_of(_weighted(counts.rows, counts.sums, seed, num_resamples, _poisson))
+    resampled = metrics_of(_weighted(counts.documents, counts.sums, seed, num_resamples, _poisson))
     return [
-        {name: _interval(float(values[name][g]), resampled[name][:, g]) for name in values}
+        {name: _interval(name, float(values[name][g]), resampled[name][:, g]) for name in values}
         for g in range(counts.sums.shape[1])
     ]
 
@@ -104,7 +106,7 @@ def summaries(
 def difference(
     first: RowCounts, second: RowCounts, metric: str, *, seed: int = 0, num_resamples: int = 1000
 ) -> Interval:
-    """Return metric(first) - metric(second) with its 95 % paired bootstrap interval over rows.
+    """Return metric(first) - metric(second) with its 95 % paired bootstrap interval.
 
     Raises: ConfigError where there is no such metric; DataError as `differences` does.
     """
@@ -112,8 +114,8 @@ def difference(
         raise ConfigError(
             f"metric {metric!r}; one of {', '.join(METRICS)}{nearest(metric, METRICS)}"
         )
-    parts = [RowCounts(counts.rows, counts.sums[:, :1]) for counts in (first, second)]
-    found = differences(*parts, seed=seed, num_resamples=num_resamples)[0][metric]
+    pair = _over_all_words(first), _over_all_words(second)
+    found = differences(*pair, seed=seed, num_resamples=num_resamples)[0][metric]
     return Interval(found.value, found.low, found.high)
 
 
@@ -123,9 +125,9 @@ def differences(
     """Compare two models by every metric in each group.
 
     The interval is a paired bootstrap's: both models are resampled with the same weights, so what
-    rows have in common cancels. The p-value is that of paired approximate randomisation: were the
-    models the same, their answers to a row could be exchanged; it is the share of random exchanges
-    that leave a difference at least as large, the observed one counted among them.
+    documents have in common cancels. The p-value is that of paired approximate randomisation: were
+    the models the same, their answers to a document could be exchanged; it is the share of random
+    exchanges that leave a difference at least as large, the observed one counted among them.
 
     Raises: DataError where the two were not counted on the same rows with the same masks.
     Source: Noreen, Computer-intensive methods for testing hypotheses, 1989; for metrics that are no
@@ -133,9 +135,9 @@ def differences(
         COLING 2000; Riezler and Maxwell, On some pitfalls in automatic evaluation, 2005.
     """
     _check_pairs(first, second)
-    both = np.stack([first.sums, second.sums], axis=1)  # (N, 2, G, C)
-    resampled = metrics_of(_weighted(first.rows, both, seed, num_resamples, _poisson))
-    apart = _weighted(first.rows, first.sums - second.sums, seed, num_resamples, _sign)
+    documents, both = first.documents, np.stack([first.sums, second.sums], axis=1)  # (N, 2, G, C)
+    resampled = metrics_of(_weighted(documents, both, seed, num_resamples, _poisson))
+    apart = _weighted(documents, both[:, 0] - both[:, 1], seed, num_resamples, _sign)
     together = first.totals() + second.totals()
     exchanged = [metrics_of((together + sign * apart) / 2) for sign in (1, -1)]
     ours, theirs = metrics_of(first.totals()), metrics_of(second.totals())
@@ -147,7 +149,7 @@ def differences(
             with np.errstate(invalid="ignore"):
                 drawn = resampled[name][:, 0, g] - resampled[name][:, 1, g]
                 flipped = exchanged[0][name][:, g] - exchanged[1][name][:, g]
-            interval = _interval(a - b, drawn)
+            interval = _interval(name, a - b, drawn)
             found[g][name] = Difference(
                 a, b, interval.value, interval.low, interval.high, _p_value(a, b, flipped)
             )
@@ -157,12 +159,14 @@ def differences(
 def _check_pairs(first: RowCounts, second: RowCounts) -> None:
     pairs = {
         "rows": (first.rows, second.rows),
+        "documents": (first.documents, second.documents),
         **{name: (first.column(name), second.column(name)) for name in ("num_slots", "num_words")},
     }
     for name, (ours, theirs) in pairs.items():
         if not np.array_equal(ours, theirs):
             raise DataError(
-                f"the two models differ in {name} ({len(first.rows)} and {len(second.rows)} rows):"
+                f"the two models differ in {name} ({_distinct(first.rows)} and"
+                f" {_distinct(second.rows)} rows):"
                 " they can only be compared on the same rows with the same masks; evaluate both"
                 " with the same shards, split, rows, mask and seed"
             )
@@ -176,50 +180,54 @@ def _p_value(first: float, second: float, exchanged: NDArray[np.float64]) -> flo
 
 
 def _weighted(
-    rows: NDArray[np.int64],
+    documents: NDArray[np.int64],
     table: NDArray[np.float64],
     seed: int,
     num_resamples: int,
     weights_of: Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Sum the rows of a table under random weights, keyed by (seed, resample, row).
+    """Sum a table under random weights of its documents, keyed by (seed, resample, document).
 
-    A row's weights do not depend on the other rows.
+    A document's weights do not depend on the other documents.
 
     Args:
-        rows: (N,) int64.
+        documents: (N,) int64, that of each row of the table.
         table: (N, ...) float64.
     Returns: (R, ...) float64.
     """
-    flat = table.reshape(len(table), -1)
+    numbers, place = np.unique(documents, return_inverse=True)
+    flat = np.zeros((len(numbers), math.prod(table.shape[1:])))
+    np.add.at(flat, place, table.reshape(len(table), -1))
     sums = np.zeros((num_resamples, flat.shape[1]))
     resamples = np.arange(num_resamples)[:, None]
     step = max(1, _BLOCK // max(1, num_resamples))
     for begin in range(0, len(flat), step):
         block = slice(begin, begin + step)
-        sums += weights_of(seed, resamples, rows[block]) @ flat[block]
+        sums += weights_of(seed, resamples, numbers[block]) @ flat[block]
     return sums.reshape(num_resamples, *table.shape[1:])
 
 
 def _poisson(
-    seed: int, resamples: NDArray[np.int64], rows: NDArray[np.int64]
+    seed: int, resamples: NDArray[np.int64], documents: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(R, n) float64, Poisson(1): a bootstrap without a fixed number of rows.
+    """(R, n) float64, Poisson(1): a bootstrap without a fixed number of documents.
 
     Source: Hanley and MacGibbon, Creating non-parametric bootstrap samples using Poisson
         frequencies, 2006.
     """
-    drawn = rng.uniform(seed, _RESAMPLE, resamples, rows)
+    drawn = rng.uniform(seed, _RESAMPLE, resamples, documents)
     return np.searchsorted(_POISSON_CDF, drawn, side="right").astype(np.float64)
 
 
-def _sign(seed: int, resamples: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _sign(
+    seed: int, resamples: NDArray[np.int64], documents: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """(R, n) float64, 1 or -1."""
-    return np.where(rng.uniform(seed, _FLIP, resamples, rows) < 0.5, 1.0, -1.0)
+    return np.where(rng.uniform(seed, _FLIP, resamples, documents) < 0.5, 1.0, -1.0)
 
 
 # P(Poisson(1) <= k) for k = 0 .. 17; what is left is below 1e-16, less than a uniform resolves.
-_POISSON_CDF = np.cumsum([np.exp(-1.0) / factorial(k) for k in range(18)])
+_POISSON_CDF = np.cumsum([np.exp(-1.0) / math.factorial(k) for k in range(18)])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -230,11 +238,24 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    """Percentiles of the resamples that drew anything to count."""
+def _interval(metric: str, value: float, resampled: NDArray[np.float64]) -> Interval:
+    """Percentiles of the resamples that drew anything to count.
+
+    A calibration error is a sum of absolute values: noise makes it larger, and resampling adds
+    noise to that of the sample. Its resamples are moved so that their mean is the value.
+    """
     drawn = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(drawn):
         return Interval(value, float("nan"), float("nan"))
     with np.errstate(invalid="ignore"):  # a perplexity may be infinite
         low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    moved = value - drawn.mean() if metric == "ece" else 0.0
+    return Interval(value, float(low + moved), float(high + moved))
+
+
+def _over_all_words(counts: RowCounts) -> RowCounts:
+    return replace(counts, sums=counts.sums[:, :1])
+
+
+def _distinct(rows: NDArray[np.int64]) -> int:
+    return len(np.unique(rows))

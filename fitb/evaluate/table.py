@@ -54,12 +54,23 @@ def about_lines(name: str, found: dict[str, Any], result: dict[str, Any]) -> Ite
         f" {found['num_rows']:,} rows, {found['num_slots']:,} slots,"
         f" {found['num_words']:,} whole words"
     )
+    yield covered(found)
     yield f"masks: {mask['strategy']}, {mask['fraction']:.0%} of tokens, seed {result['seed']}"
     for category, reason in found["not_told"].items():
         yield f"no {category}: {reason}"
     read = found["documents_read_again"]
     if read["found"] < read["wanted"]:
         yield f"capitals are known of {read['found']:,} of {read['wanted']:,} documents"
+
+
+def covered(found: Mapping[str, Any]) -> str:
+    """Say what the intervals of a set's numbers cover."""
+    if "num_documents" not in found:  # results of before
+        return "95 % intervals resample rows: too narrow, where documents are of several rows"
+    return (
+        f"95 % intervals resample the {found['num_documents']:,} documents: they cover other"
+        " documents of this kind, no other source of text and no other seed of training"
+    )
 
 
 def table(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

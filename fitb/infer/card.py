@@ -256,7 +256,7 @@ def _cost(card: Card) -> Iterator[str]:
     if card.cost:
         yield "## What 8-bit products cost"
         yield ""
-        yield f"On {card.cost_on}; intervals are paired, over rows."
+        yield f"On {card.cost_on}; intervals are paired, over documents."
         yield ""
         yield "| | fp32 | int8 | int8 - fp32 | 95 % interval |"
         yield "|---|---|---|---|---|"

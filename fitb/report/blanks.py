@@ -15,7 +15,6 @@ from fitb.errors import FitbError
 from fitb.report.gather import Run, without_password
 
 if TYPE_CHECKING:
-    from fitb.corpus.shards import ShardSet
     from fitb.inspect.text import Reader
 
 AROUND = 12  # words on both sides
@@ -135,18 +134,20 @@ def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
         batch, slots = masked_batch(shards, numbers, vocabulary, MaskConfig(), 0)
         with torch.no_grad():
             scores = score({"": model}, batch)[""]
-        found += _words(shards, batch, slots, scores, reader=reader, vocabulary=vocabulary)
+        found += _words(
+            numbers, shards.read(numbers).input_ids, batch, slots, scores, reader, vocabulary
+        )
     return found, len(chosen)
 
 
 def _words(
-    shards: ShardSet, batch: Any, slots: Any, scores: Any, *, reader: Reader, vocabulary: Any
+    rows: Any, ids: Any, batch: Any, slots: Any, scores: Any, reader: Reader, vocabulary: Any
 ) -> Iterator[Blank]:
     """Yield the masked words of a batch, of which [MASK] alone is shown and which have a letter."""
     import numpy as np
 
-    shown, ids = batch.input_ids.numpy(), shards.read(slots.rows).input_ids
-    for i, row in enumerate(slots.rows):
+    shown = batch.input_ids.numpy()
+    for i, row in enumerate(rows):
         mine = np.flatnonzero(slots.row == i)
         numbers = slots.slot_words[mine]
         hidden = set(numbers.tolist())

@@ -10,6 +10,7 @@ from typing import Any
 
 from fitb.errors import ConfigError
 from fitb.evaluate.metrics import METRICS
+from fitb.evaluate.table import covered
 from fitb.fsio import read_json
 from fitb.report.gather import Run, printable
 
@@ -163,6 +164,7 @@ def _read(
 def _key(name: str, each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Name all that makes numbers comparable: the rows and how they are masked."""
     parts = [each[part] for part in ("fingerprint", "split", "num_rows", "num_slots")]
+    parts.append("num_documents" in each)  # or intervals are over rows
     return json.dumps([name, *parts, found["seed"], found["mask"]], sort_keys=True)
 
 
@@ -172,7 +174,7 @@ def _about(each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         f"{printable(each['split'])} split, shards {printable(each['fingerprint'])[:12]}:"
         f" {each['num_rows']:,} rows, {each['num_slots']:,} slots, {each['num_words']:,} whole"
         f" words; masks {printable(mask['strategy'])}, {mask['fraction']:.0%} of tokens,"
-        f" seed {int(found['seed'])}"
+        f" seed {int(found['seed'])}. {printable(covered(each))}"
     )
 
 

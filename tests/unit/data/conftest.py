@@ -69,7 +69,7 @@ def random_rows(num_rows, length, seed=0, longest_word=4, tails=True):
 
 @pytest.fixture
 def vocabulary():
-    return Vocabulary(size=SIZE, pad_id=PAD, mask_id=MASK, special_ids=(PAD, UNK, CLS, SEP, MASK))
+    return Vocabulary(SIZE, PAD, MASK, special_ids=(PAD, UNK, CLS, SEP, MASK), sep_id=SEP)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_a_token_drawn_at_random_that_is_the_true_one_is_allowed_for(check, make
 
 
 def test_vocabulary_tables_cannot_be_written_to():
-    vocabulary = Vocabulary(9, 0, 4, (0, 1, 2, 3, 4))
+    vocabulary = Vocabulary(9, 0, 4, (0, 1, 2, 3, 4), 3)
     for table in (vocabulary.is_special(), vocabulary.ordinary_ids()):
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 1

@@ -48,7 +48,8 @@ def made():
     predicted = np.where(rank <= 1, true, draw.integers(0, len(PIECES), number))
     groups = draw.random((B, L, G)) < 0.5
     groups[:, :, 0] = True
-    slots = Slots(np.arange(B) + 40, row, true, words, words[row, place], groups)
+    rows = np.arange(B) + 40
+    slots = Slots(rows, 7 * rows, row, row, true, words, words[row, place], groups)
     scores = Scores(
         loss=draw.gamma(2, 1, number),
         rank=rank,

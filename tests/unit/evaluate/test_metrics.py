@@ -41,11 +41,17 @@ def make_counts(num_rows, seed=0, loss=2.0, right=0.5, groups=1):
     ]
     whole = np.stack(columns, axis=1).astype(float)
     shares = [np.ones((num_rows, 1)), *draw.integers(0, 2, (groups - 1, num_rows, 1))]
-    return RowCounts(np.arange(num_rows), np.stack([whole * share for share in shares], axis=1))
+    sums = np.stack([whole * share for share in shares], axis=1)
+    return RowCounts(np.arange(num_rows), np.arange(num_rows) * 3 + 5, sums)
 
 
 def part(counts, which):
-    return RowCounts(counts.rows[which], counts.sums[which])
+    return RowCounts(counts.rows[which], counts.documents[which], counts.sums[which])
+
+
+def in_documents(counts, num_rows):
+    """The same rows, so many to a document."""
+    return dataclasses.replace(counts, documents=counts.rows // num_rows)
 
 
 def changed(counts, **columns):
@@ -53,7 +59,7 @@ def changed(counts, **columns):
     for name, change in columns.items():
         place = COLUMNS.index(name)
         sums[:, :, place] = change(sums[:, :, place])
-    return RowCounts(counts.rows, sums)
+    return dataclasses.replace(counts, sums=sums)
 
 
 def test_metrics_are_what_their_names_say():
@@ -95,6 +101,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole():
     np.testing.assert_allclose(sum(p.totals() for p in parts), counts.totals(), rtol=1e-12)
     joined = RowCounts.joined(parts)
     np.testing.assert_array_equal(joined.rows, counts.rows)
+    np.testing.assert_array_equal(joined.documents, counts.documents)
     np.testing.assert_array_equal(joined.sums, counts.sums)
 
 
@@ -117,12 +124,12 @@ def test_values_are_those_of_the_plain_sums():
 
 
 def test_intervals_equal_a_naive_poisson_bootstrap():
-    counts = make_counts(20)
+    counts = in_documents(make_counts(20), 3)
     resampled = []
     for resample in range(200):
         sums = np.zeros(len(COLUMNS))
-        for row, values in zip(counts.rows, counts.sums[:, 0], strict=True):
-            left, weight, chance = float(rng.uniform(7, 21, resample, row)), 0, math.exp(-1)
+        for document, values in zip(counts.documents, counts.sums[:, 0], strict=True):
+            left, weight, chance = float(rng.uniform(7, 21, resample, document)), 0, math.exp(-1)
             while left >= chance:  # walk the distribution of Poisson(1)
                 left -= chance
                 weight += 1
@@ -131,7 +138,10 @@ def test_intervals_equal_a_naive_poisson_bootstrap():
         resampled.append(metrics_of(sums))
     found = summarise(counts, seed=7, num_resamples=200)
     for name in METRICS:
-        low, high = np.percentile([r[name] for r in resampled], [2.5, 97.5])
+        drawn = np.array([r[name] for r in resampled])
+        if name == "ece":  # centred on the value
+            drawn += found[name].value - drawn.mean()
+        low, high = np.percentile(drawn, [2.5, 97.5])
         assert found[name].low == pytest.approx(low, rel=1e-9)
         assert found[name].high == pytest.approx(high, rel=1e-9)
 
@@ -143,6 +153,31 @@ def test_intervals_are_as_wide_as_the_normal_theory_of_a_ratio_says():
     error = math.sqrt(((loss_sum - found.value * num_slots) ** 2).sum()) / num_slots.sum()
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert found.low < found.value < found.high
+
+
+def test_intervals_widen_as_the_rows_of_a_document_depend_on_each_other():
+    alike = make_counts(100)
+    copies = RowCounts(np.arange(400), np.arange(400), np.repeat(alike.sums, 4, axis=0))
+    for name in METRICS:
+        alone, rows = summarise(alike)[name], summarise(copies)[name]
+        documents = summarise(in_documents(copies, 4))[name]
+        assert documents.high - documents.low == pytest.approx(alone.high - alone.low, rel=0.2)
+        assert rows.high - rows.low == pytest.approx((alone.high - alone.low) / 2, rel=0.3)
+
+
+def test_the_interval_of_a_calibration_error_has_its_value_in_the_middle():
+    draw = np.random.default_rng(0)
+    covered, gaps = [], draw.normal(0, 0.3, (200, 60, NUM_BINS))
+    whole = np.abs(gaps.sum(axis=1)).sum(axis=1).mean() / (60 * 12)  # of a sample of this size
+    for sample in gaps:
+        counts = make_counts(60)
+        counts.sums[:, 0, COLUMNS.index("num_slots")] = 12
+        counts.sums[:, 0, len(PLAIN) + 1 : len(PLAIN) + 1 + NUM_BINS] = sample
+        found = summarise(counts, num_resamples=200)["ece"]
+        assert found.low < found.value < found.high
+        assert abs((found.low + found.high) / 2 - found.value) < 0.15 * (found.high - found.low)
+        covered.append(found.low <= whole <= found.high)
+    assert np.mean(covered) > 0.9
 
 
 def test_intervals_depend_on_the_seed_and_on_nothing_else():
@@ -234,14 +269,14 @@ def test_groups_are_summarised_each_by_itself():
     counts = make_counts(30, groups=3)
     found = summaries(counts, seed=2)
     for g in range(3):
-        alone = summarise(RowCounts(counts.rows, counts.sums[:, g : g + 1]), seed=2)
+        alone = summarise(dataclasses.replace(counts, sums=counts.sums[:, g : g + 1]), seed=2)
         for name, interval in found[g].items():
             assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(alone[name]))
 
 
 def test_plain_columns_alone_give_plain_metrics():
     counts = make_counts(12)
-    plain = summarise(RowCounts(counts.rows, counts.sums[:, :, : len(PLAIN)]))
+    plain = summarise(dataclasses.replace(counts, sums=counts.sums[:, :, : len(PLAIN)]))
     assert tuple(plain) == PLAIN_METRICS
     for name, interval in plain.items():
         whole = dataclasses.astuple(summarise(counts)[name])
@@ -255,8 +290,8 @@ def test_a_model_compared_with_itself_gives_zeros_and_a_p_value_of_one():
             assert (each.value, each.low, each.high, each.p) == (0, 0, 0, 1)
 
 
-def test_p_values_equal_a_naive_exchange_of_rows():
-    first = second = make_counts(12, seed=1)
+def test_p_values_equal_a_naive_exchange_of_documents():
+    first = second = in_documents(make_counts(24, seed=1), 2)
     draw = np.random.default_rng(8)
     second = changed(
         second,
@@ -269,8 +304,8 @@ def test_p_values_equal_a_naive_exchange_of_rows():
         as_large = 1
         for resample in range(300):
             ours, theirs = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
-            for i, row in enumerate(first.rows):
-                stays = float(rng.uniform(5, 22, resample, row)) < 0.5
+            for i, document in enumerate(first.documents):
+                stays = float(rng.uniform(5, 22, resample, document)) < 0.5
                 ours += (first if stays else second).sums[i, 0]
                 theirs += (second if stays else first).sums[i, 0]
             drawn = metrics_of(ours)[name] - metrics_of(theirs)[name]

@@ -33,7 +33,8 @@ def reader(shards):
 def vocabulary(reader):
     special = asdict(reader.special)
     ids = tuple(sorted(special.values()))
-    return Vocabulary(reader.tokenizer.get_vocab_size(), special["pad"], special["mask"], ids)
+    size = reader.tokenizer.get_vocab_size()
+    return Vocabulary(size, special["pad"], special["mask"], ids, special["sep"])
 
 
 @pytest.fixture(scope="module")
