@@ -325,12 +325,12 @@ class AlgorithmsConfig:
 
     Args:
         order: version of the permutation of rows.
-        masks: version of the choice of masked positions and of what they show.
+        masks: version of the choice of masked positions; 1 clipped the lengths of spans.
         schedule: version of the learning rate as a function of the step.
     """
 
     order: int = 1
-    masks: int = 1
+    masks: int = 2
     schedule: int = 1
 
     def __post_init__(self) -> None:
@@ -386,12 +386,10 @@ class Config:
 
         Raises: ConfigError where a micro-batch would be empty.
         """
-        least, rest = divmod(self.global_batch, world_size)
-        number = math.ceil((least + (rest > 0)) / self.micro_batch)
+        least = self.global_batch // world_size
+        number = math.ceil(math.ceil(self.global_batch / world_size) / self.micro_batch)
         if number > least:
-            remedy = (
-                "use fewer processes" if not least else f"use micro_batch={self.micro_batch + 1}"
-            )
+            remedy = f"use micro_batch={self.micro_batch + 1}" if least else "use fewer processes"
             raise ConfigError(
                 f"global_batch={self.global_batch} over {world_size} processes at micro_batch="
                 f"{self.micro_batch} leaves a process without a row; expected at least one in each"

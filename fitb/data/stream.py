@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.config import MaskConfig
+from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.corpus.cache import GB, Cache
 from fitb.corpus.shards import ShardSet
 from fitb.data.batch import Batch
@@ -161,6 +161,7 @@ class RowStream:
         global_batch: rows per step over all ranks.
         prefetch_steps: steps read ahead.
         pin: hand over batches in memory that a GPU reads by itself.
+        mask_version: of the masks, `algorithms.masks`.
     Raises: ConfigError where the cache of remote shards does not hold WINDOWS_AHEAD windows.
     """
 
@@ -176,6 +177,7 @@ class RowStream:
         prefetch_steps: int,
         seed: int,
         pin: bool = False,
+        mask_version: int = AlgorithmsConfig.masks,
     ) -> None:
         if shards.cache is not None:
             check_cache(shards.cache, shards.shard_bytes, window_shards)
@@ -183,7 +185,7 @@ class RowStream:
         self._shard_rows = np.asarray(shards.shard_rows, np.int64)
         self._global_batch, self._pin = global_batch, pin
         self._window_shards, self._seed = window_shards, seed
-        self._prefetch_steps = prefetch_steps
+        self._prefetch_steps, self._mask_version = prefetch_steps, mask_version
         self.waited_s = 0.0  # in iter_from, for rows that were not there yet
 
     def batch(self, step: int) -> Batch:
@@ -204,6 +206,7 @@ class RowStream:
             seed=self._seed,
             vocabulary=self._vocabulary,
             config=self._mask,
+            version=self._mask_version,
         )
         batch = Batch.of(masked, rows)
         return batch.pinned() if self._pin else batch

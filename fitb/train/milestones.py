@@ -65,6 +65,7 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
         vocabulary=parts.vocabulary,
         mask=config.mask,
         batch_rows=_EVAL_BATCH,
+        mask_version=config.algorithms.masks,
     )
     totals = torch.from_numpy(counts.sums[: validation.num_own, 0].sum(axis=0))
     if world.size > 1:

@@ -183,6 +183,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         prefetch_steps=config.data.prefetch_steps,
         seed=config.seed,
         pin=device.type == "cuda",
+        mask_version=config.algorithms.masks,
     )
     return Parts(
         engine,

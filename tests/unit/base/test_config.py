@@ -289,9 +289,13 @@ def test_a_run_goes_on_with_the_algorithm_versions_it_began_with(monkeypatch):
     monkeypatch.setattr("fitb.config_io.AlgorithmsConfig", Newer)
     new = Config("run", algorithms=Newer())
     assert new.algorithms == Newer(order=3)
-    for saved, order in (({}, 1), ({"algorithms": {"order": 2}}, 2), (dataclasses.asdict(new), 3)):
+    for saved, began in (
+        ({}, Newer(order=1, masks=1)),
+        ({"algorithms": {"order": 2}}, Newer(order=2, masks=1)),
+        (dataclasses.asdict(new), new.algorithms),
+    ):
         went_on = with_algorithms_of(saved, new)
-        assert went_on == dataclasses.replace(new, algorithms=Newer(order=order))
+        assert went_on == dataclasses.replace(new, algorithms=began)
         assert changed_keys(yaml.safe_load(to_yaml(went_on)), went_on) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from masking_rows import SEED, STRATEGIES, chosen_of, masked, settings, words_of
 
 from fitb import rng
-from fitb.data.masking import IGNORE_INDEX, mask_rows, num_slots
+from fitb.data.masking import IGNORE_INDEX, _span_lengths, mask_rows, num_slots
 
 CHOICE, SHOWN, DRAWN, LENGTH = 11, 12, 13, 14  # pinned: another number is another mask
 
@@ -17,6 +17,16 @@ def budget_of(ids, vocabulary, config):
     ordinary = sum(token not in vocabulary.special_ids for token in ids.tolist())
     wanted = max(round(config.fraction * ordinary), 1 if ordinary else 0)
     return min(wanted, num_slots(len(ids), config))
+
+
+def length_at(u, p, longest):
+    """The length at a share of a geometric distribution among 1 .. longest."""
+    shares = [p * (1 - p) ** (length - 1) for length in range(1, longest + 1)]
+    for length in range(1, longest):
+        u -= shares[length - 1] / sum(shares)
+        if u < 0:
+            return length
+    return longest
 
 
 def naive_choice(ids, starts, vocabulary, config, key):
@@ -35,8 +45,7 @@ def naive_choice(ids, starts, vocabulary, config, key):
         length = 1
         if config.strategy == "span":
             u = float(rng.uniform(SEED, LENGTH, *key, i))
-            length = 1 + math.floor(math.log(1 - u) / math.log(1 - config.span_p))
-            length = min(length, config.span_max_words)
+            length = length_at(u, config.span_p, config.span_max_words)
         for number in range(first, min(first + length, len(words))):
             if number in taken:
                 continue
@@ -69,6 +78,30 @@ def test_every_span_setting_gives_the_slots_of_the_loop(vocabulary, make_rows):
         for row, places in enumerate(chosen):
             ids, starts = rows.input_ids[row], rows.word_starts[row]
             assert places == naive_choice(ids, starts, vocabulary, config, (0, row * 7 + 3))
+
+
+def test_span_lengths_have_the_mean_and_the_longest_of_the_spanbert_paper():
+    drawn = lengths_of_spans(version=2)
+    law = np.array([0.2 * 0.8**i for i in range(10)])
+    law *= len(drawn) / law.sum()
+    counts = np.bincount(drawn, minlength=11)[1:]
+    assert len(counts) == 10
+    assert ((counts - law) ** 2 / law).sum() < 27.9  # 99.9 % of chi squared with 9 degrees
+    assert drawn.mean() == pytest.approx(3.8, abs=0.02)
+
+
+def test_runs_of_before_keep_their_span_lengths():
+    drawn = lengths_of_spans(version=1)
+    assert drawn.max() == 10 and drawn.mean() == pytest.approx(4.464, abs=0.02)
+    u = rng.uniform(SEED, LENGTH, 0, 0, np.arange(100))
+    expected = [min(10, 1 + math.floor(math.log(1 - each) / math.log(0.8))) for each in u]
+    assert drawn[:100].tolist() == expected
+
+
+def lengths_of_spans(version):
+    where = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    lengths = _span_lengths(SEED, where, settings("span"), version)
+    return lengths(np.zeros(1, dtype=np.int64), np.arange(200_000))[0]
 
 
 def test_spans_of_one_word_are_whole_words(vocabulary, make_rows):
