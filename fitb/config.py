@@ -327,11 +327,13 @@ class AlgorithmsConfig:
         order: version of the permutation of rows.
         masks: version of the choice of masked positions; 1 clipped the lengths of spans.
         schedule: version of the learning rate as a function of the step.
+        norm: version of the norm of gradients that clips them; 1 summed squares in fp32.
     """
 
     order: int = 1
     masks: int = 2
     schedule: int = 1
+    norm: int = 2
 
     def __post_init__(self) -> None:
         for key in fields(self):

@@ -230,14 +230,16 @@ class Engine:
     def _clip(self) -> torch.Tensor:
         """Clip this rank's part of the gradients by their global norm, and return the norm.
 
-        Gradients that are not finite stay so, for the loss scaler to see.
+        Gradients that are not finite stay so, for the loss scaler to see. Squares are summed in
+        fp64, as DeepSpeed's: fp32 loses small ones beside large ones.
         """
         zero = self._engine.optimizer
         gradients = [part for group in zero.averaged_gradients.values() for part in group]
-        squares = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum()
+        dtype = torch.float32 if self.config.algorithms.norm == 1 else torch.float64
+        squares = torch.stack(torch._foreach_norm(gradients, dtype=dtype)).square().sum()
         if self.world.size > 1:
             dist.all_reduce(squares)
-        norm = squares.sqrt() / self.loss_scale
+        norm = squares.sqrt().float() / self.loss_scale
         if self.config.optim.clip_norm:
             clip = (self.config.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, clip)

@@ -2,12 +2,13 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fitb.config import OptimConfig
+from fitb.config import AlgorithmsConfig, OptimConfig
 from fitb.errors import TrainingError
 from fitb.train.engine import Engine, learning_rate
 from fitb.world import World
@@ -220,8 +221,30 @@ def test_gradients_are_clipped_by_their_norm_before_the_loss_scale(make_engine, 
         assert torch.allclose(gradient / scale, parameter.grad, rtol=1e-6)
 
 
+def test_a_norm_loses_no_small_gradients_beside_large_ones(make_engine):
+    """In fp32 a square of 1e-8 added to 1 is gone, and a hundred million of them with it."""
+    engine = make_engine(clip_norm=1.0)
+    engine._ends_steps = True
+    gradient = torch.full((2**22,), 1e-4)
+    gradient[:64] = 1.0
+    exact = math.sqrt(sum(gradient.double().square().tolist()))
+    engine._engine.optimizer.averaged_gradients = {0: [gradient]}
+    assert engine.train_step(0, BATCH, COUNTS).grad_norm.item() == pytest.approx(exact, rel=1e-7)
+    assert gradient.double().norm().item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_run_of_before_keeps_the_norm_it_began_with(make_engine):
+    engine = make_engine(clip_norm=1.0)
+    engine.config = replace(engine.config, algorithms=AlgorithmsConfig(norm=1))
+    engine._ends_steps = True
+    gradient = torch.randn(10_000, generator=torch.Generator().manual_seed(1))
+    (before,) = torch._foreach_norm([gradient], dtype=torch.float32)
+    engine._engine.optimizer.averaged_gradients = {0: [gradient]}
+    assert engine.train_step(0, BATCH, COUNTS).grad_norm.item() == before.square().sqrt().item()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_norm_of_gradients_in_16_bits_is_taken_in_fp32(make_engine, dtype):
+def test_a_norm_of_gradients_in_16_bits_is_taken_in_a_type_that_holds_it(make_engine, dtype):
     """Squares above 65,504 are infinite in fp16: each gradient was clipped to nothing."""
     engine = make_engine(clip_norm=1.0)
     engine._ends_steps = True
