@@ -25,8 +25,21 @@ _CAPITAL = re.compile("[A-Z]")
 
 
 def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
-    """Return single characters, sorted, then merges in the order they were learnt."""
-    symbols = _symbols(words, num_pieces)
+    """Return single characters, sorted, then merges in the order they were learnt.
+
+    Where the text gives no more merges, the places that are left go to more characters.
+    """
+    characters, room = _characters(words), 0
+    while True:
+        symbols = _symbols(characters, num_pieces, room)
+        pieces = _merged(words, symbols, num_pieces)
+        if len(pieces) >= num_pieces or characters.keys() <= set(symbols):
+            return pieces
+        room += num_pieces - len(pieces)
+
+
+def _merged(words: Counter[str], symbols: list[tuple[str, bool]], num_pieces: int) -> list[str]:
+    """Return the symbols as pieces, and merges of them."""
     code = {symbol: chr(_PRIVATE + number) for number, symbol in enumerate(symbols)}
     spelt = Tokenizer(models.BPE())
     spelt.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -41,25 +54,37 @@ def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
     return [_unspell(piece, symbols) for piece, _ in learnt]
 
 
-def _symbols(words: Counter[str], num_pieces: int) -> list[tuple[str, bool]]:
-    """Return the (character, inside a word) pairs of the vocabulary, sorted.
-
-    Printable ASCII is always there, so that no plain word is unknown; then the most frequent: a
-    quarter of the vocabulary, 2,000 at most, and of those that are not rare as many as fill half.
-    """
-    plain = string.ascii_lowercase + string.digits
-    if any(map(_CAPITAL.search, words)):
-        plain += string.ascii_uppercase
-    chosen = {(character, inside) for character in plain for inside in (False, True)}
-    chosen |= {(character, False) for character in string.punctuation}
+def _characters(words: Counter[str]) -> Counter[tuple[str, bool]]:
+    """Count the (character, inside a word) pairs of all words."""
     counts: Counter[tuple[str, bool]] = Counter()
     for word, count in words.items():
         for place, character in enumerate(word):
             counts[character, place > 0] += count
+    return counts
+
+
+def _symbols(
+    counts: Counter[tuple[str, bool]], num_pieces: int, room: int
+) -> list[tuple[str, bool]]:
+    """Return the (character, inside a word) pairs of the vocabulary, sorted.
+
+    Printable ASCII is always there, so that no plain word is unknown; then the most frequent: up to
+    a quarter of the vocabulary, 2,000 at most, and of those that are not rare as many as fill half
+    of what ASCII leaves.
+
+    Args:
+        room: how many more.
+    """
+    plain = string.ascii_lowercase + string.digits
+    if any(_CAPITAL.search(character) for character, _ in counts):
+        plain += string.ascii_uppercase
+    chosen = {(character, inside) for character in plain for inside in (False, True)}
+    chosen |= {(character, False) for character in string.punctuation}
+    half = len(chosen) + (num_pieces - len(chosen)) // 2
     least = max(_MIN_FREQUENCY, _FREQUENT * counts.total())
     for symbol, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        most = num_pieces // 2 if count >= least else min(_SYMBOLS, num_pieces // 4)
-        if len(chosen) >= most:
+        most = half if count >= least else min(_SYMBOLS, num_pieces // 4)
+        if len(chosen) >= most + room:
             break
         chosen.add(symbol)
     return sorted(chosen)

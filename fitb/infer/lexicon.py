@@ -77,6 +77,14 @@ class Lexicon:
         return _normalised(self._tokenizer, text)
 
     @cached_property
+    def parted(self) -> NDArray[np.bool_]:
+        """(V,) bool, true where a piece begins a word even if a letter touches it on its left."""
+        begins = self.is_text & ~self.continues & self.has_letter
+        for number in np.flatnonzero(begins):
+            begins[number] = self.words(_LETTER + self.pieces[number])[0] == _LETTER
+        return begins
+
+    @cached_property
     def _inner(self) -> dict[str, int]:
         """Ids of the pieces that continue a word, without their '##'."""
         return {

@@ -55,7 +55,8 @@ class WordOrSpan:
     """A word: one that begins as words do and then goes on. A span: any text.
 
     Args:
-        glued: whether the blank's left neighbour is part of its first word.
+        glued: whether a word before the blank goes on in it: that word's rest, or a word that the
+            tokenizer parts from any letter before it, as Han behind kana.
     """
 
     lexicon: Lexicon
@@ -64,7 +65,9 @@ class WordOrSpan:
     in_order: bool = False
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
-        return self._goes_on if at or self.glued else self._begins
+        if at:
+            return self._goes_on
+        return self._goes_on | self.lexicon.parted if self.glued else self._begins
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
         return None

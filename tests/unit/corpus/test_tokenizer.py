@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -97,10 +98,25 @@ def test_case_and_accents_are_kept_by_option(tmp_path, lowercase, strip_accents,
 
 def test_rare_symbols_do_not_push_words_out_of_a_vocabulary(tmp_path: Path) -> None:
     rare = [chr(0x4E00 + number) for number in range(2000)]
-    train_tokenizer(["the quick brown fox " * 100_000, *rare], 1024, tmp_path)
-    pieces = (tmp_path / "vocab.txt").read_text().split("\n")
-    assert {"the", "quick", "brown", "fox"} <= set(pieces)
+    others = "".join(f"{a}{b}{a} " for a in ascii_lowercase for b in ascii_lowercase)
+    train_tokenizer([("the quick brown fox " * 100 + others) * 1000, *rare], 1024, tmp_path)
+    pieces = (tmp_path / "vocab.txt").read_text().split()
+    assert {"the", "quick", "brown", "fox"} <= set(pieces) and len(pieces) == 1024
     assert sum(piece in rare for piece in pieces) <= 256
+
+
+def test_places_that_no_word_takes_go_to_rare_symbols(tmp_path: Path) -> None:
+    """Half of the vocabulary stayed empty, and characters of the text were unknown."""
+    han = "".join(chr(0x4E00 + number) for number in range(200))
+    train_tokenizer([han, "the quick brown fox " * 100], 320, tmp_path)
+    pieces = (tmp_path / "vocab.txt").read_text().split()
+    assert len(pieces) == 320 and {"the", "quick", "brown", "fox"} <= set(pieces)
+
+
+def test_a_small_cased_vocabulary_knows_frequent_letters_with_accents(tmp_path: Path) -> None:
+    texts = ["Der Bär möchte über große Äpfel"] * 20
+    train_tokenizer(texts, 256, tmp_path, lowercase=False)
+    assert "[UNK]" not in load_tokenizer(tmp_path).tokenize(texts[0])
 
 
 def test_text_about_special_tokens_gives_ordinary_tokens(tokenizer_folder: Path) -> None:

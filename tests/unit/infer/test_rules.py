@@ -4,6 +4,7 @@ import itertools
 import random
 from unicodedata import category
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -89,6 +90,14 @@ def test_a_vowel_sign_is_a_letter_of_its_word():
     assert rule.mask([lexicon.pieces.index("पान"), OPEN], 1)[sign]
     ids = lexicon.encode_continued("ी है")
     assert [lexicon.pieces[number] for number in ids] == ["##ी", "है"]
+
+
+def test_a_word_behind_kana_goes_on_in_kana_or_begins_in_han():
+    """Han is a word by itself whatever touches it; behind kana no blank could give it."""
+    lexicon = lexicon_of(tiny_tokenizer("これ", "##は", "は", "東", "東京", "word", "."))
+    (rule, *_) = rules_of(Reader(lexicon), "word", Constraint(), True, [])
+    allowed = {lexicon.pieces[number] for number in np.flatnonzero(rule.mask([OPEN], 0))}
+    assert allowed == {"##は", "東", "東京"}
 
 
 SCRIPTS = "aÀßİ1²¼ीিाक़カナかな漢𠮷한ก็עִ،。、.,-_$+€ـ"
