@@ -29,11 +29,9 @@ from fitb.train.checkpoint import last_saved, on_all, on_main
 from fitb.world import World, job_id
 
 logger = logging.getLogger(__name__)
-# What a run makes, replaces and removes in its folder.
-_REPLACED = (
-    *("config.yaml", "provenance.json", "metrics.jsonl", "wandb_id"),
-    *("checkpoints", "attempts", "export", "rows"),
-)
+# What a run makes, replaces and removes in its folder; the first by renaming something over it.
+_RENAMED_OVER = ("config.yaml", "provenance.json", "metrics.jsonl", "export")
+_REPLACED = (*_RENAMED_OVER, "wandb_id", "checkpoints", "attempts", "rows")
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "wandb")
 
 
@@ -154,11 +152,19 @@ def _age_s() -> float:
 def _refuse_other(path: Path) -> None:
     """Refuse a folder that is no run and holds files of the names that a run replaces or removes.
 
+    A link under a name that a run renames over would be gone, and what it leads to left behind.
+
     A run is told by `attempts/`, which every start makes before it writes anything else; one of
     before there was that, by the attempts in its events.
 
     Raises: ConfigError
     """
+    for name in _RENAMED_OVER:
+        if (path / name).is_symlink():
+            raise ConfigError(
+                f"{path / name} is a link, which a run would replace; remove it, and link all of"
+                f" {path} where it is to lie elsewhere"
+            )
     attempts = path / "attempts"
     names = os.listdir(attempts) if attempts.is_dir() else []
     if names and all(re.fullmatch(r"\d{4,}(\.ended)?", name) for name in names):
