@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 _MODULES = ["fitb.cli", "fitb.train.loop", "fitb.train.setup", "fitb.train.zero", "deepspeed"]
+# What DeepSpeed imports when it begins; the first sets torch.compile up, for a second and a half.
+_MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer"]
 # Read when something happens, not when a library is imported; any other difference is for a rank
 # that is started from its command.
 _READ_LATE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -78,7 +80,10 @@ def _run(words: list[str], env: dict[str, str], folder: str, outputs: dict[int, 
     os.environ.update(env)
     import torch
 
+    from fitb.train import ceiling
+
     torch.set_num_threads(int(env[_THREADS]))
+    ceiling._SIZES["cpu"] = ceiling._LEAST_SIZE  # a large product takes two seconds to measure
     if words[0] == "-m":
         from fitb.cli import main
 
