@@ -1,4 +1,4 @@
-"""Ranks of the runs of these tests are forked where that shows the same."""
+"""Commands and the ranks of runs of these tests are forked where that shows the same."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
+import job
 import pytest
-from forked import Forked, can_fork
+from forked import Forked, can_fork, completed
 
 from fitb.cluster import local
 
@@ -23,4 +24,5 @@ def forked_ranks() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "_start", start)
+        patch.setattr(job, "completed", completed)
         yield

@@ -1,4 +1,4 @@
-"""Ranks forked from a process that has imported torch, transformers and DeepSpeed already.
+"""Commands forked from a process that has imported torch, transformers and DeepSpeed already.
 
 A rank started by itself spends 7 CPU seconds on imports before it does anything, and the tests
 start hundreds. A forked one is a process like any other: it has an id, a session, an environment
@@ -14,8 +14,12 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
+
+from job import TIMEOUT_S
+from job import completed as started
 
 _MODULES = ["fitb.cli", "fitb.train.loop", "fitb.train.setup", "fitb.train.zero", "deepspeed"]
 # What DeepSpeed imports when it begins; the first sets torch.compile up, for a second and a half.
@@ -25,17 +29,18 @@ _MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inj
 _READ_LATE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _READ_LATE_PREFIXES = ("FITB_", "SLURM_", "WANDB_", "PYTEST_")
 _THREADS = "OMP_NUM_THREADS"
+_COMMANDS = ("train", "evaluate", "compare", "export", "fill", "status")
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_MODULES)
 
 
 def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether a command is `fitb train`, or a program of these tests in its place, in this
-    environment, but for what is read late."""
+    """Whether a command is one of these, or a program of these tests in place of `fitb train`, in
+    this environment, but for what is read late."""
     differing = {k for k in env.keys() | os.environ.keys() if env.get(k) != os.environ.get(k)}
     late = {k for k in differing if k in _READ_LATE or k.startswith(_READ_LATE_PREFIXES)}
-    ours = list(command[:4]) == [sys.executable, "-m", "fitb", "train"]
+    ours = list(command[:3]) == [sys.executable, "-m", "fitb"] and command[3] in _COMMANDS
     ours = ours or (command[0] == sys.executable and command[1].endswith(".py"))
     return ours and differing - late <= {_THREADS}
 
@@ -44,9 +49,14 @@ class Forked:
     """What LocalRun asks of a subprocess.Popen."""
 
     def __init__(
-        self, command: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        output: IO[bytes] | None,
+        errors: IO[bytes] | None = None,
     ) -> None:
-        files = {1: 1, 2: 2} if output is None else dict.fromkeys((1, 2), output.fileno())
+        files = {1: output.fileno() if output else 1}
+        files[2] = (errors or output).fileno() if errors or output else 2
         paths = {number: f"/proc/{os.getpid()}/fd/{file}" for number, file in files.items()}
         arguments = (list(command[1:]), dict(env), os.getcwd(), paths)
         self._process: Any = _context.Process(target=_run, args=arguments)
@@ -67,6 +77,16 @@ class Forked:
         if code is None:
             raise subprocess.TimeoutExpired("fitb train", timeout or 0.0)
         return code
+
+
+def completed(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as job.completed does."""
+    if not can_fork(command, env):
+        return started(command, env)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        code = Forked(command, env, output, errors).wait(TIMEOUT_S)
+        texts = [(file.seek(0), file.read().decode())[1] for file in (output, errors)]
+    return subprocess.CompletedProcess(command, code, *texts)
 
 
 def _run(words: list[str], env: dict[str, str], folder: str, outputs: dict[int, str]) -> None:

@@ -57,13 +57,12 @@ def run_and_signal(
 
 def fitb(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line in one process."""
+    return completed([sys.executable, *FITB, *words], {**os.environ, **(env or {})})
+
+
+def completed(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fitb", *words],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, **(env or {})},
-        check=False,
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, env=env, check=False
     )
 
 
