@@ -9,15 +9,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from fitb.errors import ConfigError
+from fitb.errors import ConfigError, SystemFault
 from fitb.world import World
 
 _INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 _LOOPBACK = "lo"
+_NAME_S = 60.0  # a server of names may be away for a moment
 
 
 def join(world: World, backend: str, timeout: timedelta) -> None:
@@ -26,12 +28,13 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
     A job of one process may leave the port to the kernel: 0 becomes the port that it gave.
 
     Raises: what torch raises where the processes do not find each other; ConfigError where that is
-        for the name of this host.
+        for the name of this host; SystemFault where the host of rank 0 has no address.
     """
     import torch.distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if not on_this_host(os.environ):
+        _wait_for_address(host)
         try:
             dist.init_process_group(backend, timeout=timeout)
         except RuntimeError as error:
@@ -55,6 +58,24 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout
     )
+
+
+def _wait_for_address(host: str) -> None:
+    """Raise SystemFault where a host has no address for a minute; torch would ask for ever."""
+    deadline_s = time.monotonic() + _NAME_S
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise SystemFault(
+                    f"MASTER_ADDR={host}, where rank 0 is, has no address on {socket.gethostname()}"
+                    f" ({error.strerror}); expected a name that every host of the job knows;"
+                    " correct FITB_HOST_SUFFIX if it is set, or have the site mend its names"
+                ) from error
+            time.sleep(1)
+        else:
+            return
 
 
 def _has_several_hosts(env: Mapping[str, str], world: World) -> bool:

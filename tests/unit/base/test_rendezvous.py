@@ -9,7 +9,8 @@ import pytest
 
 from fitb import rendezvous
 from fitb.cluster.local import LocalRun
-from fitb.rendezvous import _has_several_hosts, on_this_host, unreachable
+from fitb.errors import SystemFault
+from fitb.rendezvous import _has_several_hosts, _wait_for_address, on_this_host, unreachable
 from fitb.world import World
 
 _RANK = """
@@ -104,3 +105,33 @@ def test_a_host_whose_own_name_is_loopback_cannot_be_reached_by_others(
 )
 def test_the_own_name_is_blamed_in_jobs_of_several_hosts_alone(env, several):
     assert _has_several_hosts(env, World(0, 4)) == several
+
+
+def test_a_host_of_rank_0_without_an_address_is_named_in_a_minute_and_not_waited_for_ever(
+    monkeypatch,
+):
+    """A wrong FITB_HOST_SUFFIX held two hosts until stop.hang_s, three times over."""
+
+    def getaddrinfo(name, port):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(rendezvous.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(rendezvous.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemFault, match=r"MASTER_ADDR=node1x, .*correct FITB_HOST_SUFFIX"):
+        _wait_for_address("node1x")
+    assert next(clock) <= 90
+
+
+def test_a_name_that_is_known_after_a_moment_is_waited_for(monkeypatch):
+    answers = iter([socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), None])
+
+    def getaddrinfo(name, port):
+        if error := next(answers):
+            raise error
+
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(rendezvous.time, "sleep", lambda seconds: None)
+    _wait_for_address("node1")
+    assert next(answers, "asked twice") == "asked twice"
