@@ -27,21 +27,17 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
 
     A job of one process may leave the port to the kernel: 0 becomes the port that it gave.
 
-    Raises: what torch raises where the processes do not find each other; ConfigError where that is
-        for the name of this host; SystemFault where the host of rank 0 has no address.
+    Raises: what torch raises where the processes do not find each other; ConfigError where the name
+        of this host keeps them from it; SystemFault where the host of rank 0 has no address.
     """
     import torch.distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if not on_this_host(os.environ):
+        if _has_several_hosts(os.environ, world) and (why := unreachable(os.environ)):
+            raise ConfigError(f"the processes would not find each other: {why}")
         _wait_for_address(host)
-        try:
-            dist.init_process_group(backend, timeout=timeout)
-        except RuntimeError as error:
-            why = unreachable(os.environ) if _has_several_hosts(os.environ, world) else None
-            if why is None:
-                raise
-            raise ConfigError(f"the processes did not find each other: {why}") from error
+        dist.init_process_group(backend, timeout=timeout)
         return
     if any(name == _LOOPBACK for _, name in socket.if_nameindex()):
         os.environ.setdefault(_INTERFACE_VARIABLE, _LOOPBACK)
