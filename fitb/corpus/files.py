@@ -30,6 +30,12 @@ _MAGIC = {
     "a zip archive; unpack it": rb"PK\x03\x04",
     "UTF-16; convert it with iconv -f utf-16 -t utf-8": rb"\xff\xfe|\xfe\xff",
 }
+# First bytes of what these read; a frame of Zstandard may be one to skip.
+_COMPRESSED = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+}
+_NO_MORE_OF_IT = re.compile("Not a gzipped file|Unknown frame descriptor")
 HEAD_BYTES = 10
 _FRAME_HEADER_BYTES = 18  # of Zstandard, at most
 _ARROWS_WINDOW = 1 << 27  # of Zstandard, the longest that Arrow reads
@@ -206,7 +212,23 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
         file = stack.enter_context(fs.open(path, "rb", block_bytes, compression=inner))
         if compression == "zstd":
             file = stack.enter_context(_zstandard(file))
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            if not _NO_MORE_OF_IT.search(str(error)):
+                raise
+            head = fs.cat_file(path, 0, HEAD_BYTES)
+            raise DataError(_foreign(redacted(name), str(compression), head)) from error
+
+
+def _foreign(name: str, compression: str, head: bytes) -> str:
+    """Say what is wrong with a file in which something else than compressed data was met."""
+    if not _COMPRESSED[compression].match(head):
+        return f"{name} is no {compression}, though its suffix says so; take the suffix away"
+    return (
+        f"{name}: something that is no {compression} follows the compressed data; unpack it with"
+        f" `{compression} -dc`, which writes all that is before and warns, and name what it wrote"
+    )
 
 
 def _zstandard(file: IO[bytes]) -> Any:
