@@ -15,18 +15,20 @@ BY_TEXT = ("url", "identifier", "number", "name")
 CATEGORIES = (*BY_PIECES, *BY_TEXT)
 GROUPS = ("all", *CATEGORIES)
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+|www\.\S+", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]{0,30}://\S+|www\.\S+", re.IGNORECASE)
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _CAMEL = re.compile(r"[a-z0-9][A-Z]|^[A-Z]{2,}[a-z]{2}")
 _NUMBER = re.compile(r"(?<!\w)[+-]?\d+(?:[.,:/]\d+)*(?:[eE][+-]?\d+)?%?(?!\w)")
 _OPENING = " \"'`([{<*_\u201c\u2018\u00ab-"
+_AROUND = 1000  # characters on each side of a word that are looked at
 _SENTENCE_END = ".!?:;\u2026"
 
 
 def category(text: str, begin: int, end: int) -> str | None:
     """Return the category by text of the word text[begin:end], None for any other word.
 
-    The run of a word is what stands around it between two spaces.
+    The run of a word is what stands around it between two spaces, 1,000 characters on each side at
+    most: the time that a text takes is linear in its length, in scripts without spaces too.
 
     - url: it lies in a part of its run that begins with SCHEME:// or www.
     - identifier: it lies in a name of a programming language, which may be dotted, that has an
@@ -39,9 +41,10 @@ def category(text: str, begin: int, end: int) -> str | None:
       form of a text has no line ends, so a heading or an item without a full stop before it gives
       names that are none. Without capitals in the text there are no names and no camelCase.
     """
-    first = text.rfind(" ", 0, begin) + 1
-    last = text.find(" ", end)
-    run = text[first : len(text) if last < 0 else last]
+    left, right = max(0, begin - _AROUND), end + _AROUND
+    first = max(left, text.rfind(" ", left, begin) + 1)
+    last = text.find(" ", end, right)
+    run = text[first : right if last < 0 else last]
     begin_in_run, end_in_run = begin - first, end - first
 
     def lies_in(pattern: re.Pattern[str]) -> str | None:
@@ -58,7 +61,8 @@ def category(text: str, begin: int, end: int) -> str | None:
     if lies_in(_NUMBER):
         return "number"
     word = text[begin:end]
-    if len(word) > 1 and word.isalpha() and word[0].isupper() and not _begins(text, begin):
+    before = text[left:begin]
+    if len(word) > 1 and word.isalpha() and word[0].isupper() and not _begins(before):
         return "name"
     return None
 
@@ -72,7 +76,7 @@ def _is_identifier(name: str) -> bool:
     )
 
 
-def _begins(text: str, begin: int) -> bool:
-    """Tell whether a word is, or may be, the first of a sentence."""
-    before = text[:begin].rstrip(_OPENING)
+def _begins(before: str) -> bool:
+    """Tell whether the word behind a text is, or may be, the first of a sentence."""
+    before = before.rstrip(_OPENING)
     return not before or before[-1] in _SENTENCE_END

@@ -70,3 +70,14 @@ def test_without_capitals_there_are_no_names_and_no_camel_case():
             assert found is None, marked
         elif not re.search("[a-z][A-Z]|HTTPS", marked):
             assert found == expected, marked
+
+
+def test_a_word_of_a_long_text_without_spaces_is_judged_by_what_is_around_it():
+    """The whole text was gone through for each of its words."""
+    part = "\u6587\u5b57Tokyo\u306e\u3002https://example.org/a\u300112.5%" * 3
+    text = part * 5000
+    for begin in range(0, len(text), len(text) // 1000):
+        near = slice(max(0, begin - 1000), begin + 1001)
+        inside = begin - near.start
+        assert category(text, begin, begin + 1) == category(text[near], inside, inside + 1)
+    assert category("https://" + "a." * 400 + "|", 700, 701) == "url"
