@@ -58,6 +58,7 @@ class Contest:
             gate.module.take(self.run, {})
         if scenario == "ended":
             gate.module.leave(self.run, 1)
+        self.alike = {"gap": 1, "zombie": several - 1}.get(scenario, several)  # the first so many
         self.threads = [self._starter(i) for i in range(several)]
         if scenario == "zombie":
             self.threads[-1] = Starter(99, self._commit)
@@ -159,17 +160,21 @@ def every_order(make: Callable[[], Contest], most_switches: int | None = None) -
     Args:
         most_switches: from one starter to another, the end of one included, after which nobody is
             interrupted any more; None is any number. Where it is given no order is left out for
-            being equal to another.
+            being equal to another, but for the names of starters: of those that do the same and
+            have not begun, the first begins.
     Raises: Broken
     """
     path: list[Node] = []
     orders = calls = 0
     while True:
         contest, depth, sleep, last = make(), 0, {}, None
-        switches = 0
+        switches, begun = 0, set[int]()
         try:
             while pending := contest.pending():
                 if depth == len(path):
+                    if most_switches is not None:
+                        idle = [i for i in pending if i < contest.alike and i not in begun]
+                        pending = {i: c for i, c in pending.items() if i not in idle[1:]}
                     node = Node(pending, -1, sleep, {}, switches)
                     choices = node.open(last, most_switches)
                     if not choices:
@@ -183,6 +188,7 @@ def every_order(make: Callable[[], Contest], most_switches: int | None = None) -
                     sleep = {i: c for i, c in seen.items() if c.commutes(call)}
                 switches += last not in (None, node.chosen)
                 last, depth, calls = node.chosen, depth + 1, calls + 1
+                begun.add(node.chosen)
                 contest.step(node.chosen)
             else:
                 contest.finish()
