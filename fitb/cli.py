@@ -28,16 +28,16 @@ INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    words = list(sys.argv[1:] if args is None else args)
-    command, flags = (words[0], words[1:]) if words else ("--help", [])
-    if command in ("-h", "--help"):
-        print(help.overview(), end="")
-        return 0
-    if command == "--version":
-        print(_version())
-        return 0
+    words, command = list(sys.argv[1:] if args is None else args), ""
     log.setup()
     try:
+        command, *flags = without_local_rank(words, os.environ) or ["--help"]
+        if command in ("-h", "--help"):
+            print(help.overview(), end="")
+            return 0
+        if command == "--version":
+            print(_version())
+            return 0
         if command not in COMMANDS:
             message = f"unknown command {command!r}{nearest(command, COMMANDS)}"
             raise ConfigError(f"{message}; `fitb --help` lists all")
@@ -54,7 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(error, PermissionError):
             error = fault_of(error, "a file")
         logging.getLogger("fitb").error("%s", error)
-        return STOP if command == "train" and not error.restart_helps else error.exit_code
+        trains = "train" in (command, *words[:2])
+        return STOP if trains and not error.restart_helps else error.exit_code
 
 
 def parse(kind: type[T], prog: str, flags: list[str]) -> T:
@@ -125,7 +126,7 @@ def _inspect(flags: list[str]) -> int:
 
 
 def _train(flags: list[str]) -> int:
-    config = parse(Config, "fitb train", without_local_rank(flags, os.environ))
+    config = parse(Config, "fitb train", flags)
     from fitb.train.loop import train
 
     return train(config)

@@ -31,7 +31,7 @@ def address_of(host: str, env: Mapping[str, str]) -> str:
 
 
 def without_local_rank(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """Return flags without the --local_rank that DeepSpeed's own launcher appends.
+    """Return words without the --local_rank that DeepSpeed's launcher puts behind its program.
 
     Raises: ConfigError where it says something else than LOCAL_RANK.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import job
 import pytest
 
 from fitb import cli
+from fitb.cluster.local import hold_port
 
 
 def test_torchrun_and_accelerate_style_environments_start_the_same_job(
@@ -23,6 +25,22 @@ def test_torchrun_and_accelerate_style_environments_start_the_same_job(
     done = subprocess.run(torchrun, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert job.events(run, "attempt")[0]["world_size"] == 2
+
+
+def test_deepspeeds_own_launcher_starts_the_same_job(
+    quick_flags: list[str], tmp_path: Path
+) -> None:
+    """It puts --local_rank=N behind the module's name: before the command."""
+    run = tmp_path / "run"
+    flags = [*quick_flags, "--steps", "2", "--run_dir", str(run)]
+    with hold_port() as held:
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+        launcher += ["--master_port", str(held.getsockname()[1]), "--module", "fitb", "train"]
+        env = os.environ | {"DS_ACCELERATOR": "cpu"}
+        done = subprocess.run([*launcher, *flags], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert job.events(run, "attempt")[0]["world_size"] == 2
+    assert job.steps(run) == [1, 2]
 
 
 def test_a_teacher_is_trained_evaluated_and_asked_to_fill_a_blank(
