@@ -54,8 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(error, PermissionError):
             error = fault_of(error, "a file")
         logging.getLogger("fitb").error("%s", error)
-        trains = "train" in (command, *words[:2])
-        return STOP if trains and not error.restart_helps else error.exit_code
+        command = command or next((word for word in words if word in COMMANDS), "")
+        return STOP if command == "train" and not error.restart_helps else error.exit_code
 
 
 def parse(kind: type[T], prog: str, flags: list[str]) -> T:

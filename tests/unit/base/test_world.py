@@ -2,6 +2,7 @@
 
 import pytest
 
+from fitb import cli
 from fitb.errors import ConfigError
 from fitb.world import World, address_of, job_id, without_local_rank
 
@@ -93,3 +94,17 @@ def test_what_is_handed_to_torch_reads_back_as_the_same_place():
     assert env["MASTER_ADDR"] == "10.0.0.1"
     assert env["MASTER_PORT"] == "1234"
     assert World.from_env(env) == world
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--local_rank=1", "train"], 93),
+        (["train", "--local_rank=1"], 93),
+        (["--local_rank=1", "fill", "train"], 2),
+        (["fill", "train", "--no-such"], 2),
+    ],
+)
+def test_a_start_that_does_not_help_again_is_told_to_who_trains_alone(words, code, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert cli.main(words) == code
