@@ -58,7 +58,8 @@ class Forked:
         files = {1: output.fileno() if output else 1}
         files[2] = (errors or output).fileno() if errors or output else 2
         paths = {number: f"/proc/{os.getpid()}/fd/{file}" for number, file in files.items()}
-        arguments = (list(command[1:]), dict(env), os.getcwd(), paths)
+        os.umask(umask := os.umask(0))
+        arguments = (list(command[1:]), dict(env), os.getcwd(), umask, paths)
         self._process: Any = _context.Process(target=_run, args=arguments)
         self._process.start()
         self.pid: int = self._process.pid
@@ -89,9 +90,12 @@ def completed(command: list[str], env: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(command, code, *texts)
 
 
-def _run(words: list[str], env: dict[str, str], folder: str, outputs: dict[int, str]) -> None:
+def _run(
+    words: list[str], env: dict[str, str], folder: str, umask: int, outputs: dict[int, str]
+) -> None:
     """What the interpreter does with these words, in this process."""
     os.setsid()
+    os.umask(umask)
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in outputs.items():
