@@ -20,8 +20,8 @@ import yaml
 
 from fitb import fsio
 from fitb.cluster.history import events_of
-from fitb.corpus.remote import redacted
 from fitb.errors import CRASH, ConfigError, DataError, FitbError, SystemFault
+from fitb.redact import redacted
 from fitb.train.wandb_mirror import (
     STEP,
     Target,

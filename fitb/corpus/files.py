@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from gzip import BadGzipFile
 from typing import IO, Any
 
-from fitb.corpus.remote import is_remote, redacted
+from fitb.corpus.remote import is_remote
 from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.redact import redacted
 
 # First bytes of formats that are not text. A Parquet file goes on with a Thrift field of type i32.
 _MAGIC = {

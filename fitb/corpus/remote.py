@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from fitb.errors import ConfigError, DataError, FitbError, SystemFault, nearest
 from fitb.fsio import naming_full_disk
+from fitb.redact import redacted
 
 REFUSALS = 3  # answers in a row that a file is not there, or not allowed, before one is believed
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # between two tries
@@ -35,12 +35,6 @@ def is_remote(where: str | Path) -> bool:
 def local_folder(where: str | Path) -> Path:
     """Return the folder that a path or a file:// URL names."""
     return Path(where.removeprefix("file://")) if isinstance(where, str) else where
-
-
-def redacted(text: str) -> str:
-    """Return text with the passwords and the queries of its URLs left out."""
-    text = re.sub(r"://[^/\s]*@", "://***@", text)
-    return re.sub(r"(://[^\s?]*)\?[^\s'\")]*", r"\1?***", text)
 
 
 class Remote:

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from fitb.redact import redacted
+
 Status = Literal["ok", "warn", "bad", "skipped"]
 EXIT_CODES: Mapping[Status, int] = {"ok": 0, "skipped": 0, "warn": 1, "bad": 2}
 _LONGEST = 600
+
 _SECRET_NAME = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.I
 )
@@ -56,13 +59,13 @@ def secrets_of(env: Mapping[str, str]) -> list[str]:
 
 
 def hidden(check: Check, secrets: Sequence[str]) -> Check:
-    """Return the check on one line, shortened, without secrets and without passwords of URLs."""
+    """Return the check on one line, shortened, without secrets."""
 
     def clean(text: str) -> str:
         text = " ".join(text.split())
         for secret in secrets:
             text = text.replace(secret, "***")
-        text = re.sub(r"://[^/\s]*@", "://***@", text)
+        text = redacted(text)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
     return replace(check, found=clean(check.found), fix=clean(check.fix))

@@ -26,6 +26,7 @@ from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import Loaded, load_model
+from fitb.redact import redacted
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _about(
     slots, words = totals[:, PLAIN.index("num_slots")], totals[:, PLAIN.index("num_words")]
     found, wanted = categoriser.found
     return {
-        "shards": where.where,
+        "shards": redacted(where.where),
         "fingerprint": where.shards.fingerprint,
         "split": where.shards.split,
         "length": where.shards.length,

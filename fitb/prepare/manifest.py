@@ -16,7 +16,6 @@ import tokenizers
 import fitb
 from fitb.config import MaskConfig
 from fitb.corpus.manifest import ALGORITHMS, FORMAT_VERSION, MANIFEST, fingerprint_of
-from fitb.corpus.remote import redacted
 from fitb.corpus.runs import SPLITS
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import describe_tokenizer
@@ -26,6 +25,7 @@ from fitb.errors import DataError
 from fitb.fsio import fsync_dir, read_json, write_json
 from fitb.prepare.dropped import join_dropped
 from fitb.prepare.work import Work, too_few
+from fitb.redact import redacted
 
 INPUTS = "inputs.json"
 DROPPED_FILE = "dropped.parquet"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitb.errors import FitbError
-from fitb.report.gather import Run, without_password
+from fitb.report.gather import Run, without_secrets
 
 if TYPE_CHECKING:
     from fitb.inspect.text import Reader
@@ -74,7 +74,7 @@ def blanks_of(run: Run, number: int, rows: int, shards: str | None = None) -> Bl
     if not (export / "config.json").is_file():
         return Blanks(skipped="No blanks: the run has no export yet.")
     if not isinstance(where, str) or not (Path(where) / "manifest.json").is_file():
-        said = f" at {without_password(where)}" if where else ""
+        said = f" at {without_secrets(where)}" if where else ""
         return Blanks(
             skipped=f"No blanks: there are no shards{said}; --shards names another folder."
         )

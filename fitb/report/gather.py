@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from fitb.cluster.progress import last_committed_step
 from fitb.config_io import flatten
 from fitb.errors import ConfigError, DataError
 from fitb.fsio import is_torn, read_json, read_records
+from fitb.redact import redacted
 from fitb.report.thin import Floats
 from fitb.status.run import Status, status
 
@@ -148,12 +148,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
-def without_password(value: object, lines: bool = False) -> str:
-    """Return a value of a configuration as YAML has it, without the password of a URL."""
+def without_secrets(value: object, lines: bool = False) -> str:
+    """Return a value of a configuration as YAML has it, without the secrets of a URL."""
     plain = {None: "null", True: "true", False: "false"}
     shown = plain[value] if value is None or isinstance(value, bool) else str(value)
     text = shown if lines else printable(shown)
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+    return redacted(text)
 
 
 def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:

@@ -14,7 +14,7 @@ from fitb.cluster.history import Attempt
 from fitb.report.blanks import Blanks, spaced
 from fitb.report.charts import MARKERS, PALETTE, Chart
 from fitb.report.evaluations import Evaluations, Value
-from fitb.report.gather import Run, differing, printable, without_password
+from fitb.report.gather import Run, differing, printable, without_secrets
 from fitb.report.panels import STUDENT, number
 from fitb.report.thin import BUCKETS
 from fitb.report.timeline import end_of
@@ -91,12 +91,12 @@ def render(content: Content) -> str:
         cell=cell,
         attempts=[list(map(attempt_row, run.attempts)) for run in runs],
         differences=[
-            (printable(key), [without_password(value) for value in values])
+            (printable(key), [without_secrets(value) for value in values])
             for key, values in (differing(runs) if len(runs) > 1 else {}).items()
         ],
         provenance=[list(provenance_of(run)) for run in runs],
-        shards=shlex.quote(without_password(runs[0].config.get("data.shards", "SHARDS"))),
-        configs=[without_password(run.config_text, lines=True) for run in runs],
+        shards=shlex.quote(without_secrets(runs[0].config.get("data.shards", "SHARDS"))),
+        configs=[without_secrets(run.config_text, lines=True) for run in runs],
         spaced=spaced,
         chance=chance,
         plain_value=lambda metric, value: cell(metric, Value(value, None, None))[0],

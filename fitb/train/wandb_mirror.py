@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fitb.config_io import flatten
-from fitb.corpus.remote import redacted
 from fitb.errors import CRASH
 from fitb.fsio import DamagedFile, parse_json
+from fitb.redact import redacted
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """Two models on the same rows, paired; and how far training moved one of them."""
 
+import json
+
 import numpy as np
 import pytest
 from evaluating import write_shards
@@ -50,6 +52,17 @@ def test_a_comparison_holds_both_models_and_their_paired_difference(make_model, 
         paired = difference(*counts, name)
         assert (each["low"], each["high"]) == pytest.approx((paired.low, paired.high))
         assert 0 < each["p"] <= 1
+
+
+def test_what_is_kept_of_a_set_holds_no_secret_of_its_url(make_model, general, monkeypatch):
+    """A signature stood in the JSON, which people send around."""
+    url = "https://key:hunter2@host/shards?sig=x9y8"
+    opened = ShardSet.open(general, "validation")
+    monkeypatch.setattr(ShardSet, "open", lambda where, split: opened)
+    result = compare(CompareConfig(models=[make_model(1)] * 2, shards=url, rows=2))
+    assert result["sets"]["validation"]["shards"] == "https://***@host/shards?***"
+    for shown in (json.dumps(result), comparing.render(result)):
+        assert "hunter2" not in shown and "x9y8" not in shown
 
 
 @pytest.mark.parametrize("models", [[], ["a"], ["a", "b", "c"]])
