@@ -39,7 +39,9 @@ SEES = {
         *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
         *("rng", "world"),
     },
-    "corpus": {"corpus", "config", "errors", "flags", "fsio", "hub", "log", "rng", "world"},
+    "corpus": {
+        *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),
+    },
 }
 
 
