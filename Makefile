@@ -1,6 +1,6 @@
 # make demo   the whole road on this machine        make test   all tests, a real Slurm included
 # make check  style, types, layers                  make fmt    formatting
-# make soak   one run under 42 faults, half an hour: SOAK="--seed 7 --out soak.json"
+# make soak   one run under 42 faults, a quarter of an hour: SOAK="--seed 7 --out soak.json"
 # make slurm  a Slurm of two hosts on this machine, until Ctrl-C (as root on Debian)
 # make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out
 # make sizes  how long modules and functions are
