@@ -29,6 +29,10 @@ for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda number, frame: got.append(number))
 (run / "checkpoints").mkdir(parents=True, exist_ok=True)
 (run / f"pid-{os.getpid()}").touch()
+def living():
+    return [p for p in run.glob("pid-*") if Path("/proc", p.name.removeprefix("pid-")).exists()]
+while len(living()) < int(os.environ["WORLD_SIZE"]):  # as training: no step without every rank
+    time.sleep(0.01)
 main, log = os.environ["RANK"] == "0", run / "events.jsonl"
 saves = [e["step"] for e in read_lines(log) if e["event"] == "save"] if main else []
 attempt = 1 + len([e for e in read_lines(log) if e["event"] == "attempt"])
