@@ -215,7 +215,7 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
             file = stack.enter_context(_zstandard(file))
         try:
             yield file
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not _NO_MORE_OF_IT.search(str(error)):
                 raise
             head = fs.cat_file(path, 0, HEAD_BYTES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import gzip
-import io
 import json
 import lzma
 import random
@@ -15,10 +14,8 @@ import sys
 import textwrap
 
 import pytest
-import zstandard
 from reading import COMPRESSORS, LIMIT, parquet, read_all, texts, write
 
-from fitb.corpus.files import opened
 from fitb.corpus.sources import Document, Dropped, Plan, Source, Unit, plan, read_unit
 from fitb.errors import ConfigError, DataError
 
@@ -173,71 +170,11 @@ def test_json_that_is_no_lines_is_told_with_what_makes_lines_of_it(tmp_path, tex
         read_all(Source("jsonl", (str(path),)))
 
 
-@pytest.mark.parametrize("log", [28, 31])
-def test_zstandard_with_a_long_window_is_read_and_a_torn_one_refused(tmp_path, log):
-    parameters = zstandard.ZstdCompressionParameters(window_log=log)
-    whole = io.BytesIO()
-    for line in (b'{"text": "a"}\n', b'{"text": "b"}\n'):  # a frame each
-        compressor = zstandard.ZstdCompressor(compression_params=parameters)
-        with compressor.stream_writer(whole, closefd=False) as writer:
-            writer.write(line)
-    path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(whole.getvalue())
-    source = Source("jsonl", (str(path),))
-    assert [document.text for document in read_all(source)] == ["a", "b"]
-    path.write_bytes(whole.getvalue()[:-3])
-    with pytest.raises(DataError, match="torn"):
-        read_all(source)
-
-
 def test_a_column_that_the_first_record_lacks_is_an_error_with_the_nearest(tmp_path):
     path = write(tmp_path / "a.jsonl", b'[]\n{"texts": "a", "id": 1}\n{"text": "b"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl has no column 'text'.*nearest: texts.*--column"):
         plan(Source("jsonl", (path,)))
     assert read_all(Source("jsonl", (path,), column="texts"))[1] == Document(0, 3, "a")
-
-
-@pytest.mark.parametrize("suffix", COMPRESSORS)
-def test_compressed_files_are_read_whole_also_in_several_members(suffix, tmp_path):
-    compress = COMPRESSORS[suffix]
-    data = "\n\n".join(f"block {number} caf\u00e9" for number in range(3000)).encode() + b"\n\n"
-    plain = Source("text", (write(tmp_path / "a.txt", data + data),))
-    packed = write(tmp_path / f"a.txt.{suffix}", compress(data) + compress(data))
-    source = Source("text", (packed,))
-    assert len(plan(source, unit_mb=0.001).units) == 1
-    assert read_all(source) == read_all(plain)
-
-
-@pytest.mark.parametrize("suffix", COMPRESSORS)
-@pytest.mark.parametrize("cut", [5, 0.5])
-def test_a_torn_compressed_file_is_an_error_that_names_it(suffix, cut, tmp_path):
-    data = random.Random(4).randbytes(300_000).hex().encode()
-    whole = COMPRESSORS[suffix](b"\n".join(data[n : n + 80] for n in range(0, len(data), 80)))
-    keep = len(whole) - cut if cut > 1 else int(len(whole) * cut)
-    path = write(tmp_path / f"a.txt.{suffix}", whole[:keep])
-    with pytest.raises(DataError, match=rf"cannot read .*a\.txt\.{suffix}: .*; "):
-        read_all(Source("text", (path,), document="line"))
-
-
-@pytest.mark.parametrize(("suffix", "tool"), [("gz", "gzip"), ("zst", "zstd")])
-def test_what_follows_compressed_data_is_not_to_be_fetched_again(suffix, tool, tmp_path):
-    """Line ends behind a gzip file are its author's: its own tool leaves them out."""
-    packed = (gzip.compress if suffix == "gz" else zstandard.compress)(b"one line\n" * 500)
-    path = tmp_path / f"a.txt.{suffix}"
-    path.write_bytes(packed + b"\r\n\r\n\r\n")
-    with pytest.raises(DataError, match=f"follows the compressed data; .*`{tool} -dc`"):
-        read(path)
-    path.write_bytes(b"no compressed text\n" * 9)
-    with pytest.raises(DataError, match="take the suffix away"):
-        read(path)
-    if suffix == "gz":
-        path.write_bytes(packed + bytes(100))  # padding
-        assert read(path) == b"one line\n" * 500
-
-
-def read(path):
-    with opened(str(path)) as file:
-        return file.read()
 
 
 def test_a_torn_parquet_file_is_an_error_that_names_it(tmp_path):
