@@ -140,8 +140,7 @@ def _sync(flags: list[str]) -> int:
 
 
 def _status(flags: list[str]) -> int:
-    from fitb.status.page import show
-    from fitb.status.run import StatusConfig
+    from fitb.tools.status import StatusConfig, show
 
     return show(parse(StatusConfig, "fitb status", flags))
 

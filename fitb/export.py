@@ -24,8 +24,12 @@ from fitb.infer.card import (
     training_facts,
 )
 from fitb.model.exported import damage, step_of
-from fitb.model.saved import best_checkpoint_of, checkpoint_of
 from fitb.modes import denied
+from fitb.rundir import names
+from fitb.rundir.checkpoints import best_checkpoint_of, checkpoint_of
+from fitb.rundir.metrics import best_validation
+from fitb.rundir.names import STEP
+from fitb.rundir.provenance import describe_code, newest_code
 
 if TYPE_CHECKING:
     from fitb.corpus.shards import ShardSet
@@ -162,12 +166,12 @@ def find(source: str) -> Origin:
     path = Path(source)
     if why := denied(path):
         raise DataError(f"{source} cannot be read: {why}")
-    names_export = path.name == "export" and (path.parent / "config.yaml").is_file()
+    names_export = path.name == names.EXPORT and names.is_run(path.parent)
     run = path.parent if names_export else path
-    if (run / "config.yaml").is_file() and (run / "export").is_dir():
-        reason = damage(run / "export")
+    if names.is_run(run) and (run / names.EXPORT).is_dir():
+        reason = damage(run / names.EXPORT)
         if reason is None:
-            return Origin(str(run / "export"), str(run / "export"), run, _best_step(run))
+            return Origin(str(run / names.EXPORT), str(run / names.EXPORT), run, _best_step(run))
         instead = best_checkpoint_of(run)
         if instead is None:
             raise DataError(
@@ -180,14 +184,14 @@ def find(source: str) -> Origin:
     if checkpoint is not None:
         run = checkpoint.parent.parent
         try:
-            manifest = fsio.read_json(checkpoint / "manifest.json", "step")
+            manifest = fsio.read_json(checkpoint / names.MANIFEST, "step")
             step = int(manifest["step"])
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"{checkpoint / 'manifest.json'} cannot be read: {error}; name another checkpoint"
             ) from error
         return Origin(str(checkpoint), _tokenizer_of(run, manifest.get("fingerprint")), run, step)
-    if (path / "config.yaml").is_file():
+    if names.is_run(path):
         raise DataError(
             f"{source} is a run that holds neither an export nor a checkpoint yet; let it train,"
             " or name another"
@@ -201,13 +205,13 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _config_of(run: Path) -> Config:
-    return parse(Config, "fitb export", ["--config", str(run / "config.yaml")])
+    return parse(Config, "fitb export", ["--config", str(run / names.CONFIG)])
 
 
 def _tokenizer_of(run: Path, trained_on: str | None) -> str:
     """Return the tokenizer of a run: beside its export, else that of the shards it trained on."""
-    if (run / "export").is_dir() and damage(run / "export") is None:
-        return str(run / "export")
+    if (run / names.EXPORT).is_dir() and damage(run / names.EXPORT) is None:
+        return str(run / names.EXPORT)
     shards = _config_of(run).data.shards
     try:
         found = _open(shards)
@@ -234,24 +238,20 @@ def _open(shards: str, split: str = "train") -> ShardSet:
 def _best_step(run: Path) -> int | None:
     """Return the step of a run's export: what it says, else that of the lowest validation loss
     or the last that was logged; None where lines are damaged, which may be the one that counts."""
-    step = step_of(run / "export")
+    step = step_of(run / names.EXPORT)
     if step is not None:
         return step
     try:
-        records = list(fsio.read_lines(run / "metrics.jsonl", "train/step"))
+        records = list(fsio.read_lines(run / names.METRICS, STEP))
     except fsio.DamagedFile as error:
-        logger.warning("the step of %s is not known: %s", run / "export", error)
+        logger.warning("the step of %s is not known: %s", run / names.EXPORT, error)
         return None
-    judged = [(r["val/loss_mlm"], r["train/step"]) for r in records if "val/loss_mlm" in r]
-    if judged:
-        return int(min(judged)[1])
-    return max((int(r["train/step"]) for r in records), default=None)
+    best = best_validation(records)
+    return best[1] if best else max((int(record[STEP]) for record in records), default=None)
 
 
 def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
     """Return what the card can say about how a model came to be."""
-    from fitb.train.rundir import describe_code
-
     found: dict[str, Any] = {"code": code_facts(describe_code())}
     if origin.run is not None:
         config = _config_of(origin.run)
@@ -261,7 +261,7 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
         if validated:
             found["metrics"] = validated
             found["measured_on"] = "validation rows, during training"
-        found["code"] = code_facts(_newest_code(origin.run) or describe_code())
+        found["code"] = code_facts(newest_code(origin.run) or describe_code())
     if metrics_file is not None:
         try:
             result = fsio.read_json(Path(metrics_file))
@@ -274,21 +274,12 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
     return found
 
 
-def _newest_code(run: Path) -> dict[str, Any] | None:
-    """Return what provenance.json says of the newest attempt; None where it says nothing."""
-    try:
-        entry = fsio.read_json(run / "provenance.json")[-1]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return entry if isinstance(entry, dict) else None
-
-
 def _data(run: Path, config: Config) -> Mapping[str, Any]:
     """Say what a run was trained on; statistics where its very shards can still be reached."""
     checkpoint = checkpoint_of(run)
     trained_on = None
     if checkpoint:
-        trained_on = fsio.read_json(checkpoint / "manifest.json", "fingerprint")["fingerprint"]
+        trained_on = fsio.read_json(checkpoint / names.MANIFEST, "fingerprint")["fingerprint"]
     try:
         manifest: dict[str, Any] | None = _open(config.data.shards).manifest
     except FitbError:
@@ -300,8 +291,8 @@ def _data(run: Path, config: Config) -> Mapping[str, Any]:
 
 
 def _validation(run: Path, step: int | None) -> list[Metric]:
-    for record in fsio.read_records(run / "metrics.jsonl"):
-        if record.get("train/step") == step and "val/loss_mlm" in record:
+    for record in fsio.read_records(run / names.METRICS):
+        if record.get(STEP) == step and names.BEST_BY in record:
             return [
                 Metric(name.removeprefix("val/"), float(value))
                 for name, value in record.items()

@@ -313,16 +313,20 @@ def read_lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
 
 
 def read_records(
-    path: Path, *keys: str, tell: Callable[[str], None] = logger.warning
+    path: Path,
+    *keys: str,
+    tell: Callable[[str], None] = logger.warning,
+    tail_bytes: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of lines that only tells what happened, damaged ones passed over.
 
     Args:
         keys: which each object must have.
         tell: gets a sentence on what was passed over, at the end.
+        tail_bytes: read whole lines of the last bytes alone.
     """
     damaged: list[int] = []
-    for number, record in _records(path, keys):
+    for number, record in _records(path, keys, tail_bytes):
         if isinstance(record, ValueError):
             damaged.append(number)
         else:
@@ -334,14 +338,23 @@ def read_records(
 
 
 def _records(
-    path: Path, keys: tuple[str, ...]
+    path: Path, keys: tuple[str, ...], tail_bytes: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-    """Yield the number of each line with its end, and its object or what is wrong with it."""
+    """Yield the number of each line with its end, and its object or what is wrong with it.
+
+    Args:
+        tail_bytes: begin with the first whole line of the last bytes, as number 1.
+    """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
         return
     with file:
+        size = file.seek(0, os.SEEK_END)
+        begin = max(0, size - tail_bytes) if tail_bytes is not None else 0
+        file.seek(begin)
+        if begin:
+            file.readline()  # a part of a line
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return

@@ -88,7 +88,7 @@ PAGES = {
     "fitb status": Page(
         "where a run stands: attempts, rate, last save, why it stopped",
         ("fitb status runs/tb4", "fitb status runs/tb4 --watch", "fitb status runs/tb4 --json"),
-        config="fitb.status.run:StatusConfig",
+        config="fitb.tools.status:StatusConfig",
         words="run",
     ),
     "fitb report": Page(

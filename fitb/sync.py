@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from fitb import fsio
-from fitb.cluster.history import events_of
 from fitb.errors import CRASH, ConfigError, DataError, FitbError, SystemFault
 from fitb.redact import redacted
+from fitb.rundir import names, wandb_id
+from fitb.rundir.events import read_events
+from fitb.rundir.names import STEP
 from fitb.train.wandb_mirror import (
-    STEP,
     Target,
     begin_service,
     end_service,
@@ -70,13 +71,13 @@ def sync(config: SyncConfig) -> str:
     """
     run = Path(config.run)
     target = _target(run, config)
-    records = list(records_after(fsio.read_lines(run / "metrics.jsonl", STEP), -1))
+    records = list(records_after(fsio.read_lines(run / names.METRICS, STEP), -1))
     if not records:
         raise DataError(
             f"{run}/metrics.jsonl holds no metrics; a run has some after {STEP} reached"
             " track.every_steps"
         )
-    events = list(events_of(run))
+    events = list(read_events(run))
     return (_write if config.offline else _send)(run, target, records, events, config.wait_s)
 
 
@@ -96,7 +97,7 @@ def summary_of(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _target(run: Path, config: SyncConfig) -> Target:
-    path = run / "config.yaml"
+    path = run / names.CONFIG
     if not config.run or not path.is_file():
         raise ConfigError(
             f"{config.run or 'no folder'!r} is not a run: {path} is missing; give the folder that"
@@ -107,19 +108,19 @@ def _target(run: Path, config: SyncConfig) -> Target:
         track = saved["track"]
         track |= {k: v for k in ("project", "entity") if (v := getattr(config, k)) is not None}
         name = run.resolve().name
-        return target_of(_wandb_id(run / "wandb_id"), name, saved)
+        return target_of(_wandb_id(run), name, saved)
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path} is not the configuration of a run ({type(error).__name__}); put it back"
         ) from error
 
 
-def _wandb_id(path: Path) -> str:
-    found = path.read_text(errors="replace").strip() if path.is_file() else ""
-    if not found or not found.isprintable() or "\ufffd" in found:
+def _wandb_id(run: Path) -> str:
+    found = wandb_id.read_id(run)
+    if found is None:
         raise ConfigError(
-            f"{path} is missing or holds no id, so the W&B run cannot be told; `fitb train` writes"
-            " it: put it back, or write an id of your own into it"
+            f"{run / names.WANDB_ID} is missing or holds no id, so the W&B run cannot be told;"
+            " `fitb train` writes it: put it back, or write an id of your own into it"
         )
     return found
 

@@ -28,10 +28,10 @@
 #   all tasks. A preemption sends the tasks SIGTERM directly. Either way they save and leave with 85.
 # - No exit code is lost: srun runs in the background, and a wait that a signal cut short is repeated.
 #   None is believed to be success: a run is finished when its attempt has written so (see
-#   fitb/cluster/progress.py); srun exits with 0 where it has started nothing.
+#   fitb/rundir/restart.py); srun exits with 0 where it has started nothing.
 # - srun does not kill on a bad exit: 85 is one, and the first rank to leave would take the code, and
 #   the last words to W&B, from the others. A rank that hangs after another crashed has 60 seconds.
-# - fitb.cluster.progress alone decides about a requeue. A job that Slurm is ending (scancel) or has
+# - fitb.rundir.restart alone decides about a requeue. A job that Slurm is ending (scancel) or has
 #   already requeued is left alone; scancel is final. In a chain nothing is requeued: after 85 the
 #   next link goes on, and RUN_DIR/done.json keeps the links after a 0 or a 93 from starting tasks.
 # - The script writes about a run only while the run is its own. A host that was cut off from the
@@ -170,7 +170,7 @@ ending() { # whether Slurm is ending this job: then it is left alone
 if ((code)) && ending; then
   exit "$code"
 fi
-"${python[@]}" -m fitb.cluster.progress "$run_dir" "$code" "$seen"
+"${python[@]}" -m fitb.rundir.restart "$run_dir" "$code" "$seen"
 verdict=$?
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from fitb import log
-from fitb.cluster import progress, slurm
+from fitb.cluster import slurm
 from fitb.config import Config
 from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.fsio import read_json
+from fitb.rundir import restart
+from fitb.rundir.events import Event, read_events
 
 logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has another name
 
@@ -123,7 +125,7 @@ def _network(records: Mapping[str, Record]) -> dict[str, str]:
     return {host: f"no reduction with {', '.join(others)}" for host, others in failed.items()}
 
 
-def barred(events: Iterable[progress.Event], source: progress.Source) -> list[str]:
+def barred(events: Iterable[Event], source: restart.Source) -> list[str]:
     """Return the hosts that this submission has found bad so far."""
     own = (e for e in events if e["event"] == "bad_host" and source.submitted(e))
     return list(dict.fromkeys(str(event["host"]) for event in own))
@@ -157,11 +159,11 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
         if step.poll() is None:
             step.kill()
             step.wait()
-    return bool({RESUME, *progress.ENDED_BY_OUR_SIGNAL} & set(codes))
+    return bool({RESUME, *restart.ENDED_BY_OUR_SIGNAL} & set(codes))
 
 
 def come_back(
-    run_dir: Path, verdict: Verdict, source: progress.Source, seen: int, env: Mapping[str, str]
+    run_dir: Path, verdict: Verdict, source: restart.Source, seen: int, env: Mapping[str, str]
 ) -> int:
     """Write down why this attempt did not train, and let the job or its next link come back.
 
@@ -173,7 +175,7 @@ def come_back(
     unfit = f"unfit hosts: {', '.join(verdict.bad)}" if verdict.bad else verdict.failure
     code, why, barring = RESUME if verdict.passes else STOP, f"preflight: {unfit}", []
     if verdict.bad:
-        earlier = barred(progress.events_of(run_dir), source)
+        earlier = barred(read_events(run_dir), source)
         known = [*slurm.excluded_hosts(source.job), *earlier, *verdict.bad]
         barring = list(dict.fromkeys(known))
         partition, needed = env["SLURM_JOB_PARTITION"], int(env["SLURM_JOB_NUM_NODES"])
@@ -184,7 +186,7 @@ def come_back(
                 f"; without {', '.join(barring)} partition {partition} has {len(left)} hosts and"
                 f" the job needs {needed}: mend them, or ask for fewer (--nodes)"
             )
-    decision = progress.decide(run_dir, code, source=source, seen=seen, why=why, findings=findings)
+    decision = restart.decide(run_dir, code, source=source, seen=seen, why=why, findings=findings)
     logger.info("%s", decision.reason)
     if decision.exit_code != RESUME:
         return decision.exit_code
@@ -214,10 +216,10 @@ def preflight(config: Config, env: Mapping[str, str]) -> int:
 
     Raises: SystemFault where Slurm does not answer or refuses.
     """
-    source, run_dir = progress.Source.from_env(env), Path(config.run_dir)
-    if progress.already_over(run_dir, source=source, steps=config.steps):
+    source, run_dir = restart.Source.from_env(env), Path(config.run_dir)
+    if restart.already_over(run_dir, source=source, steps=config.steps):
         return FINISHED  # the tasks will see it, too, and end at once
-    seen = progress.num_attempts(run_dir)
+    seen = restart.num_attempts(run_dir)
     hosts = slurm.expand_nodelist(env["SLURM_JOB_NODELIST"])
     folder = run_dir / "preflight" / f"{source.job}.{source.restart}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,28 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fitb.cluster import progress
 from fitb.config import Config
 from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
+from fitb.job_states import ENDED, FORGOTTEN
+from fitb.rundir import restart
 from fitb.world import address_of
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
-FORGOTTEN = "FORGOTTEN"  # our word: Slurm drops a job from its memory some minutes after its end
-ENDED = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "DEADLINE",
-    "BOOT_FAIL",
-    FORGOTTEN,
-)
 LAUNCHERS = ("srun", "torchrun")  # the first where nobody says
 NOTHING_LEFT = 10  # exit code of this module
 RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: no restart meets the port of the one before
@@ -95,10 +84,32 @@ def job_state(job_id: str) -> str:
     return _job_field(job_id, "JobState") or FORGOTTEN
 
 
-def _job_field(job_id: str, name: str) -> str | None:
+def reported_state(job_id: str, timeout_s: float = 5.0) -> str | None:
+    """Return Slurm's word for the state of a job; None where it does not tell within the time."""
+    if not re.fullmatch(r"\d+(_\d+)?", job_id) or not shutil.which("scontrol"):
+        return None
+    try:
+        return _job_field(job_id, "JobState", timeout_s)
+    except SystemFault:
+        return None
+
+
+def is_over(job_id: str) -> bool:
+    """Return whether Slurm knows that a job has ended, or waits to be started again.
+
+    One that Slurm has forgotten, or cannot be asked about, may still run.
+    """
+    try:
+        state = job_state(job_id)
+    except SystemFault:
+        return False
+    return state == "PENDING" or (state in ENDED and state != FORGOTTEN)
+
+
+def _job_field(job_id: str, name: str, timeout_s: float = 60.0) -> str | None:
     """Return a field of `scontrol show job`, or None where Slurm has forgotten the job."""
     command = ["scontrol", "show", "job", "--oneliner", job_id]
-    code, output, errors = _asked(command)
+    code, output, errors = _asked(command, timeout_s)
     match = re.search(rf"\b{name}=(\S+)", output)
     if match:
         return match[1]
@@ -108,10 +119,12 @@ def _job_field(job_id: str, name: str) -> str | None:
     raise SystemFault(f"`{' '.join(command)}` did not tell the {name} of the job: {said!r}")
 
 
-def _asked(command: Sequence[str]) -> tuple[int, str, str]:
+def _asked(command: Sequence[str], timeout_s: float = 60.0) -> tuple[int, str, str]:
     """Return exit code, output and errors of one of Slurm's commands."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise SystemFault(f"`{' '.join(command)}` failed: {error}") from error
     return done.returncode, done.stdout, done.stderr
@@ -234,13 +247,13 @@ def main(args: Sequence[str]) -> int:
     try:
         job = plan(args, os.environ)
         run_dir = Path(job.run_dir)
-        source = progress.Source.from_env(os.environ)
-        over = progress.already_over(run_dir, source=source, steps=job.steps)
+        source = restart.Source.from_env(os.environ)
+        over = restart.already_over(run_dir, source=source, steps=job.steps)
         if over:
             print(f"fitb: {over.reason}", file=sys.stderr)
             return NOTHING_LEFT if over.exit_code == FINISHED else over.exit_code
-        progress.begin_afresh(run_dir)
-        seen = progress.num_attempts(run_dir)
+        restart.begin_afresh(run_dir)
+        seen = restart.num_attempts(run_dir)
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code

@@ -32,7 +32,7 @@ import submitit
 from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
 
 from fitb import log
-from fitb.cluster import progress, slurm
+from fitb.cluster import slurm
 from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
 from fitb.config_io import to_yaml
@@ -40,6 +40,9 @@ from fitb.ds_config import read_ds_config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.fsio import write_atomic
+from fitb.job_states import ENDED
+from fitb.rundir import restart
+from fitb.rundir.events import read_events
 from fitb.world import World, address_of
 
 logger = logging.getLogger(__name__)
@@ -83,16 +86,16 @@ class DistillJob:
         requeue = signal.getsignal(getattr(signal, f"SIG{job.USR_SIG}"))
         config = parse(Config, "fitb train", self.flags)
         run_dir, source = Path(config.run_dir), self._source(job)
-        over = progress.already_over(run_dir, source=source, steps=config.steps)
+        over = restart.already_over(run_dir, source=source, steps=config.steps)
         if over:
             return _end(over, world, run_dir)
         seen = 0
         if world.is_main:
-            progress.begin_afresh(run_dir)
-            seen = progress.num_attempts(run_dir)
+            restart.begin_afresh(run_dir)
+            seen = restart.num_attempts(run_dir)
 
         def follow_up(code: int) -> int:
-            decision = progress.decide(run_dir, code, source=source, seen=seen)
+            decision = restart.decide(run_dir, code, source=source, seen=seen)
             if decision.exit_code != RESUME:
                 return _end(decision, world, run_dir)
             logger.info("%s", decision.reason)
@@ -118,10 +121,10 @@ class DistillJob:
         requeue(signal.SIGUSR2, None)
         raise AssertionError("submitit's handler ends the process")
 
-    def _source(self, job: Any) -> progress.Source:
+    def _source(self, job: Any) -> restart.Source:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
         hosts = os.environ.get("SLURM_JOB_NODELIST", "")
-        return progress.Source(job.job_id, restarts, self.chain, hosts)
+        return restart.Source(job.job_id, restarts, self.chain, hosts)
 
     def checkpoint(self) -> Any:
         """submitit's hook: what the requeued job runs."""
@@ -179,7 +182,7 @@ class DistillJob:
         return code if code >= 0 else 128 - code
 
 
-def _end(decision: progress.Decision, world: World, run_dir: Path) -> int:
+def _end(decision: restart.Decision, world: World, run_dir: Path) -> int:
     """End a task of a run that is over: return FINISHED, or fail visibly, on rank 0."""
     logger.info("%s", decision.reason)
     if decision.exit_code == FINISHED:
@@ -248,7 +251,7 @@ def plan_distill(
     # Named by its content: a job that waits in the queue keeps the configuration it was given.
     path = logs / f"launch-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]}.yaml"
     chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
-    progress_of = shlex.join([sys.executable, "-m", "fitb.cluster.progress", config.run_dir])
+    progress_of = shlex.join([sys.executable, "-m", "fitb.rundir.restart", config.run_dir])
     setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
     setup.append(f"seen=$({progress_of})")
     if where.preflight:
@@ -298,7 +301,7 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
         if isinstance(job, submitit.SlurmJob) and time.monotonic() - asked > STATE_POLL_S:
             asked = time.monotonic()
             try:
-                if slurm.job_state(job.job_id) in slurm.ENDED:
+                if slurm.job_state(job.job_id) in ENDED:
                     break  # killed before it could leave a result
             except SystemFault as error:
                 logger.warning("%s; asking again", error)
@@ -312,11 +315,11 @@ def _end_of(job: submitit.Job[int], run_dir: Path) -> int:
     """Return what the run says of a job that left no result."""
     task: Any = job.submission().function
     steps = parse(Config, "fitb train", task.flags).steps
-    source = progress.Source(job.job_id, chain=task.chain)
-    over = progress.already_over(run_dir, source=source, steps=steps)
+    source = restart.Source(job.job_id, chain=task.chain)
+    over = restart.already_over(run_dir, source=source, steps=steps)
     decided = [
         event["event"]
-        for event in progress.events_of(run_dir)
+        for event in read_events(run_dir)
         if event.get("event") in ("requeue", "stop") and event.get("job") == job.job_id
     ]
     if over and not (decided and task.chain):  # a link is started once: its own decision is its end

@@ -19,7 +19,8 @@ from fitb.errors import ConfigError, DataError
 from fitb.hub import find_file, not_found, reading
 from fitb.model.configuration import read_config
 from fitb.model.positions import settle
-from fitb.model.saved import checkpoint_of, load_saved
+from fitb.model.saved import load_saved
+from fitb.rundir.checkpoints import checkpoint_of
 
 logger = logging.getLogger(__name__)
 _BIASES = ("cls.predictions.decoder.bias", "cls.predictions.bias")

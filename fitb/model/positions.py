@@ -18,7 +18,8 @@ from fitb.corpus.manifest import read_manifest
 from fitb.corpus.remote import is_remote, local_folder
 from fitb.errors import ConfigError, DataError, FitbError
 from fitb.flags import parse
-from fitb.model.saved import checkpoint_of
+from fitb.rundir import names
+from fitb.rundir.checkpoints import checkpoint_of
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertForMaskedLM
@@ -76,14 +77,14 @@ def known_length(source: str | Path) -> int | None:
     if checkpoint:
         run = checkpoint.parent.parent
         return (
-            _stated(checkpoint / "manifest.json")
-            or _stated(run / "export" / "config.json")
+            _stated(checkpoint / names.MANIFEST)
+            or _stated(run / names.EXPORT / "config.json")
             or _of_run(run)
         )
     folder = Path(source)
     return (
         _stated(folder / "config.json")
-        or (_of_run(folder.parent) if folder.name == "export" else None)
+        or (_of_run(folder.parent) if folder.name == names.EXPORT else None)
         or _of_card(folder)
     )
 
@@ -133,13 +134,13 @@ def _card(folder: Path) -> str:
 
 def _of_run(run: Path) -> int | None:
     """Return the row length of a run, or what its student could before where that is more."""
-    if not (run / "config.yaml").is_file():
+    if not names.is_run(run):
         return None
     try:
-        config = parse(Config, "fitb", ["--config", str(run / "config.yaml")])
+        config = parse(Config, "fitb", ["--config", str(run / names.CONFIG)])
     except FitbError:
         return None
-    rows = _of_shards(config.data.shards, checkpoint_of(run)) or _of_card(run / "export")
+    rows = _of_shards(config.data.shards, checkpoint_of(run)) or _of_card(run / names.EXPORT)
     start = config.model.student
     if rows is None or isinstance(start, Geometry):
         return rows
@@ -153,7 +154,7 @@ def _of_shards(shards: str, checkpoint: Path | None) -> int | None:
         return None
     try:
         manifest = read_manifest(local_folder(shards))
-        trained_on = fsio.read_json(checkpoint / "manifest.json") if checkpoint else {}
+        trained_on = fsio.read_json(checkpoint / names.MANIFEST) if checkpoint else {}
     except (FitbError, OSError, ValueError):
         return None
     same = trained_on.get("fingerprint", manifest["fingerprint"]) == manifest["fingerprint"]
@@ -163,7 +164,7 @@ def _of_shards(shards: str, checkpoint: Path | None) -> int | None:
 def _level(source: str | Path) -> int:
     """Return how loud not to know is: fitb's own models may be shorter than they say."""
     folder = Path(source)
-    in_run = folder.name == "export" and (folder.parent / "config.yaml").is_file()
+    in_run = folder.name == names.EXPORT and names.is_run(folder.parent)
     if checkpoint_of(folder) or in_run or _OUR_CARD in _card(folder):
         return logging.WARNING
     return logging.INFO if folder.is_dir() and not _card(folder) else logging.DEBUG

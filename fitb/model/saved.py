@@ -8,14 +8,15 @@ read.
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config, Geometry
-from fitb.errors import DataError
+from fitb.errors import CheckpointError, DataError
 from fitb.flags import parse
+from fitb.rundir import checkpoints, names
+from fitb.rundir.checkpoints import checkpoint_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,46 +25,9 @@ if TYPE_CHECKING:
     from fitb.model.load import Loaded
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # of checkpoints
-_MANIFEST = "manifest.json"
 _STUDENT = "param/student.model."
 _TIED = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}  # to what is saved
 _EMBEDDINGS = "bert.embeddings."
-
-
-def checkpoint_of(path: str | Path) -> Path | None:
-    """Return the checkpoint that a path means: itself, or the newest of a run; None for others.
-
-    The newest is what `latest` names, or where that is damaged the last one that has a manifest.
-
-    Args:
-        path: RUN/checkpoints/step-NNNNNNN, or RUN.
-    """
-    folder = Path(path)
-    if folder.parent.name == "checkpoints" and (folder / _MANIFEST).is_file():
-        return folder
-    latest = folder / "checkpoints" / "latest"
-    if (folder / "config.yaml").is_file() and latest.is_file():
-        name = latest.read_text(encoding="utf-8", errors="replace").strip()
-        if re.fullmatch(r"step-\d+", name) and (latest.parent / name / _MANIFEST).is_file():
-            return latest.parent / name
-        found = [path.parent for path in latest.parent.glob(f"step-*/{_MANIFEST}")]
-        whole = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
-        return max(whole, key=lambda path: int(path.name[5:]), default=None)
-    return None
-
-
-def best_checkpoint_of(run: Path) -> Path | None:
-    """Return the checkpoint of a run's lowest validation loss, else its newest; None for none."""
-    newest = checkpoint_of(run)
-    if newest is None:
-        return None
-    try:
-        step = fsio.read_json(newest / _MANIFEST, "best_step")["best_step"]
-    except (OSError, ValueError):
-        return newest
-    best = newest.with_name(f"step-{step:07d}") if type(step) is int else newest
-    return best if (best / _MANIFEST).is_file() else newest
 
 
 def load_saved(
@@ -111,19 +75,19 @@ def load_saved(
     _fill(model, weights, folder)
     check_finite(model, str(folder))
     model.train(False)
-    exported = _saved_with(run / "export")
+    exported = _saved_with(run / names.EXPORT)
     return Loaded(
         model,
         str(folder),
         tokenizer_fingerprint=exported or _of_shards(run, manifest),
-        tokenizer_source=str(run / "export") if exported else None,
+        tokenizer_source=str(run / names.EXPORT) if exported else None,
         shards_fingerprint=manifest.get("fingerprint"),
     )
 
 
 def _of_shards(run: Path, manifest: dict[str, Any]) -> str | None:
     """Return the fingerprint of the tokenizer of a run's shards, if the very same lie there yet."""
-    shards = Path(_began(run).data.shards) / _MANIFEST
+    shards = Path(_began(run).data.shards) / "manifest.json"
     try:
         found: dict[str, Any] = fsio.read_json(shards)
     except (OSError, ValueError):
@@ -156,20 +120,12 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint.
 
-    Raises: DataError where it cannot be read or has another format.
+    Raises: DataError where it is not what was written, or of a newer format.
     """
     try:
-        manifest: dict[str, Any] = fsio.read_json(folder / _MANIFEST, "format", "files")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder / _MANIFEST} cannot be read: {error}; name another checkpoint"
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise DataError(
-            f"{folder} has checkpoint format {manifest.get('format')}, this fitb reads {FORMAT};"
-            f" use the fitb that wrote it, {manifest.get('versions')}"
-        )
-    return manifest
+        return checkpoints.read_manifest(folder)
+    except CheckpointError as error:
+        raise DataError(f"{error}; name another checkpoint") from error
 
 
 def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -185,7 +141,7 @@ def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
         if not file.is_file() or fsio.sha256_file(file) != entry["sha256"]:
             raise DataError(
                 f"{file} is {'not what was written' if file.is_file() else 'missing'}; expected"
-                f" sha256 {entry['sha256'][:12]} of {folder / _MANIFEST}; name another checkpoint"
+                f" sha256 {entry['sha256'][:12]} of {folder / names.MANIFEST}; name another"
             )
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - it is no dict
@@ -214,7 +170,7 @@ def _sizes(
             pad_token_id=0 if tokenizer is None else tokenizer.pad_token_id,
         )
     else:
-        config = _config_of_start(student, run / "export")
+        config = _config_of_start(student, run / names.EXPORT)
     if began.model.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = began.model.dropout
     for key, name in (
@@ -228,7 +184,7 @@ def _sizes(
 
 
 def _began(run: Path) -> Config:
-    path = run / "config.yaml"
+    path = run / names.CONFIG
     if not path.is_file():
         raise DataError(f"{path} is missing, which gives the student's sizes; put it back")
     return parse(Config, "fitb", ["--config", str(path)])

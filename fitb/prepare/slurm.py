@@ -31,6 +31,7 @@ from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.fsio import write_json
+from fitb.job_states import ENDED
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import JOBS, folder_of, leave, lock_of, place_of, take
 from fitb.prepare.run import Stage, prepare, stages_of
@@ -189,7 +190,7 @@ def dry_run(args: Sequence[str]) -> str:
 def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
     """Wait for the end of the last stage; return FINISHED or CRASH."""
     for last in list(jobs.values())[-1:]:
-        while slurm.job_state(last) not in slurm.ENDED:
+        while slurm.job_state(last) not in ENDED:
             time.sleep(_POLL_S)
     if (Path(config.out) / MANIFEST).exists():
         return FINISHED

@@ -36,6 +36,7 @@ from fitb.corpus.sources import Plan, Unit, plan
 from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
 from fitb.errors import DataError
 from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
+from fitb.job_states import ENDED
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import (
     FOLDERS,
@@ -247,7 +248,7 @@ def _refuse_twins(config: PrepareConfig, folder: Path) -> None:
         return
     name, job = list(read_json(folder / JOBS).items())[-1]
     state = slurm.job_state(job)
-    if state not in slurm.ENDED:
+    if state not in ENDED:
         raise DataError(
             f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}: {state});"
             " wait for its end, or cancel them, or name another folder"

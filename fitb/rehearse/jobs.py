@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from fitb.cluster import site
-from fitb.cluster.history import Attempt, attempts_of, events_of
 from fitb.cluster.local import LocalRun
-from fitb.cluster.slurm import ENDED, FORGOTTEN
 from fitb.errors import RESUME, SystemFault, TrainingError
+from fitb.job_states import ENDED, FORGOTTEN
+from fitb.rundir.events import read_events
+from fitb.rundir.history import Attempt, attempts_of
 
 logger = logging.getLogger(__name__)
 ASK_S = 1.0  # between two questions to the controller
@@ -51,7 +52,7 @@ class Job(Protocol):
 
 
 def attempts(run_dir: Path) -> list[Attempt]:
-    return attempts_of(events_of(run_dir))
+    return attempts_of(read_events(run_dir))
 
 
 class SlurmJob:

@@ -21,7 +21,6 @@ from types import FrameType
 from typing import TypeVar
 
 from fitb.cluster import site
-from fitb.cluster.history import Attempt, when
 from fitb.cluster.local import train_command
 from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import default_run_dir
@@ -31,7 +30,9 @@ from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.rehearse.judge import End, Given, Leave, Rehearsal, leads
-from fitb.status.tail import tail_records
+from fitb.rundir.events import when
+from fitb.rundir.history import Attempt
+from fitb.rundir.metrics import tail_records
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -257,7 +258,7 @@ def _begun(run_dir: Path) -> Attempt | None:
 
 
 def _reached(run_dir: Path, step: int) -> int | None:
-    records = tail_records(run_dir / "metrics.jsonl")
+    records = tail_records(run_dir)
     return step if records and records[-1]["train/step"] >= step else None
 
 

@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fitb.cluster.history import Attempt, Event, attempts_of, events_of
-from fitb.cluster.progress import last_committed_step
+from fitb.cluster.slurm import reported_state
 from fitb.config_io import flatten
 from fitb.errors import ConfigError, DataError
 from fitb.fsio import is_torn, read_json, read_records
 from fitb.redact import redacted
 from fitb.report.thin import Floats
-from fitb.status.run import Status, status
+from fitb.rundir import names
+from fitb.rundir.checkpoints import last_committed_step
+from fitb.rundir.events import Event, read_events
+from fitb.rundir.history import Attempt, attempts_of
+from fitb.rundir.names import STEP
+from fitb.rundir.status import Status, status
 
-STEP = "train/step"
 _LARGEST = 2**53  # steps beyond it are no whole float64
 _BEYOND = 1e100  # no metric is; axes of such values overflow
 
@@ -99,23 +102,23 @@ def gather(path: Path, name: str) -> Run:
     """
     notes: list[str] = []
     found = _status(path, notes)
-    events = list(events_of(path, notes.append))
-    curves, num_logged = read_metrics(path / "metrics.jsonl", notes)
+    events = list(read_events(path, notes.append))
+    curves, num_logged = read_metrics(path / names.METRICS, notes)
     notes += [
-        f"The last line of {name} is torn, and left out."
-        for name in ("events.jsonl", "metrics.jsonl")
-        if is_torn(path / name)
+        f"The last line of {file} is torn, and left out."
+        for file in (names.EVENTS, names.METRICS)
+        if is_torn(path / file)
     ]
     config, text = _config(path, notes)
-    provenance = _json(path / "provenance.json", list, notes, "Commit and versions are not known")
-    newest = path / "checkpoints" / f"step-{last_committed_step(path):07d}"
-    checkpoint = _json(newest / "manifest.json", dict, [], "")
+    provenance = _json(path / names.PROVENANCE, list, notes, "Commit and versions are not known")
+    newest = names.checkpoint(path, last_committed_step(path))
+    checkpoint = _json(newest / names.MANIFEST, dict, [], "")
     return Run(
         path=path,
         name=name,
         curves=curves,
         num_logged=num_logged,
-        seen=_written(path / "metrics.jsonl") if num_logged else None,
+        seen=_written(path / names.METRICS) if num_logged else None,
         attempts=_attempts(events, notes),
         status=found,
         config=config,
@@ -222,7 +225,9 @@ def _attempts(events: list[Event], notes: list[str]) -> list[Attempt]:
 
 def _status(path: Path, notes: list[str]) -> Status | None:
     try:
-        found = status(path, tell=lambda said: None)  # events are read once more, and tell it
+        found = status(
+            path, job_state=reported_state, tell=lambda said: None
+        )  # events are read once more, and tell it
     except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         found = None
     if found is None or not (
@@ -236,7 +241,7 @@ def _status(path: Path, notes: list[str]) -> Status | None:
 
 def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
     try:
-        text = (path / "config.yaml").read_text(encoding="utf-8")
+        text = (path / names.CONFIG).read_text(encoding="utf-8")
         found = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         found, text = None, ""

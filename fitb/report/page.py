@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 import fitb
-from fitb.cluster.history import Attempt
 from fitb.report.blanks import Blanks, spaced
 from fitb.report.charts import MARKERS, PALETTE, Chart
 from fitb.report.evaluations import Evaluations, Value
@@ -18,7 +17,8 @@ from fitb.report.gather import Run, differing, printable, without_secrets
 from fitb.report.panels import STUDENT, number
 from fitb.report.thin import BUCKETS
 from fitb.report.timeline import end_of
-from fitb.status.run import duration
+from fitb.rundir.history import Attempt
+from fitb.rundir.status import duration
 
 METRICS = {
     "loss": "loss",

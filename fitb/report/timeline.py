@@ -6,10 +6,11 @@ import datetime
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fitb.cluster.history import Attempt, when
 from fitb.errors import FINISHED, RESUME
 from fitb.report.charts import LEFT, ROW, TOP, above, colour, frame, plain_ticks, shortened
 from fitb.report.gather import Run
+from fitb.rundir.events import when
+from fitb.rundir.history import Attempt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,10 +1,8 @@
-"""Checkpoints that are whole or not there, and a load that trusts nothing it has not hashed.
+"""Sharded checkpoints: every rank writes and hashes its share, and reads what it has hashed itself.
 
-Commit protocol: all ranks write their share into the licence of their attempt (attempt.py); they
-exchange what they wrote; rank 0 reads it back, writes manifest.json, renames the folder out of the
-licence, replaces `latest`, prunes. A kill at any point leaves the earlier checkpoint the newest
-one, and an attempt whose licence is gone cannot rename. On load rank 0 alone chooses, and each rank
-hashes what it reads itself.
+All ranks write into the fence of their attempt and exchange what they wrote; rank 0 reads it back
+and commits (rundir/checkpoints.py). A kill at any point leaves the earlier checkpoint the newest
+one, and an attempt whose fence is gone cannot commit. On load rank 0 alone chooses.
 """
 
 from __future__ import annotations
@@ -12,33 +10,35 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 
 from fitb import fsio
 from fitb.errors import CheckpointError, FitbError, SystemFault
-from fitb.modes import fault_of
-from fitb.train.attempt import check_owned, write_fenced
+from fitb.rundir.checkpoints import (
+    FORMAT,
+    NewerFormat,
+    check_never_saved,
+    commit,
+    committed,
+    prune,
+    read_file,
+    read_manifest,
+)
+from fitb.rundir.names import LATEST
+from fitb.rundir.ownership import check_owned
+from fitb.train.collectives import on_all, on_main
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-FORMAT = 1
-MANIFEST = "manifest.json"
-
-
-class NewerFormat(CheckpointError):
-    """A checkpoint that is good, but not for this fitb."""
 
 
 def save(
@@ -46,7 +46,7 @@ def save(
     tensors: Iterable[tuple[str, torch.Tensor]],
     manifest: dict[str, Any],
     *,
-    licence: Path,
+    fence: Path,
     world: World,
     keep_last: int,
     keep_step: int | None = None,
@@ -57,7 +57,7 @@ def save(
         root: the checkpoints folder of the run.
         tensors: names and whole tensors, in the same order on every rank; collective.
         manifest: what else to remember; must hold `step`.
-        licence: folder of this attempt, on the same filesystem; without it nothing is committed.
+        fence: folder of this attempt, on the same filesystem; without it nothing is committed.
         keep_last: newest checkpoints to keep.
         keep_step: one more to keep, the best.
     Returns: the committed folder; seconds that its parts took, on this rank.
@@ -66,7 +66,7 @@ def save(
         Replaced: another attempt owns the run.
     """
     final = root / f"step-{manifest['step']:07d}"
-    scratch = licence / final.name
+    scratch = fence / final.name
 
     def prepare() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -89,10 +89,10 @@ def save(
         wrote = time.monotonic()
         files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
         whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
-        on_main(lambda: _commit(scratch, final, whole), world)
-        on_main(lambda: _prune(root, keep_last, keep_step, licence), world)
+        on_main(lambda: commit(scratch, final, whole), world)
+        on_main(lambda: prune(root, keep_last, keep_step, fence), world)
     except FitbError:
-        on_main(lambda: check_owned(licence), world)  # all ranks are here
+        on_main(lambda: check_owned(fence), world)  # all ranks are here
         if world.is_main:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -133,7 +133,7 @@ def load(root: Path, world: World) -> Checkpoint | None:
 
     def find() -> tuple[str, dict[str, Any]] | None:
         bad = [path.name for path in root.glob("step-*.bad*")]
-        for path in reversed(_committed(root)):
+        for path in reversed(committed(root)):
             try:
                 here.append(read(path))
                 return path.name, here[0].manifest
@@ -143,14 +143,14 @@ def load(root: Path, world: World) -> Checkpoint | None:
                 aside = fsio.set_aside(path)
                 bad.append(aside.name)
                 logger.warning("checkpoint set aside as %s: %s", aside, error)
-        if bad or (root / "latest").exists():
+        if bad or (root / LATEST).exists():
             found = ", ".join(sorted(bad)) or "all gone"
             raise CheckpointError(
                 f"{root} had checkpoints and none verifies ({found});"
                 " expected at least one good one. Restore one under its name, or choose another"
                 " --run_dir"
             )
-        _check_never_saved(root.parent)
+        check_never_saved(root.parent)
         return None
 
     chosen = on_main(find, world)
@@ -171,33 +171,15 @@ def read(path: Path) -> Checkpoint:
 
     Raises: CheckpointError saying which file is not; SystemFault where the filesystem fails.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     return Checkpoint(path, manifest, _read_tensors(path, manifest))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = fsio.read_json(path / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
-        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path / MANIFEST} is not an object; expected a manifest")
-    if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT:
-        raise NewerFormat(
-            f"{path} has checkpoint format {manifest['format']} and this fitb reads format"
-            f" {FORMAT}; go on with the fitb that wrote it, {manifest.get('versions')}"
-        )
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != fsio.sha256_json(rest):
-        raise CheckpointError(f"{path / MANIFEST} is not what was written: its sha256 differs")
-    return rest
 
 
 def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Read every tensor, from the bytes that were hashed."""
     tensors: dict[str, torch.Tensor] = {}
     for name, expected in manifest["files"].items():
-        tensors.update(safetensors.torch.load(_content(path / name, expected)))
+        tensors.update(safetensors.torch.load(read_file(path / name, expected)))
     return tensors
 
 
@@ -214,139 +196,3 @@ def _read_as_rank_0(path: Path, manifest: dict[str, Any], world: World) -> dict[
             f"rank {world.rank} on {host} reads other bytes than rank 0, which found the checkpoint"
             f" good: {error}. Start again; if it is {host} again, do without that host"
         ) from error
-
-
-def _content(file: Path, expected: dict[str, Any]) -> bytes:
-    """Return the content of a file of a checkpoint, if it is what the manifest says."""
-    try:
-        data = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise CheckpointError(f"{file} is missing; expected {expected['bytes']} bytes") from error
-    if len(data) != expected["bytes"]:
-        raise CheckpointError(f"{file} has {len(data)} bytes; expected {expected['bytes']}")
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != expected["sha256"]:
-        raise CheckpointError(f"{file} has sha256 {digest}; expected {expected['sha256']}")
-    return data
-
-
-def last_saved(run: Path) -> int:
-    """Return the last step that the records of a run say it has saved; 0 where they say none.
-
-    Raises: CheckpointError where done.json cannot be read; DataError for a line of events.jsonl.
-    """
-    try:
-        done = fsio.read_json(run / "done.json")
-    except FileNotFoundError:
-        done = {}
-    except ValueError as error:
-        raise CheckpointError(
-            f"{run / 'done.json'} cannot be read ({error}), which says what {run} has saved;"
-            " restore or remove it"
-        ) from error
-    known = ("save", "resume", "requeue", "stop", None)  # None: of done.json
-    records = [*fsio.read_records(run / "events.jsonl"), done]
-    return max(record.get("step") or 0 for record in records if record.get("event") in known)
-
-
-def _check_never_saved(run: Path) -> None:
-    """Raise CheckpointError where a run without checkpoints has had one, or may have had.
-
-    Every save is an event. A run that has logged or exported something, and whose events are gone
-    as well, is not taken for one that never saved.
-    """
-    events = fsio.read_records(run / "events.jsonl")
-    begun = sum(event.get("event") == "attempt" for event in events)
-    left = [name for name in ("metrics.jsonl", "export") if _holds_something(run / name)]
-    if step := last_saved(run):
-        what = f"has saved step {step}"
-    elif left and begun < 2:  # the one is this attempt
-        what = f"has {' and '.join(left)}, and events.jsonl does not tell what it has saved"
-    else:
-        return
-    raise CheckpointError(
-        f"{run} {what}, and {run / 'checkpoints'} holds no checkpoint: they were removed, or the"
-        " filesystem does not show them. Restore that folder; or begin from step 0 under another"
-        f" --run_dir, or under this one after `mv {run} {run}.old`"
-    )
-
-
-def _holds_something(path: Path) -> bool:
-    return path.is_dir() or (path.exists() and path.stat().st_size > 0)
-
-
-def _read_back(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Check what was just written; a filesystem that gives back something else may recover."""
-    try:
-        for name, expected in files.items():
-            _content(path / name, expected)
-    except CheckpointError as error:
-        raise SystemFault(f"what was just saved does not read back: {error}") from error
-
-
-def _committed(root: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    found = (path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def _commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Make what all ranks wrote the newest checkpoint."""
-    root, licence = final.parent, scratch.parent
-    _read_back(scratch, manifest["files"])
-    fsio.write_json(scratch / MANIFEST, {**manifest, "sha256": fsio.sha256_json(manifest)})
-    fsio.fsync_dir(scratch)
-    if final.exists():  # an older attempt's save of the same step
-        _discard(final, licence)
-    scratch.rename(final)
-    fsio.fsync_dir(root)
-    write_fenced(licence, root / "latest", final.name + "\n")
-
-
-def _prune(root: Path, keep_last: int, keep_step: int | None, licence: Path) -> None:
-    """Delete what is neither among the newest nor the best, and leftovers of an earlier fitb."""
-    older = [p for p in _committed(root)[:-keep_last] if int(p.name[5:]) != keep_step]
-    for path in [*root.glob("step-*.tmp"), *older]:
-        _discard(path, licence)
-
-
-def _discard(path: Path, licence: Path) -> None:
-    """Take a folder away whole, and only as the owner of the run; what is left goes with it."""
-    aside = licence / f"{path.name}.discarded"
-    path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)  # a file that somebody reads may stay on NFS
-
-
-def on_main(action: Callable[[], T], world: World) -> T:
-    """Run on rank 0 and give every rank its result, or its error."""
-    outcome: list[Any] = [None, None]
-    if world.is_main:
-        outcome = _attempt(action)
-    if world.size > 1:
-        dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: T = outcome[0]
-    return result
-
-
-def on_all(action: Callable[[], T], world: World) -> list[T]:
-    """Run on every rank and give every rank all results, or the first rank's error."""
-    outcomes: list[Any] = [_attempt(action)]
-    if world.size > 1:
-        mine = outcomes[0]
-        outcomes = [None] * world.size
-        dist.all_gather_object(outcomes, mine)
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return [result for result, _ in outcomes]
-
-
-def _attempt(action: Callable[[], T]) -> list[Any]:
-    try:
-        return [action(), None]
-    except FitbError as error:
-        return [None, error]
-    except OSError as error:
-        return [None, fault_of(error, "a file of the run")]

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from fitb import log
 from fitb.config import Config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
+from fitb.rundir.writer import RunDir
 from fitb.train.meter import Meter, embedding_norms
 from fitb.train.milestones import due, evaluate, mend_export, out_of_patience, save
-from fitb.train.rundir import RunDir, open_run
-from fitb.train.setup import Parts, build
+from fitb.train.setup import Parts, build, open_run
 from fitb.train.stop import StopFlag
 from fitb.train.trace import RowTrace
 from fitb.train.track import Tracker

@@ -29,10 +29,14 @@ from fitb.model import exported
 from fitb.model.load import num_parameters
 from fitb.model.positions import KEY, trained_length
 from fitb.model.saved import weights_of
+from fitb.rundir import names
+from fitb.rundir.checkpoints import step_of
+from fitb.rundir.names import STEP
+from fitb.rundir.provenance import describe_code
+from fitb.rundir.writer import RunDir
 from fitb.train import checkpoint
-from fitb.train.rundir import RunDir, describe_code
+from fitb.train.collectives import on_main
 from fitb.train.setup import Parts, Progress
-from fitb.train.wandb_mirror import STEP
 
 logger = logging.getLogger(__name__)
 _EVAL_BATCH = 64
@@ -113,7 +117,7 @@ def _write_export(
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run.check_owned()
-    with fsio.folder_written_whole(run.export, room=run.licence) as folder:
+    with fsio.folder_written_whole(run.export, room=run.fence) as folder:
         copy.save_pretrained(folder)
         parts.tokenizer.model_max_length = trained_length(copy.config)
         parts.tokenizer.save_pretrained(folder)
@@ -128,7 +132,7 @@ def mend_export(parts: Parts, run: RunDir, config: Config) -> None:
 
     Raises: SystemFault where the filesystem fails.
     """
-    checkpoint.on_main(lambda: _mend_export(parts, run, config), parts.engine.world)
+    on_main(lambda: _mend_export(parts, run, config), parts.engine.world)
 
 
 def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
@@ -139,14 +143,14 @@ def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
     there = run.export.exists()
     if progress.step == 0 or (due_step is None and not there):
         return
-    best = run.checkpoints / f"step-{due_step or progress.step:07d}"
+    best = names.checkpoint(run.path, due_step or progress.step)
     reason, step = exported.damage(run.export), exported.step_of(run.export)
     if reason is None and step is not None and step < (due_step or 0) and best.is_dir():
         reason = f"{run.export} is of step {step}, and the best one is of step {due_step}"
     if reason is None:
         return
     reason = reason if there else f"{run.export} is missing"
-    weights, step, instead = _saved_weights(best, run.checkpoints / f"step-{progress.step:07d}")
+    weights, step, instead = _saved_weights(best, names.checkpoint(run.path, progress.step))
     logger.warning("%s: made again from the weights of step %d%s", reason, step, instead)
     _write_export(weights, step, parts, run, config, _validated(run, step))
     run.event("exported", step=step, reason=reason + instead)
@@ -155,16 +159,12 @@ def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
 def _saved_weights(best: Path, newest: Path) -> tuple[dict[str, torch.Tensor], int, str]:
     """Return the student of a checkpoint, its step, and why it is not the best one if it is not."""
     try:
-        return weights_of(best), _step_of(best), ""
+        return weights_of(best), step_of(best), ""
     except DataError:
         if best == newest:
             raise
-        instead = f", as no checkpoint holds step {_step_of(best)}, the best one"
-        return weights_of(newest), _step_of(newest), instead
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+        instead = f", as no checkpoint holds step {step_of(best)}, the best one"
+        return weights_of(newest), step_of(newest), instead
 
 
 def _validated(run: RunDir, step: int) -> dict[str, float]:
@@ -221,7 +221,7 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
         run.checkpoints,
         parts.engine.state.full_tensors(),
         manifest,
-        licence=run.licence,
+        fence=run.fence,
         world=parts.engine.world,
         keep_last=config.checkpoint.keep_last,
         keep_step=progress.best_step,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import socket
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fitb import fsio
+from fitb.cluster.slurm import is_over
 from fitb.config import Config, ObjectiveConfig
 from fitb.corpus.cache import CacheSettings
 from fitb.corpus.shards import ShardSet
@@ -27,11 +31,13 @@ from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import Loaded, load_model, num_parameters
 from fitb.model.positions import take_positions, trained_length
+from fitb.rundir.provenance import add_provenance, describe_code
+from fitb.rundir.writer import RunDir, enter
 from fitb.train import ceiling, checkpoint
+from fitb.train.collectives import on_all, on_main
 from fitb.train.engine import Engine
-from fitb.train.rundir import RunDir
 from fitb.train.zero import deepspeed_config
-from fitb.world import World
+from fitb.world import World, job_id
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +154,31 @@ class _Read:
                 self.teacher, self.teacher.model.config
             )
         return found
+
+
+def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
+    """Create the run folder or enter it again; all ranks call this.
+
+    Returns: the run, and the configuration that holds: with the algorithms that the run began with.
+    Raises: as `rundir.writer.enter`, on every rank.
+    """
+    number, config = on_main(lambda: enter(config, os.environ, is_over), world)
+    run = RunDir(Path(config.run_dir), number, world)
+    hosts = on_all(socket.gethostname, world)
+    run.event(
+        "attempt",
+        world_size=world.size,
+        hosts=sorted(set(hosts)),
+        job=job_id(os.environ),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )
+    on_main(lambda: _note_code(run, hosts, config), world)
+    return run, config
+
+
+def _note_code(run: RunDir, hosts: list[str], config: Config) -> None:
+    entry = {"attempt": run.attempt, "hosts": hosts, **describe_code(), "seed": config.seed}
+    add_provenance(run.path, entry)
 
 
 def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
@@ -271,7 +302,7 @@ def _validation(held_out: ShardSet | None, config: Config, world: World) -> Vali
     if held_out is None:
         return None
     read: list[Validation] = []
-    checkpoint.on_all(lambda: read.append(Validation.of(held_out, config.eval.rows, world)), world)
+    on_all(lambda: read.append(Validation.of(held_out, config.eval.rows, world)), world)
     return read[0]
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from fitb.data.batch import Batch
 from fitb.errors import FitbError
 from fitb.modes import fault_of
-from fitb.train.checkpoint import on_all
+from fitb.train.collectives import on_all
 from fitb.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)

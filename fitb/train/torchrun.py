@@ -4,7 +4,7 @@
 By itself torchrun dies of SIGUSR1; told to catch it, it ends with 1 after its ranks were told; and
 it ends with 1 whatever code a rank gave. The scheduler reads codes, so here the agent, which is
 torch's own, passes signals on and works on, and this process ends with the code of the rank that
-ended first. It never restarts ranks: fitb.cluster.progress decides.
+ended first. It never restarts ranks: fitb.rundir.restart decides.
 
 The environment says where: SLURM_NNODES, SLURM_NODEID, FITB_PROCESSES_PER_NODE, MASTER_ADDR,
 MASTER_PORT.

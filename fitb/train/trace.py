@@ -10,7 +10,7 @@ from typing import IO
 from fitb.config import Config
 from fitb.data.batch import Batch
 from fitb.fsio import naming_full_disk, read_lines
-from fitb.train.rundir import RunDir
+from fitb.rundir.writer import RunDir
 from fitb.world import World
 
 

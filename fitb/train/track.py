@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from fitb import fsio
 from fitb.config import Config
 from fitb.log import Progress
-from fitb.train.rundir import RunDir
-from fitb.train.wandb_mirror import LATER, STEP, Mirror, reason_of, target_of
+from fitb.rundir.names import STEP
+from fitb.rundir.wandb_id import make_id
+from fitb.rundir.writer import RunDir
+from fitb.train.wandb_mirror import LATER, Mirror, reason_of, target_of
 from fitb.wandb_login import login_of
 from fitb.world import World
 
@@ -107,7 +107,7 @@ class Tracker:
             for record in fsio.read_records(run.metrics, STEP):
                 if type(record[STEP]) is int:
                     self._logged_until = max(self._logged_until, record[STEP])
-            self.wandb_id = _wandb_id(run.path / "wandb_id")
+            self.wandb_id = make_id(run.path)
             mode = _mode(config.track.wandb)
             if mode != "disabled":
                 target = target_of(self.wandb_id, run.name, config)
@@ -156,15 +156,3 @@ def _mode(wanted: str) -> str:
     except Exception as error:
         logger.warning("W&B is off (%s); %s", reason_of(error), LATER)
         return "disabled"
-
-
-def _wandb_id(path: Path) -> str:
-    """One id for all attempts of a run; where it is damaged a new one, which is sent all again."""
-    if fsio.create(path):
-        fsio.write_atomic(path, secrets.token_hex(4) + "\n")
-    found = path.read_text(errors="replace").strip()
-    if found and found.isprintable() and "\ufffd" not in found:
-        return found
-    aside = fsio.set_aside(path)
-    logger.warning("%s holds no id; W&B gets this run anew, under another one", aside)
-    return _wandb_id(path)

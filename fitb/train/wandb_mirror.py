@@ -22,10 +22,10 @@ from fitb.config_io import flatten
 from fitb.errors import CRASH
 from fitb.fsio import DamagedFile, parse_json
 from fitb.redact import redacted
+from fitb.rundir.names import STEP
 
 logger = logging.getLogger(__name__)
 
-STEP = "train/step"
 START_LIMIT_S = 30.0  # for the server's first answer; then the attempt is written offline
 FINISH_LIMIT_S = 20.0  # for all that is left at the end, the thread's start included
 _UPLOAD_LIMIT_S = 15.0  # of it, for the upload; W&B itself gives up then, and says so

@@ -25,11 +25,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fitb.cluster.history import words_of
 from fitb.errors import CRASH, FINISHED, RESUME, SystemFault
-from fitb.train import attempt, watchdog
-from fitb.train.checkpoint import on_main
-from fitb.train.rundir import RunDir
+from fitb.rundir import ownership
+from fitb.rundir.events import words_of
+from fitb.rundir.writer import RunDir
+from fitb.train import watchdog
+from fitb.train.collectives import on_main
 from fitb.world import World
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ class Watch:
 
     def _beat(self) -> None:
         while not self._left.is_set():
-            attempt.beat(self._run.heartbeats, self._world.rank, self._step)
-            self._left.wait(attempt.HEARTBEAT_S)
+            ownership.heartbeat(self._run.heartbeats, self._world.rank, self._step)
+            self._left.wait(ownership.HEARTBEAT_S)
 
     def _keep(self) -> None:
         told_s = pinged_s = -1e9
@@ -110,7 +111,7 @@ class Watch:
             now = time.monotonic()
             self._count(now - last_s)
             last_s = now
-            if now - told_s > attempt.HEARTBEAT_S:
+            if now - told_s > ownership.HEARTBEAT_S:
                 told_s = now
                 self._outside.alive(words)
             if now - pinged_s > PING_S:
@@ -203,7 +204,7 @@ class Watchdog:
         self._process: subprocess.Popen[bytes] | None = None
         if deadline_s is None:
             return
-        limit_s = deadline_s + 2 * attempt.HEARTBEAT_S
+        limit_s = deadline_s + 2 * ownership.HEARTBEAT_S
         words = [sys.executable, "-I", "-S", watchdog.__file__, str(os.getpid()), str(limit_s)]
         faulthandler.register(watchdog.SIGNAL, file=_STDERR, all_threads=True)
         try:

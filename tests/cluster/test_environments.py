@@ -10,7 +10,7 @@ import pytest
 from conftest import DISTILL, ROOT, Run
 from machine import wait_until
 
-from fitb.cluster.progress import last_committed_step
+from fitb.rundir.checkpoints import last_committed_step
 
 pytestmark = pytest.mark.cluster
 

@@ -15,7 +15,7 @@ from machine import wait_until
 from slurm_cluster import Cluster
 
 from fitb.fsio import read_lines
-from fitb.status.run import status
+from fitb.rundir.status import status
 
 pytestmark = pytest.mark.cluster
 

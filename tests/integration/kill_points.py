@@ -32,8 +32,9 @@ from fitb import fsio
 from fitb.cluster.local import hold_port
 from fitb.errors import FitbError
 from fitb.model import exported
-from fitb.train import attempt, checkpoint
-from fitb.train.rundir import RunDir
+from fitb.rundir import ownership
+from fitb.rundir.writer import RunDir
+from fitb.train import checkpoint, collectives
 from fitb.world import World
 
 ACTIONS = [
@@ -56,7 +57,7 @@ def save(run: RunDir, step: int, world: World) -> None:
         run.checkpoints,
         tensors(step),
         {"step": step},
-        licence=run.licence,
+        fence=run.fence,
         world=world,
         keep_last=2,
     )
@@ -95,11 +96,11 @@ def rank_of_a_case(
 ) -> None:
     """One rank: save three times, the last with the kill; what it did is left in a file."""
     world, seen = enter(rank, port), 0
-    number = checkpoint.on_main(lambda: attempt.take(folder, {}), world)
+    number = collectives.on_main(lambda: ownership.take(folder, {}), world)
     run = RunDir(folder, number, world)
     for step in (0, 1):
         save(run, step, world)
-    numbers = checkpoint.on_all(os.getpid, world)
+    numbers = collectives.on_all(os.getpid, world)
 
     def acted(name: str) -> None:
         nonlocal seen
@@ -121,7 +122,7 @@ def choices(port: int, rank: int, asked: int, answers: int) -> None:
         for line in lines:
             folder = Path(line.strip())
             try:
-                checkpoint.on_main(lambda at=folder: attempt.take(at, {}), world)
+                collectives.on_main(lambda at=folder: ownership.take(at, {}), world)
                 found = checkpoint.load(folder / "checkpoints", world)
                 step, loaded = (found.manifest["step"], found.tensors) if found else (None, {})
                 values = {float(tensor.unique()) for tensor in loaded.values()}
@@ -133,7 +134,7 @@ def choices(port: int, rank: int, asked: int, answers: int) -> None:
 
 
 def export(run: RunDir, step: int) -> None:
-    with fsio.folder_written_whole(run.export, room=run.licence) as folder:
+    with fsio.folder_written_whole(run.export, room=run.fence) as folder:
         for name in ("config.json", "model.safetensors"):
             (folder / name).write_text(f"{name} of {step}")
         exported.seal(folder, step)
@@ -144,7 +145,7 @@ def export_of_a_case(folder: Path, way: str, n: int, pids: int) -> None:
     if way == "two renames":
         real = fsio.rename
         fsio.rename = lambda *args: args[2] != fsio.EXCHANGE and real(*args)
-    run, seen = RunDir(folder, attempt.take(folder, {}), World()), 0
+    run, seen = RunDir(folder, ownership.take(folder, {}), World()), 0
     export(run, 1)
 
     def acted(name: str) -> None:
@@ -170,7 +171,7 @@ def exports(folder: Path) -> None:
             with os.fdopen(read) as names:
                 action = names.read().strip()
             between = sorted(path.name for path in case.glob("export"))
-            attempt.take(case, {})
+            ownership.take(case, {})
             found = exported.damage(case / "export") or exported.step_of(case / "export")
             left = sorted(path.name for path in (case / "checkpoints").iterdir())
             line = {"way": way, "n": n, "action": action, "between": between, "left": left}

@@ -38,7 +38,7 @@ def test_after_a_kill_at_any_point_of_an_export_there_is_the_old_or_the_new_one_
     cases = [line for line in lines if line.get("way") == way]
     found = [case["found"] for case in cases]
     assert found == sorted(found) and {*found} == {1, 2}, cases
-    assert all(len(case["left"]) == 1 for case in cases)  # the licence of the next attempt
+    assert all(len(case["left"]) == 1 for case in cases)  # the fence of the next attempt
     without = [case["action"] for case in cases if not case["between"]]
     assert without == ([] if way == "exchange" else ["rename"])
     actions = [case["action"] for case in cases]

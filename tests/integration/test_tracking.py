@@ -20,8 +20,8 @@ from wandb_server import KEY, WandbServer
 from fitb.config import Config, TrackConfig
 from fitb.config_io import to_yaml
 from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.rundir.writer import RunDir
 from fitb.sync import MERGED, SyncConfig, sync
-from fitb.train.rundir import RunDir
 from fitb.train.track import Tracker
 from fitb.world import World
 
@@ -85,7 +85,7 @@ def attempt(
     config = Config(str(folder), steps=100, track=TrackConfig(wandb=mode))  # type: ignore[arg-type]
     (folder / "config.yaml").write_text(to_yaml(config))
     run = RunDir(folder, 1, World(0, 1))
-    run.licence.mkdir(parents=True, exist_ok=True)
+    run.fence.mkdir(parents=True, exist_ok=True)
     run.event("attempt")
     tracker = Tracker(run, config, World(0, 1))
     for step in steps:

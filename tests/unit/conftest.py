@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from fitb.config import Config, TrackConfig
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
@@ -125,3 +126,14 @@ def shard_set(
     out = tmp_path_factory.mktemp("sets") / "set"
     prepare(make_config(out))
     return out
+
+
+@pytest.fixture
+def run_config(tmp_path: Path) -> Callable[..., Config]:
+    """A run's configuration without the parts that need a model."""
+
+    def make(**changes: Any) -> Config:
+        settings = {"run_dir": str(tmp_path / "run"), "track": TrackConfig(wandb="disabled")}
+        return Config(**(settings | changes))
+
+    return make

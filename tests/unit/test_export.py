@@ -25,7 +25,7 @@ from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.export import ExportConfig, export, find
 from fitb.infer.scorer import load_scorer
 from fitb.model.load import load_model
-from fitb.model.saved import best_checkpoint_of, checkpoint_of
+from fitb.rundir.checkpoints import best_checkpoint_of, checkpoint_of
 from fitb.train import checkpoint
 from fitb.world import World
 
@@ -39,8 +39,8 @@ def make_run(tmp_path, shard_set):
     def make(exported: bool = False) -> Path:
         run = tmp_path / "runs" / "mine"
         root = run / "checkpoints"
-        licence = root / ".0001"
-        licence.mkdir(parents=True)
+        fence = root / ".0001"
+        fence.mkdir(parents=True)
         tokenizer = load_tokenizer(shard_set / "tokenizer")
         fingerprint = read_manifest(shard_set)["fingerprint"]
         for step in (1, 2):
@@ -49,7 +49,7 @@ def make_run(tmp_path, shard_set):
                 (f"param/student.model.{n}", p.detach()) for n, p in model.named_parameters()
             ]
             about = {"step": step, "fingerprint": fingerprint}
-            checkpoint.save(root, tensors, about, licence=licence, world=World(), keep_last=9)
+            checkpoint.save(root, tensors, about, fence=fence, world=World(), keep_last=9)
         config = Config(
             str(run),
             steps=9,

@@ -25,7 +25,8 @@ WITHOUT_TORCH = (
     "help",
     "completion",
     "cluster",
-    "status",
+    "rundir",
+    "tools",
     "report",
     "rehearse",
     "doctor",
@@ -35,9 +36,12 @@ WITHOUT_TORCH = (
 HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
+    "rundir": {
+        *("rundir", "config", "config_io", "errors", "fsio", "job_states", "world"),
+    },
     "cluster": {
         *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
-        *("rng", "world"),
+        *("job_states", "rng", "rundir", "world"),
     },
     "corpus": {
         *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),

@@ -368,7 +368,7 @@ SILENT = (
     "fitb.cli",
     "fitb.cluster",
     "fitb.cluster.local",
-    "fitb.cluster.progress",
+    "fitb.rundir.restart",
     "fitb.cluster.slurm",
     "fitb.cluster.submit",
 )

@@ -86,6 +86,7 @@ def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(
     assert arguments[begin : begin + 9] == [*words, "-m", launcher]
     lines = (batch.folder / "container").read_text().splitlines()
     run = [line.split("|")[5:8] for line in lines]
-    assert run == [[sys.executable, "-m", f"fitb.cluster.{what}"] for what in ("slurm", "progress")]
+    modules = ("fitb.cluster.slurm", "fitb.rundir.restart")
+    assert run == [[sys.executable, "-m", module] for module in modules]
     code, output = batch.run("exit 0", FITB_PREFLIGHT="1", FITB_SITE=str(path))
     assert code == 93 and "leave one out" in output

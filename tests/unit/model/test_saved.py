@@ -14,10 +14,11 @@ from fitb.config_io import to_yaml
 from fitb.corpus.tokenizer import describe_tokenizer, tokenizer_fingerprint
 from fitb.distill.objective import Objective
 from fitb.errors import ContractError, DataError
-from fitb.fsio import read_json, write_json
+from fitb.fsio import read_json, sha256_json, write_json
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model
-from fitb.model.saved import checkpoint_of, load_saved
+from fitb.model.saved import load_saved
+from fitb.rundir.checkpoints import checkpoint_of
 from fitb.train import checkpoint
 from fitb.world import World
 
@@ -34,10 +35,10 @@ def commit(run, objective, step):
                 yield f"{moment}/{name}", torch.full_like(parameter, 0.5)
 
     root = run / "checkpoints"
-    licence = root / ".0001"
-    licence.mkdir(parents=True, exist_ok=True)
+    fence = root / ".0001"
+    fence.mkdir(parents=True, exist_ok=True)
     return checkpoint.save(
-        root, tensors(), {"step": step}, licence=licence, world=World(), keep_last=9
+        root, tensors(), {"step": step}, fence=fence, world=World(), keep_last=9
     )[0]
 
 
@@ -127,7 +128,9 @@ def set_of(tokenizer_folder, fingerprint):
 def name_shards(run, fingerprint, folder):
     """Let the newest checkpoint name a set, and the run's configuration a folder of shards."""
     path = run / "checkpoints" / "step-0000002" / "manifest.json"
-    write_json(path, read_json(path) | {"fingerprint": fingerprint})
+    manifest = read_json(path) | {"fingerprint": fingerprint}
+    del manifest["sha256"]
+    write_json(path, manifest | {"sha256": sha256_json(manifest)})
     config = Config(str(run), model=ModelConfig(student=SMALL), data=DataConfig(shards=str(folder)))
     (run / "config.yaml").write_text(to_yaml(config))
 
@@ -250,7 +253,7 @@ def test_which_checkpoint_a_path_means_is_told_without_torch(make_run):
     run, _ = make_run()
     code = (
         "import sys, json; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from fitb.model.saved import checkpoint_of\n"
+        "from fitb.rundir.checkpoints import checkpoint_of\n"
         f"print(json.dumps(str(checkpoint_of({str(run)!r}))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

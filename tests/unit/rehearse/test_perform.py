@@ -15,7 +15,7 @@ from fitb.errors import SystemFault
 from fitb.fsio import read_lines
 from fitb.rehearse.jobs import LocalJob
 from fitb.rehearse.run import perform
-from fitb.status.run import status
+from fitb.rundir.status import status
 
 # It ends like `fitb train`, or as its first word says.
 JOB = """

@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 
 from fitb.errors import CheckpointError, SystemFault
+from fitb.rundir.names import MANIFEST
 from fitb.train import checkpoint
-from fitb.train.checkpoint import MANIFEST, load, read, save
+from fitb.train.checkpoint import load, read, save
 from fitb.world import World
 
 ALONE = World(0, 1, 0)
@@ -27,13 +28,13 @@ def tensors(step, size=4):
 
 
 def commit(root, step, keep_last=10, keep_step=None, **details):
-    licence = root / ".0001"
-    licence.mkdir(exist_ok=True)
+    fence = root / ".0001"
+    fence.mkdir(exist_ok=True)
     folder, _ = save(
         root,
         tensors(step),
         {"step": step, "rows_consumed": 8 * step, **details},
-        licence=licence,
+        fence=fence,
         world=ALONE,
         keep_last=keep_last,
         keep_step=keep_step,
@@ -63,7 +64,7 @@ def chosen(root):
 
 
 def names(root):
-    """What lies there, licences of attempts apart."""
+    """What lies there, fences of attempts apart."""
     return sorted(name for name in os.listdir(root) if not re.fullmatch(r"\.\d{4}", name))
 
 
@@ -338,7 +339,7 @@ def test_a_disk_that_is_really_full_leaves_the_earlier_checkpoint(tmp_path):
                 folder,
                 tensors(2, size=20_000),
                 {"step": 2},
-                licence=folder / ".0001",
+                fence=folder / ".0001",
                 world=ALONE,
                 keep_last=2,
             )
@@ -428,14 +429,14 @@ def test_the_shares_of_ranks_hold_every_tensor_once(tmp_path, monkeypatch, size)
     monkeypatch.setattr(
         checkpoint, "on_main", lambda action, world: action() if world.rank == size - 1 else None
     )
-    licence = tmp_path / ".0001"
+    fence = tmp_path / ".0001"
     mkdir = Path.mkdir
-    (licence / "step-0000001").mkdir(parents=True)
+    (fence / "step-0000001").mkdir(parents=True)
     monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: None)
     monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
     for rank in range(size):
         world = World(rank, size)
-        save(tmp_path, tensors(1), {"step": 1}, licence=licence, world=world, keep_last=2)
+        save(tmp_path, tensors(1), {"step": 1}, fence=fence, world=world, keep_last=2)
     monkeypatch.setattr(Path, "mkdir", mkdir)
     folder = tmp_path / "step-0000001"
     found = read(folder)

@@ -52,8 +52,8 @@ def test_any_warm_up_gives_a_rate_in_range_at_every_step(schedule, warmup_steps)
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_every_file_of_ours_is_filled_with_what_fitb_owns(make_config, name, precision):
-    config = make_config(
+def test_every_file_of_ours_is_filled_with_what_fitb_owns(run_config, name, precision):
+    config = run_config(
         ds_config=name, precision=precision, global_batch=48, micro_batch=4,
         optim=OptimConfig(clip_norm=0.25),
     )  # fmt: skip
@@ -69,8 +69,8 @@ def test_every_file_of_ours_is_filled_with_what_fitb_owns(make_config, name, pre
 
 
 @pytest.mark.parametrize(("name", "stage"), list(zip(FILES, (1, 2, 2, 3), strict=True)))
-def test_every_file_of_ours_keeps_its_own_numbers(make_config, name, stage):
-    filled = deepspeed_config(make_config(ds_config=name), World())
+def test_every_file_of_ours_keeps_its_own_numbers(run_config, name, stage):
+    filled = deepspeed_config(run_config(ds_config=name), World())
     assert filled["zero_optimization"]["stage"] == stage
     assert filled["fp16"]["initial_scale_power"] == 16
     assert filled["fp16"]["min_loss_scale"] == 1
@@ -78,54 +78,54 @@ def test_every_file_of_ours_keeps_its_own_numbers(make_config, name, stage):
     assert ("offload_optimizer" in filled["zero_optimization"]) == (name == "zero2_offload")
 
 
-def test_a_norm_in_a_file_of_ones_own_is_refused_as_fitb_takes_it(make_config, tmp_path):
+def test_a_norm_in_a_file_of_ones_own_is_refused_as_fitb_takes_it(run_config, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2, "compute_grad_norm": True}}))
     with pytest.raises(ConfigError, match=r"sets zero_optimization\.compute_grad_norm"):
-        deepspeed_config(make_config(ds_config=str(path)), World())
+        deepspeed_config(run_config(ds_config=str(path)), World())
 
 
 @pytest.mark.parametrize("key", OWNED)
-def test_a_file_that_sets_what_fitb_owns_is_refused_with_the_key(make_config, tmp_path, key):
+def test_a_file_that_sets_what_fitb_owns_is_refused_with_the_key(run_config, tmp_path, key):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({key: 1}))
     with pytest.raises(ConfigError, match=rf"sets {key}, which fitb owns"):
-        deepspeed_config(make_config(ds_config=str(path)), World())
+        deepspeed_config(run_config(ds_config=str(path)), World())
 
 
-def test_all_keys_set_twice_are_named_at_once(make_config, tmp_path):
+def test_all_keys_set_twice_are_named_at_once(run_config, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"optimizer": {}, "scheduler": {}, "fp16": {"enabled": True}}))
     with pytest.raises(ConfigError, match=r"optimizer, scheduler, fp16\.enabled"):
-        deepspeed_config(make_config(ds_config=str(path)), World())
+        deepspeed_config(run_config(ds_config=str(path)), World())
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"zero2"', '{"fp16": true}', "\xff"])
-def test_a_file_that_is_no_deepspeed_configuration_is_a_config_error(make_config, tmp_path, text):
+def test_a_file_that_is_no_deepspeed_configuration_is_a_config_error(run_config, tmp_path, text):
     path = tmp_path / "mine.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match="mine.json"):
-        deepspeed_config(make_config(ds_config=str(path)), World())
+        deepspeed_config(run_config(ds_config=str(path)), World())
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("reduce_bucket_size", "many"), ("offload_optimizer", {"device": "gpu"})]
 )
-def test_a_value_that_deepspeed_does_not_take_is_a_config_error(make_config, tmp_path, key, value):
+def test_a_value_that_deepspeed_does_not_take_is_a_config_error(run_config, tmp_path, key, value):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2, key: value}}))
     with pytest.raises(ConfigError, match=rf"mine.json.*{key}"):
-        _check_with_deepspeed(make_config(ds_config=str(path)), World())
+        _check_with_deepspeed(run_config(ds_config=str(path)), World())
 
 
-def test_a_name_that_is_not_there_names_the_nearest(make_config):
+def test_a_name_that_is_not_there_names_the_nearest(run_config):
     with pytest.raises(ConfigError, match=r"nearest: zero3\)"):
-        deepspeed_config(make_config(ds_config="zer03"), World())
+        deepspeed_config(run_config(ds_config="zer03"), World())
 
 
-def test_a_process_without_a_row_is_refused_before_deepspeed_sees_it(make_config):
+def test_a_process_without_a_row_is_refused_before_deepspeed_sees_it(run_config):
     with pytest.raises(ConfigError, match="global_batch=4 over 5 processes"):
-        deepspeed_config(make_config(global_batch=4, micro_batch=4), World(0, 5))
+        deepspeed_config(run_config(global_batch=4, micro_batch=4), World(0, 5))
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():

@@ -21,9 +21,9 @@ WORLD = World()
 
 
 @pytest.fixture
-def decide(make_config):
+def decide(run_config):
     def make(device=CPU, length=128, zero_stage=2, precision="bf16", world=WORLD, **speed):
-        config = make_config(
+        config = run_config(
             precision=precision, global_batch=64, micro_batch=4, speed=SpeedConfig(**speed)
         )
         return Execution.of(config, world, device, length, zero_stage)
@@ -142,8 +142,8 @@ def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded) -> None:
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6
 
 
-def test_eight_bits_are_asked_for_in_the_model_section(make_config) -> None:
-    config = make_config(model=ModelConfig(teacher_precision="fp8"))
+def test_eight_bits_are_asked_for_in_the_model_section(run_config) -> None:
+    config = run_config(model=ModelConfig(teacher_precision="fp8"))
     assert Execution.of(config, WORLD, CPU, 16, 2).fp8_teacher
 
 

@@ -19,8 +19,7 @@ from fitb.errors import DataError
 from fitb.model import exported
 from fitb.train import checkpoint, milestones
 from fitb.train.milestones import mend_export
-from fitb.train.rundir import open_run
-from fitb.train.setup import Progress
+from fitb.train.setup import Progress, open_run
 from fitb.world import World
 
 SIZES = BertConfig(
@@ -51,7 +50,7 @@ class Mending:
             tensors = [(f"param/student.model.{name}", p.detach()) for name, p in names]
             checkpoint.save(
                 *(self.run.checkpoints, tensors, {"step": step}),
-                licence=self.run.licence,
+                fence=self.run.fence,
                 world=World(),
                 keep_last=9,
             )
@@ -78,9 +77,9 @@ class Mending:
 
 
 @pytest.fixture
-def mending(make_config: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Mending:
+def mending(run_config: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Mending:
     monkeypatch.setattr(milestones, "_model_card", lambda *args: "# a card\n")
-    return Mending(make_config(eval=EvalConfig(every_steps=8)), tokenizer)
+    return Mending(run_config(eval=EvalConfig(every_steps=8)), tokenizer)
 
 
 def zeros(path: Path) -> None:

@@ -52,7 +52,7 @@ def test_without_a_teacher_there_is_no_distillation_total():
 
 
 @pytest.fixture
-def make_meter(make_config):
+def make_meter(run_config):
     def make(every_steps):
         objective = SimpleNamespace(names=NAMES, weights=WEIGHTS)
         engine = SimpleNamespace(objective=objective, loss_scale=8.0, skipped_steps=1)
@@ -63,7 +63,7 @@ def make_meter(make_config):
             progress=SimpleNamespace(step=0),
             least_token_s=0.004,
         )
-        config = make_config(steps=10, track=TrackConfig(every_steps=every_steps))
+        config = run_config(steps=10, track=TrackConfig(every_steps=every_steps))
         return Meter(parts, config)
 
     return make

@@ -9,7 +9,7 @@ from fitb.world import World
 
 
 def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished(
-    make_config, monkeypatch
+    run_config, monkeypatch
 ):
     """A kill between the two left a finished run without a model, and nobody made one any more."""
     done, manifests = [], []
@@ -30,9 +30,9 @@ def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished
     )
     parts = SimpleNamespace(engine=engine, progress=Progress(step=9), fingerprint="f")
     run = SimpleNamespace(
-        checkpoints=None, licence=None, attempt=1, event=lambda *args, **kwargs: None
+        checkpoints=None, fence=None, attempt=1, event=lambda *args, **kwargs: None
     )
-    config = make_config(steps=10, eval=EvalConfig(every_steps=0))
+    config = run_config(steps=10, eval=EvalConfig(every_steps=0))
     milestones.save(parts, run, config, "")
     assert done == ["commit"]
     parts.progress.step = 10

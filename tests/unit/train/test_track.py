@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fitb.config import TrackConfig
-from fitb.train.rundir import RunDir
+from fitb.rundir.writer import RunDir
 from fitb.train.track import Line, Tracker
 from fitb.train.wandb_mirror import held_step, whole_lines
 from fitb.world import World
@@ -56,13 +56,13 @@ def wandb(monkeypatch):
 
 
 @pytest.fixture
-def make_tracker(tmp_path, make_config):
+def make_tracker(tmp_path, run_config):
     def make(rank=0, **track):
         world = World(rank, rank + 1)
         run = RunDir(tmp_path, 1, world)
-        run.licence.mkdir(parents=True, exist_ok=True)
+        run.fence.mkdir(parents=True, exist_ok=True)
         settings = {"wandb": "offline"} | track
-        return Tracker(run, make_config(steps=100, track=TrackConfig(**settings)), world)
+        return Tracker(run, run_config(steps=100, track=TrackConfig(**settings)), world)
 
     return make
 

@@ -70,11 +70,11 @@ class Rows:
 
 
 @pytest.fixture
-def make_engine(make_config):
+def make_engine(run_config):
     def make(rank=0, size=1, **optim):
         optim = OptimConfig(**{"lr": 1.0, "warmup_steps": 4, **optim})
         engine = Engine.__new__(Engine)
-        engine.config = make_config(steps=20, micro_batch=1, optim=optim, seed=7)
+        engine.config = run_config(steps=20, micro_batch=1, optim=optim, seed=7)
         engine.world, engine.device = World(rank, size), torch.device("cpu")
         engine.teacher, engine._ends_steps = None, False
         engine._grad_accum, engine._asked_at_once = 2, 1

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch.distributed as dist
 from fitb.cluster.local import hold_port
 from fitb.train import watch
-from fitb.train.rundir import RunDir
+from fitb.rundir.writer import RunDir
 from fitb.world import World
 
 run_dir, case = Path(sys.argv[1]), sys.argv[2]
 watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._AWAY_S = 0.1, 2.0, 0.5, 1.0
-watch.attempt.HEARTBEAT_S = 0.2
+watch.ownership.HEARTBEAT_S = 0.2
 suspended = ("suspend", "debug", "skew")
 if case in ("held", *suspended):
     watch.SILENCE_S = 20.0  # as much longer than the rest as it is

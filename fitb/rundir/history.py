@@ -1,27 +1,13 @@
-"""A run's events.jsonl as attempts: when each began, what it did and why it ended.
-
-Events come from the trainer and from fitb.cluster.progress, and from other versions of both: a
-field that is missing is None, and an event that is not known is passed over.
-"""
+"""The attempts of a run, from its events: when each began, what it did and why it ended."""
 
 from __future__ import annotations
 
 import datetime
-import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fitb.fsio import read_records
-
-logger = logging.getLogger(__name__)
-Event = dict[str, Any]
-_LARGEST = 2**53  # beyond it a number is no whole float64
-_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
-_TEXTS = ("time", "event", "reason", "job", "chain", "host")
-_MOST_WORDS = 1000
+from fitb.rundir.events import Event, as_written, when
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class Attempt:
         start_s: seconds from its start to its first step, by part.
         exit_code: of the trainer, or else what the scheduler's side saw.
         reason: why it ended, in the trainer's words.
-        decision: what follows, of fitb.cluster.progress: requeue, stop or None.
+        decision: what follows (restart.py): requeue, stop or None.
         decided: its reason.
         decided_at: when.
         saves: events.
@@ -65,61 +51,6 @@ class Attempt:
     decided_at: datetime.datetime | None = None
     saves: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def words_of(rank: int) -> str:
-    """Return the name of the file in an attempt's folder that holds why its rank was ended."""
-    return f"words-rank-{rank:05d}.txt"
-
-
-def last_words(run: Path) -> Iterator[tuple[Path, Event]]:
-    """Yield the last words of ranks that could not write an event themselves, each as one."""
-    for path in sorted((run / "attempts").glob("*/words-rank-*.txt")):
-        numbers = re.match(r"(\d+)(?:\.ended)?/words-rank-(\d+)", f"{path.parent.name}/{path.name}")
-        try:
-            said = path.read_text(errors="replace").strip()[:_MOST_WORDS]
-            seconds = path.stat().st_mtime
-        except OSError:
-            continue
-        if numbers and said:
-            moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-            yield (
-                path,
-                {
-                    "time": moment.isoformat(timespec="milliseconds"),
-                    "event": "hang",
-                    "attempt": int(numbers[1]),
-                    "rank": int(numbers[2]),
-                    "reason": f"rank {int(numbers[2])}: {said}",
-                },
-            )
-
-
-def as_written(event: Event) -> Event:
-    """Return the fields of an event that are of the type that fitb writes."""
-
-    def fits(key: str, value: Any) -> bool:
-        if key in _WHOLE:
-            return type(value) is int and abs(value) <= _LARGEST
-        if key in _TEXTS:
-            return isinstance(value, str)
-        if key in ("hosts", "checks"):
-            return isinstance(value, list) and all(isinstance(each, str) for each in value)
-        parts = value.values() if key == "seconds" and isinstance(value, dict) else [value]
-        return all(type(x) in (int, float) and abs(x) <= _LARGEST for x in parts)
-
-    return {key: value for key, value in event.items() if fits(key, value)}
-
-
-def events_of(run: Path, tell: Callable[[str], None] = logger.warning) -> Iterator[Event]:
-    """Yield the events of a run, and the last words that no later attempt has made events yet.
-
-    Args:
-        tell: as of `read_records`.
-    """
-    yield from read_records(run / "events.jsonl", "event", tell=tell)
-    for _, event in last_words(run):
-        yield event
 
 
 def attempts_of(events: Iterable[Event]) -> list[Attempt]:
@@ -180,23 +111,6 @@ def _start_s(named: dict[str, Event]) -> dict[str, float]:
         ages["resume"] = ages["attempt"]
     parts = {"imports": ages["attempt"], "models": ages["resume"] - ages["attempt"]}
     return parts | {"first step": ages["first_step"] - ages["resume"]}
-
-
-def when(event: Event) -> datetime.datetime | None:
-    """Return the time of an event; None where it has none that can be read."""
-    try:
-        moment = datetime.datetime.fromisoformat(str(event.get("time")).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
-
-
-def save_seconds(event: Event) -> float | None:
-    """Return how long a save took, all parts together; None where it does not say."""
-    seconds = event.get("seconds")
-    if isinstance(seconds, dict):
-        return float(sum(seconds.values()))
-    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _whole(step: Any) -> int:

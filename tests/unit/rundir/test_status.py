@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 
 from fitb.cli import main
-from fitb.cluster.history import Attempt, words_of
-from fitb.cluster.progress import now
+from fitb.cluster.slurm import reported_state
 from fitb.errors import ConfigError
 from fitb.fsio import append_line
-from fitb.status.page import as_json, line, render
-from fitb.status.run import Life, duration, state_of, status
-from fitb.status.tail import rate, tail_records
+from fitb.rundir.events import now, words_of
+from fitb.rundir.history import Attempt
+from fitb.rundir.metrics import rate, tail_records
+from fitb.rundir.status import Life, duration, state_of, status
+from fitb.tools.status import as_json, line, render
 
 NOW_S = 1_800_000_000.0
 LIVE = Life(heard_s=3.0, limit_s=60.0, ended=False, step=5, silent=[])
@@ -180,7 +181,7 @@ def test_only_the_tail_of_a_huge_file_is_read(tmp_path: Path) -> None:
         file.write(b'{"train/step": 40, "perf')
     found = status(run)
     assert (found.step, found.steps_per_s) == (39, pytest.approx(5.0))
-    records = tail_records(run / "metrics.jsonl", num_bytes=200)
+    records = tail_records(run, num_bytes=200)
     assert [r["train/step"] for r in records] == [37, 38, 39]
 
 
@@ -316,8 +317,9 @@ def test_status_asks_slurm_where_it_is_and_says_what_it_heard(
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobId=$5 JobState=FAILED Reason=None\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    found = status(run)
+    found = status(run, job_state=reported_state)
     assert (found.state, found.slurm) == ("stopped", "FAILED")
     assert "Slurm      job 71: FAILED" in render(found)
     (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
-    assert (status(run).state, status(run).slurm) == ("running", None)
+    found = status(run, job_state=reported_state)
+    assert (found.state, found.slurm) == ("running", None)

@@ -9,17 +9,40 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fitb.cluster.history import Attempt
+from fitb.cluster.slurm import reported_state
+from fitb.errors import ConfigError
 from fitb.fsio import to_json
-from fitb.status.run import OVER, Status, StatusConfig, duration, status
+from fitb.rundir.history import Attempt
+from fitb.rundir.status import OVER, Status, duration, status
 
 logger = logging.getLogger(__name__)
 CLEAR = "\033[H\033[J"  # cursor to the top, then nothing below it
 MAX_HOSTS = 4
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    """Where a run stands.
+
+    Args:
+        run: its folder.
+        watch: draw again until the run ends or Ctrl-C; a line each time where it is no terminal.
+        every_s: seconds between two drawings.
+        json: print one JSON object, or one a line with watch.
+    """
+
+    run: str
+    watch: bool = False
+    every_s: float = 5.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.every_s > 0:
+            raise ConfigError(f"every_s={self.every_s}; expected seconds above 0")
 
 
 def show(config: StatusConfig) -> int:
@@ -38,7 +61,7 @@ def show(config: StatusConfig) -> int:
         while config.watch and not run.exists():
             time.sleep(config.every_s)
         while True:
-            found = status(run, tell=tell)
+            found = status(run, job_state=reported_state, tell=tell)
             if config.json:
                 text = to_json(as_json(found))
             else:

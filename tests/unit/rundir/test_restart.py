@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from fitb.cluster.progress import (
+from fitb.errors import CRASH, FINISHED, RESUME, STOP
+from fitb.fsio import append_line, read_json, write_json
+from fitb.rundir.checkpoints import last_committed_step
+from fitb.rundir.ownership import current_owner
+from fitb.rundir.restart import (
     MAX_STALLED_CRASHES,
     MAX_STALLED_LEAVES,
     Source,
@@ -14,13 +18,9 @@ from fitb.cluster.progress import (
     begin_afresh,
     decide,
     decide_from,
-    last_committed_step,
     main,
     num_attempts,
-    owner_of,
 )
-from fitb.errors import CRASH, FINISHED, RESUME, STOP
-from fitb.fsio import append_line, read_json, write_json
 
 
 def before(step: int, stalled: int, job: str = "7", event: str = "requeue") -> dict[str, Any]:
@@ -351,6 +351,7 @@ def owner(run_dir: Path, name: str, job: str) -> None:
     folder = run_dir / "attempts" / name
     folder.mkdir(parents=True)
     record = {"attempt": int(name[:4]), "job": job, "restart": 0, "host": "h1", "pid": 3}
+    record |= {"machine": "", "started": 0.0, "cluster": ""}
     (folder / "owner.json").write_text(json.dumps(record))
 
 
@@ -371,10 +372,10 @@ def test_an_attempt_that_has_ended_owns_nothing_and_the_one_before_it_may(tmp_pa
     owner(tmp_path, "0002", "6")
     owner(tmp_path, "0003", "7")
     (tmp_path / "attempts" / "0003" / "ended").touch()
-    found = owner_of(tmp_path)
-    assert found and found["attempt"] == 2
+    found = current_owner(tmp_path)
+    assert found and found.attempt == 2
     (tmp_path / "attempts" / "0002" / "ended").touch()
-    assert owner_of(tmp_path) is None
+    assert current_owner(tmp_path) is None
 
 
 def test_stop_before_the_first_attempt_of_a_job_counts_where_nobody_has_the_run(

@@ -1,6 +1,6 @@
 """Orders of the filesystem calls of jobs that start one run at the same moment: who owns it?
 
-    python tests/unit/train/takeover_orders.py [--random N] [--module attempt.py]
+    python tests/unit/rundir/takeover_orders.py [--random N] [--module ownership.py]
 
 The real code of `take` runs over a real folder, and stops before every call that it makes; the
 order in which the calls are made is chosen: every order of two starters, every order of three with
@@ -32,7 +32,7 @@ from types import ModuleType
 
 from stopped_calls import Call, Gate, Killed, Starter
 
-from fitb.train import attempt as real_attempt
+from fitb.rundir import ownership as real_ownership
 
 SCENARIOS = ("fresh", "ended", "dead", "zombie", "gap")
 
@@ -57,7 +57,7 @@ class Contest:
         if scenario in ("ended", "dead", "zombie"):
             gate.module.take(self.run, {})
         if scenario == "ended":
-            gate.module.leave(self.run, 1)
+            gate.module.release(self.run, 1)
         self.alike = {"gap": 1, "zombie": several - 1}.get(scenario, several)  # the first so many
         self.threads = [self._starter(i) for i in range(several)]
         if scenario == "zombie":
@@ -108,7 +108,7 @@ class Contest:
 
     def finish(self) -> None:
         """Check what came out when all calls were made, then let those that lost try again."""
-        allowed = (real_attempt.RunTaken, real_attempt.Replaced, Killed)
+        allowed = (real_ownership.RunTaken, real_ownership.Replaced, Killed)
         for thread in self.threads:
             if thread.error and type(thread.error).__name__ not in {a.__name__ for a in allowed}:
                 raise Broken(f"starter ended with {thread.error!r}") from thread.error
@@ -261,7 +261,7 @@ def killed_at_every_call(make: Callable[[], Contest]) -> int:
 
 
 def load(path: Path) -> ModuleType:
-    """Another version of attempt.py."""
+    """Another version of ownership.py."""
     spec = importlib.util.spec_from_file_location("other_attempt", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -298,9 +298,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=SCENARIOS, nargs="*", default=SCENARIOS)
     parser.add_argument("--exhaust", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--module", type=Path, help="another attempt.py than this tree's")
+    parser.add_argument("--module", type=Path, help="another ownership.py than this tree's")
     args = parser.parse_args()
-    module = load(args.module) if args.module else real_attempt
+    module = load(args.module) if args.module else real_ownership
     for scenario, seen in itertools.product(args.only, (True, False)):
         try:
             prove(module, scenario, seen, args)

@@ -14,20 +14,20 @@ import takeover_orders
 from stopped_calls import Gate
 from takeover_orders import Broken, Contest, every_order, killed_at_every_call, random_order
 
-from fitb.train import attempt
+from fitb.rundir import names, ownership
 
 
 @pytest.fixture
 def few() -> Iterator[Gate]:
     """Stopping where another starter can see the call."""
-    with Gate(attempt).installed() as gate:
+    with Gate(ownership).installed() as gate:
         yield gate
 
 
 @pytest.fixture
 def every() -> Iterator[Gate]:
     """Stopping at every call."""
-    with Gate(attempt, every_call=True).installed() as gate:
+    with Gate(ownership, every_call=True).installed() as gate:
         yield gate
 
 
@@ -67,10 +67,10 @@ def test_the_search_of_orders_finds_a_take_over_that_leaves_something_behind(
     """Without the removal of either, an attempt that was shut out commits."""
     if part == "token":
         monkeypatch.setattr(
-            attempt, "_revoke", lambda run, n, s: attempt._remove(attempt._fence(run, n), s)
+            ownership, "_revoke", lambda run, n, s: ownership._remove(names.fence(run, n), s)
         )
     else:
-        monkeypatch.setattr(attempt, "_remove", lambda fence, s: None)
+        monkeypatch.setattr(ownership, "_remove", lambda fence, s: None)
     with pytest.raises(Broken, match="two fences"):
         every_order(lambda: Contest(few, "fresh", 2, seen=False))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from fitb.cluster.history import attempts_of, save_seconds
+from fitb.rundir.events import save_seconds
+from fitb.rundir.history import attempts_of
 
 T = "2026-11-24T20:58:{:02d}.000+00:00"
 

@@ -1,7 +1,6 @@
 """The state of a run at one moment, from the files that it leaves.
 
-It works on any machine that sees the folder, without torch; where Slurm is at hand it is asked for
-the state of the job.
+It works on any machine that sees the folder, without torch.
 """
 
 from __future__ import annotations
@@ -9,22 +8,24 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from fitb.cluster import site
-from fitb.cluster.history import Attempt, attempts_of, events_of, save_seconds, when
-from fitb.cluster.progress import has_ended, last_committed_step
-from fitb.cluster.slurm import ENDED
-from fitb.errors import FINISHED, RESUME, STOP, ConfigError, SystemFault
+from fitb.errors import FINISHED, RESUME, STOP, ConfigError
 from fitb.fsio import read_json
-from fitb.status.tail import rate, tail_records
+from fitb.job_states import ENDED, WAITING
+from fitb.rundir import names
+from fitb.rundir.checkpoints import last_committed_step
+from fitb.rundir.events import read_events, save_seconds, when
+from fitb.rundir.history import Attempt, attempts_of
+from fitb.rundir.metrics import best_validation, rate, tail_records
+from fitb.rundir.ownership import has_ended
+from fitb.rundir.provenance import newest_code
 
 logger = logging.getLogger(__name__)
 State = Literal["not started", "running", "waiting", "finished", "stopped", "lost"]
@@ -32,29 +33,7 @@ OVER = ("finished", "stopped")
 HEARTBEAT_LIMIT_S = 60.0  # heartbeats come every 10 s; clocks of hosts and file servers differ
 QUIET_LIMIT_S = 600.0  # without heartbeats: compiling and validating write nothing for minutes
 DECISION_S = 60.0  # in which a batch script decides what follows
-SLURM_TIMEOUT_S = 5.0
-_MEMBERS = ("config.yaml", "events.jsonl", "metrics.jsonl", "checkpoints", "logs")
-
-
-@dataclass(frozen=True)
-class StatusConfig:
-    """Where a run stands.
-
-    Args:
-        run: its folder.
-        watch: draw again until the run ends or Ctrl-C; a line each time where it is no terminal.
-        every_s: seconds between two drawings.
-        json: print one JSON object, or one a line with watch.
-    """
-
-    run: str
-    watch: bool = False
-    every_s: float = 5.0
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.every_s > 0:
-            raise ConfigError(f"every_s={self.every_s}; expected seconds above 0")
+_MEMBERS = (names.CONFIG, names.EVENTS, names.METRICS, names.CHECKPOINTS, names.LOGS)
 
 
 @dataclass(frozen=True)
@@ -139,11 +118,16 @@ class Life:
 
 
 def status(
-    run: Path, *, now_s: float | None = None, tell: Callable[[str], None] = logger.warning
+    run: Path,
+    *,
+    job_state: Callable[[str], str | None] = lambda job: None,
+    now_s: float | None = None,
+    tell: Callable[[str], None] = logger.warning,
 ) -> Status:
     """Read where a run stands, as far as its files are whole.
 
     Args:
+        job_state: asks the scheduler for the state of a job; None where it cannot tell.
         now_s: for tests; the clock otherwise.
         tell: gets a sentence on events that are damaged.
     Raises: ConfigError where the folder is not a run's.
@@ -154,21 +138,21 @@ def status(
             " --run_dir was, or runs/JOB_NAME"
         )
     now_s = time.time() if now_s is None else now_s
-    attempts = attempts_of(events_of(run, tell))
+    attempts = attempts_of(read_events(run, tell))
     last = attempts[-1] if attempts else Attempt(0)
-    records = tail_records(run / "metrics.jsonl")
+    records = tail_records(run)
     config = _config(run)
     steps_per_s = rate(records, last.first_step) or rate(records, 0)
     life = _life(run, last, now_s, config, steps_per_s)
     life = replace(life, step=max(last.last_step, life.step, _logged_step(run, last, records)))
-    slurm = _ask_slurm(last.job)
+    slurm = job_state(last.job) if last.job else None
     state, why = state_of(attempts, life, slurm, now_s)
     step, steps = life.step, _whole(config.get("steps"))
     left_s = None
     if steps_per_s and steps and state not in OVER:
         left_s = max(0, steps - step) / steps_per_s
     best_loss, best_step = _best(run, records)
-    export = run / "export"
+    export = run / names.EXPORT
     return Status(
         run=str(run),
         state=state,
@@ -187,7 +171,7 @@ def status(
         slurm=slurm,
         logs=_log(run, last),
         export=str(export) if export.is_dir() else None,
-        commit=_commit(run),
+        commit=_commit(newest_code(run) or {}),
     )
 
 
@@ -205,7 +189,7 @@ def state_of(
     if last.exit_code == FINISHED:
         return "finished", last.reason or "all steps done"
     why = "; ".join(filter(None, (last.reason, last.decided))) or "without a reason"
-    pending = slurm in ("PENDING", "REQUEUED", "CONFIGURING", "SUSPENDED")
+    pending = slurm in WAITING
     if last.decision == "stop" or last.exit_code == STOP:
         return "stopped", why
     if last.decision == "requeue":
@@ -252,7 +236,7 @@ def _moment(seconds: float) -> datetime.datetime:
 
 def _config(run: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((run / "config.yaml").read_text())
+        found = yaml.safe_load((run / names.CONFIG).read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -261,7 +245,7 @@ def _config(run: Path) -> dict[str, Any]:
 def _life(
     run: Path, last: Attempt, now_s: float, config: dict[str, Any], steps_per_s: float | None
 ) -> Life:
-    folder, ended = run / "attempts" / f"{last.number:04d}", has_ended(run, last.number)
+    folder, ended = names.attempt(run, last.number), has_ended(run, last.number)
     beats = {path.name: path for path in folder.glob("rank-*.json")}
     if beats and not ended:
         times = {name: _mtime(path) for name, path in beats.items()}
@@ -275,7 +259,7 @@ def _life(
             step=max(filter(None, steps), default=0),
             silent=[_who(beats[name]) for name in silent],
         )
-    written = [run / "metrics.jsonl", run / "events.jsonl", *(run / "logs").glob("*")]
+    written = [run / names.METRICS, run / names.EVENTS, *(run / names.LOGS).glob("*")]
     times_s = [_mtime(path) for path in written if path.is_file()]
     track = config.get("track")
     every = _whole(track.get("every_steps")) if isinstance(track, dict) else None
@@ -308,21 +292,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _ask_slurm(job: str | None) -> str | None:
-    if not job or not re.fullmatch(r"\d+(_\d+)?", job) or not shutil.which("scontrol"):
-        return None
-    try:
-        answer = site.ask("scontrol", "show", "job", "-o", job, timeout_s=SLURM_TIMEOUT_S)
-    except SystemFault:
-        return None
-    return site.parse_record(answer).get("JobState")
-
-
 def _logged_step(run: Path, last: Attempt, records: Sequence[dict[str, Any]]) -> int:
     """The last logged step, where this attempt logged it: a replayed step is not logged again."""
-    if not records or (last.began and _mtime(run / "metrics.jsonl") < last.began.timestamp()):
+    if not records or (last.began and _mtime(run / names.METRICS) < last.began.timestamp()):
         return 0
-    return int(records[-1]["train/step"])
+    return int(records[-1][names.STEP])
 
 
 def _save(run: Path, attempts: Sequence[Attempt], step: int) -> Save | None:
@@ -331,33 +305,30 @@ def _save(run: Path, attempts: Sequence[Attempt], step: int) -> Save | None:
         return None
     events = [event for a in attempts for event in a.saves if event.get("step") == saved]
     event = events[-1] if events else {}
-    found = _mtime(run / "checkpoints" / f"step-{saved:07d}")
+    found = _mtime(names.checkpoint(run, saved))
     moment = when(event) or (_moment(found) if found else None)
     return Save(saved, moment, save_seconds(event), max(0, step - saved))
 
 
 def _best(run: Path, records: Sequence[dict[str, Any]]) -> tuple[float | None, int | None]:
     """The best validation: of the newest checkpoint's manifest, or a later one that was logged."""
-    manifest = _json(run / "checkpoints" / f"step-{last_committed_step(run):07d}" / "manifest.json")
-    found = [(r["val/loss_mlm"], r["train/step"]) for r in records if "val/loss_mlm" in r]
-    best = manifest.get("best_loss"), manifest.get("best_step")
-    if type(best[0]) in (int, float) and type(best[1]) is int:
-        found.append(best)
-    return min(found, key=lambda pair: pair[0], default=(None, None))
+    manifest = _json(names.checkpoint(run, last_committed_step(run)) / names.MANIFEST)
+    saved = {names.BEST_BY: manifest.get("best_loss"), names.STEP: manifest.get("best_step")}
+    known = type(saved[names.BEST_BY]) in (int, float) and type(saved[names.STEP]) is int
+    return best_validation([*records, *([saved] if known else [])]) or (None, None)
 
 
 def _log(run: Path, last: Attempt) -> str:
-    files = [path for path in (run / "logs").glob("*") if path.suffix in (".out", ".err")]
+    files = [path for path in (run / names.LOGS).glob("*") if path.suffix in (".out", ".err")]
     of_job = [
         path for path in files if last.job and re.match(rf"{re.escape(last.job)}[._]", path.name)
     ]
     first = [path for path in of_job or files if re.search(r"[._]0(_log)?\.", path.name)]
-    return str(max(first or of_job or files, key=_mtime, default=run / "logs"))
+    return str(max(first or of_job or files, key=_mtime, default=run / names.LOGS))
 
 
-def _commit(run: Path) -> str | None:
-    try:
-        entry = read_json(run / "provenance.json")[-1]
-        return f"{entry['commit'][:9]}{' with local changes' if entry.get('diff') else ''}"
-    except (OSError, ValueError, LookupError, TypeError):
+def _commit(code: Mapping[str, Any]) -> str | None:
+    commit = code.get("commit")
+    if not isinstance(commit, str):
         return None
+    return f"{commit[:9]}{' with local changes' if code.get('diff') else ''}"

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from fitb import fsio
-from fitb.cluster.history import attempts_of, words_of
 from fitb.config import Config, OptimConfig
 from fitb.errors import ConfigError
 from fitb.flags import parse
-from fitb.train import attempt
-from fitb.train.rundir import RunDir, open_run
+from fitb.rundir import ownership
+from fitb.rundir.events import words_of
+from fitb.rundir.history import attempts_of
+from fitb.rundir.writer import RunDir
+from fitb.train.setup import open_run
 from fitb.world import World
 
 ALONE = World()
@@ -25,8 +27,8 @@ def events(config):
     return list(fsio.read_lines(Path(config.run_dir) / "events.jsonl"))
 
 
-def test_a_run_begins_with_its_configuration_and_provenance(make_config):
-    config = make_config(seed=5)
+def test_a_run_begins_with_its_configuration_and_provenance(run_config):
+    config = run_config(seed=5)
     run, _ = open_run(config, ALONE)
     assert run.attempt == 1
     path = Path(config.run_dir)
@@ -42,8 +44,8 @@ def test_a_run_begins_with_its_configuration_and_provenance(make_config):
     assert [e["event"] for e in events(config)] == ["attempt"]
 
 
-def test_each_start_is_one_more_attempt(make_config):
-    config = make_config()
+def test_each_start_is_one_more_attempt(run_config):
+    config = run_config()
     assert [open_run(config, ALONE)[0].attempt for _ in range(3)] == [1, 2, 3]
     provenance = fsio.read_json(Path(config.run_dir) / "provenance.json")
     assert [entry["attempt"] for entry in provenance] == [1, 2, 3]
@@ -55,8 +57,8 @@ def begin(config):
     fsio.append_line(run.metrics, {"train/step": 1})
 
 
-def test_until_a_step_is_logged_a_refused_configuration_can_be_mended(make_config):
-    config = make_config()
+def test_until_a_step_is_logged_a_refused_configuration_can_be_mended(run_config):
+    config = run_config()
     open_run(config, ALONE)
     mended = dataclasses.replace(config, steps=7)
     assert open_run(mended, ALONE)[0].attempt == 2
@@ -65,8 +67,8 @@ def test_until_a_step_is_logged_a_refused_configuration_can_be_mended(make_confi
         open_run(config, ALONE)
 
 
-def test_a_changed_configuration_is_refused_with_every_key(make_config):
-    config = make_config()
+def test_a_changed_configuration_is_refused_with_every_key(run_config):
+    config = run_config()
     begin(config)
     before = (Path(config.run_dir) / "config.yaml").read_bytes()
     changed = dataclasses.replace(config, steps=7, optim=OptimConfig(lr=0.5))
@@ -77,23 +79,23 @@ def test_a_changed_configuration_is_refused_with_every_key(make_config):
     assert open_run(config, ALONE)[0].attempt == 2
 
 
-def test_what_may_change_may_change(make_config):
-    config = make_config()
+def test_what_may_change_may_change(run_config):
+    config = run_config()
     begin(config)
     run, _ = open_run(dataclasses.replace(config, micro_batch=1, ds_config="zero1"), ALONE)
     assert run.attempt == 2
 
 
-def test_a_moved_run_goes_on_under_its_new_name(make_config, tmp_path):
-    config = make_config()
+def test_a_moved_run_goes_on_under_its_new_name(run_config, tmp_path):
+    config = run_config()
     open_run(config, ALONE)
     Path(config.run_dir).rename(tmp_path / "moved")
     moved = dataclasses.replace(config, run_dir=str(tmp_path / "moved"))
     assert open_run(moved, ALONE)[0].attempt == 2
 
 
-def test_an_event_that_a_kill_tore_is_mended(make_config):
-    config = make_config()
+def test_an_event_that_a_kill_tore_is_mended(run_config):
+    config = run_config()
     open_run(config, ALONE)
     with open(Path(config.run_dir) / "events.jsonl", "a") as file:
         file.write('{"event": "att')
@@ -101,9 +103,9 @@ def test_an_event_that_a_kill_tore_is_mended(make_config):
     assert [e["event"] for e in events(config)] == ["attempt"] * 2
 
 
-def test_damaged_lines_of_the_record_stop_no_run(make_config, caplog):
+def test_damaged_lines_of_the_record_stop_no_run(run_config, caplog):
     """One bad line of events.jsonl ended every start with 93."""
-    config = make_config()
+    config = run_config()
     open_run(config, ALONE)
     path = Path(config.run_dir) / "events.jsonl"
     before = path.read_bytes()
@@ -114,9 +116,9 @@ def test_damaged_lines_of_the_record_stop_no_run(make_config, caplog):
 
 
 @pytest.mark.parametrize("damage", [b"", bytes(40), b"[{", b"\xff", b"{}", b"3"])
-def test_a_damaged_provenance_is_set_aside_and_begun_anew(make_config, caplog, damage):
+def test_a_damaged_provenance_is_set_aside_and_begun_anew(run_config, caplog, damage):
     """One of no bytes crashed every start."""
-    config = make_config()
+    config = run_config()
     open_run(config, ALONE)
     path = Path(config.run_dir) / "provenance.json"
     path.write_bytes(damage)
@@ -126,9 +128,9 @@ def test_a_damaged_provenance_is_set_aside_and_begun_anew(make_config, caplog, d
     assert any("provenance.json.bad" in message for message in caplog.messages)
 
 
-def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(make_config, monkeypatch):
+def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(run_config, monkeypatch):
     """An answer from the memory of a filesystem is no proof that a file is not there."""
-    config = make_config()
+    config = run_config()
     begin(config)
     run, _ = open_run(config, ALONE)
     real = Path.exists
@@ -137,8 +139,8 @@ def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(make_c
     assert [line["train/step"] for line in fsio.read_lines(run.metrics)] == [1]
 
 
-def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(make_config):
-    config = make_config()
+def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(run_config):
+    config = run_config()
     run, _ = open_run(config, ALONE)
     (run.heartbeats / words_of(3)).write_text("a call kept the interpreter to itself\n")
     for _ in range(2):
@@ -151,14 +153,14 @@ def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(make_co
     assert any("rank 3 hung" in note for note in first.notes)
 
 
-def test_a_kill_between_folder_and_configuration_is_a_first_attempt(make_config):
-    config = make_config()
+def test_a_kill_between_folder_and_configuration_is_a_first_attempt(run_config):
+    config = run_config()
     (Path(config.run_dir) / "checkpoints").mkdir(parents=True)
     assert open_run(config, ALONE)[0].attempt == 1
 
 
-def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
-    config = make_config()
+def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(run_config):
+    config = run_config()
     begin(config)
     path = Path(config.run_dir) / "config.yaml"
     for text in ("", "optim: {lr: [", "3"):
@@ -168,41 +170,41 @@ def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(make_config):
 
 
 def test_a_run_that_another_has_begun_while_this_start_waited_keeps_its_configuration(
-    make_config, monkeypatch
+    run_config, monkeypatch
 ):
     """Waiting for a heartbeat takes half a minute, in which the owner may log its first step."""
-    config = make_config()
+    config = run_config()
     open_run(config, ALONE)
     saved = (Path(config.run_dir) / "config.yaml").read_bytes()
-    real = attempt.take
+    real = ownership.take
 
     def waiting(*args, **kwargs):
         Path(config.run_dir, "metrics.jsonl").write_text('{"train/step": 1}\n')
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(attempt, "take", waiting)
+    monkeypatch.setattr(ownership, "take", waiting)
     with pytest.raises(ConfigError, match="begun under another configuration: seed"):
         open_run(dataclasses.replace(config, seed=config.seed + 1), ALONE)
     assert (Path(config.run_dir) / "config.yaml").read_bytes() == saved
     assert open_run(config, ALONE)[0].attempt == 3
 
 
-def test_whoever_has_lost_the_run_cuts_nothing_off_its_metrics_or_configuration(make_config):
-    config = make_config()
+def test_whoever_has_lost_the_run_cuts_nothing_off_its_metrics_or_configuration(run_config):
+    config = run_config()
     run, _ = open_run(config, ALONE)
     run.metrics.write_text('{"train/step": 1}\n{"train/')
-    attempt.take(run.path, {})
-    with pytest.raises(attempt.Replaced):
+    ownership.take(run.path, {})
+    with pytest.raises(ownership.Replaced):
         run.open_metrics()
     assert run.metrics.read_text() == '{"train/step": 1}\n{"train/'
-    with pytest.raises(attempt.Replaced):
-        attempt.write_fenced(run.licence, run.path / "config.yaml", "seed: 3\n")
+    with pytest.raises(ownership.Replaced):
+        ownership.write_fenced(run.fence, run.path / "config.yaml", "seed: 3\n")
     assert "seed: 3" not in (run.path / "config.yaml").read_text()
 
 
 def test_events_have_a_time_an_attempt_and_details(tmp_path):
     run = RunDir(tmp_path, 4, ALONE)
-    run.licence.mkdir(parents=True)
+    run.fence.mkdir(parents=True)
     run.event("save", step=3)
     (event,) = fsio.read_lines(tmp_path / "events.jsonl")
     assert event["event"] == "save"
@@ -216,10 +218,10 @@ def test_ranks_other_than_the_first_write_no_event(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_environment_never_reaches_the_folder(make_config, monkeypatch):
+def test_the_environment_never_reaches_the_folder(run_config, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "xyzzy-" + "secret-one")
     monkeypatch.setenv("SOME_TOKEN", "xyzzy-" + "secret-two")
-    config = make_config()
+    config = run_config()
     open_run(config, ALONE)
     for path in Path(config.run_dir).rglob("*"):
         if path.is_file():
@@ -228,7 +230,7 @@ def test_the_environment_never_reaches_the_folder(make_config, monkeypatch):
 
 def test_an_event_knows_the_age_of_its_process_to_a_tenth_of_a_second():
     """It was off by up to a second, the fraction at which the machine had booted."""
-    code = "from fitb.train.rundir import _age_s; import time; print(time.time() - _age_s())"
+    code = "from fitb.rundir.writer import _age_s; import time; print(time.time() - _age_s())"
     before = time.time()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert before - 0.1 <= float(done.stdout) <= time.time()

@@ -12,19 +12,22 @@ import time
 from pathlib import Path
 
 import pytest
-from test_checkpoint import tensors
+import torch
 
 from fitb import fsio
-from fitb.cluster.progress import has_ended
 from fitb.errors import ConfigError, FitbError, SystemFault
-from fitb.train import attempt
-from fitb.train.attempt import Replaced, RunTaken, check_owned, leave, take
+from fitb.rundir import ownership
+from fitb.rundir.ownership import Replaced, RunTaken, check_owned, has_ended, release, take
+from fitb.rundir.writer import RunDir
 from fitb.train.checkpoint import load, save
-from fitb.train.rundir import RunDir
 from fitb.world import World
 
 ALONE = World()
 JOB = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}
+
+
+def tensors(step):
+    yield "param/student.weight", torch.full((2, 2), float(step))
 
 
 def owned(run):
@@ -52,8 +55,8 @@ def run(tmp_path):
 @pytest.fixture
 def fast(monkeypatch):
     """Dead after half a second of silence."""
-    monkeypatch.setattr(attempt, "SILENT_S", 0.5)
-    monkeypatch.setattr(attempt, "_POLL_S", 0.02)
+    monkeypatch.setattr(ownership, "SILENT_S", 0.5)
+    monkeypatch.setattr(ownership, "_POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def stranger():
 def test_attempts_are_numbered_in_turn_and_end(run):
     for number in (1, 2, 3):
         assert take(run, {}) == number
-        leave(run, number)
+        release(run, number)
     assert owned(run) == {1: True, 2: True, 3: True}
     assert list((run / "checkpoints").iterdir()) == []
 
@@ -78,7 +81,7 @@ def test_a_run_of_an_older_fitb_goes_on_with_its_numbers(run):
 
 def test_a_second_job_on_a_run_that_lives_is_refused_and_changes_nothing(run, stranger):
     take(run, JOB)
-    started = attempt._started(stranger.pid)
+    started = ownership._started(stranger.pid)
     belongs_to(run, 1, pid=stranger.pid, started=started)
     with pytest.raises(RunTaken, match=f"attempt 1, which lives: process {stranger.pid} .* job 7"):
         take(run, JOB | {"SLURM_JOB_ID": "8"})
@@ -99,7 +102,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run, stranger):
 
 def test_what_slurm_has_requeued_is_replaced_at_once_though_it_lives(run, stranger):
     take(run, JOB)
-    started = attempt._started(stranger.pid)
+    started = ownership._started(stranger.pid)
     belongs_to(run, 1, pid=stranger.pid, started=started)
     assert take(run, JOB | {"SLURM_RESTART_COUNT": "1"}) == 2
 
@@ -111,15 +114,16 @@ def test_an_attempt_elsewhere_that_is_silent_is_replaced_and_one_that_beats_is_n
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from fitb.train.attempt import beat\n"
-            "for step in range(100): beat(Path(sys.argv[1]), 3, step); time.sleep(0.05)",
+            "import sys, time; from pathlib import Path\n"
+            "from fitb.rundir.ownership import heartbeat\n"
+            "for step in range(100): heartbeat(Path(sys.argv[1]), 3, step); time.sleep(0.05)",
             str(run / "attempts" / "0001"),
         ]
     )
     sign = run / "attempts" / "0001" / "rank-00003.json"
     while not sign.exists():
         time.sleep(0.01)
-    with pytest.raises(RunTaken, match=r"job none on elsewhere gave a sign of life"):
+    with pytest.raises(RunTaken, match=r"job none on elsewhere wrote a heartbeat"):
         take(run, {})
     beating.kill()
     beating.wait()
@@ -129,8 +133,8 @@ def test_an_attempt_elsewhere_that_is_silent_is_replaced_and_one_that_beats_is_n
 
 def committing(run, number, step):
     root = run / "checkpoints"
-    licence = RunDir(run, number, ALONE).licence
-    return save(root, tensors(step), {"step": step}, licence=licence, world=ALONE, keep_last=2)
+    fence = RunDir(run, number, ALONE).fence
+    return save(root, tensors(step), {"step": step}, fence=fence, world=ALONE, keep_last=2)
 
 
 def contents(folder):
@@ -166,7 +170,7 @@ def test_a_take_over_in_the_middle_of_a_commit_leaves_the_newer_attempt_alone(
 ):
     """Before each action of a kind in turn; the older one may commit before it, never after."""
     module, name = action.rsplit(".", 1)
-    owner = {"os": os, "pathlib.Path": attempt.Path}[module]
+    owner = {"os": os, "pathlib.Path": ownership.Path}[module]
     real = getattr(owner, name)
     for moment in itertools.count(1):
         run = tmp_path / f"run-{moment}"
@@ -219,13 +223,13 @@ def test_a_fence_that_the_filesystem_does_not_show_is_no_proof_of_a_later_attemp
     take(run, JOB)
     owner = RunDir(run, 1, ALONE)
     with monkeypatch.context() as patch:
-        failing(patch, "stat", code, owner.licence)
+        failing(patch, "stat", code, owner.fence)
         with pytest.raises(SystemFault) as caught:
             owner.check_owned()
-        failing(patch, "mkdir", code, owner.licence)
+        failing(patch, "mkdir", code, owner.fence)
         with pytest.raises(SystemFault):
             committing(run, 1, 1)
-    assert caught.value.restart_helps and str(owner.licence) in str(caught.value)
+    assert caught.value.restart_helps and str(owner.fence) in str(caught.value)
     owner.check_owned()
     committing(run, 1, 2)
 
@@ -241,7 +245,7 @@ def test_without_a_list_of_attempts_nobody_is_said_to_have_come_later(run, monke
 def test_all_ranks_hear_from_the_first_whether_the_run_is_lost(run, monkeypatch):
     """Another host may remember a fence that is gone, or not see one that is there."""
     take(run, JOB)
-    fence = RunDir(run, 1, ALONE).licence
+    fence = RunDir(run, 1, ALONE).fence
     asked = []
 
     def on_main(action, world):
@@ -251,7 +255,7 @@ def test_all_ranks_hear_from_the_first_whether_the_run_is_lost(run, monkeypatch)
     monkeypatch.setattr("fitb.train.checkpoint.on_main", on_main)
     failing(monkeypatch, "stat", errno.ENOENT, fence)
     with pytest.raises(Replaced, match="said rank 0"):
-        save(fence.parent, [], {"step": 1}, licence=fence, world=World(1, 2), keep_last=2)
+        save(fence.parent, [], {"step": 1}, fence=fence, world=World(1, 2), keep_last=2)
 
 
 @pytest.mark.parametrize("what", [".claim-", "token"])
@@ -323,7 +327,7 @@ def test_what_earlier_versions_left_of_attempts_is_taken_over(run, fast, of_old)
     }[of_old]:
         (run / name).mkdir(parents=True)
     for folder in (run / "attempts").glob("000*"):
-        owner = attempt.Owner.me(int(folder.name[:4]), {})
+        owner = ownership.Owner.me(int(folder.name[:4]), {})
         plain = {k: v for k, v in vars(owner).items() if k != "nonce"}
         fsio.write_json(folder / "owner.json", plain | {"host": "elsewhere"})
     assert take(run, {}) == 5
@@ -336,8 +340,8 @@ def test_what_earlier_versions_left_of_attempts_is_taken_over(run, fast, of_old)
 def test_an_attempt_of_an_earlier_version_that_lives_is_left_alone(run, stranger):
     folder = run / "attempts" / "0001"
     folder.mkdir(parents=True)
-    owner = vars(attempt.Owner.me(1, JOB)) | {"pid": stranger.pid}
-    owner["started"] = attempt._started(stranger.pid)
+    owner = vars(ownership.Owner.me(1, JOB)) | {"pid": stranger.pid}
+    owner["started"] = ownership._started(stranger.pid)
     del owner["nonce"]
     fsio.write_json(folder / "owner.json", owner)
     with pytest.raises(RunTaken, match=f"process {stranger.pid}"):

@@ -1,6 +1,6 @@
 """Real processes that start one run at the same moment, round after round: how many own it?
 
-    python tests/unit/train/takeover_rounds.py [--rounds N] [--starters 2 4]
+    python tests/unit/rundir/takeover_rounds.py [--rounds N] [--starters 2 4]
 
 In turn on a fresh run, after an orderly end, and after an attempt whose process is dead. One JSON
 line for each number of starters: in how many rounds none, one or more of them owned the run.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb import fsio
-from fitb.train import attempt
+from fitb.rundir import ownership
 
 _FORK = multiprocessing.get_context("fork")
 _FAILED = -1
@@ -29,9 +29,9 @@ def prepare(run: Path, scenario: str) -> None:
     (run / "checkpoints").mkdir(parents=True)
     if scenario == "fresh":
         return
-    attempt.take(run, {})
+    ownership.take(run, {})
     if scenario == "ended":
-        attempt.leave(run, 1)
+        ownership.release(run, 1)
         return
     path = run / "attempts" / "0001" / "owner.json"  # its number was given to another process
     fsio.write_json(path, fsio.read_json(path) | {"started": 1.0})
@@ -43,8 +43,8 @@ def starter(index: int, folder: Path, rounds: int, shared: Any) -> None:
     for i in range(rounds):
         barrier.wait()
         try:
-            numbers[index] = attempt.take(folder / str(i), {})
-        except attempt.RunTaken:
+            numbers[index] = ownership.take(folder / str(i), {})
+        except ownership.RunTaken:
             numbers[index] = 0
         except Exception:
             numbers[index] = _FAILED

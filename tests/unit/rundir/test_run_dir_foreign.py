@@ -9,7 +9,7 @@ from snapshot import snapshot, touched
 
 from fitb.config import Config
 from fitb.errors import ConfigError
-from fitb.train.rundir import open_run
+from fitb.train.setup import open_run
 from fitb.world import World
 
 

@@ -1,11 +1,13 @@
 """Single-writer ownership with a fencing token: only the newest attempt of a run can commit.
 
-An attempt claims the next number for good: a folder that holds its token and says who it is appears
-as `attempts/0003/` by one rename, which fails where that folder is there. Then it revokes every
-older attempt, by removing its token, or the folder that the token has become. Only then does it
-rename its own token to `checkpoints/.0003/`, the fence: everything that it commits is written there
-and leaves it by a rename. So no two fences exist at any moment, and an attempt that was given up
-for dead, and is not, finds nothing to rename, whatever it had begun.
+1. An attempt claims the next number: a folder with its owner and its fencing token is renamed to
+   `attempts/0003/`, which fails if that folder exists.
+2. It revokes every older attempt, by removing its token, or the fence that the token has become.
+3. It renames its own token to `checkpoints/.0003/`, the fence. Everything that it commits is
+   written into the fence and leaves it by a rename.
+
+No two fences exist at any moment, and an attempt that was wrongly given up for dead finds nothing
+to rename.
 """
 
 from __future__ import annotations
@@ -19,22 +21,21 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import psutil
 
 from fitb import fsio
-from fitb.cluster import slurm
-from fitb.cluster.progress import ENDED, has_ended
 from fitb.errors import ConfigError, FitbError, SystemFault, TrainingError
+from fitb.rundir import names
 from fitb.world import job_id
 
 HEARTBEAT_S = 10.0
 SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: dead
 _POLL_S = 0.5
-_TOKEN = "token"
+_TOKEN, _ENDED, _OWNER = "token", "ended", "owner.json"  # in the folder of an attempt
 CLAIM = ".claim-"  # in checkpoints/, what becomes a folder of attempts/
 _ATTEMPT, _FENCE = r"(\d+)(?:\.ended)?", r"\.(\d+)"  # .ended: see has_ended
 _AT_ONCE = "{} is being taken over by another job at this moment; one job at a time can write a run"
@@ -97,27 +98,33 @@ class Owner:
         )
 
 
-def take(run: Path, env: Mapping[str, str], first: int = 1) -> int:
-    """Make this process the owner of a run, shutting out whoever had it; return the attempt.
+def take(
+    run: Path,
+    env: Mapping[str, str],
+    first: int = 1,
+    is_over: Callable[[str], bool] = lambda job: False,
+) -> int:
+    """Make this process the owner of a run, revoke earlier owners, and return the attempt number.
 
     Args:
         run: the run directory.
         env: of a Slurm job, or of none.
         first: least number to take, for a run that older attempts left no folder of.
+        is_over: whether the scheduler knows that another job of this cluster has ended or waits.
     Raises:
         RunTaken: an attempt of another job lives, or another takes over at the same moment.
         Replaced: a later attempt has taken the run over meanwhile.
         SystemFault: what an earlier attempt was writing cannot be removed.
         ConfigError: checkpoints/ is on another filesystem.
     """
-    attempts, checkpoints = run / "attempts", run / "checkpoints"
+    attempts, checkpoints = run / names.ATTEMPTS, run / names.CHECKPOINTS
     attempts.mkdir(exist_ok=True)
     checkpoints.mkdir(exist_ok=True)
     fenced = _numbers(checkpoints, _FENCE)
     known = fenced | _numbers(attempts, _ATTEMPT)
     unended = {number for number in known if not has_ended(run, number)}
     for number in sorted(unended):
-        reason = _lives(_folder(run, number), env)
+        reason = _why_alive(names.attempt(run, number), env, is_over)
         if reason:
             raise RunTaken(
                 f"{run} belongs to attempt {number}, which lives: {reason}. One job at a"
@@ -132,13 +139,32 @@ def take(run: Path, env: Mapping[str, str], first: int = 1) -> int:
             _revoke(run, number, SILENT_S)
         _issue(run, mine)
     except (FitbError, OSError):
-        leave(run, mine)
+        release(run, mine)
         raise
     return mine
 
 
-def leave(run: Path, attempt: int) -> None:
-    """Give a run back, so that the next attempt need not ask whether this one lives."""
+def has_ended(run: Path, number: int) -> bool:
+    """Return whether an attempt said that it is over, or a later one has shut it out.
+
+    Earlier versions renamed its folder to `NNNN.ended`.
+    """
+    folder = names.attempt(run, number)
+    if folder.exists():
+        return (folder / _ENDED).exists()
+    return folder.with_name(f"{folder.name}.ended").exists()
+
+
+def current_owner(run: Path) -> Owner | None:
+    """Return who the newest attempt that has not ended belongs to; None where none can be read."""
+    attempts = run / names.ATTEMPTS
+    numbers = _numbers(attempts, r"(\d+)") if attempts.is_dir() else set()
+    newest = max((number for number in numbers if not has_ended(run, number)), default=None)
+    return None if newest is None else _owner_of(names.attempt(run, newest))
+
+
+def release(run: Path, attempt: int) -> None:
+    """End the ownership of an attempt, so that the next one need not ask whether it is alive."""
     try:
         _revoke(run, attempt, 0.0)
     except (FitbError, OSError):
@@ -158,7 +184,7 @@ def check_owned(fence: Path) -> None:
         return
     run, number = fence.parent.parent, int(fence.name[1:])
     try:
-        newest = max(_numbers(run / "attempts", _ATTEMPT), default=0)
+        newest = max(_numbers(run / names.ATTEMPTS, _ATTEMPT), default=0)
         replaced = newest > number or has_ended(run, number)
     except OSError as error:
         raise SystemFault(
@@ -187,20 +213,20 @@ def write_fenced(fence: Path, path: Path, content: str | bytes) -> None:
     fsio.fsync_dir(path.parent)
 
 
-def beat(folder: Path, rank: int, step: int) -> None:
-    """Leave a sign of life of a rank in the folder of its attempt; where that fails, none."""
-    sign = {"time": time.time(), "step": step, "host": socket.gethostname(), "pid": os.getpid()}
+def heartbeat(folder: Path, rank: int, step: int) -> None:
+    """Write the heartbeat of a rank into the folder of its attempt; where that fails, none."""
+    beat = {"time": time.time(), "step": step, "host": socket.gethostname(), "pid": os.getpid()}
     try:
-        (folder / f"rank-{rank:05d}.json").write_text(json.dumps(sign) + "\n")
+        (folder / f"rank-{rank:05d}.json").write_text(json.dumps(beat) + "\n")
     except OSError:
         return
 
 
-def _lives(folder: Path, env: Mapping[str, str]) -> str | None:
-    """Say why an attempt is taken to live, or return None.
+def _why_alive(folder: Path, env: Mapping[str, str], is_over: Callable[[str], bool]) -> str | None:
+    """Return why an attempt counts as alive; None where it does not.
 
-    Slurm knows best: what it has requeued is over. On this very machine the process is looked for.
-    Anywhere else the heartbeats are watched, against no clock but this one.
+    What Slurm has requeued or ended is over. On this very machine the process is looked for.
+    Anywhere else heartbeats are watched for SILENT_S, by no clock but this one.
     """
     owner = _owner_of(folder)
     me = Owner.me(0, env)
@@ -212,18 +238,13 @@ def _lives(folder: Path, env: Mapping[str, str]) -> str | None:
         return (
             f"process {owner.pid} on {owner.host} of job {owner.job or 'none'}" if alive else None
         )
-    if owner and known and owner.job != me.job:
-        try:
-            state = slurm.job_state(owner.job)
-        except SystemFault:
-            state = "RUNNING"
-        if state == "PENDING" or (state in slurm.ENDED and state != slurm.FORGOTTEN):
-            return None
-    began, signs = time.monotonic(), _signs(folder)
+    if owner and known and owner.job != me.job and is_over(owner.job):
+        return None
+    began, before = time.monotonic(), _heartbeats(folder)
     while time.monotonic() - began < SILENT_S:
-        if _signs(folder) != signs:
+        if _heartbeats(folder) != before:
             where = f"job {owner.job or 'none'} on {owner.host}" if owner else "a job"
-            return f"{where} gave a sign of life just now"
+            return f"{where} wrote a heartbeat just now"
         time.sleep(_POLL_S)
     return None
 
@@ -231,22 +252,22 @@ def _lives(folder: Path, env: Mapping[str, str]) -> str | None:
 def _owner_of(folder: Path) -> Owner | None:
     """Who an attempt belongs to; None where that cannot be read."""
     try:
-        found = fsio.read_json(folder / "owner.json")
+        found = fsio.read_json(folder / _OWNER)
         names = [field.name for field in fields(Owner)]
         return Owner(**{name: found[name] for name in names if name in found})
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _signs(folder: Path) -> dict[str, str]:
-    """The heartbeats, read: what a filesystem remembers of a file may be older than the file."""
-    signs = {}
+def _heartbeats(folder: Path) -> dict[str, str]:
+    """Return the contents of the heartbeats: a filesystem may cache times of files."""
+    found = {}
     for path in folder.glob("rank-*.json"):
         try:
-            signs[path.name] = path.read_text()
+            found[path.name] = path.read_text()
         except OSError:
             continue
-    return signs
+    return found
 
 
 def _runs(owner: Owner) -> bool:
@@ -278,14 +299,6 @@ def _machine() -> str:
         return ""
 
 
-def _folder(run: Path, number: int) -> Path:
-    return run / "attempts" / f"{number:04d}"
-
-
-def _fence(run: Path, number: int) -> Path:
-    return run / "checkpoints" / f".{number:04d}"
-
-
 def _numbers(folder: Path, pattern: str) -> set[int]:
     """Numbers of the attempts that are named in a folder."""
     found = (re.fullmatch(pattern, name) for name in os.listdir(folder))
@@ -299,12 +312,12 @@ def _claim(run: Path, owner: Owner) -> None:
 
     Raises: RunTaken where another has that number; ConfigError where they are two filesystems.
     """
-    claim = run / "checkpoints" / (CLAIM + owner.nonce)
-    folder = _folder(run, owner.attempt)
+    claim = run / names.CHECKPOINTS / (CLAIM + owner.nonce)
+    folder = names.attempt(run, owner.attempt)
     try:
         os.mkdir(claim)
         os.mkdir(claim / _TOKEN)
-        fsio.write_json(claim / "owner.json", asdict(owner))
+        fsio.write_json(claim / _OWNER, asdict(owner))
         os.rename(claim, folder)
     except (OSError, SystemFault) as error:
         there = _owner_of(folder)
@@ -325,8 +338,8 @@ def _issue(run: Path, number: int) -> None:
     Raises: Replaced or SystemFault where somebody has taken the token away.
     """
     with contextlib.suppress(FileNotFoundError):  # revoked; or NFS lost the answer, and asked again
-        os.rename(_folder(run, number) / _TOKEN, _fence(run, number))
-    check_owned(_fence(run, number))
+        os.rename(names.attempt(run, number) / _TOKEN, names.fence(run, number))
+    check_owned(names.fence(run, number))
 
 
 def _revoke(run: Path, number: int, patience_s: float) -> None:
@@ -335,11 +348,11 @@ def _revoke(run: Path, number: int, patience_s: float) -> None:
     Raises: SystemFault where something does not go away.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it became a fence
-        os.rmdir(_folder(run, number) / _TOKEN)
-    fsio.put_back(run / "export", _fence(run, number))
-    _remove(_fence(run, number), patience_s)
+        os.rmdir(names.attempt(run, number) / _TOKEN)
+    fsio.put_back(run / names.EXPORT, names.fence(run, number))
+    _remove(names.fence(run, number), patience_s)
     try:
-        (_folder(run, number) / ENDED).touch()
+        (names.attempt(run, number) / _ENDED).touch()
     except OSError:
         return  # the next attempt asks once more whether this one lives
 

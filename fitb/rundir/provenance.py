@@ -1,0 +1,71 @@
+"""provenance.json: code, packages and hosts of each attempt."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fitb
+from fitb import fsio
+from fitb.rundir import names
+
+logger = logging.getLogger(__name__)
+_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "wandb")
+
+
+def add_provenance(run: Path, entry: dict[str, Any]) -> None:
+    """Append an entry; a damaged file is set aside, and begun anew."""
+    path = run / names.PROVENANCE
+    attempts: Any = []
+    try:
+        attempts = fsio.read_json(path)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        attempts = error
+    if not isinstance(attempts, list):
+        aside = fsio.set_aside(path)
+        why = attempts if isinstance(attempts, ValueError) else f"{path} is no list"
+        logger.warning("set aside as %s, and begun anew: %s", aside, why)
+        attempts = []
+    attempts.append(entry)
+    fsio.write_json(path, attempts)
+
+
+def newest_code(run: Path) -> dict[str, Any] | None:
+    """Return what provenance.json says of the newest attempt; None where it says nothing."""
+    try:
+        entry = fsio.read_json(run / names.PROVENANCE)[-1]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+@functools.cache
+def describe_code() -> dict[str, Any]:
+    """Commit, local changes and versions of what is running, as they were when it began."""
+    import torch
+
+    def git(*args: str) -> str | None:
+        command = ["git", "-C", str(Path(fitb.__file__).parent), *args]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "fitb": fitb.__version__,
+        "commit": git("rev-parse", "HEAD"),
+        "diff": git("diff", "HEAD"),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "devices": devices,
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }

@@ -1,1 +1,0 @@
-"""Where a run stands: read from its folder, drawn for people."""
