@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,14 @@ from fitb.fsio import read_lines, sha256_file
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 600
+STEPS = 80
 TIMEOUT_S = 300
 
 
 @pytest.fixture(scope="module")
 def payload(quick_flags: list[str]) -> Payload:
-    # Validation is not what is tested here, and the steps are to last longer than a preemption.
-    changed = {"--steps": str(STEPS), "--eval.every_steps": "0", "--checkpoint.every_steps": "50"}
+    # Validation is not what is tested here.
+    changed = {"--steps": str(STEPS), "--eval.every_steps": "0", "--checkpoint.every_steps": "10"}
     flags = dict(zip(quick_flags[::2], quick_flags[1::2], strict=True)) | changed
     words = [word for flag in flags.items() for word in flag]
     env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -63,12 +65,51 @@ def wait_for_step(run: Run, step: int) -> None:
     wait_until(lambda: steps(run)[-1:] >= [step], TIMEOUT_S, f"step {step}")
 
 
+RANK = ("-m", "fitb", "train")
+TORCHRUN_RANK = ("-u", *RANK)
+SUBMITIT_RANK = ("-u", "-m", "submitit.core._submit")
+
+
+def ranks(run: Run, words: tuple[str, ...]) -> list[int]:
+    found = [pid for host in run.cluster.hosts for pid in run.cluster.processes(host, *words)]
+    assert len(found) == 2
+    return found
+
+
+@contextlib.contextmanager
+def standing_still(run: Run, words: tuple[str, ...] = RANK) -> Iterator[None]:
+    """Let no rank make a step from here until the signal that the block sends has reached it.
+
+    Slurm takes seconds for a preemption, in which a fast machine would make all steps.
+    """
+    pids = ranks(run, words)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    yield
+    wait_until(lambda: all(map(signalled, pids)), 60, "the signal")
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def signalled(pid: int) -> bool:
+    """Whether SIGUSR1 or SIGTERM waits for a stopped process, or it goes on again."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    waiting = int(fields["ShdPnd"], 16) & (1 << signal.SIGUSR1 - 1 | 1 << signal.SIGTERM - 1)
+    return bool(waiting) or not fields["State"].startswith("T")
+
+
 def test_preempted_sbatch_job_ends_bitwise_where_an_uninterrupted_run_ends(
     straight: Path, run: Run
 ) -> None:
     job = run.sbatch()
     wait_for_step(run, 5)
-    run.cluster.preempt()
+    with standing_still(run):
+        run.cluster.preempt()
     run.cluster.wait_restart(job)
     assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
     assert run.cluster.show(job)["Restarts"] == "1"
@@ -107,12 +148,14 @@ def test_run_begun_by_sbatch_and_preempted_under_submitit_ends_bitwise_the_same(
 ) -> None:
     job = run.sbatch()
     wait_for_step(run, 5)
-    run.cluster("scancel", job)
+    with standing_still(run):
+        run.cluster("scancel", job)
     run.cluster.wait_state(job, "CANCELLED")
     assert run.events("requeue") == []
     second = run.submitit(monkeypatch, "--time_min", "30").job_id
     wait_for_step(run, run.saved() + 5)
-    run.cluster.preempt()
+    with standing_still(run, SUBMITIT_RANK):
+        run.cluster.preempt()
     run.cluster.wait_restart(second)
     assert run.cluster.wait_end(second, TIMEOUT_S) == "COMPLETED", run.logs()
     stops = [event["step"] for event in run.events("stop")]
@@ -125,15 +168,16 @@ def test_submitit_job_one_of_whose_ranks_is_killed_ends_bitwise_the_same(
     straight: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = run.submitit(monkeypatch, "--time_min", "30").job_id
-    wait_for_step(run, 60)
-    last = run.events("attempt")[0]["hosts"][-1]
-    (rank,) = run.cluster.processes(last, "-u", "-m", "submitit.core._submit")
-    os.kill(rank, signal.SIGKILL)
+    wait_for_step(run, 15)
+    first, last = ranks(run, SUBMITIT_RANK)
+    os.kill(first, signal.SIGSTOP)
+    os.kill(last, signal.SIGKILL)
+    os.kill(first, signal.SIGCONT)
     run.cluster.wait_restart(job)
     assert run.cluster.wait_end(job, TIMEOUT_S) == "COMPLETED", run.logs()
     (requeue,) = run.events("requeue")
     (resume,) = run.events("resume")
-    assert resume["step"] == requeue["step"] >= 50
+    assert 10 <= resume["step"] == requeue["step"] < STEPS
     assert steps(run) == list(range(1, STEPS + 1))
     assert result(run.folder) == result(straight)
 
@@ -145,17 +189,20 @@ def test_torchrun_job_warned_under_sbatch_and_preempted_under_submitit_ends_bitw
     wait_for_step(run, 5)
     for host in run.cluster.hosts:
         assert len(run.cluster.processes(host, "-m", "fitb.train.torchrun")) == 1
-        assert len(run.cluster.processes(host, "-u", "-m", "fitb", "train")) == 1
-    run.cluster("scancel", "--batch", "--signal=USR1", job)
+        assert len(run.cluster.processes(host, *TORCHRUN_RANK)) == 1
+    with standing_still(run, TORCHRUN_RANK):
+        run.cluster("scancel", "--batch", "--signal=USR1", job)
     run.cluster.wait_restart(job)
     wait_for_step(run, run.saved() + 5)
     (requeue,) = run.events("requeue")
     assert requeue["exit_code"] == 85 and 5 <= requeue["step"] < STEPS
-    run.cluster("scancel", job)
+    with standing_still(run, TORCHRUN_RANK):
+        run.cluster("scancel", job)
     run.cluster.wait_state(job, "CANCELLED")
     second = run.submitit(monkeypatch, "--time_min", "30", torchrun=True).job_id
     wait_for_step(run, run.saved() + 5)
-    run.cluster.preempt()
+    with standing_still(run, TORCHRUN_RANK):
+        run.cluster.preempt()
     run.cluster.wait_restart(second)
     assert run.cluster.wait_end(second, TIMEOUT_S) == "COMPLETED", run.logs()
     assert len(run.events("attempt")) == 4
