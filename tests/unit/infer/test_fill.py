@@ -7,8 +7,9 @@ from transformers import BertForMaskedLM, BertModel, pipeline
 
 from fitb.errors import ConfigError, ContractError, DataError
 from fitb.infer.fill import FillConfig, as_json, fill, fill_from, render
+from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import Answer, Constraint, Filled, Filling, FillRequest, Search
-from fitb.infer.scorer import TorchScorer, load_scorer
+from fitb.infer.scorer import load_scorer
 from fitb.model.load import load_model
 
 SINGLE = [

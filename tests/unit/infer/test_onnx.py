@@ -16,7 +16,8 @@ from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.infer import onnx as ours
 from fitb.infer.graph import encoder_products, graph_of
 from fitb.infer.onnx import FP32, INT8, OnnxScorer, export_onnx, load_onnx, quantise
-from fitb.infer.scorer import TorchScorer, load_scorer
+from fitb.infer.pytorch import TorchScorer
+from fitb.infer.scorer import load_scorer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -12,8 +12,9 @@ from transformers import BertForMaskedLM
 from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
 from fitb.infer.onnx import export_onnx, load_onnx
+from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
-from fitb.infer.scorer import TorchScorer, load_scorer
+from fitb.infer.scorer import load_scorer
 from fitb.infer.windows import in_windows, num_window_tokens, windows_of
 from fitb.model.load import load_model
 
