@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fitb.errors import ConfigError, DataError
 from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
-from fitb.infer.rules import OPEN, Reader, Rule, rules_of
-from fitb.infer.surface import Case, cases, continues_word
+from fitb.infer.rules import OPEN, ConstraintReader, Rule, rules_of
+from fitb.infer.surface import Case, cases
 from fitb.infer.windows import num_window_tokens
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
         tuple(lexicon.encode(text[begin:end]))
         for begin, end in zip(edges[::2], edges[1::2], strict=True)
     )
-    reader = Reader(lexicon)
+    reader = ConstraintReader(lexicon)
     groups = tuple(
         _group(reader, request, blanks, numbers, max_length) for numbers in _groups(request, blanks)
     )
@@ -214,7 +214,7 @@ def _groups(request: FillRequest, blanks: Sequence[Blank]) -> list[tuple[int, ..
 
 
 def _group(
-    reader: Reader,
+    reader: ConstraintReader,
     request: FillRequest,
     blanks: Sequence[Blank],
     numbers: tuple[int, ...],
@@ -226,7 +226,7 @@ def _group(
             f"{len(given)} constraints for {len(blanks)} blanks; give one for all, or one for each"
         )
     constraints = [given[min(n, len(given) - 1)] if given else Constraint() for n in numbers]
-    glued = [continues_word(request.text, blanks[n].begin, reader.lexicon.words) for n in numbers]
+    glued = [reader.lexicon.continues_word(request.text, blanks[n].begin) for n in numbers]
     answers = [
         reader.candidates(constraint.candidates, mine)
         for constraint, mine in zip(constraints, glued, strict=True)

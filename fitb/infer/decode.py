@@ -99,14 +99,14 @@ Take = Callable[[int, Choices | None], None]
 
 def decode(
     layouts: Sequence[Layout],
-    widths: Sequence[int],
+    width: int,
     orders: Sequence[Order],
     limits: PassLimits,
 ) -> Steps[list[list[Hypothesis]]]:
     """Fill every layout; return the complete hypotheses of each, the most probable first.
 
     Args:
-        widths: of the beam of each layout.
+        width: of each beam.
         orders: of each; refine begins as confidence does.
         limits: of a forward pass.
     """
@@ -123,9 +123,9 @@ def decode(
         questions = []
         for number, hypothesis in active:
             askable = _askable(layouts[number], hypothesis, orders[number])
-            questions.append(Question(layouts[number], hypothesis, askable, widths[number]))
+            questions.append(Question(layouts[number], hypothesis, askable, width))
             yield None
-        grown = {number: Grown(widths[number]) for number, _ in active}
+        grown = {number: Grown(width) for number, _ in active}
         yield from ask(questions, partial(_grow, active, grown), limits)
         for number, found in grown.items():
             beams[number] = yield from found.best()

@@ -2,8 +2,9 @@ import time
 
 import pytest
 
+from fitb.corpus.pieces import join
 from fitb.infer.blanks import find_blanks
-from fitb.infer.surface import cases, in_case, join, put
+from fitb.infer.surface import cases, in_case, put
 
 
 @pytest.mark.parametrize(
