@@ -1,7 +1,7 @@
-"""Connections bounded in number, in time and in the size of their heads, and a stop in order.
+"""Connections bounded in number, in time and in the size of their heads.
 
 uvicorn bounds none of these: a client that sends nothing, or a byte a second, would keep its place
-for ever, and one whose next request meets the end of its connection would not be answered.
+for ever. (Its `limit_concurrency` refuses newcomers and lets those stay.)
 
 Who comes when all places are taken gets that of the connection which has waited longest for a
 request to come, among those of the address that has most of them: whoever holds many loses first.
@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fitb.serve.config import is_loopback
+from fitb.serve.settings import is_loopback
 
 _HEAD_BYTES = 65_536  # of request line and headers
-_LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
 
 
 class Places:
@@ -209,51 +206,3 @@ _TOO_SLOW = _plain("408 Request Timeout", "the request came too slowly")
 _HEAD_TOO_LARGE = _plain(
     "431 Request Header Fields Too Large", f"the headers are larger than {_HEAD_BYTES} bytes"
 )
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which leaves with 0 when it is told to and answers everybody before.
-
-    Args:
-        config: of uvicorn.
-        begin: called on the event loop when it listens.
-        stop: called when it stops, before the last answers.
-    """
-
-    def __init__(
-        self, config: uvicorn.Config, begin: Callable[[], None], stop: Callable[[], None]
-    ) -> None:
-        super().__init__(config)
-        self._begin = begin
-        self._stop = stop
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then begin."""
-        await super().startup(sockets)
-        self._begin()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, ask who is there to leave, and only then close idle connections.
-
-        A client that uses its connection just now is answered once more with `connection: close`,
-        instead of finding it closed.
-        """
-        for server in self.servers:
-            server.close()
-        self._stop()
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + _LAME_DUCK_S
-        while self.server_state.connections and loop.time() < until_s and not self.force_exit:
-            await asyncio.sleep(0.01)
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, which raises the signal again after an orderly stop."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from fastapi import HTTPException
+
 from fitb.errors import FitbError
 from fitb.infer.blanks import MAX_LAYOUTS, Prepared, prepare
 from fitb.infer.fill import search
@@ -18,10 +20,9 @@ from fitb.infer.passes import PassLimits, Steps, forward
 from fitb.infer.request import FillRequest, constraint_chars
 from fitb.infer.scorer import Scorer
 from fitb.serve import schema
-from fitb.serve.config import ServeConfig
 from fitb.serve.metrics import Metrics
-from fitb.serve.refusal import Refusal
 from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Stopped, TooLate
+from fitb.serve.settings import ServeConfig
 
 logger = logging.getLogger(__name__)
 _POSITIONS = 128  # of a forward pass: of 30,522 logits in fp32 16 MB
@@ -49,7 +50,7 @@ class _Asked:
         if self.future.done():
             return
         if isinstance(outcome, Exception):
-            self.future.set_exception(_as_refusal(number, outcome))
+            self.future.set_exception(_as_http(number, outcome))
             return
         self.filled[number] = outcome
         self.open -= 1
@@ -68,7 +69,7 @@ class _Text(Job[bytes]):
         self.number = number
 
 
-class Filler:
+class Worker:
     """Fills blanks with one model; lives as long as the server.
 
     Args:
@@ -111,7 +112,7 @@ class Filler:
         Args:
             deadline_s: on the clock of time.monotonic; nothing is computed after it.
             gone: done when the client leaves, and then nothing is computed either.
-        Raises: Refusal: 422 what cannot be filled, 503 no room, 504 too late.
+        Raises: HTTPException: 422 what cannot be filled, 503 no room, 504 too late.
         """
         asked = _Asked(len(requests), self._loop.create_future())
         texts: list[Job[bytes]] = [
@@ -128,7 +129,7 @@ class Filler:
             self._scheduler.submit(request)
             return await asked.future
         except (QueueFull, Stopped) as error:
-            raise _as_refusal(0, error) from None
+            raise _as_http(0, error) from None
         finally:
             late.cancel()
             gone.remove_done_callback(asked.leave)
@@ -147,7 +148,7 @@ class Filler:
         prepared = prepare(self._scorer.tokenizer, request, self._scorer.max_length)
         tokens, most = work_tokens(prepared), self._limits.text_tokens
         if tokens > most:
-            raise Refusal(
+            raise HTTPException(
                 422,
                 f"filling it would take some {tokens:,} tokens through the model, at most {most:,};"
                 " shorten the text, or lower beam, max_pieces or the number of blanks",
@@ -195,16 +196,16 @@ def _settle(settled: Sequence[tuple[Job[bytes], Outcome]]) -> None:
         job.asked.settle(job.number, outcome)
 
 
-def _as_refusal(number: int, error: Exception) -> Exception:
+def _as_http(number: int, error: Exception) -> Exception:
     """Turn what stopped a text into an answer; what is nobody's fault stays as it is."""
     if isinstance(error, QueueFull):
-        return Refusal(503, "too many texts wait already; try again", {"retry-after": "1"})
+        return HTTPException(503, "too many texts wait already; try again", {"retry-after": "1"})
     if isinstance(error, Stopped):
-        return Refusal(503, "the server stops; try again", {"retry-after": "5"})
+        return HTTPException(503, "the server stops; try again", {"retry-after": "5"})
     if isinstance(error, TooLate):
-        return Refusal(504, "not filled before the deadline; ask for less, or later")
-    if isinstance(error, Refusal):
-        return Refusal(error.status, f"texts[{number}]: {error.reason}", error.headers)
+        return HTTPException(504, "not filled before the deadline; ask for less, or later")
+    if isinstance(error, HTTPException):
+        return HTTPException(error.status_code, f"texts[{number}]: {error.detail}", error.headers)
     if isinstance(error, FitbError):
-        return Refusal(422, f"texts[{number}]: {error}")
+        return HTTPException(422, f"texts[{number}]: {error}")
     return error
