@@ -350,12 +350,11 @@ def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
 
 def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:
     """Return each cost of int8 with its paired interval."""
-    from fitb.evaluate.metrics import difference, summarise
+    from fitb.evaluate.metrics import differences
 
-    before, after = summarise(plain), summarise(rounded)
-    found = []
-    for metric in _COSTS:
-        apart = difference(rounded, plain, metric)
-        values = before[metric].value, after[metric].value
-        found.append(Comparison(metric, *values, apart.value, apart.low, apart.high))
-    return found
+    found = differences(rounded, plain)[0]
+    return [
+        Comparison(name, each.second, each.first, each.value, each.low, each.high)
+        for name, each in found.items()
+        if name in _COSTS
+    ]

@@ -31,11 +31,12 @@ def fill_from(config: FillConfig) -> list[Filled]:
 
 
 def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
-    """Return the best joint fillings of every text.
+    """Return the best joint fillings of every text, mixed freely: none sees or waits for another.
 
     Raises:
         DataError: a text without a blank, or longer than the model reads, by its number.
-        ConfigError: constraints that fit neither the blanks nor the vocabulary.
+        ConfigError: constraints that fit neither the blanks nor the vocabulary, or a regex that is
+            too complex.
     """
     prepared = []
     for number, request in enumerate(requests, 1):
@@ -43,14 +44,6 @@ def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
             prepared.append(prepare(scorer.tokenizer, request, scorer.max_length))
         except (DataError, ConfigError) as error:  # user text is not repeated in messages
             raise type(error)(f"text {number}: {error}") from None
-    return fill_prepared(scorer, prepared)
-
-
-def fill_prepared(scorer: Scorer, prepared: Sequence[Prepared]) -> list[Filled]:
-    """Fill prepared texts, mixed freely: none sees another, and none waits for another's wave.
-
-    Raises: ConfigError where a regex is too complex.
-    """
     limits = PassLimits()
     return drive(scorer, [search(one, limits) for one in prepared], limits)
 

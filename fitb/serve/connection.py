@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -34,47 +33,41 @@ class Places:
         self._most = most
         self._of_address = of_address
         self._taken: Counter[str] = Counter()
-        # Those that wait for a request to come, the longest first.
-        self._waiting: defaultdict[str, dict[Bounded, None]] = defaultdict(dict)
+        self._waiting: dict[Bounded, str] = {}  # for a request to come, the longest first
 
     def take(self, address: str) -> bool:
         """Take a place, if need be that of another connection; say whether there was one."""
-        if self._taken[address] >= self._most_of(address) and not self._close_one_of([address]):
+        most = self._most if is_loopback(address) else self._of_address
+        if self._taken[address] >= most and not self._close_one_of(address):
             return False
-        if self._taken.total() >= self._most and not self._close_one_of(self._waiting):
+        if self._taken.total() >= self._most and not self._close_one_of():
             return False
         self._taken[address] += 1
         return True
 
     def leave(self, connection: Bounded, address: str) -> None:
         """Give a place back."""
-        self.go_on(connection, address)
+        self.go_on(connection)
         self._taken[address] -= 1
         if not self._taken[address]:
             del self._taken[address]
 
     def wait(self, connection: Bounded, address: str) -> None:
         """Note that a connection waits for a request to come."""
-        self._waiting[address].pop(connection, None)
-        self._waiting[address][connection] = None
+        self.go_on(connection)
+        self._waiting[connection] = address
 
-    def go_on(self, connection: Bounded, address: str) -> None:
+    def go_on(self, connection: Bounded) -> None:
         """Note that it does not wait any more."""
-        mine = self._waiting.get(address, {})
-        mine.pop(connection, None)
-        if not mine:
-            self._waiting.pop(address, None)
+        self._waiting.pop(connection, None)
 
-    def _most_of(self, address: str) -> int:
-        return self._most if is_loopback(address) else self._of_address
-
-    def _close_one_of(self, addresses: Iterable[str]) -> bool:
-        """Close the connection that waits longest of the address that has most of them."""
-        waiting = [address for address in addresses if self._waiting.get(address)]
+    def _close_one_of(self, address: str | None = None) -> bool:
+        """Close what waits longest at an address; None: at the one that has most places."""
+        waiting = [each for each in self._waiting.values() if address in (None, each)]
         if not waiting:
             return False
-        address = max(waiting, key=self._taken.__getitem__)
-        next(iter(self._waiting[address])).give_way()
+        most = max(waiting, key=self._taken.__getitem__)
+        next(one for one, each in self._waiting.items() if each == most).give_way()
         return True
 
 
@@ -180,7 +173,7 @@ class Bounded(HttpToolsProtocol):
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        self.places.go_on(self, self._address)
+        self.places.go_on(self)
 
 
 def bounded(places: Places, read_s: float) -> type[Bounded]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fitb.errors import ConfigError
 from fitb.infer.blanks import prepare
-from fitb.infer.fill import fill_prepared
+from fitb.infer.fill import fill
 from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import Constraint, FillRequest, Search
 from fitb.model.load import load_model
@@ -167,7 +167,7 @@ def scorer(make_folder, tokenizer):
 
 def test_an_answer_is_what_its_schema_says(scorer):
     requests = [FillRequest("the ___ fox [SPAN] dog"), FillRequest("a [MASK]")]
-    filled = fill_prepared(scorer, [prepare(scorer.tokenizer, one, 64) for one in requests])
+    filled = fill(scorer, requests)
     answer = json.loads(schema.response("student", [schema.encoded(one) for one in filled]))
     checked = schema.Response.model_validate(answer, strict=True)
     assert checked.model_dump() == answer
@@ -204,10 +204,9 @@ def test_filling_a_text_takes_no_more_tokens_than_were_counted_before(scorer):
         given = () if number % 3 or not blanks else (Constraint(candidates=("the", "lazy dog")),)
         if not 1 <= blanks <= 3 or (given and "[MASK]" in words):
             continue
-        prepared = prepare(scorer.tokenizer, FillRequest(" ".join(words), search, given), 64)
-        counting = Counting(scorer)
-        fill_prepared(counting, [prepared])
-        assert 0 < counting.tokens <= work_tokens(prepared), words
+        request, counting = FillRequest(" ".join(words), search, given), Counting(scorer)
+        fill(counting, [request])
+        assert 0 < counting.tokens <= work_tokens(prepare(scorer.tokenizer, request, 64)), words
 
 
 @pytest.mark.parametrize(
