@@ -21,7 +21,7 @@ from fitb.infer.request import FillRequest, constraint_chars
 from fitb.infer.scorer import Scorer
 from fitb.serve import schema
 from fitb.serve.metrics import Metrics
-from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Stopped, TooLate
+from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
 from fitb.serve.settings import ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class _Asked:
             self.future.set_result(self.filled)
 
 
-class _Text(Job[bytes]):
+class _Text(SearchJob[bytes]):
     """One text of a request."""
 
     def __init__(
@@ -115,7 +115,7 @@ class Worker:
         Raises: HTTPException: 422 what cannot be filled, 503 no room, 504 too late.
         """
         asked = _Asked(len(requests), self._loop.create_future())
-        texts: list[Job[bytes]] = [
+        texts: list[SearchJob[bytes]] = [
             _Text(partial(self._begin, request), asked, number)
             for number, request in enumerate(requests)
         ]
@@ -190,7 +190,7 @@ def work_tokens(prepared: Prepared) -> int:
     return tokens
 
 
-def _settle(settled: Sequence[tuple[Job[bytes], Outcome]]) -> None:
+def _settle(settled: Sequence[tuple[SearchJob[bytes], Outcome]]) -> None:
     for job, outcome in settled:
         assert isinstance(job, _Text)
         job.asked.settle(job.number, outcome)

@@ -79,15 +79,6 @@ def test_positions_far_from_each_other_have_windows_of_their_own():
     assert (first.numbers, second.numbers) == ((1, 2), (0,))
 
 
-def test_rows_that_fit_are_asked_for_as_they_are():
-    rows, positions = [[1, 2, 3], [4, 5]], [[1], []]
-    answer = torch.ones(1)
-    calls = []
-    found = in_windows(lambda *given: calls.append(given) or answer, rows, positions, 3)
-    assert found is answer
-    assert calls[0][0] is rows and calls[0][1] is positions
-
-
 def test_answers_come_back_in_the_order_in_which_they_were_asked():
     """A model that says which token it sees and what its neighbours are."""
 
