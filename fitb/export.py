@@ -252,7 +252,8 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
     """Return what the card can say about how a model came to be."""
     from fitb.train.rundir import describe_code
 
-    found: dict[str, Any] = {"code": code_facts(describe_code())}
+    found: dict[str, Any] = {}
+    code = None
     if origin.run is not None:
         config = _config_of(origin.run)
         found["training"] = training_facts(config, origin.step)
@@ -261,7 +262,8 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
         if validated:
             found["metrics"] = validated
             found["measured_on"] = "validation rows, during training"
-        found["code"] = code_facts(_newest_code(origin.run) or describe_code())
+        code = _newest_code(origin.run)
+    found["code"] = code_facts(code or describe_code())
     if metrics_file is not None:
         try:
             result = fsio.read_json(Path(metrics_file))

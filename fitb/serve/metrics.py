@@ -30,7 +30,10 @@ class Metrics:
         )
         self.in_flight = Gauge("fitb_in_flight_requests", "Requests being answered.", registry=own)
         self._queue = Gauge("fitb_queue_texts", "Texts that wait.", ["model"], registry=own)
-        texts, tokens = "Texts that share a forward pass.", "Tokens of a pass, padding included."
+        texts, tokens = (
+            "Texts that share a forward pass.",
+            "Tokens of a forward pass, padding included.",
+        )
         self._batch_texts = Histogram(
             "fitb_batch_texts", texts, ["model"], buckets=_TEXTS, registry=own
         )
