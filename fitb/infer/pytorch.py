@@ -42,7 +42,7 @@ class TorchScorer:
 
     def _logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
-        slots = slots_of(positions).to(self._device)
+        slots = padded_positions(positions).to(self._device)
         with torch.inference_mode():
             last = encode(
                 self._model,
@@ -76,7 +76,7 @@ def padded(rows: Rows, pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     return input_ids, torch.arange(longest) < torch.tensor(lengths)[:, None]
 
 
-def slots_of(positions: Rows) -> torch.Tensor:
+def padded_positions(positions: Rows) -> torch.Tensor:
     """Return positions as (B, K) int64, -1 where a row has fewer than K."""
     most = max(map(len, positions))
     return torch.tensor([[*places, *[-1] * (most - len(places))] for places in positions])

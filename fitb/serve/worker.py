@@ -172,14 +172,14 @@ class Worker:
 def work_tokens(prepared: Prepared) -> int:
     """Return how many tokens filling a text takes through the model at most, over all passes.
 
-    Every layout is read once, and once more for each further slot by as many rows as its beam is
-    wide; `refine` looks at every slot twice more, mostly. Where there are too many layouts, each
+    Every layout is read once, and once more for each further masked position by as many rows as its
+    beam is wide; `refine` looks at each twice more, mostly. Where there are too many layouts, each
     length of each blank is tried before, greedily, all others at their shortest.
     """
     asked, groups = prepared.request.search, prepared.groups
-    slots = sum(max(group.rules) for group in groups)
+    masked = sum(max(group.rules) for group in groups)
     width = max(asked.beam, asked.top_k, *(len(group.written) for group in groups))
-    passes = 1 + (slots - 1) * width + (2 * slots * width if asked.order == "refine" else 0)
+    passes = 1 + (masked - 1) * width + (2 * masked * width if asked.order == "refine" else 0)
     tokens = prepared.num_tokens * passes
     if prepared.num_layouts > MAX_LAYOUTS:
         shortest = prepared.shortest()
