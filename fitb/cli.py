@@ -233,11 +233,11 @@ def _lines(data: bytes) -> list[str]:
 def _serve(flags: list[str]) -> int:
     # Before torch loads OpenMP: threads that wait awake for one another starve the event loop.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    from fitb.serve.config import ServeConfig
+    from fitb.serve.settings import ServeConfig
 
     config = parse(ServeConfig, "fitb serve", flags)
     try:
-        from fitb.serve.run import serve
+        from fitb.serve.server import serve
     except ImportError as error:
         if (error.name or "").split(".")[0] == "fitb":
             raise

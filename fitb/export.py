@@ -252,7 +252,8 @@ def _best_step(run: Path) -> int | None:
 
 def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
     """Return what the card can say about how a model came to be."""
-    found: dict[str, Any] = {"code": code_facts(describe_code())}
+    found: dict[str, Any] = {}
+    code = None
     if origin.run is not None:
         config = _config_of(origin.run)
         found["training"] = training_facts(config, origin.step)
@@ -261,7 +262,8 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
         if validated:
             found["metrics"] = validated
             found["measured_on"] = "validation rows, during training"
-        found["code"] = code_facts(newest_code(origin.run) or describe_code())
+        code = newest_code(origin.run)
+    found["code"] = code_facts(code or describe_code())
     if metrics_file is not None:
         try:
             result = fsio.read_json(Path(metrics_file))
@@ -341,12 +343,11 @@ def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
 
 def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:
     """Return each cost of int8 with its paired interval."""
-    from fitb.evaluate.metrics import difference, summarise
+    from fitb.evaluate.metrics import differences
 
-    before, after = summarise(plain), summarise(rounded)
-    found = []
-    for metric in _COSTS:
-        apart = difference(rounded, plain, metric)
-        values = before[metric].value, after[metric].value
-        found.append(Comparison(metric, *values, apart.value, apart.low, apart.high))
-    return found
+    found = differences(rounded, plain)[0]
+    return [
+        Comparison(name, each.second, each.first, each.value, each.low, each.high)
+        for name, each in found.items()
+        if name in _COSTS
+    ]

@@ -152,7 +152,7 @@ PAGES = {
             "fitb serve models/tb4 --teacher models/bert --port 8080",
             "fitb serve models/tb4 --backend onnx-int8 --threads 4",
         ),
-        config="fitb.serve.config:ServeConfig",
+        config="fitb.serve.settings:ServeConfig",
         words="model",
     ),
     "fitb export": Page(

@@ -135,7 +135,7 @@ def _search(
     scorer: Scorer, words: Sequence[Word], beam: int, order: Order = "confidence"
 ) -> NDArray[np.bool_]:
     layouts = [word.layout(scorer, len(word.tokens)) for word in words]
-    beams = _driven(scorer, decode(layouts, [beam] * len(words), [order] * len(words), _LIMITS))
+    beams = _driven(scorer, decode(layouts, beam, [order] * len(words), _LIMITS))
     if order == "refine":
         beams = [
             _driven(scorer, refine(layout, found, beam, _LIMITS))
@@ -175,7 +175,7 @@ def _unknown_length(
     for length in config.lengths:
         layouts = [word.layout(scorer, length, "word") for word in words]
         orders: list[Order] = ["confidence"] * len(words)
-        beams = _driven(scorer, decode(layouts, [config.beam] * len(words), orders, _LIMITS))
+        beams = _driven(scorer, decode(layouts, config.beam, orders, _LIMITS))
         for mine, beam in zip(found, beams, strict=True):
             mine += [(score_of(one.log_probability, length), one.tokens) for one in beam]
     return np.array(

@@ -22,8 +22,8 @@ from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
+from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
-from fitb.infer.scorer import TorchScorer
 from fitb.model.load import load_model, quiet
 
 __all__ = ["BenchConfig", "bench", "render"]

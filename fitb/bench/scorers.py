@@ -12,7 +12,8 @@ from typing import Any
 
 from fitb.bench.measure import Spread, seconds
 from fitb.config import Geometry
-from fitb.infer.scorer import Scorer, torch_scorer
+from fitb.infer.pytorch import torch_scorer
+from fitb.infer.scorer import Scorer
 from fitb.model.load import load_model
 
 _RATIOS = {  # name of the row: slower over faster, in seconds

@@ -1,4 +1,4 @@
-"""The pieces of a WordPiece vocabulary, learnt from counted words.
+"""The pieces of a WordPiece vocabulary, learnt from counted words, and pieces back to text.
 
 Training is repeatable to the byte. The trainer of `tokenizers` numbers the pieces that continue a
 word in the order of a hash table with a random seed, and ties between merges follow those numbers,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
@@ -22,6 +22,10 @@ _FREQUENT = 1e-6  # share of all characters
 _MIN_FREQUENCY = 2
 _PRIVATE = 0xF0000  # first code point of a plane that text, once normalised, does not use
 _CAPITAL = re.compile("[A-Z]")
+_NO_SPACE_BEFORE = set(".,;:!?)]}%'\u2019-/_@")
+_NO_SPACE_AFTER = set("([{'\u2019-/_@$#")
+# Scripts written without spaces, which BERT cuts into single characters: kana and Han.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
@@ -103,3 +107,37 @@ def _spell(words: Counter[str], code: dict[tuple[str, bool], str]) -> Iterator[s
 def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
     pairs = [symbols[ord(character) - _PRIVATE] for character in piece]
     return (CONTINUED if pairs[0][1] else "") + "".join(character for character, _ in pairs)
+
+
+def continues(piece: str) -> bool:
+    """Whether a piece continues a word."""
+    return piece.startswith(CONTINUED) and piece != CONTINUED
+
+
+def bare(piece: str) -> str:
+    """Return a piece as it stands in text, without what says that it continues a word."""
+    return piece.removeprefix(CONTINUED) if continues(piece) else piece
+
+
+def join(pieces: Iterable[str]) -> str:
+    """Join pieces into text for people; a first piece that continues a word loses its '##'."""
+    text = ""
+    for piece in pieces:
+        text = append(text, piece)
+    return text
+
+
+def append(text: str, piece: str) -> str:
+    """Put one more piece behind a text that was made of pieces."""
+    apart = not continues(piece) and text and not touch(text, piece)
+    return f"{text} {piece}" if apart else text + bare(piece)
+
+
+def touch(text: str, word: str) -> bool:
+    """Whether no space stands between a text and the word behind it."""
+    last, first = text[-1], word[0]
+    if _UNSPACED.match(last) and _UNSPACED.match(first):
+        return True
+    if last in ".," and first.isdigit() and text[-2:-1].isdigit():  # 3.5 and 1,000
+        return True
+    return first in _NO_SPACE_BEFORE or last in _NO_SPACE_AFTER

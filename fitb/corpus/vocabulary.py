@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import normalizers
 
+from fitb.corpus.pieces import bare
 from fitb.errors import DataError
 from fitb.hub import find_file, reading
 
@@ -29,7 +30,6 @@ EDGE_CASES = (
     "ok \U0001f642 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1ee\U0001f1f9 \u2764\ufe0f!",
     "tab\there\u00a0and\u200bthere, soft\u00adhyphen, 3.14159e-10, $1,000.50, \u20ac5",
 )
-_CONTINUED = "##"
 _WHOLE, _PIECES, _SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 # Share of pieces that the rules can never produce. BERT's own uncased vocabulary has none among
 # 29,523; of a cased one it is every third, and an alphabet with accents stays below this.
@@ -123,7 +123,7 @@ def _word_pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     special, vocabulary = set(tokenizer.all_special_tokens), tokenizer.get_vocab()
     for piece in sorted(vocabulary, key=vocabulary.__getitem__):
         if piece not in special and not _in_brackets(piece):
-            yield piece.removeprefix(_CONTINUED)
+            yield bare(piece)
 
 
 def _in_brackets(piece: str) -> bool:

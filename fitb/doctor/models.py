@@ -36,8 +36,8 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.flags import parse
     from fitb.infer.fill import fill
+    from fitb.infer.pytorch import TorchScorer
     from fitb.infer.request import FillRequest
-    from fitb.infer.scorer import TorchScorer
     from fitb.train.setup import load_models
 
     yield Check(

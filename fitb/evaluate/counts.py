@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fitb.corpus.pieces import bare
+
 NUM_BINS = 15  # of the calibration error: Guo et al. 2017
 GAPS = tuple(f"gap_{number:02}" for number in range(NUM_BINS))
 PLAIN = ("loss_sum", "num_slots", "top1", "top5", "num_words", "words_right")
@@ -174,7 +176,7 @@ def piece_classes(pieces: Iterable[str]) -> NDArray[np.int64]:
 
 
 def _normal(piece: str) -> str:
-    lower = piece.removeprefix("##").lower() if len(piece) > 2 else piece.lower()
+    lower = bare(piece).lower()
     return "".join(c for c in lower if c.isalnum()) or lower
 
 

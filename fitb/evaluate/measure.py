@@ -25,7 +25,8 @@ from fitb.fsio import sha256_json
 from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
-from fitb.model.load import Loaded, load_model
+from fitb.model.load import load_model
+from fitb.model.loaded import Loaded
 from fitb.redact import redacted
 
 

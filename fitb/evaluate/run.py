@@ -18,7 +18,8 @@ from fitb.evaluate.measure import EvaluationSet, Measured, device_of, load, meas
 from fitb.evaluate.metrics import metrics_of, spread, summaries
 from fitb.evaluate.ranks import Ranks, joined
 from fitb.evaluate.score import Bert, Predictor, Unigram
-from fitb.model.load import Loaded, num_parameters
+from fitb.model.load import num_parameters
+from fitb.model.loaded import Loaded
 from fitb.model.positions import KEY, trained_length
 
 ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb.corpus.originals import Originals, documents_of, read_originals
+from fitb.corpus.pieces import bare
 from fitb.corpus.shards import Offsets, ShardSet
 from fitb.data.masking import Vocabulary
 from fitb.errors import DataError
@@ -162,7 +163,7 @@ def put_together(
         elif follows and begin[place] > end[place - 1]:
             text += " "
         if follows and words[place] == words[place - 1]:
-            piece = piece.removeprefix("##")
+            piece = bare(piece)
         begins.append(len(text))
         text += piece
         ends.append(len(text))

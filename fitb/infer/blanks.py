@@ -1,4 +1,4 @@
-"""A text with blanks becomes rows of tokens with slots: one layout for every choice of lengths."""
+"""A text with blanks becomes rows with masked positions: a layout for each choice of lengths."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fitb.errors import ConfigError, DataError
 from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
-from fitb.infer.rules import OPEN, Reader, Rule, rules_of
-from fitb.infer.surface import Case, cases, continues_word
+from fitb.infer.rules import OPEN, ConstraintReader, Rule, rules_of
+from fitb.infer.surface import Case, cases
 from fitb.infer.windows import num_window_tokens
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class Layout:
     """A row in which the number of pieces of every blank is chosen.
 
     Args:
-        row: token ids, [MASK] in every slot.
+        row: token ids, [MASK] in every masked position.
         groups: for each group the numbers of its variables, in the order of its pieces.
-        variables: for each variable the slots in the row that hold the same token.
+        variables: for each variable the positions in the row that hold the same token.
         rules: of each group.
     """
 
@@ -63,10 +63,10 @@ class Layout:
     def filled(self, tokens: Sequence[int]) -> list[int]:
         """Return the row with the tokens of the variables in it, [MASK] where one is OPEN."""
         row = list(self.row)
-        for slots, token in zip(self.variables, tokens, strict=True):
+        for positions, token in zip(self.variables, tokens, strict=True):
             if token != OPEN:
-                for slot in slots:
-                    row[slot] = token
+                for position in positions:
+                    row[position] = token
         return row
 
 
@@ -106,8 +106,8 @@ class Prepared:
     def num_tokens(self) -> int:
         """What the first forward pass costs: rows that the model cannot read whole, by windows."""
         layout = self.layout(self.shortest())
-        slots = [slot for slots in layout.variables for slot in slots]
-        tokens = num_window_tokens(len(layout.row), slots, self.window)
+        positions = [at for variable in layout.variables for at in variable]
+        tokens = num_window_tokens(len(layout.row), positions, self.window)
         return min(self.num_layouts, MAX_LAYOUTS) * tokens
 
     def shortest(self) -> tuple[int, ...]:
@@ -130,19 +130,19 @@ class Prepared:
         """Lay the row out where each group has so many pieces."""
         first = list(itertools.accumulate(pieces, initial=0))
         variables = tuple(range(first[-1]))
-        slots: list[list[int]] = [[] for _ in variables]
+        positions: list[list[int]] = [[] for _ in variables]
         of_blank = {b: n for n, group in enumerate(self.groups) for b in group.blanks}
         row = [self.lexicon.cls, *self.segments[0]]
         for blank, segment in enumerate(self.segments[1:]):
             group = of_blank[blank]
             for piece in range(pieces[group]):
-                slots[first[group] + piece].append(len(row))
+                positions[first[group] + piece].append(len(row))
                 row.append(self.lexicon.mask)
             row += segment
         return Layout(
             row=(*row, self.lexicon.sep),
             groups=tuple(variables[a:b] for a, b in itertools.pairwise(first)),
-            variables=tuple(map(tuple, slots)),
+            variables=tuple(map(tuple, positions)),
             rules=tuple(group.rules[n] for n, group in zip(pieces, self.groups, strict=True)),
         )
 
@@ -186,7 +186,7 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
         tuple(lexicon.encode(text[begin:end]))
         for begin, end in zip(edges[::2], edges[1::2], strict=True)
     )
-    reader = Reader(lexicon)
+    reader = ConstraintReader(lexicon)
     groups = tuple(
         _group(reader, request, blanks, numbers, max_length) for numbers in _groups(request, blanks)
     )
@@ -214,7 +214,7 @@ def _groups(request: FillRequest, blanks: Sequence[Blank]) -> list[tuple[int, ..
 
 
 def _group(
-    reader: Reader,
+    reader: ConstraintReader,
     request: FillRequest,
     blanks: Sequence[Blank],
     numbers: tuple[int, ...],
@@ -226,7 +226,7 @@ def _group(
             f"{len(given)} constraints for {len(blanks)} blanks; give one for all, or one for each"
         )
     constraints = [given[min(n, len(given) - 1)] if given else Constraint() for n in numbers]
-    glued = [continues_word(request.text, blanks[n].begin, reader.lexicon.words) for n in numbers]
+    glued = [reader.lexicon.continues_word(request.text, blanks[n].begin) for n in numbers]
     answers = [
         reader.candidates(constraint.candidates, mine)
         for constraint, mine in zip(constraints, glued, strict=True)

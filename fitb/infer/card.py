@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from fitb.config import Config, Geometry
 from fitb.errors import DataError
 from fitb.model.positions import trained_length
 
-_LONGEST = "tokens of a text at most"
 _UNTRAINED = "{}, of which those from {} on were never trained"
 _PAIRS = "0 alone: pairs of texts were never seen"
 
@@ -73,7 +73,13 @@ class Card:
 
 def model_card(card: Card) -> str:
     """Render a card as the README.md of a Hugging Face folder."""
-    return "\n".join(_lines(card)).rstrip() + "\n"
+    import jinja2
+
+    source = (resources.files("fitb.infer") / "card.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(source).render(card=card).rstrip() + "\n"
 
 
 def model_facts(config: Any, num_parameters: int) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def model_facts(config: Any, num_parameters: int) -> dict[str, Any]:
         "attention heads": config.num_attention_heads,
         "inner size": config.intermediate_size,
         "vocabulary": f"{config.vocab_size:,}",
-        _LONGEST: length,
+        "tokens of a text at most": length,
         **({} if length == positions else {"positions": _UNTRAINED.format(positions, length)}),
     }
 
@@ -181,109 +187,3 @@ def _source(source: Geometry | str) -> str:
         f"random weights: {source.num_hidden_layers} layers of {source.hidden_size},"
         f" {source.num_attention_heads} heads, inner size {source.intermediate_size}"
     )
-
-
-def _lines(card: Card) -> Iterator[str]:
-    yield "---"
-    yield "library_name: transformers"
-    yield "pipeline_tag: fill-mask"
-    yield "tags: [bert, fill-mask, fitb]"
-    yield "---"
-    yield f"# {card.name}"
-    yield ""
-    yield (
-        f"Fills blanks: where a text says {card.mask_token}, the model says which words fit."
-        " Made by fitb, which distils BERT into smaller models."
-    )
-    yield ""
-    yield from _usage(card)
-    yield from _table("Model", card.model)
-    yield from _table("Training", card.training)
-    yield from _table("Data", card.data)
-    yield from _metrics(card)
-    yield from _cost(card)
-    yield from _table("Code", card.code)
-    yield from _limits(card)
-
-
-def _usage(card: Card) -> Iterator[str]:
-    yield "```python"
-    yield "from transformers import pipeline"
-    yield ""
-    yield 'fill = pipeline("fill-mask", model="path/to/this/folder")'
-    yield f'for found in fill("The {card.mask_token} is empty.", top_k=3):'
-    yield "    print(f\"{found['score']:.1%} {found['token_str']}\")"
-    yield "```"
-    yield ""
-    if card.onnx is not None:
-        rounded = ", and `model-int8.onnx` with 8-bit products" if card.int8 else ""
-        files = f"`model.onnx`{rounded}"
-        yield (
-            f"For onnxruntime: {files}. Inputs, int64: `input_ids` and `attention_mask` (B, L),"
-            f" L at most {card.model[_LONGEST]}, and `slots` (B, K), the places of the blanks, -1"
-            " where a row has fewer than K; output `logits` (M, V) of the blanks, row by row. In"
-            f" fp32 a logit differs from PyTorch's by at most {card.onnx:.1e} on random rows."
-        )
-        yield ""
-
-
-def _table(title: str, facts: Mapping[str, Any]) -> Iterator[str]:
-    if facts:
-        yield f"## {title}"
-        yield ""
-        yield "| | |"
-        yield "|---|---|"
-        yield from (f"| {name} | {value} |" for name, value in facts.items())
-        yield ""
-
-
-def _metrics(card: Card) -> Iterator[str]:
-    if card.metrics:
-        yield "## Metrics"
-        yield ""
-        yield f"On {card.measured_on}."
-        yield ""
-        yield "| | value | 95 % interval |"
-        yield "|---|---|---|"
-        for each in card.metrics:
-            known = each.low is not None and each.high is not None
-            interval = f"{each.low:.4f} to {each.high:.4f}" if known else ""
-            yield f"| {each.name} | {each.value:.4f} | {interval} |"
-        yield ""
-
-
-def _cost(card: Card) -> Iterator[str]:
-    if card.cost:
-        yield "## What 8-bit products cost"
-        yield ""
-        yield f"On {card.cost_on}; intervals are paired, over documents."
-        yield ""
-        yield "| | fp32 | int8 | int8 - fp32 | 95 % interval |"
-        yield "|---|---|---|---|---|"
-        for each in card.cost:
-            yield (
-                f"| {each.metric} | {each.fp32:.4f} | {each.int8:.4f} | {each.difference:+.4f} |"
-                f" {each.low:+.4f} to {each.high:+.4f} |"
-            )
-        yield ""
-
-
-def _limits(card: Card) -> Iterator[str]:
-    yield "## Limits"
-    yield ""
-    yield "- It knows the words and the bias of the text it was trained on, and no facts for sure."
-    yield (
-        f"- It was trained to read {card.model[_LONGEST]} tokens at once: cut a longer text around"
-        " its blanks, as `fitb fill`, `fitb serve` and `fitb evaluate` do."
-    )
-    yield "- Each blank is one token; a longer word needs several blanks, or `fitb fill`."
-    if not card.metrics:
-        yield "- It has not been evaluated here."
-    if card.int8:
-        yield (
-            "- Under int8 the texts of a batch share one scale of activations: answers change a"
-            " little with the company."
-        )
-        if not card.cost:
-            yield "- What 8-bit products cost was not measured."
-    yield "- Its licence is for you to settle: see those of the teacher and of the text."

@@ -18,8 +18,8 @@ class FillConfig:
         texts: sentences in which ___ is a missing word, [MASK] one missing piece and [SPAN] any
             number of pieces; `-` stands for lines of standard input.
         top_k: fillings of each text.
-        order: which slot is filled next: that of which the model is surest (confidence), the
-            leftmost (left_to_right), or as confidence and then all again (refine).
+        order: which masked position is filled next: that of which the model is surest (confidence),
+            the leftmost (left_to_right), or as confidence and then all again (refine).
         beam: partial fillings kept; 1 is greedy.
         max_pieces: pieces of a blank of unknown length at most.
         candidates: the only answers allowed, each whole.

@@ -1,9 +1,9 @@
-"""A beam over the slots of a text: joint answers, as a search that stops for each forward pass.
+"""A beam over the masked positions of a text: joint answers, by a search that stops for each pass.
 
 A filling's log-probability is the sum over its pieces of log p(piece | the text and the pieces that
-were filled before it, the slots still open being [MASK]). Pieces that are tied to one another
-(blanks with the same answer) are filled together and count once for each slot. In the order
-`confidence` the next slot is a function of what was filled, so the fillings are the leaves of a
+were filled before it, the others still being [MASK]). Pieces that are tied to one another
+(blanks with the same answer) are filled together and count once for each position. In the order
+`confidence` the next position is a function of what was filled, so the fillings are the leaves of a
 tree, and a beam as wide as the tree finds the best of them all.
 
 No more is kept of a wave than the beam is wide, however many answers are looked at.
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from fitb.infer.blanks import Layout
-from fitb.infer.passes import Pass, PassLimits, Room, Steps
+from fitb.infer.passes import Pass, PassLimits, Steps, packed
 from fitb.infer.request import Order
 from fitb.infer.rules import OPEN, Test
 
@@ -99,14 +99,14 @@ Take = Callable[[int, Choices | None], None]
 
 def decode(
     layouts: Sequence[Layout],
-    widths: Sequence[int],
+    width: int,
     orders: Sequence[Order],
     limits: PassLimits,
 ) -> Steps[list[list[Hypothesis]]]:
     """Fill every layout; return the complete hypotheses of each, the most probable first.
 
     Args:
-        widths: of the beam of each layout.
+        width: of each beam.
         orders: of each; refine begins as confidence does.
         limits: of a forward pass.
     """
@@ -123,9 +123,9 @@ def decode(
         questions = []
         for number, hypothesis in active:
             askable = _askable(layouts[number], hypothesis, orders[number])
-            questions.append(Question(layouts[number], hypothesis, askable, widths[number]))
+            questions.append(Question(layouts[number], hypothesis, askable, width))
             yield None
-        grown = {number: Grown(widths[number]) for number, _ in active}
+        grown = {number: Grown(width) for number, _ in active}
         yield from ask(questions, partial(_grow, active, grown), limits)
         for number, found in grown.items():
             beams[number] = yield from found.best()
@@ -206,7 +206,7 @@ def ask(questions: Sequence[Question], take: Take, limits: PassLimits) -> Steps[
         take: is told the number of a question, and its answer.
     """
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].layout.row))
-    for part in _parts(questions, order, limits):
+    for part in packed(order, lambda number: _size(questions[number]), limits):
         asked = [questions[number] for number in part]
         logits = yield _pass(asked)
         assert logits is not None
@@ -232,29 +232,16 @@ def _askable(layout: Layout, hypothesis: Hypothesis, order: Order) -> tuple[int,
     return tuple(found)
 
 
-def _parts(
-    questions: Sequence[Question], order: Sequence[int], limits: PassLimits
-) -> Iterator[list[int]]:
-    """Cut questions, shortest rows first, into what one forward pass holds."""
-    room = Room(limits)
-    part: list[int] = []
-    for number in order:
-        layout, variables = questions[number].layout, questions[number].variables
-        size = [len(layout.row)], sum(len(layout.variables[v]) for v in variables)
-        if not room.add(*size):
-            yield part
-            room, part = Room(limits), []
-            room.add(*size)
-        part.append(number)
-    if part:
-        yield part
+def _size(question: Question) -> tuple[list[int], int]:
+    layout = question.layout
+    return [len(layout.row)], sum(len(layout.variables[v]) for v in question.variables)
 
 
 def _pass(questions: Sequence[Question]) -> Pass:
     return Pass(
         [question.layout.filled(_shown(question)) for question in questions],
         [
-            [slot for v in question.variables for slot in question.layout.variables[v]]
+            [at for v in question.variables for at in question.layout.variables[v]]
             for question in questions
         ],
     )
@@ -299,7 +286,7 @@ def _shown(question: Question) -> list[int]:
 
 
 def _tied(log_probs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Add the rows of the slots of each variable up: (sum of sizes, V) -> (M, V)."""
+    """Add the rows of the positions of each variable up: (sum of sizes, V) -> (M, V)."""
     if len(sizes) == len(log_probs):
         return log_probs
     summed = log_probs.new_zeros(len(sizes), log_probs.shape[1])

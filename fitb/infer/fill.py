@@ -7,21 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fitb.corpus.pieces import CONTINUED, continues, join
 from fitb.errors import ConfigError, DataError
 from fitb.infer import surface
 from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare
 from fitb.infer.config import FillConfig
 from fitb.infer.decode import Hypothesis, decode
-from fitb.infer.lexicon import CONTINUED
 from fitb.infer.passes import PassLimits, Steps, drive
 from fitb.infer.refine import refine
-from fitb.infer.request import (
-    Answer,
-    Filled,
-    Filling,
-    FillRequest,
-    score_of,
-)
+from fitb.infer.request import Answer, Filled, Filling, FillRequest, score_of
 from fitb.infer.scorer import Scorer, load_scorer
 
 
@@ -37,11 +31,12 @@ def fill_from(config: FillConfig) -> list[Filled]:
 
 
 def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
-    """Return the best joint fillings of every text.
+    """Return the best joint fillings of every text, mixed freely: none sees or waits for another.
 
     Raises:
         DataError: a text without a blank, or longer than the model reads, by its number.
-        ConfigError: constraints that fit neither the blanks nor the vocabulary.
+        ConfigError: constraints that fit neither the blanks nor the vocabulary, or a regex that is
+            too complex.
     """
     prepared = []
     for number, request in enumerate(requests, 1):
@@ -49,14 +44,6 @@ def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
             prepared.append(prepare(scorer.tokenizer, request, scorer.max_length))
         except (DataError, ConfigError) as error:  # user text is not repeated in messages
             raise type(error)(f"text {number}: {error}") from None
-    return fill_prepared(scorer, prepared)
-
-
-def fill_prepared(scorer: Scorer, prepared: Sequence[Prepared]) -> list[Filled]:
-    """Fill prepared texts, mixed freely: none sees another, and none waits for another's wave.
-
-    Raises: ConfigError where a regex is too complex.
-    """
     limits = PassLimits()
     return drive(scorer, [search(one, limits) for one in prepared], limits)
 
@@ -70,7 +57,7 @@ def search(prepared: Prepared, limits: PassLimits) -> Steps[Filled]:
     """
     layouts = yield from _layouts(prepared, limits)
     width, order = _width(prepared), prepared.request.search.order
-    beams = yield from decode(layouts, [width] * len(layouts), [order] * len(layouts), limits)
+    beams = yield from decode(layouts, width, [order] * len(layouts), limits)
     found: list[tuple[Layout, Hypothesis]] = []
     for layout, beam in zip(layouts, beams, strict=True):
         if order == "refine" and len(layout.variables) > 1 and beam:
@@ -108,7 +95,7 @@ def _likeliest_lengths(prepared: Prepared, limits: PassLimits) -> Steps[list[lis
         <= prepared.max_length
     }
     layouts = list(trials.values())
-    beams = yield from decode(layouts, [1] * len(layouts), [order] * len(layouts), limits)
+    beams = yield from decode(layouts, 1, [order] * len(layouts), limits)
     scores = {
         trial: _score(layout, beam[0]) if beam else -math.inf
         for (trial, layout), beam in zip(trials.items(), beams, strict=True)
@@ -170,13 +157,13 @@ def _text(
 ) -> tuple[str, bool]:
     """Return an answer's text, and whether it continues the word before the blank."""
     lexicon = prepared.lexicon
-    continues = bool(lexicon.continues[tokens[0]])
+    goes_on = bool(lexicon.continues[tokens[0]])
     if written is not None:
-        return written, continues
-    answer = surface.join([lexicon.pieces[token] for token in tokens])
-    if lexicon.lowercases and not continues and lexicon.is_text[list(tokens)].all():
+        return written, goes_on
+    answer = join(lexicon.pieces[token] for token in tokens)
+    if lexicon.lowercases and not goes_on and lexicon.is_text[list(tokens)].all():
         answer = surface.in_case(answer, prepared.cases[number])
-    return answer, continues
+    return answer, goes_on
 
 
 def as_json(filled: Sequence[Filled]) -> list[dict[str, Any]]:
@@ -208,4 +195,4 @@ def render(filled: Sequence[Filled]) -> str:
 
 
 def _shown(answer: Answer) -> str:
-    return CONTINUED + answer.text if answer.pieces[0].startswith(CONTINUED) else answer.text
+    return CONTINUED + answer.text if continues(answer.pieces[0]) else answer.text

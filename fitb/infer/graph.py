@@ -1,10 +1,12 @@
 """A BERT with its MLM head as an ONNX graph of standard operators, written out node by node.
 
 What `model/encoder.py` computes, in the same order. Nothing is traced: weights go straight from the
-model into the graph, the last layer and the head run at the slots alone, queries, keys and values
-are one product, and the decoder reads the embedding's own matrix, which the file holds once.
+model into the graph, the last layer and the head run at the masked positions alone, queries, keys
+and values are one product, and the decoder reads the embedding's own matrix, which the file holds
+once.
 
-Legend: B rows, L length, K slots of a row at most, D hidden, H heads, V vocabulary, M slots in all.
+Legend: B rows, L length, K masked positions (`slots`) of a row at most, D hidden, H heads, V
+vocabulary, M of them in all.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def graph_of(model: BertForMaskedLM) -> ModelProto:
     """Write a model as ONNX, in fp32.
 
     Inputs, all int64: input_ids (B, L); attention_mask (B, L), 0 on padding; slots (B, K), -1 where
-    a row has fewer than K. Output: logits (M, V) fp32 of the slots that there are, row by row.
+    a row has fewer than K. Output: logits (M, V) fp32 of those that there are, row by row.
 
     Args:
         model: on the CPU, in fp32.
@@ -153,7 +155,7 @@ def _mask(graph: _Graph, queries: str, name: str) -> str:
 
 
 def _at_slots(graph: _Graph, state: str) -> str:
-    """(B, L, D) -> (B, K, D); where a row has no such slot, its first position."""
+    """(B, L, D) -> (B, K, D); where a row has none, its first position."""
     zero = graph.weight("no_position", np.array(0))
     places = graph.node("Max", ["slots", zero], "positions")
     last = graph.weight("last", np.array([2]))
@@ -211,7 +213,7 @@ def _added(graph: _Graph, x: str, before: str, name: str) -> str:
 
 
 def _head(graph: _Graph, state: str, activation: str) -> None:
-    """(B, K, D) -> (M, V): the slots that there are."""
+    """(B, K, D) -> (M, V): the positions that there are."""
     there = graph.node("GreaterOrEqual", ["slots", "no_position"], "there")
     indices = graph.node("Transpose", [graph.node("NonZero", [there], "there/T")], "there/index")
     at_slots = graph.node("GatherND", [state, indices], "at_slots")

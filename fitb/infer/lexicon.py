@@ -10,14 +10,16 @@ from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
+
+from fitb.corpus.pieces import bare, continues
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONTINUED = "##"  # begins a piece that continues a word
 _LETTER = "x"  # stands for any
 _LONGEST_WORD = 100  # characters; WordPiece knows no longer one either
+_UNKNOWN = "\0"  # no text holds it
 _UNUSED = re.compile(r"\[unused\d+\]")  # BERT's places for words to come
 
 
@@ -51,17 +53,15 @@ class Lexicon:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_continued(self, text: str) -> list[int] | None:
+    def encode_continued(self, text: str) -> list[int]:
         """Return the ids of a text that continues a word: its first piece begins with '##'.
 
-        None where the vocabulary has no such pieces, or the word is too long for it. The longest
-        piece that fits is taken, as WordPiece does (Wu et al. 2016,
-        https://arxiv.org/abs/1609.08144).
+        [UNK] where the vocabulary has no such pieces, or the word is too long for it.
         """
         normal = self.normalise(text)
         head = self._words(_LETTER + normal)[0][len(_LETTER) :]
-        ids = self._inner_pieces(head) if head else []
-        return None if ids is None else ids + self.encode(normal[len(head) :])
+        ids = [token.id for token in self._inner.tokenize(head)] if head else []
+        return ids + self.encode(normal[len(head) :])
 
     def _words(self, normal: str) -> list[str]:
         """Return what the tokenizer takes for single words of a normalised text."""
@@ -76,6 +76,18 @@ class Lexicon:
         """Return a text as the tokenizer normalises it: lowercase, without accents, if it does."""
         return _normalised(self._tokenizer, text)
 
+    def continues_word(self, text: str, begin: int) -> bool:
+        """Whether what stands at a place of a text goes on with a word.
+
+        A letter or digit stands before it, and the tokenizer would not part the two.
+        """
+        before = text[max(0, begin - _LONGEST_WORD) : begin]
+        letters = before.rstrip("".join(char for char in before if category(char)[0] == "M"))
+        base = letters[-1:] or before[-1:]
+        if not base or category(base)[0] not in "LNM":
+            return False
+        return self.words(before + _LETTER)[-1] != _LETTER
+
     @cached_property
     def parted(self) -> NDArray[np.bool_]:
         """(V,) bool, true where a piece begins a word even if a letter touches it on its left."""
@@ -85,33 +97,17 @@ class Lexicon:
         return begins
 
     @cached_property
-    def _inner(self) -> dict[str, int]:
-        """Ids of the pieces that continue a word, without their '##'."""
-        return {
-            piece.removeprefix(CONTINUED): number
-            for number, piece in enumerate(self.pieces)
-            if self.continues[number]
+    def _inner(self) -> models.WordPiece:
+        """Cuts the rest of a word into the pieces that continue one, here without their '##'."""
+        inner = {
+            bare(self.pieces[number]): number for number in np.flatnonzero(self.continues).tolist()
         }
-
-    @cached_property
-    def _longest_inner(self) -> int:
-        return max(map(len, self._inner), default=0)
-
-    def _inner_pieces(self, text: str) -> list[int] | None:
-        if len(text) > _LONGEST_WORD:
-            return None
-        ids: list[int] = []
-        begin, longest = 0, self._longest_inner
-        while begin < len(text):
-            for end in range(min(len(text), begin + longest), begin, -1):
-                found = self._inner.get(text[begin:end])
-                if found is not None:
-                    ids.append(found)
-                    begin = end
-                    break
-            else:
-                return None
-        return ids or None
+        return models.WordPiece(
+            inner | {_UNKNOWN: self.unk},
+            unk_token=_UNKNOWN,
+            max_input_chars_per_word=_LONGEST_WORD,
+            continuing_subword_prefix="",
+        )
 
 
 @lru_cache(maxsize=4)
@@ -123,14 +119,11 @@ def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> Lexicon:
     own.encode_special_tokens = True
     found = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     pieces = tuple("" if piece is None else str(piece) for piece in found)  # ids may have holes
-    bare = [piece.removeprefix(CONTINUED) for piece in pieces]
     special = set(tokenizer.all_special_ids)
     return Lexicon(
         pieces=pieces,
-        continues=np.array(
-            [piece.startswith(CONTINUED) and piece != CONTINUED for piece in pieces]
-        ),
-        has_letter=np.array([any(category(char)[0] in "LMN" for char in piece) for piece in bare]),
+        continues=np.array([continues(piece) for piece in pieces]),
+        has_letter=np.array([any(category(char)[0] in "LMN" for char in p) for p in pieces]),
         is_text=np.array(
             [
                 bool(piece) and number not in special and not _UNUSED.fullmatch(piece)

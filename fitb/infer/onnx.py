@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,11 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ContractError, DataError, SystemFault
 from fitb.hub import reading
 from fitb.infer.graph import INPUTS, encoder_products, graph_of
-from fitb.infer.scorer import TorchScorer, finite, padded, slots_of
-from fitb.infer.windows import in_windows
+from fitb.infer.pytorch import TorchScorer, finite, padded, padded_positions
+from fitb.infer.windows import Rows, in_windows
 from fitb.model.configuration import read_config
 from fitb.model.contract import check_contract
-from fitb.model.load import Loaded, tokenizer_fingerprint_of
+from fitb.model.loaded import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import settle, trained_length
 from fitb.modes import denied
 
@@ -56,18 +55,14 @@ class OnnxScorer:
         self.tokenizer, self.max_length = tokenizer, max_length
         self._session = _session(path, threads)
 
-    def logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
+    def logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
         """As Scorer says."""
         return in_windows(self._logits, rows, positions, self.max_length)
 
-    def _logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
+    def _logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
         input_ids, real = padded(rows, self.tokenizer.pad_token_id)
         mask = np.ones(input_ids.shape, np.int64) if real is None else real.numpy().astype(np.int64)
-        slots = slots_of(positions).numpy()
+        slots = padded_positions(positions).numpy()
         return finite(torch.from_numpy(self.run(input_ids.numpy(), mask, slots)))
 
     def run(self, input_ids: Any, attention_mask: Any, slots: Any) -> Any:
@@ -195,7 +190,7 @@ def quantise(folder: Path) -> None:
 
 
 def largest_difference(ours: OnnxScorer, theirs: TorchScorer) -> float:
-    """Return the largest difference of a logit over rows of mixed lengths and slots, random ids."""
+    """Return the largest difference of a logit over rows of mixed lengths, random ids."""
     worst = 0.0
     for number, lengths in enumerate(_CHECKED_LENGTHS):
         sizes = [min(length, ours.max_length) for length in lengths]

@@ -8,7 +8,7 @@ Legend: V vocabulary, M positions asked for.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import torch
 from fitb.infer.scorer import Scorer
 
 Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 _ENOUGH_TOKENS = 1024  # a pass of as many gains little by more rows, and loses by padding
 _GROWTH = 1.1  # of the rows of such a pass
@@ -49,6 +50,10 @@ class Pass:
     @property
     def num_positions(self) -> int:
         return sum(map(len, self.positions))
+
+    @property
+    def size(self) -> tuple[list[int], int]:
+        return self.lengths, self.num_positions
 
 
 Steps = Generator[Pass | None, torch.Tensor | None, Found]  # of a search, and what it finds
@@ -84,6 +89,26 @@ class Room:
         return True
 
 
+def packed(
+    items: Iterable[Item], size_of: Callable[[Item], tuple[list[int], int]], limits: PassLimits
+) -> Iterator[list[Item]]:
+    """Cut items, in their order, into what one forward pass holds each.
+
+    Args:
+        size_of: lengths of the rows of an item, and how many positions it asks for.
+    """
+    room, mine = Room(limits), list[Item]()
+    for item in items:
+        size = size_of(item)
+        if not room.add(*size):
+            yield mine
+            room, mine = Room(limits), []
+            room.add(*size)
+        mine.append(item)
+    if mine:
+        yield mine
+
+
 def forward(scorer: Scorer, passes: Sequence[Pass]) -> list[torch.Tensor]:
     """Return the logits that each pass asks for, (M, V) fp32, from one forward pass."""
     rows = [row for one in passes for row in one.rows]
@@ -109,10 +134,7 @@ def drive(scorer: Scorer, searches: Sequence[Steps[Found]], limits: PassLimits) 
         go_on(number, None)
     while wanted:
         order = sorted(wanted, key=lambda number: len(wanted[number].rows[-1]))
-        while order:
-            room, mixed = Room(limits), []
-            while order and room.add(wanted[order[0]].lengths, wanted[order[0]].num_positions):
-                mixed.append(order.pop(0))
+        for mixed in packed(order, lambda number: wanted[number].size, limits):
             answers = forward(scorer, [wanted.pop(number) for number in mixed])
             for number, logits in zip(mixed, answers, strict=True):
                 go_on(number, logits)

@@ -1,9 +1,9 @@
-"""Iterative refinement: every slot is asked again, given all others, until nothing changes.
+"""Iterative refinement: each masked position is asked again, given the others, until none changes.
 
 A filling is scored by its pseudo-log-likelihood, the sum over its pieces of log p(piece | all other
 pieces) (Salazar et al. 2020, https://arxiv.org/abs/1910.14659, restricted to the blanks); asking
 again and again is the mask-predict of Ghazvininejad et al. 2019, https://arxiv.org/abs/1904.09324,
-one slot at a time and with a beam.
+one position at a time and with a beam.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Search:
     """How answers are looked for.
 
     Args:
-        order: which slot is filled next: the leftmost open one; the one where the model is most
-            certain; or, refine, the latter, after which every slot is asked again given all others
+        order: which masked position is filled next: the leftmost; the one where the model is most
+            certain; or, refine, the latter, after which each is asked again given all others
             until nothing changes.
         beam: partial fillings kept of each text; 1 is greedy.
         max_pieces: pieces of a blank of unknown length at most.
@@ -101,7 +101,7 @@ class Answer:
         begin: first character in the sentence.
         end: one after the last.
         tokens: ids in the vocabulary.
-        pieces: the same as the tokenizer writes them; '##' marks one that continues a word.
+        pieces: the same subwords as the tokenizer writes them; '##' continues a word.
         log_probability: natural, summed over its pieces, each given what had been filled before it.
     """
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Protocol
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fitb.corpus.pieces import append, join
 from fitb.errors import ConfigError
-from fitb.infer import surface
 from fitb.infer.lexicon import Lexicon
 from fitb.infer.pattern import Pattern
 from fitb.infer.request import Constraint, Kind
@@ -33,25 +33,24 @@ Pieces = Sequence[int]
 Test = Callable[[int], bool]  # of a token
 
 
-class Rule(Protocol):
-    """What may stand in a blank."""
+@dataclass(frozen=True)
+class Rule:
+    """What may stand in a blank; by itself, anything."""
 
-    @property
-    def in_order(self) -> bool:
-        """Whether its pieces must be filled from left to right."""
-        ...
+    lexicon: Lexicon
+    in_order: ClassVar[bool] = False  # whether its pieces must be filled from left to right
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         """Return which tokens may stand at a place, (V,) bool; None for all."""
-        ...
+        return None
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
         """Return what says whether a token that `mask` lets through may stand there; None: all."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)
-class WordOrSpan:
+class WordOrSpan(Rule):
     """A word: one that begins as words do and then goes on. A span: any text.
 
     Args:
@@ -59,18 +58,13 @@ class WordOrSpan:
             tokenizer parts from any letter before it, as Han behind kana.
     """
 
-    lexicon: Lexicon
     kind: Kind
     glued: bool
-    in_order: bool = False
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         if at:
             return self._goes_on
         return self._goes_on | self.lexicon.parted if self.glued else self._begins
-
-    def test(self, pieces: Pieces, at: int) -> Test | None:
-        return None
 
     @cached_property
     def _begins(self) -> NDArray[np.bool_]:
@@ -85,12 +79,10 @@ class WordOrSpan:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Rule):
     """One of these answers, each a tuple of as many tokens as the blank has pieces."""
 
-    lexicon: Lexicon
     answers: tuple[tuple[int, ...], ...]
-    in_order: bool = False
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         known = [
@@ -103,9 +95,6 @@ class OneOf:
         allowed[[self.answers[number][at] for number in fitting]] = True
         return allowed
 
-    def test(self, pieces: Pieces, at: int) -> Test | None:
-        return None
-
     @cached_property
     def _having(self) -> dict[tuple[int, int], set[int]]:
         """The numbers of the answers that have a token at a place."""
@@ -116,19 +105,20 @@ class OneOf:
         return dict(found)
 
 
-@dataclass(frozen=True)
-class Matches:
-    """An answer whose text a regular expression matches as a whole.
+class ReadInOrder(Rule):
+    """An answer whose text is read as far as it stands: pieces to its right may be open."""
 
-    While pieces to the right are open, what stands so far must be the beginning of a match.
-    """
-
-    lexicon: Lexicon
-    pattern: Pattern
-    in_order: bool = True
+    in_order = True
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
         return self.lexicon.is_text
+
+
+@dataclass(frozen=True)
+class Matches(ReadInOrder):
+    """An answer whose text a regular expression matches as a whole."""
+
+    pattern: Pattern
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
         text, whole = _around(self.lexicon, pieces, at)
@@ -137,15 +127,10 @@ class Matches:
 
 
 @dataclass(frozen=True)
-class Begins:
+class Begins(ReadInOrder):
     """An answer that begins with a prefix, which is normalised."""
 
-    lexicon: Lexicon
     prefix: str
-    in_order: bool = True
-
-    def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
-        return self.lexicon.is_text
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
         text, whole = _around(self.lexicon, pieces, at)
@@ -162,26 +147,19 @@ class Begins:
 
 
 @dataclass(frozen=True)
-class NotBanned:
+class NotBanned(Rule):
     """An answer that holds none of these words, which are normalised."""
 
-    lexicon: Lexicon
     words: frozenset[str]
-    in_order: bool = False
-
-    def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
-        return None
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
-        if OPEN in (*pieces[:at], *pieces[at + 1 :]):
-            return None
-        text, _ = _around(self.lexicon, pieces, at)
+        text, whole = _around(self.lexicon, pieces, at)
 
         def judge(token: int) -> bool:
             found = text(token).lower()
             return found not in self.words and self.words.isdisjoint(re.findall(r"\w+", found))
 
-        return judge
+        return judge if whole else None
 
 
 def _around(lexicon: Lexicon, pieces: Pieces, at: int) -> tuple[Callable[[int], str], bool]:
@@ -190,63 +168,42 @@ def _around(lexicon: Lexicon, pieces: Pieces, at: int) -> tuple[Callable[[int], 
     The text ends behind the token where pieces to its right are open.
     """
     whole = OPEN not in (*pieces[:at], *pieces[at + 1 :])
-    before = surface.join([lexicon.pieces[piece] for piece in pieces[:at]])
+    before = join(lexicon.pieces[piece] for piece in pieces[:at])
     after = [lexicon.pieces[piece] for piece in pieces[at + 1 :]] if whole else []
 
     def text(token: int) -> str:
-        found = surface.append(before, lexicon.pieces[token])
+        found = append(before, lexicon.pieces[token])
         for piece in after:
-            found = surface.append(found, piece)
+            found = append(found, piece)
         return found
 
     return text, whole
 
 
-@dataclass(frozen=True)
-class Reader:
+class ConstraintReader:
     """Constraints of one text in the form that its rules take; each part is read once.
 
     Args:
         lexicon: of the model.
     """
 
-    lexicon: Lexicon
-    _patterns: dict[str, Pattern] = field(default_factory=dict)
-    _banned: dict[tuple[str, ...], frozenset[str]] = field(default_factory=dict)
-    _candidates: dict[tuple[tuple[str, ...], bool], dict[tuple[int, ...], str]] = field(
-        default_factory=dict
-    )
+    pattern: Callable[[str], Pattern]
+    banned: Callable[[tuple[str, ...]], frozenset[str]]
+    candidates: Callable[[tuple[str, ...], bool], dict[tuple[int, ...], str]]
 
-    @property
-    def num_patterns(self) -> int:
-        return len(self._patterns)
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
+        self.pattern = cache(partial(Pattern, ignore_case=lexicon.lowercases))
+        self.banned = cache(partial(_normalised, lexicon))
+        self.candidates = cache(partial(tokens_of, lexicon))
 
-    def pattern(self, regex: str) -> Pattern:
-        """Compile a regex. Raises: ConfigError where it is none."""
-        if regex not in self._patterns:
-            self._patterns[regex] = Pattern(regex, self.lexicon.lowercases)
-        return self._patterns[regex]
 
-    def banned(self, words: tuple[str, ...]) -> frozenset[str]:
-        """Normalise banned words."""
-        if words not in self._banned:
-            self._banned[words] = frozenset(
-                self.lexicon.normalise(word).lower().strip() for word in words
-            )
-        return self._banned[words]
-
-    def candidates(self, written: tuple[str, ...], glued: bool) -> dict[tuple[int, ...], str]:
-        """Return the tokens of each candidate, with the candidate as the user wrote it.
-
-        Raises: ConfigError where the vocabulary cannot write one.
-        """
-        if (written, glued) not in self._candidates:
-            self._candidates[written, glued] = tokens_of(self.lexicon, written, glued)
-        return self._candidates[written, glued]
+def _normalised(lexicon: Lexicon, words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(lexicon.normalise(word).lower().strip() for word in words)
 
 
 def rules_of(
-    reader: Reader,
+    reader: ConstraintReader,
     kind: Kind,
     constraint: Constraint,
     glued: bool,

@@ -5,25 +5,18 @@ Legend: B rows, L length, K positions of a row at most, V vocabulary, M position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.errors import DataError
+from fitb.infer.pytorch import torch_scorer
 from fitb.infer.request import Backend
-from fitb.infer.windows import in_windows
+from fitb.infer.windows import Rows
 from fitb.model.contract import check_contract
-from fitb.model.encoder import encode
-from fitb.model.frozen import can_pack, pack
-from fitb.model.load import load_model, mlm_head
-from fitb.model.positions import trained_length
-
-_PACKED_FROM = 512  # hidden size; narrower matrices lose more by oneDNN's calls than they gain
+from fitb.model.load import load_model
 
 if TYPE_CHECKING:
-    from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 class Scorer(Protocol):
@@ -37,9 +30,7 @@ class Scorer(Protocol):
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
-    def logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
+    def logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
         """Return the logits at the positions asked for, rows in turn: (M, V) fp32, on the CPU.
 
         Args:
@@ -47,70 +38,6 @@ class Scorer(Protocol):
             positions: in each row, in the order wanted; at least one in all.
         """
         ...
-
-
-class TorchScorer:
-    """A Scorer over PyTorch, where the model lies and in its precision.
-
-    Args:
-        model: in eval mode.
-        tokenizer: its own.
-    """
-
-    def __init__(self, model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.max_length = trained_length(model.config)
-        self._model = model
-        self._device = next(model.parameters()).device
-
-    def logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
-        """As Scorer says; the last layer and the head run at these positions alone."""
-        return in_windows(self._logits, rows, positions, self.max_length)
-
-    def _logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
-        input_ids, real = padded(rows, self.tokenizer.pad_token_id)
-        slots = slots_of(positions).to(self._device)
-        with torch.inference_mode():
-            last = encode(
-                self._model,
-                input_ids.to(self._device),
-                None if real is None else real.to(self._device),
-                slots=slots.clamp(min=0),
-            ).last
-            logits: torch.Tensor = mlm_head(self._model)(last[slots >= 0])
-            return finite(logits.float().cpu())
-
-
-def finite(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits as they are; raise DataError where one is NaN or an infinity."""
-    if not logits.isfinite().all():
-        raise DataError(
-            "a logit of this model is not finite (NaN or infinity): its weights hold such a number,"
-            " or are too large for its precision; use another checkpoint"
-        )
-    return logits
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return rows as (B, L) int64, and which places are real, (B, L) bool; None where all are."""
-    lengths = [len(row) for row in rows]
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return torch.tensor(rows, dtype=torch.int64), None
-    input_ids = torch.tensor(
-        [[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.int64
-    )
-    return input_ids, torch.arange(longest) < torch.tensor(lengths)[:, None]
-
-
-def slots_of(positions: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return positions as (B, K) int64, -1 where a row has fewer than K."""
-    most = max(map(len, positions))
-    return torch.tensor([[*places, *[-1] * (most - len(places))] for places in positions])
 
 
 def load_scorer(source: str, backend: Backend = "torch", threads: int = 0) -> Scorer:
@@ -133,16 +60,3 @@ def load_scorer(source: str, backend: Backend = "torch", threads: int = 0) -> Sc
     loaded = load_model(source, tokenizer=tokenizer)
     check_contract(tokenizer=tokenizer, manifest=None, student=loaded, needs_student_head=True)
     return torch_scorer(loaded.model, tokenizer)
-
-
-def torch_scorer(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> TorchScorer:
-    """Put a model where it answers fastest, in place: on a GPU, else packed for the CPU.
-
-    Args:
-        model: in eval mode, fp32.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(model, device)
-    if can_pack(device, torch.float32) and model.config.hidden_size >= _PACKED_FROM:
-        pack(model)
-    return TorchScorer(model, tokenizer)

@@ -1,78 +1,18 @@
-"""Pieces back into a person's text: joined into words, in the right case, at known places."""
+"""Answers in a person's text: in the right case, at known places."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
-from unicodedata import category
 
-from tokenizers import normalizers, pre_tokenizers
-
-from fitb.infer.lexicon import CONTINUED
-
-_NO_SPACE_BEFORE = set(".,;:!?)]}%'\u2019-/_@")
-_NO_SPACE_AFTER = set("([{'\u2019-/_@$#")
 _OPENING = "\"'\u201c\u2018\u00ab([{\u00bf\u00a1"
 _CLOSING = "\"'\u201d\u2019\u00bb)]}"
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "no.", "fig.")
-_LETTER = "x"  # stands for any
-_LONGEST_WORD = 100  # characters before a blank that are looked at
-_NORMALIZER = normalizers.BertNormalizer(strip_accents=False, lowercase=False)
-_WORDS = pre_tokenizers.BertPreTokenizer()
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _WORD_ENDS = re.compile(r"\s|$|[,;:!?'\u2019\u2026\u2013\u2014-]|\.(?:\s|$)")
-# Scripts written without spaces, which BERT cuts into single characters: kana and Han.
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 Case = Literal["capitals", "first", "as it is"]
-
-
-def join(pieces: Sequence[str]) -> str:
-    """Join pieces into text; a first piece that continues a word loses its '##'."""
-    text = ""
-    for piece in pieces:
-        text = append(text, piece)
-    return text
-
-
-def append(text: str, piece: str) -> str:
-    """Put one more piece behind a text that was made of pieces."""
-    if piece.startswith(CONTINUED) and piece != CONTINUED:
-        return text + piece.removeprefix(CONTINUED)
-    return text + piece if not text or _touch(text, piece) else f"{text} {piece}"
-
-
-def _touch(text: str, piece: str) -> bool:
-    """Whether no space stands between the two."""
-    last, first = text[-1], piece[0]
-    if _UNSPACED.match(last) and _UNSPACED.match(first):
-        return True
-    if last in ".," and first.isdigit() and text[-2:-1].isdigit():  # 3.5 and 1,000
-        return True
-    return first in _NO_SPACE_BEFORE or last in _NO_SPACE_AFTER
-
-
-def bert_words(text: str) -> list[str]:
-    """Return what BERT's own tokenizer takes for single words: Han apart, kana together."""
-    normal = _NORMALIZER.normalize_str(text)
-    return [word for word, _ in _WORDS.pre_tokenize_str(normal)]
-
-
-def continues_word(text: str, begin: int, words: Callable[[str], list[str]] = bert_words) -> bool:
-    """Whether what stands at a place of a text goes on with a word.
-
-    A letter or digit stands before it, and the tokenizer would not part the two.
-
-    Args:
-        words: of the tokenizer.
-    """
-    before = text[max(0, begin - _LONGEST_WORD) : begin]
-    letters = before.rstrip("".join(char for char in before if category(char)[0] == "M"))
-    base = letters[-1:] or before[-1:]
-    if not base or category(base)[0] not in "LNM":
-        return False
-    return words(before + _LETTER)[-1] != _LETTER
 
 
 def cases(text: str, places: Sequence[tuple[int, int]]) -> tuple[Case, ...]:

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from fitb.corpus.pieces import bare, continues
 from fitb.corpus.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from fitb.corpus.vocabulary import EDGE_CASES, difference
 from fitb.errors import ContractError, DataError
-from fitb.model.load import Loaded, tokenizer_fingerprint_of
+from fitb.model.loaded import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import trained_length
 
 _HEAD = "cls.predictions."
-_PREFIX = "##"
 _LAYER = re.compile(r"(?:bert\.)?encoder\.layer\.(\d+)\.(.+)")
 
 
@@ -290,14 +290,14 @@ def _round_trip_problem(tokenizer: PreTrainedTokenizerBase, text: str) -> str | 
         return "normalised text is read differently from the text as written"
     previous_word, previous_end = None, 0
     for piece, (begin, end), word in zip(coded.tokens, coded.offsets, coded.word_ids, strict=True):
-        continues = piece.startswith(_PREFIX) and word == previous_word
+        inside = continues(piece) and word == previous_word
         if normal[previous_end:begin].strip():
             return f"{normal[previous_end:begin]!r} before token {piece!r} has no token"
         if piece != tokenizer.unk_token:
-            spelled = piece.removeprefix(_PREFIX) if continues else piece
+            spelled = bare(piece) if inside else piece
             if spelled != normal[begin:end]:
                 return f"token {piece!r} stands for {normal[begin:end]!r}"
-            if (word == previous_word) != continues:
+            if (word == previous_word) != inside:
                 return f"token {piece!r} says that a word starts, its place says otherwise"
         previous_word, previous_end = word, end
     if normal[previous_end:].strip():

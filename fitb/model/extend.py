@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import BertForMaskedLM
 
-from fitb.model.load import Loaded
+from fitb.model.loaded import Loaded
 
 
 def extend_embeddings(model: BertForMaskedLM, added: Sequence[Mapping[str, Any]]) -> None:

@@ -15,14 +15,13 @@ from fitb import fsio
 from fitb.config import Config, Geometry
 from fitb.errors import CheckpointError, DataError
 from fitb.flags import parse
+from fitb.model.loaded import Loaded, check_finite, tokenizer_fingerprint_of
 from fitb.rundir import checkpoints, names
 from fitb.rundir.checkpoints import checkpoint_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import BertConfig, PreTrainedTokenizerBase
-
-    from fitb.model.load import Loaded
 
 logger = logging.getLogger(__name__)
 _STUDENT = "param/student.model."
@@ -53,7 +52,6 @@ def load_saved(
     import torch
     from transformers import BertForMaskedLM
 
-    from fitb.model.load import Loaded, check_finite
     from fitb.model.positions import settle
 
     folder = checkpoint_of(path)
@@ -100,8 +98,6 @@ def _of_shards(run: Path, manifest: dict[str, Any]) -> str | None:
 
 def _saved_with(export: Path) -> str | None:
     """Return the fingerprint of the tokenizer beside an export; None where it cannot be read."""
-    from fitb.model.load import tokenizer_fingerprint_of
-
     try:
         return tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
     except DataError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitb.corpus.pieces import touch
 from fitb.errors import FitbError
 from fitb.report.gather import Run, without_secrets
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 AROUND = 12  # words on both sides
 _BATCH_ROWS = 16
-_CLOSING, _OPENING = set(".,;:!?)]}%'\"_/"), set("([{_/")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def spaced(words: Sequence[tuple[str, bool]], before: str = "") -> list[dict[str
     """Return words with the space that most likely stood before each, for people."""
     found: list[dict[str, Any]] = []
     for text, hidden in words:
-        gap = "" if text[:1] in _CLOSING or before[-1:] in _OPENING or not before else " "
+        gap = " " if before and not touch(before, text) else ""
         found.append({"gap": gap, "text": text, "hidden": hidden})
         before = text
     return found

@@ -1,7 +1,7 @@
-"""Connections bounded in number, in time and in the size of their heads, and a stop in order.
+"""Connections bounded in number, in time and in the size of their heads.
 
 uvicorn bounds none of these: a client that sends nothing, or a byte a second, would keep its place
-for ever, and one whose next request meets the end of its connection would not be answered.
+for ever. (Its `limit_concurrency` refuses newcomers and lets those stay.)
 
 Who comes when all places are taken gets that of the connection which has waited longest for a
 request to come, among those of the address that has most of them: whoever holds many loses first.
@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fitb.serve.config import is_loopback
+from fitb.serve.settings import is_loopback
 
 _HEAD_BYTES = 65_536  # of request line and headers
-_LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
 
 
 class Places:
@@ -37,47 +33,41 @@ class Places:
         self._most = most
         self._of_address = of_address
         self._taken: Counter[str] = Counter()
-        # Those that wait for a request to come, the longest first.
-        self._waiting: defaultdict[str, dict[Bounded, None]] = defaultdict(dict)
+        self._waiting: dict[Bounded, str] = {}  # for a request to come, the longest first
 
     def take(self, address: str) -> bool:
         """Take a place, if need be that of another connection; say whether there was one."""
-        if self._taken[address] >= self._most_of(address) and not self._close_one_of([address]):
+        most = self._most if is_loopback(address) else self._of_address
+        if self._taken[address] >= most and not self._close_one_of(address):
             return False
-        if self._taken.total() >= self._most and not self._close_one_of(self._waiting):
+        if self._taken.total() >= self._most and not self._close_one_of():
             return False
         self._taken[address] += 1
         return True
 
     def leave(self, connection: Bounded, address: str) -> None:
         """Give a place back."""
-        self.go_on(connection, address)
+        self.go_on(connection)
         self._taken[address] -= 1
         if not self._taken[address]:
             del self._taken[address]
 
     def wait(self, connection: Bounded, address: str) -> None:
         """Note that a connection waits for a request to come."""
-        self._waiting[address].pop(connection, None)
-        self._waiting[address][connection] = None
+        self.go_on(connection)
+        self._waiting[connection] = address
 
-    def go_on(self, connection: Bounded, address: str) -> None:
+    def go_on(self, connection: Bounded) -> None:
         """Note that it does not wait any more."""
-        mine = self._waiting.get(address, {})
-        mine.pop(connection, None)
-        if not mine:
-            self._waiting.pop(address, None)
+        self._waiting.pop(connection, None)
 
-    def _most_of(self, address: str) -> int:
-        return self._most if is_loopback(address) else self._of_address
-
-    def _close_one_of(self, addresses: Iterable[str]) -> bool:
-        """Close the connection that waits longest of the address that has most of them."""
-        waiting = [address for address in addresses if self._waiting.get(address)]
+    def _close_one_of(self, address: str | None = None) -> bool:
+        """Close what waits longest at an address; None: at the one that has most places."""
+        waiting = [each for each in self._waiting.values() if address in (None, each)]
         if not waiting:
             return False
-        address = max(waiting, key=self._taken.__getitem__)
-        next(iter(self._waiting[address])).give_way()
+        most = max(waiting, key=self._taken.__getitem__)
+        next(one for one, each in self._waiting.items() if each == most).give_way()
         return True
 
 
@@ -183,7 +173,7 @@ class Bounded(HttpToolsProtocol):
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        self.places.go_on(self, self._address)
+        self.places.go_on(self)
 
 
 def bounded(places: Places, read_s: float) -> type[Bounded]:
@@ -209,51 +199,3 @@ _TOO_SLOW = _plain("408 Request Timeout", "the request came too slowly")
 _HEAD_TOO_LARGE = _plain(
     "431 Request Header Fields Too Large", f"the headers are larger than {_HEAD_BYTES} bytes"
 )
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which leaves with 0 when it is told to and answers everybody before.
-
-    Args:
-        config: of uvicorn.
-        begin: called on the event loop when it listens.
-        stop: called when it stops, before the last answers.
-    """
-
-    def __init__(
-        self, config: uvicorn.Config, begin: Callable[[], None], stop: Callable[[], None]
-    ) -> None:
-        super().__init__(config)
-        self._begin = begin
-        self._stop = stop
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then begin."""
-        await super().startup(sockets)
-        self._begin()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, ask who is there to leave, and only then close idle connections.
-
-        A client that uses its connection just now is answered once more with `connection: close`,
-        instead of finding it closed.
-        """
-        for server in self.servers:
-            server.close()
-        self._stop()
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + _LAME_DUCK_S
-        while self.server_state.connections and loop.time() < until_s and not self.force_exit:
-            await asyncio.sleep(0.01)
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, which raises the signal again after an orderly stop."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

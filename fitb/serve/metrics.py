@@ -17,36 +17,28 @@ class Metrics:
     """The figures of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = own = CollectorRegistry()
+        ProcessCollector(registry=own)
         self._requests = Counter(
-            "fitb_requests", "Requests answered.", ["path", "status"], registry=self.registry
+            "fitb_requests", "Requests answered.", ["path", "status"], registry=own
         )
         self._seconds = Histogram(
             "fitb_fill_seconds",
             "From the head of a request to the end of its answer, /v1/fill alone.",
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=own,
         )
-        self.in_flight = Gauge(
-            "fitb_in_flight_requests", "Requests being answered.", registry=self.registry
-        )
-        self._queue = Gauge(
-            "fitb_queue_texts", "Texts that wait.", ["model"], registry=self.registry
+        self.in_flight = Gauge("fitb_in_flight_requests", "Requests being answered.", registry=own)
+        self._queue = Gauge("fitb_queue_texts", "Texts that wait.", ["model"], registry=own)
+        texts, tokens = (
+            "Texts that share a forward pass.",
+            "Tokens of a forward pass, padding included.",
         )
         self._batch_texts = Histogram(
-            "fitb_batch_texts",
-            "Texts that share a forward pass.",
-            ["model"],
-            buckets=_TEXTS,
-            registry=self.registry,
+            "fitb_batch_texts", texts, ["model"], buckets=_TEXTS, registry=own
         )
         self._batch_tokens = Histogram(
-            "fitb_batch_tokens",
-            "Tokens of a forward pass, padding included.",
-            ["model"],
-            buckets=_TOKENS,
-            registry=self.registry,
+            "fitb_batch_tokens", tokens, ["model"], buckets=_TOKENS, registry=own
         )
 
     def answered(self, path: str, status: int, seconds: float) -> None:

@@ -57,7 +57,7 @@ class Bounds:
 
 
 @dataclass(eq=False)
-class Job(Generic[Found]):
+class SearchJob(Generic[Found]):
     """A search.
 
     Args:
@@ -84,7 +84,7 @@ class Request(Generic[Found]):
             when it came: newcomers neither overtake for ever nor wait for what was before them.
     """
 
-    jobs: list[Job[Found]]
+    jobs: list[SearchJob[Found]]
     deadline_s: float
     wanted: bool = True
     expected_s: float = 0.0
@@ -95,7 +95,7 @@ class Request(Generic[Found]):
         return not self.wanted or time.monotonic() >= self.deadline_s
 
 
-Outcome = tuple[Job[Found], Found | Exception]
+Outcome = tuple[SearchJob[Found], Found | Exception]
 
 
 class Scheduler(Generic[Found]):
@@ -184,11 +184,11 @@ class Scheduler(Generic[Found]):
                 for job in list(request.jobs):
                     self._end(request, job, TooLate())
 
-    def _mixed(self) -> list[tuple[Request[Found], Job[Found]]]:
+    def _mixed(self) -> list[tuple[Request[Found], SearchJob[Found]]]:
         """Carry searches on to their next pass, in order, and return those that share one."""
         until_s = time.monotonic() + _TURN_S
         room = Room(self._bounds.limits)
-        found: list[tuple[Request[Found], Job[Found]]] = []
+        found: list[tuple[Request[Found], SearchJob[Found]]] = []
         for request, job in self._in_order():
             if job.wants is None and time.monotonic() < until_s and self._may_begin(job):
                 spent = self._go_on(request, job)
@@ -202,7 +202,7 @@ class Scheduler(Generic[Found]):
             self._observe(len(found), room.tokens)
         return found
 
-    def _in_order(self) -> Iterator[tuple[Request[Found], Job[Found]]]:
+    def _in_order(self) -> Iterator[tuple[Request[Found], SearchJob[Found]]]:
         """Yield the first job of each request, the least served first; then the second of each."""
         ranked = [
             (request, list(request.jobs))
@@ -211,12 +211,12 @@ class Scheduler(Generic[Found]):
         for turn in range(max((len(jobs) for _, jobs in ranked), default=0)):
             yield from ((request, jobs[turn]) for request, jobs in ranked if turn < len(jobs))
 
-    def _may_begin(self, job: Job[Found]) -> bool:
+    def _may_begin(self, job: SearchJob[Found]) -> bool:
         """Whether a job is under way or may be: few heavy ones are at a time."""
         fits = not self._weight or self._weight + job.weight <= self._bounds.weight
         return job.steps is not None or job.weight <= _LIGHT or fits
 
-    def _go_on(self, request: Request[Found], job: Job[Found]) -> bool:
+    def _go_on(self, request: Request[Found], job: SearchJob[Found]) -> bool:
         """Carry a search on to its next pass or its end; say whether its slice ended before."""
         began_s = time.monotonic()
         try:
@@ -242,7 +242,7 @@ class Scheduler(Generic[Found]):
         request.served_s += taken_s
         self._most_served_s = max(self._most_served_s, request.served_s)
 
-    def _begin(self, job: Job[Found]) -> bool:
+    def _begin(self, job: SearchJob[Found]) -> bool:
         """Prepare a job; say whether it is under way, or has to wait for other heavy ones."""
         job.weight, steps = job.begin()
         if not self._may_begin(job):
@@ -255,7 +255,9 @@ class Scheduler(Generic[Found]):
             self._weight += job.weight
         return True
 
-    def _end(self, request: Request[Found], job: Job[Found], outcome: Found | Exception) -> None:
+    def _end(
+        self, request: Request[Found], job: SearchJob[Found], outcome: Found | Exception
+    ) -> None:
         request.jobs.remove(job)
         with self._changed:
             if job.steps is None:
@@ -268,7 +270,7 @@ class Scheduler(Generic[Found]):
                 self._weight -= job.weight
         self._settled.append((job, outcome))
 
-    def _run(self, mixed: Sequence[tuple[Request[Found], Job[Found]]]) -> None:
+    def _run(self, mixed: Sequence[tuple[Request[Found], SearchJob[Found]]]) -> None:
         """Run one forward pass; where it fails, each job's alone, so that none spoils others."""
         if not mixed:
             return

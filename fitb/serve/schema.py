@@ -1,22 +1,22 @@
 """What a request and an answer look like: models that validate, document, and give examples.
 
-Requests are parsed by orjson and validated by pydantic, which stops at the first faults. Answers
-are built by hand, because they were made here; their models are for the OpenAPI document, and tests
-hold both equal.
+pydantic parses and validates a body, and stops at the first faults. It writes answers too, from the
+attributes of what filling returns.
 """
 
-from __future__ import annotations
-
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import orjson
+import docstring_parser
+from fastapi import HTTPException
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     FailFast,
     Field,
+    StrictInt,
     Tag,
     ValidationError,
     create_model,
@@ -28,28 +28,17 @@ from fitb.infer.request import (
     Constraint,
     Filled,
     FillRequest,
+    Kind,
     Order,
     Search,
     constraint_chars,
 )
-from fitb.serve.config import Limits
-from fitb.serve.refusal import Refusal
+from fitb.serve.settings import Limits
 
 _SENTENCE = "Returns a [MASK] of strings."
 _PLAIN, _WHOLE = "a string", "an object"  # the two forms of a text
 _REASONS = 5  # named of those that make a request invalid
 _KEYS = 16  # of an object at most
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _few_keys(value: Any) -> Any:
-    """Refuse an object of many keys at once: each unknown one would be an error of its own."""
-    if isinstance(value, dict) and len(value) > _KEYS:
-        raise ValueError(f"{len(value):,} keys, at most {_KEYS}")
-    return value
-
-
-_FEW_KEYS: dict[str, Any] = {"few_keys": model_validator(mode="before")(_few_keys)}
 EXAMPLE: dict[str, Any] = {
     "texts": [
         _SENTENCE,
@@ -62,61 +51,89 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
+class _Object(BaseModel):
+    """An object of a request: no unknown keys, and no error of its own for each of many."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _KEYS:
+            raise ValueError(f"{len(value):,} keys, at most {_KEYS}")
+        return value
+
+
 def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
     """Return the model of a request's body within these limits.
 
     Args:
         models: names of those that are loaded.
     """
-    text = Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=limits.chars,
-            description="with blanks: [MASK] is one piece, ___ one word, [SPAN] any pieces",
-            examples=[_SENTENCE],
-        ),
-    ]
-    whole = _text_model(limits, text)
+    text = Annotated[str, Field(min_length=1, max_length=limits.chars, examples=[_SENTENCE])]
     either: Any = Annotated[
-        Annotated[text, Tag(_PLAIN)] | Annotated[whole, Tag(_WHOLE)],
+        Annotated[text, Tag(_PLAIN)] | Annotated[_text_model(limits, text), Tag(_WHOLE)],
         Discriminator(lambda value: _PLAIN if isinstance(value, str) else _WHOLE),
     ]
-    texts: Any = Annotated[list[either], Field(min_length=1, max_length=limits.texts), FailFast()]
     names: Any = Literal[tuple(models)]
-    return create_model(
-        "Request",
-        __config__=ConfigDict(**_STRICT, json_schema_extra={"example": EXAMPLE}),
-        __validators__=_FEW_KEYS,
-        __doc__="Texts to fill; a plain string is a text of which nothing more is asked.",
-        texts=(texts, ...),
-        model=_key(names, models[0], "which of the loaded models answers"),
-    )
+
+    class Request(_Object):
+        """Texts to fill; a plain string is a text of which nothing more is asked."""
+
+        model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
+
+        texts: Annotated[list[either], FailFast()] = Field(min_length=1, max_length=limits.texts)
+        model: names = Field(models[0], description="which of the loaded models answers")
+
+    return Request
 
 
 def _text_model(limits: Limits, text: Any) -> Any:
-    constraint: Any = _constraint_model(limits)
-    search = _search_model(limits)
-    number = Annotated[int, Field(ge=0, lt=limits.blanks)]
-    group: Any = Annotated[list[number], Field(min_length=1, max_length=limits.blanks), FailFast()]
-    return create_model(
-        "Text",
-        __config__=_STRICT,
-        __validators__=_FEW_KEYS,
-        __doc__="A text with blanks, and what is asked of them.",
-        text=(text, ...),
-        search=_key(search, search(), "how answers are looked for"),
-        constraints=_key(
-            Annotated[list[constraint], Field(max_length=limits.blanks), FailFast()],
-            [],
-            "one for each blank in the order of the text, or one for all, or none",
-        ),
-        same=_key(
-            Annotated[list[group], Field(max_length=limits.blanks), FailFast()],
-            [],
-            "groups of blanks, numbered from 0, whose answers are equal",
-        ),
+    word: Any = Annotated[str, Field(min_length=1, max_length=limits.chars)]
+    words = Annotated[tuple[word, ...], Field(max_length=limits.candidates), FailFast()]
+    blank: Any = Annotated[StrictInt, Field(ge=0, lt=limits.blanks)]
+    group: Any = Annotated[
+        tuple[blank, ...], Field(min_length=1, max_length=limits.blanks), FailFast()
+    ]
+    search = _model_of(
+        _default_search(limits),
+        order=Order,
+        beam=Annotated[StrictInt, Field(ge=1, le=limits.beam)],
+        max_pieces=Annotated[StrictInt, Field(ge=1, le=limits.max_pieces)],
+        top_k=Annotated[StrictInt, Field(ge=1, le=limits.top_k)],
     )
+    constraint: Any = _model_of(
+        Constraint(),
+        candidates=words,
+        regex=Annotated[str, Field(max_length=limits.regex_chars)],
+        prefix=Annotated[str, Field(max_length=limits.chars)],
+        banned=words,
+    )
+    return _model_of(
+        FillRequest(text=..., search=search()),  # type: ignore[arg-type]
+        "Text",
+        text=text,
+        search=search,
+        constraints=Annotated[tuple[constraint, ...], Field(max_length=limits.blanks), FailFast()],
+        same=Annotated[tuple[group, ...], Field(max_length=limits.blanks), FailFast()],
+    )
+
+
+def _model_of(default: Any, name: str = "", **types: Any) -> Any:
+    """Return a model with the fields of a dataclass, described by its docstring.
+
+    Args:
+        default: gives the defaults; Ellipsis where a field must be given.
+        name: in the OpenAPI document; that of the dataclass where it is empty.
+    """
+    about = docstring_parser.parse(type(default).__doc__ or "")
+    said = {each.arg_name: each.description for each in about.params}
+    fields: Any = {
+        field: (kind, Field(getattr(default, field), description=said[field]))
+        for field, kind in types.items()
+    }
+    name = name or type(default).__name__
+    return create_model(name, __base__=_Object, __doc__=about.short_description, **fields)
 
 
 def _default_search(limits: Limits) -> Search:
@@ -128,62 +145,15 @@ def _default_search(limits: Limits) -> Search:
     )
 
 
-def _search_model(limits: Limits) -> type[BaseModel]:
-    default = _default_search(limits)
-    return create_model(
-        "Search",
-        __config__=_STRICT,
-        __validators__=_FEW_KEYS,
-        __doc__="How answers are looked for.",
-        order=_key(
-            Order,
-            default.order,
-            "which slot is filled next: the leftmost; the most certain; or that, then all again",
-        ),
-        beam=_count(default.beam, limits.beam, "partial fillings kept; 1 is greedy"),
-        max_pieces=_count(
-            default.max_pieces, limits.max_pieces, "pieces of a blank of unknown length at most"
-        ),
-        top_k=_count(default.top_k, limits.top_k, "fillings returned at most"),
-    )
-
-
-def _constraint_model(limits: Limits) -> type[BaseModel]:
-    word: Any = Annotated[str, Field(min_length=1, max_length=limits.chars)]
-    words = Annotated[list[word], Field(max_length=limits.candidates), FailFast()]
-    regex = Annotated[str, Field(max_length=limits.regex_chars)]
-    prefix = Annotated[str, Field(max_length=limits.chars)]
-    return create_model(
-        "Constraint",
-        __config__=_STRICT,
-        __validators__=_FEW_KEYS,
-        __doc__="What an answer must be; all that is given must hold.",
-        candidates=_key(words, [], "the only answers allowed, each whole"),
-        regex=_key(regex, "", "the whole answer matches this regular expression"),
-        prefix=_key(prefix, "", "the answer begins with it"),
-        banned=_key(words, [], "words that the answer must not hold, in any case"),
-    )
-
-
-def _key(kind: Any, default: Any, description: str) -> tuple[Any, Any]:
-    return kind, Field(default, description=description)
-
-
-def _count(default: int, most: int, description: str) -> tuple[Any, Any]:
-    return _key(Annotated[int, Field(ge=1, le=most)], default, description)
-
-
 def read_request(
     model: type[BaseModel], body: bytes, limits: Limits
 ) -> tuple[str, list[FillRequest]]:
     """Return the name of the model asked for, and what it is asked.
 
-    Raises: Refusal with 400 where the body is no JSON, with 422 where it breaks a limit.
+    Raises: HTTPException with 400 where the body is no JSON, with 422 where it breaks a limit.
     """
     try:
-        asked: Any = model.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON in UTF-8: {error}") from None
+        asked: Any = model.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error) from None
     default = _default_search(limits)
@@ -195,7 +165,7 @@ def read_request(
         _check_text(number, request, limits)
     chars = sum(len(request.text) * request.search.top_k for request in requests)
     if chars > limits.answer_chars:
-        raise Refusal(
+        raise HTTPException(
             422,
             f"the answer would have some {chars:,} characters, at most {limits.answer_chars:,};"
             " lower top_k, or send fewer texts at a time",
@@ -204,7 +174,7 @@ def read_request(
 
 
 def _check_text(number: int, request: FillRequest, limits: Limits) -> None:
-    """Raise Refusal with 422 where a text as a whole asks for too much."""
+    """Raise HTTPException with 422 where a text as a whole asks for too much."""
     given = request.constraints
     counted = {
         "blanks": (len(find_blanks(request.text)), limits.blanks),
@@ -214,25 +184,21 @@ def _check_text(number: int, request: FillRequest, limits: Limits) -> None:
     }
     for what, (found, most) in counted.items():
         if found > most:
-            raise Refusal(422, f"texts[{number}] has {found} {what}, at most {most}; split it")
+            raise HTTPException(
+                422, f"texts[{number}] has {found} {what}, at most {most}; split it"
+            )
 
 
 def _fill_request(text: Any) -> FillRequest:
-    search = text.search
-    return FillRequest(
-        text=text.text,
-        search=Search(search.order, search.beam, search.max_pieces, search.top_k),
-        constraints=tuple(
-            Constraint(tuple(one.candidates), one.regex, one.prefix, tuple(one.banned))
-            for one in text.constraints
-        ),
-        same=tuple(map(tuple, text.same)),
-    )
+    constraints = tuple(Constraint(**dict(one)) for one in text.constraints)
+    return FillRequest(text.text, Search(**dict(text.search)), constraints, text.same)
 
 
-def _refusal(error: ValidationError) -> Refusal:
+def _refusal(error: ValidationError) -> HTTPException:
     """Say where a body is wrong, and in what, without repeating what stands there."""
-    found = error.errors(include_url=False, include_context=True, include_input=False)
+    found = error.errors(include_url=False, include_input=False)
+    if found[0]["type"] == "json_invalid":
+        return HTTPException(400, f"the body is not JSON in UTF-8: {found[0]['ctx']['error']}")
     reasons = []
     for one in found[:_REASONS]:
         where = "".join(
@@ -242,10 +208,10 @@ def _refusal(error: ValidationError) -> Refusal:
         )
         reasons.append(f"{where.lstrip('.') or 'body'}: {one['msg']}")
     more = f" (and {len(found) - _REASONS} more)" if len(found) > _REASONS else ""
-    return Refusal(422, "; ".join(reasons) + more)
+    return HTTPException(422, "; ".join(reasons) + more)
 
 
-class Answer(BaseModel):
+class AnswerOut(BaseModel):
     """What stands in one blank."""
 
     text: str = Field(description="as it stands in the sentence", examples=["list"])
@@ -257,11 +223,11 @@ class Answer(BaseModel):
     )
 
 
-class Filling(BaseModel):
+class FillingOut(BaseModel):
     """One way to fill all blanks of a text."""
 
     sentence: str = Field(examples=["Returns a list of strings."])
-    answers: list[Answer] = Field(description="in the order of the blanks")
+    answers: list[AnswerOut] = Field(description="in the order of the blanks")
     probability: float = Field(description="of all answers together", examples=[0.28])
     log_probability: float = Field(description="its natural logarithm", examples=[-1.27])
     score: float = Field(
@@ -269,19 +235,19 @@ class Filling(BaseModel):
     )
 
 
-class Blank(BaseModel):
+class BlankOut(BaseModel):
     """A blank as it was written; characters are Unicode code points, the end is excluded."""
 
     begin: int = Field(examples=[10])
     end: int = Field(examples=[16])
-    kind: Literal["mask", "word", "span"]
+    kind: Kind
 
 
 class FilledText(BaseModel):
     """A text's blanks, and the best ways to fill them, best first; none where none is allowed."""
 
-    blanks: list[Blank]
-    fillings: list[Filling]
+    blanks: list[BlankOut]
+    fillings: list[FillingOut]
 
 
 class Response(BaseModel):
@@ -294,7 +260,7 @@ class Response(BaseModel):
 class Health(BaseModel):
     """That the server is ready."""
 
-    status: Literal["ready"]
+    status: Literal["ready"] = "ready"
     models: list[str] = Field(examples=[["student", "teacher"]])
     token_required: bool = Field(description="whether /v1/fill wants a bearer token")
 
@@ -307,33 +273,9 @@ class Problem(BaseModel):
 
 def response(model: str, texts: Sequence[bytes]) -> bytes:
     """Return what `Response` describes, of texts that are encoded already."""
-    return b'{"model":%s,"texts":[%s]}' % (orjson.dumps(model), b",".join(texts))
+    return b'{"model":%s,"texts":[%s]}' % (json.dumps(model).encode(), b",".join(texts))
 
 
 def encoded(filled: Filled) -> bytes:
     """Return what `FilledText` describes."""
-    content = {
-        "blanks": [
-            {"begin": blank.begin, "end": blank.end, "kind": blank.kind} for blank in filled.blanks
-        ],
-        "fillings": [
-            {
-                "sentence": filling.sentence,
-                "answers": [
-                    {
-                        "text": answer.text,
-                        "begin": answer.begin,
-                        "end": answer.end,
-                        "pieces": answer.pieces,
-                        "probability": answer.probability,
-                    }
-                    for answer in filling.answers
-                ],
-                "probability": filling.probability,
-                "log_probability": filling.log_probability,
-                "score": filling.score,
-            }
-            for filling in filled.fillings
-        ],
-    }
-    return orjson.dumps(content)
+    return FilledText.model_validate(filled, from_attributes=True).model_dump_json().encode()

@@ -29,7 +29,8 @@ from fitb.evaluate.count import choose_rows
 from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
-from fitb.model.load import Loaded, load_model, num_parameters
+from fitb.model.load import load_model, num_parameters
+from fitb.model.loaded import Loaded
 from fitb.model.positions import take_positions, trained_length
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter

@@ -25,9 +25,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ PAUSE_S = 0.1  # between two short texts
 PATIENCE_S = 30.0  # after which an attacker or the other client gives an answer up
 READ_S = 5.0  # of the server
 BODY = {"texts": ["Returns a ___ of strings."]}
+HEAD = "POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 COMPILE_BOMBS = (
     "(?:(?:(?:a{9999}){9999}){9999}){9999}",
@@ -76,7 +78,7 @@ class Attack:
     def goes_on(self) -> bool:
         return time.monotonic() < self.until_s
 
-    def flood(self, *bodies: Any, **headers: str) -> None:
+    def flood(self, bodies: Sequence[Any], **headers: str) -> None:
         """Send bodies in turn from a few clients, each as soon as the last was answered."""
         encoded = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in bodies]
 
@@ -137,98 +139,72 @@ def text_with(constraint: Any, text: str = "a [SPAN] b", **search: Any) -> dict[
     return {"text": text, "constraints": [constraint], "search": {"max_pieces": 8, **search}}
 
 
+_MANY_WORDS = {
+    "candidates": [f"w{number}" for number in range(1000)],
+    "banned": [f"b{number}" for number in range(1000)],
+}
+_REFINED = {
+    "text": "[SPAN] [MASK]",
+    "constraints": [{"candidates": _MANY_WORDS["candidates"]}, {}],
+    "search": {"order": "refine", "max_pieces": 1},
+}
+_LONG_CANDIDATES = [
+    text_with({"candidates": ["ab" * 9999]}, "un___ b"),
+    text_with({"prefix": "a" * 19_999}),
+]
+_ANSWERED_LONG = {"text": " " * 300 + "[MASK]" * 15, "search": {"top_k": 50}}
+_KEYS = {f"k{number}": 0 for number in range(70_000)}
+# Bodies that some clients send in turn.
+FLOODS: dict[str, list[Any]] = {
+    "compile_bombs": [{"texts": [text_with({"regex": regex})]} for regex in COMPILE_BOMBS],
+    "match_bombs": [{"texts": [text_with({"regex": regex})] * 64} for regex in MATCH_BOMBS],
+    "line_ends": [
+        {"texts": ["aa " + "\n" * 19_900 + "a. ___"]},
+        {"texts": ["aa " + "\n \n" * 6_000 + "(\t___"]},
+    ],
+    "candidates_and_banned": [{"texts": [text_with(_MANY_WORDS, "a [SPAN] [MASK]")] * 40}],
+    "refined_candidates": [{"texts": [_REFINED] * 16}],
+    "long_candidates": [{"texts": _LONG_CANDIDATES * 20}],
+    "largest_requests": [  # the most tokens, positions and passes that the limits admit
+        {"texts": [text_with({}, "word " * 60 + "___ " * 5 + "[SPAN]", max_pieces=2, beam=3)] * 64},
+        {"texts": [text_with({}, "x " * 9 + "[SPAN]", beam=16, order="refine")] * 64},
+        {"texts": [text_with({}, "word " * 115 + "[SPAN]", beam=16, max_pieces=4)] * 64},
+    ],
+    "largest_answers": [
+        {"texts": [_ANSWERED_LONG] * 48},
+        {"texts": [{**_ANSWERED_LONG, "text": " " * 19990 + "[MASK]"}]},
+    ],
+    "many_keys": [
+        {"texts": ["a ___"], **_KEYS},
+        {"texts": [{"text": "a ___", **_KEYS}]},
+        {"texts": [text_with({"candidates": [0] * 1000})] * 100},
+    ],
+}
+
+
 def nobody(attack: Attack) -> None:
     """Show what the machine takes by itself, to hold the others against."""
 
 
-def compile_bombs(attack: Attack) -> None:
-    attack.flood(*({"texts": [text_with({"regex": regex})]} for regex in COMPILE_BOMBS))
-
-
-def match_bombs(attack: Attack) -> None:
-    attack.flood(*({"texts": [text_with({"regex": regex})] * 64} for regex in MATCH_BOMBS))
-
-
-def line_ends(attack: Attack) -> None:
-    texts = ["aa " + "\n" * 19_900 + "a. ___", "aa " + "\n \n" * 6_000 + "(\t___"]
-    attack.flood(*({"texts": [text]} for text in texts))
-
-
-def candidates_and_banned(attack: Attack) -> None:
-    constraint = {
-        "candidates": [f"w{number}" for number in range(1000)],
-        "banned": [f"b{number}" for number in range(1000)],
-    }
-    attack.flood({"texts": [text_with(constraint, "a [SPAN] [MASK]")] * 40})
-
-
-def refined_candidates(attack: Attack) -> None:
-    constraints = [{"candidates": [f"w{number}" for number in range(1000)]}, {}]
-    text = {
-        "text": "[SPAN] [MASK]",
-        "constraints": constraints,
-        "search": {"order": "refine", "max_pieces": 1},
-    }
-    attack.flood({"texts": [text] * 16})
-
-
-def long_candidates(attack: Attack) -> None:
-    candidate, prefix = {"candidates": ["ab" * 9999]}, {"prefix": "a" * 19_999}
-    attack.flood({"texts": [text_with(candidate, "un___ b"), text_with(prefix)] * 20})
-
-
-def largest_requests(attack: Attack) -> None:
-    """The most tokens, positions and passes that the limits admit: 64 long texts each."""
-    many = "word " * 60 + "___ " * 5 + "[SPAN]"
-    search = {"max_pieces": 2, "beam": 3, "top_k": 3}
-    attack.flood(
-        {"texts": [{"text": many, "search": search}] * 64},
-        {"texts": [text_with({}, "x " * 9 + "[SPAN]", beam=16, order="refine")] * 64},
-        {"texts": [text_with({}, "word " * 115 + "[SPAN]", beam=16, max_pieces=4)] * 64},
-    )
-
-
-def largest_answers(attack: Attack) -> None:
-    text = {"text": " " * 300 + "[MASK]" * 15, "search": {"top_k": 50}}
-    attack.flood({"texts": [text] * 48}, {"texts": [{**text, "text": " " * 19990 + "[MASK]"}]})
-
-
-def many_keys(attack: Attack) -> None:
-    keys = {f"k{number}": 0 for number in range(70_000)}
-    attack.flood(
-        {"texts": ["a ___"], **keys},
-        {"texts": [{"text": "a ___", **keys}]},
-        {"texts": [text_with({"candidates": [0] * 1000})] * 100},
-    )
-
-
 def clients_that_leave(attack: Attack) -> None:
     attack.patience_s = 0.2
-    attack.flood({"texts": [text_with({"regex": MATCH_BOMBS[0]})] * 64})
+    attack.flood([{"texts": [text_with({"regex": MATCH_BOMBS[0]})] * 64}])
 
 
 def clients_that_never_read(attack: Attack) -> None:
     body = json.dumps({"texts": [{"text": " " * 19000 + "[MASK]", "search": {"top_k": 50}}]})
-    head = (
-        "POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
     while attack.goes_on():
-        with attack.connected(100, (head + body).encode()):
+        with attack.connected(100, f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode()):
             attack.answers["sent"] += 100
             time.sleep(max(0.0, min(3.0, attack.until_s - time.monotonic())))
 
 
 def slow_connections(attack: Attack) -> None:
-    attack.dribble(200, b"POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nX: ")
+    attack.dribble(200, f"{HEAD}X: ".encode())
 
 
 def bodies_that_never_end(attack: Attack) -> None:
-    head = (
-        b"POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 999999\r\n\r\n"
-    )
-    attack.dribble(150, head + b"[" * 950_000)
+    attack.dribble(150, f"{HEAD}Content-Length: 999999\r\n\r\n".encode() + b"[" * 950_000)
 
 
 def all_connections(attack: Attack) -> None:
@@ -236,29 +212,23 @@ def all_connections(attack: Attack) -> None:
 
 
 def rebound_names(attack: Attack) -> None:
-    attack.flood({"texts": ["a ___"]}, host="evil.example:8000")
+    attack.flood([{"texts": ["a ___"]}], host="evil.example:8000")
 
 
 ATTACKS: dict[str, Callable[[Attack], None]] = {
-    one.__name__: one
-    for one in (
-        nobody,
-        compile_bombs,
-        match_bombs,
-        line_ends,
-        candidates_and_banned,
-        refined_candidates,
-        long_candidates,
-        largest_requests,
-        largest_answers,
-        many_keys,
-        clients_that_leave,
-        clients_that_never_read,
-        slow_connections,
-        bodies_that_never_end,
-        all_connections,
-        rebound_names,
-    )
+    "nobody": nobody,
+    **{name: partial(Attack.flood, bodies=bodies) for name, bodies in FLOODS.items()},
+    **{
+        one.__name__: one
+        for one in (
+            clients_that_leave,
+            clients_that_never_read,
+            slow_connections,
+            bodies_that_never_end,
+            all_connections,
+            rebound_names,
+        )
+    },
 }
 
 

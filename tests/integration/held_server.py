@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from fitb import cli
-from fitb.serve import run
+from fitb.serve import server
 
 
 class Held:
@@ -25,7 +25,7 @@ class Held:
         return self._scorer.logits(rows, positions)
 
 
-load = run.load
+load = server.load
 if __name__ == "__main__":
-    run.load = Held
+    server.load = Held
     sys.exit(cli.main(["serve", *sys.argv[1:]]))

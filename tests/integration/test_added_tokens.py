@@ -141,20 +141,3 @@ def test_the_export_has_the_new_vocabulary_and_is_a_student_that_is_not_extended
         finetune += [f"--objective.{term}", "0"]
     assert job.run([*flags, *finetune], again, 1) == 0
     assert job.state(again)[EMBEDDINGS].shape[0] == size
-
-
-def test_shards_with_added_tokens_and_a_model_of_other_size_are_refused(
-    flags: list[str], student: Path, tmp_path: Path
-) -> None:
-    from transformers import BertForMaskedLM
-
-    other = tmp_path / "student"
-    shutil.copytree(student, other)
-    model = BertForMaskedLM.from_pretrained(student)
-    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
-    model.save_pretrained(other)
-    done = job.fitb(
-        "train", *flags, "--model.student", str(other), "--run_dir", str(tmp_path / "run")
-    )
-    assert done.returncode == 93
-    assert "has a vocabulary of 601, the tokenizer one of 604" in done.stderr

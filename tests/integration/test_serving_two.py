@@ -17,7 +17,8 @@ from fitb.infer.request import FillRequest
 from fitb.serve.schema import encoded, response
 
 pytest.importorskip("onnxruntime")
-TEXTS = ("Returns a [MASK] of ___ strings.", "The [SPAN] is None.")
+LONG = "value of " * 60 + "a [MASK] " + "of values " * 60  # the models were trained at 64 tokens
+TEXTS = ("Returns a [MASK] of ___ strings.", "The [SPAN] is None.", LONG)
 
 
 def exported(folder: Path, teacher: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from fitb.corpus.tokenizer import SPECIAL_TOKENS, _bert_tokenizer
-from fitb.infer.scorer import TorchScorer
+from fitb.infer.pytorch import TorchScorer
 
 
 def tiny_tokenizer(*pieces):

@@ -44,14 +44,9 @@ def test_an_answer_is_the_only_thing_that_changes(spelling, text, answer):
     (mine,) = filling.answers
     assert filling.sentence == text[: blank.begin] + answer + text[blank.end :]
     assert filling.sentence[mine.begin : mine.end] == mine.text == answer
-
-
-@pytest.mark.parametrize("text", [text for text, _ in CASES])
-def test_an_answer_that_the_model_finds_leaves_the_rest_alone(spelling, text):
-    (found,) = fill(spelling, [FillRequest(text, Search(max_pieces=3))])
-    (blank,) = found.blanks
-    assert found.fillings
-    for filling in found.fillings:
+    (own,) = fill(spelling, [FillRequest(text, Search(max_pieces=3))])  # without candidates
+    assert own.fillings
+    for filling in own.fillings:
         (mine,) = filling.answers
         before = text[: blank.begin]
         assert filling.sentence[: mine.begin] in (before, before.rstrip())

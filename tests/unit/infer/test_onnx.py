@@ -16,7 +16,8 @@ from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.infer import onnx as ours
 from fitb.infer.graph import encoder_products, graph_of
 from fitb.infer.onnx import FP32, INT8, OnnxScorer, export_onnx, load_onnx, quantise
-from fitb.infer.scorer import TorchScorer, load_scorer
+from fitb.infer.pytorch import TorchScorer
+from fitb.infer.scorer import load_scorer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -61,35 +62,20 @@ def test_logits_are_those_of_pytorch_at_any_lengths_and_slots(
     assert (found - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
-def test_every_activation_that_is_written_equals_pytorch(
-    make_folder, tokenizer, tmp_path, activation
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"hidden_act": name} for name in ("gelu", "gelu_new", "relu")),
+        {"tie_word_embeddings": False},
+    ],
+)
+def test_every_activation_and_a_decoder_of_its_own_are_written_as_pytorch_computes_them(
+    make_folder, tokenizer, tmp_path, changes
 ) -> None:
-    model = BertForMaskedLM.from_pretrained(make_folder(hidden_act=activation)).eval()
-    assert export_onnx(model, tokenizer, tmp_path) <= 1e-4
-
-
-def test_what_stands_on_padding_does_not_matter(folder) -> None:
-    scorer = load_onnx(folder)
-    ids = np.array(rows_of([12, 12]))
-    mask = np.ones_like(ids)
-    mask[1, 7:] = 0
-    slots = np.array([[11, -1], [6, 0]])
-    before = scorer.run(ids, mask, slots)
-    assert len(before) == 3
-    ids[1, 7:] = 77
-    assert np.array_equal(scorer.run(ids, mask, slots), before)
-    mask[1, 7:] = 1
-    assert not np.allclose(scorer.run(ids, mask, slots), before)
-
-
-def test_a_decoder_that_is_not_the_embedding_is_written_too(
-    make_folder, tokenizer, tmp_path
-) -> None:
-    loose = make_folder(tie_word_embeddings=False)
-    model = BertForMaskedLM.from_pretrained(loose).eval()
-    with torch.no_grad():
-        model.cls.predictions.decoder.weight.neg_()
+    model = BertForMaskedLM.from_pretrained(make_folder(**changes)).eval()
+    if "tie_word_embeddings" in changes:
+        with torch.no_grad():
+            model.cls.predictions.decoder.weight.neg_()
     assert export_onnx(model, tokenizer, tmp_path) <= 1e-4
 
 

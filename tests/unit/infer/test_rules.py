@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from unicodedata import category
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from fitb.corpus.tokenizer import SPECIAL_TOKENS, _bert_tokenizer
 from fitb.infer.lexicon import lexicon_of
 from fitb.infer.request import Constraint
-from fitb.infer.rules import OPEN, NotBanned, OneOf, Reader, rules_of
-from fitb.infer.surface import continues_word
+from fitb.infer.rules import OPEN, ConstraintReader, NotBanned, OneOf, rules_of
 from tests.unit.infer.conftest import tiny_tokenizer
 
 LEXICON = lexicon_of(tiny_tokenizer("a", "b", "c", "##d", "##e", "."))
@@ -46,7 +44,7 @@ def test_banned_words_are_judged_once_nothing_is_open():
 
 @pytest.mark.parametrize("prefix", ["B", "bed", "b e"])
 def test_a_prefix_is_one_while_either_text_begins_with_the_other(prefix):
-    (_, rule) = rules_of(Reader(LEXICON), "span", Constraint(prefix=prefix), False, [])
+    (_, rule) = rules_of(ConstraintReader(LEXICON), "span", Constraint(prefix=prefix), False, [])
     prefix = prefix.lower()
     for token in range(5, 11):
         text = LEXICON.pieces[token].removeprefix("##")
@@ -61,7 +59,7 @@ def test_what_constraints_share_is_read_once(monkeypatch):
     monkeypatch.setattr(
         "fitb.infer.rules.Pattern", lambda regex, ignore_case: read.append(regex) or regex
     )
-    reader = Reader(LEXICON)
+    reader = ConstraintReader(LEXICON)
     for _ in range(3):
         rules_of(reader, "span", Constraint(regex="a|b", banned=("a",)), False, [])
         assert reader.candidates(("a", "b"), False) is reader.candidates(("a", "b"), False)
@@ -74,9 +72,9 @@ def test_a_long_word_is_cut_into_the_longest_pieces_that_fit():
     ids = lexicon.encode_continued(text)
     pieces = [lexicon.pieces[number].removeprefix("##") for number in ids]
     assert "".join(pieces) == text and set(pieces) == {"aa", "ab"}
-    assert lexicon.encode_continued("aac") is None
-    assert lexicon.encode_continued("a" * 101) is None  # as `encode`, which makes it [UNK]
-    assert lexicon.encode("a" * 100) != lexicon.encode("a" * 101) == [lexicon.unk]
+    assert lexicon.encode_continued("aac") == [lexicon.unk]
+    assert lexicon.encode_continued("a" * 101) == lexicon.encode("a" * 101) == [lexicon.unk]
+    assert lexicon.encode("a" * 100) != [lexicon.unk]
 
 
 def test_a_vowel_sign_is_a_letter_of_its_word():
@@ -86,7 +84,7 @@ def test_a_vowel_sign_is_a_letter_of_its_word():
     lexicon = lexicon_of(PreTrainedTokenizerFast(tokenizer_object=kept, **SPECIAL_TOKENS))
     sign = lexicon.pieces.index("##ी")
     assert lexicon.has_letter[sign]
-    (rule, *_) = rules_of(Reader(lexicon), "word", Constraint(), False, [])
+    (rule, *_) = rules_of(ConstraintReader(lexicon), "word", Constraint(), False, [])
     assert rule.mask([lexicon.pieces.index("पान"), OPEN], 1)[sign]
     ids = lexicon.encode_continued("ी है")
     assert [lexicon.pieces[number] for number in ids] == ["##ी", "है"]
@@ -95,7 +93,7 @@ def test_a_vowel_sign_is_a_letter_of_its_word():
 def test_a_word_behind_kana_goes_on_in_kana_or_begins_in_han():
     """Han is a word by itself whatever touches it; behind kana no blank could give it."""
     lexicon = lexicon_of(tiny_tokenizer("これ", "##は", "は", "東", "東京", "word", "."))
-    (rule, *_) = rules_of(Reader(lexicon), "word", Constraint(), True, [])
+    (rule, *_) = rules_of(ConstraintReader(lexicon), "word", Constraint(), True, [])
     allowed = {lexicon.pieces[number] for number in np.flatnonzero(rule.mask([OPEN], 0))}
     assert allowed == {"##は", "東", "東京"}
 
@@ -112,11 +110,9 @@ def test_what_goes_on_with_a_word_is_what_the_tokenizer_takes_for_one(before):
     one_word = ids[-1] != lexicon.pieces.index("x")
     if before[-1:] in "€":  # to BERT a symbol is part of a word; to a reader it is none
         one_word = False
-    assert continues_word(before, len(before), lexicon.words) == one_word
-    if category(before[-1:] or " ")[0] != "M":  # of which this tokenizer drops some
-        assert continues_word(before, len(before)) == one_word
+    assert lexicon.continues_word(before, len(before)) == one_word
 
 
 @pytest.mark.parametrize("before", ["I ❤", "I ❤\ufe0f", "1\ufe0f\u20e3 €", "-\u0301"])
 def test_a_blank_behind_a_symbol_begins_a_word_whatever_marks_the_symbol_bears(before):
-    assert not continues_word(before, len(before))
+    assert not LEXICON.continues_word(before, len(before))

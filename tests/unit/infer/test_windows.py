@@ -12,8 +12,9 @@ from transformers import BertForMaskedLM
 from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
 from fitb.infer.onnx import export_onnx, load_onnx
+from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
-from fitb.infer.scorer import TorchScorer, load_scorer
+from fitb.infer.scorer import load_scorer
 from fitb.infer.windows import in_windows, num_window_tokens, windows_of
 from fitb.model.load import load_model
 
@@ -76,15 +77,6 @@ def test_positions_far_from_each_other_have_windows_of_their_own():
     near, far = 100, 100 + MOST
     first, second = windows_of(500, [far, near, near + 1], MOST)
     assert (first.numbers, second.numbers) == ((1, 2), (0,))
-
-
-def test_rows_that_fit_are_asked_for_as_they_are():
-    rows, positions = [[1, 2, 3], [4, 5]], [[1], []]
-    answer = torch.ones(1)
-    calls = []
-    found = in_windows(lambda *given: calls.append(given) or answer, rows, positions, 3)
-    assert found is answer
-    assert calls[0][0] is rows and calls[0][1] is positions
 
 
 def test_answers_come_back_in_the_order_in_which_they_were_asked():

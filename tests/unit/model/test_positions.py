@@ -19,7 +19,8 @@ from fitb.errors import ConfigError, ContractError, DataError
 from fitb.fsio import read_json, write_json
 from fitb.infer.scorer import load_scorer
 from fitb.model.contract import check_contract
-from fitb.model.load import Loaded, load_model
+from fitb.model.load import load_model
+from fitb.model.loaded import Loaded
 from fitb.model.positions import known_length, settle, take_positions, trained_length
 
 SMALL = Geometry(num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fitb.infer.passes import Pass, PassLimits
-from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Stopped, TooLate
+from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
 
 WAIT_S = 20.0
 FAR = 1e9
@@ -64,10 +64,14 @@ class Held:
         finally:
             self.closed.append(number)
 
-    def submit(self, *numbers, length=1, passes=1, weight=0, deadline_s=FAR, before_s=0.0):
-        jobs = [Job(lambda n=n: (weight, self.steps(n, length, passes))) for n in numbers]
-        for job in jobs:
-            self.futures[job] = Future()
+    def submit(self, *numbers, length=1, passes=1, **settings):
+        begins = [lambda n=n: (0, self.steps(n, length, passes)) for n in numbers]
+        return self.start(*begins, **settings)
+
+    def start(self, *begins, deadline_s=FAR, before_s=0.0):
+        """Submit searches of one request; return it and their futures."""
+        jobs = [SearchJob(begin) for begin in begins]
+        self.futures |= {job: Future() for job in jobs}
         request = Request(list(jobs), deadline_s, expected_s=before_s)
         self.scheduler.submit(request)
         return request, [self.futures[job] for job in jobs]
@@ -81,14 +85,6 @@ class Held:
 
 def results(futures):
     return [future.result(WAIT_S) for future in futures]
-
-
-def test_a_lone_job_does_not_wait_for_others():
-    held = Held()
-    held.go.set()
-    _, futures = held.submit(7)
-    assert results(futures) == [14]
-    assert held.passes == [[7]]
 
 
 def test_what_waits_while_a_pass_runs_shares_the_next_ones_in_order():
@@ -165,22 +161,17 @@ def test_a_request_does_not_make_up_for_all_the_time_that_it_was_held_back():
     held = Held(texts=1, weight=10_000)
     held.during = {n: lambda: time.sleep(0.01) for n in (1, 2)}
 
-    def submit(number, passes, weight):
-        def steady():
-            for _ in range(passes):
-                yield Pass([[number]], [[0]])
+    def steady(number, passes):
+        for _ in range(passes):
+            yield Pass([[number]], [[0]])
 
-        job = Job(lambda: (weight, steady()))
-        held.futures[job] = Future()
-        held.scheduler.submit(Request([job], FAR))
-        return held.futures[job]
-
-    heavy = [submit(number, 20, 9_000) for number in (1, 2)]  # of which one is under way at a time
+    # Two heavy ones, of which one is under way at a time.
+    heavy = [held.start(lambda n=n: (9_000, steady(n, 20)))[1][0] for n in (1, 2)]
     held.go.set()
     while [2] not in held.passes:
         time.sleep(0.001)
-    small = submit(3, 1, 0)
-    results([*heavy, small])
+    _, small = held.start(lambda: (0, steady(3, 1)))
+    results([*heavy, *small])
     order = [number for mine in held.passes for number in mine]
     assert order.index(3) - order.index(2) < 12
 
@@ -195,13 +186,11 @@ def test_a_search_that_takes_long_between_passes_lets_others_go_on():
             yield None
         return -1
 
-    job = Job(lambda: (0, endless()))
-    held.futures[job] = Future()
-    held.scheduler.submit(Request([job], FAR))
+    _, long = held.start(lambda: (0, endless()))
     for number in range(3):
         assert results(held.submit(number)[1]) == [2 * number]
     stop.set()
-    assert results([held.futures[job]]) == [-1]
+    assert results(long) == [-1]
 
 
 def test_a_full_queue_takes_all_of_a_request_or_nothing():
@@ -251,11 +240,9 @@ def test_a_search_is_dropped_between_passes_that_never_come():
         while True:
             yield None
 
-    job = Job(lambda: (0, endless()))
-    held.futures[job] = Future()
-    held.scheduler.submit(Request([job], time.monotonic() + 0.05))
+    _, late = held.start(lambda: (0, endless()), deadline_s=time.monotonic() + 0.05)
     with pytest.raises(TooLate):
-        held.futures[job].result(WAIT_S)
+        results(late)
 
 
 def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
@@ -270,12 +257,12 @@ def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
         under_way.discard(number)
         return result
 
-    jobs = [Job(lambda n=n: (10_000, heavy(n))) for n in range(1, 8)]
-    jobs.append(Job(lambda: (90_000, heavy(8))))  # more than all may have together
-    held.futures |= {job: Future() for job in jobs}
-    for job in jobs:
-        held.scheduler.submit(Request([job], FAR))
-    assert results([held.futures[job] for job in jobs]) == [8 * n for n in range(1, 9)]
+    weights = [10_000] * 7 + [90_000]  # the last more than all may have together
+    futures = [
+        held.start(lambda n=n, w=weight: (w, heavy(n)))[1][0]
+        for n, weight in enumerate(weights, start=1)
+    ]
+    assert results(futures) == [8 * n for n in range(1, 9)]
     assert max(most) == 2
 
 
@@ -297,11 +284,9 @@ def test_one_that_cannot_be_prepared_does_not_spoil_it_for_others():
     def bad():
         raise ValueError("bad")
 
-    job = Job(bad)
-    held.futures[job] = Future()
-    held.scheduler.submit(Request([job], FAR))
+    _, failed = held.start(bad)
     with pytest.raises(ValueError):
-        held.futures[job].result(WAIT_S)
+        results(failed)
     assert results(held.submit(4)[1]) == [8]
     assert len(held.scheduler) == 0
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from fastapi import HTTPException
+
 from fitb.errors import FitbError
 from fitb.infer.blanks import MAX_LAYOUTS, Prepared, prepare
 from fitb.infer.fill import search
@@ -18,10 +20,9 @@ from fitb.infer.passes import PassLimits, Steps, forward
 from fitb.infer.request import FillRequest, constraint_chars
 from fitb.infer.scorer import Scorer
 from fitb.serve import schema
-from fitb.serve.config import ServeConfig
 from fitb.serve.metrics import Metrics
-from fitb.serve.refusal import Refusal
-from fitb.serve.scheduler import Bounds, Job, QueueFull, Request, Scheduler, Stopped, TooLate
+from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
+from fitb.serve.settings import ServeConfig
 
 logger = logging.getLogger(__name__)
 _POSITIONS = 128  # of a forward pass: of 30,522 logits in fp32 16 MB
@@ -49,7 +50,7 @@ class _Asked:
         if self.future.done():
             return
         if isinstance(outcome, Exception):
-            self.future.set_exception(_as_refusal(number, outcome))
+            self.future.set_exception(_as_http(number, outcome))
             return
         self.filled[number] = outcome
         self.open -= 1
@@ -57,7 +58,7 @@ class _Asked:
             self.future.set_result(self.filled)
 
 
-class _Text(Job[bytes]):
+class _Text(SearchJob[bytes]):
     """One text of a request."""
 
     def __init__(
@@ -68,7 +69,7 @@ class _Text(Job[bytes]):
         self.number = number
 
 
-class Filler:
+class Worker:
     """Fills blanks with one model; lives as long as the server.
 
     Args:
@@ -111,10 +112,10 @@ class Filler:
         Args:
             deadline_s: on the clock of time.monotonic; nothing is computed after it.
             gone: done when the client leaves, and then nothing is computed either.
-        Raises: Refusal: 422 what cannot be filled, 503 no room, 504 too late.
+        Raises: HTTPException: 422 what cannot be filled, 503 no room, 504 too late.
         """
         asked = _Asked(len(requests), self._loop.create_future())
-        texts: list[Job[bytes]] = [
+        texts: list[SearchJob[bytes]] = [
             _Text(partial(self._begin, request), asked, number)
             for number, request in enumerate(requests)
         ]
@@ -128,7 +129,7 @@ class Filler:
             self._scheduler.submit(request)
             return await asked.future
         except (QueueFull, Stopped) as error:
-            raise _as_refusal(0, error) from None
+            raise _as_http(0, error) from None
         finally:
             late.cancel()
             gone.remove_done_callback(asked.leave)
@@ -147,7 +148,7 @@ class Filler:
         prepared = prepare(self._scorer.tokenizer, request, self._scorer.max_length)
         tokens, most = work_tokens(prepared), self._limits.text_tokens
         if tokens > most:
-            raise Refusal(
+            raise HTTPException(
                 422,
                 f"filling it would take some {tokens:,} tokens through the model, at most {most:,};"
                 " shorten the text, or lower beam, max_pieces or the number of blanks",
@@ -171,14 +172,14 @@ class Filler:
 def work_tokens(prepared: Prepared) -> int:
     """Return how many tokens filling a text takes through the model at most, over all passes.
 
-    Every layout is read once, and once more for each further slot by as many rows as its beam is
-    wide; `refine` looks at every slot twice more, mostly. Where there are too many layouts, each
+    Every layout is read once, and once more for each further masked position by as many rows as its
+    beam is wide; `refine` looks at each twice more, mostly. Where there are too many layouts, each
     length of each blank is tried before, greedily, all others at their shortest.
     """
     asked, groups = prepared.request.search, prepared.groups
-    slots = sum(max(group.rules) for group in groups)
+    masked = sum(max(group.rules) for group in groups)
     width = max(asked.beam, asked.top_k, *(len(group.written) for group in groups))
-    passes = 1 + (slots - 1) * width + (2 * slots * width if asked.order == "refine" else 0)
+    passes = 1 + (masked - 1) * width + (2 * masked * width if asked.order == "refine" else 0)
     tokens = prepared.num_tokens * passes
     if prepared.num_layouts > MAX_LAYOUTS:
         shortest = prepared.shortest()
@@ -189,22 +190,22 @@ def work_tokens(prepared: Prepared) -> int:
     return tokens
 
 
-def _settle(settled: Sequence[tuple[Job[bytes], Outcome]]) -> None:
+def _settle(settled: Sequence[tuple[SearchJob[bytes], Outcome]]) -> None:
     for job, outcome in settled:
         assert isinstance(job, _Text)
         job.asked.settle(job.number, outcome)
 
 
-def _as_refusal(number: int, error: Exception) -> Exception:
+def _as_http(number: int, error: Exception) -> Exception:
     """Turn what stopped a text into an answer; what is nobody's fault stays as it is."""
     if isinstance(error, QueueFull):
-        return Refusal(503, "too many texts wait already; try again", {"retry-after": "1"})
+        return HTTPException(503, "too many texts wait already; try again", {"retry-after": "1"})
     if isinstance(error, Stopped):
-        return Refusal(503, "the server stops; try again", {"retry-after": "5"})
+        return HTTPException(503, "the server stops; try again", {"retry-after": "5"})
     if isinstance(error, TooLate):
-        return Refusal(504, "not filled before the deadline; ask for less, or later")
-    if isinstance(error, Refusal):
-        return Refusal(error.status, f"texts[{number}]: {error.reason}", error.headers)
+        return HTTPException(504, "not filled before the deadline; ask for less, or later")
+    if isinstance(error, HTTPException):
+        return HTTPException(error.status_code, f"texts[{number}]: {error.detail}", error.headers)
     if isinstance(error, FitbError):
-        return Refusal(422, f"texts[{number}]: {error}")
+        return HTTPException(422, f"texts[{number}]: {error}")
     return error

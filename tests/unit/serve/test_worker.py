@@ -1,4 +1,4 @@
-"""What the filler keeps of a request, and when it gives one up."""
+"""What a worker keeps of a request, and when it gives one up."""
 
 import asyncio
 import gc
@@ -7,28 +7,29 @@ import weakref
 
 import pytest
 
-pytest.importorskip("prometheus_client")
+pytest.importorskip("fastapi")
+from fastapi import HTTPException
+
 from fitb.infer.request import FillRequest
-from fitb.serve.config import ServeConfig
-from fitb.serve.filler import Filler
 from fitb.serve.metrics import Metrics
-from fitb.serve.refusal import Refusal
+from fitb.serve.settings import ServeConfig
+from fitb.serve.worker import Worker
 from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
 
 WAIT_S = 20.0
 
 
 def filled(use):
-    """Run a coroutine function of a filler over a small model."""
+    """Run a coroutine function of a worker over a small model."""
 
     async def run():
         loop = asyncio.get_running_loop()
         scorer = random_scorer(tiny_tokenizer("a", "b", "##c"))
-        filler = Filler("student", scorer, ServeConfig("model"), Metrics(), loop)
+        worker = Worker("student", scorer, ServeConfig("model"), Metrics(), loop)
         try:
-            return await use(filler, loop)
+            return await use(worker, loop)
         finally:
-            filler.close(WAIT_S)
+            worker.close(WAIT_S)
 
     return asyncio.run(run())
 
@@ -36,15 +37,15 @@ def filled(use):
 def test_nothing_of_a_refused_request_waits_for_the_garbage_collector():
     """Each refusal kept its texts, some megabytes, until all generations were collected."""
 
-    async def use(filler, loop):
+    async def use(worker, loop):
         refused = []
         for _ in range(4):
             request = FillRequest("no blank here")
             refused.append(weakref.ref(request))
-            with pytest.raises(Refusal):
-                await filler.fill([request], time.monotonic() + WAIT_S, loop.create_future())
+            with pytest.raises(HTTPException):
+                await worker.fill([request], time.monotonic() + WAIT_S, loop.create_future())
             del request
-        await filler.fill([FillRequest("a ___")], time.monotonic() + WAIT_S, loop.create_future())
+        await worker.fill([FillRequest("a ___")], time.monotonic() + WAIT_S, loop.create_future())
         return [one() for one in refused[:-1]]
 
     gc.disable()
@@ -55,10 +56,10 @@ def test_nothing_of_a_refused_request_waits_for_the_garbage_collector():
 
 
 def test_a_request_whose_client_has_gone_is_given_up():
-    async def use(filler, loop):
+    async def use(worker, loop):
         gone = loop.create_future()
         gone.set_result(None)
-        with pytest.raises(Refusal):
-            await filler.fill([FillRequest("a ___")], time.monotonic() + WAIT_S, gone)
+        with pytest.raises(HTTPException):
+            await worker.fill([FillRequest("a ___")], time.monotonic() + WAIT_S, gone)
 
     filled(use)

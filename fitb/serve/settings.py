@@ -107,6 +107,11 @@ class ServeConfig:
             )
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Folder or hub name of each model, by the name that requests give it."""
+        return {"student": self.model} | ({"teacher": self.teacher} if self.teacher else {})
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the server."""
         return self.host == "localhost" or is_loopback(self.host)

@@ -8,8 +8,10 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import threading
+from collections.abc import Iterator
 
 import torch
 import uvicorn
@@ -17,19 +19,17 @@ import uvicorn
 from fitb.allocator import keep_freed_memory
 from fitb.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
-from fitb.serve.app import State, make_app
-from fitb.serve.config import ServeConfig
-from fitb.serve.connection import Places, Server, bounded
-from fitb.serve.endpoint import FillEndpoint
-from fitb.serve.filler import Filler
-from fitb.serve.gate import Gate
-from fitb.serve.limits import TOKEN_VARIABLE, Token, hosts_of, read_token
+from fitb.serve.app import make_app
+from fitb.serve.connection import Places, bounded
+from fitb.serve.limits import TOKEN_VARIABLE, Token, read_token
 from fitb.serve.metrics import Metrics
-from fitb.serve.schema import request_model
+from fitb.serve.settings import ServeConfig
+from fitb.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
 _BACKLOG = 2048
 _SPARE_FILES = 100  # besides connections
+_LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
 
 
 def load(source: str, config: ServeConfig) -> Scorer:
@@ -59,75 +59,89 @@ def serve(config: ServeConfig) -> int:
         host, port = listener.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         logger.info("listening at http://%s:%d, loading %s", address, port, config.model)
-        _Run(config, token).until_stopped(listener)
+        server = Server(config, token)
+        server.run(sockets=[listener])
+    for worker in server.workers.values():
+        worker.close(1.0)
+    if server.failure is not None:
+        raise server.failure
     logger.info("stopped")
     return 0
 
 
-class _Run:
-    """From the first request to the last."""
+class Server(uvicorn.Server):
+    """uvicorn's server, which loads its models, and leaves with 0 once everybody is answered.
+
+    Args:
+        token: that clients must send; None for none.
+    """
 
     def __init__(self, config: ServeConfig, token: Token | None) -> None:
-        self._config = config
-        self._metrics, self._state = Metrics(), State()
-        names = ["student", *(["teacher"] if config.teacher else [])]
-        body = request_model(config.limits, names)
-        gate = Gate(
-            FillEndpoint(config, token, body, self._state.fillers),
-            make_app(token, self._metrics, self._state, names, body),
-            self._metrics,
-            hosts_of(config, token is not None),
-            lambda: self._state.stopping,
+        self.workers: dict[str, Worker] = {}  # by name of their model, once all are loaded
+        self.failure: BaseException | None = None  # what loading them raised
+        self._settings, self._metrics = config, Metrics()
+        places = Places(config.max_connections, config.max_connections_per_address)
+        super().__init__(
+            uvicorn.Config(
+                make_app(config, token, self._metrics, self.workers, lambda: self.should_exit),
+                http=bounded(places, config.read_s),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",  # what is below tells of clients
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(config.stop_s)),
+                backlog=_BACKLOG,
+            )
         )
-        settings = uvicorn.Config(
-            gate,
-            http=bounded(
-                Places(config.max_connections, config.max_connections_per_address), config.read_s
-            ),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",  # what is below tells of clients
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(config.stop_s)),
-            backlog=_BACKLOG,
-        )
-        self._server = Server(settings, self._begin, self._stop)
-        self._failure: BaseException | None = None
 
-    def until_stopped(self, listener: socket.socket) -> None:
-        """Answer until told to stop; raise what a failed load raised."""
-        self._server.run(sockets=[listener])
-        for filler in self._state.fillers.values():
-            filler.close(1.0)
-        if self._failure is not None:
-            raise self._failure
-
-    def _begin(self) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then load."""
+        await super().startup(sockets)
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._load, args=(loop,), name="fitb-load", daemon=True).start()
 
-    def _stop(self) -> None:
-        self._state.stopping = True
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, ask who is there to leave, and only then close idle connections.
+
+        A client that uses its connection just now is answered once more with `connection: close`,
+        instead of finding it closed.
+        """
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _LAME_DUCK_S
+        while self.server_state.connections and loop.time() < until_s and not self.force_exit:
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does, which raises the signal again after an orderly stop."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
-        sources = {"student": self._config.model, "teacher": self._config.teacher}
         try:
-            scorers = {
-                name: load(source, self._config) for name, source in sources.items() if source
-            }
+            sources = self._settings.sources.items()
+            scorers = {name: load(source, self._settings) for name, source in sources}
         except BaseException as error:
-            self._failure = error
-            self._server.should_exit = True
+            self.failure = error
+            self.should_exit = True
             return
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(self._ready, scorers, loop)
 
     def _ready(self, scorers: dict[str, Scorer], loop: asyncio.AbstractEventLoop) -> None:
         for name, scorer in scorers.items():
-            self._state.fillers[name] = Filler(name, scorer, self._config, self._metrics, loop)
+            self.workers[name] = Worker(name, scorer, self._settings, self._metrics, loop)
         # What is here stays. Looked through for garbage with all else, every now and then, it would
         # hold up each text under way: 150 ms for the modules of PyTorch and transformers.
         gc.collect()

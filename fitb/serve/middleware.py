@@ -9,21 +9,35 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from fitb.serve.endpoint import PATH, FillEndpoint, send_json
-from fitb.serve.limits import Hosts
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from fitb.serve.limits import AllowedHosts
 from fitb.serve.metrics import Metrics
-from fitb.serve.refusal import Refusal
 
 logger = logging.getLogger(__name__)
 _CLOSE = (b"connection", b"close")
 
 
-class Gate:
-    """An ASGI application around others.
+async def refused(request: Request, error: Exception) -> Response:
+    """Say what was refused and why: a request to fill, an unknown path, a method."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """Say that it was not the client's fault."""
+    return JSONResponse({"error": "the server failed; its log says where"}, 500)
+
+
+class Middleware:
+    """An ASGI application around another.
 
     Args:
-        fill: answers requests to its path.
-        others: answers all others.
+        app: answers requests; what it fails with is logged without its message, which may hold a
+            user's text.
         metrics: told of every request.
         hosts: by which it may be called; None: any.
         stopping: whether every answer asks its client to leave.
@@ -31,20 +45,17 @@ class Gate:
 
     def __init__(
         self,
-        fill: FillEndpoint,
-        others: Any,
+        app: Any,
         metrics: Metrics,
-        hosts: Hosts | None,
+        hosts: AllowedHosts | None,
         stopping: Callable[[], bool],
     ) -> None:
-        self._fill = fill
-        self._others = others
+        self._app = app
         self._metrics = metrics
         self._hosts = hosts
         self._stopping = stopping
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        app = self._fill if scope["path"] == PATH else self._others
         began_s, status = time.perf_counter(), 0
 
         async def marked(message: Any) -> None:
@@ -58,20 +69,15 @@ class Gate:
         self._metrics.in_flight.inc()
         try:
             if self._hosts:
-                self._hosts.check(scope["headers"])
-            await app(scope, receive, marked)
-        except Refusal as refusal:
-            await send_json(
-                marked, {"error": refusal.reason}, status=refusal.status, headers=refusal.headers
-            )
+                self._hosts.check(Headers(scope=scope))
+            await self._app(scope, receive, marked)
+        except HTTPException as error:
+            await (await refused(Request(scope), error))(scope, receive, marked)
         except asyncio.CancelledError:
             if not status:
-                await send_json(marked, {"error": "the server stops; try again"}, status=503)
-        except Exception as error:
-            if not status:
-                await send_json(
-                    marked, {"error": "the server failed; its log says where"}, status=500
-                )
+                stopped = JSONResponse({"error": "the server stops; try again"}, 503)
+                await stopped(scope, receive, marked)
+        except Exception as error:  # answered already
             _log(error)
         finally:
             self._metrics.in_flight.dec()
@@ -79,7 +85,7 @@ class Gate:
 
 
 def _log(error: Exception) -> None:
-    """Say what was raised and where; its message may hold a user's text."""
+    """Say what was raised and where."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
     logger.error("a request failed with %s at %s", type(error).__name__, where)
