@@ -28,8 +28,8 @@ from fitb.model.saved import best_checkpoint_of, checkpoint_of
 from fitb.modes import denied
 
 if TYPE_CHECKING:
-    from fitb.corpus.shards import ShardSet
     from fitb.evaluate.counts import RowCounts
+    from fitb.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
 _COSTS = ("loss", "top1", "top5")
@@ -226,7 +226,7 @@ def _tokenizer_of(run: Path, trained_on: str | None) -> str:
 
 
 def _open(shards: str, split: str = "train") -> ShardSet:
-    from fitb.corpus.shards import ShardSet
+    from fitb.shards.shard_set import ShardSet
 
     return ShardSet.open(shards, split)
 

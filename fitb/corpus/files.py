@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from gzip import BadGzipFile
 from typing import IO, Any
 
-from fitb.corpus.remote import is_remote
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.redact import redacted
+from fitb.shards.remote import is_remote
 
 # First bytes of formats that are not text. A Parquet file goes on with a Thrift field of type i32.
 _MAGIC = {
@@ -44,7 +44,7 @@ _FED_BYTES = 1 << 14  # at a time: highly compressible, they are many times as m
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFile:
     """A file that exists.
 
     Args:
@@ -111,14 +111,14 @@ def first_line(error: BaseException) -> str:
     return (reason.strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
 
 
-def expand(patterns: Sequence[str]) -> list[Found]:
+def expand(patterns: Sequence[str]) -> list[InputFile]:
     """Return the files that names and globs mean, each once, a glob's in sorted order.
 
     Args:
         patterns: paths, URLs, or globs of either; ** crosses folders.
     Raises: DataError that names what is missing, empty or a folder.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, InputFile] = {}
     for pattern in patterns:
         local = pattern.removeprefix("file://")
         if "://" in local:
@@ -128,7 +128,7 @@ def expand(patterns: Sequence[str]) -> list[Found]:
             for path in _expand_path(os.path.expanduser(local)):
                 with naming(path):
                     stat = os.stat(path)
-                file = Found(path, stat.st_size, str(stat.st_mtime_ns))
+                file = InputFile(path, stat.st_size, str(stat.st_mtime_ns))
                 found.setdefault(os.path.realpath(path), file)
     return list(found.values())
 
@@ -142,7 +142,7 @@ def _expand_path(pattern: str) -> list[str]:
     return paths
 
 
-def _expand_url(pattern: str) -> list[Found]:
+def _expand_url(pattern: str) -> list[InputFile]:
     import fsspec
 
     with naming(pattern, "check the URL and the credentials"):
@@ -161,14 +161,14 @@ def _expand_url(pattern: str) -> list[Found]:
     return [_sized(fs.unstrip_protocol(name), info) for name, info in files]
 
 
-def _sized(name: str, info: dict[str, Any]) -> Found:
+def _sized(name: str, info: dict[str, Any]) -> InputFile:
     size = info.get("size")
     if size is None:
         raise DataError(
             f"the server does not tell the size of {name}; download it and name the copy"
         )
     stamps = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))
-    return Found(name, size, str(next((stamp for stamp in stamps if stamp), "")))
+    return InputFile(name, size, str(next((stamp for stamp in stamps if stamp), "")))
 
 
 def _nothing(pattern: str, is_folder: bool, is_glob: bool) -> DataError:

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb.config import AlgorithmsConfig, MaskConfig
-from fitb.corpus.cache import GB, Cache
-from fitb.corpus.shards import ShardSet
 from fitb.data.batch import Batch
 from fitb.data.masking import Vocabulary, mask_rows
 from fitb.data.order import rows_at, windows_from
 from fitb.errors import ConfigError
+from fitb.shards.cache import GB, ShardCache
+from fitb.shards.shard_set import ShardSet
 from fitb.world import World
 
 WINDOWS_AHEAD = 2  # the one that is read and the next: so many must fit into the cache
@@ -45,7 +45,7 @@ def bytes_ahead(shard_bytes: Sequence[int], window_shards: int) -> int:
     return sum(sorted(shard_bytes)[-WINDOWS_AHEAD * window_shards :])
 
 
-def check_cache(cache: Cache, shard_bytes: Sequence[int], window_shards: int) -> None:
+def check_cache(cache: ShardCache, shard_bytes: Sequence[int], window_shards: int) -> None:
     """Raise ConfigError where the cache does not hold the windows that are needed together."""
     needed = bytes_ahead(shard_bytes, window_shards)
     if needed <= cache.max_bytes:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ContractError
@@ -27,6 +26,7 @@ from fitb.model.contract import check_contract
 from fitb.model.extend import extended
 from fitb.model.load import Loaded, load_model
 from fitb.redact import redacted
+from fitb.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,6 @@ def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
     import torch
 
     from fitb.config import MaskConfig
-    from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.data.masking import Vocabulary
     from fitb.evaluate.count import choose_rows, masked_batch
@@ -118,6 +117,7 @@ def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
     from fitb.inspect.text import Reader
     from fitb.model.contract import check_contract
     from fitb.model.load import load_model
+    from fitb.shards.shard_set import ShardSet
 
     shards = ShardSet.open(folder, "validation")
     tokenizer = load_tokenizer(shards.tokenizer_folder)

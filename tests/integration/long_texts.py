@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from serving import serving
 
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.run import evaluate
@@ -33,6 +32,7 @@ from fitb.infer.scorer import load_scorer
 from fitb.inspect.text import Reader
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
+from fitb.shards.shard_set import ShardSet
 
 TIMES = 4
 _EVERY = 25  # ordinary tokens from one blank to the next

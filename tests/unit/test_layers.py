@@ -29,6 +29,7 @@ WITHOUT_TORCH = (
     "report",
     "rehearse",
     "doctor",
+    "shards",
     "corpus",
     "cli",
 )
@@ -39,8 +40,21 @@ SEES = {
         *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
         *("rng", "world"),
     },
+    "shards": {"shards", "config", "errors", "fsio", "redact"},
     "corpus": {
-        *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),
+        *(
+            "corpus",
+            "shards",
+            "config",
+            "errors",
+            "flags",
+            "fsio",
+            "hub",
+            "log",
+            "redact",
+            "rng",
+            "world",
+        ),
     },
 }
 

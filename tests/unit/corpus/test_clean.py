@@ -33,7 +33,7 @@ ENGLISH = "The reader opens the book and reads the first page of the story again
 GERMAN = "Der Leser schlaegt das Buch auf und liest die erste Seite der Geschichte noch einmal."
 
 
-def is_there(library: str) -> bool:
+def is_there(library):
     try:
         importlib.import_module(library)
     except ImportError:
@@ -64,20 +64,8 @@ def test_every_character_alone_and_between_marks_has_a_stable_normal_form(form):
         assert normalize(normal, form) == normal, hex(code)
 
 
-def test_random_strings_of_hostile_characters_have_a_stable_normal_form():
-    draw = random.Random(1)
-    letters = "".join(HOSTILE) + "\u0301\u0323\u1161"
-    for form in ("NFC", "NFKC"):
-        for _ in range(3000):
-            normal = normalize("".join(draw.choices(letters, k=12)), form)
-            assert normalize(normal, form) == normal
-
-
-def test_line_ends_and_accents_do_not_make_two_texts():
+def test_line_ends_accents_and_control_characters_do_not_make_two_texts():
     assert normalize("cafe\u0301\r\nbar") == normalize("caf\u00e9 bar") == "caf\u00e9 bar"
-
-
-def test_control_characters_vanish_and_whitespace_becomes_one_space():
     assert normalize("a\x00b\t\n c\x1fd") == "ab c d"
 
 
@@ -99,11 +87,12 @@ def naive_changes(text, form):
 @pytest.mark.parametrize("form", ["NFC", "NFKC"])
 def test_each_step_counts_the_documents_that_it_changed(form):
     draw = random.Random(2)
-    letters = "".join(HOSTILE) + "abcdefgh" * 8
+    letters = "".join(HOSTILE) + "\u0301\u0323\u1161" + "abcdefgh" * 8
     texts = HOSTILE + ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(3000)]
     for text in texts:
         cleaner = Cleaner(CleanConfig(unicode=form))
-        assert cleaner.clean(text).text == normalize(text, form)
+        normal = normalize(text, form)
+        assert cleaner.clean(text).text == normal == normalize(normal, form)
         assert set(cleaner.changed) == naive_changes(text, form), ascii(text)
         assert set(cleaner.changed.values()) <= {1}
 

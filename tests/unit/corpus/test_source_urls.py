@@ -12,7 +12,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 from reading import COMPRESSORS, parquet, read_all, texts, write
 
-from fitb.corpus.sources import Source, plan, read_unit
+from fitb.corpus.sources import TextSource, plan, read_split
 from fitb.errors import DataError, SystemFault
 
 
@@ -65,16 +65,16 @@ def test_files_behind_a_url_are_read_in_ranges(served):
     local = write(folder / "a.txt", data)
     write(folder / "a.txt.gz", gzip.compress(data))
     parquet(folder / "a.parquet", ["one", "two"])
-    remote = Source("text", (f"{url}/a.txt",), document="line")
-    here = Source("text", (local,), document="line")
-    assert read_all(remote, unit_mb=0.1) == read_all(here, unit_mb=0.1)
-    assert plan(remote, unit_mb=0.1).units == plan(here, unit_mb=0.1).units
+    remote = TextSource("text", (f"{url}/a.txt",), document="line")
+    here = TextSource("text", (local,), document="line")
+    assert read_all(remote, split_mb=0.1) == read_all(here, split_mb=0.1)
+    assert plan(remote, split_mb=0.1).splits == plan(here, split_mb=0.1).splits
     assert Handler.ranges
-    packed = Source("text", (f"{url}/a.txt.gz",), document="line")
+    packed = TextSource("text", (f"{url}/a.txt.gz",), document="line")
     assert read_all(packed) == read_all(here)
-    assert texts(Source("parquet", (f"{url}/a.parquet",))) == ["one", "two"]
+    assert texts(TextSource("parquet", (f"{url}/a.parquet",))) == ["one", "two"]
     with pytest.raises(DataError, match=r"gone\.txt does not exist"):
-        plan(Source("text", (f"{url}/gone.txt",)))
+        plan(TextSource("text", (f"{url}/gone.txt",)))
 
 
 def test_a_server_that_goes_away_in_the_middle_is_no_fault_of_the_file(tmp_path):
@@ -88,27 +88,27 @@ def test_a_server_that_goes_away_in_the_middle_is_no_fault_of_the_file(tmp_path)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        source = Source("text", (f"{url}/a.txt", f"{url}/b.txt"), document="line")
+        source = TextSource("text", (f"{url}/a.txt", f"{url}/b.txt"), document="line")
         planned = plan(source)
         server.shutdown()
         thread.join()
     with pytest.raises(SystemFault, match=r"b\.txt: .* start again, what is done stays"):
-        list(read_unit(source, planned, planned.units[1]))
+        list(read_split(source, planned, planned.splits[1]))
 
 
 def test_globs_of_urls_are_expanded_in_sorted_order():
     fs = fsspec.filesystem("memory")
     for name in ("b.txt", "a.txt", "deep/c.txt", "d.md"):
         fs.pipe_file(f"/globbed/{name}", name.encode())
-    source = Source("text", ("memory://globbed/**/*.txt", "memory://globbed/a.txt"))
+    source = TextSource("text", ("memory://globbed/**/*.txt", "memory://globbed/a.txt"))
     assert sorted(texts(source)) == ["a.txt", "b.txt", "deep/c.txt"]
     assert list(plan(source).files) == sorted(plan(source).files)
     with pytest.raises(DataError, match="matches no file"):
-        plan(Source("text", ("memory://globbed/*.gone",)))
+        plan(TextSource("text", ("memory://globbed/*.gone",)))
     with pytest.raises(DataError, match="is a folder"):
-        plan(Source("text", ("memory://globbed",)))
+        plan(TextSource("text", ("memory://globbed",)))
     with pytest.raises(DataError, match="cannot read nosuch://a"):
-        plan(Source("text", ("nosuch://a",)))
+        plan(TextSource("text", ("nosuch://a",)))
 
 
 @pytest.fixture
@@ -134,12 +134,12 @@ def test_objects_of_a_bucket_are_read_in_ranges(bucket):
     bucket.pipe_file("bucket/a/x.txt", data)
     bucket.pipe_file("bucket/a/y.txt.gz", gzip.compress(data))
     bucket.pipe_file("bucket/torn.txt.zst", COMPRESSORS["zst"](data)[:-5])
-    source = Source("text", ("s3://bucket/a/*", "s3://bucket/a/x.txt"), document="line")
-    planned = plan(source, unit_mb=0.05)
+    source = TextSource("text", ("s3://bucket/a/*", "s3://bucket/a/x.txt"), document="line")
+    planned = plan(source, split_mb=0.05)
     assert planned.files == ("s3://bucket/a/x.txt", "s3://bucket/a/y.txt.gz")
-    assert len(planned.units) == 6
-    assert texts(source, unit_mb=0.05) == data.decode().splitlines() * 2
+    assert len(planned.splits) == 6
+    assert texts(source, split_mb=0.05) == data.decode().splitlines() * 2
     with pytest.raises(DataError, match=r"cannot read s3://bucket/torn\.txt\.zst: Truncated"):
-        read_all(Source("text", ("s3://bucket/torn.txt.zst",), document="line"))
+        read_all(TextSource("text", ("s3://bucket/torn.txt.zst",), document="line"))
     with pytest.raises(DataError, match=r"s3://bucket/gone\.txt does not exist"):
-        plan(Source("text", ("s3://bucket/gone.txt",)))
+        plan(TextSource("text", ("s3://bucket/gone.txt",)))

@@ -1,6 +1,5 @@
 """Micro-batches from a step number: the same rows however they are shared, cut or read ahead."""
 
-import json
 import threading
 import time
 from dataclasses import fields
@@ -12,17 +11,14 @@ import torch
 from file_server import FileServer
 
 from fitb.config import MaskConfig
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.chunk import Columns
-from fitb.corpus.manifest import fingerprint_of
-from fitb.corpus.shards import ShardSet, write_shard
-from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.data.batch import Batch
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream, bytes_ahead, window_spans
 from fitb.errors import ConfigError, DataError
-from fitb.fsio import sha256_file
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
 from fitb.world import World
+from tests.unit.shards.shard_files import random_columns, write_set
 
 
 @pytest.fixture
@@ -108,6 +104,7 @@ def test_reading_ahead_changes_nothing(make_stream, prefetch_steps):
     assert [step for step, _ in steps] == list(range(7))
     for step, batch in steps:
         assert same(batch, make_stream().batch(step))
+    assert stream.waited_s > 0
 
 
 @pytest.mark.parametrize("begin", [0, 1, 3, 5, 6])
@@ -117,15 +114,6 @@ def test_entering_at_a_step_gives_the_rest_of_the_whole(make_stream, begin):
     assert [step for step, _ in tail] == [step for step, _ in whole]
     for (_, a), (_, b) in zip(tail, whole, strict=True):
         assert same(a, b)
-
-
-def test_entering_again_and_again_inside_an_epoch_does_not_drift(make_stream):
-    whole = [batch for _, batch in make_stream().iter_from(0, 9)]
-    step, pieces = 0, []
-    while step < 9:
-        pieces += [batch for _, batch in make_stream().iter_from(step, min(step + 2, 9))]
-        step = len(pieces)
-    assert all(same(a, b) for a, b in zip(pieces, whole, strict=True))
 
 
 def test_so_many_steps_are_read_ahead_and_no_more(make_stream, make_shards):
@@ -165,20 +153,6 @@ def test_leaving_early_leaves_no_thread_behind(make_stream):
     assert not [name for name in names if name.startswith("fitb-rows")]
 
 
-def test_time_spent_waiting_is_counted(make_stream, make_shards):
-    shards = make_shards()
-    read, ready = shards.read, threading.Event()
-
-    def slow(rows):
-        ready.wait(0.05)
-        return read(rows)
-
-    shards.read = slow
-    stream = make_stream(shards=shards)
-    list(stream.iter_from(0, 2))
-    assert stream.waited_s >= 0.09
-
-
 SHARD_ROWS = (5, 1, 9, 3, 6)  # as in memory: an epoch is three steps, and three windows of two
 
 
@@ -186,32 +160,9 @@ SHARD_ROWS = (5, 1, 9, 3, 6)  # as in memory: an epoch is three steps, and three
 def folder(tmp_path_factory):
     """A shard set of a few rows, on disk."""
     folder = tmp_path_factory.mktemp("rows") / "set"
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    draw, entries = np.random.default_rng(5), []
-    for number, rows in enumerate(SHARD_ROWS):
-        path = folder / f"train-{number:05d}.arrow"
-        one = np.zeros(rows, np.int32)
-        ids = draw.integers(5, 60, (rows, 16))
-        columns = Columns(ids, ids % 2 == 0, one, one, one, one, ids, ids)
-        size = write_shard(path, columns, vocab_size=60, with_offsets=False)
-        entry = {"file": path.name, "split": "train", "rows": rows, "bytes": size}
-        entries.append(entry | {"sha256": sha256_file(path)})
-    fingerprint = tokenizer_fingerprint(folder / "tokenizer")
-    manifest = {
-        "format_version": 2,
-        "length": 16,
-        "shards": entries,
-        "splits": {"train": {"rows": sum(SHARD_ROWS)}},
-        "tokenizer": {
-            "fingerprint": fingerprint,
-            "files": ["tokenizer.json"],
-            "vocab_size": 60,
-        },
-        "settings": {},
-    }
-    manifest["fingerprint"] = fingerprint_of(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    folder.mkdir()
+    columns = random_columns(sum(SHARD_ROWS), 16, 60)
+    write_set(folder, columns, SHARD_ROWS, vocab_size=60)
     return folder
 
 
@@ -219,7 +170,7 @@ def folder(tmp_path_factory):
 def server(folder, monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("fitb.corpus.remote.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("fitb.shards.remote.FIRST_WAIT_S", 0.02)
     with FileServer(folder) as serving:
         yield serving
 

@@ -85,11 +85,6 @@ def test_a_size_that_no_weight_tells_is_not_filled_in_by_a_default(make_folder, 
     assert getattr(load_model(folder, tokenizer=tokenizer).model.config, key) == said
 
 
-def test_a_configuration_without_a_type_is_a_berts_where_the_weights_are(make_folder, tokenizer):
-    folder = edit_config(make_folder(), without=["model_type"])
-    assert load_model(folder, tokenizer=tokenizer).missing == ()
-
-
 # As transformers 4.8, google's converter, huawei's TinyBERT and deepset write them.
 PUBLISHED = {
     "_name_or_path": "nreimers/MiniLM-L6-H384-uncased",
