@@ -236,12 +236,6 @@ def test_other_words_are_cut_as_before_also_those_that_hold_an_added_token(
     assert beside.ids == [*alone, 300, *alone]
 
 
-def test_text_with_added_tokens_is_decoded_to_itself(extended):
-    tokenizer, _ = open_tokenizer(extended[0])
-    text = "the reader of covid asks tensorflow for a state-of-the-art order"
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
 def test_transformers_reads_writes_and_copies_added_tokens(extended, tmp_path):
     from transformers import AutoTokenizer
 

@@ -1,14 +1,12 @@
 """A set of ten shards, and servers that hold it."""
 
 import json
-import logging
 
-import fsspec
 import numpy as np
 import pytest
 from caching import NUM_ROWS, SHARD_ROWS, bound
 from file_server import FileServer
-from moto.server import ThreadedMotoServer
+from s3_server import s3_bucket
 from shard_files import add_documents, random_columns, write_manifest, write_set
 
 from fitb.shards import remote as fetching
@@ -57,22 +55,9 @@ def settings(local, tmp_path):
 
 
 @pytest.fixture()
-def bucket(local, tmp_path, monkeypatch):
+def bucket(local, tmp_path):
     """URL of a copy of the set on an S3 server."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-    name = f"corpora-{tmp_path.name.replace('_', '-')[-20:]}"  # all servers hold the same buckets
-    filesystem.mkdir(name)
-    filesystem.put(f"{local}/", f"{name}/set/", recursive=True)
-    yield f"s3://{name}/set"
-    server.stop()
+    name = f"corpora-{tmp_path.name.replace('_', '-')[-20:]}"
+    with s3_bucket(name) as filesystem:
+        filesystem.put(f"{local}/", f"{name}/set/", recursive=True)
+        yield f"s3://{name}/set"
