@@ -38,8 +38,6 @@ _COMPRESSED = {
 }
 _NO_MORE_OF_IT = re.compile("Not a gzipped file|Unknown frame descriptor")
 HEAD_BYTES = 10
-_FRAME_HEADER_BYTES = 18  # of Zstandard, at most
-_ARROWS_WINDOW = 1 << 27  # of Zstandard, the longest that Arrow reads
 _FED_BYTES = 1 << 14  # at a time: highly compressible, they are many times as much
 
 
@@ -208,11 +206,10 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
             fs, path = fsspec.core.url_to_fs(name)
         else:  # fsspec reads more than a path into a colon
             fs, path = fsspec.filesystem("file"), os.path.abspath(name)
-        # fsspec's own reader takes a torn .zst for a whole one; Arrow's does not.
         inner = None if compression == "zstd" else compression
         file = stack.enter_context(fs.open(path, "rb", block_bytes, compression=inner))
         if compression == "zstd":
-            file = stack.enter_context(_zstandard(file))
+            file = stack.enter_context(io.BufferedReader(_ZstandardFrames(file)))
         try:
             yield file
         except (OSError, ValueError) as error:
@@ -232,27 +229,11 @@ def _foreign(name: str, compression: str, head: bytes) -> str:
     )
 
 
-def _zstandard(file: IO[bytes]) -> Any:
-    """Return a reader of a .zst file; Arrow's is the faster one, and refuses long windows."""
-    import zstandard
-
-    head = file.read(_FRAME_HEADER_BYTES)
-    file.seek(0)
-    try:
-        is_long = zstandard.get_frame_parameters(head).window_size > _ARROWS_WINDOW
-    except zstandard.ZstdError:
-        is_long = False
-    if is_long:
-        return io.BufferedReader(_LongFrames(file))
-    import pyarrow as pa
-
-    return pa.CompressedInputStream(file, "zstd")
-
-
-class _LongFrames(io.RawIOBase):
+class _ZstandardFrames(io.RawIOBase):
     """Frames of Zstandard one after another, with windows of up to 2 GB, as `zstd --long=31` has.
 
-    zstandard's own reader takes a torn file for a whole one.
+    The readers of zstandard and fsspec take a torn file for a whole one, Arrow's refuses windows of
+    more than 128 MB; it is as fast as this one.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

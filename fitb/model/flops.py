@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fitb.config import Geometry
 
 _STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
-BACKWARD = 2  # a backward pass has twice the products of its forward pass
+BACKWARD = 2  # a backward pass has twice the matmuls of its forward pass
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_objects_of_a_bucket_are_read_in_ranges(bucket):
     assert planned.files == ("s3://bucket/a/x.txt", "s3://bucket/a/y.txt.gz")
     assert len(planned.splits) == 6
     assert texts(source, split_mb=0.05) == data.decode().splitlines() * 2
-    with pytest.raises(DataError, match=r"cannot read s3://bucket/torn\.txt\.zst: Truncated"):
+    with pytest.raises(DataError, match=r"cannot read s3://bucket/torn\.txt\.zst: .* torn"):
         read_all(TextSource("text", ("s3://bucket/torn.txt.zst",), document="line"))
     with pytest.raises(DataError, match=r"s3://bucket/gone\.txt does not exist"):
         plan(TextSource("text", ("s3://bucket/gone.txt",)))
