@@ -164,14 +164,6 @@ def test_a_column_that_the_first_record_lacks_is_an_error_with_the_nearest(tmp_p
     assert read_all(TextSource("jsonl", (path,), column="texts"))[1] == Document(0, 3, "a")
 
 
-def test_a_torn_parquet_file_is_an_error_that_names_it(tmp_path):
-    path = tmp_path / "a.parquet"
-    parquet(path, [f"row {n}" for n in range(1000)])
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"cannot read .*a\.parquet: .*PAR1"):
-        plan(TextSource("parquet", (str(path),)))
-
-
 @pytest.mark.parametrize(
     ("data", "remedy"),
     [

@@ -204,19 +204,6 @@ def test_the_rows_of_a_position_lie_in_the_shards_of_its_window(begin):
         assert number in next(numbers for end, numbers in spans if end > position)
 
 
-@pytest.mark.parametrize("prefetch_steps", [0, 2])
-@pytest.mark.parametrize("begin", [0, 4])
-def test_remote_shards_give_the_batches_of_local_ones(
-    make_stream, open_remote, folder, begin, prefetch_steps
-):
-    there = make_stream(shards=ShardSet.open(folder, "train"))
-    stream = make_stream(shards=open_remote(), prefetch_steps=prefetch_steps)
-    steps = list(stream.iter_from(begin, 9))
-    assert [step for step, _ in steps] == list(range(begin, 9))
-    for step, batch in steps:
-        assert same(batch, there.batch(step))
-
-
 def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote, server):
     spans = spans_of(0, 72)
     stream = make_stream(shards=open_remote()).iter_from(0, 9)

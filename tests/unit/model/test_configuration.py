@@ -41,9 +41,6 @@ def edit_weights(folder, change):
     "changes",
     [
         {"position_embedding_type": "relative_key"},
-        {"position_embedding_type": "relative_key_query"},
-        {"position_embedding_type": "rotary"},
-        {"position_embedding_type": "alibi"},
         {"is_decoder": True},
         {"add_cross_attention": True},
         {"is_encoder_decoder": True},
@@ -54,7 +51,6 @@ def edit_weights(folder, change):
         {"num_key_value_heads": 1},
         {"attention_type": "block_sparse"},
         {"feed_forward_type": "geglu"},
-        {"rope_theta": 10000.0},
         {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         {"layer_norm_type": "rms_norm"},
         {"sliding_window": 16},

@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb.model.attention import attend, choose
 from fitb.model.encoder import Kernels, encode, logits_at
+from tests.unit.conftest import tiny_config
 
 ROWS, LENGTH, WIDTH, HEADS, VOCABULARY = 3, 10, 30, 6, 77  # heads of 5: no kernel likes them
 EVERY_WAY = [Kernels(*settings) for settings in itertools.product(("sdpa", "eager"), (False, True))]
@@ -17,16 +18,9 @@ EVERY_WAY = [Kernels(*settings) for settings in itertools.product(("sdpa", "eage
 
 @pytest.fixture(scope="module")
 def model():
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=HEADS,
-        intermediate_size=40,
-        max_position_embeddings=16,
-        initializer_range=0.3,
-        attn_implementation="eager",
-    )
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": HEADS}
+    form = {"initializer_range": 0.3, "attn_implementation": "eager"}
+    config = tiny_config(VOCABULARY, **sizes, **form)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = BertForMaskedLM(config).double().eval()

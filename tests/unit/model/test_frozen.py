@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb.errors import ConfigError
 from fitb.model.encoder import encode, logits_at
 from fitb.model.frozen import Float8Linear, PackedLinear, can_pack, pack, to_float8
+from tests.unit.conftest import tiny_config
 
 CPU = torch.device("cpu")
 packs = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch has no oneDNN")
@@ -18,15 +19,8 @@ packs = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch 
 
 @pytest.fixture
 def model():
-    config = BertConfig(
-        vocab_size=70,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-    )
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    config = tiny_config(70, **sizes, max_position_embeddings=16, initializer_range=0.2)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return BertForMaskedLM(config).eval().requires_grad_(False)

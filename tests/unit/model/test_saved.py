@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,52 +185,39 @@ def test_a_student_that_began_as_a_checkpoint_has_the_sizes_of_that_run(make_run
     assert same(load_saved(later).model, model)
 
 
-def damage_file(folder):
-    path = next(folder.glob("*.safetensors"))
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
+def other_bytes(path):
+    path.write_bytes(path.read_bytes()[:-3] + b"\x07" + path.read_bytes()[-2:])
 
 
-def lose_file(folder):
-    next(folder.glob("*.safetensors")).unlink()
-
-
-def empty_manifest(folder):
-    (folder / "manifest.json").write_text("{")
-
-
-def newer_format(folder):
-    manifest = read_json(folder / "manifest.json")
-    write_json(folder / "manifest.json", manifest | {"format": 2})
-
-
-def other_sizes(folder):
-    path = folder.parent.parent / "config.yaml"
-    path.write_text(path.read_text().replace("num_hidden_layers: 2", "num_hidden_layers: 3"))
-
-
-def no_config(folder):
-    (folder.parent.parent / "config.yaml").unlink()
+def edit(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "file", "said"),
     [
-        (damage_file, "is not what was written"),
-        (lose_file, "is missing"),
-        (empty_manifest, "cannot be read"),
-        (newer_format, "has checkpoint format 2"),
-        (other_sizes, r"does not hold this student: bert\.encoder\.layer\.2.* and \d+ more"),
-        (no_config, r"config\.yaml is missing"),
+        (other_bytes, "checkpoints/step-0000002/*.safetensors", "is not what was written"),
+        (Path.unlink, "checkpoints/step-0000002/*.safetensors", "is missing"),
+        (lambda path: path.write_text("{"), "checkpoints/*2/manifest.json", "cannot be read"),
+        (
+            lambda path: write_json(path, read_json(path) | {"format": 2}),
+            "checkpoints/*2/manifest.json",
+            "has checkpoint format 2",
+        ),
+        (
+            lambda path: edit(path, "num_hidden_layers: 2", "num_hidden_layers: 3"),
+            "config.yaml",
+            r"does not hold this student: bert\.encoder\.layer\.2.* and \d+ more",
+        ),
+        (Path.unlink, "config.yaml", r"config\.yaml is missing"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused(make_run, harm, said):
+def test_a_checkpoint_that_is_not_whole_is_refused(make_run, harm, file, said):
     run, _ = make_run()
-    folder = run / "checkpoints" / "step-0000002"
-    harm(folder)
+    harm(next(run.glob(file)))
     with pytest.raises(DataError, match=said):
-        load_saved(folder)
+        load_saved(run / "checkpoints" / "step-0000002")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

@@ -101,23 +101,16 @@ def test_a_cache_touches_no_file_of_the_user_among_its_own(server, settings, loc
     assert snapshot(home)["kept.arrow"][:4] == theirs["kept.arrow"][:4]
 
 
-def own_file(path, user):
-    path.write_text("mine")
+CHAPTER = Path("thesis") / "chapter1.tex"
+PUT = {  # something of the user at a path
+    "a file": lambda path, user: path.write_text("mine"),
+    "a link": lambda path, user: path.symlink_to(user / CHAPTER),
+    "a second name": lambda path, user: os.link(user / CHAPTER, path),
+    "a folder": lambda path, user: fill(path),
+}
 
 
-def a_link(path, user):
-    path.symlink_to(user / "thesis" / "chapter1.tex")
-
-
-def a_second_name(path, user):
-    os.link(user / "thesis" / "chapter1.tex", path)
-
-
-def a_folder(path, user):
-    fill(path)
-
-
-@pytest.mark.parametrize("put", [own_file, a_link, a_second_name, a_folder])
+@pytest.mark.parametrize("put", PUT)
 @pytest.mark.parametrize(
     "name", ["train-00003.arrow", "train-00003.arrow.part", "train-00003.arrow.lock"]
 )
@@ -128,7 +121,7 @@ def test_what_stands_in_the_place_of_a_file_of_the_cache_is_refused_and_stays(
     folder = read_all(server, replace(settings, max_gb=1.0), local).tokenizer_folder.parent
     for path in folder.glob("train-00003.arrow*"):
         path.unlink()
-    put(folder / name, user)
+    PUT[put](folder / name, user)
     at = folder / name
     before, there = snapshot(user), snapshot(at)
     small = ShardSet.open(server.url, "train", settings, max_mapped=1)
@@ -188,59 +181,41 @@ def test_what_is_put_in_place_between_a_look_and_a_removal_stays(
     assert swapped and touched(before, user) == []
 
 
-def other_user(home, user):
+def of_another_user(home, user):
+    if os.getuid():
+        pytest.skip("a folder of another user needs root")
     home.mkdir()
     os.chown(home, 12345, 12345)
 
 
-def a_link_to_a_folder(home, user):
-    home.symlink_to(user)
+def marked(by):
+    """A folder whose mark is put there by a function of PUT."""
+    return lambda home, user: (home.mkdir(exist_ok=True), PUT[by](home / "fitb-cache.lock", user))
 
 
-def without_mark(home, user):
-    fill(home)
+HOMES = {
+    "of another user": of_another_user,
+    "a link": lambda home, user: home.symlink_to(user),
+    "a file": PUT["a file"],
+    "without a mark": PUT["a folder"],
+    "full, with another mark": lambda home, user: (fill(home / "x"), marked("a file")(home, user)),
+    "with another mark": marked("a file"),
+    "with a link for a mark": marked("a link"),
+}
 
 
-def with_another_mark(home, user):
-    fill(home)
-    (home / "fitb-cache.lock").write_text("mine")
-
-
-def alone_with_another_mark(home, user):
-    home.mkdir()
-    (home / "fitb-cache.lock").write_text("mine")
-
-
-def with_a_link_for_a_mark(home, user):
-    home.mkdir()
-    (home / "fitb-cache.lock").symlink_to(user / "thesis" / "chapter1.tex")
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        other_user,
-        a_link_to_a_folder,
-        without_mark,
-        with_another_mark,
-        alone_with_another_mark,
-        with_a_link_for_a_mark,
-        own_file,
-    ],
-)
+@pytest.mark.parametrize("made", HOMES)
 @pytest.mark.parametrize("named", [True, False])
 def test_a_folder_of_the_cache_s_name_that_fitb_did_not_make_is_refused_and_stays(
     made, named, server, settings, local, tmp_path, monkeypatch
 ):
-    if made is other_user and os.getuid():
-        pytest.skip("a folder of another user needs root")
     monkeypatch.delenv("SLURM_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(settings.folder))
     settings = settings if named else replace(settings, folder=None)
     home = settings.home()
     shutil.rmtree(home)
     user = fill(tmp_path / "user")
-    made(home, user)
+    HOMES[made](home, user)
     before = snapshot(tmp_path)
     with pytest.raises(ConfigError, match=f"{home} .*; move it away, or set data.cache_dir"):
         ShardSet.open(server.url, "train", settings)
