@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fitb.data.order import rows_at, windows_from
+from fitb.data.order import rows_at, windows_between
 from fitb.data.stream import positions_of_rank
 from fitb.world import World
 
@@ -147,15 +147,26 @@ def test_windows_hold_the_shards_of_the_rows_from_a_position_on(window_shards):
     for seed in (0, 9):
         settings = {"shard_rows": UNEVEN, "seed": seed, "window_shards": window_shards}
         for position in (0, 1, 40, 79, 80, 81, 200, 399, 10**6 + 13):
-            found = list(islice(windows_from(position, **settings), 12))
+            found = list(islice(windows_between(position, 10**9, **settings), 12))
             expected = windows_by_rows(position, 12, **settings)
-            assert [set(window.tolist()) for window in found] == expected
-            assert all(window.dtype == np.int64 for window in found)
+            assert [set(window.tolist()) for _, window in found] == expected
+
+
+@pytest.mark.parametrize("begin", [0, 1, 7, 79, 80, 300])
+def test_the_rows_of_a_position_lie_in_the_shards_of_its_window(begin):
+    settings = {"shard_rows": UNEVEN, "seed": 4, "window_shards": 2}
+    windows = list(windows_between(begin, begin + 160, **settings))
+    ends = [end for end, _ in windows]
+    assert ends[-2] < begin + 160 <= ends[-1] and ends == sorted(set(ends))
+    rows = order(begin, begin + 160, seed=4, window_shards=2)[1]
+    for position, row in enumerate(rows, begin):
+        shard = np.searchsorted(np.cumsum(UNEVEN), row, side="right")
+        assert shard in next(numbers for end, numbers in windows if end > position)
 
 
 def test_writing_into_a_window_changes_no_later_one():
     settings = {"shard_rows": UNEVEN, "seed": 0, "window_shards": 3}
-    before = next(windows_from(0, **settings))
+    _, before = next(windows_between(0, 1, **settings))
     expected = before.tolist()
     before[:] = -1
-    assert next(windows_from(0, **settings)).tolist() == expected
+    assert next(windows_between(0, 1, **settings))[1].tolist() == expected

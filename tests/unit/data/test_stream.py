@@ -3,7 +3,6 @@
 import threading
 import time
 from dataclasses import fields
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from file_server import FileServer
 
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.order import rows_at
-from fitb.data.stream import RowStream, bytes_ahead, window_spans
+from fitb.data.order import windows_between
+from fitb.data.stream import RowStream, bytes_ahead
 from fitb.errors import ConfigError, DataError
 from fitb.shards.cache import CacheSettings
 from fitb.shards.shard_set import ShardSet
@@ -187,25 +186,13 @@ def open_remote(server, folder, tmp_path):
     return open_it
 
 
-def spans_of(begin, end, seed=4):
-    sizes = np.array(SHARD_ROWS)
-    return list(window_spans(begin, end, shard_rows=sizes, seed=seed, window_shards=2))
-
-
-@pytest.mark.parametrize("begin", [0, 1, 7, 23, 24, 100])
-def test_the_rows_of_a_position_lie_in_the_shards_of_its_window(begin):
-    spans = spans_of(begin, begin + 60)
-    assert spans[-1][0] >= begin + 60
-    assert all(first < second for (first, _), (second, _) in pairwise(spans))
-    positions = np.arange(begin, begin + 60)
-    _, rows = rows_at(positions, shard_rows=SHARD_ROWS, seed=4, window_shards=2)
-    shard = np.searchsorted(np.cumsum(SHARD_ROWS), rows, side="right")
-    for position, number in zip(positions, shard, strict=True):
-        assert number in next(numbers for end, numbers in spans if end > position)
+def windows():
+    """Of nine steps."""
+    return list(windows_between(0, 72, shard_rows=SHARD_ROWS, seed=4, window_shards=2))
 
 
 def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote, server):
-    spans = spans_of(0, 72)
+    spans = windows()
     stream = make_stream(shards=open_remote()).iter_from(0, 9)
     expected = {f"train-{n:05d}.arrow" for _, numbers in spans[:2] for n in numbers}
     next(stream)
@@ -221,7 +208,7 @@ def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote,
 def test_a_failure_to_fetch_ahead_surfaces_at_the_step_that_needs_the_rows(
     make_stream, open_remote, server
 ):
-    spans = spans_of(0, 72)
+    spans = windows()
     broken = int(spans[1][1][0])
     server.answers[f"train-{broken:05d}.arrow"] = 404
     seen = []
