@@ -17,12 +17,13 @@ import pytest
 import regex
 import torch
 
-from fitb.corpus.clean import normalize
+from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.minhash import NUM_HASHES, signatures
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 
+CLEANER = Cleaner(CleanConfig())
 VOCAB_SIZE, SMALL = 21_128, 320
 ALONE = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc]"
 
@@ -112,7 +113,7 @@ SCRIPTS = {
 
 def make_tokenizer(script, folder, vocab_size=VOCAB_SIZE):
     """A vocabulary of this size, or of what 3,000 sentences give."""
-    texts = [normalize(sentence) for sentence in script.sentences(3000, 0)]
+    texts = [CLEANER.clean(sentence).text for sentence in script.sentences(3000, 0)]
     train_tokenizer(texts, vocab_size, folder, lowercase=not script.cased, strip_accents=False)
     return load_tokenizer(folder)
 
@@ -171,7 +172,7 @@ def similarities(script):
     found = []
     for replaced in (0, 1, 2, 4, 8, 20, 40):
         copy = others[40 : 40 + replaced] + whole[replaced:]
-        texts = [normalize(" ".join(each)) for each in (whole, copy)]
+        texts = [CLEANER.clean(" ".join(each)).text for each in (whole, copy)]
         first, second = (shingles(text) for text in texts)
         estimated = signatures(texts)
         found.append(
