@@ -206,12 +206,12 @@ def _compute_ratio(run_dir: Path) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from fitb.config import ObjectiveConfig
-    from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.data.batch import Batch
     from fitb.data.masking import Vocabulary, mask_rows
     from fitb.distill.objective import Objective
     from fitb.model.load import load_model
+    from fitb.shards.shard_set import ShardSet
 
     config = parse(Config, "fitb demo", ["--config", str(run_dir / "config.yaml")])
     shards = ShardSet.open(config.data.shards, "train")
@@ -248,9 +248,9 @@ def _compute_ratio(run_dir: Path) -> float:
 
 def _export_untrained(out: Path) -> None:
     """The student as it was before its first step."""
-    from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.model.load import load_model, quiet
+    from fitb.shards.shard_set import ShardSet
 
     folder = out / "untrained" / "export"
     if folder.exists():
@@ -267,12 +267,12 @@ def _export_untrained(out: Path) -> None:
 
 
 def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, RowCounts], dict[str, Any]]:
-    from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.data.masking import Vocabulary
     from fitb.evaluate.count import choose_rows, count
     from fitb.evaluate.metrics import summarise
     from fitb.model.load import load_model, num_parameters
+    from fitb.shards.shard_set import ShardSet
 
     shards = ShardSet.open(out / "shards", "validation")
     tokenizer = load_tokenizer(out / "shards" / "tokenizer")

@@ -32,8 +32,8 @@ from fitb.rundir.names import STEP
 from fitb.rundir.provenance import describe_code, newest_code
 
 if TYPE_CHECKING:
-    from fitb.corpus.shards import ShardSet
     from fitb.evaluate.counts import RowCounts
+    from fitb.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
 _COSTS = ("loss", "top1", "top5")
@@ -230,7 +230,7 @@ def _tokenizer_of(run: Path, trained_on: str | None) -> str:
 
 
 def _open(shards: str, split: str = "train") -> ShardSet:
-    from fitb.corpus.shards import ShardSet
+    from fitb.shards.shard_set import ShardSet
 
     return ShardSet.open(shards, split)
 

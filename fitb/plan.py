@@ -109,7 +109,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A run, in numbers; hours without faults and, from `preemptions` on, with those expected.
 
     Args:
@@ -168,7 +168,7 @@ def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
     return Traffic(message_mb, message_mb, sent_mb, sent_mb if nodes > 1 else 0.0)
 
 
-def plan(config: PlanConfig) -> Plan:
+def plan(config: PlanConfig) -> RunPlan:
     """Predict a run.
 
     A graceful stop costs a save and a start, a failure half a checkpoint interval and a start; both
@@ -191,7 +191,7 @@ def plan(config: PlanConfig) -> Plan:
     checkpoints = math.ceil(steps / config.checkpoint_every)
     save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
     work_s = steps * step_s + checkpoints * save_s
-    return Plan(
+    return RunPlan(
         processes=processes,
         parameters=parameters,
         steps=steps,
@@ -222,7 +222,7 @@ def _communication_s(config: PlanConfig, sends: Traffic) -> float:
 def _with_stops(
     config: PlanConfig, work_s: float, step_s: float, save_s: float, interval: int
 ) -> dict[str, Any]:
-    """Return the fields of Plan from `preemptions` on."""
+    """Return the fields of RunPlan from `preemptions` on."""
     preempted = config.preemptions_per_day / 86_400
     failed = config.node_failures_per_day * config.nodes / 86_400
     again_s, start_s = interval * step_s / 2, 60 * config.start_min
@@ -260,11 +260,11 @@ def process_tokens_per_s(config: PlanConfig) -> float:
     return config.mfu * config.peak_tflops * 1e12 / work.total
 
 
-def as_json(found: Plan) -> dict[str, Any]:
+def as_json(found: RunPlan) -> dict[str, Any]:
     return asdict(found)
 
 
-def render(config: PlanConfig, found: Plan) -> str:
+def render(config: PlanConfig, found: RunPlan) -> str:
     """Return a page for people."""
     step_ms = found.compute_ms + found.communication_ms
     share = found.communication_ms / step_ms

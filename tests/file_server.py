@@ -26,6 +26,7 @@ class FileServer:
         self.corrupt: Counter[str] = Counter()  # answers to come with a flipped bit
         self.cut: Counter[str] = Counter()  # answers to come that end in the middle
         self.answers: dict[str, int] = {}  # status instead of the file
+        self.ranges: list[str] = []  # that were asked for
         self.only: int | None = (
             None  # different training shards it gives; asked for more, it hangs up
         )
@@ -128,8 +129,15 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             if status == 200 and not (server.folder / name).is_file():
                 status = 404
             data = server.content(name) if status == 200 else b""
+            if status == 200 and (span := self.headers.get("Range")):
+                server.ranges.append(span)
+                begin, end = (int(part or len(data)) for part in span[6:].split("-"))
+                status, size, data = 206, len(data), data[begin : end + 1]
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if status == 206:
+                last = begin + len(data) - 1
+                self.send_header("Content-Range", f"bytes {begin}-{last}/{size}")
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
@@ -138,6 +146,13 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 server.hold.wait()
             if not cut:
                 self.wfile.write(data[len(data) // 2 :])
+
+        def do_HEAD(self) -> None:  # noqa: N802
+            path = server.folder / unquote(urlsplit(self.path).path).strip("/")
+            self.send_response(200 if path.is_file() else 404)
+            self.send_header("Content-Length", str(path.stat().st_size if path.is_file() else 0))
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             pass

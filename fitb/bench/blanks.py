@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from fitb import rng
 from fitb.bench.config import BlanksConfig as BenchConfig
 from fitb.bench.measure import machine
-from fitb.corpus.shards import ShardSet
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.infer.blanks import Layout
 from fitb.infer.decode import decode
@@ -30,6 +29,7 @@ from fitb.infer.refine import refine
 from fitb.infer.request import Order, score_of
 from fitb.infer.rules import WordOrSpan
 from fitb.infer.scorer import Scorer, load_scorer
+from fitb.shards.shard_set import ShardSet
 
 _WORDS = 31  # what a key is for
 _METHODS = ("beam", "greedy", "marginals", "left_to_right", "refine", "unknown_length")

@@ -20,13 +20,14 @@ from fitb.bench.text import documents, pool
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig
-from fitb.corpus.shards import ShardSet
-from fitb.corpus.tokenizer import open_tokenizer, train_tokenizer
+from fitb.corpus.tokenizer import train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
+from fitb.shards.shard_set import ShardSet
+from fitb.shards.tokenizer import open_tokenizer
 from fitb.world import World
 
 SIMULATED_ROWS = 10**9

@@ -12,7 +12,7 @@ from typing import Any
 from fitb.bench import comm, step
 from fitb.bench.config import PlanConfig as BenchConfig
 from fitb.bench.measure import machine, render
-from fitb.plan import Plan, PlanConfig, plan, traffic
+from fitb.plan import PlanConfig, RunPlan, plan, traffic
 
 __all__ = ["BenchConfig", "bench", "render"]
 
@@ -57,7 +57,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     return row
 
 
-def _with_network(given: PlanConfig, found: Plan) -> PlanConfig:
+def _with_network(given: PlanConfig, found: RunPlan) -> PlanConfig:
     """Fill in the latency and the bandwidth that this machine gives."""
     if given.gpus == 1:
         return given

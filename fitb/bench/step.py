@@ -31,7 +31,6 @@ from fitb.config import (
     ModelConfig,
     SpeedConfig,
 )
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
@@ -39,6 +38,7 @@ from fitb.distill.objective import Objective
 from fitb.errors import ConfigError
 from fitb.model.attention import choose
 from fitb.model.load import load_model
+from fitb.shards.shard_set import ShardSet
 from fitb.train.ceiling import copy_gb_per_s, product_tflops, work_of
 from fitb.train.engine import Engine
 from fitb.train.execution import DTYPES

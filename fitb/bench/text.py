@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fitb import rng
-from fitb.corpus.sources import Document, Source, plan, read_unit
+from fitb.corpus.sources import Document, TextSource, plan, read_split
 
 _POOL_MB = 4.0
 _SHARDS_MB = 16.0
@@ -18,11 +18,11 @@ _DOCUMENT_CHARS = 1500
 
 def pool() -> list[str]:
     """Return different lines of prose, long enough to differ."""
-    source = Source("docstrings")
-    units = plan(source, max_mb=_POOL_MB)
+    source = TextSource("docstrings")
+    splits = plan(source, max_mb=_POOL_MB)
     lines: dict[str, None] = {}
-    for unit in units.units:
-        for found in read_unit(source, units, unit):
+    for split in splits.splits:
+        for found in read_split(source, splits, split):
             if isinstance(found, Document):
                 for line in found.text.splitlines():
                     if len(line.strip()) >= _LINE_CHARS:

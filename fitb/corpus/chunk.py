@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from fitb.corpus.tokenizer import SpecialIds
+from fitb.shards.tokenizer import SpecialIds
+from fitb.shards.write import Columns
 
 MIN_LENGTH = 8
 
@@ -60,34 +61,6 @@ class Stream:
         """Return the tokens of both."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return Stream(*(np.concatenate(pair) for pair in pairs))
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Rows, column by column.
-
-    Args:
-        input_ids: (B, L) int64.
-        word_starts: (B, L) bool, true on the first piece of each word.
-        doc_begin: (B,) int64, ordinal of the first document with tokens in the row.
-        doc_end: (B,) int64, one past the ordinal of the last.
-        char_begin: (B,) int32, first character of the first ordinary token, in its document.
-        char_end: (B,) int32, one past the last character of the last, in its own.
-        offset_begin: (B, L) int32, first character of each token in its document; 0 if special.
-        offset_end: (B, L) int32, one past its last character; 0 if special.
-    """
-
-    input_ids: NDArray[np.int64]
-    word_starts: NDArray[np.bool_]
-    doc_begin: NDArray[np.int64]
-    doc_end: NDArray[np.int64]
-    char_begin: NDArray[np.int32]
-    char_end: NDArray[np.int32]
-    offset_begin: NDArray[np.int32]
-    offset_end: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 def concatenate(parts: list[Columns]) -> Columns:
@@ -286,15 +259,10 @@ def _rows(
         out[:, 1:] = np.where(filled, values[places], empty)
         return out
 
-    last = end - 1
-    last = last - stream.ends[last]  # step back from the document's [SEP]
     return Columns(
         input_ids=spread(stream.ids, fill, first_id),
         word_starts=spread(stream.starts, False, False),
         doc_begin=stream.document[begin],
-        doc_end=stream.document[last] + 1,
-        char_begin=stream.begin[begin],
-        char_end=stream.end[last],
         offset_begin=spread(stream.begin, 0, 0),
         offset_end=spread(stream.end, 0, 0),
     )

@@ -102,7 +102,7 @@ class _Visible(dict[int, str | None]):
         kept: characters that stay whatever they are.
     """
 
-    def __init__(self, kept: str = "") -> None:
+    def __init__(self, kept: str) -> None:
         self._kept = kept
 
     def __missing__(self, code: int) -> str | None:
@@ -111,27 +111,6 @@ class _Visible(dict[int, str | None]):
         value = " " if character.isspace() else None if dropped else character
         self[code] = value
         return value
-
-
-_VISIBLE = _Visible()
-_JOINED = _Visible(_JOINERS)
-
-
-def normalize(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
-    """Return the normal form of a text; a normal form is its own normal form.
-
-    Args:
-        text: any, with any line ends.
-        form: of Unicode. No character's NFKC holds a control character, so those go first; some
-            hold spaces, so those are joined last.
-    Returns: text in that form without control characters, runs of whitespace as one space, none at
-        the ends.
-    """
-    return " ".join(unicodedata.normalize(form, _visible(text)).split())
-
-
-def _visible(text: str, table: _Visible = _VISIBLE) -> str:
-    return text.translate(_ASCII if text.isascii() else table)
 
 
 class Cleaner:
@@ -150,7 +129,7 @@ class Cleaner:
         self._main_text = _html_reader() if config.html else None
         self._mend = _mender() if config.ftfy else None
         self._language_of = _language_reader(config.language) if config.language else None
-        self._table = _JOINED if config.joiners else _VISIBLE
+        self._visible = _Visible(_JOINERS if config.joiners else "")
         self._keep = re.compile(config.keep) if config.keep is not None else None
         self._drop = re.compile(config.drop) if config.drop is not None else None
 
@@ -170,8 +149,12 @@ class Cleaner:
         return Cleaned(normal, self._rule(normal))
 
     def _normalized(self, text: str) -> str:
-        """The same as normalize(), counting what each step changed."""
-        visible = _visible(text, self._table)
+        """Return the normal form, which is its own, and count what each step changed.
+
+        No character's NFKC holds a control character, so those go first; some hold spaces, so those
+        are joined last.
+        """
+        visible = text.translate(_ASCII if text.isascii() else self._visible)
         formed = unicodedata.normalize(self.config.unicode, visible)
         normal = " ".join(formed.split())
         if normal != text:

@@ -12,12 +12,11 @@ import os
 import re
 import sysconfig
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fitb.corpus.files import Found
-from fitb.corpus.units import Document, Piece, Plan, Unit
+from fitb.corpus.files import InputFile
+from fitb.corpus.input_splits import Cut, Document, InputSplit, ReadPlan
 from fitb.errors import DataError
 
 _MIN_CHARS = 40
@@ -32,12 +31,11 @@ _STOP_WORDS = {
 _SKIPPED_FOLDERS = {"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"}
 _MAX_SOURCE_BYTES = 4_000_000  # larger modules are generated tables
 _TEXT_SHARE = 0.15  # measured: 0.16 over 15,000 files, 0.12 in torch, 0.17 in transformers
-_UNIT_SHARE = 8
+_SPLIT_SHARE = 8
 _HOLDERS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_BODIES = ("body", "handlers", "orelse", "finalbody", "cases")  # in the order of their fields
 
 
-def python_files(folders: Sequence[str] = ()) -> list[Found]:
+def python_files(folders: Sequence[str] = ()) -> list[InputFile]:
     """Return the Python files of some folders, named relative to their folder.
 
     Args:
@@ -45,21 +43,21 @@ def python_files(folders: Sequence[str] = ()) -> list[Found]:
             hold the same name the first counts, as it does for import.
     Raises: DataError for a folder that is missing.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, InputFile] = {}
     for root in _roots(folders):
         for path in _walk(root):
             name = path.relative_to(root).as_posix()
             if name not in found:
                 stat = path.stat()
-                found[name] = Found(name, stat.st_size, str(stat.st_mtime_ns))
+                found[name] = InputFile(name, stat.st_size, str(stat.st_mtime_ns))
     return list(found.values())
 
 
-def cut(files: Sequence[Found], unit_bytes: int, room: float) -> Iterator[Piece]:
+def cut(files: Sequence[InputFile], split_bytes: int, room: float) -> Iterator[Cut]:
     """Yield runs of Python files.
 
     Args:
-        unit_bytes: a run ends with the file that reaches an eighth of it in source code, because
+        split_bytes: a run ends with the file that reaches an eighth of it in source code, because
             parsing a byte costs some ten times what reading one of text does.
         room: bytes of text to take, by the share that source code has; the file that reaches it is
             the last.
@@ -69,17 +67,17 @@ def cut(files: Sequence[Found], unit_bytes: int, room: float) -> Iterator[Piece]
         size += file.num_bytes
         text_bytes = size * _TEXT_SHARE
         is_last = end == len(files) or text_bytes >= room
-        if size and (is_last or size * _UNIT_SHARE >= unit_bytes):
-            yield Piece(begin, end, text_bytes)
+        if size and (is_last or size * _SPLIT_SHARE >= split_bytes):
+            yield Cut(begin, end, text_bytes)
             begin, size, room = end, 0, room - text_bytes
         if is_last:
             return
 
 
-def read(folders: Sequence[str], plan: Plan, unit: Unit) -> Iterator[Document]:
+def read(folders: Sequence[str], plan: ReadPlan, split: InputSplit) -> Iterator[Document]:
     """Yield the English docstrings of a range of files; a file that is broken has none."""
     roots = _roots(folders)
-    for number in range(unit.begin, unit.end):
+    for number in range(split.begin, split.end):
         paths = (root / plan.files[number] for root in roots)
         path = next((path for path in paths if path.is_file()), None)
         for place, text in enumerate(docstrings(path) if path else ()):
@@ -109,9 +107,8 @@ def docstrings(path: Path) -> Iterator[str]:
         tree = _parsed(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    for node in _holders(tree):
-        text = ast.get_docstring(node, clean=False)
-        if text:
+    for node in ast.walk(tree):
+        if isinstance(node, _HOLDERS) and (text := ast.get_docstring(node, clean=False)):
             yield inspect.cleandoc(text)
 
 
@@ -126,25 +123,6 @@ def _parsed(code: bytes) -> ast.Module:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _holders(
-    tree: ast.Module,
-) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Yield what may have a docstring in the order of ast.walk, passing expressions by.
-
-    No definition lies inside an expression, and what is above one is a statement, a handler or a
-    case; so this is the same walk, breadth first, over fewer nodes.
-    """
-    todo: deque[ast.AST] = deque([tree])
-    while todo:
-        node = todo.popleft()
-        if isinstance(node, _HOLDERS):
-            yield node
-        for name in _BODIES:
-            below = getattr(node, name, None)
-            if isinstance(below, list):
-                todo.extend(below)
 
 
 def _roots(folders: Sequence[str]) -> list[Path]:

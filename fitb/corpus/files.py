@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from gzip import BadGzipFile
 from typing import IO, Any
 
-from fitb.corpus.remote import is_remote
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.redact import redacted
+from fitb.shards.remote import is_remote
 
 # First bytes of formats that are not text. A Parquet file goes on with a Thrift field of type i32.
 _MAGIC = {
@@ -38,13 +38,11 @@ _COMPRESSED = {
 }
 _NO_MORE_OF_IT = re.compile("Not a gzipped file|Unknown frame descriptor")
 HEAD_BYTES = 10
-_FRAME_HEADER_BYTES = 18  # of Zstandard, at most
-_ARROWS_WINDOW = 1 << 27  # of Zstandard, the longest that Arrow reads
 _FED_BYTES = 1 << 14  # at a time: highly compressible, they are many times as much
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFile:
     """A file that exists.
 
     Args:
@@ -111,14 +109,14 @@ def first_line(error: BaseException) -> str:
     return (reason.strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
 
 
-def expand(patterns: Sequence[str]) -> list[Found]:
+def expand(patterns: Sequence[str]) -> list[InputFile]:
     """Return the files that names and globs mean, each once, a glob's in sorted order.
 
     Args:
         patterns: paths, URLs, or globs of either; ** crosses folders.
     Raises: DataError that names what is missing, empty or a folder.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, InputFile] = {}
     for pattern in patterns:
         local = pattern.removeprefix("file://")
         if "://" in local:
@@ -128,7 +126,7 @@ def expand(patterns: Sequence[str]) -> list[Found]:
             for path in _expand_path(os.path.expanduser(local)):
                 with naming(path):
                     stat = os.stat(path)
-                file = Found(path, stat.st_size, str(stat.st_mtime_ns))
+                file = InputFile(path, stat.st_size, str(stat.st_mtime_ns))
                 found.setdefault(os.path.realpath(path), file)
     return list(found.values())
 
@@ -142,7 +140,7 @@ def _expand_path(pattern: str) -> list[str]:
     return paths
 
 
-def _expand_url(pattern: str) -> list[Found]:
+def _expand_url(pattern: str) -> list[InputFile]:
     import fsspec
 
     with naming(pattern, "check the URL and the credentials"):
@@ -161,14 +159,14 @@ def _expand_url(pattern: str) -> list[Found]:
     return [_sized(fs.unstrip_protocol(name), info) for name, info in files]
 
 
-def _sized(name: str, info: dict[str, Any]) -> Found:
+def _sized(name: str, info: dict[str, Any]) -> InputFile:
     size = info.get("size")
     if size is None:
         raise DataError(
             f"the server does not tell the size of {name}; download it and name the copy"
         )
     stamps = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))
-    return Found(name, size, str(next((stamp for stamp in stamps if stamp), "")))
+    return InputFile(name, size, str(next((stamp for stamp in stamps if stamp), "")))
 
 
 def _nothing(pattern: str, is_folder: bool, is_glob: bool) -> DataError:
@@ -208,11 +206,10 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
             fs, path = fsspec.core.url_to_fs(name)
         else:  # fsspec reads more than a path into a colon
             fs, path = fsspec.filesystem("file"), os.path.abspath(name)
-        # fsspec's own reader takes a torn .zst for a whole one; Arrow's does not.
         inner = None if compression == "zstd" else compression
         file = stack.enter_context(fs.open(path, "rb", block_bytes, compression=inner))
         if compression == "zstd":
-            file = stack.enter_context(_zstandard(file))
+            file = stack.enter_context(io.BufferedReader(_ZstandardFrames(file)))
         try:
             yield file
         except (OSError, ValueError) as error:
@@ -232,27 +229,11 @@ def _foreign(name: str, compression: str, head: bytes) -> str:
     )
 
 
-def _zstandard(file: IO[bytes]) -> Any:
-    """Return a reader of a .zst file; Arrow's is the faster one, and refuses long windows."""
-    import zstandard
-
-    head = file.read(_FRAME_HEADER_BYTES)
-    file.seek(0)
-    try:
-        is_long = zstandard.get_frame_parameters(head).window_size > _ARROWS_WINDOW
-    except zstandard.ZstdError:
-        is_long = False
-    if is_long:
-        return io.BufferedReader(_LongFrames(file))
-    import pyarrow as pa
-
-    return pa.CompressedInputStream(file, "zstd")
-
-
-class _LongFrames(io.RawIOBase):
+class _ZstandardFrames(io.RawIOBase):
     """Frames of Zstandard one after another, with windows of up to 2 GB, as `zstd --long=31` has.
 
-    zstandard's own reader takes a torn file for a whole one.
+    The readers of zstandard and fsspec take a torn file for a whole one, Arrow's refuses windows of
+    more than 128 MB; it is as fast as this one.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

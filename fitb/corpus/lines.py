@@ -14,12 +14,20 @@ from typing import IO, Any
 
 from fitb.corpus.files import (
     HEAD_BYTES,
-    Found,
+    InputFile,
     check_is_text,
     compression_of,
     opened,
 )
-from fitb.corpus.units import TO_THE_END, Document, Dropped, Piece, Source, Unit, decoded
+from fitb.corpus.input_splits import (
+    TO_THE_END,
+    Cut,
+    Document,
+    Dropped,
+    InputSplit,
+    TextSource,
+    decoded,
+)
 from fitb.errors import DataError, nearest
 
 _READ_BYTES = 1 << 20
@@ -29,11 +37,11 @@ _BLANK_LINE = re.compile(rb"\n[ \t\r\v\f]*\n")
 _EXPANSION = 4  # bytes of text in a byte of compressed English, about, for any common compression
 
 
-def cut(source: Source, found: Found, unit_bytes: int, room: float) -> Iterator[Piece]:
+def cut(source: TextSource, found: InputFile, split_bytes: int, room: float) -> Iterator[Cut]:
     """Yield the pieces of a text or JSONL file, in order.
 
     Args:
-        unit_bytes: nominal size of a piece; each boundary moves on to the next safe place.
+        split_bytes: nominal size of a piece; each boundary moves on to the next safe place.
         room: bytes of text to take at most, up to the next safe place.
     """
     blocks = source.kind == "text" and source.document == "block"
@@ -43,36 +51,36 @@ def cut(source: Source, found: Found, unit_bytes: int, room: float) -> Iterator[
     if compression_of(found.name):
         yield _whole(found, blocks, room)
         return
-    if size <= min(unit_bytes, room):
-        yield Piece(0, size, size)
+    if size <= min(split_bytes, room):
+        yield Cut(0, size, size)
         return
     with opened(found.name, _SEEK_BYTES) as file:
         while begin < size and room > 0:
-            nominal = begin + max(1, int(min(unit_bytes, room)))
+            nominal = begin + max(1, int(min(split_bytes, room)))
             end = size
             if nominal < size:
                 file.seek(nominal - 1)
                 end = min(size, safe_place(file, nominal, blocks))
-            yield Piece(begin, end, end - begin)
+            yield Cut(begin, end, end - begin)
             room -= end - begin
             begin = end
 
 
-def _whole(found: Found, blocks: bool, room: float) -> Piece:
+def _whole(found: InputFile, blocks: bool, room: float) -> Cut:
     """Return a compressed file as one piece; its text is counted only if it may not fit."""
     estimate = _EXPANSION * found.num_bytes
     if estimate <= room:
-        return Piece(0, TO_THE_END, estimate)
+        return Cut(0, TO_THE_END, estimate)
     with opened(found.name) as file:
         nominal = max(1, int(room))
         passed = 0
         while passed < nominal - 1:
             piece = file.read(min(_READ_BYTES, nominal - 1 - passed))
             if not piece:
-                return Piece(0, TO_THE_END, passed)
+                return Cut(0, TO_THE_END, passed)
             passed += len(piece)
         end = safe_place(file, nominal, blocks)
-        return Piece(0, end, end)
+        return Cut(0, end, end)
 
 
 def safe_place(file: IO[bytes], nominal: int, blocks: bool) -> int:
@@ -96,29 +104,29 @@ def safe_place(file: IO[bytes], nominal: int, blocks: bool) -> int:
     return offset
 
 
-def read(source: Source, name: str, unit: Unit) -> Iterator[Document | Dropped]:
-    """Yield the documents of a unit of a text or JSONL file.
+def read(source: TextSource, name: str, split: InputSplit) -> Iterator[Document | Dropped]:
+    """Yield the documents of an input split of a text or JSONL file.
 
     Raises: DataError for a torn or foreign file, or where a file's first record has no such column.
     """
     with opened(name) as file:
-        found = lines(*_pieces(file, name, unit), source.max_document_bytes)
+        found = lines(*_pieces(file, name, split), source.max_document_bytes)
         if source.kind == "jsonl":
-            yield from _records(source, name, unit, found)
+            yield from _records(source, name, split, found)
             return
         if source.document == "block":
             found = blocks(found, source.max_document_bytes)
         for place, raw in found:
             if raw is None or not _is_blank(raw):
-                yield decoded(unit.file, place, raw and raw.rstrip(b"\r"))
+                yield decoded(split.file, place, raw and raw.rstrip(b"\r"))
 
 
-def _pieces(file: IO[bytes], name: str, unit: Unit) -> tuple[Iterator[bytes], int]:
-    """Return a unit's bytes, without a byte order mark, and the offset of the first."""
-    left = None if unit.end == TO_THE_END else unit.end - unit.begin
-    if unit.begin:
-        file.seek(unit.begin)
-        return _limited(file, name, b"", left), unit.begin
+def _pieces(file: IO[bytes], name: str, split: InputSplit) -> tuple[Iterator[bytes], int]:
+    """Return an input split's bytes, without a byte order mark, and the offset of the first."""
+    left = None if split.end == TO_THE_END else split.end - split.begin
+    if split.begin:
+        file.seek(split.begin)
+        return _limited(file, name, b"", left), split.begin
     head = b""
     while more := file.read((HEAD_BYTES if left is None else min(HEAD_BYTES, left)) - len(head)):
         head += more
@@ -201,13 +209,13 @@ def _is_blank(line: bytes) -> bool:
 
 
 def _records(
-    source: Source, name: str, unit: Unit, found: Iterable[tuple[int, bytes | None]]
+    source: TextSource, name: str, split: InputSplit, found: Iterable[tuple[int, bytes | None]]
 ) -> Iterator[Document | Dropped]:
-    checked = unit.begin > 0
+    checked = split.begin > 0
     for place, raw in found:
         if raw is not None and _is_blank(raw):
             continue
-        line = decoded(unit.file, place, raw)
+        line = decoded(split.file, place, raw)
         if isinstance(line, Dropped):
             yield line
             continue
@@ -215,16 +223,16 @@ def _records(
         if record is None:
             if not checked and (what := _other_json(line.text)):
                 raise DataError(f"{name} is JSON, but {what}")
-            yield Dropped(unit.file, place, "invalid_json")
+            yield Dropped(split.file, place, "invalid_json")
             continue
         if not checked and source.column not in record:
             raise no_column(name, source.column, list(record), "its first record")
         checked = True
         text = record.get(source.column)
         if isinstance(text, str):
-            yield Document(unit.file, place, text)
+            yield Document(split.file, place, text)
         else:
-            yield Dropped(unit.file, place, "no_text")
+            yield Dropped(split.file, place, "no_text")
 
 
 def _other_json(first: str) -> str | None:

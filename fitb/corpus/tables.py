@@ -9,9 +9,18 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from fitb.corpus.files import Found, first_line, naming
+from fitb.corpus.files import InputFile, first_line, naming
+from fitb.corpus.input_splits import (
+    TO_THE_END,
+    Cut,
+    Document,
+    Dropped,
+    InputSplit,
+    ReadPlan,
+    TextSource,
+    decoded,
+)
 from fitb.corpus.lines import no_column
-from fitb.corpus.units import TO_THE_END, Document, Dropped, Piece, Plan, Source, Unit, decoded
 from fitb.errors import DataError, SystemFault
 
 if TYPE_CHECKING:
@@ -21,11 +30,13 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 256
 
 
-def cut_parquet(source: Source, found: Found, unit_bytes: int, room: float) -> Iterator[Piece]:
+def cut_parquet(
+    source: TextSource, found: InputFile, split_bytes: int, room: float
+) -> Iterator[Cut]:
     """Yield runs of row groups of a Parquet file, by the uncompressed size of the text column.
 
     Args:
-        unit_bytes: a piece ends with the row group that reaches it.
+        split_bytes: a piece ends with the row group that reaches it.
         room: bytes of text to take; the row group that reaches it is the last.
     Raises: DataError for a file that is no Parquet, or a column that is missing or no text.
     """
@@ -37,14 +48,14 @@ def cut_parquet(source: Source, found: Found, unit_bytes: int, room: float) -> I
         for end in range(1, file.num_row_groups + 1):
             size += file.metadata.row_group(end - 1).column(column).total_uncompressed_size
             is_last = end == file.num_row_groups or size >= room
-            if is_last or size >= unit_bytes:
-                yield Piece(begin, end, size)
+            if is_last or size >= split_bytes:
+                yield Cut(begin, end, size)
                 begin, size, room = end, 0, room - size
             if is_last:
                 return
 
 
-def read_parquet(source: Source, name: str, unit: Unit) -> Iterator[Document | Dropped]:
+def read_parquet(source: TextSource, name: str, split: InputSplit) -> Iterator[Document | Dropped]:
     """Yield the documents of a range of row groups.
 
     Raises: DataError for a torn file, or a column that is missing or no text.
@@ -53,8 +64,8 @@ def read_parquet(source: Source, name: str, unit: Unit) -> Iterator[Document | D
 
     with _parquet(name) as file:
         _text_column(file, name, source.column)
-        place = sum(file.metadata.row_group(number).num_rows for number in range(unit.begin))
-        groups = range(unit.begin, unit.end)
+        place = sum(file.metadata.row_group(number).num_rows for number in range(split.begin))
+        groups = range(split.begin, split.end)
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[source.column]):
             column = batch.column(0)
             if pa.types.is_dictionary(column.type):
@@ -62,10 +73,10 @@ def read_parquet(source: Source, name: str, unit: Unit) -> Iterator[Document | D
             # As bytes, so that one value that is no UTF-8 does not cost its neighbours.
             for raw in column.cast(pa.large_binary()).to_pylist():
                 if raw is None:
-                    yield Dropped(unit.file, place, "no_text")
+                    yield Dropped(split.file, place, "no_text")
                 else:
                     fits = len(raw) <= source.max_document_bytes
-                    yield decoded(unit.file, place, raw if fits else None)
+                    yield decoded(split.file, place, raw if fits else None)
                 place += 1
 
 
@@ -107,11 +118,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def shards_of(source: Source, unit_bytes: int) -> list[Found]:
+def shards_of(source: TextSource, split_bytes: int) -> list[InputFile]:
     """Return the shards of a Hugging Face dataset, with the bytes of text that each may hold.
 
-    A folder that save_to_disk wrote has as many as units of `unit_bytes` fit in; others have their
-    own. Bytes are 0 where the dataset does not tell.
+    A folder that save_to_disk wrote has as many as splits of `split_bytes` fit in; others have
+    their own. Bytes are 0 where the dataset does not tell.
     Raises: DataError.
     """
     name = source.files[0]
@@ -119,7 +130,7 @@ def shards_of(source: Source, unit_bytes: int) -> list[Found]:
         if _is_saved(name):
             data = _saved(source).data
             size = data.column(data.column_names.index(source.column)).nbytes
-            num_shards = min(max(1, -(-size // unit_bytes)), data.num_rows)
+            num_shards = min(max(1, -(-size // split_bytes)), data.num_rows)
         else:
             dataset = _streaming(source)
             split = (dataset.info.splits or {}).get(source.split)
@@ -127,19 +138,21 @@ def shards_of(source: Source, unit_bytes: int) -> list[Found]:
             num_shards = dataset.num_shards
     label = f"{name} {source.subset} {source.split}" if source.subset else f"{name} {source.split}"
     return [
-        Found(f"{label} shard {number} of {num_shards}", size // num_shards)
+        InputFile(f"{label} shard {number} of {num_shards}", size // num_shards)
         for number in range(num_shards)
     ]
 
 
-def cut_shard(source: Source, number: int, shards: list[Found], room: float) -> Iterator[Piece]:
+def cut_shard(
+    source: TextSource, number: int, shards: list[InputFile], room: float
+) -> Iterator[Cut]:
     """Yield a shard as one piece, cut at the row that passes `room` bytes of text.
 
     Rows are counted, which reads them once more, only where the shard may hold more than `room`.
     """
     estimate = shards[number].num_bytes
     if room == float("inf") or 0 < estimate <= room:
-        yield Piece(0, TO_THE_END, estimate)
+        yield Cut(0, TO_THE_END, estimate)
         return
     name, total = shards[number].name, 0
     with _naming_dataset(name):
@@ -147,33 +160,35 @@ def cut_shard(source: Source, number: int, shards: list[Found], room: float) -> 
             text = record.get(source.column)
             total += len(text.encode(errors="replace")) if isinstance(text, str) else 0
             if total >= room:
-                yield Piece(0, row + 1, total)
+                yield Cut(0, row + 1, total)
                 return
-    yield Piece(0, TO_THE_END, total)
+    yield Cut(0, TO_THE_END, total)
 
 
-def read_shard(source: Source, plan: Plan, unit: Unit) -> Iterator[Document | Dropped]:
+def read_shard(
+    source: TextSource, plan: ReadPlan, split: InputSplit
+) -> Iterator[Document | Dropped]:
     """Yield the documents of a shard of a Hugging Face dataset, streamed.
 
     Raises: DataError; SystemFault where the stream breaks off.
     """
-    name, limit = plan.files[unit.file], source.max_document_bytes
-    end = None if unit.end == TO_THE_END else unit.end
+    name, limit = plan.files[split.file], source.max_document_bytes
+    end = None if split.end == TO_THE_END else split.end
     with _naming_dataset(name), _naming_break(name):
-        rows = _rows(source, unit.file, len(plan.files))
-        for place, record in enumerate(islice(rows, unit.begin, end), unit.begin):
+        rows = _rows(source, split.file, len(plan.files))
+        for place, record in enumerate(islice(rows, split.begin, end), split.begin):
             if place == 0 and source.column not in record:
                 raise no_column(name, source.column, list(record), "its first row")
             text = record.get(source.column)
             if not isinstance(text, str):
-                yield Dropped(unit.file, place, "no_text")
+                yield Dropped(split.file, place, "no_text")
             elif len(text) * 4 > limit and len(text.encode(errors="replace")) > limit:
-                yield Dropped(unit.file, place, "too_big")
+                yield Dropped(split.file, place, "too_big")
             else:
-                yield Document(unit.file, place, text)
+                yield Document(split.file, place, text)
 
 
-def _rows(source: Source, number: int, num_shards: int) -> Iterator[dict[str, Any]]:
+def _rows(source: TextSource, number: int, num_shards: int) -> Iterator[dict[str, Any]]:
     name = source.files[0]
     if _is_saved(name):
         dataset = _saved(source).to_iterable_dataset(num_shards=num_shards)
@@ -193,7 +208,7 @@ def _is_saved(name: str) -> bool:
     )
 
 
-def _saved(source: Source) -> Any:
+def _saved(source: TextSource) -> Any:
     import datasets
 
     found = datasets.load_from_disk(source.files[0])
@@ -207,7 +222,7 @@ def _saved(source: Source) -> Any:
     return _only_text(found, source)
 
 
-def _streaming(source: Source) -> Any:
+def _streaming(source: TextSource) -> Any:
     return _only_text(_loaded(source.files[0], source.subset, source.split), source)
 
 
@@ -219,7 +234,7 @@ def _loaded(name: str, subset: str | None, split: str) -> Any:
     return datasets.load_dataset(name, subset, split=split, streaming=True)
 
 
-def _only_text(dataset: Any, source: Source) -> Any:
+def _only_text(dataset: Any, source: TextSource) -> Any:
     """Return the text column alone; a stream that does not know its columns stays as it is."""
     if dataset.features is None:
         return dataset

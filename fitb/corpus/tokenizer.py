@@ -12,45 +12,35 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from fitb.corpus.pieces import CONTINUED, learn_pieces
 from fitb.corpus.vocabulary import read_tokenizer
+from fitb.corpus.wordpiece import CONTINUED, learn_pieces
 from fitb.errors import DataError
-from fitb.fsio import read_json, sha256_json, write_atomic, write_json
+from fitb.fsio import write_atomic, write_json
 from fitb.hub import find_file
+from fitb.shards.tokenizer import (
+    SPECIAL_TOKENS,
+    content_fingerprint,
+    for_text,
+    open_tokenizer,
+    read_content,
+    tokenizer_fingerprint,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
 MIN_VOCAB_SIZE = 256
 
 logger = logging.getLogger(__name__)
 _TRAINING_CHARS = 200_000_000  # documents come in random order, so the first are a fair sample
 _MAX_WORD_CHARS = 100  # BERT's limit; a longer word is [UNK]
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Ids of the five tokens that BERT needs."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
 
 
 def train_tokenizer(
@@ -183,61 +173,6 @@ def take_tokenizer(name: str, folder: Path) -> None:
         shutil.copyfile(original, folder / "tokenizer.json")  # else other files add to it
 
 
-def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
-    """Load a tokenizer for whole documents: no truncation, no padding, no special token from text.
-
-    Without the last, a text that speaks of "[MASK]" or "[SEP]" would put one into a row.
-
-    Raises: DataError where a file is missing or a special token has no id.
-    """
-    try:
-        tokenizer = _for_text((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        settings = read_json(folder / "tokenizer_config.json")
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename} is missing; copy the tokenizer folder again") from error
-    ids: dict[str, int] = {}
-    for name in SPECIAL_TOKENS:
-        token = settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        number = None if token is None else tokenizer.token_to_id(token)
-        if number is None:
-            raise DataError(f"{folder} gives no id for {name}={token!r}; it must be in its files")
-        ids[name.removesuffix("_token")] = number
-    return tokenizer, SpecialIds(**ids)
-
-
-def _for_text(content: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(content)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def tokenizer_fingerprint(folder: Path) -> str:
-    """Return the sha256 of what a tokenizer does, whatever its file's layout.
-
-    It is that of the canonical JSON of tokenizer.json without truncation and padding, which callers
-    set at will.
-
-    Raises: DataError where tokenizer.json is missing or damaged.
-    """
-    return _fingerprint(_read_content(Path(folder)))
-
-
-def _fingerprint(content: dict[str, Any]) -> str:
-    return sha256_json({k: v for k, v in content.items() if k not in ("truncation", "padding")})
-
-
-def _read_content(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
-    try:
-        content: dict[str, Any] = read_json(path)
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is missing or damaged: {error}; copy the folder again") from error
-    return content
-
-
 def describe_tokenizer(folder: Path) -> dict[str, Any]:
     """Return the manifest's entry: fingerprint, files, vocab_size (largest id + 1), special_ids.
 
@@ -252,8 +187,8 @@ def describe_tokenizer(folder: Path) -> dict[str, Any]:
         "special_ids": asdict(special),
     }
     if added := added_tokens(folder):
-        base = _split(_read_content(folder))[0]
-        entry |= {"added": added, "base_fingerprint": _fingerprint(base)}
+        base = _split(read_content(folder))[0]
+        entry |= {"added": added, "base_fingerprint": content_fingerprint(base)}
     return entry
 
 
@@ -299,7 +234,7 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
         characters, each of which is a word to BERT.
     """
     tokenizer, special = open_tokenizer(folder)
-    content, vocabulary = _read_content(folder), tokenizer.get_vocab()
+    content, vocabulary = read_content(folder), tokenizer.get_vocab()
     next_id, new = max(vocabulary.values()) + 1, dict[str, int]()
     for token in tokens:
         if token in vocabulary:
@@ -315,7 +250,7 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
         {"id": number, "content": token, **form, "special": False} for token, number in new.items()
     ]
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    extended = _for_text(text)
+    extended = for_text(text)
     for token, number in new.items():
         if number not in extended.encode(f"a {token} b", add_special_tokens=False).ids:
             raise DataError(f"token {token!r} is not found in text by this tokenizer; remove it")
@@ -327,10 +262,10 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
 
 def added_tokens(folder: Path) -> list[dict[str, Any]]:
     """Return by id what was added: `token` (normalised), `id`, `pieces` (its ids before)."""
-    base, added = _split(_read_content(folder))
+    base, added = _split(read_content(folder))
     if not added:
         return []
-    encode = partial(_for_text(json.dumps(base)).encode, add_special_tokens=False)
+    encode = partial(for_text(json.dumps(base)).encode, add_special_tokens=False)
     return [
         {"token": token, "id": number, "pieces": encode(token).ids}
         for number, token in sorted((entry["id"], entry["content"]) for entry in added)

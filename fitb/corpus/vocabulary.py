@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import normalizers
 
-from fitb.corpus.pieces import bare
+from fitb.corpus.wordpiece import bare
 from fitb.errors import DataError
 from fitb.hub import find_file, reading
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fitb import rng
 from fitb.config import AlgorithmsConfig, MaskConfig
-from fitb.corpus.tokenizer import open_tokenizer
+from fitb.shards.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

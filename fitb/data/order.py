@@ -48,29 +48,33 @@ def rows_at(
     return epochs, rows
 
 
-def windows_from(
-    position: int,
+def windows_between(
+    begin: int,
+    end: int,
     *,
     shard_rows: Sequence[int] | NDArray[np.int64],
     seed: int,
     window_shards: int,
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the shards that a run reads from a position on, window by window, without end.
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the windows that a run reads: the position after the last row, and the shards, of each.
 
     Args:
-        position: at least 0; the first window is the one that holds it.
+        begin, end: positions; the first window holds `begin`, the last one `end` - 1.
         shard_rows, seed, window_shards: as in rows_at.
-    Yields: (at most window_shards,) int64, shard numbers in the epoch's order; the last window of
-        an epoch may be shorter, and a shard comes again in the next epoch.
+    Yields: shards as (at most window_shards,) int64, numbers in the epoch's order; the last window
+        of an epoch may be shorter, and a shard comes again in the next epoch.
     """
     sizes = np.asarray(shard_rows, np.int64)
-    epoch, place = divmod(position, int(sizes.sum()))
-    while True:
+    num_rows = int(sizes.sum())
+    for epoch in range(begin // num_rows, -(-end // num_rows)):
         shards = _shards_of_epoch(sizes.tobytes(), epoch, seed, window_shards)
-        first = int(np.searchsorted(shards.window_ends, place, side="right"))
-        for begin in range(first * window_shards, len(sizes), window_shards):
-            yield shards.numbers[begin : begin + window_shards].copy()
-        epoch, place = epoch + 1, 0
+        for number, place in enumerate(shards.window_ends.tolist()):
+            position = epoch * num_rows + place
+            if position > begin:
+                first = number * window_shards
+                yield position, shards.numbers[first : first + window_shards].copy()
+            if position >= end:
+                return
 
 
 @dataclass(frozen=True)

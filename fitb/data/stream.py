@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb.config import AlgorithmsConfig, MaskConfig
-from fitb.corpus.cache import GB, Cache
-from fitb.corpus.shards import ShardSet
 from fitb.data.batch import Batch
 from fitb.data.masking import Vocabulary, mask_rows
-from fitb.data.order import rows_at, windows_from
+from fitb.data.order import rows_at, windows_between
 from fitb.errors import ConfigError
+from fitb.shards.cache import GB, ShardCache
+from fitb.shards.shard_set import ShardSet
 from fitb.world import World
 
 WINDOWS_AHEAD = 2  # the one that is read and the next: so many must fit into the cache
@@ -45,7 +45,7 @@ def bytes_ahead(shard_bytes: Sequence[int], window_shards: int) -> int:
     return sum(sorted(shard_bytes)[-WINDOWS_AHEAD * window_shards :])
 
 
-def check_cache(cache: Cache, shard_bytes: Sequence[int], window_shards: int) -> None:
+def check_cache(cache: ShardCache, shard_bytes: Sequence[int], window_shards: int) -> None:
     """Raise ConfigError where the cache does not hold the windows that are needed together."""
     needed = bytes_ahead(shard_bytes, window_shards)
     if needed <= cache.max_bytes:
@@ -62,34 +62,16 @@ def check_cache(cache: Cache, shard_bytes: Sequence[int], window_shards: int) ->
     )
 
 
-def window_spans(
-    begin: int, end: int, *, shard_rows: NDArray[np.int64], seed: int, window_shards: int
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield (position after its last row, shard numbers) of each window that a run reads.
-
-    Args:
-        begin, end: positions; the first window holds `begin`, the last one `end` - 1.
-        shard_rows: rows of each shard.
-    """
-    position = begin - begin % int(shard_rows.sum())  # windows begin anew in every epoch
-    windows = windows_from(position, shard_rows=shard_rows, seed=seed, window_shards=window_shards)
-    while position < end:
-        numbers = next(windows)
-        position += int(shard_rows[numbers].sum())
-        if position > begin:
-            yield position, numbers
-
-
 class FetchAhead:
     """Fetches windows in turn on a thread of its own: the one that is read, and the next.
 
     Args:
         shards: remote.
-        spans: as `window_spans` yields them.
+        windows: as `windows_between` yields them.
     """
 
-    def __init__(self, shards: ShardSet, spans: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
-        self._shards, self._spans = shards, spans
+    def __init__(self, shards: ShardSet, windows: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
+        self._shards, self._windows = shards, windows
         self._changed = threading.Condition()
         self._reading = self._wanted = self._fetched = 0  # positions
         self._closed = False
@@ -131,7 +113,7 @@ class FetchAhead:
     def _run(self) -> None:
         ends: deque[int] = deque([0] * WINDOWS_AHEAD, maxlen=WINDOWS_AHEAD)
         try:
-            for end, numbers in self._spans:
+            for end, numbers in self._windows:
                 if not self._may_fetch(read_until=ends[0], begin=ends[-1]):
                     return
                 self._shards.fetch(numbers.tolist())
@@ -249,14 +231,14 @@ class RowStream:
         with contextlib.ExitStack() as stack:  # left from the end: close, pool, join
             fetch = None
             if self._shards.cache is not None:
-                spans = window_spans(
+                windows = windows_between(
                     begin * self._global_batch,
                     end * self._global_batch,
                     shard_rows=self._shard_rows,
                     seed=self._seed,
                     window_shards=self._window_shards,
                 )
-                fetch = FetchAhead(self._shards, spans)
+                fetch = FetchAhead(self._shards, windows)
                 stack.callback(fetch.join)
             pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="fitb-rows"))
             if fetch is not None:

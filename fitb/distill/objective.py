@@ -20,6 +20,7 @@ from fitb.distill.attention import attention_loss
 from fitb.distill.losses import hidden_loss, slot_losses
 from fitb.errors import ConfigError
 from fitb.model.encoder import DEFAULT, encode, logits_at
+from fitb.model.layer_map import resolve
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
@@ -93,27 +94,6 @@ class Tap(nn.Module):
         self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
 
-def layer_map(config: ObjectiveConfig, num_student: int, num_teacher: int) -> tuple[int, ...]:
-    """Teacher layer for each student layer, 1 is the first (TinyBERT, section 3.1).
-
-    Raises: ConfigError where the map has another length, or names a layer that is not there.
-    """
-    if config.layer_map == "uniform":
-        if num_student > num_teacher:
-            raise ConfigError(
-                f"objective.layer_map=uniform needs a teacher at least as deep as the student;"
-                f" {num_teacher} < {num_student} layers; give the map as a list"
-            )
-        return tuple(round((i + 1) * num_teacher / num_student) for i in range(num_student))
-    given = tuple(config.layer_map)
-    if len(given) != num_student or not all(1 <= layer <= num_teacher for layer in given):
-        raise ConfigError(
-            f"objective.layer_map={list(given)}; expected {num_student} layers, each from 1"
-            f" to {num_teacher}"
-        )
-    return given
-
-
 class Objective(nn.Module):
     """Student, projections and terms.
 
@@ -133,7 +113,7 @@ class Objective(nn.Module):
         self.config = config
         num_layers = int(student.config.num_hidden_layers)
         num_teacher = int(teacher.config.num_hidden_layers) if teacher else 0
-        self.layers = layer_map(config, num_layers, num_teacher) if teacher else ()
+        self.layers = resolve(config.layer_map, num_layers, num_teacher) if teacher else ()
         self._uses = {
             name: getattr(config, name) > 0 and (teacher is not None or name == "mlm")
             for name in ("embedding", "hidden", "attention", "logits", "mlm")

@@ -74,8 +74,8 @@ def shards(where: str, needs_validation: bool) -> Check:
         needs_validation: whether the run evaluates.
     """
     try:
-        from fitb.corpus.manifest import check_files, read_manifest
-        from fitb.corpus.remote import is_remote
+        from fitb.shards.manifest import check_files, read_manifest
+        from fitb.shards.remote import is_remote
     except ImportError as error:
         return Check("skipped", "shards", f"cannot be looked at: {error}; see packages")
     if is_remote(where):

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertConfig, BertForMaskedLM
 
-from fitb.corpus.shards import ShardSet
 from fitb.data.masking import Vocabulary
 from fitb.evaluate.count import choose_rows
 from fitb.evaluate.ranks import Ranks
+from fitb.shards.shard_set import ShardSet
 
 _BLOCK_ROWS = 4096
 

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from fitb.config import AlgorithmsConfig, MaskConfig
-from fitb.corpus.shards import ShardSet
 from fitb.data.batch import Batch
-from fitb.data.held import HeldRows
+from fitb.data.cached_rows import CachedRows
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, word_numbers
 from fitb.evaluate.counts import PLAIN, RowCounts, Slots, count_rows
 from fitb.evaluate.score import Bert, Predictor, evaluating, score
 from fitb.evaluate.words import Categoriser
+from fitb.shards.documents import documents_at
+from fitb.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
@@ -33,7 +34,7 @@ def choose_rows(num_rows: int, wanted: int) -> NDArray[np.int64]:
 
 def count(
     model: BertForMaskedLM | Predictor,
-    shards: ShardSet | HeldRows,
+    shards: ShardSet | CachedRows,
     rows: NDArray[np.int64],
     *,
     vocabulary: Vocabulary,
@@ -96,7 +97,7 @@ def count_batch(
 
 
 def masked_batch(
-    shards: ShardSet | HeldRows,
+    shards: ShardSet | CachedRows,
     rows: NDArray[np.int64],
     vocabulary: Vocabulary,
     mask: MaskConfig,
@@ -133,7 +134,7 @@ def masked_batch(
 
 
 def _parts(
-    shards: ShardSet | HeldRows,
+    shards: ShardSet | CachedRows,
     rows: NDArray[np.int64],
     input_ids: NDArray[np.int64],
     slots: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -146,11 +147,12 @@ def _parts(
     Args:
         slots: (M,) places of rows in the batch, (M,) positions in the row.
     """
-    if isinstance(shards, HeldRows):
+    if isinstance(shards, CachedRows):
         return (rows, rows), slots[0]
+    first = shards.document_numbers(rows)
+    at = documents_at(input_ids, first, sep_id=vocabulary.sep_id, pad_id=vocabulary.pad_id)
     place = np.concatenate([np.arange(len(rows)), slots[0]])
-    later = np.cumsum(input_ids == vocabulary.sep_id, axis=1)[slots]  # documents that ended before
-    nth = np.concatenate([np.zeros(len(rows), dtype=np.int64), later])
+    nth = np.concatenate([np.zeros(len(rows), dtype=np.int64), at[slots] - first[slots[0]]])
     of_part, part = np.unique(place * (input_ids.shape[1] + 1) + nth, return_inverse=True)
     row, nth = np.divmod(of_part, input_ids.shape[1] + 1)
-    return (rows[row], shards.document_numbers(rows)[row] + nth), part[len(rows) :]
+    return (rows[row], first[row] + nth), part[len(rows) :]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.pieces import bare
+from fitb.corpus.wordpiece import bare
 
 NUM_BINS = 15  # of the calibration error: Guo et al. 2017
 GAPS = tuple(f"gap_{number:02}" for number in range(NUM_BINS))

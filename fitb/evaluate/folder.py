@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fitb import fsio
-from fitb.corpus.shards import ShardSet
 from fitb.errors import ConfigError
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.ranks import joined
 from fitb.evaluate.table import about_lines, table
 from fitb.model.positions import known_length
 from fitb.rundir.checkpoints import checkpoint_of
+from fitb.shards.shard_set import ShardSet
 
 _FORMAT = 2  # of the files; 1 had intervals over rows, and spans of other lengths
 _NO_PART = ("model", "models", "out", "share", "json")  # of what a result depends on

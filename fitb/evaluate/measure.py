@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ContractError
@@ -28,6 +27,7 @@ from fitb.model.extend import extended
 from fitb.model.load import load_model
 from fitb.model.loaded import Loaded
 from fitb.redact import redacted
+from fitb.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fitb.corpus.shards import ShardSet
 from fitb.evaluate.baselines import count_tokens, drift, untrained
 from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.config import EvaluateConfig
@@ -21,6 +20,7 @@ from fitb.evaluate.score import Bert, Predictor, Unigram
 from fitb.model.load import num_parameters
 from fitb.model.loaded import Loaded
 from fitb.model.positions import KEY, trained_length
+from fitb.shards.shard_set import ShardSet
 
 ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.originals import Originals, documents_of, read_originals
-from fitb.corpus.pieces import bare
-from fitb.corpus.shards import Offsets, ShardSet
+from fitb.corpus.source_text import SourceTexts, read_source_texts
+from fitb.corpus.wordpiece import bare
 from fitb.data.masking import Vocabulary
 from fitb.errors import DataError
 from fitb.evaluate.categories import BY_TEXT, GROUPS, category
+from fitb.shards.documents import documents_at
+from fitb.shards.shard_set import Offsets, ShardSet
 
 _Place = tuple[str, int, int]  # a text, and where in it a word begins and ends
 
@@ -30,15 +31,15 @@ class Categoriser:
         shards: the split.
         pieces: of the vocabulary, by id.
         breaks: ids that end a text: [CLS], [SEP], [PAD].
-        originals: text of documents by (shard, ordinal); others are put together from pieces.
+        originals: text of documents by number; others are put together from pieces.
         missing: categories that cannot be told here, each with the reason.
         found: how many of how many documents' texts were read again.
     """
 
     shards: ShardSet
     pieces: Sequence[str]
-    breaks: tuple[int, ...]
-    originals: Mapping[tuple[int, int], str]
+    breaks: tuple[int, int, int]
+    originals: Mapping[int, str]
     missing: Mapping[str, str]
     found: tuple[int, int]
 
@@ -68,9 +69,9 @@ class Categoriser:
             return cls(shards, pieces, breaks, {}, missing, (0, 0))
         if not lowers:
             return cls(shards, pieces, breaks, {}, {}, (0, 0))
-        read = Originals({}, 0, "the input is not to be read again (originals=false)")
+        read = SourceTexts({}, 0, "the input is not to be read again (originals=false)")
         if originals:
-            read = read_originals(shards, documents_of(shards, rows, breaks[1]))
+            read = read_source_texts(shards, rows, sep_id=breaks[1], pad_id=breaks[2])
         missing = {}
         if not read.texts:
             why = f"the tokenizer lowers capitals, and {read.reason}"
@@ -103,10 +104,12 @@ class Categoriser:
         if "url" in self.missing:
             return groups
         offsets = self.shards.read_offsets(rows)
-        shard = np.searchsorted(np.cumsum(self.shards.shard_rows), rows, side="right")
+        _, sep_id, pad_id = self.breaks
+        first = self.shards.document_numbers(rows)
+        documents = documents_at(input_ids, first, sep_id=sep_id, pad_id=pad_id)
         for i in range(num_rows):
             wanted = np.flatnonzero(masked[i])
-            places = self._places(int(shard[i]), i, input_ids[i], words[i], wanted, offsets)
+            places = self._places(i, input_ids[i], documents[i], words[i], wanted, offsets)
             for word, place in zip(wanted, places, strict=True):
                 kind = category(*place)
                 if kind:
@@ -115,23 +118,21 @@ class Categoriser:
 
     def _places(
         self,
-        shard: int,
         i: int,
         input_ids: NDArray[np.int64],
+        documents: NDArray[np.int64],
         words: NDArray[np.int64],
         wanted: NDArray[np.int64],
         offsets: Offsets,
     ) -> Iterator[_Place]:
         """Yield where each wanted word of row i stands: in its document, or in its row."""
-        is_text = ~np.isin(input_ids, self.breaks)
-        begins = is_text & ~np.concatenate([[False], is_text[:-1]])
-        ordinal = int(offsets.doc_begin[i]) + np.cumsum(begins) - 1
+        is_text = documents >= 0
         begin, end = offsets.offset_begin[i], offsets.offset_end[i]
         row_text: tuple[str, list[int], list[int]] | None = None
         for word in wanted:
             tokens = np.flatnonzero(words == word)
             first, last = int(tokens[0]), int(tokens[-1])
-            document = self.originals.get((shard, int(ordinal[first])))
+            document = self.originals.get(int(documents[first]))
             if document is not None:
                 yield document, int(begin[first]), int(end[last])
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fitb.corpus.pieces import CONTINUED, continues, join
+from fitb.corpus.wordpiece import CONTINUED, continues, join
 from fitb.errors import ConfigError, DataError
 from fitb.infer import surface
 from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare

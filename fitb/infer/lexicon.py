@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 
-from fitb.corpus.pieces import bare, continues
+from fitb.corpus.wordpiece import bare, continues
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

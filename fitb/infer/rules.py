@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.pieces import append, join
+from fitb.corpus.wordpiece import append, join
 from fitb.errors import ConfigError
 from fitb.infer.lexicon import Lexicon
 from fitb.infer.pattern import Pattern

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from fitb.config import MaskConfig
-from fitb.corpus.shards import ShardSet
-from fitb.corpus.tokenizer import tokenizer_fingerprint
+from fitb.data.coverage import mask_coverage
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
-from fitb.data.validate import validate
 from fitb.errors import ConfigError
 from fitb.inspect.sample import Sample, read_sample
 from fitb.inspect.statistics import statistics
 from fitb.inspect.text import Reader, examples, round_trips
+from fitb.shards.shard_set import ShardSet
+from fitb.shards.tokenizer import tokenizer_fingerprint
 
 _MODEL_ROWS = 8  # all logits of so many rows of 128: (8, 128, 30522) fp32 is 125 MB
 
@@ -58,8 +58,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     """Inspect a shard set; needs no torch where no model is asked.
 
     Returns: JSON-able. It holds text of the corpus: for who asked, never for a log.
-    Raises: DataError where the set is damaged or its masks break a promise; ContractError where
-        the model does not fit it.
+    Raises: DataError where the set is damaged; ContractError where the model does not fit it.
     """
     shards = ShardSet.open(config.shards, config.split)
     reader = Reader(shards.tokenizer_folder)
@@ -75,13 +74,13 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
             reader=reader,
             overlapping=shards.manifest["settings"].get("stride") is not None,
         ),
-        "masks": validate(
+        "masks": mask_coverage(
             sample.input_ids,
             sample.word_starts,
             vocabulary=vocabulary,
-            configs=[config.mask],
+            config=config.mask,
             seed=config.seed,
-        )[0],
+        ),
         "mask": asdict(config.mask),
         "seed": config.seed,
         "round_trips": round_trips(sample, reader),

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.shards import ShardSet
-from fitb.corpus.tokenizer import SpecialIds
+from fitb.shards.documents import documents_at
+from fitb.shards.shard_set import ShardSet
+from fitb.shards.tokenizer import SpecialIds
 
 _NUM_RUNS = 8
 
@@ -34,8 +35,8 @@ class Sample:
         rows: (B,) int64, row numbers in the split.
         input_ids: (B, L) int64.
         word_starts: (B, L) bool.
-        segments: (B, L) int64, for tokens of text the ordinal of their document in its shard file;
-            -1 for [CLS], [SEP] and [PAD].
+        segments: (B, L) int64, for tokens of text the number of their document in the split; -1 for
+            [CLS], [SEP] and [PAD].
         runs: that the rows come from, in order.
     """
 
@@ -87,31 +88,14 @@ def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
     firsts = np.cumsum(shards.shard_rows) - shards.shard_rows
     rows = np.concatenate([firsts[run.shard] + np.arange(run.begin, run.end) for run in runs])
     read = shards.read(rows)
-    documents = shards.first_documents(rows)
+    first = shards.document_numbers(rows)
     return Sample(
         rows=rows,
         input_ids=read.input_ids,
         word_starts=read.word_starts,
-        segments=segments_of(read.input_ids, documents, special),
+        segments=documents_at(read.input_ids, first, sep_id=special.sep, pad_id=special.pad),
         runs=runs,
     )
-
-
-def segments_of(
-    input_ids: NDArray[np.int64], documents: NDArray[np.int64], special: SpecialIds
-) -> NDArray[np.int64]:
-    """Number the documents of each token of text, -1 for [CLS], [SEP] and [PAD].
-
-    Args:
-        input_ids: (B, L) int64.
-        documents: (B,) int64, ordinal of each row's first document.
-    Returns: (B, L) int64.
-    """
-    text = ~np.isin(input_ids, (special.pad, special.cls, special.sep))
-    begins = text.copy()
-    begins[:, 1:] &= ~text[:, :-1]
-    number: NDArray[np.int64] = documents[:, None] + np.cumsum(begins, axis=1) - 1
-    return np.where(text, number, -1)
 
 
 def document_lengths(sample: Sample, shard_rows: Sequence[int]) -> NDArray[np.int64]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.tokenizer import SpecialIds
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.inspect.sample import Sample, document_lengths
 from fitb.inspect.text import Reader
+from fitb.shards.tokenizer import SpecialIds
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _NUM_BINS = 16

@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import decoders, models
 
 from fitb.config import MaskConfig
-from fitb.corpus.tokenizer import open_tokenizer
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.inspect.sample import Sample
+from fitb.shards.tokenizer import open_tokenizer
 
 _SHOWN_FAILURES = 5
 _AROUND = 3  # pieces on both sides of the first that differs

@@ -14,7 +14,7 @@ _UNFUSED_TOKENS = 2048  # up to which L x L weights in bf16 are worth their memo
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, length: int) -> str:
     """Resolve `auto`: fused attention, but for bf16 on a CPU.
 
-    There torch's fused kernel is no faster than in fp32, while unfused products go through oneDNN:
+    There torch's fused kernel is no faster than in fp32, while unfused matmuls go through oneDNN:
     2 to 2.5 times as fast up to 2,048 tokens (docs/experiments.md).
     """
     if wanted != "auto":

@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fitb.corpus.pieces import bare, continues
-from fitb.corpus.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from fitb.corpus.tokenizer import load_tokenizer
 from fitb.corpus.vocabulary import EDGE_CASES, difference
-from fitb.errors import ContractError, DataError
+from fitb.corpus.wordpiece import bare, continues
+from fitb.errors import ConfigError, ContractError, DataError
+from fitb.model.layer_map import LayerMap, resolve
 from fitb.model.loaded import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import trained_length
+from fitb.shards.tokenizer import SPECIAL_TOKENS
 
 _HEAD = "cls.predictions."
 _LAYER = re.compile(r"(?:bert\.)?encoder\.layer\.(\d+)\.(.+)")
@@ -33,7 +35,7 @@ def check_contract(
     needs_teacher_head: bool = False,
     needs_student_head: bool = False,
     attention: bool = False,
-    layer_map: Literal["uniform"] | Sequence[int] | None = None,
+    layer_map: LayerMap | None = None,
     in_windows: bool = False,
 ) -> None:
     """Check that everything fits together.
@@ -239,7 +241,7 @@ def _geometry(
     student: Loaded,
     teacher: Loaded,
     attention: bool,
-    layer_map: Literal["uniform"] | Sequence[int] | None,
+    layer_map: LayerMap | None,
 ) -> Iterator[str]:
     ours, theirs = student.model.config, teacher.model.config
     if attention and ours.num_attention_heads != theirs.num_attention_heads:
@@ -248,20 +250,11 @@ def _geometry(
             f" {theirs.num_attention_heads}, and attention is compared head by head; give the"
             f" student {theirs.num_attention_heads} or set objective.attention to 0"
         )
-    deep, shallow = int(theirs.num_hidden_layers), int(ours.num_hidden_layers)
-    if layer_map is None:
-        return
-    if layer_map == "uniform":
-        if shallow > deep:
-            yield (
-                f"objective.layer_map=uniform needs a teacher at least as deep as the student,"
-                f" not {deep} layers under {shallow}; give the map as a list"
-            )
-    elif len(layer_map) != shallow or not all(1 <= int(layer) <= deep for layer in layer_map):
-        yield (
-            f"objective.layer_map={list(layer_map)}; expected {shallow} teacher layers, one for"
-            f" each of the student's, each from 1 to {deep}; correct the list or use uniform"
-        )
+    if layer_map is not None:
+        try:
+            resolve(layer_map, ours.num_hidden_layers, theirs.num_hidden_layers)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _round_trips(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

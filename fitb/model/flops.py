@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from fitb.config import Geometry
 
 _STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
-BACKWARD = 2  # a backward pass has twice the products of its forward pass
+BACKWARD = 2  # a backward pass has twice the matmuls of its forward pass
 
 
 @dataclass(frozen=True)
-class Work:
+class TokenFlops:
     """Of one token, on average, in operations.
 
     Args:
@@ -56,7 +56,7 @@ def work_per_token(
     vocabulary: int,
     slots_per_token: float,
     teacher_head: bool = True,
-) -> Work:
+) -> TokenFlops:
     """Count a training step, divided by its tokens.
 
     Args:
@@ -68,7 +68,7 @@ def work_per_token(
     heads = trained * head_flops(student, vocabulary)
     if teacher is not None and teacher_head:
         heads += head_flops(teacher, vocabulary)
-    return Work(
+    return TokenFlops(
         teacher=encoder_flops(teacher, length) if teacher is not None else 0.0,
         student=trained * encoder_flops(student, length),
         heads=heads * slots_per_token,

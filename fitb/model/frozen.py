@@ -23,7 +23,7 @@ _FP8_MULTIPLE = 16  # rows and columns of a matrix
 class PackedLinear(nn.Module):
     """A linear map, and GELU after it, through oneDNN, whose blocked weights it keeps.
 
-    torch sends fp32 products to MKL, which on AMD processors runs at half of oneDNN's speed; GELU
+    torch sends fp32 matmuls to MKL, which on AMD processors runs at half of oneDNN's speed; GELU
     applied to the block that was just computed saves a pass over memory.
 
     Args:
@@ -111,8 +111,8 @@ def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
     The MLM head stays as it is: its logits are what the student is asked to match.
 
     Raises:
-        SystemFault: the GPU has no 8-bit products.
-        ConfigError: a matrix is no multiple of 16 high and wide, which 8-bit products ask for.
+        SystemFault: the GPU has no 8-bit matmuls.
+        ConfigError: a matrix is no multiple of 16 high and wide, which 8-bit matmuls ask for.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
         error = SystemFault(

@@ -59,7 +59,7 @@ def check_finite(model: nn.Module, source: str) -> None:
 
 def tokenizer_fingerprint_of(source: str) -> str | None:
     """Return the fingerprint of the tokenizer in a folder or hub name; None where there is none."""
-    from fitb.corpus.tokenizer import tokenizer_fingerprint
+    from fitb.shards.tokenizer import tokenizer_fingerprint
 
     try:
         found = find_file(source, "tokenizer.json")

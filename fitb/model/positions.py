@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config, Geometry
-from fitb.corpus.manifest import read_manifest
-from fitb.corpus.remote import is_remote, local_folder
 from fitb.errors import ConfigError, DataError, FitbError
 from fitb.flags import parse
 from fitb.rundir import names
 from fitb.rundir.checkpoints import checkpoint_of
+from fitb.shards.manifest import read_manifest
+from fitb.shards.remote import is_remote, local_folder
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertForMaskedLM

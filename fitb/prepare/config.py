@@ -7,7 +7,7 @@ from typing import Literal
 
 from fitb.corpus.chunk import MIN_LENGTH
 from fitb.corpus.clean import CleanConfig
-from fitb.corpus.sources import Source
+from fitb.corpus.sources import TextSource
 from fitb.corpus.tokenizer import MIN_VOCAB_SIZE
 from fitb.errors import ConfigError
 
@@ -102,9 +102,9 @@ class PrepareConfig:
             if not holds:
                 raise ConfigError(message)
 
-    def text_source(self) -> Source:
+    def text_source(self) -> TextSource:
         """Return where the text lies."""
-        return Source(
+        return TextSource(
             kind=self.source,
             files=tuple(self.files),
             document=self.document,

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fitb.corpus.manifest import MANIFEST
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
 from fitb.prepare.config import PrepareConfig
+from fitb.shards.manifest import MANIFEST
 
 JOBS, PLAN, SETTINGS = "jobs.json", "plan.json", "settings.json"
 FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")

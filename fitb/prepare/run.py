@@ -1,8 +1,8 @@
 """The stages of a preparation in order, under datatrove's executors: local processes or Slurm.
 
 datatrove records which tasks are done, so a second start runs the others; the tasks themselves pass
-over the units and shards that are there. Its local executor waits for ever when a worker is killed,
-so ours takes the place of its `run`.
+over what is there. Its local executor waits for ever when a worker is killed, so ours takes the
+place of its `run`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.utils.logging import logger as datatrove_logger
 
 from fitb import log
-from fitb.corpus.manifest import MANIFEST
 from fitb.corpus.minhash import bands, bucket_step
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.fsio import naming_full_disk
@@ -32,6 +31,7 @@ from fitb.prepare import stages
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import leave, leave_work, lock_of, take
 from fitb.prepare.work import Work, begin
+from fitb.shards.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Stage:
     Args:
         name: of its record and its logs.
         step: for datatrove: called with (data, rank, world_size).
-        tasks: how many there are at most; None is as many as there are units or shards.
+        tasks: how many there are at most; None is as many as there are input splits or shards.
     """
 
     name: str
@@ -102,7 +102,7 @@ def _run(work: Work) -> None:
     workers = work.config.workers or len(os.sched_getaffinity(0))
     datatrove_logger.disable("datatrove")
     for stage in stages_of(work):
-        pieces = work.plan.units if stage.name == "read" else work.shards
+        pieces = work.plan.splits if stage.name == "read" else work.shards
         tasks = stage.tasks or len(pieces)
         folder = work.folder / "stages" / f"{stage.name}-{tasks}"
         _Local(stage, tasks=tasks, workers=min(workers, tasks), logging_dir=str(folder)).run()

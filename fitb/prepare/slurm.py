@@ -25,8 +25,7 @@ from fitb import log
 from fitb.cluster import environment, slurm
 from fitb.cluster.environment import Site
 from fitb.config_io import to_yaml
-from fitb.corpus.manifest import MANIFEST
-from fitb.corpus.sources import Plan
+from fitb.corpus.sources import ReadPlan
 from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.front import FrontParser
@@ -36,6 +35,7 @@ from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import JOBS, folder_of, leave, lock_of, place_of, take
 from fitb.prepare.run import Stage, prepare, stages_of
 from fitb.prepare.work import Work, begin
+from fitb.shards.manifest import MANIFEST
 
 _POLL_S = 2.0
 _PROGRAM = "launch_pickled_pipeline"  # of datatrove
@@ -177,7 +177,7 @@ def dry_run(args: Sequence[str]) -> str:
     if not _on_slurm(where):
         return f"# no Slurm: the stages are processes of this machine\n\n{to_yaml(config)}"
     site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
-    work = Work(folder_of(config), place_of(config), config, {}, Plan((), (), (), ()))
+    work = Work(folder_of(config), place_of(config), config, {}, ReadPlan((), (), (), ()))
     parts, before = [], ""
     for stage in stages_of(work):
         after = f" --dependency=afterok:JOB_OF_{before.upper()}" if before else ""

@@ -1,10 +1,9 @@
-"""What one task of each stage does; a task takes every world_size-th unit or shard.
+"""What one task of each stage does; a task takes every world_size-th input split or shard.
 
     read -> (sign -> buckets -> cluster) -> tokenizer -> write -> finish
 
 The stages in brackets run where near-duplicates are dropped; `buckets` is datatrove's own. What a
-task writes does not depend on how many tasks there are, and a unit or shard that is there is not
-made again.
+task writes does not depend on how many tasks there are, and what is there is not made again.
 """
 
 from __future__ import annotations
@@ -23,19 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb.corpus import minhash
-from fitb.corpus.chunk import Columns, concatenate, pack, token_streams, windows
+from fitb.corpus.chunk import concatenate, pack, token_streams, windows
 from fitb.corpus.clean import Cleaner
-from fitb.corpus.runs import Documents, text_digest, write_run
-from fitb.corpus.shards import DIGEST_BYTES, write_documents, write_shard
-from fitb.corpus.sources import Document, Unit, read_unit
-from fitb.corpus.tokenizer import (
-    SpecialIds,
-    add_tokens,
-    describe_tokenizer,
-    open_tokenizer,
-    read_tokens,
-    train_tokenizer,
-)
+from fitb.corpus.sorted_runs import Documents, text_digest, write_run
+from fitb.corpus.sources import Document, InputSplit, read_split
+from fitb.corpus.tokenizer import add_tokens, describe_tokenizer, read_tokens, train_tokenizer
 from fitb.fsio import (
     folder_written_whole,
     fsync_dir,
@@ -48,6 +39,8 @@ from fitb.prepare.dropped import write_dropped
 from fitb.prepare.manifest import NUM_SAMPLES, write_manifest
 from fitb.prepare.place import FOLDERS, SETTINGS
 from fitb.prepare.work import Shard, Work
+from fitb.shards.tokenizer import SpecialIds, open_tokenizer
+from fitb.shards.write import DIGEST_BYTES, Columns, write_documents, write_shard
 
 SAMPLE_CHARS = 160
 
@@ -57,19 +50,19 @@ logger = logging.getLogger(__name__)
 
 
 def read(folder: Path, data: Any, rank: int, world_size: int) -> None:
-    """Clean and sort the documents of every unit of this task."""
+    """Clean and sort the documents of every input split of this task."""
     work = Work.open(folder)
-    for unit in work.plan.units[rank::world_size]:
-        if not work.run(unit).with_suffix(".json").exists():
-            _read_unit(work, unit)
+    for input_split in work.plan.splits[rank::world_size]:
+        if not work.run(input_split).with_suffix(".json").exists():
+            _read_split(work, input_split)
 
 
-def _read_unit(work: Work, unit: Unit) -> None:
+def _read_split(work: Work, input_split: InputSplit) -> None:
     cleaner = Cleaner(work.config.clean)
     dropped: list[tuple[int, int, str]] = []
 
     def documents() -> Iterator[tuple[int, int, str]]:
-        for found in read_unit(work.config.text_source(), work.plan, unit):
+        for found in read_split(work.config.text_source(), work.plan, input_split):
             if not isinstance(found, Document):
                 dropped.append((found.file, found.place, found.rule))
                 continue
@@ -79,7 +72,7 @@ def _read_unit(work: Work, unit: Unit) -> None:
             else:
                 dropped.append((found.file, found.place, cleaned.dropped))
 
-    run = work.run(unit)
+    run = work.run(input_split)
     kept = write_run(
         run,
         documents(),
@@ -101,7 +94,7 @@ def _read_unit(work: Work, unit: Unit) -> None:
     size_mb = sum(kept.bytes.values()) / 1e6
     logger.info(
         "unit=%d documents=%d dropped=%d text_mb=%.1f",
-        *(unit.number, sum(kept.documents.values()), len(dropped), size_mb),
+        *(input_split.number, sum(kept.documents.values()), len(dropped), size_mb),
     )
 
 

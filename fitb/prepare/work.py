@@ -3,9 +3,9 @@
 What fitb writes in it appears by a rename, so what is there is done. A second start of the same
 preparation does what is missing; another one is refused, and so is a second one at the same time.
 
-    settings.json plan.json        what is made, of which units of the input
+    settings.json plan.json        what is made, of which input splits of the input
     tokenizer/                     given, or trained
-    runs/00017.run .arrow .json    documents of a unit, sorted; what was dropped; counts
+    runs/00017.run .arrow .json    documents of an input split, sorted; what was dropped; counts
     minhash/ signed/               near-duplicates
     pieces/train-00003.json        a shard that is written, in set/
     set/                           becomes the shard set
@@ -29,11 +29,9 @@ import fitb
 from fitb.cluster import slurm
 from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig, Cleaner
-from fitb.corpus.manifest import FORMAT_VERSION, MANIFEST, check_files, read_manifest
-from fitb.corpus.runs import SPLITS, Documents, Kept, gather
-from fitb.corpus.shards import shard_name
-from fitb.corpus.sources import Plan, Unit, plan
-from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
+from fitb.corpus.sorted_runs import SPLITS, Documents, Kept, gather
+from fitb.corpus.sources import InputSplit, ReadPlan, plan
+from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer
 from fitb.errors import DataError
 from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
 from fitb.job_states import ENDED
@@ -50,6 +48,9 @@ from fitb.prepare.place import (
     leave_work,
     place_of,
 )
+from fitb.shards.manifest import FORMAT_VERSION, MANIFEST, check_files, read_manifest
+from fitb.shards.tokenizer import tokenizer_fingerprint
+from fitb.shards.write import shard_name
 
 # Names of places do not count: texts and tokenizers are compared by their fingerprints.
 _PLACES = ("files", "tokenizer", "add_tokens")
@@ -81,7 +82,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Totals:
-    """What all units gave: documents, text, and what was mended or dropped on the way."""
+    """What all input splits gave: documents, text, and what was mended or dropped on the way."""
 
     kept: Kept
     dropped: dict[str, int]
@@ -102,14 +103,14 @@ class Work:
         out: the folder to make, absolute.
         config: what is asked for.
         settings: what the manifest will say of it.
-        plan: units of the input.
+        plan: input splits of the input.
     """
 
     folder: Path
     out: Path
     config: PrepareConfig
     settings: dict[str, Any]
-    plan: Plan = field(repr=False)
+    plan: ReadPlan = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> Work:
@@ -132,23 +133,23 @@ class Work:
     def set(self) -> Path:
         return self.folder / "set"
 
-    def run(self, unit: Unit) -> Path:
-        return self.folder / "runs" / f"{unit.number:05d}.run"
+    def run(self, input_split: InputSplit) -> Path:
+        return self.folder / "runs" / f"{input_split.number:05d}.run"
 
     def piece(self, shard: Shard) -> Path:
         return self.folder / "pieces" / f"{shard.name}.json"
 
     @cached_property
     def totals(self) -> Totals:
-        """Sums over all units.
+        """Sums over all input splits.
 
-        Raises: DataError where a unit is not read, or a split has no document.
+        Raises: DataError where an input split is not read, or a split has no document.
         """
         totals = Totals(Kept(), Counter(), Counter())
-        for unit in self.plan.units:
-            path = self.run(unit).with_suffix(".json")
+        for input_split in self.plan.splits:
+            path = self.run(input_split).with_suffix(".json")
             if not path.exists():
-                raise DataError(f"unit {unit.number} of the input is not read; start again")
+                raise DataError(f"input split {input_split.number} is not read; start again")
             found = read_json(path)
             for split in SPLITS:
                 totals.kept.documents[split] += found["documents"][split]
@@ -178,7 +179,7 @@ class Work:
 
     def gather(self, shard: Shard) -> Documents:
         """Return the different documents of a shard."""
-        runs = [self.run(unit) for unit in self.plan.units]
+        runs = [self.run(input_split) for input_split in self.plan.splits]
         return gather(runs, shard.split, shard.number, shard.of)
 
     def documents(self, shard: Shard) -> tuple[Documents, Documents]:
@@ -270,8 +271,8 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
         _compare(read_manifest(out)["settings"], settings, f"out={out} holds a shard set")
     if old is not None:
         _compare(old["settings"], settings, f"{folder} holds an unfinished preparation")
-    units = plan(config.text_source(), unit_mb=4 * config.shard_mb, max_mb=config.max_mb)
-    if old is not None and _read_plan(folder / PLAN) != units:
+    planned = plan(config.text_source(), split_mb=4 * config.shard_mb, max_mb=config.max_mb)
+    if old is not None and _read_plan(folder / PLAN) != planned:
         logger.warning("the input has changed since %s was begun; starting anew", folder)
         for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -282,18 +283,23 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
     if config.tokenizer is not None and not (folder / "tokenizer").exists():
         given.rename(folder / "tokenizer")
     shutil.rmtree(given, ignore_errors=True)
-    write_json(folder / PLAN, asdict(units))
+    write_json(folder / PLAN, _plan_json(planned))
     saved = {"out": str(out), "config": asdict(config), "settings": settings}
     write_json(folder / SETTINGS, saved)
-    return Work(folder, out, config, settings, units)
+    return Work(folder, out, config, settings, planned)
 
 
-def _read_plan(path: Path) -> Plan:
+def _plan_json(found: ReadPlan) -> dict[str, Any]:
+    content = asdict(found)
+    return {"units" if key == "splits" else key: value for key, value in content.items()}
+
+
+def _read_plan(path: Path) -> ReadPlan:
     found = read_json(path)
-    return Plan(
+    return ReadPlan(
         tuple(found["files"]),
         tuple(found["file_bytes"]),
-        tuple(Unit(**unit) for unit in found["units"]),
+        tuple(InputSplit(**unit) for unit in found["units"]),
         tuple(found["stamps"]),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitb.corpus.pieces import touch
+from fitb.corpus.wordpiece import touch
 from fitb.errors import FitbError
 from fitb.report.gather import Run, without_secrets
 
@@ -110,7 +110,6 @@ def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
     import torch
 
     from fitb.config import MaskConfig
-    from fitb.corpus.shards import ShardSet
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.data.masking import Vocabulary
     from fitb.evaluate.count import choose_rows, masked_batch
@@ -118,6 +117,7 @@ def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
     from fitb.inspect.text import Reader
     from fitb.model.contract import check_contract
     from fitb.model.load import load_model
+    from fitb.shards.shard_set import ShardSet
 
     shards = ShardSet.open(folder, "validation")
     tokenizer = load_tokenizer(shards.tokenizer_folder)

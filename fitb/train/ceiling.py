@@ -11,7 +11,7 @@ import torch
 from fitb.config import Config, Geometry
 from fitb.data.masking import num_slots
 from fitb.distill.objective import Objective, Tap
-from fitb.model.flops import Work, work_per_token
+from fitb.model.flops import TokenFlops, work_per_token
 from fitb.model.frozen import can_pack
 from fitb.train.execution import DTYPES
 
@@ -77,7 +77,7 @@ def least_token_s(
     return work.total / 1e12 / product_tflops(DTYPES[config.precision], device, repeats=3)
 
 
-def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> Work:
+def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> TokenFlops:
     """Return the operations of a token in rows of this length."""
     return work_per_token(
         _geometry(objective.student),

@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from fitb import fsio
 from fitb.cluster.slurm import is_over
 from fitb.config import Config, ObjectiveConfig
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.data.held import HeldRows
+from fitb.data.cached_rows import CachedRows
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
-from fitb.distill.objective import Objective, layer_map
+from fitb.distill.objective import Objective
 from fitb.errors import CheckpointError, DataError, SystemFault
 from fitb.evaluate.count import choose_rows
 from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
@@ -34,6 +32,8 @@ from fitb.model.loaded import Loaded
 from fitb.model.positions import take_positions, trained_length
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
 from fitb.train import ceiling, checkpoint
 from fitb.train.collectives import on_all, on_main
 from fitb.train.engine import Engine
@@ -68,7 +68,7 @@ class Validation:
         num_own: how many of them no other rank counts.
     """
 
-    held: HeldRows
+    held: CachedRows
     rows: NDArray[np.int64]
     num_own: int
 
@@ -82,7 +82,7 @@ class Validation:
         share = math.ceil(len(chosen) / world.size)
         own = chosen[world.rank * share : (world.rank + 1) * share]
         rows = np.resize(own if len(own) else np.zeros(1, np.int64), share)
-        return cls(HeldRows.of(shards, rows), rows, len(own))
+        return cls(CachedRows.of(shards, rows), rows, len(own))
 
 
 @dataclass(frozen=True)
@@ -286,15 +286,10 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
     if teacher is None:
         return Objective(student.model, None, terms), None
     logger.info("teacher %s: %d parameters", teacher.source, num_parameters(teacher.model))
-    pairs = layer_map(
-        terms,
-        student.model.config.num_hidden_layers,
-        teacher.model.config.num_hidden_layers,
-    )
-    logger.info("student layers learn from teacher layers %s", list(pairs))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the projections
         objective = Objective(student.model, teacher.model, terms)
+    logger.info("student layers learn from teacher layers %s", list(objective.layers))
     return objective, objective.teacher_tap(teacher.model)
 
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ TEXTS = [
 ]
 
 
-def prepared(folder: Path, source: str, file: str, *more: str) -> subprocess.CompletedProcess[str]:
+def prepared(folder, source, file, *more):
     """Run the real command on one file, with one worker."""
     command = [sys.executable, "-m", "fitb", "prepare", "--out", str(folder / "out")]
     command += ["--source", source, "--files", json.dumps([str(folder / file)])]
@@ -30,28 +29,28 @@ def prepared(folder: Path, source: str, file: str, *more: str) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def manifest(folder: Path) -> dict:  # type: ignore[type-arg]
+def manifest(folder):  # type: ignore[type-arg]
     return read_json(folder / "out" / "manifest.json")  # type: ignore[no-any-return]
 
 
-def lines(path: Path, *more: bytes) -> None:
+def lines(path, *more):
     path.write_bytes(b"".join(text.encode() + b"\n" for text in TEXTS) + b"".join(more))
 
 
-def a_parquet(path: Path) -> None:
+def a_parquet(path):
     pq.write_table(pa.table({"body": TEXTS, "title": TEXTS}), path)
 
 
-def a_cut_parquet(path: Path) -> None:
+def a_cut_parquet(path):
     a_parquet(path)
     path.write_bytes(path.read_bytes()[:-30])
 
 
-def a_cut_gz(path: Path) -> None:
+def a_cut_gz(path):
     path.write_bytes(gzip.compress("\n".join(TEXTS * 50).encode(), mtime=0)[:-200])
 
 
-def records(path: Path) -> None:
+def records(path):
     path.write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
 
 
@@ -68,8 +67,8 @@ def records(path: Path) -> None:
     ],
 )
 def test_input_that_cannot_be_read_is_named_and_nothing_is_left(
-    tmp_path: Path, source: str, file: str, make: Callable[[Path], None], words: tuple[str, ...]
-) -> None:
+    tmp_path, source, file, make, words
+):
     make(tmp_path / file)
     before = sorted(tmp_path.iterdir())
     done = prepared(tmp_path, source, file, "--document", "line")
@@ -81,7 +80,7 @@ def test_input_that_cannot_be_read_is_named_and_nothing_is_left(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_bad_documents_are_counted_and_the_others_kept(tmp_path: Path) -> None:
+def test_bad_documents_are_counted_and_the_others_kept(tmp_path):
     rare = "\u13a0\u13a1 \u13a2\n".encode()
     lines(tmp_path / "texts.txt", b"caf\xe9\n", b"\n", b"x" * 3_000_000 + b"\n", b"last one\n")
     (tmp_path / "rare.txt").write_bytes(rare)
@@ -95,7 +94,7 @@ def test_bad_documents_are_counted_and_the_others_kept(tmp_path: Path) -> None:
     assert found["statistics"]["documents"] == 201
 
 
-def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
+def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(tmp_path):
     path = tmp_path / "texts.txt"
     lines(path)
     with open(path, "r+b") as file:
@@ -123,7 +122,7 @@ def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(tmp_path: Path) -> No
     assert int(done.stderr.strip().splitlines()[-1]) < 400_000, "kilobytes"
 
 
-def test_a_full_disk_is_named_and_the_work_goes_on_when_there_is_room(small_disk: Path) -> None:
+def test_a_full_disk_is_named_and_the_work_goes_on_when_there_is_room(small_disk):
     texts = [f"{text} {number}" for number in range(60) for text in TEXTS]
     (small_disk / "texts.txt").write_text("\n".join(texts))
     flags = ("--document", "line", "--shard_mb", "0.1")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
-import fsspec
 import job
 import pytest
 from file_server import FileServer
-from moto.server import ThreadedMotoServer
+from s3_server import s3_bucket
 
 from fitb.cluster.local import LocalRun, train_command
 
@@ -21,20 +17,20 @@ STEPS = 16  # of 64 rows: five windows of one shard
 
 
 @pytest.fixture(scope="module")
-def remote_flags(quick_flags: list[str]) -> list[str]:
+def remote_flags(quick_flags):
     sizes = {"steps": STEPS, "global_batch": 64, "micro_batch": 16, "data.window_shards": 1}
     return quick_flags + [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
 
 
 @pytest.fixture(scope="module")
-def at_home(remote_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def at_home(remote_flags, tmp_path_factory):
     """A run that reads the folder itself."""
     folder = tmp_path_factory.mktemp("at_home") / "run"
     assert job.run(remote_flags, folder) == 0
     return folder
 
 
-def cache_flags(shards: Path, where: str, cache: Path) -> list[str]:
+def cache_flags(shards, where, cache):
     """Flags for shards on a server, and a cache for two windows or one validation shard."""
     manifest = json.loads((shards / "manifest.json").read_text())
     sizes = sorted(entry["bytes"] for entry in manifest["shards"])
@@ -46,32 +42,22 @@ def cache_flags(shards: Path, where: str, cache: Path) -> list[str]:
 
 
 @pytest.fixture()
-def bucket(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of a copy of the shards on an S3 server, which the environment names."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-    filesystem.mkdir("for-training")
-    filesystem.put(f"{shards}/", "for-training/shards/", recursive=True)
-    yield "s3://for-training/shards"
-    server.stop()
+def bucket(shards):
+    """URL of a copy of the shards on an S3 server."""
+    with s3_bucket("for-training") as filesystem:
+        filesystem.put(f"{shards}/", "for-training/shards/", recursive=True)
+        yield "s3://for-training/shards"
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_proxy(monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
 
 
 def test_shards_on_an_s3_server_give_the_losses_of_local_ones(
-    at_home: Path, shards: Path, bucket: str, remote_flags: list[str], tmp_path: Path
-) -> None:
+    at_home, shards, bucket, remote_flags, tmp_path
+):
     flags = [*remote_flags, *cache_flags(shards, bucket, tmp_path / "cache")]
     assert job.run(flags, tmp_path / "run") == 0
     assert job.unlike(at_home, tmp_path / "run") == []
@@ -79,8 +65,8 @@ def test_shards_on_an_s3_server_give_the_losses_of_local_ones(
 
 
 def test_an_http_server_that_is_away_for_some_seconds_costs_time_and_nothing_else(
-    at_home: Path, shards: Path, remote_flags: list[str], tmp_path: Path
-) -> None:
+    at_home, shards, remote_flags, tmp_path
+):
     run = tmp_path / "run"
     with FileServer(shards) as server:
         flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
@@ -98,8 +84,8 @@ def test_an_http_server_that_is_away_for_some_seconds_costs_time_and_nothing_els
 
 
 def test_a_server_that_stays_away_stops_the_run_and_a_restart_goes_on_from_there(
-    at_home: Path, shards: Path, remote_flags: list[str], tmp_path: Path
-) -> None:
+    at_home, shards, remote_flags, tmp_path
+):
     run = tmp_path / "run"
     with FileServer(shards) as server:
         flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import regex
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from fitb.corpus.clean import normalize
+from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.minhash import NUM_HASHES, signatures
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 
+CLEANER = Cleaner(CleanConfig())
 VOCAB_SIZE, SMALL = 21_128, 320
 ALONE = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc]"
 
@@ -37,7 +37,7 @@ class Script:
     space: str = " "
     end: str = "."
 
-    def sentences(self, number: int, seed: int) -> list[str]:
+    def sentences(self, number, seed):
         """Different sentences, in an order that the seed decides."""
         choices = [part.split("|") for part in self.parts]
         every = list(itertools.product(*choices))
@@ -111,42 +111,38 @@ SCRIPTS = {
 }
 
 
-def make_tokenizer(
-    script: Script, folder: Path, vocab_size: int = VOCAB_SIZE
-) -> PreTrainedTokenizerBase:
+def make_tokenizer(script, folder, vocab_size=VOCAB_SIZE):
     """A vocabulary of this size, or of what 3,000 sentences give."""
-    texts = [normalize(sentence) for sentence in script.sentences(3000, 0)]
+    texts = [CLEANER.clean(sentence).text for sentence in script.sentences(3000, 0)]
     train_tokenizer(texts, vocab_size, folder, lowercase=not script.cased, strip_accents=False)
     return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
-def script(request: pytest.FixtureRequest) -> Script:
+def script(request):
     return SCRIPTS[request.param]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(script: Script, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+def tokenizer(script, tmp_path_factory):
     return make_tokenizer(script, tmp_path_factory.mktemp("vocabulary"))
 
 
-def unknown_share(script: Script, tokenizer: PreTrainedTokenizerBase) -> float:
+def unknown_share(script, tokenizer):
     """Of the tokens of sentences that training did not see."""
     ids = [i for text in script.sentences(3500, 0)[3000:] for i in encode(tokenizer, text)]
     return ids.count(tokenizer.unk_token_id) / len(ids)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode(tokenizer, text):
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def test_no_token_of_unseen_sentences_is_unknown(
-    script: Script, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_no_token_of_unseen_sentences_is_unknown(script, tokenizer):
     assert unknown_share(script, tokenizer) == 0
 
 
-def test_rare_han_is_known_as_far_as_the_vocabulary_reaches(tmp_path: Path) -> None:
+def test_rare_han_is_known_as_far_as_the_vocabulary_reaches(tmp_path):
     """6,000 characters as frequent as Zipf has them: their rarest are in one text of thousands."""
     draw = random.Random(1)
     characters = [chr(0x4E00 + i) for i in range(6000)]
@@ -161,7 +157,7 @@ def test_rare_han_is_known_as_far_as_the_vocabulary_reaches(tmp_path: Path) -> N
     assert ids.count(tokenizer.unk_token_id) / len(ids) < 0.001
 
 
-def shingles(text: str) -> set[tuple[str, ...]]:
+def shingles(text):
     """Word 5-grams by `regex`, whose letters have their marks; a Han or kana letter is a word."""
     words = regex.findall(
         rf"{ALONE}|[^\W\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\u30fc]+", text.lower()
@@ -169,14 +165,14 @@ def shingles(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
-def similarities(script: Script) -> list[tuple[float, float]]:
+def similarities(script):
     """(true, estimated) similarity of a text and copies of it with ever more sentences replaced."""
     others = script.sentences(80, 5)
     whole = others[:40]
     found = []
     for replaced in (0, 1, 2, 4, 8, 20, 40):
         copy = others[40 : 40 + replaced] + whole[replaced:]
-        texts = [normalize(" ".join(each)) for each in (whole, copy)]
+        texts = [CLEANER.clean(" ".join(each)).text for each in (whole, copy)]
         first, second = (shingles(text) for text in texts)
         estimated = signatures(texts)
         found.append(
@@ -188,7 +184,7 @@ def similarities(script: Script) -> list[tuple[float, float]]:
     return found
 
 
-def test_similarity_is_that_of_word_5_grams(script: Script) -> None:
+def test_similarity_is_that_of_word_5_grams(script):
     found = similarities(script)
     assert found[0] == (1.0, 1.0) and found[-1][0] < 0.5 and any(0.6 < t < 0.95 for t, _ in found)
     for true, estimated in found:
@@ -201,10 +197,10 @@ class Certain:
 
     max_length = 512
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer):
         self.tokenizer, self.row = tokenizer, [0]
 
-    def logits(self, rows: list[list[int]], positions: list[list[int]]) -> torch.Tensor:
+    def logits(self, rows, positions):
         found = []
         for row, places in zip(rows, positions, strict=True):
             for place in places:
@@ -215,7 +211,7 @@ class Certain:
         return torch.stack(found)
 
 
-def blanks(script: Script, tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[str]]:
+def blanks(script, tokenizer):
     """How many words were made a blank, and those that did not come back as they were."""
     scorer, asked, lost = Certain(tokenizer), 0, []
     for sentence in script.sentences(10, 9):
@@ -233,9 +229,7 @@ def blanks(script: Script, tokenizer: PreTrainedTokenizerBase) -> tuple[int, lis
     return asked, lost
 
 
-def words_of(
-    sentence: str, script: Script, tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[int, int]]:
+def words_of(sentence, script, tokenizer):
     """Letters and their marks between spaces, where there are any; else the tokenizer's pieces."""
     if script.space:
         return [m.span() for m in regex.finditer(r"[\p{L}\p{M}\p{N}]+", sentence)]
@@ -243,14 +237,12 @@ def words_of(
     return [(begin, end) for begin, end in spans["offset_mapping"] if sentence[begin:end] != "。"]
 
 
-def test_a_blank_gives_back_the_word_that_stood_there(
-    script: Script, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_blank_gives_back_the_word_that_stood_there(script, tokenizer):
     asked, lost = blanks(script, tokenizer)
     assert asked > 50 and not lost
 
 
-def test_a_blank_gives_back_a_word_of_many_pieces(script: Script, tmp_path: Path) -> None:
+def test_a_blank_gives_back_a_word_of_many_pieces(script, tmp_path):
     asked, lost = blanks(script, make_tokenizer(script, tmp_path, SMALL))
     assert asked > 50 and not lost
 

@@ -19,13 +19,13 @@ from fitb import fsio
 from fitb.cli import main
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
 from fitb.config_io import to_yaml
-from fitb.corpus.manifest import read_manifest
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.export import ExportConfig, export, find
 from fitb.infer.scorer import load_scorer
 from fitb.model.load import load_model
 from fitb.rundir.checkpoints import best_checkpoint_of, checkpoint_of
+from fitb.shards.manifest import read_manifest
 from fitb.train import checkpoint
 from fitb.world import World
 

@@ -30,6 +30,7 @@ WITHOUT_TORCH = (
     "report",
     "rehearse",
     "doctor",
+    "shards",
     "corpus",
     "cli",
 )
@@ -43,8 +44,21 @@ SEES = {
         *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
         *("job_states", "rng", "rundir", "world"),
     },
+    "shards": {"shards", "config", "errors", "fsio", "redact"},
     "corpus": {
-        *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),
+        *(
+            "corpus",
+            "shards",
+            "config",
+            "errors",
+            "flags",
+            "fsio",
+            "hub",
+            "log",
+            "redact",
+            "rng",
+            "world",
+        ),
     },
 }
 

@@ -1,10 +1,10 @@
 import torch
 
 from fitb.bench.blanks import BenchConfig, _search, bench, choose_words, render
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.infer.pytorch import TorchScorer
 from fitb.model.load import load_model
+from fitb.shards.shard_set import ShardSet
 from tests.unit.conftest import tiny_config
 
 

@@ -1,4 +1,4 @@
-"""Reading all that a source plans, unit by unit."""
+"""Reading all that a source plans, one input split after the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from fitb.corpus.sources import plan, read_unit
+from fitb.corpus.sources import plan, read_split
 
 LIMIT = 1e-6 * 40  # megabytes: 40 bytes
 COMPRESSORS = {
@@ -23,8 +23,8 @@ COMPRESSORS = {
 
 def read_all(source, **sizes):
     planned = plan(source, **sizes)
-    assert [unit.number for unit in planned.units] == list(range(len(planned.units)))
-    return [found for unit in planned.units for found in read_unit(source, planned, unit)]
+    assert [split.number for split in planned.splits] == list(range(len(planned.splits)))
+    return [found for split in planned.splits for found in read_split(source, planned, split)]
 
 
 def texts(source, **sizes):

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fitb.corpus.chunk import Columns, concatenate, pack, stream_of, token_streams, windows
-from fitb.corpus.tokenizer import SpecialIds, open_tokenizer
+from fitb.corpus.chunk import concatenate, pack, stream_of, token_streams, windows
+from fitb.shards.documents import documents_at
+from fitb.shards.tokenizer import SpecialIds, open_tokenizer
+from fitb.shards.write import Columns
 
 LENGTHS = (8, 9, 16, 33, 64)
 Opened = tuple[Tokenizer, SpecialIds]
 
 
 @pytest.fixture(scope="module")
-def opened(tokenizer_folder: Path) -> Opened:
+def opened(tokenizer_folder):
     return open_tokenizer(tokenizer_folder)
 
 
-def packed(opened: Opened, texts: list[str], length: int, *, per_stream: int = 0) -> Columns:
+def packed(opened, texts, length, *, per_stream=0):
     tokenizer, special = opened
     if not per_stream:
         streams = [stream for stream, _ in token_streams(texts, tokenizer, special) if stream]
@@ -36,14 +36,16 @@ def packed(opened: Opened, texts: list[str], length: int, *, per_stream: int = 0
     return concatenate(list(pack(parts, length, special)))
 
 
-def ordinary(rows: Columns, special: SpecialIds) -> np.ndarray:
+def documents_of(rows, special):
+    return documents_at(rows.input_ids, rows.doc_begin, sep_id=special.sep, pad_id=special.pad)
+
+
+def ordinary(rows, special):
     return ~np.isin(rows.input_ids, (special.pad, special.cls, special.sep))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_rows_in_order_give_back_every_token_word_start_and_offset(
-    opened: Opened, texts: list[str], length: int
-) -> None:
+def test_rows_in_order_give_back_every_token_word_start_offset_and_document(opened, texts, length):
     tokenizer, special = opened
     rows = packed(opened, texts, length)
     kept = ordinary(rows, special)
@@ -61,12 +63,12 @@ def test_rows_in_order_give_back_every_token_word_start_and_offset(
     assert list(found) == offsets
     for column in (rows.word_starts, rows.offset_begin, rows.offset_end):
         assert not column[~kept].any()
+    expected = [n for n, encoding in enumerate(encodings) for _ in range(len(encoding))]
+    assert documents_of(rows, special)[kept].tolist() == expected
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_rows_start_with_cls_end_with_sep_and_only_the_last_is_padded(
-    opened: Opened, texts: list[str], length: int
-) -> None:
+def test_rows_start_with_cls_end_with_sep_and_only_the_last_is_padded(opened, texts, length):
     _, special = opened
     rows = packed(opened, texts, length)
     assert (rows.input_ids[:, 0] == special.cls).all()
@@ -80,9 +82,7 @@ def test_rows_start_with_cls_end_with_sep_and_only_the_last_is_padded(
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_only_a_word_of_more_than_a_quarter_row_is_ever_cut(
-    opened: Opened, texts: list[str], length: int
-) -> None:
+def test_only_a_word_of_more_than_a_quarter_row_is_ever_cut(opened, texts, length):
     _, special = opened
     rows = packed(opened, texts, length)
     cut = ~rows.word_starts[:, 1]
@@ -97,32 +97,8 @@ def test_only_a_word_of_more_than_a_quarter_row_is_ever_cut(
     assert fill.max() <= length // 4 + 1
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_document_ordinals_and_characters_agree_with_the_separators(
-    opened: Opened, texts: list[str], length: int
-) -> None:
-    _, special = opened
-    rows = packed(opened, texts, length)
-    kept = ordinary(rows, special)
-    for number in range(len(rows)):
-        places = kept[number].nonzero()[0]
-        inside = rows.input_ids[number, : places[-1]] == special.sep
-        assert rows.doc_end[number] - rows.doc_begin[number] == inside.sum() + 1
-        assert rows.char_begin[number] == rows.offset_begin[number, places[0]]
-        assert rows.char_end[number] == rows.offset_end[number, places[-1]]
-    assert rows.doc_begin[0] == 0
-    assert rows.doc_end[-1] == len(texts)
-    step = rows.doc_begin[1:] - rows.doc_end[:-1]
-    assert set(step.tolist()) <= {-1, 0}
-    continued = step == -1
-    assert (rows.char_begin[1:][continued] >= rows.char_end[:-1][continued]).all()
-    assert (rows.char_begin[1:][~continued] == 0).all()
-
-
 @pytest.mark.parametrize("per_stream", [1, 7])
-def test_the_size_of_a_batch_does_not_change_the_rows(
-    opened: Opened, texts: list[str], per_stream: int
-) -> None:
+def test_the_size_of_a_batch_does_not_change_the_rows(opened, texts, per_stream):
     whole = packed(opened, texts, 16)
     parts = packed(opened, texts, 16, per_stream=per_stream)
     for name in Columns.__dataclass_fields__:
@@ -130,47 +106,32 @@ def test_the_size_of_a_batch_does_not_change_the_rows(
 
 
 @pytest.mark.parametrize("num_words", range(1, 20))
-def test_a_document_of_any_size_near_a_row_fits_without_an_empty_row(
-    opened: Opened, num_words: int
-) -> None:
+def test_a_document_of_any_size_near_a_row_fits_without_an_empty_row(opened, num_words):
     _, special = opened
     rows = packed(opened, [" ".join(["the"] * num_words)], 8)
     assert len(rows) == -(-num_words // 6)
     assert ordinary(rows, special).sum() == num_words
 
 
-def test_a_single_place_left_after_a_document_takes_a_separator(opened: Opened) -> None:
+def test_a_single_place_left_after_a_document_takes_a_separator(opened):
     _, special = opened
     rows = packed(opened, ["the the the the the", "the the"], 8)
     assert rows.input_ids[0, -2:].tolist() == [special.sep, special.sep]
-    assert rows.doc_end[0] == 1
-    assert rows.doc_begin[1] == 1
+    assert rows.doc_begin.tolist() == [0, 1]
 
 
-def test_a_word_longer_than_a_row_is_cut_and_its_rest_starts_no_word(opened: Opened) -> None:
+def test_a_word_longer_than_a_row_is_cut_and_its_rest_starts_no_word(opened):
     rows = packed(opened, ["the " + "zq9" * 30 + " the"], 16)
     assert len(rows) > 2
     assert rows.word_starts.sum() == 3
 
 
-def test_texts_without_tokens_get_no_ordinal(opened: Opened) -> None:
+def test_texts_without_tokens_get_no_ordinal(opened):
     rows = packed(opened, ["the", "\u200b", "", "of"], 16)
-    assert (rows.doc_begin[0], rows.doc_end[-1]) == (0, 2)
+    assert rows.doc_begin[0] == 0 and documents_of(rows, opened[1]).max() == 1
 
 
-def test_characters_point_into_the_text(opened: Opened, texts: list[str]) -> None:
-    tokenizer, special = opened
-    text = " ".join(texts[:5]) + " Caf\u00e9 isn't"
-    rows = packed(opened, [text], 16)
-    for begin, end, number in zip(
-        rows.offset_begin.flat, rows.offset_end.flat, rows.input_ids.flat, strict=True
-    ):
-        if end and number != special.unk:
-            piece = tokenizer.id_to_token(int(number)).removeprefix("##")
-            assert piece == text[begin:end].lower().replace("\u00e9", "e").replace("\u00ef", "i")
-
-
-def windowed(opened: Opened, texts: list[str], length: int, stride: int) -> Columns:
+def windowed(opened, texts, length, stride):
     tokenizer, special = opened
     streams = [stream for stream, _ in token_streams(texts, tokenizer, special) if stream]
     return concatenate(list(windows(streams, length, special, stride=stride)))
@@ -178,18 +139,16 @@ def windowed(opened: Opened, texts: list[str], length: int, stride: int) -> Colu
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("share", [0.25, 0.6, 1.0])
-def test_windows_hold_every_token_of_their_document_in_order(
-    opened: Opened, texts: list[str], length: int, share: float
-) -> None:
+def test_windows_hold_every_token_of_their_document_in_order(opened, texts, length, share):
     tokenizer, special = opened
     stride = max(1, round(share * (length - 2)))
     rows = windowed(opened, texts, length, stride)
     kept = ordinary(rows, special)
-    assert (rows.doc_end - rows.doc_begin == 1).all()
+    assert (documents_of(rows, special)[kept] == np.repeat(rows.doc_begin, kept.sum(1))).all()
     for ordinal, text in enumerate(texts):
         encoding = tokenizer.encode(text, add_special_tokens=False)
         mine = np.flatnonzero(rows.doc_begin == ordinal)
-        found: list[tuple[int, int, int]] = []
+        found = []
         for row in mine:
             places = kept[row].nonzero()[0]
             assert places.tolist() == list(range(1, len(places) + 1))
@@ -211,9 +170,7 @@ def test_windows_hold_every_token_of_their_document_in_order(
 
 
 @pytest.mark.parametrize("length", [16, 33])
-def test_windows_begin_at_words_and_overlap_by_what_the_stride_leaves(
-    opened: Opened, texts: list[str], length: int
-) -> None:
+def test_windows_begin_at_words_and_overlap_by_what_the_stride_leaves(opened, texts, length):
     _, special = opened
     stride = (length - 2) // 2
     rows = windowed(opened, texts, length, stride)
@@ -223,5 +180,5 @@ def test_windows_begin_at_words_and_overlap_by_what_the_stride_leaves(
     begins = rows.word_starts[:, 1]
     assert begins.mean() > 0.9
     assert (sizes <= length - 2).all()
-    overlap = rows.char_end[again] - rows.char_begin[again + 1]
+    overlap = rows.offset_end.max(1)[again] - rows.offset_begin[again + 1, 1]
     assert (overlap > 0).all()

@@ -9,8 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,20 +29,18 @@ from fitb.errors import ConfigError, DataError
 WORDS = [f"word{number}" for number in range(5000)]
 
 
-def shingles(text: str) -> set[tuple[str, ...]]:
+def shingles(text):
     """Word 5-grams of a text of Latin words, as a set."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
 
 
-def jaccard(a: str, b: str) -> float:
+def jaccard(a, b):
     one, other = shingles(a), shingles(b)
     return len(one & other) / len(one | other)
 
 
-def plant(
-    texts: Sequence[str], similarities: Sequence[float], seed: int
-) -> list[tuple[str, str, float]]:
+def plant(texts, similarities, seed):
     """Return (text, edited copy, exact similarity): random words of a copy are replaced.
 
     Args:
@@ -60,11 +56,11 @@ def plant(
     return planted
 
 
-def random_text(draw: random.Random, num_words: int) -> str:
+def random_text(draw, num_words):
     return " ".join(draw.choices(WORDS, k=num_words))
 
 
-def deduplicate(folder: Path, shards: Sequence[Sequence[str]], threshold: float = 0.8):
+def deduplicate(folder, shards, threshold=0.8):
     """All steps over shards of texts, as separate tasks; return the counts and what is gone."""
     for number, texts in enumerate(shards):
         write_signatures(folder, number, signatures(texts), np.arange(len(texts)), threshold)
@@ -76,69 +72,42 @@ def deduplicate(folder: Path, shards: Sequence[Sequence[str]], threshold: float 
 
 
 @pytest.fixture(scope="module")
-def planted() -> list[tuple[str, str, float]]:
+def planted():
     draw = random.Random(1)
     texts = [random_text(draw, draw.randint(80, 400)) for _ in range(540)]
     return plant(texts, [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0], seed=2)
 
 
-def test_planted_copies_are_found_by_their_similarity(
-    planted: list[tuple[str, str, float]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("threshold", [0.6, 0.8, 0.95])
+def test_planted_copies_are_found_by_their_similarity(planted, tmp_path, threshold):
     """The estimate has a deviation of 0.02: beyond 0.05 from the threshold hardly any is wrong."""
     originals, copies, similarity = zip(*planted, strict=True)
-    counts, gone = deduplicate(tmp_path, [originals, copies])
+    counts, gone = deduplicate(tmp_path, [originals, copies], threshold)
     assert gone[0] == []
-    found = np.zeros(len(copies), dtype=bool)
-    found[gone[1]] = True
-    exact = np.array(similarity)
-    alike = exact >= 0.8
-    assert found[exact >= 0.85].mean() >= 0.99
-    assert found[exact < 0.75].mean() <= 0.01
-    assert found[exact == 1].all()
-    assert found[alike].mean() >= 0.9
-    assert alike[found].mean() >= 0.9
-    assert counts.removed == counts.clusters == counts.pairs == found.sum()
-    assert counts.candidates >= counts.pairs
-
-
-@pytest.mark.parametrize("threshold", [0.6, 0.95])
-def test_another_threshold_finds_other_copies(
-    planted: list[tuple[str, str, float]], tmp_path: Path, threshold: float
-) -> None:
-    originals, copies, similarity = zip(*planted, strict=True)
-    _, gone = deduplicate(tmp_path, [originals, copies], threshold)
     found = np.zeros(len(copies), dtype=bool)
     found[gone[1]] = True
     exact = np.array(similarity)
     assert found[exact >= threshold + 0.05].mean() >= 0.99
     assert found[exact < threshold - 0.05].mean() <= 0.01
-
-
-def test_an_estimate_is_unbiased_with_a_deviation_of_two_hundredths(
-    planted: list[tuple[str, str, float]],
-) -> None:
-    originals, copies, similarity = zip(*planted, strict=True)
-    estimate = (signatures(originals) == signatures(copies)).mean(axis=1)
-    errors = estimate - np.array(similarity)
-    assert abs(errors.mean()) < 0.005
-    assert errors.std() < 0.025
+    assert found[exact == 1].all()
+    assert counts.removed == counts.clusters == counts.pairs == found.sum()
+    assert counts.candidates >= counts.pairs
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0])
-def test_buckets_share_99_of_100_pairs_at_the_threshold(threshold: float) -> None:
+def test_buckets_share_99_of_100_pairs_at_the_threshold(threshold):
     buckets, hashes = bands(threshold)
     assert 1 <= buckets <= 20 and buckets * hashes <= NUM_HASHES
     assert 1 - (1 - threshold**hashes) ** buckets >= 0.99
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.01, -1.0, float("nan")])
-def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
+def test_a_threshold_out_of_range_is_refused(threshold):
     with pytest.raises(ConfigError, match="jaccard=.*from 0.5 to 1"):
         bands(threshold)
 
 
-def test_signatures_are_the_same_in_processes_with_other_hash_seeds() -> None:
+def test_signatures_are_the_same_in_processes_with_other_hash_seeds():
     code = (
         "import hashlib\n"
         "from fitb.corpus.minhash import signatures\n"
@@ -160,7 +129,7 @@ def test_signatures_are_the_same_in_processes_with_other_hash_seeds() -> None:
     assert digests == {here}
 
 
-def test_case_punctuation_and_spaces_do_not_count() -> None:
+def test_case_punctuation_and_spaces_do_not_count():
     one, other = signatures(
         ["The quick, brown fox: jumps (over) it!", "the QUICK brown\n\nfox jumps over it"]
     )
@@ -176,14 +145,14 @@ def test_case_punctuation_and_spaces_do_not_count() -> None:
         ("שָׁלוֹם לְכֻלָּם", "שִׁלּוּם לְכַלֵּם"),
     ],
 )
-def test_marks_are_part_of_words(one: str, other: str) -> None:
+def test_marks_are_part_of_words(one, other):
     """`\\w` of the standard library takes them for spaces: different texts were equal."""
     first, second = signatures([one, other])
     assert (first == second).mean() < 0.1
     assert regex.findall(r"\w+", one) != re.findall(r"\w+", one)
 
 
-def test_a_han_or_kana_character_is_a_word() -> None:
+def test_a_han_or_kana_character_is_a_word():
     apart, together, mixed = signatures(
         ["\u6211 \u4eec \u5728 \u5317 \u4eac \u306e", "\u6211\u4eec\u5728\u5317\u4eac\u306e", "x"]
     )
@@ -191,16 +160,14 @@ def test_a_han_or_kana_character_is_a_word() -> None:
     assert not np.array_equal(apart, mixed)
 
 
-def test_few_words_are_one_shingle_and_none_is_never_a_duplicate(tmp_path: Path) -> None:
+def test_few_words_are_one_shingle_and_none_is_never_a_duplicate(tmp_path):
     shards = [["one two", "", "one two three", "!?"], ["One two.", "...", "two one", "", "one two"]]
     counts, gone = deduplicate(tmp_path, shards)
     assert gone == [[], [0, 4]]
     assert (counts.clusters, counts.removed) == (1, 2)
 
 
-def test_words_of_a_long_text_are_the_same_whatever_the_block(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_words_of_a_long_text_are_the_same_whatever_the_block(monkeypatch):
     draw = random.Random(3)
     texts = [random_text(draw, number) for number in (1, 4, 5, 6, 7, 12, 13, 100)]
     at_once = signatures(texts)
@@ -212,14 +179,12 @@ def test_words_of_a_long_text_are_the_same_whatever_the_block(
             assert grams == shingles(text)
 
 
-def test_the_first_of_a_cluster_stays_in_whatever_order_shards_are_written(
-    tmp_path: Path,
-) -> None:
+def test_the_first_of_a_cluster_stays_in_whatever_order_shards_are_written(tmp_path):
     draw = random.Random(4)
     kinds = [random_text(draw, 60) for _ in range(30)]
     shards = [[draw.choice(kinds) for _ in range(25)] for _ in range(5)]
-    seen: set[str] = set()
-    expected: list[list[int]] = []
+    seen = set()
+    expected = []
     for texts in shards:
         expected.append([])
         for ordinal, text in enumerate(texts):
@@ -237,7 +202,7 @@ def test_the_first_of_a_cluster_stays_in_whatever_order_shards_are_written(
     assert removed(folder, 0).dtype == np.int64
 
 
-def test_ordinals_with_gaps_come_back_as_they_were(tmp_path: Path) -> None:
+def test_ordinals_with_gaps_come_back_as_they_were(tmp_path):
     texts = ["a b c d e f", "x", "a b c d e f", "y"]
     ordinals = np.array([3, 70000, 2**31, 2**32 - 1])
     assert write_signatures(tmp_path, 7, signatures(texts), ordinals) == 4
@@ -247,7 +212,7 @@ def test_ordinals_with_gaps_come_back_as_they_were(tmp_path: Path) -> None:
     assert removed(tmp_path, 7).tolist() == [2**31]
 
 
-def test_a_pair_joined_through_a_third_is_one_cluster() -> None:
+def test_a_pair_joined_through_a_third_is_one_cluster():
     """Against a naive search, on random pairs: chains, stars and pairs given twice."""
     draw = np.random.default_rng(5)
     for number, pairs in ((1, 0), (2, 1), (50, 20), (50, 60), (400, 300)):
@@ -263,15 +228,13 @@ def test_a_pair_joined_through_a_third_is_one_cluster() -> None:
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> tuple[Path, Callable[[], None]]:
+def done(tmp_path):
     folder = tmp_path / "done"
     deduplicate(folder, [["a b c d e f", "g"], ["a b c d e f"]])
     return folder, lambda: cluster(folder)
 
 
-def test_missing_and_cut_off_pairs_are_errors_that_name_the_file(
-    done: tuple[Path, Callable[[], None]],
-) -> None:
+def test_missing_and_cut_off_pairs_are_errors_that_name_the_file(done):
     folder, again = done
     again()
     path = folder / "pairs" / "00003_00.dups"
@@ -284,9 +247,7 @@ def test_missing_and_cut_off_pairs_are_errors_that_name_the_file(
     assert removed(folder, 1).tolist() == [0]  # the lists of before are whole
 
 
-def test_lists_of_an_earlier_clustering_do_not_stay(
-    done: tuple[Path, Callable[[], None]],
-) -> None:
+def test_lists_of_an_earlier_clustering_do_not_stay(done):
     folder, again = done
     for path in (folder / "pairs").glob("*.dups"):
         path.write_bytes(b"")
@@ -297,7 +258,7 @@ def test_lists_of_an_earlier_clustering_do_not_stay(
         removed(folder, 1)
 
 
-def test_a_writer_that_is_killed_leaves_nothing_where_buckets_are_read(tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_leaves_nothing_where_buckets_are_read(tmp_path):
     """The shard is written again, and all is well."""
     sigs = signatures(["a b c d e f", "a b c d e f"])
     code = (

@@ -11,7 +11,7 @@ import pytest
 from reading import LIMIT, parquet, read_all, write
 
 from fitb.corpus import tables
-from fitb.corpus.sources import Document, Dropped, Source, plan, read_unit
+from fitb.corpus.sources import Document, Dropped, TextSource, plan, read_split
 from fitb.errors import DataError, SystemFault
 
 
@@ -19,15 +19,15 @@ from fitb.errors import DataError, SystemFault
 def test_parquet_is_cut_at_row_groups(kind, tmp_path):
     values = [None if n % 11 == 3 else f"row {n} caf\u00e9" for n in range(100)]
     path = parquet(tmp_path / "a.parquet", pa.array(values).cast(kind), kind=None)
-    source = Source("parquet", (path,))
+    source = TextSource("parquet", (path,))
     expected = [
         Dropped(0, n, "no_text") if value is None else Document(0, n, value)
         for n, value in enumerate(values)
     ]
     counts = set()
-    for unit_bytes in (1, 200, 10**6):
-        assert read_all(source, unit_mb=unit_bytes / 1e6) == expected
-        counts.add(len(plan(source, unit_mb=unit_bytes / 1e6).units))
+    for split_bytes in (1, 200, 10**6):
+        assert read_all(source, split_mb=split_bytes / 1e6) == expected
+        counts.add(len(plan(source, split_mb=split_bytes / 1e6).splits))
     assert {1, 15} <= counts
 
 
@@ -35,7 +35,7 @@ def test_parquet_values_that_are_too_big_or_no_utf8_cost_only_themselves(tmp_pat
     raw = pa.array([b"good", b"\xff\xfe", b"x" * 41, "caf\u00e9".encode()], pa.binary())
     bad = pa.StringArray.from_buffers(4, raw.buffers()[1], raw.buffers()[2])
     path = parquet(tmp_path / "a.parquet", bad)
-    assert read_all(Source("parquet", (path,), max_document_mb=LIMIT)) == [
+    assert read_all(TextSource("parquet", (path,), max_document_mb=LIMIT)) == [
         Document(0, 0, "good"),
         Dropped(0, 1, "invalid_utf8"),
         Dropped(0, 2, "too_big"),
@@ -46,7 +46,9 @@ def test_parquet_values_that_are_too_big_or_no_utf8_cost_only_themselves(tmp_pat
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
 def test_bytes_of_a_parquet_column_are_read_as_utf8(tmp_path, kind):
     values = pa.array([b"good", b"\xff", None, "caf\u00e9".encode()]).cast(getattr(pa, kind)())
-    assert read_all(Source("parquet", (parquet(tmp_path / "a.parquet", values, kind=None),))) == [
+    assert read_all(
+        TextSource("parquet", (parquet(tmp_path / "a.parquet", values, kind=None),))
+    ) == [
         Document(0, 0, "good"),
         Dropped(0, 1, "invalid_utf8"),
         Dropped(0, 2, "no_text"),
@@ -59,15 +61,15 @@ def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="2 columns 'text'.*rename"):
-        plan(Source("parquet", (str(tmp_path / "a.parquet"),)))
+        plan(TextSource("parquet", (str(tmp_path / "a.parquet"),)))
 
 
 def test_a_parquet_column_that_is_missing_or_no_text_is_an_error(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["a"], column="texts")
     with pytest.raises(DataError, match=r"no column 'text' \(nearest: texts\).*--column"):
-        plan(Source("parquet", (path,)))
+        plan(TextSource("parquet", (path,)))
     with pytest.raises(DataError, match=r"holds int64 in column 'id'.*texts.*--column"):
-        plan(Source("parquet", (path,), column="id"))
+        plan(TextSource("parquet", (path,), column="id"))
 
 
 ROWS = [{"id": n, "text": None if n % 5 == 2 else f"row {n}"} for n in range(40)]
@@ -93,15 +95,15 @@ def test_a_dataset_of_data_files_is_read_shard_by_shard(kind, tmp_path):
             name.write_text("".join(json.dumps(row) + "\n" for row in rows))
         else:
             pq.write_table(pa.Table.from_pylist(rows), name)
-    source = Source("hf", (str(tmp_path),))
+    source = TextSource("hf", (str(tmp_path),))
     planned = plan(source)
-    assert len(planned.units) == len(planned.files) == 4
+    assert len(planned.splits) == len(planned.files) == 4
     assert read_all(source) == expected_rows([ROWS[n : n + 10] for n in range(0, 40, 10)])
     taken = read_all(source, max_mb=60 / 1e6)
     assert taken == read_all(source)[: len(taken)]
     assert 60 <= sum(len(found.text) for found in taken if isinstance(found, Document)) < 66
     with pytest.raises(DataError, match="no column 'texts'.*nearest: text.*--column"):
-        read_all(Source("hf", (str(tmp_path),), column="texts"))
+        read_all(TextSource("hf", (str(tmp_path),), column="texts"))
 
 
 def test_a_saved_dataset_is_read_in_as_many_shards_as_units_fit(tmp_path):
@@ -113,28 +115,28 @@ def test_a_saved_dataset_is_read_in_as_many_shards_as_units_fit(tmp_path):
         tmp_path / "both"
     )
     for name in ("one", "both"):
-        source = Source("hf", (str(tmp_path / name),))
+        source = TextSource("hf", (str(tmp_path / name),))
         found = read_all(source)
         assert found == expected_rows([ROWS])
-        small = read_all(source, unit_mb=50 / 1e6)
+        small = read_all(source, split_mb=50 / 1e6)
         assert [dataclasses.replace(item, file=0, place=0) for item in small] == [
             dataclasses.replace(item, file=0, place=0) for item in found
         ]
-        assert len(plan(source, unit_mb=50 / 1e6).units) > 3
-    assert len(read_all(Source("hf", (str(tmp_path / "both"),), split="test"))) == 5
+        assert len(plan(source, split_mb=50 / 1e6).splits) > 3
+    assert len(read_all(TextSource("hf", (str(tmp_path / "both"),), split="test"))) == 5
     with pytest.raises(DataError, match="no split 'dev'; it has train, test"):
-        plan(Source("hf", (str(tmp_path / "both"),), split="dev"))
+        plan(TextSource("hf", (str(tmp_path / "both"),), split="dev"))
     with pytest.raises(DataError, match="holds int64 in column 'id'"):
-        plan(Source("hf", (str(tmp_path / "one"),), column="id"))
+        plan(TextSource("hf", (str(tmp_path / "one"),), column="id"))
 
 
 def test_errors_of_datasets_are_one_line_that_names_the_dataset(tmp_path):
     write(tmp_path / "data" / "train.jsonl", b'{"text": "a"}\n')
     for source in (
-        Source("hf", (str(tmp_path / "gone"),)),
-        Source("hf", ("no-such-owner/no-such-dataset",)),
-        Source("hf", (str(tmp_path / "data"),), split="dev"),
-        Source("hf", (str(tmp_path / "data"),), subset="none"),
+        TextSource("hf", (str(tmp_path / "gone"),)),
+        TextSource("hf", ("no-such-owner/no-such-dataset",)),
+        TextSource("hf", (str(tmp_path / "data"),), split="dev"),
+        TextSource("hf", (str(tmp_path / "data"),), subset="none"),
     ):
         with pytest.raises(DataError, match="cannot read dataset") as caught:
             plan(source)
@@ -145,7 +147,7 @@ def test_errors_of_datasets_are_one_line_that_names_the_dataset(tmp_path):
 def test_a_stream_that_breaks_off_may_go_on_next_time(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    source = Source("hf", (str(tmp_path / "data"),))
+    source = TextSource("hf", (str(tmp_path / "data"),))
     planned = plan(source)
 
     def broken(*args):
@@ -153,7 +155,7 @@ def test_a_stream_that_breaks_off_may_go_on_next_time(tmp_path, monkeypatch):
         raise ConnectionResetError(104, "Connection reset by peer")
 
     monkeypatch.setattr(tables, "_rows", broken)
-    found = read_unit(source, planned, planned.units[0])
+    found = read_split(source, planned, planned.splits[0])
     assert next(found) == Document(0, 0, "one")
     with pytest.raises(SystemFault, match="broke off: Connection reset by peer; start the same"):
         next(found)

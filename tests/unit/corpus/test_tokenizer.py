@@ -7,9 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -20,26 +18,15 @@ from fitb.corpus.tokenizer import (
     added_tokens,
     describe_tokenizer,
     load_tokenizer,
-    open_tokenizer,
     read_tokens,
     take_tokenizer,
-    tokenizer_fingerprint,
     train_tokenizer,
 )
 from fitb.errors import DataError
+from fitb.shards.tokenizer import open_tokenizer, tokenizer_fingerprint
 
 
-def test_special_tokens_are_the_first_five_ids(tokenizer_folder: Path) -> None:
-    tokenizer, special = open_tokenizer(tokenizer_folder)
-    assert [tokenizer.id_to_token(number) for number in range(5)] == [
-        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
-    ]  # fmt: skip
-    assert (special.pad, special.unk, special.cls, special.sep, special.mask) == (0, 1, 2, 3, 4)
-
-
-def test_training_gives_the_same_bytes_in_another_process(
-    tokenizer_folder: Path, texts: list[str], tmp_path: Path
-) -> None:
+def test_training_gives_the_same_bytes_in_another_process(tokenizer_folder, texts, tmp_path):
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     code = (
         "import json, sys, pathlib\n"
@@ -54,9 +41,7 @@ def test_training_gives_the_same_bytes_in_another_process(
         assert (again / name).read_bytes() == (tokenizer_folder / name).read_bytes()
 
 
-def test_training_fills_the_vocabulary_and_learns_frequent_words(
-    tokenizer_folder: Path,
-) -> None:
+def test_training_fills_the_vocabulary_and_learns_frequent_words(tokenizer_folder):
     tokenizer, _ = open_tokenizer(tokenizer_folder)
     assert tokenizer.get_vocab_size() == 300
     assert tokenizer.encode("The Reader", add_special_tokens=False).tokens == ["the", "reader"]
@@ -65,14 +50,14 @@ def test_training_fills_the_vocabulary_and_learns_frequent_words(
     assert all(piece.startswith("##") for piece in pieces[1:])
 
 
-def test_no_printable_ascii_is_unknown_after_training_on_one_word(tmp_path: Path) -> None:
+def test_no_printable_ascii_is_unknown_after_training_on_one_word(tmp_path):
     train_tokenizer(["word word"], 256, tmp_path)
     tokenizer, special = open_tokenizer(tmp_path)
     text = "".join(map(chr, range(33, 127))) + " zqjx 0x9Z9"
     assert special.unk not in tokenizer.encode(text).ids
 
 
-def test_a_vocabulary_holds_as_many_frequent_symbols_as_it_can_carry(tmp_path: Path) -> None:
+def test_a_vocabulary_holds_as_many_frequent_symbols_as_it_can_carry(tmp_path):
     """It held 2,000 at most: of 6,000 Han characters two thirds were unknown, without a word."""
     han = [chr(0x4E00 + number) for number in range(5000)]
     train_tokenizer(["".join(han[i : i + 50]) for i in range(0, 5000, 50)] * 3, 21_128, tmp_path)
@@ -96,7 +81,7 @@ def test_case_and_accents_are_kept_by_option(tmp_path, lowercase, strip_accents,
         assert set(words) <= set(cut), cut
 
 
-def test_rare_symbols_do_not_push_words_out_of_a_vocabulary(tmp_path: Path) -> None:
+def test_rare_symbols_do_not_push_words_out_of_a_vocabulary(tmp_path):
     rare = [chr(0x4E00 + number) for number in range(2000)]
     others = "".join(f"{a}{b}{a} " for a in ascii_lowercase for b in ascii_lowercase)
     train_tokenizer([("the quick brown fox " * 100 + others) * 1000, *rare], 1024, tmp_path)
@@ -105,7 +90,7 @@ def test_rare_symbols_do_not_push_words_out_of_a_vocabulary(tmp_path: Path) -> N
     assert sum(piece in rare for piece in pieces) <= 256
 
 
-def test_places_that_no_word_takes_go_to_rare_symbols(tmp_path: Path) -> None:
+def test_places_that_no_word_takes_go_to_rare_symbols(tmp_path):
     """Half of the vocabulary stayed empty, and characters of the text were unknown."""
     han = "".join(chr(0x4E00 + number) for number in range(200))
     train_tokenizer([han, "the quick brown fox " * 100], 320, tmp_path)
@@ -113,19 +98,19 @@ def test_places_that_no_word_takes_go_to_rare_symbols(tmp_path: Path) -> None:
     assert len(pieces) == 320 and {"the", "quick", "brown", "fox"} <= set(pieces)
 
 
-def test_a_small_cased_vocabulary_knows_frequent_letters_with_accents(tmp_path: Path) -> None:
+def test_a_small_cased_vocabulary_knows_frequent_letters_with_accents(tmp_path):
     texts = ["Der Bär möchte über große Äpfel"] * 20
     train_tokenizer(texts, 256, tmp_path, lowercase=False)
     assert "[UNK]" not in load_tokenizer(tmp_path).tokenize(texts[0])
 
 
-def test_text_about_special_tokens_gives_ordinary_tokens(tokenizer_folder: Path) -> None:
+def test_text_about_special_tokens_gives_ordinary_tokens(tokenizer_folder):
     tokenizer, _ = open_tokenizer(tokenizer_folder)
     ids = tokenizer.encode("[PAD] [CLS] [SEP] [MASK]", add_special_tokens=False).ids
     assert min(ids) >= 5
 
 
-def test_transformers_loads_the_folder_as_a_fast_tokenizer(tokenizer_folder: Path) -> None:
+def test_transformers_loads_the_folder_as_a_fast_tokenizer(tokenizer_folder):
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer_folder)
@@ -137,17 +122,9 @@ def test_transformers_loads_the_folder_as_a_fast_tokenizer(tokenizer_folder: Pat
     assert tokens == ["[CLS]", "the", "[MASK]", "of", "order", "[SEP]", "a", "[SEP]"]
 
 
-def test_a_given_tokenizer_keeps_its_fingerprint(tokenizer_folder: Path, tmp_path: Path) -> None:
-    take_tokenizer(str(tokenizer_folder), tmp_path / "copy")
-    assert tokenizer_fingerprint(tmp_path / "copy") == tokenizer_fingerprint(tokenizer_folder)
-    ours, theirs = describe_tokenizer(tokenizer_folder), describe_tokenizer(tmp_path / "copy")
-    assert ours["special_ids"] == theirs["special_ids"]
-    assert ours["vocab_size"] == theirs["vocab_size"] == 300
-
-
 def test_the_fingerprint_ignores_truncation_padding_and_layout_but_not_words(
-    tokenizer_folder: Path, tmp_path: Path
-) -> None:
+    tokenizer_folder, tmp_path
+):
     content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     content["truncation"] = {"max_length": 8}
     (tmp_path / "tokenizer.json").write_text(json.dumps(dict(reversed(content.items()))))
@@ -157,9 +134,7 @@ def test_the_fingerprint_ignores_truncation_padding_and_layout_but_not_words(
     assert tokenizer_fingerprint(tmp_path) != tokenizer_fingerprint(tokenizer_folder)
 
 
-def test_a_given_tokenizer_that_cannot_serve_is_refused_with_the_reason(
-    tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_a_given_tokenizer_that_cannot_serve_is_refused_with_the_reason(tokenizer_folder, tmp_path):
     with pytest.raises(DataError, match="'no/such/folder' not found") as caught:
         take_tokenizer("no/such/folder", tmp_path / "a")
     assert "\n" not in str(caught.value)
@@ -179,14 +154,14 @@ def test_a_given_tokenizer_that_cannot_serve_is_refused_with_the_reason(
         take_tokenizer(str(wordless), tmp_path / "c")
 
 
-def test_a_folder_without_its_files_is_an_error_that_names_them(tmp_path: Path) -> None:
+def test_a_folder_without_its_files_is_an_error_that_names_them(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         open_tokenizer(tmp_path)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         tokenizer_fingerprint(tmp_path)
 
 
-def test_training_on_nothing_is_an_error(tmp_path: Path) -> None:
+def test_training_on_nothing_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no word"):
         train_tokenizer([""], 300, tmp_path)
 
@@ -204,15 +179,15 @@ ADDED = [
 
 
 @pytest.fixture
-def extended(tokenizer_folder: Path, tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
+def extended(tokenizer_folder, tmp_path):
     folder = tmp_path / "extended"
     shutil.copytree(tokenizer_folder, folder)
     return folder, add_tokens(folder, ADDED)
 
 
 def test_added_tokens_follow_the_vocabulary_and_name_the_pieces_they_replace(
-    tokenizer_folder: Path, extended: tuple[Path, list[dict[str, Any]]]
-) -> None:
+    tokenizer_folder, extended
+):
     folder, added = extended
     before, _ = open_tokenizer(tokenizer_folder)
     after, _ = open_tokenizer(folder)
@@ -225,9 +200,7 @@ def test_added_tokens_follow_the_vocabulary_and_name_the_pieces_they_replace(
     assert added_tokens(folder) == added
 
 
-def test_an_added_token_is_one_word_in_any_case_with_its_offsets(
-    extended: tuple[Path, list[dict[str, Any]]],
-) -> None:
+def test_an_added_token_is_one_word_in_any_case_with_its_offsets(extended):
     folder, added = extended
     tokenizer, special = open_tokenizer(folder)
     for token, entry in zip(ADDED, added, strict=True):
@@ -245,8 +218,8 @@ def test_an_added_token_is_one_word_in_any_case_with_its_offsets(
 
 
 def test_other_words_are_cut_as_before_also_those_that_hold_an_added_token(
-    tokenizer_folder: Path, texts: list[str], extended: tuple[Path, list[dict[str, Any]]]
-) -> None:
+    tokenizer_folder, texts, extended
+):
     before, _ = open_tokenizer(tokenizer_folder)
     after, _ = open_tokenizer(extended[0])
     inside = ["covids", "recovid", "covid19", "tensorflows", "ac++", "x.nets", "my__init__s"]
@@ -263,17 +236,7 @@ def test_other_words_are_cut_as_before_also_those_that_hold_an_added_token(
     assert beside.ids == [*alone, 300, *alone]
 
 
-def test_text_with_added_tokens_is_decoded_to_itself(
-    extended: tuple[Path, list[dict[str, Any]]],
-) -> None:
-    tokenizer, _ = open_tokenizer(extended[0])
-    text = "the reader of covid asks tensorflow for a state-of-the-art order"
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
-def test_transformers_reads_writes_and_copies_added_tokens(
-    extended: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_transformers_reads_writes_and_copies_added_tokens(extended, tmp_path):
     from transformers import AutoTokenizer
 
     folder, added = extended
@@ -292,8 +255,8 @@ def test_transformers_reads_writes_and_copies_added_tokens(
 
 
 def test_the_manifest_holds_what_was_added_and_the_fingerprint_without_it(
-    tokenizer_folder: Path, extended: tuple[Path, list[dict[str, Any]]]
-) -> None:
+    tokenizer_folder, extended
+):
     folder, added = extended
     entry = describe_tokenizer(folder)
     assert entry["added"] == added
@@ -304,9 +267,7 @@ def test_the_manifest_holds_what_was_added_and_the_fingerprint_without_it(
     assert json.loads(json.dumps(entry)) == entry
 
 
-def test_tokens_that_are_one_piece_already_or_twice_are_not_added(
-    extended: tuple[Path, list[dict[str, Any]]],
-) -> None:
+def test_tokens_that_are_one_piece_already_or_twice_are_not_added(extended):
     folder, added = extended
     before = (folder / "tokenizer.json").read_bytes()
     assert add_tokens(folder, [*ADDED, "COVID", "The", "[MASK]", "a"]) == []
@@ -317,9 +278,7 @@ def test_tokens_that_are_one_piece_already_or_twice_are_not_added(
 
 
 @pytest.mark.parametrize("token", ["\u6211\u4eec", "new york", "\u00ad", "##ing"])
-def test_what_no_text_would_give_as_one_word_is_refused(
-    tokenizer_folder: Path, tmp_path: Path, token: str
-) -> None:
+def test_what_no_text_would_give_as_one_word_is_refused(tokenizer_folder, tmp_path, token):
     folder = tmp_path / "copy"
     shutil.copytree(tokenizer_folder, folder)
     with pytest.raises(DataError, match="no single word for this tokenizer"):
@@ -327,9 +286,7 @@ def test_what_no_text_would_give_as_one_word_is_refused(
     assert tokenizer_fingerprint(folder) == tokenizer_fingerprint(tokenizer_folder)
 
 
-def test_a_cased_tokenizer_matches_an_added_token_in_its_case(
-    tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_a_cased_tokenizer_matches_an_added_token_in_its_case(tokenizer_folder, tmp_path):
     folder = tmp_path / "cased"
     shutil.copytree(tokenizer_folder, folder)
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -341,15 +298,13 @@ def test_a_cased_tokenizer_matches_an_added_token_in_its_case(
     assert number not in tokenizer.encode("a tensorflow").ids
 
 
-def test_a_file_of_tokens_is_read_in_order_without_blank_and_repeated_lines(
-    tmp_path: Path,
-) -> None:
+def test_a_file_of_tokens_is_read_in_order_without_blank_and_repeated_lines(tmp_path):
     path = tmp_path / "tokens.txt"
     path.write_bytes(b"\xef\xbb\xbfcovid\r\n\n  c++ \ncovid\nna\xc3\xafve")
     assert read_tokens(path) == ["covid", "c++", "na\u00efve"]
 
 
-def test_a_file_that_is_no_list_of_tokens_is_refused_with_the_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_list_of_tokens_is_refused_with_the_line(tmp_path):
     path = tmp_path / "tokens.txt"
     with pytest.raises(DataError, match="tokens.txt: No such file"):
         read_tokens(path)

@@ -76,12 +76,6 @@ def test_a_few_pieces_among_many_speak_against_nothing(put):
         load_tokenizer(put([*many, *(f"W{number}" for number in range(11))]))
 
 
-def test_the_same_is_asked_of_a_tokenizer_to_prepare_with(put, tmp_path):
-    with pytest.raises(DataError, match="do_lower_case"):
-        take_tokenizer(str(put(CASED)), tmp_path / "taken")
-    assert not (tmp_path / "taken").exists()
-
-
 @pytest.mark.parametrize("settings", [None, {"tokenizer_class": "RobertaTokenizer"}])
 def test_a_class_that_finds_no_vocabulary_is_refused_and_not_given_five_tokens(put, settings):
     folder = put(LOWER, settings)

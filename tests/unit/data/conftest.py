@@ -24,7 +24,7 @@ class Rows:
 class MemoryShards:
     """Stand-in for a shard set: rows in memory, and what was asked for."""
 
-    def __init__(self, rows: Rows, shard_rows: list[int]) -> None:
+    def __init__(self, rows, shard_rows):
         self.rows, self.shard_rows = rows, shard_rows
         self.num_rows = sum(shard_rows)
         self.asked: list[list[int]] = []

@@ -1,10 +1,8 @@
 """Micro-batches from a step number: the same rows however they are shared, cut or read ahead."""
 
-import json
 import threading
 import time
 from dataclasses import fields
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,17 +10,14 @@ import torch
 from file_server import FileServer
 
 from fitb.config import MaskConfig
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.chunk import Columns
-from fitb.corpus.manifest import fingerprint_of
-from fitb.corpus.shards import ShardSet, write_shard
-from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.data.batch import Batch
-from fitb.data.order import rows_at
-from fitb.data.stream import RowStream, bytes_ahead, window_spans
+from fitb.data.order import windows_between
+from fitb.data.stream import RowStream, bytes_ahead
 from fitb.errors import ConfigError, DataError
-from fitb.fsio import sha256_file
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
 from fitb.world import World
+from tests.unit.shards.shard_files import random_columns, write_set
 
 
 @pytest.fixture
@@ -108,6 +103,7 @@ def test_reading_ahead_changes_nothing(make_stream, prefetch_steps):
     assert [step for step, _ in steps] == list(range(7))
     for step, batch in steps:
         assert same(batch, make_stream().batch(step))
+    assert stream.waited_s > 0
 
 
 @pytest.mark.parametrize("begin", [0, 1, 3, 5, 6])
@@ -117,15 +113,6 @@ def test_entering_at_a_step_gives_the_rest_of_the_whole(make_stream, begin):
     assert [step for step, _ in tail] == [step for step, _ in whole]
     for (_, a), (_, b) in zip(tail, whole, strict=True):
         assert same(a, b)
-
-
-def test_entering_again_and_again_inside_an_epoch_does_not_drift(make_stream):
-    whole = [batch for _, batch in make_stream().iter_from(0, 9)]
-    step, pieces = 0, []
-    while step < 9:
-        pieces += [batch for _, batch in make_stream().iter_from(step, min(step + 2, 9))]
-        step = len(pieces)
-    assert all(same(a, b) for a, b in zip(pieces, whole, strict=True))
 
 
 def test_so_many_steps_are_read_ahead_and_no_more(make_stream, make_shards):
@@ -165,20 +152,6 @@ def test_leaving_early_leaves_no_thread_behind(make_stream):
     assert not [name for name in names if name.startswith("fitb-rows")]
 
 
-def test_time_spent_waiting_is_counted(make_stream, make_shards):
-    shards = make_shards()
-    read, ready = shards.read, threading.Event()
-
-    def slow(rows):
-        ready.wait(0.05)
-        return read(rows)
-
-    shards.read = slow
-    stream = make_stream(shards=shards)
-    list(stream.iter_from(0, 2))
-    assert stream.waited_s >= 0.09
-
-
 SHARD_ROWS = (5, 1, 9, 3, 6)  # as in memory: an epoch is three steps, and three windows of two
 
 
@@ -186,32 +159,9 @@ SHARD_ROWS = (5, 1, 9, 3, 6)  # as in memory: an epoch is three steps, and three
 def folder(tmp_path_factory):
     """A shard set of a few rows, on disk."""
     folder = tmp_path_factory.mktemp("rows") / "set"
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    draw, entries = np.random.default_rng(5), []
-    for number, rows in enumerate(SHARD_ROWS):
-        path = folder / f"train-{number:05d}.arrow"
-        one = np.zeros(rows, np.int32)
-        ids = draw.integers(5, 60, (rows, 16))
-        columns = Columns(ids, ids % 2 == 0, one, one, one, one, ids, ids)
-        size = write_shard(path, columns, vocab_size=60, with_offsets=False)
-        entry = {"file": path.name, "split": "train", "rows": rows, "bytes": size}
-        entries.append(entry | {"sha256": sha256_file(path)})
-    fingerprint = tokenizer_fingerprint(folder / "tokenizer")
-    manifest = {
-        "format_version": 2,
-        "length": 16,
-        "shards": entries,
-        "splits": {"train": {"rows": sum(SHARD_ROWS)}},
-        "tokenizer": {
-            "fingerprint": fingerprint,
-            "files": ["tokenizer.json"],
-            "vocab_size": 60,
-        },
-        "settings": {},
-    }
-    manifest["fingerprint"] = fingerprint_of(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    folder.mkdir()
+    columns = random_columns(sum(SHARD_ROWS), 16, 60)
+    write_set(folder, columns, SHARD_ROWS, vocab_size=60)
     return folder
 
 
@@ -219,7 +169,7 @@ def folder(tmp_path_factory):
 def server(folder, monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("fitb.corpus.remote.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("fitb.shards.remote.FIRST_WAIT_S", 0.02)
     with FileServer(folder) as serving:
         yield serving
 
@@ -236,38 +186,13 @@ def open_remote(server, folder, tmp_path):
     return open_it
 
 
-def spans_of(begin, end, seed=4):
-    sizes = np.array(SHARD_ROWS)
-    return list(window_spans(begin, end, shard_rows=sizes, seed=seed, window_shards=2))
-
-
-@pytest.mark.parametrize("begin", [0, 1, 7, 23, 24, 100])
-def test_the_rows_of_a_position_lie_in_the_shards_of_its_window(begin):
-    spans = spans_of(begin, begin + 60)
-    assert spans[-1][0] >= begin + 60
-    assert all(first < second for (first, _), (second, _) in pairwise(spans))
-    positions = np.arange(begin, begin + 60)
-    _, rows = rows_at(positions, shard_rows=SHARD_ROWS, seed=4, window_shards=2)
-    shard = np.searchsorted(np.cumsum(SHARD_ROWS), rows, side="right")
-    for position, number in zip(positions, shard, strict=True):
-        assert number in next(numbers for end, numbers in spans if end > position)
-
-
-@pytest.mark.parametrize("prefetch_steps", [0, 2])
-@pytest.mark.parametrize("begin", [0, 4])
-def test_remote_shards_give_the_batches_of_local_ones(
-    make_stream, open_remote, folder, begin, prefetch_steps
-):
-    there = make_stream(shards=ShardSet.open(folder, "train"))
-    stream = make_stream(shards=open_remote(), prefetch_steps=prefetch_steps)
-    steps = list(stream.iter_from(begin, 9))
-    assert [step for step, _ in steps] == list(range(begin, 9))
-    for step, batch in steps:
-        assert same(batch, there.batch(step))
+def windows():
+    """Of nine steps."""
+    return list(windows_between(0, 72, shard_rows=SHARD_ROWS, seed=4, window_shards=2))
 
 
 def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote, server):
-    spans = spans_of(0, 72)
+    spans = windows()
     stream = make_stream(shards=open_remote()).iter_from(0, 9)
     expected = {f"train-{n:05d}.arrow" for _, numbers in spans[:2] for n in numbers}
     next(stream)
@@ -283,7 +208,7 @@ def test_the_next_window_is_fetched_ahead_and_no_other(make_stream, open_remote,
 def test_a_failure_to_fetch_ahead_surfaces_at_the_step_that_needs_the_rows(
     make_stream, open_remote, server
 ):
-    spans = spans_of(0, 72)
+    spans = windows()
     broken = int(spans[1][1][0])
     server.answers[f"train-{broken:05d}.arrow"] = 404
     seen = []

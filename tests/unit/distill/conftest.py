@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
+from tests.unit.conftest import tiny_config
 
 VOCABULARY, LENGTH, SLOTS = 40, 12, 3
 
 
 def tiny_bert(layers, width, heads, seed, attention="sdpa", dropout=0.0):
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=2 * width,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.3,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        attn_implementation=attention,
-    )
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    sizes |= {"intermediate_size": 2 * width, "max_position_embeddings": LENGTH}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    form = {"initializer_range": 0.3, "attn_implementation": attention}
+    config = tiny_config(VOCABULARY, **sizes, **rates, **form)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BertForMaskedLM(config)

@@ -7,7 +7,6 @@ import pytest
 from evaluating import write_shards
 from transformers import BertForMaskedLM
 
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ConfigError
@@ -19,6 +18,7 @@ from fitb.evaluate.count import choose_rows, count
 from fitb.evaluate.folder import share_of
 from fitb.evaluate.metrics import difference, summarise
 from fitb.evaluate.run import evaluate
+from fitb.shards.shard_set import ShardSet
 
 
 def test_a_model_compared_with_itself_does_not_differ(make_model, general):

@@ -9,7 +9,6 @@ import torch
 from evaluating import write_shards
 from transformers import BertForMaskedLM
 
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ConfigError, ContractError
@@ -22,6 +21,7 @@ from fitb.evaluate.ranks import Ranks
 from fitb.evaluate.run import evaluate
 from fitb.evaluate.table import render
 from fitb.flags import parse
+from fitb.shards.shard_set import ShardSet
 from fitb.world import World
 
 

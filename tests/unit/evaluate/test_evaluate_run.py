@@ -8,7 +8,6 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from fitb.config import Geometry, MaskConfig
-from fitb.corpus.shards import Rows, ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
@@ -21,6 +20,7 @@ from fitb.evaluate.table import render
 from fitb.model.load import load_model
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
+from fitb.shards.shard_set import Rows, ShardSet
 
 STRATEGIES = ("token", "whole_word", "span")
 LENGTH = 24

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fitb.config import MaskConfig
-from fitb.corpus.shards import Rows
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.evaluate import folder as results
@@ -26,6 +25,7 @@ from fitb.evaluate.table import render
 from fitb.infer.onnx import export_onnx, load_onnx
 from fitb.infer.windows import windows_of
 from fitb.model.load import load_model
+from fitb.shards.shard_set import Rows
 
 MOST, LENGTH = 16, 50
 

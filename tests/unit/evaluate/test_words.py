@@ -5,14 +5,15 @@ import shutil
 import numpy as np
 import pytest
 
-from fitb.corpus.originals import documents_of, read_originals
-from fitb.corpus.shards import ShardSet
+from fitb.corpus.source_text import read_source_texts
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.words import Categoriser
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
+from fitb.shards.documents import documents_at
+from fitb.shards.shard_set import ShardSet
 
 DOCUMENTS = [
     "It is said that Paris calls os.path.join with some_value of 3.14 at https://example.org/a now",
@@ -84,10 +85,14 @@ def test_capitals_of_a_lowercase_tokenizer_come_from_the_input(folder):
     assert categoriser.found[0] == categoriser.found[1] > 9
 
 
+def ends_of(tokenizer):
+    return {"sep_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
+
+
 def test_originals_are_the_text_that_offsets_point_into(folder):
     shards, _, rows, _ = open_all(folder)
     tokenizer = load_tokenizer(shards.tokenizer_folder)
-    originals = read_originals(shards, documents_of(shards, rows, tokenizer.sep_token_id))
+    originals = read_source_texts(shards, rows, **ends_of(tokenizer))
     assert originals.reason == "" and len(originals.texts) == originals.wanted
     assert all(text.rsplit(" number ")[0] in DOCUMENTS for text in originals.texts.values())
     assert originals.wanted == shards.manifest["splits"]["validation"]["documents"]
@@ -161,7 +166,7 @@ def test_docstrings_are_read_again_from_their_python_files(shards):
     one = ShardSet.open(shards, "validation")
     tokenizer = load_tokenizer(one.tokenizer_folder)
     rows = np.arange(0, one.num_rows, 40)
-    originals = read_originals(one, documents_of(one, rows, tokenizer.sep_token_id))
+    originals = read_source_texts(one, rows, **ends_of(tokenizer))
     assert originals.reason == "" and len(originals.texts) == originals.wanted > 5
     assert any(text != text.lower() for text in originals.texts.values())
 
@@ -200,13 +205,13 @@ def test_words_of_rows_put_together_are_those_of_the_document_in_small_letters(f
     words = word_numbers(read.input_ids, read.word_starts, vocabulary)
     offsets = shards.read_offsets(rows)
     bare = Categoriser(shards, categoriser.pieces, categoriser.breaks, {}, {}, (0, 0))
+    ends = {"sep_id": vocabulary.sep_id, "pad_id": vocabulary.pad_id}
+    documents = documents_at(read.input_ids, shards.document_numbers(rows), **ends)
     number = 0
     for i in range(0, len(rows), 3):
         wanted = np.unique(words[i][words[i] >= 0])
-        each = (0, i, read.input_ids[i], words[i], wanted, offsets)
-        shard = int(np.searchsorted(np.cumsum(shards.shard_rows), i, side="right"))
-        ours = categoriser._places(shard, *each[1:])
-        for place, other in zip(ours, bare._places(*each), strict=True):
+        each = (i, read.input_ids[i], documents[i], words[i], wanted, offsets)
+        for place, other in zip(categoriser._places(*each), bare._places(*each), strict=True):
             text, begin, end = place
             assert other[0][other[1] : other[2]] == text[begin:end].lower()
             number += 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from fitb.corpus.tokenizer import SPECIAL_TOKENS, _bert_tokenizer
+from fitb.corpus.tokenizer import _bert_tokenizer
 from fitb.infer.pytorch import TorchScorer
+from fitb.shards.tokenizer import SPECIAL_TOKENS
 
 
 def tiny_tokenizer(*pieces):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from fitb.corpus.tokenizer import SPECIAL_TOKENS, _bert_tokenizer
+from fitb.corpus.tokenizer import _bert_tokenizer
 from fitb.infer.lexicon import lexicon_of
 from fitb.infer.request import Constraint
 from fitb.infer.rules import OPEN, ConstraintReader, NotBanned, OneOf, rules_of
+from fitb.shards.tokenizer import SPECIAL_TOKENS
 from tests.unit.infer.conftest import tiny_tokenizer
 
 LEXICON = lexicon_of(tiny_tokenizer("a", "b", "c", "##d", "##e", "."))

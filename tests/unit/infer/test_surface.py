@@ -1,6 +1,6 @@
 import pytest
 
-from fitb.corpus.pieces import join
+from fitb.corpus.wordpiece import join
 from fitb.infer.blanks import find_blanks
 from fitb.infer.surface import cases, in_case, put
 

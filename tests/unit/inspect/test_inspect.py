@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from fitb.config import MaskConfig
-from fitb.corpus.shards import ShardSet
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError, ContractError, DataError
 from fitb.flags import parse
@@ -22,6 +21,7 @@ from fitb.inspect.run import InspectConfig, inspect
 from fitb.inspect.sample import Run, choose_runs, document_lengths, read_sample
 from fitb.inspect.statistics import describe, most_split, word_sizes
 from fitb.inspect.text import Reader, examples, round_trips
+from fitb.shards.shard_set import ShardSet
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,6 @@ def lengths_slowly(shards, special):
                 if text:
                     lengths[path.name, document] += 1
                 inside = text
-            assert document + 1 == row["doc_end"]
     return sorted(lengths.values())
 
 

@@ -41,9 +41,6 @@ def edit_weights(folder, change):
     "changes",
     [
         {"position_embedding_type": "relative_key"},
-        {"position_embedding_type": "relative_key_query"},
-        {"position_embedding_type": "rotary"},
-        {"position_embedding_type": "alibi"},
         {"is_decoder": True},
         {"add_cross_attention": True},
         {"is_encoder_decoder": True},
@@ -54,7 +51,6 @@ def edit_weights(folder, change):
         {"num_key_value_heads": 1},
         {"attention_type": "block_sparse"},
         {"feed_forward_type": "geglu"},
-        {"rope_theta": 10000.0},
         {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         {"layer_norm_type": "rms_norm"},
         {"sliding_window": 16},
@@ -83,11 +79,6 @@ def test_a_size_that_no_weight_tells_is_not_filled_in_by_a_default(make_folder, 
         load_model(folder, tokenizer=tokenizer)
     edit_config(folder, **{key: said})
     assert getattr(load_model(folder, tokenizer=tokenizer).model.config, key) == said
-
-
-def test_a_configuration_without_a_type_is_a_berts_where_the_weights_are(make_folder, tokenizer):
-    folder = edit_config(make_folder(), without=["model_type"])
-    assert load_model(folder, tokenizer=tokenizer).missing == ()
 
 
 # As transformers 4.8, google's converter, huawei's TinyBERT and deepset write them.

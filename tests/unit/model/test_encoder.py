@@ -6,27 +6,21 @@ import itertools
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb.model.attention import attend, choose
 from fitb.model.encoder import Kernels, encode, logits_at
+from tests.unit.conftest import tiny_config
 
 ROWS, LENGTH, WIDTH, HEADS, VOCABULARY = 3, 10, 30, 6, 77  # heads of 5: no kernel likes them
 EVERY_WAY = [Kernels(*settings) for settings in itertools.product(("sdpa", "eager"), (False, True))]
 
 
 @pytest.fixture(scope="module")
-def model() -> BertForMaskedLM:
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=HEADS,
-        intermediate_size=40,
-        max_position_embeddings=16,
-        initializer_range=0.3,
-        attn_implementation="eager",
-    )
+def model():
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": HEADS}
+    form = {"initializer_range": 0.3, "attn_implementation": "eager"}
+    config = tiny_config(VOCABULARY, **sizes, **form)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = BertForMaskedLM(config).double().eval()
@@ -37,7 +31,7 @@ def model() -> BertForMaskedLM:
 
 
 @pytest.fixture(scope="module")
-def rows() -> tuple[torch.Tensor, torch.Tensor]:
+def rows():
     draw = torch.Generator().manual_seed(0)
     sizes = torch.tensor([[LENGTH], [7], [4]])
     return torch.randint(5, VOCABULARY, (ROWS, LENGTH), generator=draw), torch.arange(
@@ -47,7 +41,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
 @pytest.mark.parametrize("padded", [False, True])
-def test_states_are_those_of_transformers(model, rows, kernels, padded) -> None:
+def test_states_are_those_of_transformers(model, rows, kernels, padded):
     """In float64 to 1e-12: padding heads and vocabulary changes nothing but the order of sums."""
     ids, real = rows
     told = model(ids, attention_mask=real.long() if padded else None, output_hidden_states=True)
@@ -68,7 +62,7 @@ def test_states_are_those_of_transformers(model, rows, kernels, padded) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_last_layer_at_some_positions_answers_as_it_does_at_all_of_them(
     model, rows, kernels, padded
-) -> None:
+):
     """In float64 to 1e-12; positions may repeat and come in any order."""
     ids, real = rows[0], rows[1] if padded else None
     slots = torch.tensor([[9, 1, 1], [2, 6, 0], [3, 0, 3]])
@@ -81,9 +75,7 @@ def test_the_last_layer_at_some_positions_answers_as_it_does_at_all_of_them(
 
 
 @pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
-def test_queries_and_keys_have_the_size_of_the_head_whatever_was_computed(
-    model, rows, kernels
-) -> None:
+def test_queries_and_keys_have_the_size_of_the_head_whatever_was_computed(model, rows, kernels):
     encoded = encode(model, rows[0], None, layers=(2,), kernels=kernels)
     ((query, key),) = encoded.pairs
     state = model.bert.encoder.layer[0](model.bert.embeddings(rows[0]))
@@ -93,7 +85,7 @@ def test_queries_and_keys_have_the_size_of_the_head_whatever_was_computed(
         assert torch.allclose(ours, expected, atol=1e-12)
 
 
-def test_padding_gives_every_weight_its_exact_gradient(model, rows) -> None:
+def test_padding_gives_every_weight_its_exact_gradient(model, rows):
     found = []
     for kernels in (Kernels(), Kernels(pad=True)):
         encoded = encode(model, *rows, layers=(1, 2), kernels=kernels)
@@ -106,7 +98,7 @@ def test_padding_gives_every_weight_its_exact_gradient(model, rows) -> None:
         assert plain is not None and torch.allclose(plain, padded, atol=1e-10)
 
 
-def test_attention_drops_weights_only_when_asked() -> None:
+def test_attention_drops_weights_only_when_asked():
     draw = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(2, 3, 8, 4, generator=draw) for _ in range(3))
     sure = [attend(query, key, value, None, 0.5, 0.0, how) for how in ("sdpa", "eager")]
@@ -130,5 +122,5 @@ def test_attention_drops_weights_only_when_asked() -> None:
 )
 def test_unfused_attention_is_chosen_for_bf16_on_a_cpu_alone(
     wanted, device, dtype, length, expected
-) -> None:
+):
     assert choose(wanted, torch.device(device), dtype, length) == expected

@@ -59,7 +59,9 @@ def test_old_rows_stay_and_new_ones_are_the_mean_of_their_pieces(make_folder, to
     model = load_model(folder, tokenizer=tokenizer).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     size = model.config.vocab_size
+    state = torch.random.get_rng_state()
     extend_embeddings(model, entry["added"])
+    assert torch.equal(torch.random.get_rng_state(), state)
     after = model.state_dict()
     assert after.keys() == before.keys()
     for name, old in before.items():
@@ -94,39 +96,6 @@ def test_the_decoder_stays_tied_and_one_parameter(make_folder, tokenizer, entry)
     size = model.config.vocab_size
     assert (size, predictions.decoder.out_features) == (len(tokenizer) + 3,) * 2
     assert model(torch.tensor([[2, size - 1, 3]])).logits.shape == (1, 3, size)
-
-
-def test_logits_of_old_tokens_do_not_change(make_folder, tokenizer, entry):
-    model = load_model(make_folder(), tokenizer=tokenizer).model
-    ids = tokenizer(["the quick brown dog"], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        before = model(ids).logits
-        extend_embeddings(model, entry["added"])
-        after = model(ids).logits
-    torch.testing.assert_close(after[..., : before.shape[-1]], before, rtol=1e-5, atol=1e-5)
-
-
-def test_extending_leaves_the_global_random_state_alone(make_folder, tokenizer, entry):
-    model = load_model(make_folder(), tokenizer=tokenizer).model
-    state = torch.random.get_rng_state()
-    extend_embeddings(model, entry["added"])
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_an_extended_model_is_saved_and_loaded_as_it_is(
-    make_folder, tokenizer, added_folder, entry, tmp_path
-):
-    model = load_model(make_folder(), tokenizer=tokenizer).model
-    extend_embeddings(model, entry["added"])
-    model.save_pretrained(tmp_path / "saved")
-    load_tokenizer(added_folder).save_pretrained(tmp_path / "saved")
-    loaded = load_model(str(tmp_path / "saved"), tokenizer=load_tokenizer(added_folder))
-    assert loaded.missing == ()
-    assert loaded.model.config.vocab_size == len(tokenizer) + 3
-    for name, tensor in loaded.model.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name]), name
-    assert extended(loaded, entry) is loaded  # it has them already
-    check(loaded, load_tokenizer(added_folder), entry)
 
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt"])

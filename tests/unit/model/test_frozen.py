@@ -6,33 +6,27 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb.errors import ConfigError
 from fitb.model.encoder import encode, logits_at
 from fitb.model.frozen import Float8Linear, PackedLinear, can_pack, pack, to_float8
+from tests.unit.conftest import tiny_config
 
 CPU = torch.device("cpu")
 packs = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch has no oneDNN")
 
 
 @pytest.fixture
-def model() -> BertForMaskedLM:
-    config = BertConfig(
-        vocab_size=70,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-    )
+def model():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    config = tiny_config(70, **sizes, max_position_embeddings=16, initializer_range=0.2)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return BertForMaskedLM(config).eval().requires_grad_(False)
 
 
-def answers(model: BertForMaskedLM) -> list[torch.Tensor]:
+def answers(model):
     ids = torch.arange(5, 25).reshape(2, 10)
     encoded = encode(model, ids, None, layers=(1, 2))
     pairs = [state for pair in encoded.pairs for state in pair]
@@ -41,7 +35,7 @@ def answers(model: BertForMaskedLM) -> list[torch.Tensor]:
 
 @packs
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_a_packed_teacher_says_the_same_to_rounding(model, dtype, tolerance) -> None:
+def test_a_packed_teacher_says_the_same_to_rounding(model, dtype, tolerance):
     if not can_pack(CPU, dtype):
         pytest.skip(f"this processor multiplies no {dtype}")
     plain = answers(copy.deepcopy(model).to(dtype))
@@ -55,7 +49,7 @@ def test_a_packed_teacher_says_the_same_to_rounding(model, dtype, tolerance) -> 
 
 
 @packs
-def test_another_activation_than_gelu_stays_where_it_is(model) -> None:
+def test_another_activation_than_gelu_stays_where_it_is(model):
     model.config.hidden_act = "relu"
     for layer in model.bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
@@ -65,7 +59,7 @@ def test_another_activation_than_gelu_stays_where_it_is(model) -> None:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_eight_bits_leave_each_answer_within_a_tenth_and_the_head_as_it_was(model) -> None:
+def test_eight_bits_leave_each_answer_within_a_tenth_and_the_head_as_it_was(model):
     """e4m3 keeps 3 bits of the fraction: products of 32 terms are off by some 3 %."""
     plain = answers(model)
     to_float8(model, CPU)
@@ -77,14 +71,14 @@ def test_eight_bits_leave_each_answer_within_a_tenth_and_the_head_as_it_was(mode
         assert 0 < (ours - theirs).norm() <= 0.1 * theirs.norm()
 
 
-def test_a_width_that_8_bit_products_do_not_take_is_refused(model) -> None:
+def test_a_width_that_8_bit_products_do_not_take_is_refused(model):
     model.config.hidden_size = 312
     with pytest.raises(ConfigError, match="multiples of 16; this teacher has 312 and 48"):
         to_float8(model, CPU)
 
 
 @packs
-def test_a_rounded_teacher_is_packed_where_it_is_not_rounded(model) -> None:
+def test_a_rounded_teacher_is_packed_where_it_is_not_rounded(model):
     to_float8(model, CPU)
     rounded = answers(model)
     pack(model)
@@ -95,7 +89,7 @@ def test_a_rounded_teacher_is_packed_where_it_is_not_rounded(model) -> None:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_an_eight_bit_map_equals_its_formula() -> None:
+def test_an_eight_bit_map_equals_its_formula():
     draw = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(16, 32)
     with torch.no_grad():
@@ -103,7 +97,7 @@ def test_an_eight_bit_map_equals_its_formula() -> None:
     inputs = torch.randn(2, 5, 16, generator=draw)
     inputs[1, 2] *= 1000  # a token of another size does not spoil the others
 
-    def rounded(values: torch.Tensor) -> torch.Tensor:
+    def rounded(values):
         scale = values.abs().amax(-1, keepdim=True) / 448
         return (values / scale).to(torch.float8_e4m3fn).double() * scale
 

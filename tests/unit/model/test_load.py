@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,10 @@ from transformers import (
 )
 
 from fitb.config import Geometry
-from fitb.corpus.tokenizer import load_tokenizer, tokenizer_fingerprint
+from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ConfigError, DataError
-from fitb.model.load import encoder, load_model, mlm_head, num_parameters
+from fitb.model.load import encoder, load_model, num_parameters
+from fitb.shards.tokenizer import tokenizer_fingerprint
 
 SMALL = Geometry(num_hidden_layers=2, hidden_size=24, intermediate_size=32, num_attention_heads=3)
 
@@ -68,21 +68,9 @@ def test_half_precision_weights_are_loaded_as_float32(make_folder, tokenizer):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_a_folder_without_tokenizer_has_no_fingerprint(make_folder, tokenizer):
-    folder = make_folder(with_tokenizer=False)
-    assert load_model(folder, tokenizer=tokenizer).tokenizer_fingerprint is None
-
-
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertForPreTraining])
 def test_checkpoints_with_a_head_miss_nothing(make_folder, tokenizer, kind):
     assert load_model(make_folder(kind=kind), tokenizer=tokenizer).missing == ()
-
-
-def test_an_encoder_without_head_says_which_weights_are_missing(make_folder, tokenizer):
-    missing = load_model(make_folder(kind=BertModel), tokenizer=tokenizer).missing
-    assert "cls.predictions.transform.dense.weight" in missing
-    assert "cls.predictions.bias" in missing
-    assert all(name.startswith("cls.predictions.") for name in missing)
 
 
 def test_a_head_without_its_bias_is_noticed(make_folder, tokenizer):
@@ -91,42 +79,19 @@ def test_a_head_without_its_bias_is_noticed(make_folder, tokenizer):
     assert "cls.predictions.bias" in load_model(folder, tokenizer=tokenizer).missing
 
 
-def test_missing_weights_are_drawn_from_the_seed(make_folder, tokenizer):
-    folder = make_folder(kind=BertModel)
-    first, again, other = (
-        load_model(folder, tokenizer=tokenizer, seed=seed).model.cls.predictions.transform.dense
-        for seed in (3, 3, 4)
-    )
-    assert torch.equal(first.weight, again.weight)
-    assert not torch.equal(first.weight, other.weight)
-
-
-def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(tokenizer):
-    torch.manual_seed(5)
+@pytest.mark.parametrize("kind", ["geometry", "folder without a head"])
+def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(
+    make_folder, tokenizer, kind
+):
+    source = SMALL if kind == "geometry" else make_folder(kind=BertModel)
     before = torch.random.get_rng_state()
-    first = load_model(SMALL, tokenizer=tokenizer, seed=1).model
+    first = load_model(source, tokenizer=tokenizer, seed=1).model
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(7)
-    again = load_model(SMALL, tokenizer=tokenizer, seed=1).model
-    other = load_model(SMALL, tokenizer=tokenizer, seed=2).model
-    weights = [m.bert.embeddings.word_embeddings.weight for m in (first, again, other)]
+    again, other = (load_model(source, tokenizer=tokenizer, seed=seed).model for seed in (1, 2))
+    weights = [m.cls.predictions.transform.dense.weight for m in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-def test_loading_a_folder_leaves_the_global_state_alone(make_folder, tokenizer):
-    folder = make_folder(kind=BertModel)
-    before = torch.random.get_rng_state()
-    load_model(folder, tokenizer=tokenizer)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("length", "positions"), [(128, 512), (512, 512), (700, 700)])
-def test_a_geometry_has_positions_for_its_rows(tokenizer, length, positions):
-    config = load_model(SMALL, tokenizer=tokenizer, length=length).model.config
-    assert config.max_position_embeddings == positions
-    assert config.vocab_size == len(tokenizer)
-    assert config.pad_token_id == tokenizer.pad_token_id
 
 
 def test_dropout_replaces_both_probabilities_or_none(make_folder, tokenizer):
@@ -146,37 +111,11 @@ def test_dropout_replaces_both_probabilities_or_none(make_folder, tokenizer):
         rates(SMALL, 1.5)
 
 
-def test_the_head_on_the_encoder_is_the_model(make_folder, tokenizer):
-    model = load_model(make_folder(), tokenizer=tokenizer).model
-    coded = tokenizer(["the quick dog"], return_tensors="pt")
-    mask = coded["attention_mask"]
-    with torch.no_grad():
-        hidden = encoder(model)(input_ids=coded["input_ids"], attention_mask=mask)[0]
-        logits = mlm_head(model)(hidden[0, 2:3])
-        expected = model(input_ids=coded["input_ids"], attention_mask=mask).logits[0, 2:3]
-    torch.testing.assert_close(logits, expected)
-
-
-def test_the_decoder_is_tied_to_the_embeddings_and_counted_once(make_folder, tokenizer):
-    model = load_model(make_folder(), tokenizer=tokenizer).model
-    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
-    names = {name: p.numel() for name, p in model.named_parameters()}
-    assert num_parameters(model) == sum(names.values())
-    assert "cls.predictions.decoder.weight" not in names
-
-
 def test_another_model_type_is_refused_before_it_becomes_a_random_bert(tmp_path, tokenizer):
     config = DistilBertConfig(vocab_size=50, dim=8, n_layers=1, n_heads=2, hidden_dim=8)
     DistilBertForMaskedLM(config).save_pretrained(tmp_path / "distil")
     with pytest.raises(ConfigError, match="'distilbert'; expected a BERT encoder"):
         load_model(str(tmp_path / "distil"), tokenizer=tokenizer)
-
-
-def test_a_decoder_is_refused(make_folder, tokenizer):
-    folder = make_folder()
-    edit_config(folder, is_decoder=True)
-    with pytest.raises(ConfigError, match="is a decoder"):
-        load_model(folder, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("source", ["bert-of-nobody", "nobody/bert", "./not/here", "/not/here"])
@@ -233,13 +172,6 @@ def test_a_cased_tokenizer_stays_cased_whatever_its_folder_names(tmp_path, named
     ids = tokenizer("The [MASK] Dog", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["The", "[MASK]", "Dog"]
     assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3, 4]
-
-
-def test_a_folder_with_only_a_vocabulary_is_enough(tmp_path, tokenizer_folder, tokenizer):
-    shutil.copy(tokenizer_folder / "vocab.txt", tmp_path / "vocab.txt")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    text = "The lazy [MASK] walks-home"
-    assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 def test_loading_says_nothing_of_its_own(make_folder, tokenizer, capfd):

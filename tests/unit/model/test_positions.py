@@ -13,7 +13,6 @@ from transformers import AutoConfig, BertForMaskedLM
 
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
 from fitb.config_io import to_yaml
-from fitb.corpus.shards import read_manifest
 from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.errors import ConfigError, ContractError, DataError
 from fitb.fsio import read_json, write_json
@@ -22,6 +21,7 @@ from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 from fitb.model.loaded import Loaded
 from fitb.model.positions import known_length, settle, take_positions, trained_length
+from fitb.shards.manifest import read_manifest
 
 SMALL = Geometry(num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=3)
 CARD = "# old\n\nMade by fitb, which distils.\n\n| | |\n|---|---|\n"
@@ -31,7 +31,7 @@ CARD = "# old\n\nMade by fitb, which distils.\n\n| | |\n|---|---|\n"
 def old_run(make_folder, shard_set, tmp_path):
     """A run of before lengths were stated: its export, its configuration, a checkpoint's name."""
 
-    def make(student=SMALL, rows: int | None = None) -> Path:
+    def make(student=SMALL, rows=None):
         run = tmp_path / "run"
         shutil.move(make_folder("exported", max_position_embeddings=512), run / "export")
         settings = Config(
@@ -51,7 +51,7 @@ def old_run(make_folder, shard_set, tmp_path):
     return make
 
 
-def loaded_length(source, tokenizer) -> int:
+def loaded_length(source, tokenizer):
     return trained_length(load_model(str(source), tokenizer=tokenizer).model.config)
 
 
@@ -60,6 +60,7 @@ def test_a_student_of_given_sizes_is_trained_at_the_row_length(tokenizer, length
     config = load_model(SMALL, tokenizer=tokenizer, length=length).model.config
     assert trained_length(config) == config.trained_length == length
     assert config.max_position_embeddings == positions
+    assert (config.vocab_size, config.pad_token_id) == (len(tokenizer), tokenizer.pad_token_id)
 
 
 def test_the_statement_outlives_being_loaded_and_saved_by_transformers(tokenizer, tmp_path):

@@ -4,14 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
 
 from fitb.config import Config, DataConfig, Geometry, ModelConfig, ObjectiveConfig
 from fitb.config_io import to_yaml
-from fitb.corpus.tokenizer import describe_tokenizer, tokenizer_fingerprint
+from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.distill.objective import Objective
 from fitb.errors import ContractError, DataError
 from fitb.fsio import read_json, sha256_json, write_json
@@ -19,6 +19,7 @@ from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 from fitb.model.saved import load_saved
 from fitb.rundir.checkpoints import checkpoint_of
+from fitb.shards.tokenizer import tokenizer_fingerprint
 from fitb.train import checkpoint
 from fitb.world import World
 
@@ -70,10 +71,11 @@ def same(first, second):
 
 
 def test_a_run_means_its_newest_checkpoint_and_a_checkpoint_itself(make_run, tmp_path):
-    run, _ = make_run()
+    run, model = make_run()
     first, second = (run / "checkpoints" / f"step-000000{i}" for i in (1, 2))
     assert checkpoint_of(run) == checkpoint_of(second) == second
     assert checkpoint_of(first) == first
+    assert not same(load_saved(first).model, model)
     assert checkpoint_of(tmp_path) is None and checkpoint_of("bert-base-uncased") is None
 
 
@@ -81,7 +83,9 @@ def test_a_run_means_its_newest_checkpoint_and_a_checkpoint_itself(make_run, tmp
 def test_a_checkpoint_is_the_model_that_was_trained(make_run, make_folder, kind, tokenizer):
     student = SMALL if kind == "geometry" else make_folder("start", layer_norm_eps=1e-5)
     run, model = make_run(student, dropout=0.25)
+    before = torch.get_rng_state()
     loaded = load_saved(run)
+    assert torch.equal(torch.get_rng_state(), before)
     assert same(loaded.model, model)
     assert loaded.source == str(run / "checkpoints" / "step-0000002")
     assert loaded.missing == () and not loaded.model.training
@@ -95,11 +99,6 @@ def test_a_checkpoint_is_the_model_that_was_trained(make_run, make_folder, kind,
     assert same(load_model(str(run), tokenizer=tokenizer).model, model)
     changed = load_model(str(run), tokenizer=tokenizer, dropout=0.0).model
     assert changed.config.hidden_dropout_prob == changed.bert.embeddings.dropout.p == 0.0
-
-
-def test_an_earlier_checkpoint_is_another_model(make_run):
-    run, model = make_run()
-    assert not same(load_saved(run / "checkpoints" / "step-0000001").model, model)
 
 
 def test_weights_of_a_folder_that_is_gone_take_the_sizes_of_the_export(
@@ -189,59 +188,39 @@ def test_a_student_that_began_as_a_checkpoint_has_the_sizes_of_that_run(make_run
     assert same(load_saved(later).model, model)
 
 
-def test_loading_leaves_the_global_random_state_alone(make_run):
-    run, _ = make_run()
-    before = torch.get_rng_state()
-    load_saved(run)
-    assert torch.equal(torch.get_rng_state(), before)
+def other_bytes(path):
+    path.write_bytes(path.read_bytes()[:-3] + b"\x07" + path.read_bytes()[-2:])
 
 
-def damage_file(folder):
-    path = next(folder.glob("*.safetensors"))
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
-
-
-def lose_file(folder):
-    next(folder.glob("*.safetensors")).unlink()
-
-
-def empty_manifest(folder):
-    (folder / "manifest.json").write_text("{")
-
-
-def newer_format(folder):
-    manifest = read_json(folder / "manifest.json")
-    write_json(folder / "manifest.json", manifest | {"format": 2})
-
-
-def other_sizes(folder):
-    path = folder.parent.parent / "config.yaml"
-    path.write_text(path.read_text().replace("num_hidden_layers: 2", "num_hidden_layers: 3"))
-
-
-def no_config(folder):
-    (folder.parent.parent / "config.yaml").unlink()
+def edit(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "file", "said"),
     [
-        (damage_file, "is not what was written"),
-        (lose_file, "is missing"),
-        (empty_manifest, "cannot be read"),
-        (newer_format, "has checkpoint format 2"),
-        (other_sizes, r"does not hold this student: bert\.encoder\.layer\.2.* and \d+ more"),
-        (no_config, r"config\.yaml is missing"),
+        (other_bytes, "checkpoints/step-0000002/*.safetensors", "is not what was written"),
+        (Path.unlink, "checkpoints/step-0000002/*.safetensors", "is missing"),
+        (lambda path: path.write_text("{"), "checkpoints/*2/manifest.json", "cannot be read"),
+        (
+            lambda path: write_json(path, read_json(path) | {"format": 2}),
+            "checkpoints/*2/manifest.json",
+            "has checkpoint format 2",
+        ),
+        (
+            lambda path: edit(path, "num_hidden_layers: 2", "num_hidden_layers: 3"),
+            "config.yaml",
+            r"does not hold this student: bert\.encoder\.layer\.2.* and \d+ more",
+        ),
+        (Path.unlink, "config.yaml", r"config\.yaml is missing"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused(make_run, harm, said):
+def test_a_checkpoint_that_is_not_whole_is_refused(make_run, harm, file, said):
     run, _ = make_run()
-    folder = run / "checkpoints" / "step-0000002"
-    harm(folder)
+    harm(next(run.glob(file)))
     with pytest.raises(DataError, match=said):
-        load_saved(folder)
+        load_saved(run / "checkpoints" / "step-0000002")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
@@ -259,9 +238,3 @@ def test_which_checkpoint_a_path_means_is_told_without_torch(make_run):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == str(run / "checkpoints" / "step-0000002")
-
-
-def test_a_loaded_checkpoint_can_be_saved_as_a_hugging_face_folder(make_run, tmp_path):
-    run, model = make_run()
-    load_saved(run).model.save_pretrained(tmp_path / "folder")
-    assert same(BertForMaskedLM.from_pretrained(tmp_path / "folder"), model)

@@ -17,22 +17,16 @@ from fitb.infer.scorer import load_scorer
 from fitb.model.configuration import read_config
 from fitb.model.load import load_model
 from fitb.model.saved import _fill
+from tests.unit.conftest import tiny_config
 from tests.unit.infer.conftest import tiny_tokenizer
 
 PIECES = [*"abcdefgh", "##x"]
 
 
 def bert(size, **changes):
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-    }
     torch.manual_seed(0)
-    return BertForMaskedLM(BertConfig(vocab_size=size, **(sizes | changes))).eval()
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "initializer_range": 0.3}
+    return BertForMaskedLM(tiny_config(size, **sizes, **changes)).eval()
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missin
         "stages._write_piece = fatal\n"
     )
     (tmp_path / "sitecustomize.py").write_text(killer)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == SystemFault.exit_code, done.stderr
@@ -145,7 +145,7 @@ def test_two_preparations_of_one_folder_at_once_are_refused(
         "stages.train_tokenizer = lambda *a, **k: os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
     (tmp_path / "sitecustomize.py").write_text(stopper)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as first:
         try:
@@ -282,7 +282,7 @@ def test_control_c_is_one_line_and_the_next_start_goes_on(
     command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
     with subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -13,12 +13,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from fitb.config import MaskConfig
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, mask_rows
 from fitb.evaluate.count import EVALUATION_EPOCH
 from fitb.report.blanks import AROUND, blanks_of
 from fitb.report.gather import Run
+from fitb.shards.shard_set import ShardSet
 
 
 @pytest.fixture(scope="module")

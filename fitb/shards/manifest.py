@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fitb.corpus.cache import TOKENIZER
-from fitb.corpus.mapped import REMEDY, check_size
-from fitb.corpus.remote import MissingFile, Remote
 from fitb.errors import DataError
 from fitb.fsio import sha256_json
+from fitb.shards.cache import TOKENIZER
+from fitb.shards.mmap import REMEDY, check_size
+from fitb.shards.remote import MissingFile, Remote
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

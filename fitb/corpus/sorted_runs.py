@@ -1,10 +1,10 @@
 """Cleaned documents on disk between reading and writing, sorted, so that memory stays bounded.
 
-Each unit of the input becomes one file of sorted blocks (a run, as in external sorting; Knuth,
-The Art of Computer Programming 3, section 5.4). The key of a document is a keyed hash of its text:
+Each input split becomes one file of sorted blocks (a sorted run, as in external sorting; Knuth, The
+Art of Computer Programming 3, section 5.4). The key of a document is a keyed hash of its text:
 neighbours are unrelated, the order of the files does not count, and equal texts meet. A shard is a
-range of keys, so any process can gather any shard by itself, and how the input was cut into units
-leaves no trace.
+range of keys, so any process can gather any shard by itself, and how the input was split leaves no
+trace.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SCHEMA = pa.schema(
 
 @dataclass
 class Kept:
-    """What a run holds.
+    """What a sorted run holds.
 
     Args:
         documents: number by split.

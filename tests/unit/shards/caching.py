@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import numpy as np
-
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.shards import ShardSet
+from fitb.shards.shard_set import ShardSet
 
 NUM_ROWS, SHARD_ROWS = 60, 6
 ROOM = 4.5  # shards that the small cache holds
 
 
-def bound(local: Path) -> int:
+def bound(local):
     return int(ROOM * max(path.stat().st_size for path in local.glob("train-0000?.arrow")))
 
 
-def kept(settings: CacheSettings) -> dict[str, int]:
+def kept(settings):
     """Bytes of every whole file and part in a cache now."""
     found = {}
     for path in Path(str(settings.folder)).rglob("*"):
@@ -28,5 +25,5 @@ def kept(settings: CacheSettings) -> dict[str, int]:
     return found
 
 
-def expected_rows(local: Path, asked: np.ndarray) -> np.ndarray:
+def expected_rows(local, asked):
     return ShardSet.open(local, "train").read(asked).input_ids

@@ -1,32 +1,30 @@
-"""Order, split and identity of documents depend on their text only, whatever the units."""
+"""Order, split and identity of documents depend on their text only, whatever the input splits."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fitb.corpus.runs import SPLITS, Documents, Kept, gather, split_of, text_digest, write_run
+from fitb.corpus.sorted_runs import (
+    SPLITS,
+    Kept,
+    gather,
+    split_of,
+    text_digest,
+    write_run,
+)
 from fitb.errors import DataError
 
 
-def runs_of(
-    folder: Path,
-    texts: list[str],
-    *,
-    seed: int = 0,
-    units: int = 1,
-    block_bytes: int = 10_000,
-    fraction: float = 0.2,
-) -> tuple[list[Path], Kept]:
+def runs_of(folder, texts, *, seed=0, splits=1, block_bytes=10_000, fraction=0.2):
     """Write texts as runs; a text's place is its number in the list."""
     folder.mkdir()
     total, paths = Kept(), []
-    for unit in range(units):
-        path = folder / f"{unit:05d}.run"
-        numbered = [(0, place, text) for place, text in enumerate(texts)][unit::units]
+    for split in range(splits):
+        path = folder / f"{split:05d}.run"
+        numbered = [(0, place, text) for place, text in enumerate(texts)][split::splits]
         kept = write_run(
             path, numbered, seed=seed, validation_fraction=fraction, block_bytes=block_bytes
         )
@@ -38,36 +36,31 @@ def runs_of(
     return paths, total
 
 
-def all_of(paths: list[Path], split: str, shards: int = 1) -> list[str]:
+def all_of(paths, split, shards=1):
     parts = [gather(paths, split, number, shards) for number in range(shards)]
     return [text for part in parts for text in part.texts.to_pylist()]
 
 
-@pytest.mark.parametrize(("units", "block_bytes", "shards"), [(1, 10, 3), (5, 300, 1), (7, 9, 8)])
-def test_units_blocks_and_shards_leave_no_trace_in_the_order(
-    tmp_path: Path, texts: list[str], units: int, block_bytes: int, shards: int
-) -> None:
+@pytest.mark.parametrize(("splits", "block_bytes", "shards"), [(1, 10, 3), (5, 300, 1), (7, 9, 8)])
+def test_splits_blocks_and_shards_leave_no_trace_in_the_order(
+    tmp_path, texts, splits, block_bytes, shards
+):
     shuffled = random.Random(0).sample(texts, len(texts))
     plain, kept = runs_of(tmp_path / "a", texts)
-    cut, kept_too = runs_of(tmp_path / "b", shuffled, units=units, block_bytes=block_bytes)
+    cut, kept_too = runs_of(tmp_path / "b", shuffled, splits=splits, block_bytes=block_bytes)
     assert kept == kept_too
     for split in SPLITS:
-        assert all_of(plain, split) == all_of(cut, split, shards)
+        found = all_of(plain, split)
+        assert found == all_of(cut, split, shards)
+        assert kept.documents[split] == len(found)
+        assert kept.bytes[split] == sum(len(text.encode()) for text in found)
     found = [text for split in SPLITS for text in all_of(cut, split, shards)]
     assert sorted(found) == sorted(texts)
 
 
-def test_the_counts_are_those_of_the_texts(tmp_path: Path, texts: list[str]) -> None:
-    paths, kept = runs_of(tmp_path / "a", texts, units=3, block_bytes=50)
-    for split in SPLITS:
-        found = all_of(paths, split)
-        assert kept.documents[split] == len(found)
-        assert kept.bytes[split] == sum(len(text.encode()) for text in found)
-
-
-def test_equal_texts_meet_and_the_first_place_stays(tmp_path: Path, texts: list[str]) -> None:
+def test_equal_texts_meet_and_the_first_place_stays(tmp_path, texts):
     several = [*texts[:50], *texts[20:40], texts[3]]
-    paths, _ = runs_of(tmp_path / "a", several, units=4, block_bytes=100)
+    paths, _ = runs_of(tmp_path / "a", several, splits=4, block_bytes=100)
     for shards in (1, 6):
         parts = [gather(paths, split, n, shards) for split in SPLITS for n in range(shards)]
         places = [place for part in parts for place in part.place.tolist()]
@@ -76,9 +69,7 @@ def test_equal_texts_meet_and_the_first_place_stays(tmp_path: Path, texts: list[
         assert sorted(again) == [[0, place] for place in range(50, 71)]
 
 
-def test_a_seed_changes_the_order_but_neither_split_nor_fingerprint(
-    tmp_path: Path, texts: list[str]
-) -> None:
+def test_a_seed_changes_the_order_but_neither_split_nor_fingerprint(tmp_path, texts):
     first, kept = runs_of(tmp_path / "a", texts, seed=0)
     second, kept_too = runs_of(tmp_path / "b", texts, seed=-7)
     assert kept == kept_too
@@ -86,14 +77,7 @@ def test_a_seed_changes_the_order_but_neither_split_nor_fingerprint(
     assert set(all_of(first, "train")) == set(all_of(second, "train"))
 
 
-def test_a_text_stays_on_its_side_when_others_join(tmp_path: Path, texts: list[str]) -> None:
-    few, _ = runs_of(tmp_path / "a", texts[:100])
-    many, _ = runs_of(tmp_path / "b", texts)
-    for split in SPLITS:
-        assert set(all_of(few, split)) <= set(all_of(many, split))
-
-
-def test_the_validation_share_is_near_its_setting_and_grows_with_it() -> None:
+def test_the_validation_share_is_near_its_setting_and_grows_with_it():
     digests = [text_digest(str(number)) for number in range(5000)]
     small = {digest for digest in digests if split_of(digest, 0.1) == "validation"}
     large = {digest for digest in digests if split_of(digest, 0.3) == "validation"}
@@ -101,25 +85,19 @@ def test_the_validation_share_is_near_its_setting_and_grows_with_it() -> None:
     assert small < large
 
 
-def test_neighbours_come_from_anywhere(tmp_path: Path, texts: list[str]) -> None:
-    paths, _ = runs_of(tmp_path / "a", texts)
-    places = gather(paths, "train", 0, 1).place
-    assert np.corrcoef(places[1:], places[:-1])[0, 1] < 0.2
-
-
-def test_documents_can_be_left_out_and_picked(tmp_path: Path, texts: list[str]) -> None:
+def test_documents_can_be_left_out_and_picked(tmp_path, texts):
     paths, _ = runs_of(tmp_path / "a", texts[:30])
     documents = gather(paths, "train", 0, 1)
     gone = np.array([0, 3, len(documents) - 1])
     left, picked = documents.without(gone), documents.only(gone)
     assert (len(left), len(picked)) == (len(documents) - 3, 3)
-    both: list[Documents] = [left, picked]
+    both = [left, picked]
     pairs = [pair for part in both for pair in zip(part.texts.to_pylist(), part.place, strict=True)]
     assert sorted(place for _, place in pairs) == sorted(documents.place)
     assert all(texts[place] == text for text, place in pairs)
 
 
-def test_an_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_file(tmp_path):
     def documents():  # type: ignore[no-untyped-def]
         yield 0, 0, "one"
         raise KeyboardInterrupt
@@ -130,7 +108,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_run_is_named(tmp_path: Path, texts: list[str]) -> None:
+def test_a_damaged_run_is_named(tmp_path, texts):
     paths, _ = runs_of(tmp_path / "a", texts)
     paths[0].write_bytes(paths[0].read_bytes()[:1000])
     with pytest.raises(DataError, match=f"{paths[0].name} is damaged"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from caching import NUM_ROWS, SHARD_ROWS, bound, expected_rows
 from file_server import FileServer
 from snapshot import snapshot, touched
 
-from fitb.corpus.cache import TOKENIZER, CacheSettings
-from fitb.corpus.shards import ShardSet
 from fitb.errors import ConfigError, SystemFault
+from fitb.shards.cache import TOKENIZER, CacheSettings
+from fitb.shards.shard_set import ShardSet
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -25,7 +24,7 @@ KEY = "0123456789abcdef0123456789abcdef"  # a name as sets have
 ALL = np.arange(NUM_ROWS)
 
 
-def fill(folder: Path) -> Path:
+def fill(folder):
     """Put into a folder what a user may have there; return the folder."""
     (folder / ".ssh").mkdir(parents=True)
     (folder / "thesis").mkdir()
@@ -46,7 +45,7 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-def read_all(server: FileServer, settings: CacheSettings, local: Path) -> ShardSet:
+def read_all(server, settings, local):
     """Read every row, one by one, so that a small cache removes and fetches again."""
     shards = ShardSet.open(server.url, "train", settings, max_mapped=1)
     rows = np.concatenate([shards.read(np.array([row])).input_ids for row in ALL[::3]])
@@ -54,7 +53,7 @@ def read_all(server: FileServer, settings: CacheSettings, local: Path) -> ShardS
     return shards
 
 
-def limits(local: Path) -> dict[str, float]:
+def limits(local):
     """Bounds in GB: the smallest that is admitted, a small one, one that never fills."""
     largest = max(path.stat().st_size for path in local.glob("*.arrow"))
     return {"smallest": largest / 1e9 + 1e-12, "small": bound(local) / 1e9, "huge": 1e9}
@@ -63,13 +62,8 @@ def limits(local: Path) -> dict[str, float]:
 @pytest.mark.parametrize("limit", ["smallest", "small", "huge"])
 @pytest.mark.parametrize("where", ["named", "through_a_link", "slurm", "tmp"])
 def test_a_cache_touches_no_file_of_the_user_in_the_folder_that_it_is_given(
-    where: str,
-    limit: str,
-    server: FileServer,
-    local: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    where, limit, server, local, tmp_path, monkeypatch
+):
     user = fill(tmp_path / "scratch")
     (tmp_path / "link").symlink_to(user)
     monkeypatch.setenv("SLURM_TMPDIR", str(user) if where == "slurm" else "")
@@ -82,9 +76,7 @@ def test_a_cache_touches_no_file_of_the_user_in_the_folder_that_it_is_given(
     assert asked == 10  # 30 GB of another's are not counted
 
 
-def test_a_cache_touches_no_file_of_the_user_among_its_own(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_cache_touches_no_file_of_the_user_among_its_own(server, settings, local):
     folder = read_all(server, settings, local).tokenizer_folder.parent
     home = folder.parent
     shutil.copytree(folder, home / KEY)  # with its mark and its locks
@@ -109,39 +101,27 @@ def test_a_cache_touches_no_file_of_the_user_among_its_own(
     assert snapshot(home)["kept.arrow"][:4] == theirs["kept.arrow"][:4]
 
 
-def own_file(path: Path, user: Path) -> None:
-    path.write_text("mine")
+CHAPTER = Path("thesis") / "chapter1.tex"
+PUT = {  # something of the user at a path
+    "a file": lambda path, user: path.write_text("mine"),
+    "a link": lambda path, user: path.symlink_to(user / CHAPTER),
+    "a second name": lambda path, user: os.link(user / CHAPTER, path),
+    "a folder": lambda path, user: fill(path),
+}
 
 
-def a_link(path: Path, user: Path) -> None:
-    path.symlink_to(user / "thesis" / "chapter1.tex")
-
-
-def a_second_name(path: Path, user: Path) -> None:
-    os.link(user / "thesis" / "chapter1.tex", path)
-
-
-def a_folder(path: Path, user: Path) -> None:
-    fill(path)
-
-
-@pytest.mark.parametrize("put", [own_file, a_link, a_second_name, a_folder])
+@pytest.mark.parametrize("put", PUT)
 @pytest.mark.parametrize(
     "name", ["train-00003.arrow", "train-00003.arrow.part", "train-00003.arrow.lock"]
 )
 def test_what_stands_in_the_place_of_a_file_of_the_cache_is_refused_and_stays(
-    put: Callable[[Path, Path], None],
-    name: str,
-    server: FileServer,
-    settings: CacheSettings,
-    local: Path,
-    tmp_path: Path,
-) -> None:
+    put, name, server, settings, local, tmp_path
+):
     user = fill(tmp_path / "user")
     folder = read_all(server, replace(settings, max_gb=1.0), local).tokenizer_folder.parent
     for path in folder.glob("train-00003.arrow*"):
         path.unlink()
-    put(folder / name, user)
+    PUT[put](folder / name, user)
     at = folder / name
     before, there = snapshot(user), snapshot(at)
     small = ShardSet.open(server.url, "train", settings, max_mapped=1)
@@ -154,8 +134,8 @@ def test_what_stands_in_the_place_of_a_file_of_the_cache_is_refused_and_stays(
 
 
 def test_a_set_folder_that_was_replaced_by_a_link_is_refused_and_its_target_stays(
-    server: FileServer, settings: CacheSettings, local: Path, tmp_path: Path
-) -> None:
+    server, settings, local, tmp_path
+):
     shards = read_all(server, settings, local)
     folder = shards.tokenizer_folder.parent
     user = shutil.copytree(folder, tmp_path / "user")
@@ -175,13 +155,8 @@ def test_a_set_folder_that_was_replaced_by_a_link_is_refused_and_its_target_stay
 
 @pytest.mark.parametrize("swap", ["file", "folder"])
 def test_what_is_put_in_place_between_a_look_and_a_removal_stays(
-    swap: str,
-    server: FileServer,
-    settings: CacheSettings,
-    local: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    swap, server, settings, local, tmp_path, monkeypatch
+):
     shards = read_all(server, settings, local)
     folder = shards.tokenizer_folder.parent
     user = fill(tmp_path / "user")
@@ -189,7 +164,7 @@ def test_what_is_put_in_place_between_a_look_and_a_removal_stays(
         (user / f"train-0000{number}.arrow").write_text("mine")
     before, unlink, swapped = snapshot(user), os.unlink, []
 
-    def after_a_swap(name: str | Path, *, dir_fd: int | None = None) -> None:
+    def after_a_swap(name, *, dir_fd=None):
         if not swapped and str(name).endswith(".arrow"):
             swapped.append(name)
             if swap == "file":
@@ -206,65 +181,41 @@ def test_what_is_put_in_place_between_a_look_and_a_removal_stays(
     assert swapped and touched(before, user) == []
 
 
-def other_user(home: Path, user: Path) -> None:
+def of_another_user(home, user):
+    if os.getuid():
+        pytest.skip("a folder of another user needs root")
     home.mkdir()
     os.chown(home, 12345, 12345)
 
 
-def a_link_to_a_folder(home: Path, user: Path) -> None:
-    home.symlink_to(user)
+def marked(by):
+    """A folder whose mark is put there by a function of PUT."""
+    return lambda home, user: (home.mkdir(exist_ok=True), PUT[by](home / "fitb-cache.lock", user))
 
 
-def without_mark(home: Path, user: Path) -> None:
-    fill(home)
+HOMES = {
+    "of another user": of_another_user,
+    "a link": lambda home, user: home.symlink_to(user),
+    "a file": PUT["a file"],
+    "without a mark": PUT["a folder"],
+    "full, with another mark": lambda home, user: (fill(home / "x"), marked("a file")(home, user)),
+    "with another mark": marked("a file"),
+    "with a link for a mark": marked("a link"),
+}
 
 
-def with_another_mark(home: Path, user: Path) -> None:
-    fill(home)
-    (home / "fitb-cache.lock").write_text("mine")
-
-
-def alone_with_another_mark(home: Path, user: Path) -> None:
-    home.mkdir()
-    (home / "fitb-cache.lock").write_text("mine")
-
-
-def with_a_link_for_a_mark(home: Path, user: Path) -> None:
-    home.mkdir()
-    (home / "fitb-cache.lock").symlink_to(user / "thesis" / "chapter1.tex")
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        other_user,
-        a_link_to_a_folder,
-        without_mark,
-        with_another_mark,
-        alone_with_another_mark,
-        with_a_link_for_a_mark,
-        own_file,
-    ],
-)
+@pytest.mark.parametrize("made", HOMES)
 @pytest.mark.parametrize("named", [True, False])
 def test_a_folder_of_the_cache_s_name_that_fitb_did_not_make_is_refused_and_stays(
-    made: Callable[[Path, Path], None],
-    named: bool,
-    server: FileServer,
-    settings: CacheSettings,
-    local: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if made is other_user and os.getuid():
-        pytest.skip("a folder of another user needs root")
+    made, named, server, settings, local, tmp_path, monkeypatch
+):
     monkeypatch.delenv("SLURM_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(settings.folder))
     settings = settings if named else replace(settings, folder=None)
     home = settings.home()
     shutil.rmtree(home)
     user = fill(tmp_path / "user")
-    made(home, user)
+    HOMES[made](home, user)
     before = snapshot(tmp_path)
     with pytest.raises(ConfigError, match=f"{home} .*; move it away, or set data.cache_dir"):
         ShardSet.open(server.url, "train", settings)
@@ -274,9 +225,7 @@ def test_a_folder_of_the_cache_s_name_that_fitb_did_not_make_is_refused_and_stay
     read_all(server, settings, local)
 
 
-def test_a_cache_is_private_marked_and_made_again_if_it_is_removed(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_cache_is_private_marked_and_made_again_if_it_is_removed(server, settings, local):
     Path(str(settings.folder)).mkdir()
     settings.home().joinpath("fitb-cache.lock").write_bytes(b"fitb keeps")  # cut off by a kill
     shards = read_all(server, settings, local)
@@ -292,9 +241,7 @@ def test_a_cache_is_private_marked_and_made_again_if_it_is_removed(
         shards.fetch(range(10))
 
 
-def test_a_cache_of_an_earlier_fitb_is_left_as_it_is(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_cache_of_an_earlier_fitb_is_left_as_it_is(server, settings, local):
     folder = read_all(server, settings, local).tokenizer_folder.parent
     old = Path(str(settings.folder))
     shutil.copytree(folder, old / folder.name)
@@ -304,9 +251,7 @@ def test_a_cache_of_an_earlier_fitb_is_left_as_it_is(
     assert touched(before, old / folder.name) == []
 
 
-def test_two_sets_share_the_bound_of_one_cache(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_two_sets_share_the_bound_of_one_cache(server, settings, local):
     with FileServer(local) as second:
         sets = [ShardSet.open(one.url, "train", settings) for one in (server, second)]
         for number in range(10):
@@ -317,9 +262,7 @@ def test_two_sets_share_the_bound_of_one_cache(
     assert sets[0].tokenizer_folder != sets[1].tokenizer_folder
 
 
-def test_a_full_disk_is_told_and_leaves_what_is_there(
-    server: FileServer, settings: CacheSettings, small_disk: Path
-) -> None:
+def test_a_full_disk_is_told_and_leaves_what_is_there(server, settings, small_disk):
     user = small_disk / "filler"
     with open(user, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

@@ -10,7 +10,6 @@ Dimensions: n rows asked for, L length.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,100 +19,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fitb.corpus.cache import TOKENIZER, Cache, CacheSettings, open_cache
-from fitb.corpus.chunk import Columns
-from fitb.corpus.manifest import DOCUMENTS, read_manifest, remote_manifest
-from fitb.corpus.mapped import REMEDY, MappedShards, check_size, id_type
-from fitb.corpus.remote import Remote, is_remote, local_folder
-from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.errors import DataError, nearest
-from fitb.fsio import naming_full_disk
-
-DIGEST_BYTES = 16  # of a document
-_ORDINAL_BITS = 40  # of a document in its shard
-
-
-def write_shard(path: Path, rows: Columns, *, vocab_size: int, with_offsets: bool) -> int:
-    """Write rows as one Arrow file; equal rows give equal bytes.
-
-    Args:
-        path: written anew; on disk when the function returns.
-        rows: at least one.
-        vocab_size: decides the type of input_ids.
-        with_offsets: add the characters of every token, for validation.
-    Returns: size in bytes.
-    Raises: SystemFault where the disk is full.
-    """
-    columns: dict[str, pa.Array] = {
-        "input_ids": _lists(rows.input_ids.astype(id_type(vocab_size))),
-        "word_starts": _lists(np.packbits(rows.word_starts, axis=1, bitorder="little")),
-        "doc_begin": pa.array(rows.doc_begin),
-        "doc_end": pa.array(rows.doc_end),
-        "char_begin": pa.array(rows.char_begin),
-        "char_end": pa.array(rows.char_end),
-    }
-    if with_offsets:
-        columns["offset_begin"] = _lists(rows.offset_begin)
-        columns["offset_end"] = _lists(rows.offset_end)
-    return _write_stream(path, columns)
-
-
-def write_documents(
-    path: Path,
-    file: NDArray[np.int32],
-    place: NDArray[np.int64],
-    chars: NDArray[np.int32],
-    digest: NDArray[np.uint8],
-) -> int:
-    """Write where the documents of a shard come from, one row each, in the shard's order.
-
-    Args:
-        path: written anew; on disk when the function returns.
-        file: (n,) int32, which of the set's input files.
-        place: (n,) int64, where in that file.
-        chars: (n,) int32, characters of the normalised text.
-        digest: (n, 16) uint8, first half of the sha256 of the normalised text in UTF-8.
-    Returns: size in bytes.
-    Raises: SystemFault where the disk is full.
-    """
-    digests = pa.py_buffer(np.ascontiguousarray(digest, dtype=np.uint8))
-    columns = {
-        "file": pa.array(file, pa.int32()),
-        "place": pa.array(place, pa.int64()),
-        "chars": pa.array(chars, pa.int32()),
-        "digest": pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(DIGEST_BYTES), len(digest), [None, digests]
-        ),
-    }
-    return _write_stream(path, columns)
-
-
-def _write_stream(path: Path, columns: dict[str, pa.Array]) -> int:
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    with naming_full_disk(path), open(path, "wb") as file:
-        with pa.ipc.new_stream(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
-    return path.stat().st_size
-
-
-def _lists(values: NDArray[Any]) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def shard_name(split: str, number: int) -> str:
-    return f"{split}-{number:05d}.arrow"
-
-
-def _check_tokenizer(folder: Path, expected: str) -> None:
-    found = tokenizer_fingerprint(folder)
-    if found != expected:
-        raise DataError(
-            f"{folder} is not the tokenizer of these shards: expected fingerprint {expected}, found"
-            f" {found}; {REMEDY}"
-        )
+from fitb.shards.cache import TOKENIZER, CacheSettings, ShardCache, open_cache
+from fitb.shards.documents import MOST_DOCUMENTS
+from fitb.shards.manifest import DOCUMENTS, read_manifest, remote_manifest
+from fitb.shards.mmap import REMEDY, MappedShards, check_size
+from fitb.shards.remote import Remote, is_remote, local_folder
+from fitb.shards.tokenizer import tokenizer_fingerprint
 
 
 @dataclass(frozen=True)
@@ -136,13 +48,10 @@ class Offsets:
     Args:
         offset_begin: (n, L) int32, first character; 0 for special tokens.
         offset_end: (n, L) int32, one past the last character; 0 for special tokens.
-        doc_begin: (n,) int64, first document of the row, counted from 0 in its shard file; the
-            next follows [SEP].
     """
 
     offset_begin: NDArray[np.int32]
     offset_end: NDArray[np.int32]
-    doc_begin: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -170,7 +79,7 @@ class ShardSet:
     shard_rows: tuple[int, ...]
     manifest: dict[str, Any] = field(repr=False)
     tokenizer_folder: Path = field(repr=False)
-    cache: Cache | None = field(repr=False, compare=False)
+    cache: ShardCache | None = field(repr=False, compare=False)
     _entries: tuple[dict[str, Any], ...] = field(repr=False, compare=False)
     _mapped: MappedShards = field(repr=False, compare=False)
     _ends: NDArray[np.int64] = field(repr=False, compare=False)  # of each shard, in rows
@@ -210,7 +119,15 @@ class ShardSet:
                 f"{name} has no split {split!r}{nearest(split, known)}; it has {', '.join(known)}"
             )
         if cache is None:
-            _check_tokenizer(folder / TOKENIZER, manifest["tokenizer"]["fingerprint"])
+            found, expected = (
+                tokenizer_fingerprint(folder / TOKENIZER),
+                manifest["tokenizer"]["fingerprint"],
+            )
+            if found != expected:
+                raise DataError(
+                    f"{folder / TOKENIZER} is not the tokenizer of these shards: expected"
+                    f" fingerprint {expected}, found {found}; {REMEDY}"
+                )
             for entry in entries:
                 check_size(folder / entry["file"], entry["bytes"])
         shard_rows = tuple(entry["rows"] for entry in entries)
@@ -243,7 +160,7 @@ class ShardSet:
     def fetch(self, numbers: Iterable[int]) -> None:
         """Bring shards of a remote set to this node, those that no other process fetches first.
 
-        Raises: as Cache.fetch does.
+        Raises: as ShardCache.fetch does.
         """
         if self.cache is not None:
             files = [self._entries[number]["file"] for number in numbers]
@@ -269,7 +186,7 @@ class ShardSet:
         Args:
             rows: (n,) int64, each in [0, num_rows); repeats are allowed.
         Raises: DataError where a touched shard is damaged; IndexError where a row does not exist;
-            what Cache.fetch raises.
+            what ShardCache.fetch raises.
         """
         ids = np.empty((len(rows), self.length), dtype=np.int64)
         starts = np.empty((len(rows), self.length), dtype=bool)
@@ -289,7 +206,6 @@ class ShardSet:
         """
         begin = np.empty((len(rows), self.length), dtype=np.int32)
         end = np.empty((len(rows), self.length), dtype=np.int32)
-        document = np.empty(len(rows), dtype=np.int64)
         for asked, columns, local in self._by_shard(rows):
             if "offset_begin" not in columns:
                 raise DataError(
@@ -297,32 +213,22 @@ class ShardSet:
                 )
             begin[asked] = columns["offset_begin"][local]
             end[asked] = columns["offset_end"][local]
-            document[asked] = columns["doc_begin"][local]
-        return Offsets(begin, end, document)
+        return Offsets(begin, end)
 
     def document_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of each row's first document: (n,) int64, no two alike in the split.
+        """Return the number of each row's first document, for `documents.documents_at`: (n,) int64.
 
-        The next document of a row has the next number.
-
-        Args:
-            rows: (n,) int64, each in [0, num_rows).
-        Raises: as `read` does.
-        """
-        shard = np.searchsorted(self._ends, rows, side="right")
-        return (shard << _ORDINAL_BITS) + self.first_documents(rows)
-
-    def first_documents(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the ordinal of each row's first document in its shard: (n,) int64.
+        No two documents of the split have one number: it is the shard's times MOST_DOCUMENTS, and
+        the document's ordinal in the shard.
 
         Args:
             rows: (n,) int64, each in [0, num_rows).
         Raises: as `read` does.
         """
-        document = np.empty(len(rows), dtype=np.int64)
+        numbers = np.empty(len(rows), dtype=np.int64)
         for asked, columns, local in self._by_shard(rows):
-            document[asked] = columns["doc_begin"][local]
-        return document
+            numbers[asked] = columns["doc_begin"][local]
+        return np.searchsorted(self._ends, rows, side="right") * MOST_DOCUMENTS + numbers
 
     def _by_shard(
         self, rows: NDArray[np.int64]

@@ -6,41 +6,32 @@ import logging
 import re
 import threading
 import time
-from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 from caching import NUM_ROWS, SHARD_ROWS, expected_rows, kept
-from file_server import FileServer
 
-from fitb.corpus import remote as fetching
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.shards import ShardSet
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import sha256_file
+from fitb.shards import remote as fetching
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def test_a_file_that_comes_damaged_is_fetched_again(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
-    server.corrupt["train-00001.arrow"] = 1
+@pytest.mark.parametrize(("fault", "times"), [("corrupt", 1), ("cut", 3)])
+def test_a_file_that_comes_damaged_or_cut_off_is_fetched_again(
+    server, settings, local, fault, times
+):
+    getattr(server, fault)["train-00001.arrow"] = times
     rows = ShardSet.open(server.url, "train", settings).read(np.arange(NUM_ROWS)).input_ids
     assert (rows == expected_rows(local, np.arange(NUM_ROWS))).all()
-    assert server.requests["train-00001.arrow"] == 2
+    assert server.requests["train-00001.arrow"] == times + 1
 
 
-def test_a_file_that_comes_damaged_twice_is_named_with_both_sums(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_file_that_comes_damaged_twice_is_named_with_both_sums(server, settings, local):
     name = "train-00001.arrow"
     server.corrupt[name] = 9
     shards = ShardSet.open(server.url, "train", settings)
@@ -54,26 +45,12 @@ def test_a_file_that_comes_damaged_twice_is_named_with_both_sums(
     assert kept(settings) == {}
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
-    ShardSet.open(server.url, "train", settings).read(np.array([0]))
-    (path,) = Path(str(settings.folder)).rglob("train-00000.arrow")
-    damage(path)
-    rows = ShardSet.open(server.url, "train", settings).read(np.array([0])).input_ids
-    assert (rows == expected_rows(local, np.array([0]))).all()
-    assert server.requests["train-00000.arrow"] == 2
-
-
 def test_a_server_that_dies_in_the_middle_of_a_file_and_comes_back_costs_only_time(
-    server: FileServer,
-    settings: CacheSettings,
-    local: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    server, settings, local, caplog
+):
     shards = ShardSet.open(server.url, "train", settings)
     server.hold.clear()
-    rows: list[np.ndarray] = []
+    rows = []
     reading = threading.Thread(target=lambda: rows.append(shards.read(np.array([9])).input_ids))
     reading.start()
     assert server.holding.wait(10)
@@ -88,18 +65,7 @@ def test_a_server_that_dies_in_the_middle_of_a_file_and_comes_back_costs_only_ti
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
-def test_an_answer_that_ends_too_early_is_asked_for_again(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
-    server.cut["train-00001.arrow"] = 3
-    rows = ShardSet.open(server.url, "train", settings).read(np.array([9])).input_ids
-    assert (rows == expected_rows(local, np.array([9]))).all()
-    assert server.requests["train-00001.arrow"] == 4
-
-
-def test_a_server_that_stays_away_is_a_fault_of_the_machine(
-    server: FileServer, settings: CacheSettings
-) -> None:
+def test_a_server_that_stays_away_is_a_fault_of_the_machine(server, settings):
     shards = ShardSet.open(server.url, "train", CacheSettings(settings.folder, 1.0, 0.3))
     server.stop()
     with pytest.raises(SystemFault, match=r"no server gave http://127.*train-00000\.arrow within"):
@@ -111,9 +77,7 @@ def test_a_server_that_stays_away_is_a_fault_of_the_machine(
 @pytest.mark.parametrize(
     ("status", "message"), [(404, "is missing; copy the set"), (403, "is refused: .*credentials")]
 )
-def test_a_server_that_refuses_is_believed_after_a_few_tries(
-    server: FileServer, settings: CacheSettings, status: int, message: str
-) -> None:
+def test_a_server_that_refuses_is_believed_after_a_few_tries(server, settings, status, message):
     shards = ShardSet.open(server.url, "train", settings)
     server.answers["train-00002.arrow"] = status
     with pytest.raises(DataError, match=rf"train-00002\.arrow {message}"):
@@ -121,7 +85,7 @@ def test_a_server_that_refuses_is_believed_after_a_few_tries(
     assert server.requests["train-00002.arrow"] == fetching.REFUSALS
 
 
-def test_an_s3_server_without_the_file_is_believed(bucket: str, settings: CacheSettings) -> None:
+def test_an_s3_server_without_the_file_is_believed(bucket, settings):
     shards = ShardSet.open(bucket, "train", settings)
     fsspec.filesystem("s3", skip_instance_cache=True).rm(f"{bucket}/train-00002.arrow")
     with pytest.raises(DataError, match=r"s3://.*/train-00002\.arrow is missing"):
@@ -130,14 +94,7 @@ def test_an_s3_server_without_the_file_is_believed(bucket: str, settings: CacheS
         ShardSet.open(f"{bucket}/none", "train", settings)
 
 
-def test_a_url_that_is_no_shard_set_is_named(server: FileServer, settings: CacheSettings) -> None:
-    with pytest.raises(DataError, match=r"/elsewhere is not a shard set: it has no manifest\.json"):
-        ShardSet.open(f"{server.url}/elsewhere", "train", settings)
-
-
-def test_passwords_and_signatures_reach_the_server_and_no_message(
-    server: FileServer, settings: CacheSettings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_passwords_and_signatures_reach_the_server_and_no_message(server, settings, caplog):
     url = server.url.replace("//", "//user:hush@") + "?sig=quiet"
     shards = ShardSet.open(url, "train", settings)
     shards.read(np.array([0]))
@@ -158,9 +115,7 @@ def test_passwords_and_signatures_reach_the_server_and_no_message(
     assert not [text for text in messages if "hush" in text or "quiet" in text]
 
 
-def test_a_tokenizer_that_is_another_is_refused(
-    server: FileServer, settings: CacheSettings
-) -> None:
+def test_a_tokenizer_that_is_another_is_refused(server, settings):
     server.corrupt["tokenizer/tokenizer.json"] = 1
     ShardSet.open(server.url, "train", settings)
     assert server.requests["tokenizer/tokenizer.json"] == 2

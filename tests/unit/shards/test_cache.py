@@ -6,12 +6,12 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,17 @@ from caching import NUM_ROWS, SHARD_ROWS, bound, expected_rows, kept
 from file_server import FileServer
 from shard_files import write_manifest
 
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.shards import ShardSet
 from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.mark.parametrize("protocol", ["http", "s3"])
 def test_rows_are_the_same_from_a_server_through_a_cache_smaller_than_the_corpus(
-    protocol: str, local: Path, settings: CacheSettings, request: pytest.FixtureRequest
-) -> None:
+    protocol, local, settings, request
+):
     where = (
         request.getfixturevalue("server").url
         if protocol == "http"
@@ -56,8 +56,8 @@ def test_rows_are_the_same_from_a_server_through_a_cache_smaller_than_the_corpus
 READER = """
 import sys, time
 import numpy as np
-from fitb.corpus.cache import CacheSettings
-from fitb.corpus.shards import ShardSet
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
 url, folder, max_gb, seed, times = sys.argv[1:]
 shards = ShardSet.open(url, "train", CacheSettings(folder, float(max_gb), 30.0), max_mapped=2)
 print("open", flush=True)
@@ -69,9 +69,7 @@ print(sum(int(part.sum()) for part in ids))
 """
 
 
-def start_reader(
-    server: FileServer, settings: CacheSettings, *, max_gb: float, seed: int = 0, times: int = 1
-) -> subprocess.Popen[str]:
+def start_reader(server, settings, *, max_gb, seed=0, times=1):
     """Start a process that reads every row, some times, each in an order of its own."""
     words = [server.url, str(settings.folder), str(max_gb), str(seed), str(times)]
     process = subprocess.Popen(
@@ -84,16 +82,14 @@ def start_reader(
     return process
 
 
-def finish(process: subprocess.Popen[str]) -> int:
+def finish(process):
     """Let a reader read to its end; return the sum of the ids that it read."""
     out, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
     return int(out)
 
 
-def test_processes_of_a_node_download_each_shard_once(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_processes_of_a_node_download_each_shard_once(server, settings, local):
     readers = [start_reader(server, settings, max_gb=1.0, seed=seed) for seed in range(2)]
     threads = [threading.Thread(target=reader.communicate, args=("\n",)) for reader in readers]
     for thread in threads:
@@ -106,14 +102,12 @@ def test_processes_of_a_node_download_each_shard_once(
     assert server.requests["tokenizer/tokenizer.json"] == 1
 
 
-def test_a_cache_is_never_above_its_bound_whatever_its_processes_do(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_cache_is_never_above_its_bound_whatever_its_processes_do(server, settings, local):
     limit = settings.max_gb
     readers = [
         start_reader(server, settings, max_gb=limit, seed=seed, times=2) for seed in range(2)
     ]
-    sums: list[int] = []
+    sums = []
     threads = [
         threading.Thread(target=lambda one=reader: sums.append(finish(one))) for reader in readers
     ]
@@ -128,9 +122,7 @@ def test_a_cache_is_never_above_its_bound_whatever_its_processes_do(
     assert sum(server.requests.values()) > 30  # so shards were removed and fetched again
 
 
-def test_a_killed_fetcher_blocks_nobody_and_its_part_is_removed(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_killed_fetcher_blocks_nobody_and_its_part_is_removed(server, settings, local):
     reader = start_reader(server, settings, max_gb=settings.max_gb)
     server.hold.clear()
     assert reader.stdin
@@ -150,9 +142,7 @@ def test_a_killed_fetcher_blocks_nobody_and_its_part_is_removed(
     assert [name for name in kept(settings) if name.endswith(".part")] == [".tokenizer.7.part"]
 
 
-def test_a_file_that_is_being_fetched_is_waited_for_or_passed_over(
-    server: FileServer, settings: CacheSettings
-) -> None:
+def test_a_file_that_is_being_fetched_is_waited_for_or_passed_over(server, settings):
     shards, other = (ShardSet.open(server.url, "train", settings) for _ in range(2))
     server.hold.clear()
     fetch = threading.Thread(target=lambda: shards.fetch([0]))
@@ -165,9 +155,7 @@ def test_a_file_that_is_being_fetched_is_waited_for_or_passed_over(
     assert server.requests["train-00000.arrow"] == 1
 
 
-def test_a_shard_that_leaves_the_cache_while_it_is_mapped_keeps_its_rows(
-    server: FileServer, settings: CacheSettings, local: Path
-) -> None:
+def test_a_shard_that_leaves_the_cache_while_it_is_mapped_keeps_its_rows(server, settings, local):
     shards = ShardSet.open(server.url, "train", settings)
     ids = shards._mapped.columns(0)["input_ids"]
     before = ids.copy()
@@ -178,20 +166,14 @@ def test_a_shard_that_leaves_the_cache_while_it_is_mapped_keeps_its_rows(
     assert server.requests["train-00000.arrow"] == 1
 
 
-def test_the_shard_unused_for_longest_leaves_first(
-    server: FileServer, settings: CacheSettings
-) -> None:
+def test_the_shard_unused_for_longest_leaves_first(server, settings):
     shards = ShardSet.open(server.url, "train", settings)
     for number in (0, 1, 2, 3, 0, 4, 5):
         shards.fetch([number])
     assert set(kept(settings)) == {f"train-0000{number}.arrow" for number in (3, 0, 4, 5)}
 
 
-def test_a_new_version_of_a_set_shares_no_file_with_the_old(
-    local: Path, settings: CacheSettings, tmp_path: Path
-) -> None:
-    import shutil
-
+def test_a_new_version_of_a_set_shares_no_file_with_the_old(local, settings, tmp_path):
     copy = shutil.copytree(local, tmp_path / "copy")
     with FileServer(copy) as server:
         old = ShardSet.open(server.url, "train", settings)
@@ -203,8 +185,8 @@ def test_a_new_version_of_a_set_shares_no_file_with_the_old(
 
 
 def test_a_cached_shard_that_changed_after_it_was_checked_is_fetched_again_at_the_next_start(
-    server: FileServer, local: Path, settings: CacheSettings
-) -> None:
+    server, local, settings
+):
     one, other = np.array([0]), np.array([SHARD_ROWS])
     shards = ShardSet.open(server.url, "train", settings, max_mapped=1)
     shards.read(one)
@@ -219,33 +201,25 @@ def test_a_cached_shard_that_changed_after_it_was_checked_is_fetched_again_at_th
     assert (again.read(one).input_ids == expected_rows(local, one)).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["../train-00000.arrow", "a/b", "..", "set.json", "a.lock", "a.part"]
-)
-def test_a_manifest_names_no_file_outside_its_folder(
-    local: Path, settings: CacheSettings, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["set.json", "tokenizer", "a.lock", "a.part"])
+def test_a_manifest_names_no_file_that_the_cache_needs_itself(local, settings, tmp_path, name):
     manifest = json.loads((local / "manifest.json").read_text())
     manifest["shards"][3]["file"] = name
     write_manifest(tmp_path, manifest)
-    with FileServer(tmp_path) as server, pytest.raises(DataError, match="a name without folders"):
+    with FileServer(tmp_path) as server, pytest.raises(DataError, match=name):
         ShardSet.open(server.url, "train", settings)
 
 
-def test_a_shard_above_the_bound_is_an_error_of_the_configuration(
-    server: FileServer, settings: CacheSettings
-) -> None:
+def test_a_shard_above_the_bound_is_an_error_of_the_configuration(server, settings):
     with pytest.raises(ConfigError, match=r"data\.cache_gb=1e-06 does not hold a file of .* GB"):
         ShardSet.open(server.url, "train", CacheSettings(settings.folder, 1e-6))
 
 
-def test_a_full_disk_is_named_and_not_tried_again(
-    server: FileServer, settings: CacheSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named_and_not_tried_again(server, settings, monkeypatch):
     shards = ShardSet.open(server.url, "train", settings)
     tries = []
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_, **__):
         tries.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -258,8 +232,8 @@ def test_a_full_disk_is_named_and_not_tried_again(
 
 
 def test_a_protocol_that_is_not_known_or_lacks_its_library_is_an_error_of_the_configuration(
-    settings: CacheSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    settings, monkeypatch
+):
     with pytest.raises(ConfigError, match=r"unknown protocol 'htps' \(nearest: https?\)"):
         ShardSet.open("htps://host/set", "train", settings)
     for module, url in (("aiohttp", "https://host/set"), ("s3fs", "s3://bucket/set")):
@@ -270,9 +244,7 @@ def test_a_protocol_that_is_not_known_or_lacks_its_library_is_an_error_of_the_co
             ShardSet.open(url, "train", settings)
 
 
-def test_the_cache_lies_where_the_scheduler_or_the_user_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_lies_where_the_scheduler_or_the_user_says(tmp_path, monkeypatch):
     own = f"fitb-shard-cache-{os.getuid()}"
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "job"))
     assert CacheSettings("here").folder == "here"
@@ -286,17 +258,14 @@ def test_the_cache_lies_where_the_scheduler_or_the_user_says(
         CacheSettings(str(tmp_path / "file" / "below")).home()
 
 
-@pytest.mark.parametrize("wait", [lambda shards: shards.fetch([0])], ids=["fetch"])
-def test_a_wait_for_a_server_ends_when_it_is_cancelled(
-    server: FileServer, settings: CacheSettings, wait: Callable[[ShardSet], None]
-) -> None:
+def test_a_wait_for_a_server_ends_when_it_is_cancelled(server, settings):
     shards = ShardSet.open(server.url, "train", settings)
     server.stop()
-    errors: list[BaseException] = []
+    errors = []
 
-    def work() -> None:
+    def work():
         try:
-            wait(shards)
+            shards.fetch([0])
         except SystemFault as error:
             errors.append(error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from shard_files import random_columns, write_manifest, write_set
+from shard_files import add_documents, random_columns, write_set
 
-from fitb.corpus import mapped
-from fitb.corpus.mapped import map_table
-from fitb.corpus.shards import ShardSet, id_type, write_documents, write_shard
 from fitb.errors import DataError
 from fitb.fsio import sha256_file
+from fitb.shards import mmap
+from fitb.shards.documents import MOST_DOCUMENTS
+from fitb.shards.mmap import id_type, map_table
+from fitb.shards.shard_set import ShardSet
+from fitb.shards.write import write_documents, write_shard
 
 
 @pytest.fixture()
-def copied(shard_set: Path, tmp_path: Path) -> Path:
+def copied(shard_set, tmp_path):
     return shutil.copytree(shard_set, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("length", [8, 13, 64])
 @pytest.mark.parametrize("shard_rows", [1, 7, 50, 1000])
-def test_rows_come_back_in_the_asked_order_from_any_shard(
-    tmp_path: Path, length: int, shard_rows: int
-) -> None:
+def test_rows_come_back_in_the_asked_order_from_any_shard(tmp_path, length, shard_rows):
     columns = random_columns(50, length)
     write_set(tmp_path, columns, shard_rows)
     shards = ShardSet.open(tmp_path, "train")
@@ -43,21 +42,22 @@ def test_rows_come_back_in_the_asked_order_from_any_shard(
     assert shards.read(np.array([], dtype=np.int64)).input_ids.shape == (0, length)
 
 
-def test_offsets_come_back_from_validation_and_are_refused_for_train(tmp_path: Path) -> None:
+def test_offsets_come_back_from_validation_and_are_refused_for_train(tmp_path):
     columns = random_columns(20, 16)
     write_set(tmp_path, columns, 6, split="validation")
     asked = np.array([19, 0, 7, 7])
     offsets = ShardSet.open(tmp_path, "validation").read_offsets(asked)
     assert (offsets.offset_begin == columns.offset_begin[asked]).all()
     assert (offsets.offset_end == columns.offset_end[asked]).all()
-    assert (offsets.doc_begin == asked).all()
     write_set(tmp_path, columns, 6, split="train")
+    train = ShardSet.open(tmp_path, "train")
     with pytest.raises(DataError, match="has no offsets"):
-        ShardSet.open(tmp_path, "train").read_offsets(asked)
+        train.read_offsets(asked)
+    assert (train.document_numbers(asked) == asked // 6 * MOST_DOCUMENTS + asked).all()
 
 
 @pytest.mark.parametrize("rows", [[-1], [0, 50]])
-def test_a_row_that_does_not_exist_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+def test_a_row_that_does_not_exist_is_an_index_error(tmp_path, rows):
     write_set(tmp_path, random_columns(50, 8), 20)
     with pytest.raises(IndexError, match="which has 50"):
         ShardSet.open(tmp_path, "train").read(np.array(rows))
@@ -67,7 +67,7 @@ def test_a_row_that_does_not_exist_is_an_index_error(tmp_path: Path, rows: list[
     ("vocab_size", "expected"),
     [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")],
 )
-def test_ids_take_the_smallest_type(tmp_path: Path, vocab_size: int, expected: str) -> None:
+def test_ids_take_the_smallest_type(tmp_path, vocab_size, expected):
     assert id_type(vocab_size) == np.dtype(expected)
     columns = random_columns(4, 8, vocab_size)
     columns.input_ids[0, 0] = vocab_size - 1
@@ -77,7 +77,7 @@ def test_ids_take_the_smallest_type(tmp_path: Path, vocab_size: int, expected: s
     assert table["input_ids"].to_pylist() == columns.input_ids.tolist()
 
 
-def test_word_starts_are_little_endian_bits(tmp_path: Path) -> None:
+def test_word_starts_are_little_endian_bits(tmp_path):
     columns = random_columns(1, 13)
     columns.word_starts[:] = False
     columns.word_starts[0, [0, 9]] = True
@@ -86,7 +86,7 @@ def test_word_starts_are_little_endian_bits(tmp_path: Path) -> None:
     assert table["word_starts"].to_pylist() == [[1, 2]]
 
 
-def test_columns_are_views_of_the_file(shard_set: Path) -> None:
+def test_columns_are_views_of_the_file(shard_set):
     shards = ShardSet.open(shard_set, "train")
     before = pa.total_allocated_bytes()
     columns = shards._mapped.columns(0)
@@ -94,7 +94,7 @@ def test_columns_are_views_of_the_file(shard_set: Path) -> None:
     assert not any(column.flags.writeable or column.flags.owndata for column in columns.values())
 
 
-def test_datasets_opens_a_shard_file(shard_set: Path) -> None:
+def test_datasets_opens_a_shard_file(shard_set):
     from datasets import Dataset
 
     dataset = Dataset.from_file(str(shard_set / "validation-00000.arrow"))
@@ -103,7 +103,7 @@ def test_datasets_opens_a_shard_file(shard_set: Path) -> None:
     assert set(dataset.column_names) >= {"word_starts", "doc_begin", "offset_end"}
 
 
-def test_a_shard_set_travels_to_another_process(shard_set: Path) -> None:
+def test_a_shard_set_travels_to_another_process(shard_set):
     shards = ShardSet.open(shard_set, "train")
     shards.read(np.array([0]))
     copy = pickle.loads(pickle.dumps(shards))
@@ -111,18 +111,16 @@ def test_a_shard_set_travels_to_another_process(shard_set: Path) -> None:
     assert (copy.read(np.array([1])).input_ids == shards.read(np.array([1])).input_ids).all()
 
 
-def count_maps(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def count_maps(monkeypatch):
     """Return a list that gets the path of each file that is mapped and hashed."""
-    maps: list[Path] = []
+    maps = []
     monkeypatch.setattr(
-        mapped, "map_table", lambda path, *rest: maps.append(path) or map_table(path, *rest)
+        mmap, "map_table", lambda path, *rest: maps.append(path) or map_table(path, *rest)
     )
     return maps
 
 
-def test_a_shard_is_hashed_once_though_many_threads_read_it(
-    shard_set: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_is_hashed_once_though_many_threads_read_it(shard_set, monkeypatch):
     hashed = count_maps(monkeypatch)
     shards = ShardSet.open(shard_set, "train")
     assert not hashed
@@ -133,14 +131,12 @@ def test_a_shard_is_hashed_once_though_many_threads_read_it(
     assert all((result == results[0]).all() for result in results)
 
 
-def mapped_files(folder: Path) -> set[str]:
+def mapped_files(folder):
     lines = Path("/proc/self/maps").read_text().splitlines()
     return {Path(line.split()[-1]).name for line in lines if str(folder) in line}
 
 
-def test_few_shards_stay_mapped_and_none_is_hashed_while_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_shards_stay_mapped_and_none_is_hashed_while_it_is(tmp_path, monkeypatch):
     columns = random_columns(50, 8)
     write_set(tmp_path, columns, 5)
     hashed = count_maps(monkeypatch)
@@ -151,7 +147,7 @@ def test_few_shards_stay_mapped_and_none_is_hashed_while_it_is(
     assert len(hashed) == 10 + 10 + 2  # the shard of row 49 was mapped still
 
 
-def test_a_file_url_is_read_in_place(shard_set: Path) -> None:
+def test_a_file_url_is_read_in_place(shard_set):
     there, here = (
         ShardSet.open(where, "train") for where in (f"file://{shard_set}", str(shard_set))
     )
@@ -160,7 +156,7 @@ def test_a_file_url_is_read_in_place(shard_set: Path) -> None:
     assert there.tokenizer_folder == shard_set / "tokenizer"
 
 
-def write_set_with_documents(folder: Path) -> dict[str, np.ndarray]:
+def test_where_documents_come_from_is_read_back(tmp_path):
     draw = np.random.default_rng(2)
     written = {
         "file": draw.integers(0, 9, 12, dtype=np.int32),
@@ -169,22 +165,8 @@ def write_set_with_documents(folder: Path) -> dict[str, np.ndarray]:
         "digest": draw.integers(0, 256, (12, 16), dtype=np.uint8),
     }
     written["digest"][3:5] = 0  # no byte of a digest is an end
-    write_set(folder, random_columns(12, 8), 6)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    path = folder / "train-00001.documents.arrow"
-    size = write_documents(path, **written)
-    manifest["shards"][1] |= {
-        "documents": 12,
-        "documents_file": path.name,
-        "documents_bytes": size,
-        "documents_sha256": sha256_file(path),
-    }
-    write_manifest(folder, manifest)
-    return written
-
-
-def test_where_documents_come_from_is_read_back(tmp_path: Path) -> None:
-    written = write_set_with_documents(tmp_path)
+    write_set(tmp_path, random_columns(12, 8), 6)
+    add_documents(tmp_path, 1, **written)
     table = ShardSet.open(tmp_path, "train").documents(1)
     assert [str(kind) for kind in table.schema.types] == [
         "int32",
@@ -195,16 +177,14 @@ def test_where_documents_come_from_is_read_back(tmp_path: Path) -> None:
     for name in ("file", "place", "chars"):
         assert table[name].to_pylist() == written[name].tolist()
     assert table["digest"].to_pylist() == [bytes(digest) for digest in written["digest"]]
-
-
-def test_a_shard_without_documents_may_be_written(tmp_path: Path) -> None:
-    none = np.zeros(0, np.int32)
-    write_documents(tmp_path / "a", none, none.astype(np.int64), none, np.zeros((0, 16), np.uint8))
+    write_documents(tmp_path / "a", **{name: column[:0] for name, column in written.items()})
     assert pa.ipc.open_stream(pa.memory_map(str(tmp_path / "a"))).read_all().num_rows == 0
 
 
-def test_documents_that_are_not_there_or_not_right_are_named(tmp_path: Path) -> None:
-    write_set_with_documents(tmp_path)
+def test_documents_that_are_not_there_or_not_right_are_named(tmp_path):
+    write_set(tmp_path, random_columns(12, 8), 6)
+    one = np.ones(12, np.int64)
+    add_documents(tmp_path, 1, file=one, place=one, chars=one, digest=np.ones((12, 16), np.uint8))
     shards = ShardSet.open(tmp_path, "train")
     with pytest.raises(DataError, match=r"where the documents of train-00000\.arrow come from"):
         shards.documents(0)
@@ -220,40 +200,43 @@ def test_documents_that_are_not_there_or_not_right_are_named(tmp_path: Path) -> 
     shards.read(np.arange(12))  # rows do without
 
 
-def test_a_folder_that_is_no_shard_set_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_shard_set_is_named(tmp_path):
     with pytest.raises(DataError, match=r"is not a shard set: it has no manifest\.json"):
         ShardSet.open(tmp_path / "nowhere", "train")
-    (tmp_path / "manifest.json").write_text('{"format_version": 2,')
-    with pytest.raises(DataError, match="damaged"):
-        ShardSet.open(tmp_path, "train")
-    for other in (1, 99):
-        (tmp_path / "manifest.json").write_text(json.dumps({"format_version": other}))
-        with pytest.raises(DataError, match=f"format_version {other}, this fitb reads 2; use the"):
+    for text, said in (
+        ('{"format_version": 2,', "damaged"),
+        ("[" * 99_999, "damaged"),
+        ("9" * 9999, "damaged"),
+        ("\0", "damaged"),
+        ("[]", "format_version"),
+        ('{"format_version": 1}', "format_version 1, this fitb reads 2; use the fitb that wrote"),
+        ('{"format_version": 99}', "format_version 99, this fitb reads 2; use the fitb that wrote"),
+        ('{"format_version": 2, "length": 8}', "lacks fingerprint, shards"),
+    ):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(DataError, match=rf"manifest\.json .*{said}"):
             ShardSet.open(tmp_path, "train")
-    (tmp_path / "manifest.json").write_text('{"format_version": 2, "length": 8}')
-    with pytest.raises(DataError, match="lacks fingerprint, shards"):
-        ShardSet.open(tmp_path, "train")
 
 
-def test_an_unknown_split_names_the_nearest(shard_set: Path) -> None:
+def test_an_unknown_split_names_the_nearest(shard_set):
     with pytest.raises(DataError, match=r"no split 'valid' \(nearest: validation\)"):
         ShardSet.open(shard_set, "valid")
 
 
-def test_a_missing_shard_is_named_when_the_set_is_opened(copied: Path) -> None:
-    (copied / "train-00001.arrow").unlink()
-    with pytest.raises(DataError, match=r"train-00001\.arrow is missing"):
-        ShardSet.open(copied, "train")
-
-
-def test_a_truncated_shard_is_named_when_the_set_is_opened(copied: Path) -> None:
+@pytest.mark.parametrize(
+    ("kept", "said"), [(None, "is missing"), (-1, r"has \d+ bytes, expected \d+")]
+)
+def test_a_missing_or_torn_shard_is_named_when_the_set_is_opened(copied, kept, said):
     path = copied / "train-00001.arrow"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"train-00001\.arrow has \d+ bytes, expected \d+"):
+    data = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(data[:kept])
+    with pytest.raises(DataError, match=rf"train-00001\.arrow {said}"):
         ShardSet.open(copied, "train")
 
 
-def test_a_flipped_bit_is_found_when_its_shard_is_first_read_and_only_then(copied: Path) -> None:
+def test_a_flipped_bit_is_found_when_its_shard_is_first_read_and_only_then(copied):
     path = copied / "train-00001.arrow"
     expected = sha256_file(path)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Rows that are read once and kept: what no disk or server can take away in the middle of a run."""
+"""In-memory copy of the validation rows, so that evaluation does no I/O."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.corpus.shards import Rows, ShardSet
+from fitb.shards.shard_set import Rows, ShardSet
 
 _BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class HeldRows:
-    """Some rows of a split, in memory; L + 4 L bytes each.
+class CachedRows:
+    """Some rows of a split, in memory; 5 L bytes each.
 
     Args:
         numbers: (n,) int64, ascending.
@@ -27,7 +27,7 @@ class HeldRows:
     word_starts: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, shards: ShardSet, rows: NDArray[np.int64]) -> HeldRows:
+    def of(cls, shards: ShardSet, rows: NDArray[np.int64]) -> CachedRows:
         """Read rows, in any order, repeated or not.
 
         Raises: as ShardSet.read does.
@@ -42,6 +42,6 @@ class HeldRows:
         return cls(numbers, ids, starts)
 
     def read(self, rows: NDArray[np.int64]) -> Rows:
-        """Return rows in the order asked for, each of them held."""
+        """Return rows in the order asked for, each of them cached."""
         places = np.searchsorted(self.numbers, rows)
         return Rows(self.input_ids[places].astype(np.int64), self.word_starts[places])

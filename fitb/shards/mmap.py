@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fitb.corpus.cache import Cache
 from fitb.errors import DataError, SystemFault
+from fitb.shards.cache import ShardCache
 
 REMEDY = "copy the folder again, or remove it and run `fitb prepare` again"
 
@@ -41,14 +41,13 @@ class MappedShards:
         manifest: Mapping[str, Any],
         entries: Sequence[dict[str, Any]],
         folder: Path,
-        cache: Cache | None,
+        cache: ShardCache | None,
         limit: int,
     ) -> None:
         self._length, self._vocab_size = manifest["length"], manifest["tokenizer"]["vocab_size"]
-        self._entries, self._folder, self._cache, self._limit = entries, folder, cache, limit
-        self._lock = threading.Lock()
+        self._entries, self._folder, self._cache = entries, folder, cache
         self._locks = [threading.Lock() for _ in entries]  # so that a shard is hashed once
-        self._columns: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
+        self._mapped = lru_cache(maxsize=limit)(self._map)
 
     def columns(self, number: int) -> dict[str, NDArray[Any]]:
         """Return the columns of a shard as read-only views of its file.
@@ -57,16 +56,7 @@ class MappedShards:
             `table` does.
         """
         with self._locks[number]:
-            with self._lock:
-                if number in self._columns:
-                    self._columns.move_to_end(number)
-                    return self._columns[number]
-            columns = self._map(number)
-            with self._lock:
-                self._columns[number] = columns
-                while len(self._columns) > self._limit:
-                    self._columns.popitem(last=False)
-            return columns
+            return self._mapped(number)
 
     def _map(self, number: int) -> dict[str, NDArray[Any]]:
         """Map a shard and check it, every time: since the last one the file may have changed."""
@@ -94,11 +84,11 @@ class MappedShards:
         """Map a file of the set, brought here if need be, as `map_table` does.
 
         Raises: DataError as `map_table` does, of a local set; SystemFault where the cached file is
-            not what was fetched; what Cache.fetch raises.
+            not what was fetched; what ShardCache.fetch raises.
         """
         if self._cache is None:
             return map_table(self._folder / name, sha256, num_rows)
-        with self._cache.held(name) as path:
+        with self._cache.pinned(name) as path:
             try:
                 return map_table(path, sha256, num_rows)
             except DataError as error:

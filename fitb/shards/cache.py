@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitb.corpus.marked import LOCK, PART, Entry, entered, entry_of, make, opened, take
-from fitb.corpus.remote import Remote
-from fitb.corpus.tokenizer import tokenizer_fingerprint
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.fsio import naming_full_disk, sha256_file, sha256_json
+from fitb.shards.cache_files import LOCK, PART, Entry, entered, entry_of, make, opened, take
+from fitb.shards.remote import Remote
+from fitb.shards.tokenizer import tokenizer_fingerprint
 
 GB = 1e9
 TOKENIZER = "tokenizer"  # folder of a set
@@ -88,7 +88,7 @@ class Expected:
     sha256: str
 
 
-class Cache:
+class ShardCache:
     """Some files of a remote folder, on this node.
 
     Args:
@@ -162,7 +162,7 @@ class Cache:
         return taken
 
     @contextlib.contextmanager
-    def held(self, name: str) -> Iterator[Path]:
+    def pinned(self, name: str) -> Iterator[Path]:
         """Yield a file that is what the manifest says; it stays there until the block ends.
 
         Raises: as `fetch` does.
@@ -326,12 +326,12 @@ class Cache:
         return used, files
 
 
-def open_cache(remote: Remote, manifest: dict[str, Any], settings: CacheSettings) -> Cache:
+def open_cache(remote: Remote, manifest: dict[str, Any], settings: CacheSettings) -> ShardCache:
     """Make a cache for the shards of a set, and bring the tokenizer beside them.
 
     Returns: the cache; its folder has the tokenizer of the manifest in TOKENIZER.
-    Raises: DataError where a name of the manifest is no plain name, or the tokenizer is another;
-        what Remote, Cache and CacheSettings raise.
+    Raises: DataError where a name of the manifest is one of the cache's own, or the tokenizer is
+        another; what Remote, ShardCache and CacheSettings raise.
     """
     expected = {}
     for entry in manifest["shards"]:
@@ -342,15 +342,13 @@ def open_cache(remote: Remote, manifest: dict[str, Any], settings: CacheSettings
             )
     tokenizer = manifest["tokenizer"]
     for name in (*expected, *tokenizer["files"]):
-        ours = name in (_SET_MARK, TOKENIZER) or name.endswith((LOCK, PART))
-        if ours or name in (".", "..") or Path(name).name != name:
+        if name in (_SET_MARK, TOKENIZER) or name.endswith((LOCK, PART)):
             raise DataError(
-                f"the manifest of {remote.name} names the file {name!r}, expected a name without"
-                f" folders that is not {_SET_MARK}, {TOKENIZER}, *{LOCK} or *{PART}; run"
-                " `fitb prepare` again"
+                f"the manifest of {remote.name} names the file {name!r}, expected none of"
+                f" {_SET_MARK}, {TOKENIZER}, *{LOCK} and *{PART}; run `fitb prepare` again"
             )
     version = sha256_json([manifest["fingerprint"], tokenizer["fingerprint"]])
-    cache = Cache(remote, settings, expected, version)
+    cache = ShardCache(remote, settings, expected, version)
     cache.fetch_tokenizer(tokenizer)
     return cache
 

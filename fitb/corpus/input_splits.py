@@ -1,4 +1,4 @@
-"""What a source of text is, how it is cut into units of work, and what a unit yields."""
+"""What a source of text is, how it is cut into splits for tasks, and what a split yields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TO_THE_END = -1
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Where text lies and what makes a document of it.
 
     Args:
@@ -65,11 +65,11 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Unit:
+class InputSplit:
     """What one task reads, alone and without knowing of the others.
 
     Args:
-        number: of the unit in its plan.
+        number: of the input split in its plan.
         file: number of the file in the plan; of the first one for docstrings.
         begin: text and jsonl: byte of the (decompressed) file; parquet: row group; hf: row of the
             shard, which is its file; docstrings: number of the first file.
@@ -83,20 +83,20 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Every unit of a source; a function of the input and the sizes asked for, never of workers.
+class ReadPlan:
+    """Every split of a source; a function of the input and the sizes asked for, never of workers.
 
     Args:
         files: names for people: path or URL; relative to its root for docstrings; dataset and
-            shard for hf. With a bound on the input they may hold more than the units read.
+            shard for hf. With a bound on the input they may hold more than the splits read.
         file_bytes: size as stored; an estimate of the text for hf, 0 where it tells none.
-        units: in the order of the input.
+        splits: in the order of the input.
         stamps: of the files; another one tells of another content of the same size.
     """
 
     files: tuple[str, ...]
     file_bytes: tuple[int, ...]
-    units: tuple[Unit, ...]
+    splits: tuple[InputSplit, ...]
     stamps: tuple[str, ...] = ()
 
 
@@ -131,11 +131,11 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A unit before it has a number.
+class Cut:
+    """An input split before it has a number.
 
     Args:
-        begin, end: as in Unit.
+        begin, end: as in InputSplit.
         text_bytes: what it counts for max_mb, an estimate where only reading would tell.
     """
 
