@@ -350,12 +350,10 @@ def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
 
 def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:
     """Return each cost of int8 with its paired interval."""
-    from fitb.evaluate.metrics import difference, summarise
+    from fitb.evaluate.metrics import differences
 
-    before, after = summarise(plain), summarise(rounded)
-    found = []
+    costs, found = differences(rounded, plain)[0], []
     for metric in _COSTS:
-        apart = difference(rounded, plain, metric)
-        values = before[metric].value, after[metric].value
-        found.append(Comparison(metric, *values, apart.value, apart.low, apart.high))
+        cost = costs[metric]
+        found.append(Comparison(metric, cost.second, cost.first, cost.value, cost.low, cost.high))
     return found

@@ -1,8 +1,7 @@
-"""Count what models get right in rows of a split, on masks fixed by a seed."""
+"""Count right answers in rows of a split, on masks fixed by a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -71,28 +70,6 @@ def count(
             scores = score({"": predictor}, batch, judged=False)[""]
             parts.append(count_rows(slots, scores))
     return RowCounts.joined(parts)
-
-
-def count_batch(
-    predictors: Mapping[str, Predictor],
-    batch: Batch,
-    slots: Slots,
-    classes: NDArray[np.int64],
-    *,
-    teacher: str | None,
-    seconds: dict[str, float],
-) -> dict[str, RowCounts]:
-    """Count what each model gets right in a batch, with every column that can be had.
-
-    Args:
-        predictors: in eval mode.
-        classes: (V,) int64, of `piece_classes`.
-        teacher: which of them the others are held against.
-        seconds: the time of each model is added here.
-    """
-    with torch.no_grad():
-        scores = score(predictors, batch, teacher=teacher, seconds=seconds)
-    return {name: count_rows(slots, found, classes) for name, found in scores.items()}
 
 
 def masked_batch(

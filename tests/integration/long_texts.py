@@ -25,12 +25,12 @@ from serving import serving
 
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.evaluate.config import EvaluateConfig
-from fitb.evaluate.run import evaluate
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import load_scorer
-from fitb.inspect.text import Reader
+from fitb.inspect.decoding import TokenDecoder
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare
 
@@ -50,7 +50,9 @@ class Asked:
     place: int
 
 
-def documents(shards: ShardSet, reader: Reader, special: Sequence[int]) -> Iterator[list[int]]:
+def documents(
+    shards: ShardSet, reader: TokenDecoder, special: Sequence[int]
+) -> Iterator[list[int]]:
     """Yield the ordinary tokens of each text of the rows, joined where rows cut them."""
     rows = np.arange(min(shards.num_rows, _ROWS * TIMES))
     whole: list[int] = []
@@ -65,7 +67,7 @@ def documents(shards: ShardSet, reader: Reader, special: Sequence[int]) -> Itera
 
 
 def asked(
-    shards: ShardSet, reader: Reader, tokenizer: Any, trained: int, number: int
+    shards: ShardSet, reader: TokenDecoder, tokenizer: Any, trained: int, number: int
 ) -> Iterator[Asked]:
     """Yield blanks of so many texts, each of which is read again as the very same tokens."""
     special, size = set(tokenizer.all_special_ids), trained - 2
@@ -103,7 +105,7 @@ def of_server(model: str, texts: Sequence[str], folder: Path) -> list[str]:
 
 
 def of_evaluation(
-    model: str, shards: ShardSet, reader: Reader, tokenizer: Any, folder: Path
+    model: str, shards: ShardSet, reader: TokenDecoder, tokenizer: Any, folder: Path
 ) -> tuple[float, float]:
     """Return top-1 of rows of the trained length and of long ones, of the same documents."""
     special = tokenizer.all_special_ids
@@ -125,7 +127,7 @@ def measure(model: str, where: str, number: int) -> dict[str, Any]:
     """Return the figures, shares from 0 to 1, and whether server and function agree."""
     scorer, shards = load_scorer(model), ShardSet.open(where, "validation")
     assert scorer.max_length == shards.length, (scorer.max_length, shards.length)
-    tokenizer, reader = load_tokenizer(model), Reader(shards.tokenizer_folder)
+    tokenizer, reader = load_tokenizer(model), TokenDecoder(shards.tokenizer_folder)
     blanks = list(asked(shards, reader, tokenizer, scorer.max_length, number))
     true = np.array([each.token for each in blanks])
     with tempfile.TemporaryDirectory(prefix="fitb-long-") as name:

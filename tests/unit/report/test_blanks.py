@@ -18,11 +18,11 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, mask_rows
 from fitb.evaluate.count import EVALUATION_EPOCH
 from fitb.report.blanks import AROUND, blanks_of
-from fitb.report.gather import Run
+from fitb.report.gather import RunData
 
 
 @pytest.fixture(scope="module")
-def run(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> RunData:
     """A run whose export is a random model with strong opinions."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     tokenizer = load_tokenizer(shard_set / "tokenizer")
@@ -39,10 +39,10 @@ def run(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
         BertForMaskedLM(config).save_pretrained(folder / "export")
     tokenizer.save_pretrained(folder / "export")
-    return Run(folder, "run", config={"data.shards": str(shard_set)})
+    return RunData(folder, "run", config={"data.shards": str(shard_set)})
 
 
-def naive(run: Run) -> dict[tuple[int, str], dict[str, Any]]:
+def naive(run: RunData) -> dict[tuple[int, str], dict[str, Any]]:
     """(row, word) -> what the model says of it, one row and one word after the other."""
     shards = ShardSet.open(run.config["data.shards"], "validation")
     tokenizer = load_tokenizer(shards.tokenizer_folder)
@@ -90,7 +90,7 @@ def naive(run: Run) -> dict[tuple[int, str], dict[str, Any]]:
     return found
 
 
-def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: Run) -> None:
+def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: RunData) -> None:
     expected = naive(run)
     blanks = blanks_of(run, 4, 0)
     assert not blanks.skipped and len(blanks.best) == len(blanks.worst) == 4
@@ -110,8 +110,8 @@ def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: Run) -> None:
     assert any(hidden for blank in blanks.best for _, hidden in (*blank.before, *blank.after))
 
 
-def test_fewer_rows_are_spread_over_the_split(run: Run) -> None:
-    elsewhere = Run(run.path, "x", config={"data.shards": "nowhere"})
+def test_fewer_rows_are_spread_over_the_split(run: RunData) -> None:
+    elsewhere = RunData(run.path, "x", config={"data.shards": "nowhere"})
     found = blanks_of(elsewhere, 50, 3, run.config["data.shards"])
     rows = {blank.row for blank in found.best}
     assert rows
@@ -119,7 +119,7 @@ def test_fewer_rows_are_spread_over_the_split(run: Run) -> None:
     assert rows <= {i * num_rows // 3 for i in range(3)}
 
 
-def test_an_export_of_another_vocabulary_fills_no_blanks(run: Run, tmp_path: Path) -> None:
+def test_an_export_of_another_vocabulary_fills_no_blanks(run: RunData, tmp_path: Path) -> None:
     """Of equal size: its answers would be the words of other ids."""
     shutil.copytree(run.path, tmp_path / "run")
     path = tmp_path / "run" / "export" / "tokenizer.json"
@@ -128,12 +128,15 @@ def test_an_export_of_another_vocabulary_fills_no_blanks(run: Run, tmp_path: Pat
     ids = {word: number for word, number in vocabulary.items() if word[0] != "["}
     vocabulary.update(zip(ids, reversed(ids.values()), strict=True))
     path.write_text(json.dumps(content))
-    assert "ContractError" in blanks_of(Run(tmp_path / "run", "x", config=run.config), 2, 8).skipped
+    assert (
+        "ContractError"
+        in blanks_of(RunData(tmp_path / "run", "x", config=run.config), 2, 8).skipped
+    )
 
 
-def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: Run, tmp_path: Path) -> None:
+def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: RunData, tmp_path: Path) -> None:
     def said(path: Path, shards: object, number: int = 2) -> str:
-        blanks = blanks_of(Run(path, "x", config={"data.shards": shards}), number, 8)
+        blanks = blanks_of(RunData(path, "x", config={"data.shards": shards}), number, 8)
         assert not blanks.best and not blanks.worst
         return blanks.skipped
 

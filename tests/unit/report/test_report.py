@@ -16,9 +16,9 @@ from report_runs import evaluation, events, record
 
 from fitb.cli import main
 from fitb.report.blanks import spaced
-from fitb.report.charts import legend_rows, tick
-from fitb.report.config import ReportConfig
-from fitb.report.run import report
+from fitb.report.build import report
+from fitb.report.charts import tick
+from fitb.report.report_config import ReportConfig
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"'$x$"
 FEW = [{"train/step": step, "student/loss_mlm": 9.0 - step} for step in (1, 2, 3)]
@@ -225,7 +225,5 @@ def test_what_cannot_be_asked_for_or_written_is_refused(
 
 def test_small_rules_of_drawing() -> None:
     assert [tick(value) for value in (0.05, 250.0, 1500.0, 2e7)] == ["0.05", "250", "1.5k", "20M"]
-    rows = legend_rows([("a" * 20, 0), ("b" * 20, 1), ("c" * 20, 2)], 330)
-    assert [[number for _, number, _ in row] for row in rows] == [[0, 1], [2]]
     words = [("os", False), (".", False), ("path", True), ("(", False), ("x", False), (")", False)]
     assert "".join(w["gap"] + w["text"] for w in spaced(words, "see")) == " os. path (x)"

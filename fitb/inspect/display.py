@@ -1,18 +1,13 @@
-"""An inspection for people: aligned lines for a terminal, or one page of HTML that stands alone."""
+"""An inspection for people: aligned lines for a terminal, or a self-contained HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from fitb.errors import ConfigError, SystemFault
-from fitb.fsio import write_atomic
+from fitb.templates import render_template
 
 _BAR = 40
-_MARK = b"content=\"default-src 'none'; style-src 'unsafe-inline'\""  # in all pages of fitb
-_HEAD_BYTES = 1000
 _NAMES = {"document_tokens": "tokens of a document", "words_per_row": "words of a row"}
 
 
@@ -44,7 +39,7 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "masks",
             f"{masks['strategy']}, {masks['fraction']:.0%} asked, {masks['coverage']:.2%} of"
-            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} slots a row",
+            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} a row",
         ),
         (
             "slots show",
@@ -62,7 +57,7 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def render(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """Render an inspection for a terminal."""
     lines = [f"{name:12} {value}" for name, value in rows_of_facts(result)]
     for name, numbers in distributions(result):
@@ -103,39 +98,11 @@ def _distribution(name: str, numbers: dict[str, Any]) -> Iterator[str]:
         yield f"  {entry['begin']:8,} .. {entry['end'] - 1:<8,} {entry['count']:9,} {bar}".rstrip()
 
 
-def write_page(path: Path, result: dict[str, Any]) -> None:
-    """Write an inspection as one page that needs nothing from elsewhere.
-
-    Raises: SystemFault where it cannot be written.
-    """
-    import jinja2
-
-    # Text of a corpus may hold markup: everything is escaped.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def as_page(result: dict[str, Any]) -> str:
+    """Render an inspection as a self-contained HTML page."""
+    return render_template(
+        "inspect/inspection.html.j2",
+        result=result,
+        facts=rows_of_facts(result),
+        distributions=distributions(result),
     )
-    source = (resources.files("fitb.inspect") / "page.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        result=result, facts=rows_of_facts(result), distributions=distributions(result)
-    )
-    put_page(path, page)
-
-
-def put_page(path: Path, page: str) -> None:
-    """Write a page whole, where there is none or one of fitb's.
-
-    Raises: ConfigError where another file is there; SystemFault where it cannot be written.
-    """
-    try:
-        if path.is_symlink() or path.exists():
-            head = path.read_bytes()[:_HEAD_BYTES]
-            if head and not (head.startswith(b"<!DOCTYPE html>") and _MARK in head):
-                raise ConfigError(
-                    f"{path} is not a page that fitb wrote; move it away, or name another file"
-                )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, page + "\n")
-    except OSError as error:
-        raise SystemFault(
-            f"cannot write {path}: {error.strerror}; name a file in a folder of yours"
-        ) from error

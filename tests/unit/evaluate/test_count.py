@@ -1,43 +1,22 @@
-import dataclasses
-import json
+"""Counts of real masks against naive loops over rows, and against a model that knows all."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from evaluating import MemoryShards
+from transformers import BertConfig
 
 from fitb.config import Geometry, MaskConfig
-from fitb.corpus.shards import Rows, ShardSet
-from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
-from fitb.errors import ConfigError, ContractError
-from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.count import EVALUATION_EPOCH, choose_rows, count
 from fitb.evaluate.counts import PLAIN
-from fitb.evaluate.run import evaluate
-from fitb.evaluate.table import render
 from fitb.model.load import load_model
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
 
 STRATEGIES = ("token", "whole_word", "span")
 LENGTH = 24
-
-
-@dataclasses.dataclass
-class MemoryShards:
-    """Rows of made-up words of one to four pieces; the last row is padded."""
-
-    input_ids: np.ndarray
-    word_starts: np.ndarray
-
-    def read(self, rows):
-        return Rows(self.input_ids[rows], self.word_starts[rows])
-
-    def document_numbers(self, rows):
-        return 100 * rows
 
 
 @pytest.fixture
@@ -142,25 +121,13 @@ def test_counts_equal_naive_loops_over_rows_alone(model, shards, vocabulary, str
     assert counts.column("num_words").sum() > 0
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_model_that_knows_every_token_is_right_everywhere(shards, vocabulary, strategy):
-    counts = count(
-        Oracle(shards, vocabulary.size, wrong=()),
-        shards,
-        np.arange(11),
-        vocabulary=vocabulary,
-        mask=MaskConfig(strategy=strategy, fraction=0.3),
-        batch_rows=11,
-    )
-    np.testing.assert_array_equal(counts.column("top1"), counts.column("num_slots"))
-    np.testing.assert_array_equal(counts.column("words_right"), counts.column("num_words"))
-    assert counts.column("loss_sum").max() < 1e-3
-
-
 def test_one_wrong_token_spoils_its_word_and_no_other(shards, vocabulary):
     mask = MaskConfig(fraction=0.6)
     arguments = {"vocabulary": vocabulary, "mask": mask, "batch_rows": 11}
     right = count(Oracle(shards, vocabulary.size, wrong=()), shards, np.arange(11), **arguments)
+    np.testing.assert_array_equal(right.column("top1"), right.column("num_slots"))
+    np.testing.assert_array_equal(right.column("words_right"), right.column("num_words"))
+    assert right.column("loss_sum").max() < 1e-3
     masked = mask_rows(
         shards.input_ids, shards.word_starts, np.arange(11), np.full(11, EVALUATION_EPOCH),
         seed=0, vocabulary=vocabulary, config=mask,
@@ -228,17 +195,15 @@ def test_masks_are_fixed_by_their_seed(model, shards, vocabulary):
     assert (loss(1) != loss(2)).any()
 
 
-def test_no_rows_count_nothing(model, shards, vocabulary):
-    none = np.zeros(0, dtype=np.int64)
-    counts = count(model, shards, none, vocabulary=vocabulary, mask=MaskConfig())
-    assert len(counts.rows) == 0
-    np.testing.assert_array_equal(counts.totals(), np.zeros((1, len(PLAIN))))
-
-
-def test_a_row_of_special_tokens_counts_as_nothing(model, shards, vocabulary, tokenizer):
+@pytest.mark.parametrize("rows", [[], [6]])
+def test_no_rows_and_a_row_of_special_tokens_count_as_nothing(
+    model, shards, vocabulary, tokenizer, rows
+):
     shards.input_ids[6, 1:] = tokenizer.pad_token_id
     shards.word_starts[6] = False
-    counts = count(model, shards, np.array([6]), vocabulary=vocabulary, mask=MaskConfig())
+    chosen = np.array(rows, dtype=np.int64)
+    counts = count(model, shards, chosen, vocabulary=vocabulary, mask=MaskConfig())
+    assert counts.rows.tolist() == rows
     np.testing.assert_array_equal(counts.totals(), np.zeros((1, len(PLAIN))))
 
 
@@ -254,22 +219,9 @@ def test_training_flags_come_back_one_by_one_and_dropout_is_off_meanwhile(
     assert [module.training for module in model.modules()] == flags
     np.testing.assert_array_equal(noisy.column("loss_sum"), quiet.column("loss_sum"))
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_training_flags_come_back_after_an_error(model, shards, vocabulary):
-    model.train()
     with pytest.raises(IndexError):
-        count(model, shards, np.array([99]), vocabulary=vocabulary, mask=MaskConfig())
-    assert model.training
-
-
-def test_the_head_in_pieces_is_the_head_at_once(model, shards, vocabulary, monkeypatch):
-    arguments = {"vocabulary": vocabulary, "mask": MaskConfig(fraction=0.3)}
-    whole = count(model, shards, np.arange(11), **arguments)
-    monkeypatch.setattr("fitb.evaluate.score._HEAD_POSITIONS", 7)
-    pieces = count(model, shards, np.arange(11), **arguments)
-    np.testing.assert_allclose(pieces.column("loss_sum"), whole.column("loss_sum"), rtol=1e-6)
-    np.testing.assert_array_equal(pieces.column("top5"), whole.column("top5"))
+        count(model, shards, np.array([99]), **arguments)
+    assert [module.training for module in model.modules()] == flags
 
 
 def test_a_bfloat16_model_is_scored_in_float32(shards, vocabulary):
@@ -305,91 +257,3 @@ def test_chosen_rows_are_spread_evenly_and_never_twice(num_rows, wanted):
     assert all(0 <= row < num_rows for row in rows)
     if len(rows) > 2:
         assert np.diff(rows, n=2).max() <= 1
-
-
-def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="rows=-1"):
-        EvaluateConfig(model="model", rows=-1)
-    with pytest.raises(ConfigError, match="batch=0"):
-        EvaluateConfig(model="model", batch=0)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    draw = np.random.default_rng(0)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "reading", "pages", "stories"]
-    documents = [" ".join(draw.choice(words, 40)) + "." for _ in range(200)]
-    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    config = PrepareConfig(
-        out=str(folder / "shards"),
-        source="text",
-        files=[str(folder / "text.txt")],
-        vocab_size=300,
-        length=32,
-        validation_fraction=0.2,
-        shard_mb=0.001,
-        workers=1,
-    )
-    prepare(config)
-    return folder / "shards"
-
-
-@pytest.fixture
-def fitting_folder(prepared, tmp_path):
-    tokenizer = load_tokenizer(prepared / "tokenizer")
-    small = Geometry(num_hidden_layers=1, hidden_size=12, intermediate_size=16)
-
-    def make(kind=BertForMaskedLM):
-        model = load_model(small, tokenizer=tokenizer, length=32).model
-        (model if kind is BertForMaskedLM else model.bert).save_pretrained(tmp_path / "model")
-        tokenizer.save_pretrained(tmp_path / "model")
-        return str(tmp_path / "model")
-
-    return make
-
-
-def test_evaluating_a_folder_says_all_that_its_numbers_depend_on(prepared, fitting_folder):
-    config = EvaluateConfig(model=fitting_folder(), shards=str(prepared), rows=9, batch=4, seed=3)
-    result = evaluate(config)
-    assert json.loads(json.dumps(result)) == result
-    shards = ShardSet.open(prepared, "validation")
-    about = result["sets"]["validation"]
-    assert about["fingerprint"] == shards.fingerprint
-    assert result["mask"]["strategy"] == "whole_word"
-    assert (result["seed"], about["num_rows"], about["split"]) == (3, 9, "validation")
-    assert about["models"]["model"]["tokens_per_s"] > 0
-    tokenizer = load_tokenizer(prepared / "tokenizer")
-    model = BertForMaskedLM.from_pretrained(config.model)
-    assert result["models"]["model"]["num_parameters"] == sum(p.numel() for p in model.parameters())
-    counts = count(
-        model,
-        shards,
-        choose_rows(shards.num_rows, 9),
-        vocabulary=Vocabulary.of(tokenizer),
-        mask=MaskConfig(),
-        seed=3,
-    )
-    loss = result["metrics"]["loss"]
-    assert loss["value"] == pytest.approx(
-        counts.column("loss_sum").sum() / counts.column("num_slots").sum()
-    )
-    assert loss["low"] <= loss["value"] <= loss["high"]
-    assert about["num_slots"] == counts.column("num_slots").sum()
-
-
-def test_a_result_for_people_holds_metrics_masks_and_seed(prepared, fitting_folder):
-    config = EvaluateConfig(model=fitting_folder(), shards=str(prepared), rows=3, seed=8)
-    text = render(evaluate(config))
-    for expected in ("span_em", "ppl", "whole_word", "15% of tokens", "seed 8", "3 rows", ".."):
-        assert expected in text
-
-
-def test_a_folder_without_head_is_refused_not_evaluated(prepared, fitting_folder):
-    with pytest.raises(ContractError, match="lacks a trained MLM head"):
-        evaluate(EvaluateConfig(model=fitting_folder(BertModel), shards=str(prepared)))
-
-
-def test_a_model_of_another_tokenizer_is_refused(prepared, make_folder):
-    with pytest.raises(ContractError, match="vocabulary"):
-        evaluate(EvaluateConfig(model=make_folder(), shards=str(prepared)))
