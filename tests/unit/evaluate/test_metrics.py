@@ -85,15 +85,6 @@ def test_metrics_are_what_their_names_say():
     assert tuple(nothing) == METRICS and np.isnan(list(nothing.values())).all()
 
 
-def test_sums_of_parts_are_the_sum_of_the_whole():
-    counts = make_counts(50)
-    parts = [part(counts, slice(0, 13)), part(counts, slice(13, 13)), part(counts, slice(13, 50))]
-    np.testing.assert_allclose(sum(p.totals() for p in parts), counts.totals(), rtol=1e-12)
-    joined = RowCounts.joined(parts)
-    for name in ("rows", "documents", "sums"):
-        np.testing.assert_array_equal(getattr(joined, name), getattr(counts, name))
-
-
 def test_intervals_equal_a_naive_poisson_bootstrap():
     counts = in_documents(make_counts(20), 3)
     resampled = []

@@ -40,7 +40,6 @@ def test_a_curve_holds_what_was_logged_and_a_gap_for_what_is_no_number(write: Wr
     ("files", "said"),
     [
         ({"metrics": None}, "Nothing is logged yet"),
-        ({"metrics": ""}, "Nothing is logged yet"),
         ({"metrics": '{"train/step": 1, "a": 2.0}\n{"train/st'}, "metrics.jsonl is torn"),
         ({"metrics": 'x\n[1]\n{"train/step": 1, "a": 2.0}\n'}, "metrics.jsonl: 2 damaged lines"),
         ({"metrics": '{"train/step": "1"}\n{"train/step": -1}\n'}, "Nothing is logged yet"),
@@ -69,11 +68,6 @@ def test_a_whole_run_has_nothing_to_say_about_its_files(write: Write) -> None:
     assert not run.notes
     assert run.status and run.status.state == "finished"
     assert run.config["optim.lr"] == 0.002 and run.resumed_at() == [20]
-
-
-def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not the folder of a run"):
-        gather(tmp_path, "run")
 
 
 def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
