@@ -10,7 +10,6 @@ import logging
 import signal
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from fitb.cluster.progress import num_attempts
 from fitb.config import Config, MaskConfig
 from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
 from fitb.flags import parse
+from fitb.templates import render_template
 
 if TYPE_CHECKING:
     from fitb.evaluate.counts import RowCounts
@@ -92,7 +92,7 @@ def demo(config: DemoConfig) -> int:
         "settings": asdict(config),
     }
     fsio.write_json(out / "summary.json", summary)
-    print(render(summary))
+    print(render_template("demo.txt.j2", **summary), end="\n\n")
     _fill(out / "student" / "export")
     print(f"\nAll of it is in {out}; the numbers are in {out / 'summary.json'}.")
     return 0
@@ -273,36 +273,6 @@ def _differences(counts: dict[str, RowCounts]) -> dict[str, Any]:
             top1 = differences(counts["student"], counts[name])[0]["top1"]
             found[name] = {"top1": top1.value, "interval": [top1.low, top1.high]}
     return found
-
-
-def render(summary: dict[str, Any]) -> str:
-    """The table for people."""
-    return "\n".join(_lines(summary))
-
-
-def _lines(summary: dict[str, Any]) -> Iterator[str]:
-    yield ""
-    yield (
-        f"{'model':<22}{'params':>10}{'steps':>7}{'loss':>7}{'ppl':>8}{'top-1':>8}{'top-5':>8}"
-        f"{'exact':>8}{'tokens/s':>11}"
-    )
-    for name, row in summary["models"].items():
-        yield (
-            f"{name:<22}{row['params']:>10,}{row['steps']:>7}{row['loss']:>7.3f}{row['ppl']:>8.1f}"
-            f"{row['top1']:>8.1%}{row['top5']:>8.1%}{row['span_em']:>8.1%}"
-            f"{row['tokens_per_s']:>11,.0f}"
-        )
-    yield ""
-    for name in ("control", "control_equal_compute"):
-        low, high = (100 * end for end in summary["differences"][name]["interval"])
-        gain = 100 * summary["differences"][name]["top1"]
-        yield f"student - {name}: top-1 {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
-    yield "(over documents of this kind; another seed, or another source of text, is not in it)"
-    yield (
-        f"distilled in {summary['attempts']} attempts at {summary['tokens_per_s']:,.0f} tokens/s;"
-        f" {summary['seconds']:.0f} s in all"
-    )
-    yield ""
 
 
 def _fill(model: Path) -> None:

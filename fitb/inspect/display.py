@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from fitb.templates import render_template
 
-_BAR = 40
 _NAMES = {"document_tokens": "tokens of a document", "words_per_row": "words of a row"}
-
-
-def distributions(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return (what, description) of each distribution that is known."""
-    numbers = result["statistics"]
-    return [(name, numbers[key]) for key, name in _NAMES.items() if numbers[key]]
 
 
 def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -39,10 +31,11 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "masks",
             f"{masks['strategy']}, {masks['fraction']:.0%} asked, {masks['coverage']:.2%} of"
-            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} a row",
+            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} positions"
+            " masked in a row",
         ),
         (
-            "slots show",
+            "shown there",
             f"[MASK] {masks['mask_share']:.2%}, another token {masks['random_share']:.2%}",
         ),
         ("round trips", f"{trips['failures']:,} of {trips['segments']:,} segments differ"),
@@ -59,50 +52,16 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def as_text(result: dict[str, Any]) -> str:
     """Render an inspection for a terminal."""
-    lines = [f"{name:12} {value}" for name, value in rows_of_facts(result)]
-    for name, numbers in distributions(result):
-        lines += ["", *_distribution(name, numbers)]
-    if most_split := result["statistics"]["most_split"]:
-        lines += ["", "most split words"]
-        width = max(len(entry["word"]) for entry in most_split)
-        lines += [
-            f"  {entry['word']:{width}}  {entry['count']:5} times  {' '.join(entry['pieces'])}"
-            for entry in most_split
-        ]
-    for failure in result["round_trips"]["first"]:
-        lines += [
-            "",
-            f"row {failure['row']} reads differently from piece {failure['place']} of a document",
-            f"  before  {' '.join(failure['before'])}",
-            f"  after   {' '.join(failure['after'])}",
-        ]
-    for example in result["examples"]:
-        lines += ["", f"row {example['row']}, seed {result['seed']}", f"  {example['masked']}"]
-        lines += [
-            f"  {label['place']:4}  {label['shown']} <- {label['label']}"
-            for label in example["labels"]
-        ]
-    return "\n".join(lines)
-
-
-def _distribution(name: str, numbers: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f"{name}: mean {numbers['mean']:,}, std {numbers['std']:,},"
-        f" {numbers['min']:,} .. {numbers['max']:,}"
-    )
-    percentiles = numbers["percentiles"].items()
-    yield "  " + "  ".join(f"p{percent} {value:,.0f}" for percent, value in percentiles)
-    most = max(entry["count"] for entry in numbers["histogram"])
-    for entry in numbers["histogram"]:
-        bar = "#" * round(_BAR * entry["count"] / most)
-        yield f"  {entry['begin']:8,} .. {entry['end'] - 1:<8,} {entry['count']:9,} {bar}".rstrip()
+    return _render("inspect/inspection.txt.j2", result).rstrip("\n")
 
 
 def as_page(result: dict[str, Any]) -> str:
     """Render an inspection as a self-contained HTML page."""
-    return render_template(
-        "inspect/inspection.html.j2",
-        result=result,
-        facts=rows_of_facts(result),
-        distributions=distributions(result),
-    )
+    return _render("inspect/inspection.html.j2", result)
+
+
+def _render(template: str, result: dict[str, Any]) -> str:
+    numbers = result["statistics"]
+    distributions = [(name, numbers[key]) for key, name in _NAMES.items() if numbers[key]]
+    facts = rows_of_facts(result)
+    return render_template(template, result=result, facts=facts, distributions=distributions)
