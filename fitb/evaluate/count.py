@@ -116,7 +116,8 @@ def _parts(
     slots: tuple[NDArray[np.int64], NDArray[np.int64]],
     vocabulary: Vocabulary,
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Return row and document of every part that has a slot or begins a row, and each slot's part.
+    """Return row and document of every part that has a masked position or begins a row, and the
+    part of each masked position.
 
     Rows in memory are for totals, which do not ask for documents: each is one part.
 

@@ -58,11 +58,11 @@ def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
 
     Args:
         totals: (..., C) float64, in the order of COLUMNS: those of PLAIN, JUDGED or all.
-    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per slot,
-        ppl = exp(loss), top1 and top5 as shares of slots, span_em and span_f1 per whole masked
-        word, ece the expected calibration error of the prediction's probability in 15 bins of
-        equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of slots, kl =
-        KL(teacher || model) in nats per slot.
+    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per masked
+        position, ppl = exp(loss), top1 and top5 as shares of positions, span_em and span_f1 per
+        whole masked word, ece the expected calibration error of the prediction's probability in 15
+        bins of equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of
+        positions, kl = KL(teacher || model) in nats per position.
     """
     num_columns = totals.shape[-1]
     loss_sum, num_slots, top1, top5, num_words, right = np.moveaxis(totals[..., :6], -1, 0)

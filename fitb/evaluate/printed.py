@@ -25,7 +25,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
 def folder_text(found: Mapping[str, Any]) -> str:
     """Render a result of `evaluate_all`: a table for each set, a row for each model."""
     results, missing = found["models"], found["missing"]
-    first = next(iter(results.values()), {"sets": {}})
+    first: Mapping[str, Any] = next(iter(results.values()), {"sets": {}})
 
     def rows_of(name: str) -> dict[str, Any]:
         rows = {model: each["sets"][name]["models"]["model"] for model, each in results.items()}

@@ -82,8 +82,8 @@ _RIGHT = r"student/top1|val/top[15]|val/span_em"
 SECTIONS = (
     Section(
         "Student and distillation",
-        "The student's own loss on masked tokens, what it is told by the teacher, and how often its"
-        " first answers are right.",
+        "The student's own loss on masked tokens, the distillation loss, and how often its first"
+        " answers are right.",
         (
             Panel("loss", "student and distillation loss", rf"({STUDENT}|{DISTILLED})", log=True),
             Panel("accuracy", "masked tokens right", _RIGHT, percent=True, zero=True),
