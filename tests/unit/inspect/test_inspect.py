@@ -76,19 +76,14 @@ def test_ranges_hold_so_many_rows_none_twice_and_touch_no_two_shards(wanted):
         assert ranges == tuple(RowRange(i, 0, size) for i, size in enumerate(shard_rows))
 
 
-def test_lengths_of_all_documents_equal_those_of_a_loop_over_tokens(shards, whole, decoder):
-    shard_rows = ShardSet.open(shards, "train").shard_rows
-    found = document_lengths(whole, shard_rows)
-    assert sorted(found.tolist()) == lengths_slowly(shards, decoder.special)
-    assert len(found) == ShardSet.open(shards, "train").manifest["splits"]["train"]["documents"]
-
-
-def test_lengths_in_a_part_of_the_rows_are_those_of_whole_documents(shards, decoder):
+def test_document_lengths_are_those_of_a_loop_over_tokens(shards, whole, decoder):
     split = ShardSet.open(shards, "train")
+    slowly = lengths_slowly(shards, decoder.special)
+    found = document_lengths(whole, split.shard_rows)
+    assert sorted(found.tolist()) == slowly
+    assert len(found) == split.manifest["splits"]["train"]["documents"]
     some = document_lengths(read_sample(split, 400, decoder.special), split.shard_rows)
-    every = Counter(lengths_slowly(shards, decoder.special))
-    assert len(some) > 100
-    assert not Counter(some.tolist()) - every
+    assert len(some) > 100 and not Counter(some.tolist()) - Counter(slowly)
 
 
 def test_a_description_counts_every_value_once():
