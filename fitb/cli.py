@@ -114,14 +114,15 @@ def _prepare(flags: list[str]) -> int:
 
 
 def _inspect(flags: list[str]) -> int:
-    from fitb.inspect.page import render, write_page
-    from fitb.inspect.run import InspectConfig, inspect
+    from fitb.inspect.display import as_page, as_text
+    from fitb.inspect.inspection import InspectConfig, inspect
+    from fitb.templates import write_page
 
     config = parse(InspectConfig, "fitb inspect", flags)
     result = inspect(config)
     if config.html:
-        write_page(Path(config.html), result)
-    print(fsio.to_json(result) if config.json else render(result))
+        write_page(Path(config.html), as_page(result))
+    print(fsio.to_json(result) if config.json else as_text(result))
     return 0
 
 
@@ -146,8 +147,8 @@ def _status(flags: list[str]) -> int:
 
 
 def _report(flags: list[str]) -> int:
-    from fitb.report.config import ReportConfig
-    from fitb.report.run import as_text, report
+    from fitb.report.build import as_text, report
+    from fitb.report.report_config import ReportConfig
 
     config = parse(ReportConfig, "fitb report", flags)
     with contextlib.redirect_stdout(sys.stderr):  # libraries talk
@@ -167,32 +168,33 @@ def _rehearse(flags: list[str]) -> int:
 
 
 def _evaluate(flags: list[str]) -> int:
-    from fitb.evaluate.config import EvaluateConfig
-    from fitb.evaluate.folder import evaluate_all, render_all
-    from fitb.evaluate.table import render
+    from fitb.evaluate.evaluate_config import EvaluateConfig
+    from fitb.evaluate.folder import evaluate_all
+    from fitb.evaluate.printed import evaluation_text, folder_text
 
     config = parse(EvaluateConfig, "fitb evaluate", flags)
     if config.out:
         found = evaluate_all(config, os.environ)
         if found:
-            print(fsio.to_json(found) if config.json else render_all(found))
+            print(fsio.to_json(found) if config.json else folder_text(found))
         return 0
-    from fitb.evaluate.run import evaluate
+    from fitb.evaluate.evaluate import evaluate
 
     result = evaluate(config)
     if result:  # of rank 0 alone
-        print(fsio.to_json(result) if config.json else render(result))
+        print(fsio.to_json(result) if config.json else evaluation_text(result))
     return 0
 
 
 def _compare(flags: list[str]) -> int:
-    from fitb.evaluate.compare import compare, render
-    from fitb.evaluate.config import CompareConfig
+    from fitb.evaluate.compare import compare
+    from fitb.evaluate.evaluate_config import CompareConfig
+    from fitb.evaluate.printed import comparison_text
 
     config = parse(CompareConfig, "fitb compare", flags)
     result = compare(config)
     if result:
-        print(fsio.to_json(result) if config.json else render(result))
+        print(fsio.to_json(result) if config.json else comparison_text(result))
     return 0
 
 

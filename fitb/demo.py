@@ -1,24 +1,26 @@
-"""The whole road on one machine: corpus, teacher, interrupted distillation, controls, a table.
+"""End-to-end demo on one machine: corpus, teacher, interrupted distillation, controls, a table.
 
-Everything is what a cluster runs: `fitb prepare`, and `fitb train` in several processes under
-DeepSpeed. What is finished is not done again, so an interrupted demo goes on.
+It runs what a cluster runs: `fitb prepare`, and `fitb train` in several processes under DeepSpeed.
+Finished parts are skipped, so an interrupted demo can be started again.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
+import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.cluster.local import LocalRun, forwarding, train_command
-from fitb.config import Config, Geometry, MaskConfig
+from fitb.config import Config, MaskConfig
 from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
 from fitb.flags import parse
+from fitb.rundir.restart import num_attempts
+from fitb.templates import render_template
 
 if TYPE_CHECKING:
     from fitb.evaluate.counts import RowCounts
@@ -78,20 +80,19 @@ def demo(config: DemoConfig) -> int:
     more_steps = round(config.steps * ratio)
     _say(f"control: without a teacher, for the same compute ({ratio:.2f} x the steps)")
     _train(config, out / "control_equal_compute", alone, more_steps)
-    _export_untrained(out)
     _say("all of them on the same masked validation rows")
     counts, models = _measure(config, out)
     summary = {
         "models": models,
         "differences": _differences(counts),
-        "attempts": _attempts(out / "student"),
+        "attempts": num_attempts(out / "student"),
         "compute_ratio": ratio,
         "seconds": time.monotonic() - began_s,
-        "tokens_per_s": _training_speed(out / "student"),
+        "tokens_per_s": statistics.median_high(_logged(out / "student", "perf/tokens_per_s")),
         "settings": asdict(config),
     }
     fsio.write_json(out / "summary.json", summary)
-    print(render(summary))
+    print(render_template("demo.txt.j2", **summary), end="\n\n")
     _fill(out / "student" / "export")
     print(f"\nAll of it is in {out}; the numbers are in {out / 'summary.json'}.")
     return 0
@@ -160,8 +161,8 @@ def _train(
     while True:
         interrupted = False
         with LocalRun(train_command(flags), config.processes) as run, forwarding(run):
-            if interrupt_at and _attempts(run_dir) == 0:
-                interrupted = _reaches_step(run, run_dir / "metrics.jsonl", interrupt_at)
+            if interrupt_at and num_attempts(run_dir) == 0:
+                interrupted = _reaches_step(run, run_dir, interrupt_at)
             if interrupted:
                 _say(f"SIGUSR1 to one of {config.processes} processes, as a scheduler would")
                 run.signal(signal.SIGUSR1, rank=config.processes - 1)
@@ -176,27 +177,18 @@ def _train(
             raise TrainingError(f"{run_dir} ended with exit code {code}; its lines above say why")
 
 
-def _reaches_step(run: LocalRun, metrics: Path, step: int) -> bool:
+def _reaches_step(run: LocalRun, run_dir: Path, step: int) -> bool:
     """Wait until a step is logged; False where the run ends before."""
     while run.running():
-        if any(record["train/step"] >= step for record in fsio.read_lines(metrics, "train/step")):
+        if max(_logged(run_dir, "train/step"), default=0) >= step:
             return True
         time.sleep(0.2)
     return False
 
 
-def _attempts(run_dir: Path) -> int:
-    return sum(
-        event["event"] == "attempt"
-        for event in fsio.read_records(run_dir / "events.jsonl", "event")
-    )
-
-
-def _training_speed(run_dir: Path) -> float:
-    speeds = [
-        r["perf/tokens_per_s"] for r in fsio.read_lines(run_dir / "metrics.jsonl", "train/step")
-    ]
-    return float(sorted(speeds)[len(speeds) // 2])
+def _logged(run_dir: Path, metric: str) -> list[Any]:
+    """Return the values of a metric, in order."""
+    return [record[metric] for record in fsio.read_lines(run_dir / "metrics.jsonl", metric)]
 
 
 def _compute_ratio(run_dir: Path) -> float:
@@ -207,9 +199,9 @@ def _compute_ratio(run_dir: Path) -> float:
 
     from fitb.config import ObjectiveConfig
     from fitb.corpus.tokenizer import load_tokenizer
-    from fitb.data.batch import Batch
-    from fitb.data.masking import Vocabulary, mask_rows
+    from fitb.data.masking import Vocabulary
     from fitb.distill.objective import Objective
+    from fitb.evaluate.count import masked_batch
     from fitb.model.load import load_model
     from fitb.shards.shard_set import ShardSet
 
@@ -217,17 +209,7 @@ def _compute_ratio(run_dir: Path) -> float:
     shards = ShardSet.open(config.data.shards, "train")
     tokenizer = load_tokenizer(shards.tokenizer_folder)
     rows = np.arange(min(config.micro_batch, shards.num_rows))
-    read = shards.read(rows)
-    masked = mask_rows(
-        read.input_ids,
-        read.word_starts,
-        rows,
-        np.zeros_like(rows),
-        seed=0,
-        vocabulary=Vocabulary.of(tokenizer),
-        config=config.mask,
-    )
-    batch = Batch.of(masked)
+    batch, _ = masked_batch(shards, rows, Vocabulary.of(tokenizer), config.mask, seed=0)
 
     def flops(with_teacher: bool) -> int:
         student = load_model(config.model.student, tokenizer=tokenizer, length=shards.length).model
@@ -246,103 +228,51 @@ def _compute_ratio(run_dir: Path) -> float:
     return flops(with_teacher=True) / flops(with_teacher=False)
 
 
-def _export_untrained(out: Path) -> None:
-    """The student as it was before its first step."""
-    from fitb.corpus.tokenizer import load_tokenizer
-    from fitb.model.load import load_model, quiet
-    from fitb.shards.shard_set import ShardSet
-
-    folder = out / "untrained" / "export"
-    if folder.exists():
-        return
-    config = parse(Config, "fitb demo", ["--config", str(out / "student" / "config.yaml")])
-    assert isinstance(config.model.student, Geometry)
-    tokenizer = load_tokenizer(out / "shards" / "tokenizer")
-    length = ShardSet.open(out / "shards", "validation").length
-    loaded = load_model(config.model.student, tokenizer=tokenizer, length=length, seed=config.seed)
-    with quiet(), fsio.folder_written_whole(folder) as scratch:
-        loaded.model.save_pretrained(scratch)
-        tokenizer.model_max_length = length
-        tokenizer.save_pretrained(scratch)
-
-
 def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, RowCounts], dict[str, Any]]:
+    """Evaluate every model on the same rows; untrained is the student before its first step."""
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.data.masking import Vocabulary
     from fitb.evaluate.count import choose_rows, count
-    from fitb.evaluate.metrics import summarise
+    from fitb.evaluate.metrics import summaries
     from fitb.model.load import load_model, num_parameters
     from fitb.shards.shard_set import ShardSet
 
     shards = ShardSet.open(out / "shards", "validation")
     tokenizer = load_tokenizer(out / "shards" / "tokenizer")
     rows = choose_rows(shards.num_rows, config.rows)
+    student = parse(Config, "fitb demo", ["--config", str(out / "student" / "config.yaml")])
     counts, models = {}, {}
     for name in MODELS:
-        model = load_model(str(out / name / "export"), tokenizer=tokenizer).model
+        source = student.model.student if name == "untrained" else str(out / name / "export")
+        model = load_model(
+            source, tokenizer=tokenizer, length=shards.length, seed=student.seed
+        ).model
         began_s = time.monotonic()
         counts[name] = count(
             model, shards, rows, vocabulary=Vocabulary.of(tokenizer), mask=MaskConfig()
         )
         seconds = time.monotonic() - began_s
-        intervals = summarise(counts[name])
+        intervals = summaries(counts[name])[0]
         models[name] = {
             "params": num_parameters(model),
             **{metric: interval.value for metric, interval in intervals.items()},
             "intervals": {m: [i.low, i.high] for m, i in intervals.items()},
             "tokens_per_s": len(rows) * shards.length / seconds,
-            "steps": _last_step(out / name),
+            "steps": max(_logged(out / name, "train/step"), default=0),
         }
     return counts, models
 
 
-def _last_step(run_dir: Path) -> int:
-    return max(
-        (r["train/step"] for r in fsio.read_lines(run_dir / "metrics.jsonl", "train/step")),
-        default=0,
-    )
-
-
 def _differences(counts: dict[str, RowCounts]) -> dict[str, Any]:
     """Top-1 of the student minus that of each other model, paired over documents."""
-    from fitb.evaluate.metrics import difference
+    from fitb.evaluate.metrics import differences
 
     found = {}
     for name in MODELS:
         if name != "student":
-            interval = difference(counts["student"], counts[name], "top1")
-            found[name] = {"top1": interval.value, "interval": [interval.low, interval.high]}
+            top1 = differences(counts["student"], counts[name])[0]["top1"]
+            found[name] = {"top1": top1.value, "interval": [top1.low, top1.high]}
     return found
-
-
-def render(summary: dict[str, Any]) -> str:
-    """The table for people."""
-    return "\n".join(_lines(summary))
-
-
-def _lines(summary: dict[str, Any]) -> Iterator[str]:
-    yield ""
-    yield (
-        f"{'model':<22}{'params':>10}{'steps':>7}{'loss':>7}{'ppl':>8}{'top-1':>8}{'top-5':>8}"
-        f"{'exact':>8}{'tokens/s':>11}"
-    )
-    for name, row in summary["models"].items():
-        yield (
-            f"{name:<22}{row['params']:>10,}{row['steps']:>7}{row['loss']:>7.3f}{row['ppl']:>8.1f}"
-            f"{row['top1']:>8.1%}{row['top5']:>8.1%}{row['span_em']:>8.1%}"
-            f"{row['tokens_per_s']:>11,.0f}"
-        )
-    yield ""
-    for name in ("control", "control_equal_compute"):
-        low, high = (100 * end for end in summary["differences"][name]["interval"])
-        gain = 100 * summary["differences"][name]["top1"]
-        yield f"student - {name}: top-1 {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
-    yield "(over documents of this kind; another seed, or another source of text, is not in it)"
-    yield (
-        f"distilled in {summary['attempts']} attempts at {summary['tokens_per_s']:,.0f} tokens/s;"
-        f" {summary['seconds']:.0f} s in all"
-    )
-    yield ""
 
 
 def _fill(model: Path) -> None:

@@ -93,7 +93,7 @@ def configuration(kind: str, flags: Sequence[str], options: Sequence[Option]) ->
 
         return dry_run(["--cluster", "slurm", *flags])
     if kind == "evaluate":
-        from fitb.evaluate.config import EvaluateConfig
+        from fitb.evaluate.evaluate_config import EvaluateConfig
 
         config = parse(EvaluateConfig, "fitb evaluate", flags)
         return f"# -- fitb evaluate\n{to_yaml(config)}"

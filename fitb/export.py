@@ -345,9 +345,8 @@ def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:
     """Return each cost of int8 with its paired interval."""
     from fitb.evaluate.metrics import differences
 
-    found = differences(rounded, plain)[0]
-    return [
-        Comparison(name, each.second, each.first, each.value, each.low, each.high)
-        for name, each in found.items()
-        if name in _COSTS
-    ]
+    costs, found = differences(rounded, plain)[0], []
+    for metric in _COSTS:
+        cost = costs[metric]
+        found.append(Comparison(metric, cost.second, cost.first, cost.value, cost.low, cost.high))
+    return found

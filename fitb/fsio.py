@@ -202,14 +202,15 @@ def set_aside(path: Path) -> Path:
 
 def to_json(value: Any, **form: Any) -> str:
     """Return JSON that every reader takes: null where Python has NaN or an infinity."""
-    return json.dumps(_finite(value), allow_nan=False, **form)
+    return json.dumps(finite(value), allow_nan=False, **form)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON-able value with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -71,7 +71,7 @@ PAGES = {
             "fitb inspect data/shards",
             "fitb inspect data/shards --html look.html --mask.strategy span",
         ),
-        config="fitb.inspect.run:InspectConfig",
+        config="fitb.inspect.inspection:InspectConfig",
         words="shards",
     ),
     "fitb train": Page(
@@ -97,7 +97,7 @@ PAGES = {
             "fitb report runs/tb4",
             "fitb report runs/tb4 runs/control --out compared.html --png figures",
         ),
-        config="fitb.report.config:ReportConfig",
+        config="fitb.report.report_config:ReportConfig",
         words="runs",
     ),
     "fitb rehearse": Page(
@@ -123,7 +123,7 @@ PAGES = {
             "fitb evaluate --model runs/tb4/export --teacher models/bert --json > tb4.json",
             "fitb evaluate --models+='runs/tb4/checkpoints/step-*' --out evals/tb4",
         ),
-        config="fitb.evaluate.config:EvaluateConfig",
+        config="fitb.evaluate.evaluate_config:EvaluateConfig",
     ),
     "fitb compare": Page(
         "two models on the same rows and masks: paired differences and p-values",
@@ -131,7 +131,7 @@ PAGES = {
             "fitb compare runs/a/export runs/b/export --shards data/shards",
             "fitb compare runs/a/export runs/b/export --sets.general data/a --sets.mine data/b",
         ),
-        config="fitb.evaluate.config:CompareConfig",
+        config="fitb.evaluate.evaluate_config:CompareConfig",
         words="models",
     ),
     "fitb fill": Page(
@@ -272,7 +272,7 @@ PAGES = {
             "python -m launch.evaluate --array 10 --wait --models+='runs/tb4/checkpoints/step-*'"
             " --out evals/tb4",
         ),
-        config="fitb.evaluate.config:EvaluateConfig",
+        config="fitb.evaluate.evaluate_config:EvaluateConfig",
         front="launch.evaluate:front",
         hands_to="fitb evaluate",
     ),

@@ -16,7 +16,7 @@ from fitb.cluster.slurm import default_run_dir
 from fitb.cluster.submit import wait_for
 from fitb.config_io import to_yaml
 from fitb.errors import FINISHED, FitbError
-from fitb.evaluate.config import EvaluateConfig
+from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.folder import check_array
 from fitb.flags import parse
 from fitb.front import FrontParser

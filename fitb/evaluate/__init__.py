@@ -1,1 +1,1 @@
-"""How well a model fills masked positions, with intervals."""
+"""Evaluation of models on masked positions, with confidence intervals."""

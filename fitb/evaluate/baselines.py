@@ -1,4 +1,4 @@
-"""What a model is held against: token frequencies, its own geometry untrained, itself before.
+"""Baselines of an evaluation: token frequencies, random weights, the model before training.
 
 Legend: V vocabulary, D hidden.
 """
@@ -42,11 +42,12 @@ def count_tokens(
 
 
 def untrained(model: BertForMaskedLM, seed: int) -> BertForMaskedLM:
-    """Return a model of the same geometry with random weights, in eval mode."""
+    """Return a model of the same geometry with random weights, in eval mode, on the same device."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         fresh = BertForMaskedLM(BertConfig.from_dict(model.config.to_dict()))
     fresh.train(False)
+    torch.nn.Module.to(fresh, model.device)
     return fresh
 
 

@@ -1,6 +1,6 @@
-"""What kind of word was masked, by rules on the text around it.
+"""Categories of words, by rules on the text around them.
 
-Two families. By pieces: every word is `single_piece` or `multi_piece`. By text, where the text is
+Two families. By subwords: every word is `single_piece` or `multi_piece`. By text, where the text is
 known: at most one of `url`, `identifier`, `number`, `name`, the first that holds. A word here is
 what the tokenizer calls one; BERT's cuts at every punctuation mark, so `my_name` is three words,
 and each of them, the underscore too, belongs to the identifier that it lies in.

@@ -1,8 +1,7 @@
-"""Count what models get right in rows of a split, on masks fixed by a seed."""
+"""Count right answers in rows of a split, on masks fixed by a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -74,28 +73,6 @@ def count(
     return RowCounts.joined(parts)
 
 
-def count_batch(
-    predictors: Mapping[str, Predictor],
-    batch: Batch,
-    slots: Slots,
-    classes: NDArray[np.int64],
-    *,
-    teacher: str | None,
-    seconds: dict[str, float],
-) -> dict[str, RowCounts]:
-    """Count what each model gets right in a batch, with every column that can be had.
-
-    Args:
-        predictors: in eval mode.
-        classes: (V,) int64, of `piece_classes`.
-        teacher: which of them the others are held against.
-        seconds: the time of each model is added here.
-    """
-    with torch.no_grad():
-        scores = score(predictors, batch, teacher=teacher, seconds=seconds)
-    return {name: count_rows(slots, found, classes) for name, found in scores.items()}
-
-
 def masked_batch(
     shards: ShardSet | CachedRows,
     rows: NDArray[np.int64],
@@ -140,7 +117,8 @@ def _parts(
     slots: tuple[NDArray[np.int64], NDArray[np.int64]],
     vocabulary: Vocabulary,
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Return row and document of every part that has a slot or begins a row, and each slot's part.
+    """Return row and document of every part that has a masked position or begins a row, and the
+    part of each masked position.
 
     Rows in memory are for totals, which do not ask for documents: each is one part.
 

@@ -1,7 +1,7 @@
-"""What a model got right, as sums per part of a row and category: they add up over rows and ranks.
+"""Counts of right answers, as sums per part of a row and category: they add up over rows and ranks.
 
-A part of a row is what one document has in it. Legend: N or P parts, B rows, L length, M used slots
-of a batch, G groups (all words, then categories of words), C columns, V vocabulary.
+A part of a row is what one document has in it. Legend: N or P parts, B rows, L length, M masked
+positions of a batch, G groups (all words, then categories of words), C columns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ COLUMNS = (*JUDGED, "agreed", "kl_sum")
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What a model got right in each part of a row.
+    """Right answers of a model in each part of a row.
 
     Args:
-        rows: (N,) int64, row numbers in the split; every row has a part, even where it has no slot.
+        rows: (N,) int64, row numbers in the split; every row has a part, even one without a
+            masked position.
         documents: (N,) int64, numbers of documents in the split: they key the bootstrap.
         sums: (N, G, C) float64; C counts the first columns of COLUMNS that were asked for:
-            loss_sum: nats over slots.
-            num_slots, top1, top5: slots; those whose true token has rank 1, rank 5 or better.
-            num_words: words that start in the row and all of whose tokens are slots.
+            loss_sum: nats over masked positions.
+            num_slots, top1, top5: masked positions; those whose true token has rank 1, rank 5 or
+                better.
+            num_words: words that start in the row and all of whose tokens are masked.
             words_right: those of them all of whose tokens have rank 1.
-            f1_sum: over those words, the share of their pieces that is right in any order.
-            gap_BB: over the slots whose prediction has a probability in that bin, 1 where it is
+            f1_sum: over those words, the share of their subwords that is right in any order.
+            gap_BB: over the positions whose prediction has a probability in that bin, 1 where it is
                 right less that probability.
-            agreed, kl_sum: slots where the prediction is the teacher's; KL(teacher || model), nats.
+            agreed, kl_sum: positions where the prediction is the teacher's; KL(teacher || model),
+                nats.
 
     A rank is 1 + the number of tokens with a strictly greater logit: ties are won. The prediction
-    of a slot is the true token where its rank is 1, else the first of those with the largest logit.
+    is the true token where its rank is 1, else the first of those with the largest logit.
     """
 
     rows: NDArray[np.int64]
@@ -72,7 +75,7 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's answers at the slots of a batch, in row-major order.
+    """A model's answers at the masked positions of a batch, in row-major order.
 
     Args:
         loss: (M,) float64, nats.
@@ -93,15 +96,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of a batch, without any model.
+    """The masked positions of a batch, without any model.
 
     Args:
         rows, documents: (P,) int64, of the parts of rows, as in RowCounts.
-        part: (M,) int64, which of them the slot is in.
-        row: (M,) int64, place of the slot's row in the batch.
+        part: (M,) int64, which of them the position is in.
+        row: (M,) int64, place of its row in the batch.
         labels: (M,) int64, true tokens.
         words: (B, L) int64, of word_numbers.
-        slot_words: (M,) int64, number of the slot's word in its row.
+        slot_words: (M,) int64, number of its word in the row.
         groups: (B, L, G) bool by word number; the first group is of all words.
     """
 
@@ -116,7 +119,7 @@ class Slots:
 
 
 def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None = None) -> RowCounts:
-    """Sum slots, and whole words (those all of whose tokens are slots), by part and group.
+    """Sum masked positions, and words all of whose tokens are masked, by part and group.
 
     Args:
         classes: (V,) int64, of `piece_classes`; needed where the scores hold predictions.
@@ -164,12 +167,12 @@ def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None =
 
 
 def piece_classes(pieces: Iterable[str]) -> NDArray[np.int64]:
-    """Return which pieces are the same text: (V,) int64, equal where their normal form is.
+    """Return which subwords are the same text: (V,) int64, equal where their normal form is.
 
     The normal form is SQuAD's (lower case, no punctuation; Rajpurkar et al. 2016, section 6.1) of
-    a piece without its ##. SQuAD leaves articles out as well, and so would call any two texts equal
-    of which nothing is left. A blank of one word has no other content: where nothing would be left
-    the piece stands as it is, and an article is a word like any other.
+    a subword without its ##. SQuAD leaves articles out as well, and so would call any two texts
+    equal of which nothing is left. A blank of one word has no other content: where nothing would
+    be left the subword stands as it is, and an article is a word like any other.
     """
     known: dict[str, int] = {}
     return np.array([known.setdefault(_normal(piece), len(known)) for piece in pieces], np.int64)
@@ -187,10 +190,10 @@ def _overlap(
     classes: NDArray[np.int64],
     num_words: int,
 ) -> NDArray[np.float64]:
-    """(words,) float64, pieces that true and predicted bags of each word share.
+    """(words,) float64, subwords that true and predicted bags of each word share.
 
-    Both bags have as many pieces as the word has slots, so precision, recall and F1 are all this
-    number over that one.
+    Both bags have a subword for each masked token of the word, so precision, recall and F1 are all
+    this number over that one.
     """
     width = len(classes)
     keys = np.concatenate([word * width + classes[true], word * width + classes[predicted]])
@@ -204,7 +207,7 @@ def _overlap(
 def _gaps(
     confidence: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float64]]:
-    """Right less confidence of each slot, in the column of its bin: (b / 15, (b + 1) / 15]."""
+    """Right less confidence of each position, in the column of its bin: (b / 15, (b + 1) / 15]."""
     known = np.nan_to_num(confidence, nan=1.0)
     number = np.clip(np.ceil(known * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     gap = right - confidence

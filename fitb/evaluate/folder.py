@@ -1,4 +1,4 @@
-"""Many models, a file for each in one folder: tasks share them, what is there is not done again.
+"""Evaluate many models into a folder, a file for each; tasks share them, finished ones are skipped.
 
 Nothing here needs torch until a model has to be evaluated: a login node prints the table.
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fitb import fsio
 from fitb.errors import ConfigError
-from fitb.evaluate.config import EvaluateConfig
+from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.ranks import joined
-from fitb.evaluate.table import about_lines, table
 from fitb.model.positions import known_length
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.shard_set import ShardSet
 
-_FORMAT = 2  # of the files; 1 had intervals over rows, and spans of other lengths
+_FORMAT = 2  # of the files; format 1 had intervals over rows, and spans of other lengths
 _NO_PART = ("model", "models", "out", "share", "json")  # of what a result depends on
-_ROLES = ("unigram", "untrained", "frozen", "control", "teacher")
 
 
 def evaluate_all(config: EvaluateConfig, env: Mapping[str, str]) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def evaluate_all(config: EvaluateConfig, env: Mapping[str, str]) -> dict[str, An
             model for model in models[begin::step] if not (folder / f"{names[model]}.json").exists()
         ]
         for model in ranks.given(todo):
-            from fitb.evaluate.run import evaluate
+            from fitb.evaluate.evaluate import evaluate
 
             result = evaluate(replace(config, model=model, models=[]), ranks)
             if ranks.world.is_main:
@@ -129,29 +127,6 @@ def _stamp(source: str) -> list[list[Any]]:
     folder = checkpoint_of(source) or Path(source)
     files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".json", ".bin"))
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-
-
-def render_all(found: dict[str, Any]) -> str:
-    """Render what `evaluate_all` returned: a table for each set."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    results, missing = found["models"], found["missing"]
-    if missing:
-        yield (
-            f"{len(results)} of {len(results) + len(missing)} models are evaluated;"
-            f" not yet: {', '.join(missing)}"
-        )
-    if not results:
-        return
-    first = next(iter(results.values()))
-    for name, about in first["sets"].items():
-        yield from about_lines(name, about, first)
-        yield ""
-        rows = {model: each["sets"][name]["models"]["model"] for model, each in results.items()}
-        rows |= {role: about["models"][role] for role in _ROLES if role in about["models"]}
-        yield from table({label: row["metrics"] for label, row in rows.items()})
 
 
 def check_array(config: EvaluateConfig, number: int) -> None:

@@ -1,9 +1,9 @@
-"""Models on one set of rows: loaded, held against the contract, counted by all ranks together."""
+"""Load models and shard sets, check the contract, and count right answers over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,19 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ContractError
 from fitb.evaluate.categories import GROUPS
-from fitb.evaluate.config import CompareConfig, EvaluateConfig, MeasureConfig
-from fitb.evaluate.count import choose_rows, count_batch, masked_batch
-from fitb.evaluate.counts import COLUMNS, JUDGED, PLAIN, RowCounts, piece_classes
+from fitb.evaluate.count import choose_rows, masked_batch
+from fitb.evaluate.counts import COLUMNS, JUDGED, PLAIN, RowCounts, count_rows, piece_classes
+from fitb.evaluate.evaluate_config import CompareConfig, EvaluateConfig, MeasureConfig
 from fitb.evaluate.ranks import Ranks
-from fitb.evaluate.score import Predictor
+from fitb.evaluate.score import Predictor, score
 from fitb.evaluate.words import Categoriser
 from fitb.fsio import sha256_json
 from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
-from fitb.model.load import load_model
+from fitb.model.load import load_model, num_parameters
 from fitb.model.loaded import Loaded
+from fitb.model.positions import KEY, trained_length
 from fitb.redact import redacted
 from fitb.shards.shard_set import ShardSet
 
@@ -39,7 +40,7 @@ class EvaluationSet:
         where: folder or URL.
         shards: the split.
         tokenizer: of the shards.
-        vocabulary: what masking knows of it.
+        vocabulary: of the tokenizer, for masking.
     """
 
     name: str
@@ -50,7 +51,7 @@ class EvaluationSet:
 
     @classmethod
     def open(cls, name: str, where: str, split: str) -> EvaluationSet:
-        """Open it.
+        """Open a split of a folder or URL.
 
         Raises: as ShardSet.open does.
         """
@@ -61,7 +62,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Measured:
-    """What models got right in a set; on rank 0, the others hold nothing.
+    """What models got right in a set; empty on ranks other than 0.
 
     Args:
         counts: of each model, by mask; the first with categories, the others over all words.
@@ -77,7 +78,7 @@ class Measured:
 def load(
     config: EvaluateConfig | CompareConfig, ranks: Ranks
 ) -> tuple[list[EvaluationSet], dict[str, Loaded]]:
-    """Open the sets and load the models of a configuration; all ranks call this.
+    """Open the sets of a configuration, and load its models to this rank's device, on every rank.
 
     Raises: as ShardSet.open and `load_models` do; SystemFault on every rank where they have not
         read the same.
@@ -99,7 +100,10 @@ def load(
             held[f"{role} {loaded.source}"] = digest_of_model(loaded.model, loaded.model.config)
         return held
 
-    return load_alike(read, digests, ranks.world)
+    sets, loaded = load_alike(read, digests, ranks.world)
+    for each in loaded.values():
+        torch.nn.Module.to(each.model, device_of(ranks))
+    return sets, loaded
 
 
 def load_models(
@@ -144,7 +148,7 @@ def measure(
     puts the rows together in their order. So the result does not depend on that number.
 
     Args:
-        predictors: by role, in eval mode; the one called teacher is what others are held against.
+        predictors: by role, in eval mode; others are compared with the one called teacher.
     """
     rows = choose_rows(where.shards.num_rows, config.rows)
     batches = [rows[begin : begin + config.batch] for begin in range(0, len(rows), config.batch)]
@@ -167,9 +171,9 @@ def measure(
                 config.seed + number,
                 None if number else categoriser,
             )
-            found[i] = count_batch(
-                predictors, batch, slots, classes, teacher=teacher, seconds=seconds
-            )
+            with torch.no_grad():
+                scores = score(predictors, batch, teacher=teacher, seconds=seconds)
+            found[i] = {name: count_rows(slots, each, classes) for name, each in scores.items()}
         gathered = ranks.gathered(found).values()
         nothing = RowCounts.nothing(
             len(COLUMNS if teacher else JUDGED), 1 if number else len(GROUPS)
@@ -192,7 +196,7 @@ def _about(
     counts: dict[str, list[RowCounts]],
     categoriser: Categoriser,
 ) -> dict[str, Any]:
-    """Say what was measured on; slots and words are the same for every model."""
+    """Describe the set; masked positions and words are the same for every model."""
     first = next(iter(counts.values()))[0]
     totals = first.totals()
     slots, words = totals[:, PLAIN.index("num_slots")], totals[:, PLAIN.index("num_words")]
@@ -221,3 +225,21 @@ def device_of(ranks: Ranks) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", ranks.world.local_rank % torch.cuda.device_count())
+
+
+def models_and_settings(
+    config: EvaluateConfig | CompareConfig, loaded: Mapping[str, Loaded]
+) -> dict[str, Any]:
+    """Return what every number of a result depends on besides the rows, JSON-able."""
+    return {
+        "models": {
+            role: {
+                "source": each.source,
+                "num_parameters": num_parameters(each.model),
+                KEY: trained_length(each.model.config),
+            }
+            for role, each in loaded.items()
+        },
+        "mask": asdict(config.mask),
+        **{name: getattr(config, name) for name in ("seed", "masks", "resamples", "batch")},
+    }

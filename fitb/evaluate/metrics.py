@@ -1,4 +1,4 @@
-"""Metrics of filled slots from counts, their intervals, and what tells two models apart.
+"""Metrics of filled masked positions, bootstrap intervals, and paired significance tests.
 
 A metric is a function of sums, so a resample is a sum with random weights. Documents are resampled:
 the rows of one are not independent, and intervals over rows would be too narrow. What an interval
@@ -9,14 +9,15 @@ training. Legend: N parts of rows, D documents, G groups, C columns, R resamples
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fitb import rng
-from fitb.errors import ConfigError, DataError, nearest
+from fitb.errors import DataError
+from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.counts import COLUMNS, JUDGED, PLAIN, RowCounts
 
 METRICS = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
@@ -57,11 +58,11 @@ def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
 
     Args:
         totals: (..., C) float64, in the order of COLUMNS: those of PLAIN, JUDGED or all.
-    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per slot,
-        ppl = exp(loss), top1 and top5 as shares of slots, span_em and span_f1 per whole masked
-        word, ece the expected calibration error of the prediction's probability in 15 bins of
-        equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of slots, kl =
-        KL(teacher || model) in nats per slot.
+    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per masked
+        position, ppl = exp(loss), top1 and top5 as shares of positions, span_em and span_f1 per
+        whole masked word, ece the expected calibration error of the prediction's probability in 15
+        bins of equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of
+        positions, kl = KL(teacher || model) in nats per position.
     """
     num_columns = totals.shape[-1]
     loss_sum, num_slots, top1, top5, num_words, right = np.moveaxis(totals[..., :6], -1, 0)
@@ -84,39 +85,19 @@ def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def summarise(
-    counts: RowCounts, *, seed: int = 0, num_resamples: int = 1000
-) -> dict[str, Interval]:
-    """Return every metric over all words with its 95 % bootstrap percentile interval."""
-    return summaries(_over_all_words(counts), seed, num_resamples)[0]
-
-
 def summaries(
     counts: RowCounts, seed: int = 0, num_resamples: int = 1000
 ) -> list[dict[str, Interval]]:
-    """Return the same for each group, all from the same resamples of documents."""
+    """Return each group's metrics with 95 % bootstrap percentile intervals.
+
+    All groups share the resamples of documents.
+    """
     values = metrics_of(counts.totals())
     resampled = metrics_of(_weighted(counts.documents, counts.sums, seed, num_resamples, _poisson))
     return [
         {name: _interval(name, float(values[name][g]), resampled[name][:, g]) for name in values}
         for g in range(counts.sums.shape[1])
     ]
-
-
-def difference(
-    first: RowCounts, second: RowCounts, metric: str, *, seed: int = 0, num_resamples: int = 1000
-) -> Interval:
-    """Return metric(first) - metric(second) with its 95 % paired bootstrap interval.
-
-    Raises: ConfigError where there is no such metric; DataError as `differences` does.
-    """
-    if metric not in METRICS:
-        raise ConfigError(
-            f"metric {metric!r}; one of {', '.join(METRICS)}{nearest(metric, METRICS)}"
-        )
-    pair = _over_all_words(first), _over_all_words(second)
-    found = differences(*pair, seed=seed, num_resamples=num_resamples)[0][metric]
-    return Interval(found.value, found.low, found.high)
 
 
 def differences(
@@ -165,10 +146,10 @@ def _check_pairs(first: RowCounts, second: RowCounts) -> None:
     for name, (ours, theirs) in pairs.items():
         if not np.array_equal(ours, theirs):
             raise DataError(
-                f"the two models differ in {name} ({_distinct(first.rows)} and"
-                f" {_distinct(second.rows)} rows):"
-                " they can only be compared on the same rows with the same masks; evaluate both"
-                " with the same shards, split, rows, mask and seed"
+                f"the two models differ in {name} ({len(np.unique(first.rows))} and"
+                f" {len(np.unique(second.rows))} rows): they can only be compared on the same rows"
+                " with the same masks; evaluate both with the same shards, split, rows, mask and"
+                " seed"
             )
 
 
@@ -230,11 +211,22 @@ def _sign(
 _POISSON_CDF = np.cumsum([np.exp(-1.0) / math.factorial(k) for k in range(18)])
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation (of a sample: n - 1) of a metric over several masks."""
+def over_masks(counts: Sequence[RowCounts]) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation (of a sample: n - 1) of each metric over masks."""
+    found = {}
+    for name, values in metrics_of(np.stack([each.totals()[0] for each in counts])).items():
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        found[name] = {"mean": float(np.mean(values)), "sd": sd}
+    return found
+
+
+def by_group(
+    found: Sequence[Mapping[str, Interval | Difference]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what `summaries` or `differences` found as plain values by name of the group."""
     return {
-        "mean": float(np.mean(values)),
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        group: {metric: asdict(each) for metric, each in values.items()}
+        for group, values in zip(GROUPS, found, strict=True)
     }
 
 
@@ -251,11 +243,3 @@ def _interval(metric: str, value: float, resampled: NDArray[np.float64]) -> Inte
         low, high = np.percentile(drawn, [2.5, 97.5])
     moved = value - drawn.mean() if metric == "ece" else 0.0
     return Interval(value, float(low + moved), float(high + moved))
-
-
-def _over_all_words(counts: RowCounts) -> RowCounts:
-    return replace(counts, sums=counts.sums[:, :1])
-
-
-def _distinct(rows: NDArray[np.int64]) -> int:
-    return len(np.unique(rows))

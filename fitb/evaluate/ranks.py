@@ -1,6 +1,6 @@
-"""Several processes evaluate as one: work is dealt in pieces, results gathered in their order.
+"""Data-parallel evaluation: deal batches to ranks, gather results on rank 0 in order.
 
-One process alone needs no torch here.
+A single process needs no torch here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What models answer at the slots of a batch: the encoder once, the MLM head at the slots only.
+"""Score models at the masked positions of a batch: the encoder once, the MLM head there only.
 
-Rows longer than a model was trained at it reads in windows around their slots.
+Rows longer than the trained length are read in windows around their masked positions.
 
-Legend: B rows, L length, K slots of a row, M used slots of a batch, D hidden, V vocabulary.
+Legend: B rows, L length, K masked positions of a row, M of a batch, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -33,13 +33,13 @@ _HEAD_POSITIONS = 2048  # through the head at a time: (2048, 30522) fp32 is 250 
 
 
 class Predictor(Protocol):
-    """Something that gives every token of the vocabulary a logit at each slot."""
+    """A model that gives every token of the vocabulary a logit at each masked position."""
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """(M, D), what the logits are made of, slots in row-major order."""
+        """(M, D), what the logits are made of, in row-major order."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(M, V) fp32, for some of those slots."""
+        """(M, V) fp32, for some of those positions."""
 
 
 class Bert:
@@ -63,9 +63,9 @@ class Bert:
 
 
 class Onnx:
-    """A model in onnxruntime, whose graph takes a batch and slots at once.
+    """A model in onnxruntime, whose graph takes a batch and its masked positions at once.
 
-    What it calls hidden are the numbers of the slots in the batch, or in its windows, (M,) int64.
+    Its hidden states are the numbers of these in the batch, or in its windows, (M,) int64.
     """
 
     def __init__(self, scorer: OnnxScorer) -> None:
@@ -87,7 +87,7 @@ class Onnx:
 
 
 class Unigram:
-    """The frequencies of tokens, whatever stands around the slot; add-one smoothed.
+    """The frequencies of tokens, whatever the context; add-one smoothed.
 
     Args:
         counts: (V,) of ordinary tokens in training text.
@@ -106,9 +106,10 @@ class Unigram:
 
 
 def cut_rows(batch: Batch, most: int) -> Batch:
-    """Cut rows of more than `most` tokens into windows around their slots, each a row of its own.
+    """Cut rows of more than `most` tokens into windows around their masked positions.
 
-    The used slots stay in their order. A batch whose rows are no longer is returned as it is.
+    Each window is a row, and masked positions keep their order. A batch whose rows are no longer is
+    returned as it is.
     """
     if batch.input_ids.shape[1] <= most:
         return batch
@@ -148,11 +149,11 @@ def score(
     teacher: str | None = None,
     seconds: dict[str, float] | None = None,
 ) -> dict[str, Scores]:
-    """Ask every model for the slots of a batch.
+    """Score every model at the masked positions of a batch.
 
     Args:
         judged: whether predictions and their probabilities are wanted.
-        teacher: which of the models the others are held against.
+        teacher: which of the models the others are compared with.
         seconds: the time of each model is added here.
     """
     order = sorted(predictors, key=lambda name: name != teacher)
@@ -162,7 +163,7 @@ def score(
     for name in order:
         with _timed(clock, name):
             hidden[name] = predictors[name].hidden(batch)
-    parts: dict[str, list[Scores]] = {name: [] for name in predictors}
+    parts: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in predictors}
     for begin in range(0, max(1, len(labels)), _HEAD_POSITIONS):
         block = slice(begin, begin + _HEAD_POSITIONS)
         taught: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -170,12 +171,15 @@ def score(
             with _timed(clock, name):
                 logits = predictors[name].logits(hidden[name][block])
                 true = labels[block].to(logits.device)
-                found, predicted = _scores(logits, true, judged, taught)
-                parts[name].append(found)
+                found = _scores(logits, true, judged, taught)
             if name == teacher:
-                taught = (logits.log_softmax(dim=1), predicted)
-                parts[name][-1] = _scores(logits, true, judged, taught)[0]
-    return {name: _joined(parts[name]) for name in predictors}
+                taught = (logits.log_softmax(dim=1), found["predicted"])
+                found = _scores(logits, true, judged, taught)
+            parts[name].append(found)
+    return {
+        name: Scores(**{key: torch.cat([part[key] for part in found]).numpy() for key in found[0]})
+        for name, found in parts.items()
+    }
 
 
 def _scores(
@@ -183,45 +187,29 @@ def _scores(
     true: torch.Tensor,
     judged: bool,
     taught: tuple[torch.Tensor, torch.Tensor] | None,
-) -> tuple[Scores, torch.Tensor]:
-    """Scores of some slots, and the prediction at each.
+) -> dict[str, torch.Tensor]:
+    """Return the fields of Scores at some masked positions, on the CPU.
 
     A rank is V + 1 minus the number of tokens with no greater logit, so that NaN loses.
+
+    Args:
+        taught: log-probabilities and predictions of the teacher.
     """
     loss = F.cross_entropy(logits, true, reduction="none").double()
     at_true = logits.gather(1, true[:, None])
     rank = logits.shape[1] + 1 - (logits <= at_true).sum(dim=1)
-    plain = Scores(loss.cpu().numpy(), rank.cpu().numpy())
-    if not judged:
-        return plain, true
-    top, first = logits.max(dim=1)
-    predicted = torch.where(rank <= 1, true, first)
-    # log p(prediction) = its logit - log of the sum = its logit - that of the true one - loss
-    confidence = ((top - at_true[:, 0]).double() - loss).exp().clamp(max=1)
-    agreed = kl = None
-    if taught is not None:
-        theirs = taught[0].to(logits.device)
+    found = {"loss": loss, "rank": rank}
+    if judged:
+        top, first = logits.max(dim=1)
+        found["predicted"] = torch.where(rank <= 1, true, first)
+        # log p(prediction) = its logit - log of the sum = its logit - that of the true one - loss
+        found["confidence"] = ((top - at_true[:, 0]).double() - loss).exp().clamp(max=1)
+    if judged and taught is not None:
+        theirs, answers = (each.to(logits.device) for each in taught)
+        found["agreed"] = found["predicted"] == answers
         ours = logits.log_softmax(dim=1)
-        kl = (theirs.exp() * (theirs - ours)).sum(dim=1, dtype=torch.float64).cpu().numpy()
-        agreed = (predicted == taught[1].to(logits.device)).cpu().numpy()
-    found = Scores(
-        plain.loss,
-        plain.rank,
-        predicted.cpu().numpy(),
-        confidence.cpu().numpy(),
-        agreed,
-        kl,
-    )
-    return found, predicted
-
-
-def _joined(parts: list[Scores]) -> Scores:
-    def join(name: str) -> NDArray[Any] | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else np.concatenate(values)
-
-    names = ("loss", "rank", "predicted", "confidence", "agreed", "kl")
-    return Scores(*(join(name) for name in names))  # type: ignore[arg-type]
+        found["kl"] = (theirs.exp() * (theirs - ours)).sum(dim=1, dtype=torch.float64)
+    return {name: value.cpu() for name, value in found.items()}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Which categories the masked words of rows belong to: text is put together, rules are asked.
+"""Categories of masked words: rebuild the text around them, then apply the rules.
 
 Legend: B rows, L length, G groups, of categories.GROUPS.
 """
@@ -25,13 +25,13 @@ _Place = tuple[str, int, int]  # a text, and where in it a word begins and ends
 
 @dataclass(frozen=True)
 class Categoriser:
-    """Knows the text of rows.
+    """Categorises the words of rows by their text.
 
     Args:
         shards: the split.
-        pieces: of the vocabulary, by id.
+        pieces: subwords of the vocabulary, by id.
         breaks: ids that end a text: [CLS], [SEP], [PAD].
-        originals: text of documents by number; others are put together from pieces.
+        originals: text of documents by number; others are rebuilt from subwords.
         missing: categories that cannot be told here, each with the reason.
         found: how many of how many documents' texts were read again.
     """
@@ -86,13 +86,13 @@ class Categoriser:
         words: NDArray[np.int64],
         masked: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
-        """Say what the masked words are: (B, L, G) bool, by word number.
+        """Categorise the masked words: (B, L, G) bool, by word number.
 
         Args:
             rows: (B,) int64, numbers in the split.
             input_ids: (B, L) int64, as in the shards.
             words: (B, L) int64, of word_numbers.
-            masked: (B, L) bool, by word number: whether any of its tokens is a slot.
+            masked: (B, L) bool, by word number: whether any of its tokens is masked.
         """
         num_rows, length = words.shape
         index = (np.arange(num_rows)[:, None] * length + words)[words >= 0]

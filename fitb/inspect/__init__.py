@@ -1,1 +1,1 @@
-"""What is in a shard set: facts, statistics, masked examples, and a model's first answer."""
+"""Inspection of a shard set: facts, statistics, masked examples, the loss of a model."""

@@ -1,11 +1,11 @@
-"""Runs of consecutive rows, spread over a split: from them whole documents can be counted.
+"""A sample of a split: ranges of consecutive rows, from which whole documents can be counted.
 
 Legend: B rows of the sample, L length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,11 @@ from fitb.shards.documents import documents_at
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import SpecialIds
 
-_NUM_RUNS = 8
+_NUM_RANGES = 8
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRange:
     """Consecutive rows begin .. end - 1 of a shard, counted in its file."""
 
     shard: int
@@ -29,7 +29,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a split, run after run.
+    """Rows of a split, range after range.
 
     Args:
         rows: (B,) int64, row numbers in the split.
@@ -37,46 +37,38 @@ class Sample:
         word_starts: (B, L) bool.
         segments: (B, L) int64, for tokens of text the number of their document in the split; -1 for
             [CLS], [SEP] and [PAD].
-        runs: that the rows come from, in order.
+        ranges: that the rows come from, in order.
     """
 
     rows: NDArray[np.int64]
     input_ids: NDArray[np.int64]
     word_starts: NDArray[np.bool_]
     segments: NDArray[np.int64]
-    runs: tuple[Run, ...]
+    ranges: tuple[RowRange, ...]
 
 
-def choose_runs(shard_rows: Sequence[int], wanted: int) -> tuple[Run, ...]:
-    """Return runs of `wanted` rows in all, or of every row where there are fewer."""
+def choose_ranges(shard_rows: Sequence[int], wanted: int) -> tuple[RowRange, ...]:
+    """Return ranges of `wanted` rows in all, or of every row where there are fewer.
+
+    Neighbours are one range, so that no document is taken for a cut one.
+    """
     total = sum(shard_rows)
     wanted = min(wanted, total)
     ends = np.cumsum(shard_rows)
-    runs = []
-    for i in range(_NUM_RUNS):
-        begin = i * wanted // _NUM_RUNS + i * (total - wanted) // _NUM_RUNS
-        end = begin + (i + 1) * wanted // _NUM_RUNS - i * wanted // _NUM_RUNS
+    ranges: list[RowRange] = []
+    for i in range(_NUM_RANGES):
+        begin = i * wanted // _NUM_RANGES + i * (total - wanted) // _NUM_RANGES
+        end = begin + (i + 1) * wanted // _NUM_RANGES - i * wanted // _NUM_RANGES
         while begin < end:
             shard = int(np.searchsorted(ends, begin, side="right"))
             first = int(ends[shard]) - shard_rows[shard]
             stop = min(end, int(ends[shard]))
-            runs.append(Run(shard, begin - first, stop - first))
+            found = RowRange(shard, begin - first, stop - first)
+            if ranges and (ranges[-1].shard, ranges[-1].end) == (shard, found.begin):
+                found = RowRange(shard, ranges.pop().begin, found.end)
+            ranges.append(found)
             begin = stop
-    return tuple(_joined(runs))
-
-
-def _joined(runs: Sequence[Run]) -> Iterator[Run]:
-    """Make one run of neighbours, so that no document is taken for a cut one."""
-    before: Run | None = None
-    for run in runs:
-        if before and (before.shard, before.end) == (run.shard, run.begin):
-            before = Run(run.shard, before.begin, run.end)
-            continue
-        if before:
-            yield before
-        before = run
-    if before:
-        yield before
+    return tuple(ranges)
 
 
 def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
@@ -84,9 +76,9 @@ def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
 
     Raises: DataError where a shard is damaged, and what fetching a remote one raises.
     """
-    runs = choose_runs(shards.shard_rows, wanted)
+    ranges = choose_ranges(shards.shard_rows, wanted)
     firsts = np.cumsum(shards.shard_rows) - shards.shard_rows
-    rows = np.concatenate([firsts[run.shard] + np.arange(run.begin, run.end) for run in runs])
+    rows = np.concatenate([firsts[each.shard] + np.arange(each.begin, each.end) for each in ranges])
     read = shards.read(rows)
     first = shards.document_numbers(rows)
     return Sample(
@@ -94,21 +86,21 @@ def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
         input_ids=read.input_ids,
         word_starts=read.word_starts,
         segments=documents_at(read.input_ids, first, sep_id=special.sep, pad_id=special.pad),
-        runs=runs,
+        ranges=ranges,
     )
 
 
 def document_lengths(sample: Sample, shard_rows: Sequence[int]) -> NDArray[np.int64]:
-    """(documents,) int64, tokens of each document that lies in a run as a whole."""
-    lengths, begin = [], 0
-    for run in sample.runs:
-        end = begin + run.end - run.begin
+    """(documents,) int64, tokens of each document that lies in a range as a whole."""
+    lengths, begin = [np.zeros(0, dtype=np.int64)], 0
+    for each in sample.ranges:
+        end = begin + each.end - each.begin
         segments = sample.segments[begin:end]
         found = segments[segments >= 0]
         if len(found):
             counts = np.bincount(found - found.min())
-            first = 0 if run.begin == 0 else 1
-            last = len(counts) - (0 if run.end == shard_rows[run.shard] else 1)
+            first = 0 if each.begin == 0 else 1
+            last = len(counts) - (0 if each.end == shard_rows[each.shard] else 1)
             lengths.append(counts[first:last])
         begin = end
-    return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+    return np.concatenate(lengths)

@@ -1,4 +1,4 @@
-"""Numbers about sampled rows: lengths, words and their pieces, unknown tokens.
+"""Statistics of sampled rows: lengths, subwords per word, unknown tokens.
 
 Legend: B rows, L length.
 """
@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb.data.masking import Vocabulary, word_numbers
+from fitb.inspect.decoding import TokenDecoder
 from fitb.inspect.sample import Sample, document_lengths
-from fitb.inspect.text import Reader
-from fitb.shards.tokenizer import SpecialIds
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _NUM_BINS = 16
@@ -28,14 +27,13 @@ def statistics(
     *,
     shard_rows: Sequence[int],
     vocabulary: Vocabulary,
-    special: SpecialIds,
-    reader: Reader,
+    decoder: TokenDecoder,
     overlapping: bool,
 ) -> dict[str, Any]:
     """Describe a sample.
 
     Args:
-        overlapping: tokens of a document stand in several rows, so its length is not known.
+        overlapping: a token of a document may be in several rows, so its length is not known.
     Returns: JSON-able; shares are of tokens of text (unknown) and of known words (split).
     """
     text = sample.segments >= 0
@@ -48,11 +46,13 @@ def statistics(
         "sample_tokens": int(text.sum()),
         "document_tokens": None if lengths is None else describe(lengths, doubling=True),
         "words_per_row": describe(sample.word_starts.sum(axis=1)),
-        "unknown_share": _share(int((sample.input_ids == special.unk).sum()), int(text.sum())),
+        "unknown_share": _share(
+            int((sample.input_ids == decoder.special.unk).sum()), int(text.sum())
+        ),
         "split_share": _share(int((sizes > 1).sum()), num_words),
         "pieces_per_word": _share(int(sizes.sum()), num_words),
         "most_split": [
-            {"word": reader.text(list(ids)), "pieces": reader.pieces(ids), "count": count}
+            {"word": decoder.text(list(ids)), "pieces": decoder.pieces(ids), "count": count}
             for ids, count in most_split(sample.input_ids, words, sizes)
         ],
     }
@@ -76,7 +76,7 @@ def word_sizes(words: NDArray[np.int64]) -> NDArray[np.int64]:
 def most_split(
     input_ids: NDArray[np.int64], words: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> list[tuple[tuple[int, ...], int]]:
-    """Return (ids, occurrences) of the words of most pieces, at least two, most pieces first."""
+    """Return (ids, occurrences) of the words of most subwords, at least two, most first."""
     split = np.sort(sizes[sizes > 1])[::-1]
     if not len(split):
         return []

@@ -1,1 +1,1 @@
-"""What one run did, or several side by side, as a page that stands alone and charts for papers."""
+"""Report of one run, or of several side by side: a self-contained page, and charts for papers."""

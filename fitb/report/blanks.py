@@ -1,6 +1,6 @@
 """The blanks of held-out rows that a model fills best and worst, in their context.
 
-Legend: B rows of a batch, L length, M used slots of a batch.
+Legend: B rows of a batch, L length.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from fitb.corpus.wordpiece import touch
 from fitb.errors import FitbError
-from fitb.report.gather import Run, without_secrets
+from fitb.report.gather import RunData, without_secrets
 
 if TYPE_CHECKING:
-    from fitb.inspect.text import Reader
+    from fitb.evaluate.counts import Slots
+    from fitb.inspect.decoding import TokenDecoder
 
 AROUND = 12  # words on both sides
 _BATCH_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Blank:
-    """A masked word that was filled.
+class FilledBlank:
+    """A masked word, and what the model fills in.
 
     Args:
         row: number in the validation split.
-        before, after: context: words, and whether each was hidden from the model too.
+        before, after: context: words, and whether each was masked too.
         truth: the word that was there.
-        truth_probability: that the model gives it, its pieces independent of each other.
-        given: the model's likeliest word, piece by piece.
+        truth_probability: that the model gives it, its subwords independent of each other.
+        given: the model's likeliest word, subword by subword.
         given_probability: likewise.
-        loss: of the truth, mean over its pieces, nats.
+        loss: of the truth, mean over its subwords, nats.
     """
 
     row: int
@@ -50,17 +51,17 @@ class Blank:
 class Blanks:
     """The best and the worst blanks of a run, or a sentence why there are none."""
 
-    best: Sequence[Blank] = ()
-    worst: Sequence[Blank] = ()
+    best: Sequence[FilledBlank] = ()
+    worst: Sequence[FilledBlank] = ()
     about: str = ""
     skipped: str = ""
 
 
-def blanks_of(run: Run, number: int, rows: int, shards: str | None = None) -> Blanks:
+def blanks_of(run: RunData, number: int, rows: int, shards: str | None = None) -> Blanks:
     """Fill the blanks of a run's validation rows by its export.
 
-    Masks are those of `fitb evaluate`'s defaults. A word counts where [MASK] is shown for all its
-    pieces and it has a letter; each word is listed once.
+    Masks are those of `fitb evaluate`'s defaults. A word counts where all its subwords are [MASK]
+    and it has a letter; each word is listed once.
 
     Args:
         number: of the best, and of the worst.
@@ -87,115 +88,98 @@ def blanks_of(run: Run, number: int, rows: int, shards: str | None = None) -> Bl
     if not found:
         return Blanks(skipped="No blanks: the validation rows hold no word that was masked whole.")
     order = sorted(found, key=lambda blank: (blank.loss, blank.row))
-    best = list(_each_once(order, number))
-    worst = list(_each_once(reversed(order), number))
     about = (
         f"{len(found):,} masked words of {num_rows:,} validation rows, masked as `fitb evaluate`"
         " does; punctuation is left out, and each word is listed once."
     )
-    return Blanks(best, worst, about)
+    return Blanks(_each_once(order, number), _each_once(order[::-1], number), about)
 
 
-def _each_once(blanks: Any, number: int) -> Iterator[Blank]:
-    seen: set[str] = set()
+def _each_once(blanks: Sequence[FilledBlank], number: int) -> list[FilledBlank]:
+    firsts: dict[str, FilledBlank] = {}
     for blank in blanks:
-        if len(seen) == number:
-            return
-        if blank.truth not in seen:
-            seen.add(blank.truth)
-            yield blank
+        firsts.setdefault(blank.truth, blank)
+    return list(firsts.values())[:number]
 
 
-def _filled(export: Path, folder: Path, rows: int) -> tuple[list[Blank], int]:
+def _filled(export: Path, folder: Path, rows: int) -> tuple[list[FilledBlank], int]:
     import torch
 
     from fitb.config import MaskConfig
-    from fitb.corpus.tokenizer import load_tokenizer
-    from fitb.data.masking import Vocabulary
     from fitb.evaluate.count import choose_rows, masked_batch
+    from fitb.evaluate.measure import EvaluationSet, load_models
     from fitb.evaluate.score import Bert, score
-    from fitb.inspect.text import Reader
-    from fitb.model.contract import check_contract
-    from fitb.model.load import load_model
-    from fitb.shards.shard_set import ShardSet
+    from fitb.inspect.decoding import TokenDecoder
 
-    shards = ShardSet.open(folder, "validation")
-    tokenizer = load_tokenizer(shards.tokenizer_folder)
-    vocabulary, reader = Vocabulary.of(tokenizer), Reader(shards.tokenizer_folder)
-    loaded = load_model(str(export), tokenizer=tokenizer, length=shards.length)
-    check_contract(
-        tokenizer=tokenizer, manifest=shards.manifest, student=loaded, needs_student_head=True
-    )
-    model = Bert(loaded.model)
-    chosen = choose_rows(shards.num_rows, rows)
-    found: list[Blank] = []
+    where = EvaluationSet.open("validation", str(folder), "validation")
+    decoder = TokenDecoder(where.shards.tokenizer_folder)
+    model = Bert(load_models({"student": str(export)}, [where], seed=0)["student"].model)
+    chosen = choose_rows(where.shards.num_rows, rows)
+    found: list[FilledBlank] = []
     for begin in range(0, len(chosen), _BATCH_ROWS):
         numbers = chosen[begin : begin + _BATCH_ROWS]
-        batch, slots = masked_batch(shards, numbers, vocabulary, MaskConfig(), 0)
+        batch, slots = masked_batch(where.shards, numbers, where.vocabulary, MaskConfig(), 0)
         with torch.no_grad():
             scores = score({"": model}, batch)[""]
-        found += _words(
-            numbers, shards.read(numbers).input_ids, batch, slots, scores, reader, vocabulary
-        )
+        ids = where.shards.read(numbers).input_ids
+        hidden = batch.input_ids.numpy() == where.vocabulary.mask_id
+        found += _words(numbers, ids, hidden, slots, scores, decoder)
     return found, len(chosen)
 
 
 def _words(
-    rows: Any, ids: Any, batch: Any, slots: Any, scores: Any, reader: Reader, vocabulary: Any
-) -> Iterator[Blank]:
-    """Yield the masked words of a batch, of which [MASK] alone is shown and which have a letter."""
+    rows: Any, ids: Any, hidden: Any, slots: Slots, scores: Any, decoder: TokenDecoder
+) -> Iterator[FilledBlank]:
+    """Yield the words of a batch that have a letter and all of whose tokens are [MASK].
+
+    Args:
+        rows: (B,) int64, numbers in the split.
+        ids: (B, L) int64, before masking.
+        hidden: (B, L) bool, where [MASK] is.
+    """
     import numpy as np
 
-    shown = batch.input_ids.numpy()
     for i, row in enumerate(rows):
         mine = np.flatnonzero(slots.row == i)
-        numbers = slots.slot_words[mine]
-        hidden = set(numbers.tolist())
-        for word in sorted(hidden):
+        masked = set(slots.slot_words[mine].tolist())
+        for word in sorted(masked):
             at = np.flatnonzero(slots.words[i] == word)
-            its = mine[numbers == word]
-            if len(its) != len(at) or (shown[i, at] != vocabulary.mask_id).any():
+            its = mine[slots.slot_words[mine] == word]
+            truth = decoder.text(ids[i, at].tolist())
+            if len(its) != len(at) or not hidden[i, at].all():
                 continue
-            truth = reader.text(ids[i, at].tolist())
-            if not any(character.isalpha() for character in truth):
-                continue
-            before, after = _around(ids[i], slots.words[i], word, hidden, reader)
-            loss = float(scores.loss[its].sum())
-            yield Blank(
-                row=int(row),
-                before=before,
-                truth=truth,
-                truth_probability=math.exp(-loss),
-                given=reader.text(scores.predicted[its].tolist()),
-                given_probability=float(scores.confidence[its].prod()),
-                loss=loss / len(its),
-                after=after,
-            )
+            if any(character.isalpha() for character in truth):
+                before, after = _around(ids[i], slots.words[i], word, masked, decoder)
+                loss = float(scores.loss[its].sum())
+                yield FilledBlank(
+                    row=int(row),
+                    before=before,
+                    truth=truth,
+                    truth_probability=math.exp(-loss),
+                    given=decoder.text(scores.predicted[its].tolist()),
+                    given_probability=float(scores.confidence[its].prod()),
+                    loss=loss / len(its),
+                    after=after,
+                )
 
 
 def _around(
-    ids: Any, words: Any, word: int, hidden: set[int], reader: Reader
+    ids: Any, words: Any, word: int, masked: set[int], decoder: TokenDecoder
 ) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Return the words on both sides of one, in its document, as (text, whether hidden)."""
+    """Return the words on both sides of one, in its document, as (text, whether masked)."""
     import numpy as np
 
     at = np.flatnonzero(words == word)
     ends = np.flatnonzero(words < 0)  # special tokens part documents
     left = int(ends[ends < at[0]].max(initial=-1)) + 1
     right = int(ends[ends > at[-1]].min(initial=len(words)))
-    sides: list[list[tuple[str, bool]]] = []
-    for places in (range(left, int(at[0])), range(int(at[-1]) + 1, right)):
-        numbers = list(dict.fromkeys(words[list(places)].tolist()))
-        kept = (
-            numbers[-AROUND:] if places.start == left and places.stop == at[0] else numbers[:AROUND]
-        )
-        sides.append(
-            [
-                (reader.text(ids[np.flatnonzero(words == each)].tolist()), each in hidden)
-                for each in kept
-            ]
-        )
-    return sides[0], sides[1]
+    before = list(dict.fromkeys(words[left : at[0]].tolist()))[-AROUND:]
+    after = list(dict.fromkeys(words[at[-1] + 1 : right].tolist()))[:AROUND]
+
+    def shown(numbers: list[int]) -> list[tuple[str, bool]]:
+        return [(decoder.text(ids[words == each].tolist()), each in masked) for each in numbers]
+
+    return shown(before), shown(after)
 
 
 def spaced(words: Sequence[tuple[str, bool]], before: str = "") -> list[dict[str, Any]]:

@@ -1,20 +1,21 @@
-"""Files of `fitb evaluate` and `fitb compare` as tables: models on the same rows and masks meet."""
+"""Tables from the files of `fitb evaluate` and `fitb compare`: one for the same rows and masks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fitb.errors import ConfigError
 from fitb.evaluate.metrics import METRICS
-from fitb.evaluate.table import covered
+from fitb.evaluate.printed import covered
 from fitb.fsio import read_json
-from fitb.report.gather import Run, printable
+from fitb.report.gather import RunData, printable
 
 FOLDER = "evaluation"  # in a run's folder
+SHARES = ("top1", "top5", "span_em", "span_f1", "ece", "agreement")  # shown in per cent
 _BEYOND = 1e100  # an axis of such values overflows
 _MOST_FILES = 200  # in one folder: a table of more is no table
 
@@ -24,8 +25,8 @@ class Value:
     """A number with its 95 % interval; None is no number, as an infinite perplexity is none."""
 
     value: float | None
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Row:
         source: where the model came from.
         num_parameters: None where the file does not say.
         metrics: in the order of METRICS.
-        is_run: whether it is what was evaluated, not what that was held against.
+        is_run: whether it is the evaluated model, not a baseline.
     """
 
     label: str
@@ -59,7 +60,7 @@ class Table:
 
     title: str
     about: str
-    rows: Sequence[Row] = field(default_factory=list)
+    rows: list[Row]
 
     def metrics(self) -> list[str]:
         """Return the metrics that any row has."""
@@ -67,30 +68,31 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Apart:
-    """Two models on the same rows: metric -> the values of both, their difference and p.
+class PairedTable:
+    """Two models on the same rows.
 
     Args:
         title: names both.
         about: the rows and masks, in a sentence.
-        metrics: (metric, first, second, difference, p).
+        rows: (metric, value of the first, of the second, their difference, p-value); only the
+            difference has an interval.
     """
 
     title: str
     about: str
-    metrics: Sequence[tuple[str, float | None, float | None, Value, float | None]]
+    rows: Sequence[tuple[str, Value, Value, Value, float | None]]
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What the files told, and a sentence for each that told nothing."""
+    """The tables of all files, and a sentence for each file that has none."""
 
     tables: Sequence[Table] = ()
-    aparts: Sequence[Apart] = ()
+    paired: Sequence[PairedTable] = ()
     notes: Sequence[str] = ()
 
 
-def read_evaluations(runs: Sequence[Run], named: Iterable[str]) -> Evaluations:
+def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluations:
     """Read RUN/evaluation/*.json of every run, then the named files and folders.
 
     Raises: ConfigError where a named file or folder is not there.
@@ -98,23 +100,20 @@ def read_evaluations(runs: Sequence[Run], named: Iterable[str]) -> Evaluations:
     notes: list[str] = []
     labels = {str((run.path / "export").resolve()): run.name for run in runs}
     labels |= {str(run.path.resolve()): run.name for run in runs}
-    tables: dict[str, tuple[str, str, list[Row]]] = {}
-    aparts: list[Apart] = []
+    tables: dict[str, Table] = {}
+    paired: list[PairedTable] = []
     for path in _files(runs, named, notes):
         try:
             found = read_json(path)
-            if not _read(found, labels, tables, aparts):
+            if not _read(found, labels, tables, paired):
                 notes.append(f"{printable(path.name)} holds no evaluation, and is left out.")
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
             notes.append(f"{printable(path.name)} cannot be read as an evaluation.")
-    return Evaluations(
-        [Table(title, about, _ordered(rows)) for title, about, rows in tables.values()],
-        aparts,
-        notes,
-    )
+    ordered = [replace(table, rows=_ordered(table.rows)) for table in tables.values()]
+    return Evaluations(ordered, paired, notes)
 
 
-def _files(runs: Sequence[Run], named: Iterable[str], notes: list[str]) -> Iterator[Path]:
+def _files(runs: Sequence[RunData], named: Iterable[str], notes: list[str]) -> Iterator[Path]:
     folders = [run.path / FOLDER for run in runs]
     paths = [Path(name) for name in named]
     for path in paths:
@@ -139,24 +138,21 @@ def _files(runs: Sequence[Run], named: Iterable[str], notes: list[str]) -> Itera
 def _read(
     found: Any,
     labels: Mapping[str, str],
-    tables: dict[str, tuple[str, str, list[Row]]],
-    aparts: list[Apart],
+    tables: dict[str, Table],
+    paired: list[PairedTable],
 ) -> bool:
-    """Add what a file holds to tables or aparts; False where it holds neither."""
+    """Add what a file holds to the tables; False where it holds nothing."""
     read = False
     for name, each in found["sets"].items():
         about = _about(each, found)
         if "differences" in each:
             first, second = (_label(found["models"][role]["source"], labels) for role in "AB")
             title = f"{first} (A) and {second} (B), {printable(name)}"
-            aparts.append(Apart(title, about, list(_differences(each["differences"]))))
+            paired.append(PairedTable(title, about, list(_differences(each["differences"]))))
             read = True
         elif "models" in each:
-            key = _key(name, each, found)
-            _, _, rows = tables.setdefault(key, (printable(name), about, []))
-            for row in _rows(each, found, labels):
-                if row not in rows:
-                    rows.append(row)
+            table = tables.setdefault(_key(name, each, found), Table(printable(name), about, []))
+            table.rows.extend(row for row in _rows(each, found, labels) if row not in table.rows)
             read = True
     return read
 
@@ -172,9 +168,9 @@ def _about(each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     mask = found["mask"]
     return (
         f"{printable(each['split'])} split, shards {printable(each['fingerprint'])[:12]}:"
-        f" {each['num_rows']:,} rows, {each['num_slots']:,} slots, {each['num_words']:,} whole"
-        f" words; masks {printable(mask['strategy'])}, {mask['fraction']:.0%} of tokens,"
-        f" seed {int(found['seed'])}. {printable(covered(each))}"
+        f" {each['num_rows']:,} rows, {each['num_slots']:,} masked positions,"
+        f" {each['num_words']:,} whole words; masks {printable(mask['strategy'])},"
+        f" {mask['fraction']:.0%} of tokens, seed {int(found['seed'])}. {printable(covered(each))}"
     )
 
 
@@ -213,13 +209,12 @@ def _label(source: str, labels: Mapping[str, str]) -> str:
 
 
 def _differences(
-    apart: Mapping[str, Any],
-) -> Iterator[tuple[str, float | None, float | None, Value, float | None]]:
+    found: Mapping[str, Any],
+) -> Iterator[tuple[str, Value, Value, Value, float | None]]:
     for name in METRICS:
-        if name in apart:
-            each = apart[name]
-            numbers = [_number(each[part]) for part in ("first", "second", "p")]
-            yield name, numbers[0], numbers[1], _value(each), numbers[2]
+        if each := found.get(name):
+            first, second = (Value(_number(each[part])) for part in ("first", "second"))
+            yield name, first, second, _value(each), _number(each["p"])
 
 
 def _value(each: Mapping[str, Any]) -> Value:

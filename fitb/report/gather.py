@@ -1,4 +1,4 @@
-"""A run's files as plain values. Nothing here fails on what a run has not written, or only half."""
+"""Read a run's files into plain values; files that are missing, torn or damaged become notes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fitb.config_io import flatten
 from fitb.errors import ConfigError, DataError
 from fitb.fsio import is_torn, read_json, read_records
 from fitb.redact import redacted
-from fitb.report.thin import Floats
+from fitb.report.downsample import Floats
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.events import Event, read_events
@@ -55,8 +55,8 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as its folder tells it.
+class RunData:
+    """What a report reads from the folder of a run.
 
     Args:
         path: its folder.
@@ -95,7 +95,7 @@ class Run:
         return sorted({a.first_step for a in self.attempts if a.first_step})
 
 
-def gather(path: Path, name: str) -> Run:
+def gather(path: Path, name: str) -> RunData:
     """Read what a run has written so far.
 
     Raises: ConfigError where the folder is not a run's.
@@ -113,7 +113,7 @@ def gather(path: Path, name: str) -> Run:
     provenance = _json(path / names.PROVENANCE, list, notes, "Commit and versions are not known")
     newest = names.checkpoint(path, last_committed_step(path))
     checkpoint = _json(newest / names.MANIFEST, dict, [], "")
-    return Run(
+    return RunData(
         path=path,
         name=name,
         curves=curves,
@@ -189,7 +189,7 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:
     )
 
 
-def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differing(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     """Return the configuration keys whose values differ, each with the value of every run.
 
     A key that a run does not have is "absent"; the run's own folder is no difference, and a run

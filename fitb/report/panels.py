@@ -1,40 +1,72 @@
-"""Which charts a page has: metrics by the names of docs/design.md, a panel for each question."""
+"""The panels of a report: which metrics, by the names of docs/design.md, go into which chart."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from fitb.report.gather import Curve, Run
-from fitb.report.thin import Floats, medians, thinned
+from fitb.report.downsample import Floats, downsample, medians
+from fitb.report.gather import Curve, RunData
 
 STUDENT, DISTILLED = "student/loss_mlm", "distill/total"
 _LOG_RATIO = 8.0  # largest over least value from which an axis of positive values is logarithmic
+_FEW = 24  # values that are drawn as joined points
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question of a page, and the metrics that answer it.
+class Series:
+    """A line of a chart, downsampled.
 
     Args:
-        name: of the chart's file.
+        label: in the legend.
+        colour: number of its colour and marker.
+        x, y: (n,) float64; a NaN in y is a gap.
+        dots: drawn as points joined, as few values far apart are.
+    """
+
+    label: str
+    colour: int
+    x: Floats
+    y: Floats
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of series over steps, or of one quantity over another.
+
+    Args:
+        name: of its file; unlike that of any other on the page.
         label: of the vertical axis, with its unit.
         metrics: regular expression of the metrics' names, in full.
-        log: logarithmic where values are positive and far apart.
+        log: logarithmic; in SECTIONS only where values are positive and far apart.
         percent: shares of 1 as per cent.
         zero: the axis begins at 0.
+        series: empty in SECTIONS.
+        facts: values in words, a sentence for each series.
+        marks: steps at which a dotted line stands.
+        named: a single series is named in a legend too.
+        x_label: of the horizontal axis.
+        x_log: logarithmic.
     """
 
     name: str
     label: str
-    metrics: str
+    metrics: str = ""
     log: bool = False
     percent: bool = False
     zero: bool = False
+    series: Sequence[Series] = ()
+    facts: Sequence[str] = ()
+    marks: Sequence[int] = ()
+    named: bool = False
+    x_label: str = "step"
+    x_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,18 +75,18 @@ class Section:
 
     title: str
     about: str
-    asks: tuple[Ask, ...]
+    panels: tuple[Panel, ...]
 
 
 _RIGHT = r"student/top1|val/top[15]|val/span_em"
 SECTIONS = (
     Section(
         "Student and distillation",
-        "The student's own loss on masked tokens, what it is told by the teacher, and how often its"
-        " first answers are right.",
+        "The student's own loss on masked tokens, the distillation loss, and how often its first"
+        " answers are right.",
         (
-            Ask("loss", "student and distillation loss", rf"({STUDENT}|{DISTILLED})", log=True),
-            Ask("accuracy", "masked tokens right", _RIGHT, percent=True, zero=True),
+            Panel("loss", "student and distillation loss", rf"({STUDENT}|{DISTILLED})", log=True),
+            Panel("accuracy", "masked tokens right", _RIGHT, percent=True, zero=True),
         ),
     ),
     Section(
@@ -62,31 +94,35 @@ SECTIONS = (
         "What each term adds to the loss, weight included; then each by itself, unweighted, by"
         " layer of the student.",
         (
-            Ask("weighted", "weighted terms", r"weighted/(\w+)", log=True),
-            Ask("student", "student loss (nats)", r"(student|val)/loss_mlm"),
-            Ask("logits", "soft cross-entropy (nats)", r"distill/logits"),
-            Ask("embedding", "embeddings, squared error", r"distill/embedding", log=True),
-            Ask("hidden", "hidden states, squared error", r"distill/hidden/layer_\d+", log=True),
-            Ask("attention", "attention, squared error", r"distill/attention/layer_\d+", log=True),
+            Panel("weighted", "weighted terms", r"weighted/(\w+)", log=True),
+            Panel("student", "student loss (nats)", r"(student|val)/loss_mlm"),
+            Panel("logits", "soft cross-entropy (nats)", r"distill/logits"),
+            Panel("embedding", "embeddings, squared error", r"distill/embedding", log=True),
+            Panel("hidden", "hidden states, squared error", r"distill/hidden/layer_\d+", log=True),
+            Panel(
+                "attention", "attention, squared error", r"distill/attention/layer_\d+", log=True
+            ),
         ),
     ),
     Section(
         "Masks",
-        "What share of tokens is masked, and how many slots a row has.",
+        "What share of tokens is masked, and how many masked positions a row has.",
         (
-            Ask("coverage", "masked share of tokens", r"mask/coverage", percent=True, zero=True),
-            Ask("slots", "slots in a row", r"mask/slots_per_row", zero=True),
-            Ask("slots-variance", "slots in a row, variance", r"mask/\w+_variance", zero=True),
+            Panel("coverage", "masked share of tokens", r"mask/coverage", percent=True, zero=True),
+            Panel("slots", "masked positions in a row", r"mask/slots_per_row", zero=True),
+            Panel(
+                "slots-variance", "variance of masked positions", r"mask/\w+_variance", zero=True
+            ),
         ),
     ),
     Section(
         "Throughput",
-        "Over all ranks; the share of the device's largest product that the model's own products"
-        " reach; the share of time spent waiting for rows.",
+        "Over all ranks; MFU, the share of the device's peak matmul FLOP/s; the share of time spent"
+        " waiting for rows.",
         (
-            Ask("tokens-per-s", "tokens per second", r"perf/tokens_per_s", zero=True),
-            Ask("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
-            Ask("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
+            Panel("tokens-per-s", "tokens per second", r"perf/tokens_per_s", zero=True),
+            Panel("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
+            Panel("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
         ),
     ),
     Section(
@@ -94,11 +130,11 @@ SECTIONS = (
         "The learning rate; the gradient's norm before clipping; in fp16 the loss scale, and the"
         " steps that overflowed and were skipped.",
         (
-            Ask("lr", "learning rate", r"optim/lr", zero=True),
-            Ask("grad-norm", "gradient norm", r"optim/grad_norm", log=True, zero=True),
-            Ask("loss-scale", "loss scale", r"optim/loss_scale", log=True, zero=True),
-            Ask("skipped-steps", "skipped steps, in all", r"optim/skipped_steps", zero=True),
-            Ask("embeddings", "norm of input embeddings", r"embeddings/\w+", zero=True),
+            Panel("lr", "learning rate", r"optim/lr", zero=True),
+            Panel("grad-norm", "gradient norm", r"optim/grad_norm", log=True, zero=True),
+            Panel("loss-scale", "loss scale", r"optim/loss_scale", log=True, zero=True),
+            Panel("skipped-steps", "skipped steps, in all", r"optim/skipped_steps", zero=True),
+            Panel("embeddings", "norm of input embeddings", r"embeddings/\w+", zero=True),
         ),
     ),
 )
@@ -117,94 +153,46 @@ _WORDS = {
 _TITLES = (STUDENT, "val/loss_mlm", DISTILLED)  # whose words say all by themselves
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart, thinned.
-
-    Args:
-        label: in the legend.
-        colour: number of its colour and marker.
-        x, y: (n,) float64; a NaN in y is a gap.
-        dots: drawn as points joined, as few values far apart are.
-    """
-
-    label: str
-    colour: int
-    x: Floats
-    y: Floats
-    dots: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart of lines.
-
-    Args:
-        name: of its file; unlike that of any other on the page.
-        label: of the vertical axis.
-        lines: at least one.
-        log, percent, zero: as in Ask.
-        x_label: of the horizontal axis.
-        x_log: logarithmic.
-        marks: steps at which a hairline stands.
-        named: a single line is named in a legend too.
-        facts: values in words, a sentence for each line.
-    """
-
-    name: str
-    label: str
-    lines: Sequence[Line]
-    log: bool = False
-    percent: bool = False
-    zero: bool = False
-    x_label: str = "step"
-    x_log: bool = False
-    marks: Sequence[int] = ()
-    named: bool = False
-    facts: Sequence[str] = field(default_factory=list)
-
-
-def panels_of(section: Section, runs: Sequence[Run]) -> list[Panel]:
-    """Return a section's panels: of one run a line for each metric, else a panel for each metric
-    with a line for each run."""
+def panels_of(section: Section, runs: Sequence[RunData]) -> list[Panel]:
+    """Return a section's panels with their series: of one run a series for each metric, else a
+    panel for each metric with a series for each run."""
     found = []
-    for ask in section.asks:
-        metrics = _matching(ask, runs)
+    for panel in section.panels:
+        metrics = _matching(panel.metrics, runs)
         if len(runs) > 1:
-            found += [_panel_of_runs(ask, metric, runs, len(metrics) > 1) for metric in metrics]
+            found += [_of_runs(panel, metric, runs, len(metrics) > 1) for metric in metrics]
         elif metrics:
-            found.append(_panel_of_metrics(ask, metrics, runs[0]))
+            curves = [(words(name), i, runs[0].curves[name]) for i, name in enumerate(metrics)]
+            found.append(_filled(panel, curves, marks=runs[0].resumed_at()))
     if section is SECTIONS[0] and (one_against_the_other := trajectory(runs)):
         found.insert(1, one_against_the_other)
     return found
 
 
-def trajectory(runs: Sequence[Run]) -> Panel | None:
+def trajectory(runs: Sequence[RunData]) -> Panel | None:
     """Return the student's loss against the distillation loss; None where no run has both."""
-    lines = []
+    series = []
     for number, run in enumerate(runs):
         if STUDENT in run.curves and DISTILLED in run.curves:
             student, told = run.curves[STUDENT], run.curves[DISTILLED]
             _, at, of = np.intersect1d(student.steps, told.steps, return_indices=True)
             x, y = medians(told.values[of], student.values[at])
-            lines.append(Line(run.name, number, x, y, dots=True))
-    if not any(len(line.x) for line in lines):
+            series.append(Series(run.name, number, x, y, dots=True))
+    if not any(len(each.x) for each in series):
         return None
     return Panel(
         name="student-distillation",
         label="student loss (nats) against distillation loss",
-        lines=lines,
+        series=series,
         x_label="distillation loss",
-        x_log=_is_wide(np.concatenate([line.x for line in lines]), ratio=4.0),
+        x_log=_is_wide([each.x for each in series], ratio=4.0),
         named=len(runs) > 1,
-        facts=[
-            "each point is the median of an equal stretch of training; the large one is its end"
-        ],
+        facts=["each point is the median of an equal part of training; the large one is its end"],
     )
 
 
-def _matching(ask: Ask, runs: Sequence[Run]) -> list[str]:
-    names = {name for run in runs for name in run.curves if re.fullmatch(ask.metrics, name)}
+def _matching(metrics: str, runs: Sequence[RunData]) -> list[str]:
+    names = {name for run in runs for name in run.curves if re.fullmatch(metrics, name)}
     order = {name: place for place, name in enumerate(_WORDS)}
     return sorted(names, key=lambda name: (order.get(name, len(order)), _natural(name)))
 
@@ -213,30 +201,31 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _panel_of_metrics(ask: Ask, metrics: Sequence[str], run: Run) -> Panel:
-    lines = [_line(words(name), i, run.curves[name]) for i, name in enumerate(metrics)]
-    facts = [_fact(words(name), run.curves[name], ask.percent) for name in metrics]
-    log = ask.log and _is_wide(np.concatenate([line.y for line in lines]))
-    return Panel(
-        ask.name, ask.label, lines, log, ask.percent, ask.zero, marks=run.resumed_at(), facts=facts
-    )
-
-
-def _panel_of_runs(ask: Ask, metric: str, runs: Sequence[Run], several: bool) -> Panel:
-    having = [(i, run) for i, run in enumerate(runs) if metric in run.curves]
-    lines = [_line(run.name, i, run.curves[metric]) for i, run in having]
-    facts = [_fact(run.name, run.curves[metric], ask.percent) for _, run in having]
-    log = ask.log and _is_wide(np.concatenate([line.y for line in lines]))
-    name = re.sub(r"[^\w-]+", "-", metric) if several else ask.name
-    label = f"{ask.label.split(',')[0]}: {words(metric)}" if several else ask.label
+def _of_runs(panel: Panel, metric: str, runs: Sequence[RunData], several: bool) -> Panel:
+    """Fill a panel with a metric of all runs; the metric names it where the panel has several."""
+    curves = [
+        (run.name, i, run.curves[metric]) for i, run in enumerate(runs) if metric in run.curves
+    ]
+    name = re.sub(r"[^\w-]+", "-", metric) if several else panel.name
+    label = f"{panel.label.split(',')[0]}: {words(metric)}" if several else panel.label
     if metric in _TITLES:
         label = words(metric)
-    return Panel(name, label, lines, log, ask.percent, ask.zero, named=True, facts=facts)
+    return _filled(panel, curves, name=name, label=label, named=True)
 
 
-def _line(label: str, colour: int, curve: Curve) -> Line:
-    x, y = thinned(curve.steps, curve.values)
-    return Line(label, colour, x, y, dots=len(curve.steps) <= 24)
+def _filled(panel: Panel, curves: Sequence[tuple[str, int, Curve]], **changes: Any) -> Panel:
+    """Return a panel with a series for each (label, colour, curve)."""
+    series = [
+        Series(label, colour, *downsample(curve.steps, curve.values), len(curve.steps) <= _FEW)
+        for label, colour, curve in curves
+    ]
+    return replace(
+        panel,
+        series=series,
+        facts=[_fact(label, curve, panel.percent) for label, _, curve in curves],
+        log=panel.log and _is_wide([each.y for each in series]),
+        **changes,
+    )
 
 
 def words(metric: str) -> str:
@@ -260,18 +249,15 @@ def _fact(label: str, curve: Curve, percent: bool) -> str:
     finite = np.flatnonzero(np.isfinite(curve.values))
     if not len(finite):
         return f"{label}: no finite value"
-    low, high, last = (
-        finite[np.argmin(curve.values[finite])],
-        finite[np.argmax(curve.values[finite])],
-        finite[-1],
+    values, steps = curve.values[finite], curve.steps[finite]
+    (last, at), (low, low_at), (high, high_at) = (
+        (number(values[place], percent), f"{steps[place]:,.0f}")
+        for place in (-1, np.argmin(values), np.argmax(values))
     )
-    return (
-        f"{label}: {number(curve.values[last], percent)} at step {curve.steps[last]:,.0f};"
-        f" lowest {number(curve.values[low], percent)} at {curve.steps[low]:,.0f},"
-        f" highest {number(curve.values[high], percent)} at {curve.steps[high]:,.0f}"
-    )
+    return f"{label}: {last} at step {at}; lowest {low} at {low_at}, highest {high} at {high_at}"
 
 
-def _is_wide(values: Floats, ratio: float = _LOG_RATIO) -> bool:
+def _is_wide(parts: Sequence[Floats], ratio: float = _LOG_RATIO) -> bool:
+    values = np.concatenate(parts)
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and finite.max() > ratio * finite.min())

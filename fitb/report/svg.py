@@ -1,4 +1,4 @@
-"""matplotlib's SVG as a page wants it: no size of its own, a title, ids and colours of the page."""
+"""Prepare matplotlib's SVG for a page: no fixed size, a title, ids and colours of the page."""
 
 from __future__ import annotations
 

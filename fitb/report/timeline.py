@@ -1,14 +1,23 @@
-"""Attempts on a time line: steps over time, and a bar for each that shows how it ended."""
+"""The timeline of attempts: steps over time, and a bar for each attempt that shows how it ended."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitb.errors import FINISHED, RESUME
-from fitb.report.charts import LEFT, ROW, TOP, above, colour, frame, plain_ticks, shortened
-from fitb.report.gather import Run
+from fitb.report.charts import (
+    LINE,
+    PALETTE,
+    PAPER,
+    SOFT,
+    add_title,
+    new_figure,
+    set_ticks,
+    shortened,
+)
+from fitb.report.gather import RunData
 from fitb.rundir.events import when
 from fitb.rundir.history import Attempt
 
@@ -16,13 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ENDS = {  # how an attempt ended -> colour of its bar, of its edge, hatch; colours are the runs'
-    "finished": ("#6a645a", "#6a645a", ""),
-    "saved and left": ("#ddd6ca", "#6a645a", ""),
-    "stopped or crashed": ("#fffefb", "#d55e00", "//////"),
-    "no word of its end": ("#fffefb", "#6a645a", "...."),
+Points = list[tuple[float, int]]  # of an attempt: seconds, step
+
+ENDS = {  # how an attempt ended -> colour of its bar, of its edge, hatch
+    "finished": (SOFT, SOFT, ""),
+    "saved and left": (LINE, SOFT, ""),
+    "stopped or crashed": (PAPER, PALETTE[1], "//////"),
+    "no word of its end": (PAPER, SOFT, "...."),
 }
-_LANE = 20.0
 _UNITS = ((172_800, 86_400, "days"), (7200, 3600, "hours"), (300, 60, "minutes"), (0, 1, "seconds"))
 
 
@@ -35,8 +45,8 @@ def end_of(attempt: Attempt) -> str:
     return "saved and left" if attempt.exit_code == RESUME else "stopped or crashed"
 
 
-def points_of(attempt: Attempt, begin: datetime.datetime) -> list[tuple[float, int]]:
-    """Return what is known of an attempt's way: seconds since `begin`, step; in order of time."""
+def points_of(attempt: Attempt, begin: datetime.datetime) -> Points:
+    """Return what is known of an attempt: seconds since `begin`, step; in order of time."""
     moments = []
     if attempt.began:
         moments.append((attempt.began, attempt.first_step))
@@ -53,44 +63,43 @@ def points_of(attempt: Attempt, begin: datetime.datetime) -> list[tuple[float, i
     return sorted(((moment - begin).total_seconds(), step) for moment, step in moments)
 
 
-def draw_attempts(runs: Sequence[Run], width: float) -> Figure:
+def draw_attempts(runs: Sequence[RunData], width: float) -> Figure:
     """Draw steps over time, and below a bar for each attempt; time begins with each run."""
-    lanes = len(runs)
-    found = [(run, list(timed(run))) for run in runs]
-    longest = max((points[-1][0] for _, each in found for _, points in each), default=0.0)
+    from matplotlib.patches import Patch
+
+    found = [list(timed(run)) for run in runs]
+    longest = max((points[-1][0] for each in found for _, points in each), default=0.0)
     size, unit = next((size, unit) for least, size, unit in _UNITS if longest >= least)
-    kinds = [k for k in ENDS if any(end_of(a) == k for _, each in found for a, _ in each)]
-    lane_height = _LANE * lanes + 8
-    rows = 1 if width > 600 else 2
-    names = [shortened(run.name, 14) for run in runs] if lanes > 1 else []
-    left = max([LEFT, *(12 + 5.2 * len(name) for name in names)])
-    figure, axes = frame(width, 150 + lane_height, top=TOP + ROW * rows, left=left)
-    axes.set_ylabel("")
-    split = lane_height / (150 + lane_height)
-    box = axes.get_position()
-    axes.set_position((box.x0, box.y0 + split * box.height, box.width, (1 - split) * box.height))
-    lane = figure.add_axes((box.x0, box.y0, box.width, split * box.height), sharex=axes)
-    for number, (_, attempts) in enumerate(found):
-        _draw_steps(axes, attempts, number, size)
-        _draw_bars(lane, attempts, number, size)
-        if names:
-            _name_lane(lane, names[number], number)
+    heights = [150.0, 8 + 20.0 * len(runs)]
+    figure = new_figure(width, sum(heights) + 60)
+    figure.set_layout_engine("constrained", h_pad=0.02, hspace=0.0)
+    axes, lanes = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+    for number, attempts in enumerate(found):
+        for attempt, points in attempts:
+            _draw_attempt(
+                axes, lanes, attempt, [(time / size, step) for time, step in points], number
+            )
     axes.set_xlim(0, longest / size * 1.01 or 1)
     axes.set_ylim(bottom=0)
-    axes.tick_params(axis="x", length=0, labelbottom=False)
+    axes.tick_params(axis="x", length=0)
     axes.spines["bottom"].set_visible(False)
-    plain_ticks(axes.yaxis)
-    plain_ticks(axes.xaxis)
-    lane.set_ylim(lanes - 0.4, -0.6)
-    lane.set_yticks([])
-    lane.set_xlabel(f"{unit} since the first attempt began", loc="right", labelpad=2)
-    above(figure, "steps done, and attempts", [])
-    _legend(figure, kinds, rows)
+    set_ticks(axes.yaxis)
+    set_ticks(axes.xaxis)
+    lanes.grid(False)
+    lanes.set_ylim(len(runs) - 0.4, -0.6)
+    names = [shortened(run.name, 14) for run in runs] if len(runs) > 1 else []
+    lanes.set_yticks(range(len(names)), names)
+    for number, label in enumerate(lanes.get_yticklabels()):
+        label.set_color(f"C{number}")
+    lanes.set_xlabel(f"{unit} since the first attempt began")
+    kinds = [kind for kind in ENDS if any(end_of(a) == kind for each in found for a, _ in each)]
+    handles = [Patch(facecolor=ENDS[k][0], edgecolor=ENDS[k][1], hatch=ENDS[k][2]) for k in kinds]
+    add_title(figure, "steps done, and attempts", handles, kinds)
     return figure
 
 
-def timed(run: Run) -> Iterator[tuple[Attempt, list[tuple[float, int]]]]:
-    """Yield each attempt with its way, in seconds since the first began; none without a time."""
+def timed(run: RunData) -> Iterator[tuple[Attempt, Points]]:
+    """Yield each attempt with its points, in seconds since the first began; none without a time."""
     begin = min((a.began for a in run.attempts if a.began), default=None)
     if begin is not None:
         for attempt in run.attempts:
@@ -102,83 +111,24 @@ def timed(run: Run) -> Iterator[tuple[Attempt, list[tuple[float, int]]]]:
                 yield attempt, points
 
 
-def _seen(time_s: float, step: int, last: tuple[float, int]) -> list[tuple[float, int]]:
+def _seen(time_s: float, step: int, last: tuple[float, int]) -> Points:
     """Return how far an attempt without an end has come, where it is further than what is known."""
     return [(time_s, step)] if time_s > last[0] and step >= last[1] else []
 
 
-def _draw_steps(
-    axes: Axes, attempts: list[tuple[Attempt, list[tuple[float, int]]]], number: int, size: int
-) -> None:
-    for attempt, points in attempts:
-        x, y = [time / size for time, _ in points], [step for _, step in points]
-        axes.plot(x, y, color=colour(number), linewidth=1.6)
-        saves = {save.get("step") for save in attempt.saves}
-        dots = [(a, b) for a, b in zip(x, y, strict=True) if b in saves]
-        axes.plot(
-            [a for a, _ in dots],
-            [b for _, b in dots],
-            linestyle="none",
-            marker="o",
-            markersize=3.6,
-            color=colour(number),
-            clip_on=False,
-        )
+def _draw_attempt(axes: Axes, lanes: Axes, attempt: Attempt, points: Points, number: int) -> None:
+    """Draw the steps of an attempt, a dot for each save, and its bar.
 
-
-def _draw_bars(
-    lane: Axes, attempts: list[tuple[Attempt, list[tuple[float, int]]]], number: int, size: int
-) -> None:
-    for attempt, points in attempts:
-        begin, end = points[0][0] / size, points[-1][0] / size
-        shade, edge, hatch = ENDS[end_of(attempt)]
-        lane.barh(
-            number,
-            max(end - begin, 1e-9),
-            left=begin,
-            height=0.62,
-            facecolor=shade,
-            edgecolor=edge,
-            linewidth=0.8,
-            hatch=hatch,
-        )
-    lane.grid(False)
-
-
-def _name_lane(lane: Axes, name: str, number: int) -> None:
-    lane.text(
-        -0.008,
-        number,
-        name,
-        transform=lane.get_yaxis_transform(),
-        ha="right",
-        va="center",
-        size=8.0,
-        color=colour(number),
-    )
-
-
-def _legend(figure: Figure, kinds: Sequence[str], rows: int) -> None:
-    from matplotlib.patches import Rectangle
-
-    width, height = (size * 72.0 for size in figure.get_size_inches())
-    at, line = 2.0, 0
-    for kind in kinds:
-        size = 30 + 5.3 * len(kind)
-        if at + size > width and line + 1 < rows:
-            at, line = 2.0, line + 1
-        y = 1 - (26 + ROW * line) / height
-        shade, edge, hatch = ENDS[kind]
-        box = Rectangle(
-            (at / width, y - 4 / height),
-            12 / width,
-            8 / height,
-            facecolor=shade,
-            edgecolor=edge,
-            linewidth=0.8,
-            hatch=hatch,
-            transform=figure.transFigure,
-        )
-        figure.add_artist(box)
-        figure.text((at + 17) / width, y, kind, va="center_baseline", size=8.5)
-        at += size
+    Args:
+        points: in the unit of the axis.
+        number: of its run, which is its colour and its lane.
+    """
+    (begin, _), (end, _) = points[0], points[-1]
+    axes.plot(*zip(*points, strict=True), color=f"C{number}", linewidth=1.6)
+    steps = {save.get("step") for save in attempt.saves}
+    dots = [(time, step) for time, step in points if step in steps]
+    x, y = [time for time, _ in dots], [step for _, step in dots]
+    axes.plot(x, y, "o", color=f"C{number}", markersize=3.6, clip_on=False, in_layout=False)
+    face, edge, hatch = ENDS[end_of(attempt)]
+    style: dict[str, Any] = {"facecolor": face, "edgecolor": edge, "hatch": hatch, "linewidth": 0.8}
+    lanes.barh(number, max(end - begin, 1e-9), left=begin, height=0.62, **style)

@@ -13,8 +13,8 @@ from conftest import ROOT
 from slurm_cluster import Cluster
 from transformers import BertForMaskedLM
 
-from fitb.evaluate.config import EvaluateConfig
-from fitb.evaluate.run import evaluate
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.fsio import read_json
 
 pytestmark = pytest.mark.cluster

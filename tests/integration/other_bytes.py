@@ -24,9 +24,9 @@ import torch.distributed as dist
 
 from fitb.config import Config
 from fitb.errors import FitbError
-from fitb.evaluate.config import EvaluateConfig
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.ranks import Ranks
-from fitb.evaluate.run import evaluate
 from fitb.flags import parse
 from fitb.train import loop
 from fitb.train.loop import train

@@ -67,7 +67,7 @@ def make_folder(tmp_path, tokenizer):
         folder = tmp_path / name
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            kind(tiny_config(len(tokenizer), **changes)).save_pretrained(folder)
+            kind(tiny_config(**{"vocab_size": len(tokenizer)} | changes)).save_pretrained(folder)
         if with_tokenizer:
             tokenizer.save_pretrained(folder)
         return str(folder)

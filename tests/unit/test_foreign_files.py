@@ -14,8 +14,8 @@ from fitb.config_io import to_yaml
 from fitb.demo import DemoConfig, demo
 from fitb.doctor.probe import probe
 from fitb.errors import ConfigError
-from fitb.report.config import ReportConfig
-from fitb.report.run import report
+from fitb.report.build import report
+from fitb.report.report_config import ReportConfig
 from fitb.sync import MERGED, SyncConfig, sync
 
 

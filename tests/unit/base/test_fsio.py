@@ -432,9 +432,9 @@ def test_json_for_others_has_null_where_a_number_is_not_finite():
 def test_the_command_line_prints_no_json_but_this(monkeypatch, capsys):
     """json.dumps writes a bare NaN, which is no JSON."""
     from fitb import cli
-    from fitb.evaluate import run
+    from fitb.evaluate import evaluate
 
-    monkeypatch.setattr(run, "evaluate", lambda config: {"loss": float("nan")})
+    monkeypatch.setattr(evaluate, "evaluate", lambda config: {"loss": float("nan")})
     cli.main(["evaluate", "--model", "m", "--shards", "s", "--json", "true"])
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None}
     assert "json.dumps" not in Path(cli.__file__).read_text()

@@ -10,25 +10,26 @@ from transformers import BertForMaskedLM
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ConfigError
-from fitb.evaluate import compare as comparing
 from fitb.evaluate.baselines import drift
 from fitb.evaluate.compare import compare
-from fitb.evaluate.config import CompareConfig, EvaluateConfig
 from fitb.evaluate.count import choose_rows, count
-from fitb.evaluate.folder import share_of
-from fitb.evaluate.metrics import difference, summarise
-from fitb.evaluate.run import evaluate
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import CompareConfig, EvaluateConfig
+from fitb.evaluate.metrics import differences, summaries
+from fitb.evaluate.printed import comparison_text
 from fitb.shards.shard_set import ShardSet
 
 
 def test_a_model_compared_with_itself_does_not_differ(make_model, general):
+    with pytest.raises(ConfigError, match="fitb compare A B"):
+        CompareConfig(models=[make_model(1)])
     result = compare(CompareConfig(models=[make_model(1)] * 2, shards=general, rows=10))
     found = result["sets"]["validation"]
     for apart in (found["differences"], *found["by_category"].values()):
         for each in apart.values():
             if each["first"] is not None:
                 assert (each["value"], each["low"], each["high"], each["p"]) == (0, 0, 0, 1)
-    assert "p" in comparing.render(result)
+    assert "p" in comparison_text(result)
 
 
 def test_a_comparison_holds_both_models_and_their_paired_difference(make_model, general):
@@ -47,9 +48,9 @@ def test_a_comparison_holds_both_models_and_their_paired_difference(make_model, 
     ]  # fmt: skip
     for name in ("loss", "top5", "span_em"):
         each = found[name]
-        assert each["first"] == pytest.approx(summarise(counts[0])[name].value)
-        assert each["second"] == pytest.approx(summarise(counts[1])[name].value)
-        paired = difference(*counts, name)
+        assert each["first"] == pytest.approx(summaries(counts[0])[0][name].value)
+        assert each["second"] == pytest.approx(summaries(counts[1])[0][name].value)
+        paired = differences(*counts)[0][name]
         assert (each["low"], each["high"]) == pytest.approx((paired.low, paired.high))
         assert 0 < each["p"] <= 1
 
@@ -61,14 +62,8 @@ def test_what_is_kept_of_a_set_holds_no_secret_of_its_url(make_model, general, m
     monkeypatch.setattr(ShardSet, "open", lambda where, split: opened)
     result = compare(CompareConfig(models=[make_model(1)] * 2, shards=url, rows=2))
     assert result["sets"]["validation"]["shards"] == "https://***@host/shards?***"
-    for shown in (json.dumps(result), comparing.render(result)):
+    for shown in (json.dumps(result), comparison_text(result)):
         assert "hunter2" not in shown and "x9y8" not in shown
-
-
-@pytest.mark.parametrize("models", [[], ["a"], ["a", "b", "c"]])
-def test_two_models_are_compared_no_other_number(models):
-    with pytest.raises(ConfigError, match="fitb compare A B"):
-        CompareConfig(models=models)
 
 
 def test_drift_is_measured_row_by_row(make_model):
@@ -93,31 +88,10 @@ def test_drift_is_measured_row_by_row(make_model):
 
 def test_drift_of_added_tokens_counts_from_the_mean_of_their_pieces(make_model, general, tmp_path):
     (tmp_path / "tokens.txt").write_text("quickfox\nlazyreading\n")
-    added = write_shards(
-        tmp_path / "added", 1,
-        tokenizer=f"{general}/tokenizer", add_tokens=str(tmp_path / "tokens.txt"),
-    )  # fmt: skip
+    tokens = {"tokenizer": f"{general}/tokenizer", "add_tokens": str(tmp_path / "tokens.txt")}
+    added = write_shards(tmp_path / "added", 1, **tokens)
     config = EvaluateConfig(model=make_model(2), frozen=make_model(1), shards=added, rows=4)
-    result = evaluate(config)
-    assert result["drift"]["added"]["num_tokens"] == 2
-    assert result["drift"]["added"]["l2_max"] > 0
+    found = evaluate(config)["drift"]
     size = BertForMaskedLM.from_pretrained(make_model(1)).config.vocab_size
-    assert result["drift"]["shared"]["num_tokens"] == size
-
-
-@pytest.mark.parametrize(
-    ("share", "env", "expected"),
-    [
-        (None, {}, (0, 1)),
-        ("2/5", {}, (2, 5)),
-        ("0/1", {"SLURM_ARRAY_TASK_ID": "7"}, (0, 1)),
-        (None, (3, 0, 9, 10, 1), (3, 10)),
-        (None, (6, 2, 8, 4, 2), (2, 4)),
-        (None, (4, 4, 4, 1, 1), (0, 1)),
-    ],
-)
-def test_a_task_takes_its_share_of_the_models(share, env, expected):
-    names = ("ID", "MIN", "MAX", "COUNT", "STEP")
-    if isinstance(env, tuple):
-        env = {f"SLURM_ARRAY_TASK_{n}": str(v) for n, v in zip(names, env, strict=True)}
-    assert share_of(share, env) == expected
+    assert [found[kind]["num_tokens"] for kind in ("shared", "added")] == [size, 2]
+    assert found["added"]["l2_max"] > 0

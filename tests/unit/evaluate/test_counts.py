@@ -14,7 +14,6 @@ from fitb.evaluate.counts import (
     COLUMNS,
     GAPS,
     JUDGED,
-    RowCounts,
     Scores,
     Slots,
     count_rows,
@@ -125,6 +124,9 @@ def test_calibration_error_equals_that_of_bins_of_slots(made):
                 confidence, accuracy = np.mean(inside, axis=0)
                 expected += len(inside) / len(sure) * abs(accuracy - confidence)
         assert metrics_of(counts.totals()[group])["ece"] == pytest.approx(expected)
+    scores.confidence[0] = np.nan
+    broken = count_rows(slots, scores, piece_classes(PIECES)).totals()[0]
+    assert np.isnan(metrics_of(broken)["ece"])
 
 
 @pytest.mark.parametrize("columns", [6, len(JUDGED)])
@@ -138,23 +140,12 @@ def test_what_was_not_asked_for_is_left_out_and_the_rest_is_the_same(made, colum
     np.testing.assert_array_equal(counts.sums, whole.sums[:, :, :columns])
 
 
-def test_an_answer_that_is_not_finite_spoils_its_calibration(made):
-    slots, scores = made
-    scores.confidence[0] = np.nan
-    totals = count_rows(slots, scores, piece_classes(PIECES)).totals()[0]
-    assert np.isnan(metrics_of(totals)["ece"])
-
-
 def test_pieces_are_equal_where_case_and_punctuation_tell_them_apart():
     classes = dict(zip(PIECES, piece_classes(PIECES).tolist(), strict=True))
     same = {frozenset(p for p in PIECES if classes[p] == c) for c in classes.values()}
     expected = [{"##s", "s"}, {"US", "us"}, {"x-y", "xy"}, {".", "##."}]
     assert {s for s in same if len(s) > 1} == {frozenset(e) for e in expected}
     assert classes["the"] != classes["a"]  # a blank of one word has no other content
-
-
-def test_no_rows_count_as_nothing():
-    assert RowCounts.nothing(24, 7).totals().shape == (7, 24)
 
 
 @pytest.fixture

@@ -5,23 +5,38 @@ import shutil
 import pytest
 
 from fitb.errors import ConfigError
-from fitb.evaluate.config import EvaluateConfig
-from fitb.evaluate.folder import evaluate_all, expand, render_all, share_of
-from fitb.evaluate.run import evaluate
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import EvaluateConfig
+from fitb.evaluate.folder import evaluate_all, expand, share_of
+from fitb.evaluate.printed import folder_text
 from fitb.flags import parse
 
 
-@pytest.mark.parametrize("share", ["3/3", "x", "1", "-1/2"])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ConfigError, match="I/N"):
-        share_of(share, {})
-
-
-def test_an_array_with_gaps_is_refused():
+def array(*values):
+    """The environment of a task of an array: its number, the least, the largest, count, step."""
     names = ("ID", "MIN", "MAX", "COUNT", "STEP")
-    values = {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(names, "71731", strict=True)}
-    with pytest.raises(ConfigError, match="has gaps"):
-        share_of(None, values)
+    return {f"SLURM_ARRAY_TASK_{n}": str(v) for n, v in zip(names, values, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("share", "env", "expected"),
+    [
+        (None, {}, (0, 1)),
+        ("2/5", {}, (2, 5)),
+        ("0/1", {"SLURM_ARRAY_TASK_ID": "7"}, (0, 1)),
+        (None, array(3, 0, 9, 10, 1), (3, 10)),
+        (None, array(6, 2, 8, 4, 2), (2, 4)),
+        (None, array(4, 4, 4, 1, 1), (0, 1)),
+        *[(share, {}, "I/N") for share in ("3/3", "x", "1", "-1/2")],
+        (None, array(7, 1, 7, 3, 1), "has gaps"),
+    ],
+)
+def test_a_task_takes_its_share_of_the_models_or_is_refused(share, env, expected):
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            share_of(share, env)
+    else:
+        assert share_of(share, env) == expected
 
 
 def test_patterns_mean_folders_each_once_and_sorted(tmp_path):
@@ -43,7 +58,7 @@ def evaluated(monkeypatch):
         seen.append(config.model)
         return evaluate(config, ranks)
 
-    monkeypatch.setattr("fitb.evaluate.run.evaluate", noting)
+    monkeypatch.setattr("fitb.evaluate.evaluate.evaluate", noting)
     return seen
 
 
@@ -55,7 +70,7 @@ def test_shares_fill_a_folder_and_what_is_there_is_not_done_again(
     first = evaluate_all(EvaluateConfig(**settings, share="0/2"), {})
     assert evaluated == [paths[0], paths[2]]
     assert first["missing"] == [paths[1]]
-    assert "2 of 3 models are evaluated; not yet: " + paths[1] in render_all(first)
+    assert "2 of 3 models are evaluated; not yet: " + paths[1] in folder_text(first)
     whole = evaluate_all(EvaluateConfig(**settings, share="1/2"), {})
     assert evaluated == [paths[0], paths[2], paths[1]]
     assert whole["missing"] == [] and list(whole["models"]) == paths
@@ -63,7 +78,7 @@ def test_shares_fill_a_folder_and_what_is_there_is_not_done_again(
     assert len(evaluated) == 3 and again == whole
     alone = evaluate(EvaluateConfig(model=paths[1], shards=general, rows=4))
     assert whole["models"][paths[1]]["metrics"] == alone["metrics"]
-    text = render_all(whole)
+    text = folder_text(whole)
     for expected in (*paths, "unigram", "untrained", "span_em"):
         assert expected in text
     assert len(list((tmp_path / "out").glob("*.json"))) == 3

@@ -14,12 +14,12 @@ from fitb.data.masking import Vocabulary
 from fitb.errors import ConfigError, ContractError
 from fitb.evaluate import folder as many
 from fitb.evaluate.baselines import count_tokens, untrained
-from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.count import choose_rows, count
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.metrics import metrics_of
+from fitb.evaluate.printed import evaluation_text
 from fitb.evaluate.ranks import Ranks
-from fitb.evaluate.run import evaluate
-from fitb.evaluate.table import render
 from fitb.flags import parse
 from fitb.shards.shard_set import ShardSet
 from fitb.world import World
@@ -46,8 +46,10 @@ def test_every_model_that_is_asked_for_gets_a_row(make_model, general):
     assert rows["teacher"]["metrics"]["agreement"]["value"] == 1
     assert rows["model"]["metrics"]["kl"]["value"] > 0
     assert result["metrics"] == rows["model"]["metrics"]
-    text = render(result)
+    text = evaluation_text(result)
     for expected in (*rows, "agreement", "input embeddings", "multi_piece", "name"):
+        assert expected in text
+    for expected in ("span_em", "ppl", "whole_word", "15% of tokens", "seed 0", "8 rows", ".."):
         assert expected in text
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
@@ -61,36 +63,33 @@ def test_the_values_of_a_model_do_not_depend_on_what_stands_beside_it(make_model
         assert beside["metrics"][metric] == interval
 
 
-def test_tokens_are_counted_in_training_rows_and_special_ones_not(general):
+class Alone(Ranks):
+    """One of several ranks, which hears nothing of the others."""
+
+    def gathered(self, found):
+        return found
+
+    def given(self, value):
+        return value
+
+
+def test_tokens_are_counted_in_training_rows_and_special_ones_not(general, monkeypatch):
+    monkeypatch.setattr("fitb.evaluate.baselines._BLOCK_ROWS", 3)
     shards = ShardSet.open(general, "train")
     tokenizer = load_tokenizer(shards.tokenizer_folder)
+    vocabulary = Vocabulary.of(tokenizer)
     for wanted in (0, 7):
         rows = choose_rows(shards.num_rows, wanted)
         expected = Counter(shards.read(rows).input_ids.ravel().tolist())
-        found = count_tokens(shards, Vocabulary.of(tokenizer), wanted, Ranks(World()))
+        found = count_tokens(shards, vocabulary, wanted, Ranks(World()))
         for token in range(len(tokenizer)):
             special = token in tokenizer.all_special_ids
             assert found[token] == (0 if special else expected[token])
-
-
-def test_tokens_counted_by_several_ranks_add_up(general, monkeypatch):
-    monkeypatch.setattr("fitb.evaluate.baselines._BLOCK_ROWS", 3)
-    shards = ShardSet.open(general, "train")
-    vocabulary = Vocabulary.of(load_tokenizer(shards.tokenizer_folder))
-    whole = count_tokens(shards, vocabulary, 0, Ranks(World()))
-    parts = []
-
-    class Share(Ranks):
-        def gathered(self, found):
-            parts.extend(found.values())
-            return found
-
-        def given(self, value):
-            return value
-
-    for rank in range(3):
-        count_tokens(shards, vocabulary, 0, Share(World(rank, 3, rank)))
-    np.testing.assert_array_equal(sum(parts), whole)
+        parts = [
+            count_tokens(shards, vocabulary, wanted, Alone(World(rank, 3, rank)))
+            for rank in range(3)
+        ]
+        np.testing.assert_array_equal(sum(parts), found)
 
 
 def test_an_untrained_model_has_the_geometry_and_nothing_else(make_model):
@@ -98,20 +97,18 @@ def test_an_untrained_model_has_the_geometry_and_nothing_else(make_model):
     before = torch.get_rng_state()
     fresh, again, other = untrained(model, 5), untrained(model, 5), untrained(model, 6)
     assert torch.equal(torch.get_rng_state(), before)
-    assert {n: p.shape for n, p in fresh.named_parameters()} == {
-        n: p.shape for n, p in model.named_parameters()
-    }
-    first, second, third, own = (
+    sizes = [{n: p.shape for n, p in one.named_parameters()} for one in (fresh, model)]
+    assert sizes[0] == sizes[1] and not fresh.training
+    first, *others = (
         m.bert.embeddings.word_embeddings.weight for m in (fresh, again, other, model)
     )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, third) and not torch.equal(first, own)
-    assert not fresh.training
+    assert [torch.equal(first, each) for each in others] == [True, False, False]
 
 
 def test_masks_are_those_of_following_seeds(make_model, general):
     config = EvaluateConfig(model=make_model(1), shards=general, rows=8, seed=3, masks=3)
-    found = evaluate(config)["sets"]["validation"]["models"]["model"]
+    found_set = evaluate(config)["sets"]["validation"]
+    found = found_set["models"]["model"]
     shards = ShardSet.open(general, "validation")
     tokenizer = load_tokenizer(shards.tokenizer_folder)
     model = BertForMaskedLM.from_pretrained(make_model(1)).eval()
@@ -122,6 +119,11 @@ def test_masks_are_those_of_following_seeds(make_model, general):
         )
         for seed in (3, 4, 5)
     ]  # fmt: skip
+    assert [found_set["num_rows"], found_set["num_slots"]] == [
+        8,
+        counts[0].column("num_slots").sum(),
+    ]
+    assert found_set["fingerprint"] == shards.fingerprint and found["tokens_per_s"] > 0
     losses = [float(metrics_of(each.totals()[0])["loss"]) for each in counts]
     assert found["over_masks"]["loss"]["mean"] == pytest.approx(np.mean(losses))
     assert found["over_masks"]["loss"]["sd"] == pytest.approx(np.std(losses, ddof=1))
@@ -140,14 +142,23 @@ def test_sets_are_evaluated_side_by_side(make_model, general, mine):
     for name, where in (("general", general), ("mine", mine)):
         alone = evaluate(EvaluateConfig(model=make_model(1), shards=where, rows=6))
         assert alone["metrics"] == result["sets"][name]["models"]["model"]["metrics"]
-    assert "general: validation split" in render(result) and "mine: validation" in render(result)
+    assert "general: validation split" in evaluation_text(
+        result
+    ) and "mine: validation" in evaluation_text(result)
 
 
-def test_sets_of_another_tokenizer_are_refused(make_model, general, tmp_path):
+def test_what_does_not_fit_the_shards_is_refused(make_model, general, make_folder, tmp_path):
     other = write_shards(tmp_path, 2, vocab_size=300)
-    config = EvaluateConfig(model=make_model(1), sets={"general": general, "other": other})
-    with pytest.raises(ContractError, match="fingerprint|vocabulary"):
-        evaluate(config)
+    bert = BertForMaskedLM.from_pretrained(make_model(1)).bert
+    bert.save_pretrained(tmp_path / "headless")
+    load_tokenizer(f"{general}/tokenizer").save_pretrained(tmp_path / "headless")
+    for model, sets, said in (
+        (make_model(1), {"general": general, "other": other}, "fingerprint|vocabulary"),
+        (make_folder(), {"general": general}, "vocabulary"),
+        (str(tmp_path / "headless"), {"general": general}, "lacks a trained MLM head"),
+    ):
+        with pytest.raises(ContractError, match=said):
+            evaluate(EvaluateConfig(model=model, sets=sets))
 
 
 def test_categories_add_up_and_names_are_told(make_model, general):
@@ -170,7 +181,7 @@ def test_names_are_not_told_where_the_input_is_not_to_be_read(make_model, genera
     about = result["sets"]["validation"]
     assert "originals=false" in about["not_told"]["name"]
     assert "name" not in about["categories"] and "number" in about["categories"]
-    assert "no name: the tokenizer lowers capitals" in render(result)
+    assert "no name: the tokenizer lowers capitals" in evaluation_text(result)
 
 
 def test_what_an_evaluation_needs_is_said_before_it_starts():
@@ -179,6 +190,8 @@ def test_what_an_evaluation_needs_is_said_before_it_starts():
         ({"model": "a", "models": ["b"], "out": "c"}, "give one of them"),
         ({"models": ["b"]}, "without out"),
         ({"model": "a", "masks": 0}, "masks=0"),
+        ({"model": "a", "rows": -1}, "rows=-1"),
+        ({"model": "a", "batch": 0}, "batch=0"),
         ({"model": "a", "unigram_rows": -1}, "unigram_rows=-1"),
     ):
         with pytest.raises(ConfigError, match=said):

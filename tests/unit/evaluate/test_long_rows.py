@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -11,37 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluating import MemoryShards
 
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.evaluate import folder as results
 from fitb.evaluate.compare import compare
-from fitb.evaluate.config import CompareConfig, EvaluateConfig
 from fitb.evaluate.count import EVALUATION_EPOCH, count
-from fitb.evaluate.run import evaluate
+from fitb.evaluate.evaluate import evaluate
+from fitb.evaluate.evaluate_config import CompareConfig, EvaluateConfig
+from fitb.evaluate.printed import evaluation_text
 from fitb.evaluate.score import Bert, Onnx, cut_rows, score
-from fitb.evaluate.table import render
 from fitb.infer.onnx import export_onnx, load_onnx
 from fitb.infer.windows import windows_of
 from fitb.model.load import load_model
-from fitb.shards.shard_set import Rows
 
 MOST, LENGTH = 16, 50
-
-
-@dataclasses.dataclass
-class MemoryShards:
-    """Rows of made-up words; some are padded, one of them to less than a window."""
-
-    input_ids: np.ndarray
-    word_starts: np.ndarray
-
-    def read(self, rows):
-        return Rows(self.input_ids[rows], self.word_starts[rows])
-
-    def document_numbers(self, rows):
-        return 100 * rows
 
 
 @pytest.fixture
@@ -133,13 +118,11 @@ def test_teacher_and_student_each_have_their_own_windows(make_folder, shards, to
     assert both["student"].kl.max() > 0 and not np.allclose(alone[0].loss, alone[1].loss)
 
 
-def test_a_batch_that_fits_is_the_very_same(shards, tokenizer):
-    batch = masked(shards, tokenizer, np.arange(3))
-    assert cut_rows(batch, LENGTH) is batch
-
-
-def test_rows_without_a_slot_give_nothing(folder, shards, tokenizer):
+def test_a_batch_that_fits_is_the_very_same_and_rows_without_a_slot_give_nothing(
+    folder, shards, tokenizer
+):
     batch = masked(shards, tokenizer, np.arange(2))
+    assert cut_rows(batch, LENGTH) is batch
     batch.labels.fill_(IGNORE_INDEX)
     model = load_model(folder, tokenizer=tokenizer).model
     with torch.no_grad():
@@ -164,7 +147,7 @@ def held(make_model, tmp_path):
 
     def make(most):
         path = tmp_path / f"of-{most}"
-        shutil.copytree(make_model(1), path)
+        shutil.copytree(make_model(1), path, dirs_exist_ok=True)
         config = json.loads((path / "config.json").read_text())
         assert config["trained_length"] == 32
         (path / "config.json").write_text(json.dumps({**config, "trained_length": most}))
@@ -174,26 +157,21 @@ def held(make_model, tmp_path):
 
 
 def test_an_evaluation_says_in_what_windows_rows_were_read(general, held):
-    result = evaluate(
-        EvaluateConfig(model=held(16), teacher=held(32), shards=general, rows=8, resamples=20)
-    )
+    settings = {"shards": general, "rows": 8, "resamples": 20}
+    of_both = compare(CompareConfig(models=[held(16), held(32)], **settings))
+    assert [of_both["models"][role]["trained_length"] for role in "AB"] == [16, 32]
+    assert of_both["sets"]["validation"]["differences"]["loss"]["value"] != 0
+    result = evaluate(EvaluateConfig(model=held(16), teacher=held(32), **settings))
     assert result["sets"]["validation"]["length"] == 32
     lengths = {role: each["trained_length"] for role, each in result["models"].items()}
     assert lengths == {"model": 16, "untrained": 16, "teacher": 32}
     assert math.isfinite(result["metrics"]["loss"]["value"])
-    model, *others = render(result).splitlines()[:3]
+    model, *others = evaluation_text(result).splitlines()[:3]
     assert model.endswith("parameters, reads windows of 16 tokens")
     assert others[-1].endswith("parameters")
     for each in (*result["sets"].values(), *result["models"].values()):  # as it was written before
         each.pop("length", each.pop("trained_length", None))
-    assert "windows" not in render(result)
-
-
-def test_a_comparison_of_a_model_with_itself_in_windows_finds_them(general, held):
-    config = CompareConfig(models=[held(16), held(32)], shards=general, rows=8, resamples=20)
-    result = compare(config)
-    assert [result["models"][role]["trained_length"] for role in "AB"] == [16, 32]
-    assert result["sets"]["validation"]["differences"]["loss"]["value"] != 0
+    assert "windows" not in evaluation_text(result)
 
 
 def test_a_result_of_before_stands_only_where_rows_were_not_cut(general, held, monkeypatch):

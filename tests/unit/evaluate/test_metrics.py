@@ -1,25 +1,18 @@
+"""Metrics, intervals and p-values against naive loops and against statistics that are known."""
+
 import dataclasses
 import math
-import re
 
 import numpy as np
 import pytest
 
 from fitb import rng
-from fitb.errors import ConfigError, DataError
+from fitb.errors import DataError
 from fitb.evaluate.counts import COLUMNS, JUDGED, NUM_BINS, PLAIN, RowCounts
-from fitb.evaluate.metrics import (
-    METRICS,
-    Interval,
-    difference,
-    differences,
-    metrics_of,
-    spread,
-    summaries,
-    summarise,
-)
+from fitb.evaluate.metrics import METRICS, differences, metrics_of, summaries
 
 PLAIN_METRICS = METRICS[:5]
+NO_WORDS = dict.fromkeys(("num_words", "words_right", "f1_sum"), np.zeros_like)
 
 
 def make_counts(num_rows, seed=0, loss=2.0, right=0.5, groups=1):
@@ -62,65 +55,34 @@ def changed(counts, **columns):
     return dataclasses.replace(counts, sums=sums)
 
 
+def noisier(counts, **noise):
+    """Another model on the same rows: (mean, sd) of what is added to a column."""
+    draw = np.random.default_rng(8)
+    added = {name: draw.normal(*each, counts.sums.shape[:2]) for name, each in noise.items()}
+    return changed(counts, **{name: lambda old, n=name: old + added[n] for name in added})
+
+
+def summarise(counts, **options):
+    return summaries(counts, **options)[0]
+
+
+def numbers(interval):
+    return pytest.approx(dataclasses.astuple(interval), nan_ok=True)
+
+
 def test_metrics_are_what_their_names_say():
-    found = metrics_of(np.array([6.0, 4, 1, 3, 8, 2]))
-    assert found["loss"] == 1.5
-    assert found["ppl"] == pytest.approx(math.exp(1.5))
-    assert (found["top1"], found["top5"], found["span_em"]) == (0.25, 0.75, 0.25)
-    assert tuple(found) == PLAIN_METRICS
     sums = np.zeros(len(COLUMNS))
     sums[:6] = 6.0, 4, 1, 3, 8, 2
     sums[COLUMNS.index("f1_sum")] = 6
     sums[COLUMNS.index("gap_03")], sums[COLUMNS.index("gap_14")] = -0.5, 0.3
     sums[-2:] = 3, 1.0
-    found = metrics_of(sums)
-    assert tuple(found) == METRICS
-    assert found["span_f1"] == 0.75
-    assert found["ece"] == pytest.approx((0.5 + 0.3) / 4)
-    assert (found["agreement"], found["kl"]) == (0.75, 0.25)
-    assert tuple(metrics_of(sums[: len(JUDGED)])) == METRICS[:7]
-
-
-def test_metrics_of_many_sums_are_those_of_each():
-    totals = np.random.default_rng(0).integers(1, 9, (4, 3, len(COLUMNS))).astype(float)
-    found = metrics_of(totals)
-    for i in range(4):
-        for j in range(3):
-            for name, value in metrics_of(totals[i, j]).items():
-                assert found[name][i, j] == value
-
-
-def test_nothing_to_count_is_nan_and_silent():
-    found = metrics_of(np.zeros(len(COLUMNS)))
-    assert all(np.isnan(found[name]) for name in METRICS)
-
-
-def test_sums_of_parts_are_the_sum_of_the_whole():
-    counts = make_counts(50)
-    parts = [part(counts, slice(0, 13)), part(counts, slice(13, 13)), part(counts, slice(13, 50))]
-    np.testing.assert_allclose(sum(p.totals() for p in parts), counts.totals(), rtol=1e-12)
-    joined = RowCounts.joined(parts)
-    np.testing.assert_array_equal(joined.rows, counts.rows)
-    np.testing.assert_array_equal(joined.documents, counts.documents)
-    np.testing.assert_array_equal(joined.sums, counts.sums)
-
-
-def test_values_are_those_of_the_plain_sums():
-    counts = make_counts(30)
-    found = summarise(counts)
-    slots, words = counts.column("num_slots").sum(), counts.column("num_words").sum()
-    expected = {
-        "loss": counts.column("loss_sum").sum() / slots,
-        "top1": counts.column("top1").sum() / slots,
-        "top5": counts.column("top5").sum() / slots,
-        "span_em": counts.column("words_right").sum() / words,
-        "span_f1": counts.column("f1_sum").sum() / words,
-        "ece": sum(abs(counts.column(f"gap_{b:02}").sum()) for b in range(NUM_BINS)) / slots,
-        "agreement": counts.column("agreed").sum() / slots,
-        "kl": counts.column("kl_sum").sum() / slots,
-    }
-    for name, value in expected.items():
-        assert found[name].value == pytest.approx(value), name
+    expected = {"loss": 1.5, "ppl": math.exp(1.5), "top1": 0.25, "top5": 0.75, "span_em": 0.25}
+    expected |= {"span_f1": 0.75, "ece": (0.5 + 0.3) / 4, "agreement": 0.75, "kl": 0.25}
+    assert metrics_of(sums) == pytest.approx(expected)
+    for columns, names in ((6, PLAIN_METRICS), (len(JUDGED), METRICS[:7])):
+        assert metrics_of(sums[:columns]) == pytest.approx({n: expected[n] for n in names})
+    nothing = metrics_of(np.zeros(len(COLUMNS)))
+    assert tuple(nothing) == METRICS and np.isnan(list(nothing.values())).all()
 
 
 def test_intervals_equal_a_naive_poisson_bootstrap():
@@ -136,14 +98,14 @@ def test_intervals_equal_a_naive_poisson_bootstrap():
                 chance /= weight
             sums += weight * values
         resampled.append(metrics_of(sums))
-    found = summarise(counts, seed=7, num_resamples=200)
+    found, values = summarise(counts, seed=7, num_resamples=200), metrics_of(counts.totals())
     for name in METRICS:
         drawn = np.array([r[name] for r in resampled])
         if name == "ece":  # centred on the value
             drawn += found[name].value - drawn.mean()
         low, high = np.percentile(drawn, [2.5, 97.5])
-        assert found[name].low == pytest.approx(low, rel=1e-9)
-        assert found[name].high == pytest.approx(high, rel=1e-9)
+        expected = (float(values[name][0]), low, high)
+        assert dataclasses.astuple(found[name]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_intervals_are_as_wide_as_the_normal_theory_of_a_ratio_says():
@@ -180,69 +142,64 @@ def test_the_interval_of_a_calibration_error_has_its_value_in_the_middle():
     assert np.mean(covered) > 0.9
 
 
-def test_intervals_depend_on_the_seed_and_on_nothing_else():
+def test_intervals_and_p_values_depend_on_the_seed_and_not_on_order_or_blocks(monkeypatch):
     counts = make_counts(40)
-    assert summarise(counts, seed=1) == summarise(counts, seed=1)
-    assert summarise(counts, seed=1)["loss"] != summarise(counts, seed=2)["loss"]
-
-
-def test_intervals_do_not_depend_on_the_order_of_rows():
-    counts = make_counts(40)
-    turned = summarise(part(counts, slice(None, None, -1)))
-    for name, interval in summarise(counts).items():
-        assert dataclasses.astuple(turned[name]) == pytest.approx(dataclasses.astuple(interval))
-
-
-def test_many_rows_are_summed_in_blocks(monkeypatch):
-    counts = make_counts(40)
-    whole = summarise(counts)
+    other = noisier(counts, loss_sum=(0.3, 1.5))
+    whole = summarise(counts, seed=1)
+    assert whole == summarise(counts, seed=1)
+    assert whole["loss"] != summarise(counts, seed=2)["loss"]
+    p_values = [differences(counts, other, seed=seed)[0]["loss"].p for seed in (1, 1, 2)]
+    assert p_values[0] == p_values[1] != p_values[2]
+    turned = summarise(part(counts, slice(None, None, -1)), seed=1)
     monkeypatch.setattr("fitb.evaluate.metrics._BLOCK", 7000)
-    for name, interval in summarise(counts).items():
-        assert dataclasses.astuple(whole[name]) == pytest.approx(dataclasses.astuple(interval))
+    for found in (turned, summarise(counts, seed=1)):
+        for name, interval in found.items():
+            assert dataclasses.astuple(whole[name]) == numbers(interval)
 
 
-def test_a_single_row_has_no_width():
-    found = summarise(make_counts(1))["loss"]
-    assert found.low == pytest.approx(found.value)
-    assert found.high == pytest.approx(found.value)
+def test_each_group_and_any_columns_are_summarised_as_if_alone():
+    counts = make_counts(30, groups=3)
+    found = summaries(counts, seed=2)
+    for g in range(3):
+        alone = dataclasses.replace(counts, sums=counts.sums[:, g : g + 1])
+        plain = dataclasses.replace(alone, sums=alone.sums[:, :, : len(PLAIN)])
+        for one, names in ((alone, METRICS), (plain, PLAIN_METRICS)):
+            summary = summarise(one, seed=2)
+            assert tuple(summary) == names
+            for name in names:
+                assert dataclasses.astuple(found[g][name]) == numbers(summary[name])
 
 
-def test_no_whole_word_gives_nan_and_the_rest_as_ever():
-    counts = changed(
-        make_counts(10), **dict.fromkeys(("num_words", "words_right", "f1_sum"), np.zeros_like)
-    )
-    found = summarise(counts)
-    assert np.isnan(dataclasses.astuple(found["span_em"])).all()
-    assert not np.isnan(dataclasses.astuple(found["top1"])).any()
-
-
-def test_a_model_that_is_not_finite_has_no_finite_loss():
-    counts = make_counts(10)
+def test_what_is_no_number_has_no_interval_and_no_p_value_and_the_rest_as_ever():
+    counts = changed(make_counts(10), **NO_WORDS)
+    found, apart = summarise(counts), differences(counts, counts)[0]
+    assert np.isnan(dataclasses.astuple(found["span_em"])).all() and np.isnan(apart["span_em"].p)
+    assert not np.isnan(dataclasses.astuple(found["top1"])).any() and apart["loss"].p == 1
+    infinite = changed(counts, loss_sum=lambda loss: loss + 1e6)
+    assert summarise(infinite)["ppl"].value == math.inf
+    assert np.isnan(differences(infinite, infinite)[0]["ppl"].p)
     counts.column("loss_sum")[3] = np.nan
     assert np.isnan(dataclasses.astuple(summarise(counts)["loss"])).all()
-
-
-def test_a_model_does_not_differ_from_itself():
-    counts = make_counts(30)
-    for name in METRICS:
-        assert difference(counts, counts, name) == Interval(0.0, 0.0, 0.0)
+    one = summarise(make_counts(1))["loss"]
+    assert (one.low, one.high) == pytest.approx((one.value, one.value))
 
 
 def test_a_difference_is_that_of_the_values_and_turns_its_sign():
-    first, second = make_counts(60), make_counts(60)
-    second = changed(second, loss_sum=lambda loss: loss * 1.1)
-    forth, back = difference(first, second, "loss"), difference(second, first, "loss")
-    expected = summarise(first)["loss"].value - summarise(second)["loss"].value
-    assert forth.value == pytest.approx(expected)
+    first = make_counts(60)
+    second = changed(first, loss_sum=lambda loss: loss * 1.1)
+    forth, back = differences(first, second)[0]["loss"], differences(second, first)[0]["loss"]
+    expected = [summarise(each)["loss"].value for each in (first, second)]
+    assert [forth.first, forth.second] == pytest.approx(expected)
+    assert forth.value == pytest.approx(expected[0] - expected[1])
     assert (forth.low, forth.high) == pytest.approx((-back.high, -back.low))
-    assert forth.high < 0
+    assert forth.high < 0 and forth.p == back.p == pytest.approx(1 / 1001)
 
 
 def test_pairing_takes_out_what_rows_have_in_common():
     first = make_counts(200)
     shift = np.random.default_rng(5).normal(0.05, 0.01, 200) * first.column("num_slots")
     second = changed(first, loss_sum=lambda loss: loss + shift[:, None])
-    paired = difference(second, first, "loss")
+    paired = differences(second, first)[0]["loss"]
     alone = summarise(first)["loss"]
     assert 0 < paired.low < 0.05 < paired.high
     assert paired.high - paired.low < (alone.high - alone.low) / 10
@@ -256,31 +213,7 @@ def test_models_on_other_rows_or_masks_are_not_compared():
         (changed(counts, num_words=lambda number: number + 1), "num_words"),
     ):
         with pytest.raises(DataError, match=f"differ in {what} "):
-            difference(counts, other, "loss")
-
-
-def test_an_unknown_metric_names_the_nearest():
-    counts = make_counts(3)
-    with pytest.raises(ConfigError, match=re.escape("(nearest: span_em)")):
-        difference(counts, counts, "span_en")
-
-
-def test_groups_are_summarised_each_by_itself():
-    counts = make_counts(30, groups=3)
-    found = summaries(counts, seed=2)
-    for g in range(3):
-        alone = summarise(dataclasses.replace(counts, sums=counts.sums[:, g : g + 1]), seed=2)
-        for name, interval in found[g].items():
-            assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(alone[name]))
-
-
-def test_plain_columns_alone_give_plain_metrics():
-    counts = make_counts(12)
-    plain = summarise(dataclasses.replace(counts, sums=counts.sums[:, :, : len(PLAIN)]))
-    assert tuple(plain) == PLAIN_METRICS
-    for name, interval in plain.items():
-        whole = dataclasses.astuple(summarise(counts)[name])
-        assert dataclasses.astuple(interval) == pytest.approx(whole)
+            differences(counts, other)
 
 
 def test_a_model_compared_with_itself_gives_zeros_and_a_p_value_of_one():
@@ -291,13 +224,8 @@ def test_a_model_compared_with_itself_gives_zeros_and_a_p_value_of_one():
 
 
 def test_p_values_equal_a_naive_exchange_of_documents():
-    first = second = in_documents(make_counts(24, seed=1), 2)
-    draw = np.random.default_rng(8)
-    second = changed(
-        second,
-        loss_sum=lambda loss: loss + draw.normal(0.3, 1.5, loss.shape),
-        gap_04=lambda gap: gap + draw.normal(0.1, 0.3, gap.shape),
-    )
+    first = in_documents(make_counts(24, seed=1), 2)
+    second = noisier(first, loss_sum=(0.3, 1.5), gap_04=(0.1, 0.3))
     found = differences(first, second, seed=5, num_resamples=300)[0]
     for name in ("loss", "ppl", "ece", "top1"):
         observed = metrics_of(first.totals())[name][0] - metrics_of(second.totals())[name][0]
@@ -324,37 +252,3 @@ def test_p_values_come_near_those_of_all_exchanges():
     found = differences(first, second, num_resamples=4000)[0]["loss"].p
     assert 0.02 < exact < 0.98
     assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4000))
-
-
-def test_p_values_are_small_where_models_differ_whichever_comes_first():
-    first = make_counts(80)
-    second = changed(first, loss_sum=lambda loss: loss * 1.05)
-    forth, back = differences(first, second)[0]["loss"], differences(second, first)[0]["loss"]
-    assert forth.p == back.p == pytest.approx(1 / 1001)
-
-
-def test_p_values_depend_on_the_seed_and_on_nothing_else():
-    first = make_counts(12, seed=1)
-    draw = np.random.default_rng(8)
-    second = changed(first, loss_sum=lambda loss: loss + draw.normal(0.3, 1.5, loss.shape))
-    found = [differences(first, second, seed=seed)[0]["loss"].p for seed in (1, 1, 2)]
-    assert found[0] == found[1] != found[2]
-
-
-def test_a_metric_without_a_number_has_no_p_value():
-    counts = changed(
-        make_counts(10), **dict.fromkeys(("num_words", "words_right", "f1_sum"), np.zeros_like)
-    )
-    found = differences(counts, counts)[0]
-    assert np.isnan(found["span_em"].p) and found["loss"].p == 1
-
-
-def test_the_spread_over_masks_is_that_of_a_sample():
-    assert spread([1.0, 2.0, 4.0]) == pytest.approx({"mean": 7 / 3, "sd": math.sqrt(7 / 3)})
-    assert np.isnan(spread([1.0])["sd"])
-
-
-def test_an_infinite_perplexity_is_no_error():
-    counts = changed(make_counts(10), loss_sum=lambda loss: loss + 1e6)
-    assert summarise(counts)["ppl"].value == math.inf
-    assert np.isnan(differences(counts, counts)[0]["ppl"].p)

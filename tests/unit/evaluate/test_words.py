@@ -25,14 +25,12 @@ DOCUMENTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Shards of a text file; each document comes with a number of its own."""
-    folder = tmp_path_factory.mktemp("words")
-    texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(120)]
+    return make(tmp_path_factory.mktemp("words"), 120)
+
+
+def make(folder, number=60, **changes):
+    texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(number)]
     (folder / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    make(folder)
-    return folder
-
-
-def make(folder, **changes):
     settings = {
         "source": "text",
         "files": [str(folder / "text.txt")],
@@ -43,6 +41,7 @@ def make(folder, **changes):
         "workers": 1,
     }
     prepare(PrepareConfig(out=str(folder / "shards"), **(settings | changes)))
+    return folder
 
 
 def open_all(folder, split="validation"):
@@ -102,8 +101,8 @@ def gone(folder):
     (folder / "text.txt").unlink()
 
 
-def changed(folder):
-    text = (folder / "text.txt").read_text().replace("e", "E")
+def changed(folder, old="e", new="E"):
+    text = (folder / "text.txt").read_text().replace(old, new)
     (folder / "text.txt").write_text(text)
 
 
@@ -116,8 +115,6 @@ def unnamed(folder):
     [(gone, "No such file"), (changed, "has changed"), (unnamed, "which names the input")],
 )
 def test_without_the_input_no_name_is_told_and_the_rest_is(tmp_path, harm, said):
-    texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(60)]
-    (tmp_path / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
     make(tmp_path)
     harm(tmp_path)
     found, categoriser = found_in(tmp_path)
@@ -129,11 +126,8 @@ def test_without_the_input_no_name_is_told_and_the_rest_is(tmp_path, harm, said)
 
 
 def test_documents_that_have_changed_are_not_taken_and_the_others_are(tmp_path):
-    texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(60)]
-    (tmp_path / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
     make(tmp_path)
-    text = (tmp_path / "text.txt").read_text().replace("London", "Lisbon")
-    (tmp_path / "text.txt").write_text(text)
+    changed(tmp_path, "London", "Lisbon")
     found, categoriser = found_in(tmp_path)
     number, wanted = categoriser.found
     assert 0 < number < wanted
@@ -181,8 +175,6 @@ def test_a_cased_tokenizer_needs_no_input(folder, tmp_path):
     words = sorted({word for text in DOCUMENTS for word in text.split() if word.isalpha()})
     tokenizer.add_tokens([word for word in words if word != word.lower()])
     tokenizer.save(str(cased / "tokenizer.json"))
-    texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(60)]
-    (tmp_path / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
     make(tmp_path, tokenizer=str(cased))
     gone(tmp_path)
     found, categoriser = found_in(tmp_path)

@@ -6,40 +6,40 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from html_page import HtmlPage
 
 from fitb.config import MaskConfig
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError, ContractError, DataError
 from fitb.flags import parse
-from fitb.inspect.page import render, write_page
-from fitb.inspect.run import InspectConfig, inspect
-from fitb.inspect.sample import Run, choose_runs, document_lengths, read_sample
+from fitb.inspect.decoding import TokenDecoder, examples, round_trips
+from fitb.inspect.display import as_page, as_text
+from fitb.inspect.inspection import InspectConfig, inspect
+from fitb.inspect.sample import RowRange, choose_ranges, document_lengths, read_sample
 from fitb.inspect.statistics import describe, most_split, word_sizes
-from fitb.inspect.text import Reader, examples, round_trips
 from fitb.shards.shard_set import ShardSet
 
 
 @pytest.fixture(scope="module")
-def reader(shards):
-    return Reader(shards / "tokenizer")
+def decoder(shards):
+    return TokenDecoder(shards / "tokenizer")
 
 
 @pytest.fixture(scope="module")
-def vocabulary(reader):
-    special = asdict(reader.special)
+def vocabulary(decoder):
+    special = asdict(decoder.special)
     ids = tuple(sorted(special.values()))
-    size = reader.tokenizer.get_vocab_size()
+    size = decoder.tokenizer.get_vocab_size()
     return Vocabulary(size, special["pad"], special["mask"], ids, special["sep"])
 
 
 @pytest.fixture(scope="module")
-def whole(shards, reader):
-    return read_sample(ShardSet.open(shards, "train"), 10**9, reader.special)
+def whole(shards, decoder):
+    return read_sample(ShardSet.open(shards, "train"), 10**9, decoder.special)
 
 
 @pytest.fixture(scope="module")
@@ -64,32 +64,25 @@ def lengths_slowly(shards, special):
 
 
 @pytest.mark.parametrize("wanted", [1, 7, 8, 9, 100, 699, 700, 701])
-def test_runs_hold_so_many_rows_none_twice_and_touch_no_two_shards(wanted):
+def test_ranges_hold_so_many_rows_none_twice_and_touch_no_two_shards(wanted):
     shard_rows = (200, 1, 99, 250, 150)
-    runs = choose_runs(shard_rows, wanted)
-    rows = [(run.shard, place) for run in runs for place in range(run.begin, run.end)]
+    ranges = choose_ranges(shard_rows, wanted)
+    rows = [(each.shard, place) for each in ranges for place in range(each.begin, each.end)]
     assert len(rows) == len(set(rows)) == min(wanted, 700)
     assert rows == sorted(rows)
     assert all(0 <= place < shard_rows[shard] for shard, place in rows)
+    if wanted >= 700:  # neighbours are one range
+        assert ranges == tuple(RowRange(i, 0, size) for i, size in enumerate(shard_rows))
 
 
-def test_neighbouring_runs_are_one():
-    assert choose_runs((30, 50), 1000) == (Run(0, 0, 30), Run(1, 0, 50))
-
-
-def test_lengths_of_all_documents_equal_those_of_a_loop_over_tokens(shards, whole, reader):
-    shard_rows = ShardSet.open(shards, "train").shard_rows
-    found = document_lengths(whole, shard_rows)
-    assert sorted(found.tolist()) == lengths_slowly(shards, reader.special)
-    assert len(found) == ShardSet.open(shards, "train").manifest["splits"]["train"]["documents"]
-
-
-def test_lengths_in_a_part_of_the_rows_are_those_of_whole_documents(shards, reader):
+def test_document_lengths_are_those_of_a_loop_over_tokens(shards, whole, decoder):
     split = ShardSet.open(shards, "train")
-    some = document_lengths(read_sample(split, 400, reader.special), split.shard_rows)
-    every = Counter(lengths_slowly(shards, reader.special))
-    assert len(some) > 100
-    assert not Counter(some.tolist()) - every
+    slowly = lengths_slowly(shards, decoder.special)
+    found = document_lengths(whole, split.shard_rows)
+    assert sorted(found.tolist()) == slowly
+    assert len(found) == split.manifest["splits"]["train"]["documents"]
+    some = document_lengths(read_sample(split, 400, decoder.special), split.shard_rows)
+    assert len(some) > 100 and not Counter(some.tolist()) - Counter(slowly)
 
 
 def test_a_description_counts_every_value_once():
@@ -116,13 +109,13 @@ def test_split_words_are_those_that_a_loop_finds():
     assert most_split(ids, words, np.minimum(sizes, 1)) == []
 
 
-def test_statistics_count_words_and_pieces(shards, whole, reader):
+def test_statistics_count_words_and_pieces(shards, whole, decoder):
     numbers = inspect(InspectConfig(str(shards), rows=10**9, examples=0))["statistics"]
     manifest = ShardSet.open(shards, "train").manifest
     assert numbers["sample_rows"] == manifest["splits"]["train"]["rows"]
     assert numbers["sample_tokens"] == manifest["splits"]["train"]["tokens"]
     words = int(whole.word_starts.sum())
-    unknown = int((whole.input_ids == reader.special.unk).sum())
+    unknown = int((whole.input_ids == decoder.special.unk).sum())
     assert numbers["words_per_row"]["mean"] == pytest.approx(words / len(whole.rows), abs=0.01)
     assert numbers["unknown_share"] == pytest.approx(unknown / numbers["sample_tokens"], abs=1e-6)
     assert 1 < numbers["pieces_per_word"] < 4
@@ -132,52 +125,49 @@ def test_statistics_count_words_and_pieces(shards, whole, reader):
         assert entry["word"] == "".join(piece.removeprefix("##") for piece in entry["pieces"])
 
 
-def test_text_is_joined_from_pieces_and_not_mended(reader):
-    ids = reader.encode(["they do not know ."])[0]
-    assert reader.text(ids) == "they do not know ."
-    assert reader.pieces([reader.special.mask, 10**6]) == ["[MASK]", "<1000000>"]
+def test_text_is_joined_from_pieces_and_not_mended(decoder):
+    ids = decoder.encode(["they do not know ."])[0]
+    assert decoder.text(ids) == "they do not know ."
+    assert decoder.pieces([decoder.special.mask, 10**6]) == ["[MASK]", "<1000000>"]
 
 
-def test_every_segment_of_real_rows_reads_again_as_it_was(whole, reader):
-    told = round_trips(whole, reader)
-    assert told["segments"] > len(whole.rows)
-    assert told["failures"] == 0
-    assert told["first"] == []
-
-
-def test_ids_that_no_text_gives_are_found_and_shown(whole, reader):
+def test_ids_that_no_text_gives_are_found_and_shown(whole, decoder):
     """A word in single letters is read again in longer pieces."""
-    letters = [reader.tokenizer.token_to_id(piece) for piece in ("t", "##h", "##e")]
+    letters = [decoder.tokenizer.token_to_id(piece) for piece in ("t", "##h", "##e")]
     ids, starts = whole.input_ids.copy(), whole.word_starts.copy()
     ids[5, 1:4], starts[5, 1:4] = letters, [True, False, False]
     segments = whole.segments.copy()
     segments[5, 1:4] = segments[5, 1]
-    told = round_trips(replace(whole, input_ids=ids, word_starts=starts, segments=segments), reader)
+    told = round_trips(
+        replace(whole, input_ids=ids, word_starts=starts, segments=segments), decoder
+    )
     assert told["failures"] >= 1
     assert told["first"][0]["row"] == 5
     assert told["first"][0]["before"][:3] == ["t", "##h", "##e"]
     assert told["first"][0]["after"][0] == "the"
 
 
-def test_unknown_words_and_tails_of_cut_words_are_no_failures(whole, reader):
-    assert round_trips(whole, reader)["failures"] == 0
+def test_unknown_words_and_tails_of_cut_words_are_no_failures(whole, decoder):
+    told = round_trips(whole, decoder)
+    assert told["segments"] > len(whole.rows)
+    assert (told["failures"], told["first"]) == (0, [])
     ids, starts, segments = (
         column.copy() for column in (whole.input_ids, whole.word_starts, whole.segments)
     )
-    cut = np.flatnonzero(starts[:, 1] & ~starts[:, 2] & (ids[:, 2] != reader.special.sep))
+    cut = np.flatnonzero(starts[:, 1] & ~starts[:, 2] & (ids[:, 2] != decoder.special.sep))
     assert len(cut) > 10
     for column in (ids, starts, segments):
         column[cut, 1:-1] = column[cut, 2:].copy()  # its first piece is gone
     alone = starts[:, 10] & starts[:, 11]
     assert alone.sum() > 10
-    ids[alone, 10] = reader.special.unk
+    ids[alone, 10] = decoder.special.unk
     few = replace(whole, input_ids=ids, word_starts=starts, segments=segments)
-    assert round_trips(few, reader)["failures"] == 0
+    assert round_trips(few, decoder)["failures"] == 0
 
 
-def test_examples_are_masked_as_in_epoch_0_of_a_run(whole, reader, vocabulary):
+def test_examples_are_masked_as_in_epoch_0_of_a_run(whole, decoder, vocabulary):
     mask = MaskConfig(strategy="span", fraction=0.3)
-    shown = examples(whole, 4, reader=reader, vocabulary=vocabulary, mask=mask, seed=9)
+    shown = examples(whole, 4, decoder=decoder, vocabulary=vocabulary, mask=mask, seed=9)
     assert len({example["row"] for example in shown}) == 4
     for example in shown:
         row = np.array([example["row"]])
@@ -192,15 +182,17 @@ def test_examples_are_masked_as_in_epoch_0_of_a_run(whole, reader, vocabulary):
         assert not masked.attention_mask[0, size:].any()
         assert [label["place"] for label in example["labels"]] == masked.slots[0][used].tolist()
         assert [label["label"] for label in example["labels"]] == [
-            reader.tokenizer.id_to_token(int(i)) for i in masked.labels[0][used]
+            decoder.tokenizer.id_to_token(int(i)) for i in masked.labels[0][used]
         ]
         assert all(example["pieces"][x["place"]] == x["shown"] for x in example["labels"])
         assert example["masked"].startswith("[CLS] ")
 
 
-def test_more_examples_than_rows_are_all_rows(shards):
-    result = inspect(InspectConfig(str(shards), rows=5, examples=50))
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_more_examples_than_rows_are_all_rows(shards, split):
+    result = inspect(InspectConfig(str(shards), split, rows=5, examples=50))
     assert len(result["examples"]) == result["statistics"]["sample_rows"] == 5
+    assert (result["facts"]["split"], result["round_trips"]["failures"]) == (split, 0)
 
 
 def test_an_inspection_is_plain_json_and_repeats_itself(shards, result):
@@ -214,62 +206,22 @@ def test_an_inspection_is_plain_json_and_repeats_itself(shards, result):
     assert result["masks"]["rows"] == 500
 
 
-def test_the_validation_split_is_inspected_alike(shards):
-    result = inspect(InspectConfig(str(shards), "validation", examples=1))
-    assert result["facts"]["split"] == "validation"
-    assert result["round_trips"]["failures"] == 0
-
-
-def test_people_read_facts_histograms_and_examples(result):
-    text = render(result)
+def test_terminal_and_page_show_facts_histograms_and_examples(result):
+    text, page = as_text(result), HtmlPage(as_page(result))
     for expected in ("fingerprint", "tokens of a document", "p50", "####", "[MASK] <- ", "seed 3"):
         assert expected in text
-
-
-class Page(HTMLParser):
-    """Collects tags and what is loaded from elsewhere; knows if all tags are closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.links, self.open, self.text = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "action")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_a_page_stands_alone_and_shows_what_the_terminal_shows(result, tmp_path):
-    path = tmp_path / "pages" / "page.html"
-    write_page(path, result)
-    page = Page()
-    page.feed(path.read_text(encoding="utf-8"))
-    assert page.open == page.links == []
-    assert not {"script", "link", "iframe", "img"} & set(page.tags)
-    assert "url(" not in path.read_text(encoding="utf-8")
-    words = " ".join("".join(page.text).split())
-    assert result["facts"]["fingerprint"] in words
+    for expected in (result["facts"]["fingerprint"], "Tokens of a document", "p50", "seed 3"):
+        assert expected in page.text()
     for example in result["examples"]:
-        assert " ".join(example["pieces"]) in words
+        assert " ".join(example["pieces"]) in page.text()
 
 
-def test_markup_in_a_corpus_stays_text(result, tmp_path):
+def test_markup_in_a_corpus_stays_text(result):
     harm = "<script>alert(1)</script>&amp;"
     entry = {"word": harm, "pieces": [harm], "count": 1}
     told = {**result, "statistics": {**result["statistics"], "most_split": [entry]}}
     told["examples"] = [{**result["examples"][0], "pieces": [harm, harm], "labels": []}]
-    write_page(tmp_path / "page.html", told)
-    page = Page()
-    page.feed((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "script" not in page.tags
-    assert "".join(page.text).count(harm) >= 3
+    assert HtmlPage(as_page(told)).text().count(harm) >= 3
 
 
 def test_shards_are_named_first_or_by_their_flag():
@@ -277,20 +229,23 @@ def test_shards_are_named_first_or_by_their_flag():
         config = parse(InspectConfig, "fitb inspect", words)
         assert (config.shards, config.rows) == ("some/where", 7)
     assert parse(InspectConfig, "fitb inspect", []).shards == "data/shards"
-    assert parse(InspectConfig, "fitb inspect", ["a", "--json"]).json
 
 
-@pytest.mark.parametrize("words", [["a", "b"], ["a", "--shard", "b"], ["--rows", "0"]])
+@pytest.mark.parametrize(
+    "words", [["a", "b"], ["a", "--shard", "b"], ["--rows", "0"], ["--examples", "-1"]]
+)
 def test_flags_that_make_no_sense_are_refused(words):
     with pytest.raises(ConfigError):
         parse(InspectConfig, "fitb inspect", words)
-    with pytest.raises(ConfigError, match="examples=-1"):
-        InspectConfig(examples=-1)
 
 
-def test_a_folder_without_shards_is_refused(tmp_path):
+def test_a_folder_without_shards_and_a_model_that_does_not_fit_are_refused(
+    shards, make_folder, tmp_path
+):
     with pytest.raises(DataError, match="not a shard set"):
         inspect(InspectConfig(str(tmp_path)))
+    with pytest.raises(ContractError, match="vocabulary"):
+        inspect(InspectConfig(str(shards), rows=8, model=make_folder()))
 
 
 def test_the_command_works_without_torch_and_logs_no_text(shards, tmp_path):
@@ -298,7 +253,7 @@ def test_the_command_works_without_torch_and_logs_no_text(shards, tmp_path):
         "import sys; sys.modules.update(torch=None, transformers=None);"
         "from fitb.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    page = tmp_path / "page.html"
+    page = tmp_path / "pages" / "page.html"
     words = ["inspect", str(shards), "--json", "--rows", "64", "--html", str(page)]
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120
@@ -309,25 +264,25 @@ def test_the_command_works_without_torch_and_logs_no_text(shards, tmp_path):
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_a_model_reads_a_batch_and_its_loss_stands_beside_that_of_knowing_nothing(shards, teacher):
+def test_a_model_runs_on_a_batch_and_its_loss_stands_beside_that_of_uniform_guesses(
+    shards, teacher
+):
     import torch
     from transformers import BertForMaskedLM
+
+    from fitb.corpus.tokenizer import load_tokenizer
 
     result = inspect(InspectConfig(str(shards), rows=64, model=str(teacher), examples=8, seed=2))
     told = result["model"]
     size = result["facts"]["vocab_size"]
     assert told["logits_shape"] == [8, 64, size]
-    assert told["logits_dtype"] == "float32"
     assert told["log_vocab"] == pytest.approx(math.log(size))
-    assert abs(told["loss"] - told["log_vocab"]) < 1  # its weights are random
-    text = render(result)
-    assert f"8 x 64 x {size}, float32" in text
-
+    assert f"8 x 64 x {size}, float32" in as_text(result)
     model = BertForMaskedLM.from_pretrained(teacher).eval()
-    vocabulary = tokenizer_ids(shards)
+    read = ShardSet.open(shards, "train").read(np.arange(8))
     masked = mask_rows(
-        *first_rows(shards), np.arange(8), np.zeros(8, np.int64),
-        seed=2, vocabulary=vocabulary, config=MaskConfig(),
+        read.input_ids, read.word_starts, np.arange(8), np.zeros(8, np.int64),
+        seed=2, vocabulary=Vocabulary.of(load_tokenizer(shards / "tokenizer")), config=MaskConfig(),
     )  # fmt: skip
     losses = []
     with torch.no_grad():
@@ -339,19 +294,3 @@ def test_a_model_reads_a_batch_and_its_loss_stands_beside_that_of_knowing_nothin
                 if label != IGNORE_INDEX:
                     losses.append(-float(logits[slot].log_softmax(-1)[label]))
     assert told["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
-def tokenizer_ids(shards):
-    from fitb.corpus.tokenizer import load_tokenizer
-
-    return Vocabulary.of(load_tokenizer(shards / "tokenizer"))
-
-
-def first_rows(shards):
-    read = ShardSet.open(shards, "train").read(np.arange(8))
-    return read.input_ids, read.word_starts
-
-
-def test_a_model_that_does_not_fit_the_shards_is_refused(shards, make_folder):
-    with pytest.raises(ContractError, match="vocabulary"):
-        inspect(InspectConfig(str(shards), rows=8, model=make_folder()))

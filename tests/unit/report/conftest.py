@@ -23,14 +23,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             "events": events(),
             "config": CONFIG,
             "provenance": [
-                {"attempt": 1, "commit": "c" * 40, "diff": "", "hosts": ["a1"], "seed": 0},
-                {
-                    "attempt": 2,
-                    "commit": "d" * 40,
-                    "diff": "+x\n",
-                    "hosts": ["a1", "b2"],
-                    "seed": 0,
-                },
+                {"attempt": 1, "commit": "c" * 40, "diff": "", "hosts": ["a1"]},
+                {"attempt": 2, "commit": "d" * 40, "diff": "+x\n", "hosts": ["a1", "b2"]},
             ],
         } | files
         ends = {"metrics": ".jsonl", "events": ".jsonl", "config": ".yaml", "provenance": ".json"}

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from fitb.config import MaskConfig
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, mask_rows
 from fitb.evaluate.count import EVALUATION_EPOCH
 from fitb.report.blanks import AROUND, blanks_of
-from fitb.report.gather import Run
+from fitb.report.gather import RunData
 from fitb.shards.shard_set import ShardSet
 
 
-@pytest.fixture(scope="module")
-def run(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture
+def run(shard_set: Path, make_folder: Callable[..., str], tmp_path: Path) -> RunData:
     """A run whose export is a random model with strong opinions."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
     tokenizer = load_tokenizer(shard_set / "tokenizer")
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-        )
-        BertForMaskedLM(config).save_pretrained(folder / "export")
-    tokenizer.save_pretrained(folder / "export")
-    return Run(folder, "run", config={"data.shards": str(shard_set)})
+    folder = make_folder("run/export", with_tokenizer=False, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    return RunData(tmp_path / "run", "run", config={"data.shards": str(shard_set)})
 
 
-def naive(run: Run) -> dict[tuple[int, str], dict[str, Any]]:
+def naive(run: RunData) -> dict[tuple[int, str], dict[str, Any]]:
     """(row, word) -> what the model says of it, one row and one word after the other."""
     shards = ShardSet.open(run.config["data.shards"], "validation")
     tokenizer = load_tokenizer(shards.tokenizer_folder)
@@ -90,7 +78,7 @@ def naive(run: Run) -> dict[tuple[int, str], dict[str, Any]]:
     return found
 
 
-def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: Run) -> None:
+def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: RunData) -> None:
     expected = naive(run)
     blanks = blanks_of(run, 4, 0)
     assert not blanks.skipped and len(blanks.best) == len(blanks.worst) == 4
@@ -110,8 +98,8 @@ def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: Run) -> None:
     assert any(hidden for blank in blanks.best for _, hidden in (*blank.before, *blank.after))
 
 
-def test_fewer_rows_are_spread_over_the_split(run: Run) -> None:
-    elsewhere = Run(run.path, "x", config={"data.shards": "nowhere"})
+def test_fewer_rows_are_spread_over_the_split(run: RunData) -> None:
+    elsewhere = RunData(run.path, "x", config={"data.shards": "nowhere"})
     found = blanks_of(elsewhere, 50, 3, run.config["data.shards"])
     rows = {blank.row for blank in found.best}
     assert rows
@@ -119,26 +107,25 @@ def test_fewer_rows_are_spread_over_the_split(run: Run) -> None:
     assert rows <= {i * num_rows // 3 for i in range(3)}
 
 
-def test_an_export_of_another_vocabulary_fills_no_blanks(run: Run, tmp_path: Path) -> None:
+def test_an_export_of_another_vocabulary_fills_no_blanks(run: RunData) -> None:
     """Of equal size: its answers would be the words of other ids."""
-    shutil.copytree(run.path, tmp_path / "run")
-    path = tmp_path / "run" / "export" / "tokenizer.json"
+    path = run.path / "export" / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
     ids = {word: number for word, number in vocabulary.items() if word[0] != "["}
     vocabulary.update(zip(ids, reversed(ids.values()), strict=True))
     path.write_text(json.dumps(content))
-    assert "ContractError" in blanks_of(Run(tmp_path / "run", "x", config=run.config), 2, 8).skipped
+    assert "ContractError" in blanks_of(run, 2, 8).skipped
 
 
-def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: Run, tmp_path: Path) -> None:
+def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: RunData, tmp_path: Path) -> None:
     def said(path: Path, shards: object, number: int = 2) -> str:
-        blanks = blanks_of(Run(path, "x", config={"data.shards": shards}), number, 8)
+        blanks = blanks_of(RunData(path, "x", config={"data.shards": shards}), number, 8)
         assert not blanks.best and not blanks.worst
         return blanks.skipped
 
     assert "--blanks 0" in said(run.path, run.config["data.shards"], number=0)
-    assert "no export" in said(tmp_path, run.config["data.shards"])
+    assert "no export" in said(tmp_path / "none", run.config["data.shards"])
     for where in ("s3://bucket/shards", str(tmp_path), None):
         assert "there are no shards" in said(run.path, where)
     assert "s3://***@bucket" in said(run.path, "s3://key:secret@bucket")

@@ -14,7 +14,7 @@ from report_runs import comparison, evaluation, events, record
 
 from fitb.errors import ConfigError
 from fitb.report.evaluations import read_evaluations
-from fitb.report.gather import Run, differing, gather, names_of
+from fitb.report.gather import RunData, differing, gather, names_of
 from fitb.report.panels import SECTIONS, panels_of
 from fitb.report.timeline import timed
 
@@ -40,7 +40,6 @@ def test_a_curve_holds_what_was_logged_and_a_gap_for_what_is_no_number(write: Wr
     ("files", "said"),
     [
         ({"metrics": None}, "Nothing is logged yet"),
-        ({"metrics": ""}, "Nothing is logged yet"),
         ({"metrics": '{"train/step": 1, "a": 2.0}\n{"train/st'}, "metrics.jsonl is torn"),
         ({"metrics": 'x\n[1]\n{"train/step": 1, "a": 2.0}\n'}, "metrics.jsonl: 2 damaged lines"),
         ({"metrics": '{"train/step": "1"}\n{"train/step": -1}\n'}, "Nothing is logged yet"),
@@ -71,11 +70,6 @@ def test_a_whole_run_has_nothing_to_say_about_its_files(write: Write) -> None:
     assert run.config["optim.lr"] == 0.002 and run.resumed_at() == [20]
 
 
-def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not the folder of a run"):
-        gather(tmp_path, "run")
-
-
 def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
     assert names_of([Path("/a/one"), Path("/a/two")]) == ["one", "two"]
     assert names_of([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
@@ -86,10 +80,10 @@ def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
 
 def test_configurations_differ_in_the_keys_that_differ_and_in_no_other() -> None:
     runs = [
-        Run(Path("a"), "a", config={"run_dir": "a", "seed": 0, "lr": 0.1, "same": [1]}),
-        Run(Path("b"), "b", config={"run_dir": "b", "seed": False, "lr": 0.1, "same": [1]}),
-        Run(Path("c"), "c", config={"run_dir": "c", "seed": 0, "same": [1]}),
-        Run(Path("d"), "d"),
+        RunData(Path("a"), "a", config={"run_dir": "a", "seed": 0, "lr": 0.1, "same": [1]}),
+        RunData(Path("b"), "b", config={"run_dir": "b", "seed": False, "lr": 0.1, "same": [1]}),
+        RunData(Path("c"), "c", config={"run_dir": "c", "seed": 0, "same": [1]}),
+        RunData(Path("d"), "d"),
     ]
     assert differing(runs) == {"seed": [0, False, 0, "?"], "lr": [0.1, 0.1, "absent", "?"]}
     assert differing(runs[:1]) == differing([runs[3], runs[3]]) == {}
@@ -102,18 +96,18 @@ def test_every_logged_metric_of_the_design_is_in_a_panel(write: Write) -> None:
     left_out = {"train/loss", "perf/steps_per_s"}
     # The student's loss stands beside the distillation loss and beside validation, and once more
     # in the chart of one against the other.
-    assert sum(len(panel.lines) for panel in ours) == len(run.curves) - len(left_out) + 2
+    assert sum(len(panel.series) for panel in ours) == len(run.curves) - len(left_out) + 2
 
 
 def test_several_runs_have_a_panel_for_each_metric_and_a_line_for_each_run(write: Write) -> None:
     alone = [{k: v for k, v in record(s).items() if "distill" not in k} for s in range(1, 9)]
     runs = [gather(write("a"), "a"), gather(write("b", metrics=alone), "b")]
     found = {p.name: p for section in SECTIONS for p in panels_of(section, runs)}
-    assert [line.label for line in found["student"].lines] == ["a", "b"]
+    assert [line.label for line in found["student"].series] == ["a", "b"]
     hidden = [p for name, p in found.items() if "hidden-layer" in name]
-    assert [[line.label for line in panel.lines] for panel in hidden] == [["a"], ["a"]]
+    assert [[line.label for line in panel.series] for panel in hidden] == [["a"], ["a"]]
     assert [panel.label for panel in hidden] == ["hidden states: layer 1", "hidden states: layer 2"]
-    colours = {(line.label, line.colour) for panel in found.values() for line in panel.lines}
+    colours = {(line.label, line.colour) for panel in found.values() for line in panel.series}
     assert colours == {("a", 0), ("b", 1)}
 
 
@@ -137,7 +131,7 @@ def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(
     assert [row.label for row in same_rows.rows] == ["a", "b", "unigram"]
     assert [row.metrics["top1"].value for row in same_rows.rows] == [0.5, 0.4, 0.05]
     assert [row.label for row in other_masks.rows] == ["tiny", "unigram"]
-    assert [each.title for each in found.aparts] == ["a (A) and b (B), validation"]
+    assert [each.title for each in found.paired] == ["a (A) and b (B), validation"]
     assert found.notes == ["bad.json cannot be read as an evaluation."]
     with pytest.raises(ConfigError, match="not there"):
         read_evaluations(runs, ["nowhere.json"])

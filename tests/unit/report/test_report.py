@@ -3,79 +3,32 @@
 from __future__ import annotations
 
 import json
-import re
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import HtmlPage
 from report_runs import evaluation, events, record
 
 from fitb.cli import main
 from fitb.report.blanks import spaced
-from fitb.report.charts import legend_rows, tick
-from fitb.report.config import ReportConfig
-from fitb.report.run import report
+from fitb.report.build import report
+from fitb.report.charts import tick
+from fitb.report.report_config import ReportConfig
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"'$x$"
 FEW = [{"train/step": step, "student/loss_mlm": 9.0 - step} for step in (1, 2, 3)]
-VOID = {"meta", "br", "img", "link"}
 
 Write = Callable[..., Path]
 
 
-class Page(HTMLParser):
-    """Tags, ids, references and text of a page; every tag that opens must close."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.targets: list[str] = []
-        self.texts: list[str] = []
-        self.in_charts: list[str] = []
-        self.feed(html)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        self._note(attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._note(attrs)
-
-    def _note(self, attrs: list[tuple[str, str | None]]) -> None:
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(str(value))
-            if key in ("href", "src", "aria-labelledby"):
-                self.targets += [each.removeprefix("#") for each in str(value).split()]
-            self.targets += re.findall(r"url\(#([^)]+)\)", str(value))
-            assert not key.startswith("on"), key
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-        if self.open[-1:] == ["text"]:
-            self.in_charts.append(data)
-
-    def text(self) -> str:
-        return " ".join("".join(self.texts).split())
-
-
-def written(*runs: Path, **changes: object) -> Page:
+def written(*runs: Path, **changes: object) -> HtmlPage:
     settings = {"blanks": 0, "runs": [str(run) for run in runs], **changes}
     report(ReportConfig(**settings))
-    return Page((runs[0] / "report.html").read_text())
+    return HtmlPage((runs[0] / "report.html").read_text())
 
 
 def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_comes_from(
@@ -86,13 +39,11 @@ def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_com
     folder.mkdir()
     (folder / "x.json").write_text(json.dumps(evaluation(str(run / "export"), 0.5)))
     result = report(ReportConfig([str(run)], png=str(tmp_path / "png"), blanks=0))
-    page = Page((run / "report.html").read_text())
+    page = HtmlPage((run / "report.html").read_text())
     svgs = page.tags.count("svg")
     assert svgs == len(result["charts"]) + 1  # attempts: one for wide screens, one for phones
     assert page.tags.count("title") == svgs + 1 and page.tags.count("desc") == svgs
     assert len(set(page.ids)) == len(page.ids)
-    assert set(page.targets) <= set(page.ids)  # no address leads out of the page
-    assert not set(page.tags) & {"script", "link", "img", "iframe", "image"}
     text = page.text()
     for part in (
         "SIGTERM (exit code 85)",
@@ -129,9 +80,8 @@ def test_names_values_and_reasons_stay_text_wherever_they_stand(write: Write) ->
     found["sets"][HOSTILE] = found["sets"].pop("validation")
     (runs[0] / "evaluation" / "x.json").write_text(json.dumps(found))
     page = written(*runs)
-    assert "img" not in page.tags
     assert page.text().count(HOSTILE) > 15
-    assert page.in_charts.count(HOSTILE) >= 2  # a legend, and the name of a model
+    assert page.texts_in("text").count(HOSTILE) >= 2  # a legend, and the name of a model
     assert "s3://***@h/x" in page.text() and "pw@" not in page.text()
 
 
@@ -162,9 +112,13 @@ def test_a_run_that_has_hardly_begun_or_is_damaged_gives_a_page_that_says_so(
     assert said in both and "Runs side by side" in both
 
 
-def test_several_runs_have_a_legend_and_a_table_of_what_differs(write: Write) -> None:
+def test_several_runs_have_a_table_of_what_differs_and_a_page_again_is_the_same(
+    write: Write,
+) -> None:
     changed = 'run_dir: "b"\nsteps: 40\noptim:\n  lr: 0.004\n'
-    text = written(write("first", metrics=FEW), write("second", metrics=FEW, config=changed)).text()
+    runs = write("first", metrics=FEW), write("second", metrics=FEW, config=changed)
+    text, again = (written(*runs).text().partition("Written by")[0] for _ in range(2))
+    assert text == again
     assert "first and second" in text
     assert "optim.lr 0.002 0.004" in text and "data.shards /nowhere/shards absent" in text
     differences = text[text.index("what differs") : text.index("Provenance")]
@@ -178,7 +132,6 @@ def test_a_run_of_many_steps_gives_a_small_page(write: Write) -> None:
     result = report(ReportConfig([str(folder)], blanks=0))
     assert result["runs"][0]["logged_steps"] == 12_000
     assert result["bytes"] < 2_000_000
-    assert "the lowest and the highest" in Page((folder / "report.html").read_text()).text()
 
 
 def test_the_command_says_what_it_wrote_and_needs_no_torch(write: Write, tmp_path: Path) -> None:
@@ -223,9 +176,7 @@ def test_what_cannot_be_asked_for_or_written_is_refused(
         assert said in capsys.readouterr().err
 
 
-def test_small_rules_of_drawing() -> None:
+def test_ticks_are_short_and_words_are_spaced_as_people_do() -> None:
     assert [tick(value) for value in (0.05, 250.0, 1500.0, 2e7)] == ["0.05", "250", "1.5k", "20M"]
-    rows = legend_rows([("a" * 20, 0), ("b" * 20, 1), ("c" * 20, 2)], 330)
-    assert [[number for _, number, _ in row] for row in rows] == [[0, 1], [2]]
     words = [("os", False), (".", False), ("path", True), ("(", False), ("x", False), (")", False)]
     assert "".join(w["gap"] + w["text"] for w in spaced(words, "see")) == " os. path (x)"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fitb.report.thin import medians, thinned
+from fitb.report.downsample import downsample, medians
 
 
 def by_a_loop(y: list[float], buckets: int) -> list[int]:
@@ -32,7 +32,7 @@ def test_thinning_keeps_what_a_loop_over_the_stretches_keeps(size: int, gaps: fl
     y = draw.integers(0, 6, size).astype(float)  # many are equal
     y[draw.random(size) < gaps] = np.nan
     x = np.arange(size, dtype=float) * 10
-    found_x, found_y = thinned(x, y, buckets=7)
+    found_x, found_y = downsample(x, y, buckets=7)
     places = list(range(size)) if size <= 14 else by_a_loop(y.tolist(), 7)
     np.testing.assert_array_equal(found_x, x[places])
     np.testing.assert_array_equal(found_y, y[places])
@@ -41,7 +41,7 @@ def test_thinning_keeps_what_a_loop_over_the_stretches_keeps(size: int, gaps: fl
 def test_one_peak_in_a_million_points_is_kept() -> None:
     y = np.zeros(1_000_000)
     y[123_456], y[654_321] = 9.0, -9.0
-    x, thin = thinned(np.arange(1_000_000.0), y)
+    x, thin = downsample(np.arange(1_000_000.0), y)
     assert len(thin) <= 3 * 400 + 2
     assert x[thin == 9.0].tolist() == [123_456] and x[thin == -9.0].tolist() == [654_321]
 

@@ -1,4 +1,4 @@
-"""Ids back to text: pieces, masked examples, and whether text read again gives the same ids."""
+"""Decode ids to text: masked examples, and the round trip from ids to text and back."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SHOWN_FAILURES = 5
 _AROUND = 3  # pieces on both sides of the first that differs
 
 
-class Reader:
-    """Turns ids into text without transformers or torch.
+class TokenDecoder:
+    """Decodes ids to text without transformers or torch.
 
     The decoder of a WordPiece tokenizer also mends spaces ("do not" becomes "don't"); here it only
     joins pieces, because text is to be read again.
@@ -52,7 +52,7 @@ def examples(
     sample: Sample,
     number: int,
     *,
-    reader: Reader,
+    decoder: TokenDecoder,
     vocabulary: Vocabulary,
     mask: MaskConfig,
     seed: int,
@@ -73,13 +73,13 @@ def examples(
         {
             "row": int(sample.rows[chosen[i]]),
             "ids": (ids := masked.input_ids[i][masked.attention_mask[i] == 1].tolist()),
-            "pieces": reader.pieces(ids),
-            "masked": reader.text(ids),
+            "pieces": decoder.pieces(ids),
+            "masked": decoder.text(ids),
             "labels": [
                 {
                     "place": int(place),
-                    "shown": reader.pieces([masked.input_ids[i, place]])[0],
-                    "label": reader.pieces([label])[0],
+                    "shown": decoder.pieces([masked.input_ids[i, place]])[0],
+                    "label": decoder.pieces([label])[0],
                 }
                 for place, label in zip(masked.slots[i], masked.labels[i], strict=True)
                 if label != IGNORE_INDEX
@@ -89,7 +89,7 @@ def examples(
     ]
 
 
-def round_trips(sample: Sample, reader: Reader) -> dict[str, Any]:
+def round_trips(sample: Sample, decoder: TokenDecoder) -> dict[str, Any]:
     """Decode what each row holds of each document, read it again, compare ids.
 
     Unknown words are left out, as their text is lost, and so is the tail of a word that the row
@@ -98,8 +98,8 @@ def round_trips(sample: Sample, reader: Reader) -> dict[str, Any]:
     Returns: JSON-able: segments compared, failures, and of the first few failures the row and the
         pieces around the first that differs, before and after.
     """
-    segments = list(_segments(sample, reader.special.unk))
-    again = reader.encode([reader.text(ids) for _, ids in segments])
+    segments = list(_segments(sample, decoder.special.unk))
+    again = decoder.encode([decoder.text(ids) for _, ids in segments])
     failures = [
         (row, before, after)
         for (row, before), after in zip(segments, again, strict=True)
@@ -109,7 +109,7 @@ def round_trips(sample: Sample, reader: Reader) -> dict[str, Any]:
         "segments": len(segments),
         "failures": len(failures),
         "first": [
-            {"row": row, **_difference(before, after, reader)}
+            {"row": row, **_difference(before, after, decoder)}
             for row, before, after in failures[:_SHOWN_FAILURES]
         ],
     }
@@ -126,12 +126,12 @@ def _segments(sample: Sample, unk: int) -> Iterator[tuple[int, list[int]]]:
                 yield int(sample.rows[i]), part.tolist()
 
 
-def _difference(before: list[int], after: list[int], reader: Reader) -> dict[str, Any]:
+def _difference(before: list[int], after: list[int], decoder: TokenDecoder) -> dict[str, Any]:
     pairs = zip(before, after, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before), len(after)))
     around = slice(max(0, place - _AROUND), place + _AROUND + 1)
     return {
         "place": place,
-        "before": reader.pieces(before[around]),
-        "after": reader.pieces(after[around]),
+        "before": decoder.pieces(before[around]),
+        "after": decoder.pieces(after[around]),
     }

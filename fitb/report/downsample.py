@@ -1,4 +1,4 @@
-"""Curves of any length in a few hundred points, their extremes among them.
+"""Downsample curves of any length to a few hundred points without losing an extreme.
 
 Legend: N points of a curve, B buckets.
 """
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 BUCKETS = 400  # of a curve; a chart is some 330 points wide
-STRETCHES = 24
 
 
-def thinned(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Floats]:
+def downsample(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Floats]:
     """Keep of each of B equal stretches of points the lowest, the highest and the first gap.
 
     Args:
@@ -38,7 +37,7 @@ def thinned(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Float
     return x[kept], y[kept]
 
 
-def medians(x: Floats, y: Floats, stretches: int = STRETCHES) -> tuple[Floats, Floats]:
+def medians(x: Floats, y: Floats, stretches: int = 24) -> tuple[Floats, Floats]:
     """Return the medians of x and of y in each of some equal stretches of their finite points.
 
     Args:

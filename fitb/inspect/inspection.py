@@ -1,4 +1,4 @@
-"""Inspect a shard set: facts of its manifest, statistics of a sample, examples, round trips."""
+"""Inspect a shard set: its manifest, statistics of a sample, masked examples, round trips."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fitb.config import MaskConfig
 from fitb.data.coverage import mask_coverage
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError
+from fitb.inspect.decoding import TokenDecoder, examples, round_trips
 from fitb.inspect.sample import Sample, read_sample
 from fitb.inspect.statistics import statistics
-from fitb.inspect.text import Reader, examples, round_trips
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import tokenizer_fingerprint
 
@@ -29,8 +29,8 @@ class InspectConfig:
         shards: folder or URL that `fitb prepare` wrote; may stand first without its flag.
         split: of the shards.
         examples: masked rows to show.
-        rows: sampled for statistics, in runs of consecutive rows spread over the split.
-        model: Hugging Face folder or hub name that shall read a batch; null asks none.
+        rows: sampled for statistics, in ranges of consecutive rows spread over the split.
+        model: Hugging Face folder or hub name to run on one batch; null runs none.
         seed: of the masks; examples are masked as in epoch 0 of a run of this seed.
         mask: how rows are masked.
         json: print JSON.
@@ -55,23 +55,22 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Inspect a shard set; needs no torch where no model is asked.
+    """Inspect a shard set; without a model this needs no torch.
 
-    Returns: JSON-able. It holds text of the corpus: for who asked, never for a log.
+    Returns: JSON-able. It holds text of the corpus, so it must not go to a log.
     Raises: DataError where the set is damaged; ContractError where the model does not fit it.
     """
     shards = ShardSet.open(config.shards, config.split)
-    reader = Reader(shards.tokenizer_folder)
+    decoder = TokenDecoder(shards.tokenizer_folder)
     vocabulary = Vocabulary.of_folder(shards.tokenizer_folder)
-    sample = read_sample(shards, config.rows, reader.special)
+    sample = read_sample(shards, config.rows, decoder.special)
     return {
         "facts": facts(shards),
         "statistics": statistics(
             sample,
             shard_rows=shards.shard_rows,
             vocabulary=vocabulary,
-            special=reader.special,
-            reader=reader,
+            decoder=decoder,
             overlapping=shards.manifest["settings"].get("stride") is not None,
         ),
         "masks": mask_coverage(
@@ -83,16 +82,16 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         ),
         "mask": asdict(config.mask),
         "seed": config.seed,
-        "round_trips": round_trips(sample, reader),
+        "round_trips": round_trips(sample, decoder),
         "examples": examples(
             sample,
             config.examples,
-            reader=reader,
+            decoder=decoder,
             vocabulary=vocabulary,
             mask=config.mask,
             seed=config.seed,
         ),
-        "model": None if config.model is None else ask(config.model, shards, sample, config),
+        "model": None if config.model is None else try_model(config.model, shards, sample, config),
     }
 
 
@@ -119,11 +118,13 @@ def facts(shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def ask(model: str, shards: ShardSet, sample: Sample, config: InspectConfig) -> dict[str, Any]:
-    """Check a model against the shards and let it read the first rows of a sample.
+def try_model(
+    model: str, shards: ShardSet, sample: Sample, config: InspectConfig
+) -> dict[str, Any]:
+    """Check a model against the shards and run it on the first rows of a sample.
 
-    Returns: JSON-able: shape and dtype of the logits, the loss at the slots in nats and, beside
-        it, the loss of a model that knows nothing: log of the vocabulary size.
+    Returns: JSON-able: shape and dtype of the logits, the loss at masked positions in nats and the
+        loss of uniform guesses: log of the vocabulary size.
     Raises: ContractError where the model does not fit.
     """
     import torch

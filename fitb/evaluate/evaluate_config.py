@@ -1,4 +1,4 @@
-"""What an evaluation and a comparison are asked to do; no torch, so that flags are checked fast."""
+"""Settings of `fitb evaluate` and `fitb compare`; no torch, so that flags are checked fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MeasureConfig:
         masks: masks of seed, seed + 1, ... to try, for the spread over them; metrics, intervals and
             categories are those of the first.
         mask: how rows are masked.
-        teacher: model whose predictions the others are held against.
+        teacher: model that the predictions of the others are compared with.
         originals: where the tokenizer lowers capitals, read the input of the shards again to tell
             names; it takes as long as reading that input.
         resamples: of documents, for intervals and p-values.

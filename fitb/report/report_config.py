@@ -1,4 +1,4 @@
-"""What a report is asked to hold."""
+"""Settings of `fitb report`."""
 
 from __future__ import annotations
 

@@ -1,26 +1,26 @@
-"""The page: what was gathered, in words and numbers, around the charts."""
+"""Render a report: the state of each run in words and numbers, around the charts."""
 
 from __future__ import annotations
 
 import datetime
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import fitb
-from fitb.report.blanks import Blanks, spaced
-from fitb.report.charts import MARKERS, PALETTE, Chart
-from fitb.report.evaluations import Evaluations, Value
-from fitb.report.gather import Run, differing, printable, without_secrets
+from fitb.evaluate.printed import number as metric_number
+from fitb.report.blanks import spaced
+from fitb.report.charts import MARKERS, PALETTE
+from fitb.report.downsample import BUCKETS
+from fitb.report.evaluations import SHARES, Value
+from fitb.report.gather import RunData, differing, printable, without_secrets
 from fitb.report.panels import STUDENT, number
-from fitb.report.thin import BUCKETS
 from fitb.report.timeline import end_of
 from fitb.rundir.history import Attempt
 from fitb.rundir.status import duration
+from fitb.templates import render_template
 
-METRICS = {
+METRIC_NAMES = {
     "loss": "loss",
     "ppl": "perplexity",
     "top1": "top-1",
@@ -31,87 +31,45 @@ METRICS = {
     "agreement": "as teacher",
     "kl": "KL to teacher",
 }
-_SHARES = ("top1", "top5", "span_em", "span_f1", "ece", "agreement")
 _MARKER_SIGNS = dict(zip(MARKERS, "\u25cf\u25a0\u25b2\u25c6\u25bc\u271a\u2716\u2b22", strict=True))
 
 
-@dataclass(frozen=True)
-class Part:
-    """A section of charts."""
-
-    title: str
-    about: str
-    charts: Sequence[Chart]
-
-
-@dataclass(frozen=True)
-class Content:
-    """All that a page shows.
+def render(runs: Sequence[RunData], now: datetime.datetime, **content: Any) -> str:
+    """Return the page: HTML that needs nothing from elsewhere, whatever the runs are called.
 
     Args:
-        runs: in order.
-        parts: sections of charts; the first comes before the evaluation.
-        attempts: the chart of attempts; None where there are none.
-        evaluations: tables.
-        evaluation_charts: for each table its charts.
-        blanks: of each run.
-        written: when.
+        now: when it is written.
+        content: sections: of charts, as (title, about, charts); the first comes before the
+            evaluation. tables: of evaluations, as (table, charts). paired: tables of two models.
+            attempts: chart of them, or None. blanks: of each run. notes: besides those of the runs.
     """
-
-    runs: Sequence[Run]
-    parts: Sequence[Part]
-    attempts: Chart | None
-    evaluations: Evaluations
-    evaluation_charts: Sequence[Sequence[Chart]]
-    blanks: Sequence[Blanks]
-    written: datetime.datetime
-
-
-def render(content: Content) -> str:
-    """Return the page: HTML that needs nothing from elsewhere, whatever the runs are called."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = Markup  # of fitb.report.svg, which serialises what it parsed
-    source = (resources.files("fitb.report") / "page.html.j2").read_text(encoding="utf-8")
-    runs = content.runs
-    return environment.from_string(source).render(
-        content=content,
-        title=_title(runs),
-        state=state_of(runs[0]),
-        figures=list(key_figures(runs[0])),
+    names = [run.name for run in runs]
+    return render_template(
+        "report/report.html.j2",
+        **content,
+        runs=runs,
+        title=names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}",
         palette=PALETTE,
         sign=lambda place: _MARKER_SIGNS[MARKERS[place % len(MARKERS)]],
         state_of=state_of,
         key_figures=key_figures,
-        metrics=METRICS,
+        metric_names=METRIC_NAMES,
         cell=cell,
-        attempts=[list(map(attempt_row, run.attempts)) for run in runs],
-        differences=[
-            (printable(key), [without_secrets(value) for value in values])
-            for key, values in (differing(runs) if len(runs) > 1 else {}).items()
-        ],
-        provenance=[list(provenance_of(run)) for run in runs],
+        attempt_row=attempt_row,
+        differences=differing(runs) if len(runs) > 1 else {},
+        printable=printable,
+        without_secrets=without_secrets,
+        provenance_of=provenance_of,
         shards=shlex.quote(without_secrets(runs[0].config.get("data.shards", "SHARDS"))),
-        configs=[without_secrets(run.config_text, lines=True) for run in runs],
         spaced=spaced,
         chance=chance,
-        plain_value=lambda metric, value: cell(metric, Value(value, None, None))[0],
         buckets=BUCKETS,
         version=fitb.__version__,
-        when=f"{content.written:%Y-%m-%d %H:%M} UTC",
+        when=f"{now:%Y-%m-%d %H:%M} UTC",
     )
 
 
-def _title(runs: Sequence[Run]) -> str:
-    names = [run.name for run in runs]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def state_of(run: Run) -> str:
+def state_of(run: RunData) -> str:
     """Say in a sentence where a run stands."""
     found = run.status
     if found is None:
@@ -124,7 +82,7 @@ def state_of(run: Run) -> str:
     return f"{found.state.capitalize()} at step {found.step:,}{of}{left}{why}."
 
 
-def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
+def key_figures(run: RunData) -> Iterator[tuple[str, str, str]]:
     """Yield (what, value, remark) of what a run is judged by; a dash where it is not known."""
     best = run.status.best_loss if run.status else None
     step = run.status.best_step if run.status else None
@@ -137,15 +95,11 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     )
     yield "tokens per second", number(speed), f"median; MFU {number(mfu, percent=True)}"
     numbered = [attempt for attempt in run.attempts if attempt.number]
-    began, ended = (
-        min((a.began for a in numbered if a.began), default=None),
-        max((a.ended for a in numbered if a.ended), default=None),
-    )
-    took = (
-        f"{duration((ended - began).total_seconds())} from first to last"
-        if (began and ended and ended >= began)
-        else "so far"
-    )
+    began = min((a.began for a in numbered if a.began), default=None)
+    ended = max((a.ended for a in numbered if a.ended), default=None)
+    took = "so far"
+    if began and ended and ended >= began:
+        took = f"{duration((ended - began).total_seconds())} from first to last"
     yield "attempts", str(len(numbered)), took
 
 
@@ -177,19 +131,14 @@ def cell(metric: str, value: Value | None, sign: str = "") -> tuple[str, str]:
     """Return a metric's value and its interval, as a table shows them: shares in per cent."""
     if value is None or value.value is None:
         return "-", ""
-    low, high = (_short(metric, end, sign) for end in (value.low, value.high))
-    unit = "" if metric not in _SHARES else " points" if sign else "%"
-    interval = f"{low} to {high}" if low and high else ""
-    return _short(metric, value.value, sign) + unit, interval
-
-
-def _short(metric: str, value: float | None, sign: str) -> str:
-    if value is None:
-        return ""
-    if metric in _SHARES:
-        return f"{100 * value:{sign}.1f}"
-    digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    return f"{value:{sign},.{digits}f}" if abs(value) < 1e7 else f"{value:{sign}.1e}"
+    unit = ""
+    texts = [metric_number(each, sign, digits=(3, 1)) for each in vars(value).values()]
+    if metric in SHARES:
+        unit = " points" if sign else "%"
+        texts = ["" if each is None else f"{100 * each:{sign}.1f}" for each in vars(value).values()]
+    shown, low, high = texts
+    known = value.low is not None and value.high is not None
+    return shown + unit, f"{low} to {high}" if known else ""
 
 
 def chance(probability: float) -> str:
@@ -199,7 +148,7 @@ def chance(probability: float) -> str:
     return f"1 in {1 / probability:,.0f}" if probability > 1e-9 else "below 1 in 1,000,000,000"
 
 
-def provenance_of(run: Run) -> Iterator[tuple[str, str]]:
+def provenance_of(run: RunData) -> Iterator[tuple[str, str]]:
     """Yield (what, value) of where a run comes from."""
     yield "folder", printable(run.path.resolve())
     entries = run.provenance
