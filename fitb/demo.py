@@ -7,14 +7,13 @@ DeepSpeed. What is finished is not done again, so an interrupted demo goes on.
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitb import fsio
+from fitb import fsio, signals
 from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, Geometry, MaskConfig
 from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
@@ -116,8 +115,8 @@ def _say(what: str) -> None:
 
 
 def _prepare(config: DemoConfig, shards: Path) -> None:
-    from fitb.prepare.config import PrepareConfig
-    from fitb.prepare.run import prepare
+    from fitb.prepare.preparation import prepare
+    from fitb.prepare.settings import PrepareConfig
 
     if (shards / "manifest.json").exists():
         return
@@ -164,7 +163,7 @@ def _train(
                 interrupted = _reaches_step(run, run_dir / "metrics.jsonl", interrupt_at)
             if interrupted:
                 _say(f"SIGUSR1 to one of {config.processes} processes, as a scheduler would")
-                run.signal(signal.SIGUSR1, rank=config.processes - 1)
+                run.signal(signals.TIME_LIMIT, rank=config.processes - 1)
             code = run.wait()
         if code == FINISHED:
             return

@@ -34,13 +34,13 @@ import datetime
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitb import signals
 from fitb.cluster.history import as_written
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.fsio import append_line, mend_tail, read_json, read_records, write_json
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3
 MAX_STALLED_LEAVES = 10
 # How a shell reports a process that one of our signals ended before it could catch it.
-ENDED_BY_OUR_SIGNAL = tuple(128 + s for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
+ENDED_BY_OUR_SIGNAL = tuple(128 + number for number in signals.BY_SCHEDULER)
 ENDED = "ended"  # file in the folder of an attempt that is over
 Event = dict[str, Any]
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fitb.doctor.ask import Answer, ask, together
+from fitb.cluster.process import Output, output_of
 from fitb.doctor.check import Check
-from fitb.doctor.python import pip
+from fitb.doctor.deadlines import together
+from fitb.doctor.interpreter import pip
 
 NAME = "torch"
 _TORCH = "torch>=2.10"  # as setup.cfg has it; a test holds the two equal
@@ -124,7 +125,7 @@ def torch_and_driver(build: Build | None, driver: Driver | None, site_gpus: int)
     return Check("ok", NAME, what)
 
 
-def smi_check(answer: Answer, has_devices: bool) -> Check | None:
+def smi_check(answer: Output, has_devices: bool) -> Check | None:
     """Return a line where nvidia-smi is there and cannot say; None where that is no news.
 
     Args:
@@ -155,11 +156,11 @@ def look(site_gpus: int) -> Iterator[Check]:
     """Gather what this room judges."""
     calls = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
     found = together(
-        {name: partial(ask, *words, timeout_s=_SMI_S) for name, words in calls.items()},
+        {name: partial(output_of, *words, timeout_s=_SMI_S) for name, words in calls.items()},
         _SMI_S + 1,
     )
-    page, names = (a if isinstance(a, Answer) else Answer("", str(a)) for a in found.values())
-    driver = parse_driver(page.output, names.output) if names.ok else None
+    page, names = (a if isinstance(a, Output) else Output("", str(a)) for a in found.values())
+    driver = parse_driver(page.text, names.text) if names.ok else None
     said = smi_check(names, Path("/dev/nvidia0").exists())
     if said:
         yield said

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy
@@ -14,13 +14,9 @@ import pyarrow as pa
 import tokenizers
 
 import fitb
-from fitb.config import MaskConfig
 from fitb.corpus.manifest import ALGORITHMS, FORMAT_VERSION, MANIFEST, fingerprint_of
 from fitb.corpus.runs import SPLITS
-from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import describe_tokenizer
-from fitb.data.masking import Vocabulary
-from fitb.data.validate import validate
 from fitb.errors import DataError
 from fitb.fsio import fsync_dir, read_json, write_json
 from fitb.prepare.dropped import join_dropped
@@ -30,9 +26,7 @@ from fitb.redact import redacted
 INPUTS = "inputs.json"
 DROPPED_FILE = "dropped.parquet"
 NUM_SAMPLES = 5
-STRATEGIES: tuple[Literal["token", "whole_word", "span"], ...] = ("token", "whole_word", "span")
 
-_VALIDATED_ROWS = 1024
 _MANY_UNKNOWN = 0.005  # of all tokens
 
 logger = logging.getLogger(__name__)
@@ -41,7 +35,7 @@ logger = logging.getLogger(__name__)
 def write_manifest(work: Work) -> None:
     """Complete work.set: tokenizer, inputs, what was dropped, and the manifest.
 
-    Raises: DataError where a shard is missing, a split has no row, or masks do not hold.
+    Raises: DataError where a shard is missing or a split has no row.
     """
     pieces = {}
     for shard in work.shards:
@@ -91,9 +85,7 @@ def write_manifest(work: Work) -> None:
             " this language, or a larger --vocab_size",
             100 * statistics["unknown_share"],
         )
-    # The masks are tried on the set, and a set has a manifest.
-    write_json(work.set / MANIFEST, {**manifest, "masks": []})
-    write_json(work.set / MANIFEST, {**manifest, "masks": _validated(work)})
+    write_json(work.set / MANIFEST, manifest)
     fsync_dir(work.set)
 
 
@@ -117,16 +109,3 @@ def _statistics(splits: dict[str, dict[str, int]], length: int) -> dict[str, Any
         "padding_share": round(total["padding_tokens"] / (total["rows"] * length), 6),
         "mean_document_tokens": round(total["tokens"] / total["documents"], 2),
     }
-
-
-def _validated(work: Work) -> list[dict[str, Any]]:
-    """Mask the first training rows in every strategy and say what was seen."""
-    shards = ShardSet.open(work.set, "train")
-    rows = shards.read(numpy.arange(min(_VALIDATED_ROWS, shards.num_rows)))
-    return validate(
-        rows.input_ids,
-        rows.word_starts,
-        vocabulary=Vocabulary.of_folder(work.set / "tokenizer"),
-        configs=[MaskConfig(strategy=strategy) for strategy in STRATEGIES],
-        seed=work.config.seed,
-    )

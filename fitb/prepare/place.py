@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from fitb.corpus.manifest import MANIFEST
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
-from fitb.prepare.config import PrepareConfig
+from fitb.prepare.settings import PrepareConfig
 
 JOBS, PLAN, SETTINGS = "jobs.json", "plan.json", "settings.json"
 FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")

@@ -10,7 +10,7 @@ preparation does what is missing; another one is refused, and so is a second one
     pieces/train-00003.json        a shard that is written, in set/
     set/                           becomes the shard set
     jobs.json                      Slurm's ids of the stages
-    stages/                        datatrove's record of tasks done, and their logs
+    stages/                        Slurm's logs and submitit's files of the stages
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from fitb.corpus.sources import Plan, Unit, plan
 from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer, tokenizer_fingerprint
 from fitb.errors import DataError
 from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
-from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import (
     FOLDERS,
     JOBS,
@@ -49,6 +48,7 @@ from fitb.prepare.place import (
     leave_work,
     place_of,
 )
+from fitb.prepare.settings import PrepareConfig
 
 # Names of places do not count: texts and tokenizers are compared by their fingerprints.
 _PLACES = ("files", "tokenizer", "add_tokens")
@@ -134,6 +134,9 @@ class Work:
     def run(self, unit: Unit) -> Path:
         return self.folder / "runs" / f"{unit.number:05d}.run"
 
+    def signed(self, shard: Shard) -> Path:
+        return self.folder / "signed" / shard.name
+
     def piece(self, shard: Shard) -> Path:
         return self.folder / "pieces" / f"{shard.name}.json"
 
@@ -170,10 +173,6 @@ class Work:
             of = max(1, round(self.totals.kept.bytes[split] / (self.config.shard_mb * 1e6)))
             shards += [Shard(len(shards) + n, split, n, of) for n in range(of)]
         return shards
-
-    def missing_shards(self, rank: int, world_size: int) -> list[Shard]:
-        """Return the shards of a task: none where the set is made already."""
-        return [] if self.is_made() else self.shards[rank::world_size]
 
     def gather(self, shard: Shard) -> Documents:
         """Return the different documents of a shard."""
@@ -243,7 +242,7 @@ def begin(config: PrepareConfig) -> Work:
 
 def _refuse_twins(config: PrepareConfig, folder: Path) -> None:
     """Refuse a preparation whose Slurm jobs are queued or running."""
-    if not (folder / JOBS).exists() or shutil.which("scontrol") is None:
+    if not (folder / JOBS).exists() or not slurm.is_here():
         return
     name, job = list(read_json(folder / JOBS).items())[-1]
     state = slurm.job_state(job)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from fitb.cluster import site
+from fitb import signals
+from fitb.cluster import slurm, slurm_config
 from fitb.cluster.history import Attempt, attempts_of, events_of
 from fitb.cluster.local import LocalRun
-from fitb.cluster.slurm import ENDED, FORGOTTEN
 from fitb.errors import RESUME, SystemFault, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -82,19 +82,18 @@ class SlurmJob:
         logs.mkdir(parents=True, exist_ok=True)
         folder = str(logs).replace("%", "%%")  # to Slurm a pattern
         own = ("--parsable", f"--output={folder}/rehearsal.out")
-        answer = site.ask("sbatch", *own, *self._options, *self._command, timeout_s=600)
+        answer = slurm.ask("sbatch", *own, *self._options, *self._command, timeout_s=600)
         self._id = answer.splitlines()[-1].split(";")[0]
         self.name = f"job {self._id}"
         self.check()
-        found = site.requeue({}, self.record)
+        found = slurm_config.requeue({}, self.record)
         if found.verdict == "bad":
             raise SystemFault(f"{self.name} has {found.name}={found.value}: {found.sentence}")
 
     def tell(self, number: signal.Signals) -> None:
         # USR1 reaches the batch script, as before a time limit; TERM the tasks, as in a preemption.
-        where = ["--batch"] if number == signal.SIGUSR1 else []
-        name = number.name.removeprefix("SIG")
-        site.ask("scancel", *where, f"--signal={name}", self._id)
+        where = ["--batch"] if number == signals.TIME_LIMIT else []
+        slurm.ask("scancel", *where, f"--signal={signals.slurm_name(number)}", self._id)
 
     def left(self) -> float | None:
         decided = [a for a in attempts(self._run_dir) if a.decision]
@@ -124,7 +123,7 @@ class SlurmJob:
                 return
         self._hurried_s = time.monotonic()
         try:  # not to nothing: within a second of the requeue a host refuses the new start
-            site.ask("scontrol", "update", f"JobId={self._id}", "StartTime=now+2seconds")
+            slurm.ask("scontrol", "update", f"JobId={self._id}", "StartTime=now+2seconds")
         except SystemFault as error:
             logger.info("it waits as long as Slurm makes it: %s", error)
 
@@ -136,7 +135,7 @@ class SlurmJob:
         if state != before:
             reason = self.record.get("Reason", "None")
             logger.info("%s: %s%s", self.name, state, f" ({reason})" if reason != "None" else "")
-        if state in ENDED:
+        if state in slurm.ENDED:
             raise SystemFault(
                 f"{self.name} is over ({state}, exit code {self.record.get('ExitCode', '?')})"
                 f" before the rehearsal was; {self._run_dir}/logs/rehearsal.out and the task logs"
@@ -153,11 +152,11 @@ class SlurmJob:
         """The job's state now, or the last that is known where the controller is busy."""
         self._asked_s = time.monotonic()
         try:
-            answer = site.ask("scontrol", "show", "job", "-o", self._id)
-            self.record = site.parse_record(answer)
+            found = slurm.job_record(self._id)
+            if not found:
+                return slurm.FORGOTTEN
+            self.record = found
         except SystemFault as error:
-            if "Invalid job id" in str(error):
-                return FORGOTTEN
             logger.warning("%s; asking again", error)
         state = self.record.get("JobState", "UNKNOWN")
         if state == "RUNNING":
@@ -170,12 +169,12 @@ class SlurmJob:
         quiet, deadline_s = 0, time.monotonic() + CANCEL_S
         while True:
             state = self._ask()
-            quiet = quiet + 1 if state in ENDED else 0
+            quiet = quiet + 1 if state in slurm.ENDED else 0
             if quiet == 2:  # its script may requeue it in the moment in which it is cancelled
                 break
             if not quiet:
                 with contextlib.suppress(SystemFault):
-                    site.ask("scancel", self._id)
+                    slurm.ask("scancel", self._id)
             if time.monotonic() > deadline_s:
                 logger.error("%s is still %s; `scancel %s`", self.name, state, self._id)
                 return

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from fitb.cluster import site
+from fitb.cluster import slurm
 from fitb.cluster.history import Attempt, attempts_of, events_of, save_seconds, when
 from fitb.cluster.progress import has_ended, last_committed_step
 from fitb.cluster.slurm import ENDED
@@ -309,13 +308,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _ask_slurm(job: str | None) -> str | None:
-    if not job or not re.fullmatch(r"\d+(_\d+)?", job) or not shutil.which("scontrol"):
+    if not job or not re.fullmatch(r"\d+(_\d+)?", job) or not slurm.is_here():
         return None
     try:
-        answer = site.ask("scontrol", "show", "job", "-o", job, timeout_s=SLURM_TIMEOUT_S)
+        return slurm.job_record(job, SLURM_TIMEOUT_S).get("JobState")
     except SystemFault:
         return None
-    return site.parse_record(answer).get("JobState")
 
 
 def _logged_step(run: Path, last: Attempt, records: Sequence[dict[str, Any]]) -> int:

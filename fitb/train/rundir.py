@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fitb.cluster.history import last_words
 from fitb.config import Config
 from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError, SystemFault
+from fitb.git import git
 from fitb.train import attempt
 from fitb.train.attempt import Replaced
 from fitb.train.checkpoint import last_saved, on_all, on_main
@@ -242,14 +242,6 @@ def _add_provenance(path: Path, attempt: int, hosts: list[str], config: Config) 
 def describe_code() -> dict[str, Any]:
     """Commit, local changes and versions of what is running, as they were when it began."""
     import torch
-
-    def git(*args: str) -> str | None:
-        command = ["git", "-C", str(Path(fitb.__file__).parent), *args]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

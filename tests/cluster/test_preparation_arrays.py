@@ -12,9 +12,9 @@ from slurm_cluster import Cluster
 
 from fitb.errors import DataError
 from fitb.fsio import read_json
-from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import folder_of
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 pytestmark = pytest.mark.cluster
 

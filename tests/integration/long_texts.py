@@ -31,8 +31,8 @@ from fitb.infer.fill import fill
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import load_scorer
 from fitb.inspect.text import Reader
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 TIMES = 4
 _EVERY = 25  # ordinary tokens from one blank to the next

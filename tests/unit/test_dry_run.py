@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from fitb import dry_run
+from fitb.cluster.sbatch import read_options
 from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.flags import parse
@@ -30,7 +32,8 @@ def shown(capsys, *args):
 def test_environment_wins_over_the_lines_of_the_script():
     script = "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --time=04:00:00\ndate\n"
     env = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "a b", "SBATCH_NO_KILL": "", "HOME": "x"}
-    lines = [option.render().split(maxsplit=1)[1] for option in dry_run.options_of(script, env)]
+    options = read_options(script, env).values()
+    lines = [dry_run.render(option).split(maxsplit=1)[1] for option in options]
     assert [" ".join(line.split()) for line in lines] == [
         "--nodes=2 #SBATCH",
         "--requeue #SBATCH",
@@ -111,10 +114,11 @@ def test_stages_of_a_preparation_are_shown_to_the_letter(tmp_path, monkeypatch, 
     assert prepare([*flags, "--dry-run"]) == 0
     assert capsys.readouterr().out == printed
     assert prepare(flags) == 0
-    scripts = sorted(tmp_path.glob(".out.work/stages/*/launch_script.slurm"))
+    scripts = sorted(tmp_path.glob(".out.work/stages/*/7_submission.sh"))
     assert len(scripts) == 4
     for script in scripts:
-        assert f"\n{script.read_text()}" in printed
-    assert f"\n. {site}; export PATH=" in printed
-    assert "-n 1 apptainer exec --nv /i.sif launch_pickled_pipeline /" in printed
+        of_before = re.sub("JOB_OF_[A-Z]*", "7", printed)
+        assert f"\n{script.read_text()}\n" in of_before
+    assert f"\n. {site}\n" in printed
+    assert " apptainer exec --nv /i.sif python -u -m submitit" in printed
     assert os.environ["SBATCH_QOS"] == "mine" and "SBATCH_PARTITION" not in os.environ

@@ -37,7 +37,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 SEES = {
     "cluster": {
         *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
-        *("rng", "world"),
+        *("rng", "signals", "world"),
     },
     "corpus": {
         *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fitb.cli import main
-from fitb.site import Found, Partition, parse_associations, render
+from fitb.site_init import Found, Partition, parse_associations, render
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = Partition("gpu", True, "2-00:00:00", 8, 128, 8)

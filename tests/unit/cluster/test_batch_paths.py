@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,13 +11,10 @@ import pytest
 from batching import FINISH, ROOT, Batch
 
 from fitb.cluster import preflight
-from fitb.cluster.environment import Site
 from fitb.cluster.executor import JOB, STARTED, WRITABLE, make_executor, resource_parser
 from fitb.config import Config
 from fitb.errors import ConfigError
 from fitb.fsio import read_json
-from fitb.prepare.run import Stage
-from fitb.prepare.slurm import _Slurm
 
 ODD = "drop=50%j warm é\\ [a]* it's $HOME `x` \"%t"
 
@@ -185,36 +181,3 @@ def test_words_of_srun_about_a_host_of_the_preflight_lie_under_a_run_folder_of_a
         words = (folder / f"{host}.out").read_text().splitlines()
         assert f"--nodelist={host}" in words and str(folder) in words
         assert not [word for word in words if word.startswith("--output")]
-
-
-@pytest.mark.parametrize(("recorded", "code"), [(True, 0), (False, 1)])
-def test_stage_of_a_preparation_is_done_when_its_task_is_recorded_whatever_the_folders_name(
-    tmp_path: Path, recorded: bool, code: int
-) -> None:
-    folder = tmp_path / ODD.replace("\\", "")
-    where = argparse.Namespace(
-        tasks=4, time_min=5, partition="p q", cpus_per_task=1, mem_per_cpu_gb=0, max_running=None,
-        job_name="a $(touch pwned)",
-    )  # fmt: skip
-    stage = _Slurm(Stage("read", print, None), where, folder, Site())
-    text = stage.script()
-    (output,) = [line for line in text.splitlines() if line.startswith("#SBATCH --output=")]
-    pattern = subprocess.run(
-        ["bash", "-c", f"printf %s {output.removeprefix('#SBATCH --output=')}"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    logs = folder / "stages" / "read-4"
-    assert pattern == str(logs).replace("%", "%%") + "/slurm_logs/%A_%a.out"
-    (logs / "completions").mkdir(parents=True)
-    (logs / "ranks_to_run.json").write_text("[0, 2, 13]")
-    if recorded:
-        (logs / "completions" / "00013").touch()
-    script(tmp_path / "srun", "#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "2", "RUN_OFFSET": "0"}
-    done = subprocess.run(
-        ["bash", "-c", text.replace(f"export PATH={Path(sys.executable).parent}:$PATH", "")],
-        env=env, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines()[-1] == str(logs / "executor.pik")
-    assert not (tmp_path / "pwned").exists()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fitb.cluster.command import CommandJob
+from fitb.cluster.arrays import CommandJob
 from fitb.cluster.executor import resource_parser
 from fitb.cluster.submit import DistillJob, submit_distill, wait_for
 from fitb.errors import CRASH, ConfigError, SystemFault

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from checking import ROOT
 
-from fitb.doctor import gpu, python
-from fitb.doctor.ask import Answer, ask, together
+from fitb.cluster.process import Output, output_of
+from fitb.doctor import gpu, interpreter
 from fitb.doctor.check import Check, as_json, exit_code, hidden, render, secrets_of
+from fitb.doctor.deadlines import together
 from fitb.doctor.gpu import Build, Driver
 
 H100 = ("NVIDIA H100 80GB HBM3",) * 8
@@ -60,7 +61,7 @@ def test_a_short_value_of_a_secret_takes_no_words_out_of_the_page():
 
 def test_a_command_that_sleeps_is_ended_together_with_its_children(tmp_path):
     pid = tmp_path / "pid"
-    answer = ask("/bin/sh", "-c", f"sleep 60 & echo $! > {pid}; wait", timeout_s=1.0)
+    answer = output_of("/bin/sh", "-c", f"sleep 60 & echo $! > {pid}; wait", timeout_s=1.0)
     assert answer.problem.endswith("gave no answer in 1 s")
     child = Path("/proc", pid.read_text().strip(), "stat")
     deadline = time.monotonic() + 10
@@ -70,9 +71,9 @@ def test_a_command_that_sleeps_is_ended_together_with_its_children(tmp_path):
 
 
 def test_a_command_that_is_missing_or_fails_says_so():
-    assert ask("no-such-command-here").missing
-    failed = ask("/bin/sh", "-c", "echo half; echo why >&2; exit 3")
-    assert (failed.output, failed.ok) == ("half\n", False)
+    assert output_of("no-such-command-here", timeout_s=3).missing
+    failed = output_of("/bin/sh", "-c", "echo half; echo why >&2; exit 3", timeout_s=3)
+    assert (failed.text, failed.ok) == ("half\n", False)
     assert failed.problem.endswith("ended with 3: why")
 
 
@@ -94,9 +95,9 @@ def test_calls_that_are_late_or_raise_leave_the_others_alone():
 
 
 def test_all_packages_that_are_wrong_are_told_with_one_command():
-    held = {"a": "1.0", "b": "2.0", "d": python.UNREADABLE}
+    held = {"a": "1.0", "b": "2.0", "d": interpreter.UNREADABLE}
     lines = ["a>=2", "b>=1,<3", "c[x]>=4", "d", 'e; extra == "dev"', 'f; python_version < "3"']
-    check = python.requirements(lines, held.get)
+    check = interpreter.requirements(lines, held.get)
     assert check.status == "bad"
     assert check.found == "3 of 4: a 1.0, expected >=2, c is missing, d has damaged metadata"
     words = "-m pip install --ignore-installed 'a>=2' 'c[x]>=4' d"
@@ -104,28 +105,28 @@ def test_all_packages_that_are_wrong_are_told_with_one_command():
 
 
 def test_packages_in_range_are_counted_local_versions_included():
-    check = python.requirements(["torch>=2.10", "x"], {"torch": "2.13.0+cpu", "x": "1"}.get)
+    check = interpreter.requirements(["torch>=2.10", "x"], {"torch": "2.13.0+cpu", "x": "1"}.get)
     assert check == Check("ok", "packages", "2 installed and in range")
 
 
 def test_a_python_out_of_range_is_bad():
-    assert python.python_version("3.11.2", ">=3.10").status == "ok"
-    check = python.python_version("3.9.18", ">=3.10")
+    assert interpreter.python_version("3.11.2", ">=3.10").status == "ok"
+    check = interpreter.python_version("3.9.18", ">=3.10")
     assert check.status == "bad" and "make install PYTHON=" in check.fix
 
 
 def test_batch_scripts_that_start_another_python_are_told(tmp_path):
-    assert python.interpreter("/v/bin/python3", "/v/bin/python", named=False).status == "ok"
-    other = python.interpreter("/v/bin/python3", "/usr/bin/python", named=False)
+    assert interpreter.interpreter("/v/bin/python3", "/v/bin/python", named=False).status == "ok"
+    other = interpreter.interpreter("/v/bin/python3", "/usr/bin/python", named=False)
     assert (other.status, other.fix) == ("warn", "export FITB_PYTHON=/v/bin/python3")
-    named = python.interpreter("/v/bin/python3", "/w/bin/python", named=True)
+    named = interpreter.interpreter("/v/bin/python3", "/w/bin/python", named=True)
     assert (named.status, named.fix) == ("warn", "/w/bin/python -m fitb doctor")
-    assert python.interpreter("/v/bin/python3", None, named=False).status == "bad"
+    assert interpreter.interpreter("/v/bin/python3", None, named=False).status == "bad"
 
 
 def test_a_missing_compiler_matters_on_gpus_alone():
-    assert python.compiler("/usr/bin/gcc").status == "ok"
-    missing = python.compiler(None)
+    assert interpreter.compiler("/usr/bin/gcc").status == "ok"
+    missing = interpreter.compiler(None)
     assert (missing.status, "torch.compile" in missing.found) == ("warn", True)
 
 
@@ -201,8 +202,8 @@ def test_a_login_node_without_a_gpu_is_fine_unless_its_hosts_have_some():
 
 
 def test_a_driver_that_does_not_answer_is_told():
-    assert gpu.smi_check(Answer("", "nvidia-smi is not on PATH", missing=True), False) is None
-    late = Answer("", "`nvidia-smi` gave no answer in 4 s")
-    broken = Answer("", "`nvidia-smi` ended with 9: couldn't communicate with the NVIDIA driver")
+    assert gpu.smi_check(Output("", "nvidia-smi is not on PATH", missing=True), False) is None
+    late = Output("", "`nvidia-smi` gave no answer in 4 s")
+    broken = Output("", "`nvidia-smi` ended with 9: couldn't communicate with the NVIDIA driver")
     found = [gpu.smi_check(a, there) for a in (late, broken) for there in (False, True)]
     assert [check and check.status for check in found] == ["warn", "bad", "ok", "bad"]

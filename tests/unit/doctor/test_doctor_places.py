@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from checking import one
 
+from fitb.cluster.process import Output
 from fitb.config import CheckpointConfig, Config, Geometry, ModelConfig
 from fitb.doctor import configuration, folders, host
-from fitb.doctor.ask import Answer
-from fitb.doctor.asked import Asked
 from fitb.doctor.folders import Folder
+from fitb.doctor.job_request import JobRequest
 from fitb.wandb_login import Login
 
 # -- folders
@@ -88,16 +88,16 @@ server:/home {used}  9000000 10000000 {grace}  1200   90000  100000
     ],
 )
 def test_quotas_of_a_home_name_the_variables_to_set(used, grace, status, found):
-    answer = Answer(QUOTA.format(used=used, grace=grace), "`quota -w` ended with 1: ")
+    answer = Output(QUOTA.format(used=used, grace=grace), "`quota -w` ended with 1: ")
     check = one(folders.quota(answer, ["HF_HOME", "TRITON_CACHE_DIR"], "$SCRATCH"))
     assert check.status == status and found in check.found
     assert check.fix == "export HF_HOME=$SCRATCH/hf_home TRITON_CACHE_DIR=$SCRATCH/triton_cache_dir"
 
 
 def test_a_home_that_holds_no_caches_may_have_a_small_quota():
-    answer = Answer(QUOTA.format(used="1000000", grace=""))
+    answer = Output(QUOTA.format(used="1000000", grace=""))
     assert one(folders.quota(answer, [], "$SCRATCH")).status == "ok"
-    assert one(folders.quota(Answer("", "x", missing=True), [], "/r")).status == "skipped"
+    assert one(folders.quota(Output("", "x", missing=True), [], "/r")).status == "skipped"
 
 
 def test_a_clock_that_differs_from_the_file_servers_is_told():
@@ -173,8 +173,8 @@ def test_a_typing_error_in_a_flag_is_a_line_with_the_nearest_key():
 
 def test_a_batch_that_leaves_processes_without_rows_is_told():
     config = Config("r", global_batch=4, micro_batch=1)
-    assert configuration.batch(config, Asked(1, 4)).status == "ok"
-    check = configuration.batch(config, Asked(2, 4))
+    assert configuration.batch(config, JobRequest(1, 4)).status == "ok"
+    check = configuration.batch(config, JobRequest(2, 4))
     assert check.status == "bad" and check.fix == "use fewer processes"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from checking import ROOT, one
 
-from fitb.doctor import asked, slurm
-from fitb.doctor.ask import Answer
-from fitb.doctor.asked import Asked
+from fitb.cluster.process import Output
+from fitb.doctor import job_request, slurm
+from fitb.doctor.job_request import JobRequest
 from fitb.doctor.slurm import Hosts
 
 
@@ -26,7 +26,7 @@ from fitb.doctor.slurm import Hosts
     ],
 )
 def test_gpus_are_counted_in_generic_resources(gres, number):
-    assert asked.num_gpus(gres) == number
+    assert job_request.num_gpus(gres) == number
 
 
 @pytest.mark.parametrize(
@@ -40,40 +40,58 @@ def test_gpus_are_counted_in_generic_resources(gres, number):
     ],
 )
 def test_whole_gpus_are_asked_for_by_their_kind_where_slices_are_beside_them(gres, option):
-    assert asked.gpus_option(gres) == option
+    assert job_request.gpus_option(gres) == option
 
 
 def test_what_a_job_asks_for_is_read_as_sbatch_reads_it():
     script = (ROOT / "slurm" / "distill.sh").read_text()
-    assert asked.asked_of(script, [], {}) == Asked(2, 4, 4, 4, None)
+    assert job_request.request_of(script, [], {}) == JobRequest(2, 4, 4, 4, None)
     env = {"SBATCH_PARTITION": "low", "SBATCH_GPUS_PER_NODE": "h100:8"}
-    assert asked.asked_of(script, ["--nodes", "3-5"], env) == Asked(3, 4, 8, 4, "low")
+    assert job_request.request_of(script, ["--nodes", "3-5"], env) == JobRequest(3, 4, 8, 4, "low")
     options = ["-N1", "--gpus-per-node=0", "-p", "x", "--exclusive"]
-    assert asked.asked_of(script, options, env) == Asked(1, 4, 0, 4, "x")
+    assert job_request.request_of(script, options, env) == JobRequest(1, 4, 0, 4, "x")
 
 
 @pytest.mark.parametrize(
     ("asked", "hosts", "status", "found", "fix"),
     [
-        (Asked(2, 4, 4, 4), [Hosts("p", 2, 16, 4)], "ok", "partition p", ""),
-        (Asked(2, 4, 4, 4), [Hosts("p", 4, 64, 2)], "bad", "2 GPUs: it never", "--gpus-per-node=2"),
-        (Asked(3, 4, 4, 4), [Hosts("p", 2, 64, 4)], "bad", "has 2 hosts", "--nodes=2"),
-        (Asked(2, 4, 4, 8), [Hosts("p", 2, 16, 4)], "bad", "16 CPUs", "--cpus-per-task=4"),
-        (Asked(2, 8, 4, 1), [Hosts("p", 2, 16, 4)], "bad", "one task per", "--ntasks-per-node=4"),
-        (Asked(2, 2, 4, 1), [Hosts("p", 2, 16, 4)], "warn", "one task per", "--ntasks-per-node=4"),
-        (Asked(1, 4, 0, 1), [Hosts("p", 2, 16, 4)], "warn", "stay idle", "--gpus-per-node=4"),
+        ((2, 4, 4, 4), [Hosts("p", 2, 16, 4)], "ok", "partition p", ""),
         (
-            Asked(1, 4, 4, 1),
+            (2, 4, 4, 4),
+            [Hosts("p", 4, 64, 2)],
+            "bad",
+            "2 GPUs: it never",
+            "--gpus-per-node=2",
+        ),
+        ((3, 4, 4, 4), [Hosts("p", 2, 64, 4)], "bad", "has 2 hosts", "--nodes=2"),
+        ((2, 4, 4, 8), [Hosts("p", 2, 16, 4)], "bad", "16 CPUs", "--cpus-per-task=4"),
+        (
+            (2, 8, 4, 1),
+            [Hosts("p", 2, 16, 4)],
+            "bad",
+            "one task per",
+            "--ntasks-per-node=4",
+        ),
+        (
+            (2, 2, 4, 1),
+            [Hosts("p", 2, 16, 4)],
+            "warn",
+            "one task per",
+            "--ntasks-per-node=4",
+        ),
+        ((1, 4, 0, 1), [Hosts("p", 2, 16, 4)], "warn", "stay idle", "--gpus-per-node=4"),
+        (
+            (1, 4, 4, 1),
             [Hosts("p", 2, 16, 0), Hosts("fast", 2, 16, 4)],
             "bad",
             "GPUs are in fast",
             "--gpus-per-node=0",
         ),
-        (Asked(), [], "skipped", "no hosts", ""),
+        ((), [], "skipped", "no hosts", ""),
     ],
 )
 def test_a_job_is_held_against_the_hosts_of_its_partition(asked, hosts, status, found, fix):
-    check = slurm.shape(asked, hosts, "p")
+    check = slurm.shape(JobRequest(*asked), hosts, "p")
     assert (check.status, bool(check.fix)) == (status, bool(fix))
     assert found in check.found and fix in check.fix
 
@@ -126,7 +144,7 @@ def test_a_shell_inside_a_job_is_told_that_the_job_is_handed_on():
 )
 def test_gpus_and_tasks_are_read_however_they_are_asked_for(options, nodes, tasks, gpus):
     script = "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=4\n#SBATCH --gpus-per-node=4\n"
-    assert asked.asked_of(script, options, {}) == Asked(nodes, tasks, gpus, 1, None)
+    assert job_request.request_of(script, options, {}) == JobRequest(nodes, tasks, gpus, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -145,18 +163,18 @@ def test_gpus_and_tasks_are_read_however_they_are_asked_for(options, nodes, task
 def test_a_lead_as_long_as_the_time_limit_is_told(options, status):
     """The job was told to leave as soon as it began, and requeued without end."""
     script = "#SBATCH --time=04:00:00\n#SBATCH --signal=B:USR1@300\n"
-    assert [check.status for check in asked.timing(script, options, {})] == (
+    assert [check.status for check in job_request.timing(script, options, {})] == (
         [status] * bool(status)
     )
 
 
 def test_munge_is_judged_together_with_what_slurm_answers():
-    missing = Answer("", "munge is not on PATH", missing=True)
-    assert slurm.munge(Answer("MUNGE:..."), "auth/munge", True).status == "ok"
+    missing = Output("", "munge is not on PATH", missing=True)
+    assert slurm.munge(Output("MUNGE:..."), "auth/munge", True).status == "ok"
     assert slurm.munge(missing, "auth/munge", True).status == "ok"
     assert slurm.munge(missing, "auth/slurm", True).status == "skipped"
     assert "apt-get install munge" in slurm.munge(missing, "", False).fix
-    broken = slurm.munge(Answer("", "`munge -n` ended with 6: no socket"), "auth/munge", True)
+    broken = slurm.munge(Output("", "`munge -n` ended with 6: no socket"), "auth/munge", True)
     assert (broken.status, broken.fix) == ("bad", "systemctl restart munge  # by the site")
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 
 def write_shards(folder, seed, **changes):

@@ -19,8 +19,8 @@ from fitb.evaluate.counts import PLAIN
 from fitb.evaluate.run import evaluate
 from fitb.evaluate.table import render
 from fitb.model.load import load_model
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 STRATEGIES = ("token", "whole_word", "span")
 LENGTH = 24

@@ -11,8 +11,8 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.words import Categoriser
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 DOCUMENTS = [
     "It is said that Paris calls os.path.join with some_value of 3.14 at https://example.org/a now",

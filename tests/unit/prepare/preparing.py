@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb.fsio import read_json
-from fitb.prepare.config import PrepareConfig
+from fitb.prepare.settings import PrepareConfig
 
 MakeConfig = Callable[..., PrepareConfig]
 

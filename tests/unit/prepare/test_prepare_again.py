@@ -19,9 +19,9 @@ from fitb.corpus.tokenizer import train_tokenizer
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
 from fitb.prepare import stages
-from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import folder_of
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 
 def test_preparing_again_does_nothing_and_says_so(

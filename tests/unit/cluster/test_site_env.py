@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fitb.cluster.command import submit_commands
-from fitb.cluster.environment import enter, read_site, site_file
+from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.site_env import enter, read_site, site_file
 from fitb.cluster.submit import plan_distill, submit_distill
 from fitb.errors import ConfigError
 
@@ -139,7 +139,7 @@ def test_dry_run_prints_the_script_to_the_letter_and_writes_nothing(
 
 
 def test_script_of_an_array_is_the_one_that_is_submitted(slurm: Path) -> None:
-    submit_commands([["evaluate"], ["evaluate"]], where(), slurm / "logs")
+    submit_tasks(make_executor(where(), slurm / "logs"), [CommandJob(("evaluate",))] * 2)
     shown = script_of(make_executor(where(), slurm / "logs"), 2)
     assert "#SBATCH --array=0-1%2\n" in shown
     assert shown == (slurm / "script").read_text()
