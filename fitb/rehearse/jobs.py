@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from fitb import signals
 from fitb.cluster import slurm, slurm_config
@@ -24,30 +24,6 @@ logger = logging.getLogger(__name__)
 ASK_S = 1.0  # between two questions to the controller
 SOON_S = 5.0
 CANCEL_S = 120.0
-
-
-class Job(Protocol):
-    """What a rehearsal does to a job."""
-
-    name: str
-
-    def start(self) -> None:
-        """Start it. Raises: SystemFault where it is not accepted."""
-
-    def tell(self, number: signal.Signals) -> None:
-        """Send a signal as the scheduler would."""
-
-    def left(self) -> float | None:
-        """Unix time at which the attempt was left and its return decided; None until then."""
-
-    def back(self) -> float | None:
-        """Unix time at which the next attempt was seen to run; None until then."""
-
-    def check(self) -> None:
-        """Raise SystemFault where the job is over."""
-
-    def close(self) -> None:
-        """End it, and see that it stays so."""
 
 
 def attempts(run_dir: Path) -> list[Attempt]:
@@ -78,6 +54,7 @@ class SlurmJob:
         self.running: dict[str, str] = {}  # its record while it ran
 
     def start(self) -> None:
+        """Start it. Raises: SystemFault where it is not accepted."""
         logs = self._run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         folder = str(logs).replace("%", "%%")  # to Slurm a pattern
@@ -91,11 +68,13 @@ class SlurmJob:
             raise SystemFault(f"{self.name} has {found.name}={found.value}: {found.sentence}")
 
     def tell(self, number: signal.Signals) -> None:
+        """Send a signal as the scheduler would."""
         # USR1 reaches the batch script, as before a time limit; TERM the tasks, as in a preemption.
         where = ["--batch"] if number == signals.TIME_LIMIT else []
         slurm.ask("scancel", *where, f"--signal={signals.slurm_name(number)}", self._id)
 
     def left(self) -> float | None:
+        """Unix time at which the attempt was left and its return decided; None until then."""
         decided = [a for a in attempts(self._run_dir) if a.decision]
         if len(decided) <= self._lefts:
             return None
@@ -104,6 +83,7 @@ class SlurmJob:
         return attempt.decided_at.timestamp() if attempt.decided_at else time.time()
 
     def back(self) -> float | None:
+        """Unix time at which the next attempt was seen to run; None until then."""
         self.check()
         if int(self.record.get("Restarts", 0)) <= self._restarts:
             return None
@@ -128,6 +108,7 @@ class SlurmJob:
             logger.info("it waits as long as Slurm makes it: %s", error)
 
     def check(self) -> None:
+        """Raise SystemFault where the job is over."""
         if time.monotonic() - self._asked_s < ASK_S:
             return
         before = self.record.get("JobState")
@@ -164,6 +145,7 @@ class SlurmJob:
         return state
 
     def close(self) -> None:
+        """End it, and see that it stays so."""
         if not self._id:
             return
         quiet, deadline_s = 0, time.monotonic() + CANCEL_S
@@ -183,7 +165,7 @@ class SlurmJob:
 
 
 class LocalJob:
-    """Processes of this machine.
+    """Processes of this machine, to be handled as a SlurmJob.
 
     Args:
         command: of each.
@@ -237,3 +219,6 @@ class LocalJob:
         if self._output:
             self._output.close()
             self._output = None
+
+
+Job = SlurmJob | LocalJob

@@ -74,26 +74,13 @@ def test_a_clock_of_a_host_is_believed_only_where_it_can_be_right() -> None:
     assert elapsed_s(100.0, [], 104.0) == 4.0
 
 
-SCRIPT = "#!/bin/bash\n#SBATCH --job-name=mine\n#SBATCH --signal=B:USR1@300\n#SBATCH -N 2\necho\n"
-
-
-def test_options_win_over_the_environment_and_that_over_the_script() -> None:
-    found = sbatch_options(SCRIPT, {}, [])
-    assert (found["signal"], found["job-name"]) == ("B:USR1@300", "mine")
-    env = {"SBATCH_SIGNAL": "USR2@90"}
-    assert sbatch_options(SCRIPT, env, [])["signal"] == "USR2@90"
-    words = ["--nodes", "4", "--signal", "B:USR1@30", "-Jother", "--partition=low"]
-    found = sbatch_options(SCRIPT, env, words)
-    assert (found["signal"], found["job-name"]) == ("B:USR1@30", "other")
+@pytest.mark.parametrize("word", ["--wait", "-W", "--array=0-3", "--wrap=ls", "-H", "--test-only"])
+def test_a_job_that_cannot_be_rehearsed_is_refused(word: str) -> None:
     script = choose_script(None)
     assert script is not None
     assert sbatch_options(script.read_text(), {}, [])["signal"] == "B:USR1@300"
-
-
-@pytest.mark.parametrize("word", ["--wait", "-W", "--array=0-3", "--wrap=ls", "-H", "--test-only"])
-def test_a_job_that_cannot_be_rehearsed_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="cannot be rehearsed"):
-        sbatch_options(SCRIPT, {}, [word])
+        sbatch_options(script.read_text(), {}, [word])
 
 
 def test_where_flags_and_training_flags_may_be_mixed_or_parted() -> None:
