@@ -87,7 +87,7 @@ def _rooms(
     rooms: dict[str, Callable[[], Iterable[Check]]] = {
         "packages": lambda: interpreter.look(env, cluster.there),
         "gpu": lambda: gpu.look(site_gpus),
-        "slurm": lambda: slurm.look(cluster, options),
+        "slurm": lambda: slurm.look(cluster, options, request),
         "batch": lambda: [configuration.batch(config, request)] if config and cluster.there else [],
         "folders": look_at_folders,
         "quota": lambda: folders.look_at_quota(run_dir, env),

@@ -14,7 +14,7 @@ from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import COMMANDS, absent
 from fitb.doctor.check import Check
 from fitb.doctor.deadlines import together
-from fitb.doctor.job_request import JobRequest, gpus_option, num_gpus, request_of, timing
+from fitb.doctor.job_request import JobRequest, gpus_option, num_gpus, timing
 from fitb.errors import ConfigError
 
 _DEADLINE_S = 3.0  # of a command
@@ -271,15 +271,19 @@ def script_text() -> str:
     return script.read_text() if script else ""
 
 
-def look(slurm: Slurm, options: Sequence[str]) -> Iterator[Check]:
-    """Yield everything about Slurm; one line where there is none."""
+def look(slurm: Slurm, options: Sequence[str], request: JobRequest) -> Iterator[Check]:
+    """Yield everything about Slurm; one line where there is none.
+
+    Args:
+        options: of sbatch.
+        request: what the job asks for under them.
+    """
     yield presence(slurm)
     if not slurm.there:
         return
     auth = slurm.config.get("AuthType", "")
     yield munge(slurm.answers.get("munge"), auth, bool(slurm.config))
     script = script_text()
-    request = request_of(script, options, os.environ)
     yield from settings(slurm, request.partition)
     partition = slurm.partition(request.partition)
     if not script:

@@ -15,7 +15,7 @@ from fitb import log
 from fitb.corpus.manifest import MANIFEST
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.fsio import naming_full_disk
-from fitb.prepare.place import leave, leave_work, lock_of, take
+from fitb.prepare.place import alone, leave_work
 from fitb.prepare.settings import PrepareConfig
 from fitb.prepare.stages import Task, stages_of, targets_of
 from fitb.prepare.work import Work, begin
@@ -34,19 +34,14 @@ def prepare(config: PrepareConfig) -> Path:
         where the disk is full or a worker was killed.
     """
     out = Path(config.out).absolute()
-    lock = lock_of(config)
-    take(lock, config)
-    try:
-        with naming_full_disk(out):
-            work = begin(config)
-            try:
-                _run(work)
-            except (ConfigError, DataError):
-                leave_work(work.folder)  # its input or settings must change
-                raise
-            leave_work(work.folder)
-    finally:
-        leave(lock)
+    with alone(config), naming_full_disk(out):
+        work = begin(config)
+        try:
+            _run(work)
+        except (ConfigError, DataError):
+            leave_work(work.folder)  # its input or settings must change
+            raise
+        leave_work(work.folder)
     return out / MANIFEST
 
 

@@ -27,7 +27,7 @@ from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.fsio import write_json
-from fitb.prepare.place import JOBS, folder_of, leave, lock_of, take
+from fitb.prepare.place import JOBS, alone, folder_of
 from fitb.prepare.preparation import prepare
 from fitb.prepare.settings import PrepareConfig
 from fitb.prepare.stages import Task, missing, stages_of
@@ -50,12 +50,8 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
     if where.tasks < 1:
         raise ConfigError(f"tasks={where.tasks}; at least 1")
     _executor(folder_of(config), stages_of(config)[0], where)  # what is refused, before any work
-    lock = lock_of(config)
-    take(lock, config)
-    try:
+    with alone(config):
         return _submit(begin(config), where)
-    finally:
-        leave(lock)
 
 
 def _submit(work: Work, where: argparse.Namespace) -> dict[str, str]:

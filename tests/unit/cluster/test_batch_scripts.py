@@ -13,10 +13,14 @@ import pytest
 from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch
 from executable import executable
 
+from fitb.signals import PREEMPTION, TIME_LIMIT, slurm_name
+
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None:
     assert os.access(script, os.X_OK)
+    told = f"#SBATCH --signal=B:{slurm_name(TIME_LIMIT)}@300\n"
+    assert (told in script.read_text()) == (script.name == "distill.sh")
     checks = [["bash", "-n", str(script)]]
     if shutil.which("shellcheck"):
         checks.append(["shellcheck", str(script)])
@@ -151,7 +155,7 @@ def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
     assert "crashed with exit code 1" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [TIME_LIMIT, PREEMPTION], ids=lambda n: n.name)
 def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(
     batch: Batch, number: signal.Signals
 ) -> None:
@@ -160,7 +164,7 @@ def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(
         process.send_signal(number)
         output = process.communicate(timeout=TIMEOUT_S)[0]
     assert (process.returncode, batch.requeues()) == (85, 1), output
-    assert (batch.folder / "srun.signals").read_text() == "USR1\n"
+    assert (batch.folder / "srun.signals").read_text() == f"{slurm_name(TIME_LIMIT)}\n"
 
 
 def test_signal_before_the_tasks_began_requeues_without_starting_them(batch: Batch) -> None:
@@ -168,7 +172,7 @@ def test_signal_before_the_tasks_began_requeues_without_starting_them(batch: Bat
     slow = executable(batch.folder / "slow-python", f'{plan}\nexec {sys.executable} "$@"')
     with batch.start("exit 0", FITB_PYTHON=str(slow)) as process:
         batch.wait_for("planning", process)
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(TIME_LIMIT)
         process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, batch.requeues(), batch.started()) == (85, 1, False)
 
