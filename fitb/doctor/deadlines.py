@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
+
+from fitb.cluster.process import Output, output_of
 
 T = TypeVar("T")
 
@@ -34,6 +37,15 @@ def together(calls: Mapping[str, Callable[[], T]], deadline_s: float) -> dict[st
         thread.join(max(0.0, deadline - time.monotonic()))
     done = dict(found)
     return {name: done.get(name, TimeoutError(f"not done in {deadline_s:g} s")) for name in calls}
+
+
+def outputs_of(commands: Mapping[str, Sequence[str]], timeout_s: float) -> dict[str, Output]:
+    """Run commands at the same time, each for at most `timeout_s` seconds."""
+    calls = {
+        name: partial(output_of, *words, timeout_s=timeout_s) for name, words in commands.items()
+    }
+    found = together(calls, timeout_s + 1)
+    return {n: o if isinstance(o, Output) else Output("", str(o)) for n, o in found.items()}
 
 
 def within(deadline_s: float, call: Callable[[], T]) -> T | Exception:

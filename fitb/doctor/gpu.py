@@ -11,12 +11,11 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from fitb.cluster.process import Output, output_of
+from fitb.cluster.process import Output
 from fitb.doctor.check import Check
-from fitb.doctor.deadlines import together
+from fitb.doctor.deadlines import outputs_of
 from fitb.doctor.interpreter import pip
 
 NAME = "torch"
@@ -154,12 +153,8 @@ def installed_build() -> Build | None:
 
 def look(site_gpus: int) -> Iterator[Check]:
     """Gather what this room judges."""
-    calls = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
-    found = together(
-        {name: partial(output_of, *words, timeout_s=_SMI_S) for name, words in calls.items()},
-        _SMI_S + 1,
-    )
-    page, names = (a if isinstance(a, Output) else Output("", str(a)) for a in found.values())
+    asked = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
+    page, names = outputs_of(asked, _SMI_S).values()
     driver = parse_driver(page.text, names.text) if names.ok else None
     said = smi_check(names, Path("/dev/nvidia0").exists())
     if said:

@@ -6,14 +6,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from fitb.cluster import slurm_config
-from fitb.cluster.process import Output, output_of
+from fitb.cluster.process import Output
 from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import COMMANDS, absent
 from fitb.doctor.check import Check
-from fitb.doctor.deadlines import together
+from fitb.doctor.deadlines import outputs_of
 from fitb.doctor.job_request import JobRequest, gpus_option, num_gpus, timing
 from fitb.errors import ConfigError
 
@@ -109,12 +108,7 @@ def gather() -> Slurm:
     """Ask Slurm everything at once."""
     if absent() == COMMANDS:
         return Slurm()
-    calls = {
-        name: partial(output_of, *words, timeout_s=_DEADLINE_S)
-        for name, words in _QUESTIONS.items()
-    }
-    found = together(calls, _DEADLINE_S + 1)
-    answers = {n: a if isinstance(a, Output) else Output("", str(a)) for n, a in found.items()}
+    answers = outputs_of(_QUESTIONS, _DEADLINE_S)
     return Slurm(
         absent(),
         slurm_config.parse_config(answers["config"].text),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -234,6 +235,29 @@ def test_the_first_of_a_cluster_stays_in_whatever_order_shards_are_written(
     cluster(folder)
     assert [removed(folder, number).tolist() for number in range(5)] == expected
     assert removed(folder, 0).dtype == np.int64
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2000, 1 << 26])
+def test_candidates_are_neighbours_in_one_sorted_list_whatever_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(minhash, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(minhash, "_SAMPLED", 3)
+    draw = np.random.default_rng(6)
+    shards = [draw.integers(0, 2, (n, NUM_HASHES)).astype(np.uint32) for n in (90, 0, 130, 1)]
+    for number, sigs in enumerate(shards):
+        write_signatures(tmp_path, number, sigs, np.arange(len(sigs)))
+    num_hashes = bands(0.8)[1]
+    find_pairs(tmp_path, 0)
+    found = np.fromfile(minhash.pairs_of(tmp_path, 0), "<u4").reshape(-1, 4).tolist()
+    records = sorted(
+        (sigs[row, :num_hashes].tolist(), number, row)
+        for number, sigs in enumerate(shards)
+        for row in range(len(sigs))
+    )
+    alike = [pair for pair in itertools.pairwise(records) if pair[0][0] == pair[1][0]]
+    assert found == [[*one[1:], *other[1:]] for one, other in alike]
+    assert len(found) > 50
 
 
 def test_ordinals_with_gaps_come_back_as_they_were(tmp_path: Path) -> None:
