@@ -20,9 +20,7 @@ from typing import NamedTuple
 from fitb.cluster import progress
 from fitb.cluster.process import output_of
 from fitb.config import Config
-from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
-from fitb.flags import parse
 from fitb.world import address_of
 
 FIRST_PORT = 20_000
@@ -237,6 +235,10 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
 
     Raises: ConfigError for flags that `fitb train` would refuse, or outside a Slurm job.
     """
+    # Here, as the doctor imports this module where libraries are missing.
+    from fitb.ds_config import read_ds_config
+    from fitb.flags import parse
+
     try:
         job_id, nodelist = int(env["SLURM_JOB_ID"]), env["SLURM_JOB_NODELIST"]
     except KeyError as error:
