@@ -8,14 +8,13 @@ import dataclasses
 import importlib
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import fitb
-from fitb import fsio, help, log
+from fitb import fsio, git, help, log
 from fitb.config import Config
 from fitb.errors import CRASH, STOP, ConfigError, DataError, FitbError, nearest
 from fitb.modes import fault_of
@@ -67,21 +66,13 @@ def parse(kind: type[T], prog: str, flags: list[str]) -> T:
 
 def _version() -> str:
     """Name the version, and in a checkout the commit."""
-    root = Path(fitb.__file__).parents[1]
-    if not (root / ".git").exists():
-        return f"fitb {fitb.__version__}"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return f"fitb {fitb.__version__}"
-    commit = done.stdout.strip()
+    commit = git.describe()
     return f"fitb {fitb.__version__}" + (f" ({commit})" if commit else "")
 
 
 def _doctor(flags: list[str]) -> int:
     from fitb.doctor.check import as_json, exit_code, render
-    from fitb.doctor.run import doctor, front
+    from fitb.doctor.doctor import doctor, front
 
     where, training = front().split(flags)
     found = doctor(where, training)
@@ -97,7 +88,7 @@ def _scripts(flags: list[str]) -> int:
 
 
 def _site(flags: list[str]) -> int:
-    from fitb.site import SiteConfig, init, say
+    from fitb.site_init import SiteConfig, init, say
 
     config = parse(SiteConfig, "fitb site", flags)
     result = init(config)
@@ -106,8 +97,8 @@ def _site(flags: list[str]) -> int:
 
 
 def _prepare(flags: list[str]) -> int:
-    from fitb.prepare.config import PrepareConfig
-    from fitb.prepare.run import prepare
+    from fitb.prepare.preparation import prepare
+    from fitb.prepare.settings import PrepareConfig
 
     print(prepare(parse(PrepareConfig, "fitb prepare", flags)))
     return 0
@@ -158,8 +149,8 @@ def _report(flags: list[str]) -> int:
 
 
 def _rehearse(flags: list[str]) -> int:
-    from fitb.rehearse.judge import as_json, render
-    from fitb.rehearse.run import front, rehearse
+    from fitb.rehearse.rehearsal import front, rehearse
+    from fitb.rehearse.verdict import as_json, render
 
     where, training = front().split(flags)
     found = rehearse(where, training)

@@ -7,14 +7,13 @@ Finished parts are skipped, so an interrupted demo can be started again.
 from __future__ import annotations
 
 import logging
-import signal
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitb import fsio
+from fitb import fsio, signals
 from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, MaskConfig
 from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
@@ -117,8 +116,8 @@ def _say(what: str) -> None:
 
 
 def _prepare(config: DemoConfig, shards: Path) -> None:
-    from fitb.prepare.config import PrepareConfig
-    from fitb.prepare.run import prepare
+    from fitb.prepare.preparation import prepare
+    from fitb.prepare.settings import PrepareConfig
 
     if (shards / "manifest.json").exists():
         return
@@ -165,7 +164,7 @@ def _train(
                 interrupted = _reaches_step(run, run_dir, interrupt_at)
             if interrupted:
                 _say(f"SIGUSR1 to one of {config.processes} processes, as a scheduler would")
-                run.signal(signal.SIGUSR1, rank=config.processes - 1)
+                run.signal(signals.TIME_LIMIT, rank=config.processes - 1)
             code = run.wait()
         if code == FINISHED:
             return

@@ -39,13 +39,13 @@ PAGES = {
             "fitb doctor --config tinybert4 --model.teacher models/bert --data.shards data/shards",
             'fitb doctor --deep --sbatch "--nodes=2 --partition=low"',
         ),
-        front="fitb.doctor.run:front",
+        front="fitb.doctor.doctor:front",
         hands_to="fitb train",
     ),
     "fitb site": Page(
         "write slurm/site.env: account, partition and so on, from what Slurm says",
         ("fitb site init && . slurm/site.env", "fitb site init --out /shared/site.env --force"),
-        config="fitb.site:SiteConfig",
+        config="fitb.site_init:SiteConfig",
         words="action",
     ),
     "fitb scripts": Page(
@@ -63,7 +63,7 @@ PAGES = {
             "fitb prepare --out my/shards --source text --files+=mine.txt"
             " --tokenizer runs/tb4/export --add_tokens words.txt",
         ),
-        config="fitb.prepare.config:PrepareConfig",
+        config="fitb.prepare.settings:PrepareConfig",
     ),
     "fitb inspect": Page(
         "statistics and masked examples of shards, for a terminal, as JSON or as a page",
@@ -107,7 +107,7 @@ PAGES = {
             " --run_dir runs/tb4 --model.teacher models/bert",
             "fitb rehearse --cluster local --processes 2 -- --config demo --run_dir runs/try",
         ),
-        front="fitb.rehearse.run:front",
+        front="fitb.rehearse.rehearsal:front",
         hands_to="fitb train",
     ),
     "fitb sync": Page(
@@ -248,7 +248,7 @@ PAGES = {
             "sbatch slurm/prepare.sh --tasks 64 --time_min 60 --out data/shards --source text"
             " --files+='text/*.txt' --tokenizer models/bert",
         ),
-        config="fitb.prepare.config:PrepareConfig",
+        config="fitb.prepare.settings:PrepareConfig",
         front="fitb.prepare.slurm:front",
         hands_to="fitb prepare",
     ),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fitb.cluster.command import CommandJob, submit_commands
+from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import make_executor, resource_parser, script_of
 from fitb.cluster.slurm import default_run_dir
 from fitb.cluster.submit import wait_for
@@ -40,13 +40,13 @@ def main(args: Sequence[str]) -> int:
         check_array(config, where.array)
         shares = [f"{number}/{where.array}" for number in range(where.array)]
         share = [["--share", each] for each in shares] if where.array > 1 else [[]]
-        commands = [["evaluate", *flags, *words] for words in share]
-        logs = Path(default_run_dir(where.job_name)).absolute() / "logs"
+        tasks = [CommandJob(("evaluate", *flags, *words)) for words in share]
+        executor = make_executor(where, Path(default_run_dir(where.job_name)).absolute() / "logs")
         if where.dry_run:
-            script = script_of(make_executor(where, logs), where.array)
+            script = script_of(executor, where.array)
             print(f"{script.rstrip()}\n\n# -- fitb evaluate\n{to_yaml(config)}", end="")
             return FINISHED
-        jobs = submit_commands(commands, where, logs)
+        jobs = submit_tasks(executor, tasks)
         for job in jobs:
             print(f"job {job.job_id}, log: {job.paths.stdout}", flush=True)
         if not where.wait:

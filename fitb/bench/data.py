@@ -24,8 +24,8 @@ from fitb.corpus.tokenizer import train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import open_tokenizer
 from fitb.world import World

@@ -70,18 +70,14 @@ def edited(text: str, number: int, seed: int) -> str:
 
 def _search(shards: Sequence[Sequence[str]], threshold: float) -> tuple[NDArray[np.bool_], int]:
     """Return which copies go, (n,) bool, and how many originals do."""
-    from loguru import logger
-
-    logger.disable("datatrove")  # two lines a bucket
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         folder = Path(name)
         for shard, texts in enumerate(shards):
             signatures = minhash.signatures(texts)
             ordinals = np.arange(len(texts))
             minhash.write_signatures(folder, shard, signatures, ordinals, threshold)
-        num_buckets = minhash.bands(threshold)[0]
-        for task in range(num_buckets):
-            minhash.bucket_step(folder, threshold).run(None, task, num_buckets)
+        for bucket in range(minhash.bands(threshold)[0]):
+            minhash.find_pairs(folder, bucket, threshold)
         minhash.cluster(folder, threshold)
         found = np.zeros(len(shards[1]), dtype=bool)
         found[minhash.removed(folder, 1)] = True

@@ -19,9 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fitb import git
 from fitb.errors import SystemFault
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "datatrove", "numpy", "pyarrow")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow")
 _SAMPLE_S = 0.01
 _SAMPLES_OF_A_LIST = 10  # listing children is dear
 _ANONYMOUS = re.compile(r"RssAnon:\s+(\d+) kB")
@@ -154,19 +155,12 @@ def machine() -> dict[str, Any]:
     """Return what a figure depends on besides the code: hardware, versions, commit, date."""
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": git.describe(dirty="+") or "unknown",
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in _LIBRARIES},
     }
-
-
-def _commit() -> str:
-    """Return the short commit of the checkout, with a plus where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def _cpu() -> str:

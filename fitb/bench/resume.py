@@ -6,7 +6,6 @@ Times are those of its own events, against the moments of the signal and of the 
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fitb import signals
 from fitb.bench.config import ResumeConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, render
 from fitb.bench.text import shards_of_docstrings
@@ -85,7 +85,7 @@ def _turn(command: list[str], processes: int, run: Path, output: Any) -> dict[st
         step = first()[0]["step"]
         wait(lambda: _last_step(run) > step, "second step")
         signalled = time.time()
-        ranks.signal(signal.SIGTERM)
+        ranks.signal(signals.PREEMPTION)
         code = ranks.wait(_PATIENCE_S)
         ended = time.time()
     if code != RESUME:

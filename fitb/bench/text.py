@@ -50,8 +50,8 @@ def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
 
 def shards_of_docstrings(folder: Path, length: int, vocabulary: int) -> Path:
     """Prepare rows of a given length and return their folder; the vocabulary is a full one."""
-    from fitb.prepare.config import PrepareConfig
-    from fitb.prepare.run import prepare
+    from fitb.prepare.preparation import prepare
+    from fitb.prepare.settings import PrepareConfig
 
     out = folder / "shards"
     prepare(

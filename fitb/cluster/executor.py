@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
-from fitb.cluster.environment import Site, enter, leave_job
+from fitb.cluster import slurm
+from fitb.cluster.site_env import Site, enter, leave_job
 from fitb.errors import ConfigError, SystemFault
 from fitb.front import FrontParser
 
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000
+ALL_AT_ONCE = 1_000_000  # tasks of an array, where nobody says how many
 TIME_MIN = 240.0
 NO_PREFLIGHT = (
     "--preflight starts steps of its own, for which a container has no Slurm; leave out the flag,"
@@ -63,17 +64,11 @@ REQUEUE = (
 )
 
 
-def resource_parser(prog: str, **defaults: Any) -> FrontParser:
-    """Build the parser of the flags that say where a job runs; other flags are left to others."""
+def submission_parser(prog: str) -> FrontParser:
+    """Build the parser of the flags of every submission; other flags are left to others."""
     parser = FrontParser(prog)
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
-    add("--nodes", type=int, default=1, help="hosts")
-    add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
-    add("--cpus_per_task", type=int, help="CPU cores of each process")
-    add("--gpus_per_node", type=int, help="GPUs of each host")
-    add("--time_min", type=float, help="time limit of one attempt, in minutes (default: 240)")
-    add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
     add("--partition", help="Slurm partition")
     add("--job_name", default="fitb", help="Slurm's name of the job")
     add("--wait", action="store_true", help="wait for the end and return the job's exit code")
@@ -83,9 +78,33 @@ def resource_parser(prog: str, **defaults: Any) -> FrontParser:
         action="store_true",
         help="print the script and the configuration; submit nothing, write nothing",
     )
-    # Flags of launch.distill alone.
-    parser.set_defaults(chain=0, preflight=False, torchrun=False, **defaults)
+    # What some submissions have no flag for.
+    parser.set_defaults(nodes=1, tasks_per_node=1, gpus_per_node=None, signal_delay_s=0)
+    parser.set_defaults(chain=0, preflight=False, torchrun=False)
+    parser.set_defaults(max_running=None, mem_per_cpu_gb=None)
     return parser
+
+
+def resource_parser(prog: str, **defaults: Any) -> FrontParser:
+    """Build the parser of the flags that say where a job runs; other flags are left to others."""
+    parser = submission_parser(prog)
+    add = parser.add_argument
+    add("--nodes", type=int, default=1, help="hosts")
+    add("--tasks_per_node", type=int, default=1, help="processes on each host, one per GPU")
+    add("--cpus_per_task", type=int, help="CPU cores of each process")
+    add("--gpus_per_node", type=int, help="GPUs of each host")
+    add("--time_min", type=float, help="time limit of one attempt, in minutes (default: 240)")
+    add("--signal_delay_s", type=int, default=300, help="warning before the time limit, in seconds")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+class ShownExecutor(submitit.SlurmExecutor):
+    """submitit's executor, made where Slurm is not too: its script can be shown anywhere."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
 
 
 def make_executor(
@@ -95,6 +114,7 @@ def make_executor(
     setup: Sequence[str] = (),
     chain: str = "",
     decide: str = "false",
+    after: str = "",
 ) -> submitit.Executor:
     """Make the executor for a job whose logs go to `folder`.
 
@@ -103,17 +123,20 @@ def make_executor(
         chain: that the job is a link of, and its name: links run one after another.
         decide: command of the batch script for tasks that have not begun, whose exit code is $1;
             its own becomes the job's.
+        after: id of the job that has to succeed first; where it fails, this one is cancelled.
     Raises: SystemFault where the cluster is not there or cannot hold such a job; ConfigError for a
         file of the site that cannot be read, or a folder that would be taken for another.
     """
-    for part in REPLACED["slurm" if on_slurm(where) else "local"]:
+    for part in REPLACED["slurm" if slurm.is_chosen(where.cluster) else "local"]:
         if part in str(folder):
             raise ConfigError(
                 f"{str(folder)!r} holds {part!r}, a pattern to submitit and Slurm; name a folder"
-                " without it, or use `sbatch slurm/distill.sh`, which takes any"
+                " without it, or use `sbatch slurm/distill.sh` or `fitb prepare`, which take any"
             )
     try:
-        if on_slurm(where):
+        if slurm.is_chosen(where.cluster):
+            if "srun" in slurm.absent() and not where.dry_run:
+                raise RuntimeError("srun is not on PATH; submit where Slurm is, or --cluster local")
             given = {
                 "SBATCH_PARTITION": where.partition,
                 "SBATCH_TIMELIMIT": where.time_min,
@@ -126,7 +149,7 @@ def make_executor(
             if site.container and where.preflight:
                 raise ConfigError(NO_PREFLIGHT)
             setup = [*setup, f"decide() {{ {decide}; }}"]
-            return _slurm_executor(where, folder, setup, chain, site)
+            return _slurm_executor(where, folder, setup, chain, after, site)
         if where.chain or where.preflight:
             raise ValueError("--chain and --preflight are of Slurm; leave them out here")
         return _local_executor(where, folder)
@@ -134,18 +157,20 @@ def make_executor(
         raise SystemFault(f"--cluster {where.cluster}: {error}") from error
 
 
-def on_slurm(where: argparse.Namespace) -> bool:
-    """Whether a job goes to Slurm."""
-    return where.cluster == "slurm" or (where.cluster == "auto" and bool(shutil.which("srun")))
-
-
 def _slurm_executor(
-    where: argparse.Namespace, folder: Path, setup: Sequence[str], chain: str, site: Site
+    where: argparse.Namespace,
+    folder: Path,
+    setup: Sequence[str],
+    chain: str,
+    after: str,
+    site: Site,
 ) -> submitit.SlurmExecutor:
-    executor = submitit.SlurmExecutor(
-        folder, max_num_timeout=MAX_NUM_TIMEOUT, python=site.command()
+    executor = ShownExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT, python=site.command())
+    link: dict[str, Any] = (
+        {"no-requeue": True, "dependency": "singleton"} if chain else {"requeue": True}
     )
-    link = {"no-requeue": True, "dependency": "singleton"}
+    if after:
+        link |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     end = ("code=$?", 'exit "$code"') if chain else REQUEUE
     tasks, cpus = where.tasks_per_node, where.cpus_per_task
     threads = "${SLURM_CPUS_PER_TASK:-1}"
@@ -160,7 +185,9 @@ def _slurm_executor(
         time=math.ceil(where.time_min or TIME_MIN),
         partition=where.partition,
         signal_delay_s=where.signal_delay_s,
-        additional_parameters=link if chain else {"requeue": True},
+        additional_parameters=link,
+        array_parallelism=where.max_running or ALL_AT_ONCE,
+        mem_per_cpu=f"{where.mem_per_cpu_gb}G" if where.mem_per_cpu_gb else None,
         # slurm/distill.sh says why a bad exit does not kill.
         srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
         setup=[

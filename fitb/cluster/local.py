@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import IO
 
+from fitb import signals
 from fitb.errors import FINISHED, RESUME, STOP
 from fitb.world import World
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 POLL_S = 0.05
 TAIL_BYTES = 4_000
 
@@ -183,7 +183,7 @@ def _start(
 
 @contextlib.contextmanager
 def forwarding(run: LocalRun) -> Iterator[None]:
-    """Pass the signals of FORWARDED on to all processes; only the main thread can."""
+    """Pass the signals that end a job on to all processes; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,7 +191,7 @@ def forwarding(run: LocalRun) -> Iterator[None]:
     def forward(number: int, frame: FrameType | None) -> None:
         run.signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in signals.SHUTDOWN}
     try:
         yield
     finally:

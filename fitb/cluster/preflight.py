@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitb import log
+from fitb import log, signals
 from fitb.cluster import slurm
 from fitb.config import Config
 from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
@@ -191,7 +191,7 @@ def come_back(
     if decision.exit_code != RESUME:
         return decision.exit_code
     # Slurm ends this process some seconds after the requeue, and takes the hosts only after it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signals.PREEMPTION, signal.SIG_IGN)
     if source.chain:
         jobs = slurm.waiting_links(env["SLURM_JOB_NAME"])
     else:

@@ -21,17 +21,11 @@ class ScriptsConfig:
     out: str = ""
 
 
-def find_folder() -> Path | None:
-    """Return the folder of distill.sh: here, beside the package or inside it."""
+def find_script(name: str = "distill.sh") -> Path | None:
+    """Return a file of slurm/: here, beside the package or inside it; None where there is none."""
     package = Path(fitb.__file__).parent
     places = (Path("slurm"), package.parent / "slurm", package / "slurm")
-    return next((place for place in places if (place / "distill.sh").is_file()), None)
-
-
-def find_script(name: str = "distill.sh") -> Path | None:
-    """Return a batch script, or None where this installation has none."""
-    folder = find_folder()
-    return folder / name if folder and (folder / name).is_file() else None
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def scripts(config: ScriptsConfig) -> Path:
@@ -39,9 +33,10 @@ def scripts(config: ScriptsConfig) -> Path:
 
     Raises: ConfigError where there are none, or a copy would replace a file that is another.
     """
-    source = find_folder()
-    if source is None:
+    script = find_script()
+    if script is None:
         raise ConfigError("slurm/distill.sh is neither here nor with the package; reinstall fitb")
+    source = script.parent
     if not config.out:
         return source.resolve()
     out = Path(config.out)

@@ -1,4 +1,4 @@
-"""What a batch script needs to know about its Slurm job: hosts, port, run directory, state.
+"""Slurm's commands, and what a batch script needs to know: hosts, port, run directory, state.
 
 `python -m fitb.cluster.slurm [flags of fitb train]` prints four lines for slurm/distill.sh: run
 directory, MASTER_ADDR, MASTER_PORT, number of attempts so far. It checks the flags first, so that a
@@ -11,15 +11,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fitb.cluster.process import output_of
 from fitb.config import Config
-from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.job_states import ENDED, FORGOTTEN
@@ -28,9 +27,51 @@ from fitb.world import address_of
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
+COMMANDS = ("sbatch", "srun", "scontrol", "sinfo")
 LAUNCHERS = ("srun", "torchrun")  # the first where nobody says
 NOTHING_LEFT = 10  # exit code of this module
 RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: no restart meets the port of the one before
+
+
+def absent() -> tuple[str, ...]:
+    """Return the commands of Slurm that are not on PATH."""
+    return tuple(name for name in COMMANDS if shutil.which(name) is None)
+
+
+def is_here() -> bool:
+    """Whether this is a machine of Slurm."""
+    return len(absent()) < len(COMMANDS)
+
+
+def is_chosen(cluster: str) -> bool:
+    """Whether a flag --cluster (slurm, local, or auto, which looks) means Slurm."""
+    return cluster == "slurm" or (cluster == "auto" and is_here())
+
+
+def ask(*words: str, timeout_s: float = 60.0) -> str:
+    """Return what a command of Slurm prints.
+
+    Raises: SystemFault where it is missing, says no or does not answer.
+    """
+    found = output_of(*words, timeout_s=timeout_s)
+    if not found.ok:
+        raise SystemFault(found.problem)
+    return found.text.strip()
+
+
+def tell(*words: str, tries: int = 3) -> None:
+    """Run a command of Slurm, again where the controller was busy.
+
+    Raises: SystemFault with what Slurm said.
+    """
+    for left in reversed(range(tries)):
+        try:
+            ask(*words)
+            return
+        except SystemFault:
+            if not left:
+                raise
+            time.sleep(1)
 
 
 def master_port(job_id: int, restart_count: int) -> int:
@@ -76,20 +117,42 @@ def first_host(expression: str) -> str:
     return expand_nodelist(expression)[0]
 
 
+def parse_record(text: str) -> dict[str, str]:
+    """Return the fields of one record of `scontrol show job` or `show partition`."""
+    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(\S*)", text))
+
+
+def job_record(job_id: str, timeout_s: float = 60.0) -> dict[str, str]:
+    """Return the fields of a job, of an array the first one that is told; {} of a forgotten job.
+
+    Raises: SystemFault where Slurm does not say.
+    """
+    try:
+        answer = ask("scontrol", "show", "job", "--oneliner", job_id, timeout_s=timeout_s)
+    except SystemFault as error:
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+    record = parse_record(answer.partition("\n")[0])
+    if "JobState" not in record:
+        raise SystemFault(f"`scontrol show job {job_id}` tells no JobState: {answer[:200]!r}")
+    return record
+
+
 def job_state(job_id: str) -> str:
     """Return Slurm's word for the state of a job; RUNNING includes the grace of a preemption.
 
     Raises: SystemFault where scontrol is missing or cannot say.
     """
-    return _job_field(job_id, "JobState") or FORGOTTEN
+    return job_record(job_id).get("JobState", FORGOTTEN)
 
 
 def reported_state(job_id: str, timeout_s: float = 5.0) -> str | None:
     """Return Slurm's word for the state of a job; None where it does not tell within the time."""
-    if not re.fullmatch(r"\d+(_\d+)?", job_id) or not shutil.which("scontrol"):
+    if not re.fullmatch(r"\d+(_\d+)?", job_id) or not is_here():
         return None
     try:
-        return _job_field(job_id, "JobState", timeout_s)
+        return job_record(job_id, timeout_s).get("JobState")
     except SystemFault:
         return None
 
@@ -106,51 +169,12 @@ def is_over(job_id: str) -> bool:
     return state == "PENDING" or (state in ENDED and state != FORGOTTEN)
 
 
-def _job_field(job_id: str, name: str, timeout_s: float = 60.0) -> str | None:
-    """Return a field of `scontrol show job`, or None where Slurm has forgotten the job."""
-    command = ["scontrol", "show", "job", "--oneliner", job_id]
-    code, output, errors = _asked(command, timeout_s)
-    match = re.search(rf"\b{name}=(\S+)", output)
-    if match:
-        return match[1]
-    if "Invalid job id" in errors:
-        return None
-    said = (errors or output).strip()[:200]
-    raise SystemFault(f"`{' '.join(command)}` did not tell the {name} of the job: {said!r}")
-
-
-def _asked(command: Sequence[str], timeout_s: float = 60.0) -> tuple[int, str, str]:
-    """Return exit code, output and errors of one of Slurm's commands."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise SystemFault(f"`{' '.join(command)}` failed: {error}") from error
-    return done.returncode, done.stdout, done.stderr
-
-
-def _tell(*command: str, tries: int = 3) -> None:
-    """Run one of Slurm's commands, again where the controller was busy.
-
-    Raises: SystemFault with what Slurm said.
-    """
-    for left in reversed(range(tries)):
-        code, output, errors = _asked(command)
-        if code == 0:
-            return
-        if not left:
-            said = (errors or output).strip()[:200]
-            raise SystemFault(f"`{' '.join(command)}` was refused: {said!r}")
-        time.sleep(1)
-
-
 def requeue(job_id: str) -> None:
     """Put this job back into the queue; Slurm then ends what still runs of it.
 
     Raises: SystemFault where Slurm refuses.
     """
-    _tell("scontrol", "requeue", job_id)
+    tell("scontrol", "requeue", job_id)
 
 
 def excluded_hosts(job_id: str) -> list[str]:
@@ -158,8 +182,8 @@ def excluded_hosts(job_id: str) -> list[str]:
 
     Raises: SystemFault where Slurm does not say.
     """
-    value = _job_field(job_id, "ExcNodeList")
-    return [] if value in (None, "(null)") else expand_nodelist(str(value))
+    value = job_record(job_id).get("ExcNodeList", "(null)")
+    return [] if value == "(null)" else expand_nodelist(value)
 
 
 def exclude_hosts(job_id: str, hosts: Sequence[str]) -> None:
@@ -167,7 +191,7 @@ def exclude_hosts(job_id: str, hosts: Sequence[str]) -> None:
 
     Raises: SystemFault where Slurm refuses.
     """
-    _tell("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(hosts)}")
+    tell("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(hosts)}")
 
 
 def hosts_of_partition(partition: str) -> list[str]:
@@ -175,11 +199,7 @@ def hosts_of_partition(partition: str) -> list[str]:
 
     Raises: SystemFault where Slurm does not say.
     """
-    command = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N"]
-    code, output, errors = _asked(command)
-    if code:
-        raise SystemFault(f"`{' '.join(command)}` failed: {errors.strip()[:200]!r}")
-    return output.split()
+    return ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N").split()
 
 
 def waiting_links(job_name: str) -> list[str]:
@@ -187,11 +207,8 @@ def waiting_links(job_name: str) -> list[str]:
 
     Raises: SystemFault where Slurm does not say.
     """
-    command = ["squeue", "--noheader", "--me", "--states=PENDING", f"--name={job_name}"]
-    code, output, errors = _asked([*command, "--format=%i"])
-    if code:
-        raise SystemFault(f"`{' '.join(command)}` failed: {errors.strip()[:200]!r}")
-    return output.split()
+    words = ("--noheader", "--me", "--states=PENDING", f"--name={job_name}", "--format=%i")
+    return ask("squeue", *words).split()
 
 
 def default_run_dir(job_name: str) -> str:
@@ -229,6 +246,9 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
 
     Raises: ConfigError for flags that `fitb train` would refuse, or outside a Slurm job.
     """
+    # Here, as the doctor imports this module where libraries are missing.
+    from fitb.ds_config import read_ds_config
+
     try:
         job_id, nodelist = int(env["SLURM_JOB_ID"]), env["SLURM_JOB_NODELIST"]
     except KeyError as error:

@@ -17,7 +17,6 @@ import logging
 import os
 import secrets
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +30,9 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
 
-from fitb import log
+from fitb import log, signals
 from fitb.cluster import slurm
+from fitb.cluster.arrays import JobStopped, submit_tasks
 from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
 from fitb.config_io import to_yaml
@@ -47,12 +47,6 @@ from fitb.world import World, address_of
 
 logger = logging.getLogger(__name__)
 STATE_POLL_S = 10.0
-
-
-class JobStopped(FitbError):
-    """A job that is not requeued; raised so that the scheduler shows it as failed."""
-
-    exit_code = STOP
 
 
 @dataclass(frozen=True)
@@ -111,14 +105,14 @@ class DistillJob:
         if self.chain:
             logger.info("the next link of chain %s goes on", self.chain)
             sys.exit(code)
-        if os.environ.get("FITB_APPTAINER") and shutil.which("scontrol") is None:
+        if os.environ.get("FITB_APPTAINER") and not slurm.is_here():
             logger.info("in a container without Slurm's commands: the batch script requeues")
             sys.exit(code)
         if job.cluster == "slurm" and (state := _state(job.job_id)) != "RUNNING":
             logger.info("no requeue from here: Slurm reports %s for this job", state)
             sys.exit(code)
         _forget_broken_pickle(job.paths)
-        requeue(signal.SIGUSR2, None)
+        requeue(signals.TIME_LIMIT_OF_SUBMITIT, None)
         raise AssertionError("submitit's handler ends the process")
 
     def _source(self, job: Any) -> restart.Source:
@@ -151,9 +145,9 @@ class DistillJob:
         def note(number: int, frame: FrameType | None) -> None:
             told_to_leave.append(number)
 
-        signal.signal(signal.SIGTERM, note)
+        signal.signal(signals.PREEMPTION, note)
         if self.chain:  # submitit's own handler would requeue
-            signal.signal(signal.SIGUSR2, note)
+            signal.signal(signals.TIME_LIMIT_OF_SUBMITIT, note)
         try:
             module, _, name = self.entry.partition(":")
             train = getattr(importlib.import_module(module), name)  # seconds of imports
@@ -176,7 +170,7 @@ class DistillJob:
         def pass_on(number: int, frame: FrameType | None) -> None:
             agent.send_signal(number)
 
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # submitit would requeue
+        for number in signals.BY_SCHEDULER:  # submitit would requeue
             signal.signal(number, pass_on)
         code = agent.wait()
         return code if code >= 0 else 128 - code
@@ -276,15 +270,8 @@ def submit_distill(
     planned = plan_distill(flags, where, entry=entry)
     planned.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(planned.path, to_yaml(planned.config))
-    jobs = [_submit(planned.executor, planned.task) for _ in range(planned.num_jobs)]
+    jobs = [submit_tasks(planned.executor, [planned.task])[0] for _ in range(planned.num_jobs)]
     return jobs, Path(planned.config.run_dir)
-
-
-def _submit(executor: submitit.Executor, task: Any) -> submitit.Job[int]:
-    try:
-        return executor.submit(task)
-    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
-        raise SystemFault(f"the job was not accepted: {error}") from error
 
 
 def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:

@@ -1,17 +1,17 @@
-"""Near-duplicates: MinHash signatures, datatrove's buckets, clusters, and what to remove.
+"""Near-duplicates: MinHash signatures, buckets, candidate pairs, clusters, and what to remove.
 
 Documents are alike when the sets of their word 5-grams are: |A & B| / |A | B|, the Jaccard
 similarity (Broder 1997). A signature of 256 minima keeps it: the share of equal minima estimates it
 within 0.02. Documents that agree in all minima of one of some buckets are candidates, found by
-datatrove's MinhashDedupBuckets without comparing every pair; a candidate pair is a duplicate where
-the estimate over the whole signatures reaches the threshold. Of a cluster of duplicates the first
-document stays, in the order of (shard, ordinal), whatever the number of workers.
+sorting instead of comparing every pair; a candidate pair is a duplicate where the estimate over the
+whole signatures reaches the threshold. Of a cluster of duplicates the first document stays, in the
+order of (shard, ordinal), whatever the number of workers.
 
 Dimensions: n documents, H minima (256), P pairs.
 
-    folder/buckets/bucket_000/00000.minhash.sig   per bucket and shard; datatrove's records, sorted
+    folder/buckets/bucket_000/00000.minhash.sig   per bucket and shard; minima, ordinal; sorted
     folder/whole/00000.npy, 00000.ordinals.npy    (n, H) uint32 and (n,) int64 of a shard
-    folder/pairs/00000_00.dups                    per bucket; datatrove's pairs
+    folder/pairs/00000.pairs                      per bucket; shard, ordinal, shard, ordinal
     folder/removed/00000.npy                      per shard; ordinals, sorted, int64
 """
 
@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import regex
@@ -34,9 +33,6 @@ from numpy.typing import NDArray
 
 from fitb.errors import ConfigError, DataError
 from fitb.fsio import folder_written_whole, write_atomic
-
-if TYPE_CHECKING:
-    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
 NUM_HASHES = 256
 JACCARD = 0.8
@@ -48,6 +44,8 @@ _BLOCK_WORDS = 8192  # hashed at a time: the shingles of a long text are never a
 _MAX_BUCKETS = 20  # a task and a sorted file each
 _RECALL = 0.99
 _BLOCK_PAIRS = 1 << 15  # 64 MB of signatures at a time
+_BLOCK_BYTES = 1 << 26  # of a bucket's records, sorted at a time
+_SAMPLED = 256  # one record in so many tells where the blocks end
 _OPEN_FILES = 128
 WORDS = 2  # how texts are cut into words; 1 took the vowel signs of many scripts for spaces
 _WORD = regex.compile(r"\w+")
@@ -157,15 +155,12 @@ def write_signatures(
     whole.mkdir(parents=True, exist_ok=True)
     for bucket in range(num_buckets):
         part = sigs[:, bucket * num_hashes : (bucket + 1) * num_hashes]
-        records = np.empty((len(part), num_hashes + 1), dtype="<u4")  # "<rI I" of datatrove
+        records = np.empty((len(part), num_hashes + 1), dtype="<u4")
         order = np.lexsort((ordinals, *part.T[::-1]))
         records[:, :-1], records[:, -1] = part[order], ordinals[order]
         path = folder / "buckets" / f"bucket_{bucket:03d}" / f"{shard:05d}.minhash.sig"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not in its place at once: datatrove also reads the part that a killed writer leaves there.
-        unplaced = whole / f"{shard:05d}.{path.parent.name}"
-        write_atomic(unplaced, records.tobytes())
-        os.replace(unplaced, path)
+        write_atomic(path, records.tobytes())
     _save(whole / f"{shard:05d}.npy", sigs)
     _save(whole / f"{shard:05d}.ordinals.npy", ordinals)
     return len(sigs)
@@ -177,28 +172,46 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def bucket_step(folder: Path, jaccard: float = JACCARD) -> MinhashDedupBuckets:
-    """Return datatrove's step that finds the candidates.
+def pairs_of(folder: Path, bucket: int) -> Path:
+    """Return the file of a bucket's candidates."""
+    return folder / "pairs" / f"{bucket:05d}.pairs"
 
-    It must run as exactly `bands(jaccard)[0]` tasks, after the signatures of all shards.
+
+def find_pairs(folder: Path, bucket: int, jaccard: float = JACCARD) -> None:
+    """Write the candidates of a bucket, after the signatures of all shards.
+
+    The documents of equal minima become a chain in the order of (shard, ordinal): (A, B), (B, C).
+    Memory: that of a block of records, and more only where so many documents share a minimum.
     """
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
-    from datatrove.utils.hashing import HashConfig
+    num_hashes = bands(jaccard)[1]
+    shards: list[int] = []
+    records: list[NDArray[np.uint32]] = []
+    for path in sorted((folder / "buckets" / f"bucket_{bucket:03d}").glob("*.minhash.sig")):
+        if path.stat().st_size:  # else no document of the shard has a word
+            shards.append(int(path.name.partition(".")[0]))
+            records.append(np.memmap(path, "<u4", "r").reshape(-1, num_hashes + 1))
+    chains = b""
+    if records:
+        firsts = np.sort(np.concatenate([part[::_SAMPLED, 0] for part in records]))
+        block = max(1, _BLOCK_BYTES // (_SAMPLED * records[0].strides[0]))
+        ends = np.unique(firsts[block::block])
+        cuts = [np.split(part, np.searchsorted(part[:, 0], ends)) for part in records]
+        chains = b"".join(_chains(shards, parts) for parts in zip(*cuts, strict=True))
+    path = pairs_of(folder, bucket)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, chains)
 
-    num_buckets, num_hashes = bands(jaccard)
-    config = MinhashConfig(
-        n_grams=_SHINGLE_WORDS,
-        num_buckets=num_buckets,
-        hashes_per_bucket=num_hashes,
-        seed=_SEED,
-        hash_config=HashConfig(precision=32),
-    )
-    return MinhashDedupBuckets(
-        input_folder=str(folder / "buckets"),
-        output_folder=str(folder / "pairs"),
-        config=config,
-        lines_to_buffer=1000,
-    )
+
+def _chains(shards: Sequence[int], parts: Sequence[NDArray[np.uint32]]) -> bytes:
+    """Return the pairs among records of several shards: (P, 4) shard, ordinal, shard, ordinal."""
+    records = np.concatenate(parts)
+    shard = np.repeat(np.array(shards, dtype=np.uint32), [len(part) for part in parts])
+    order = np.lexsort(records[:, :-1].T[::-1])  # stable: equal minima stay in their order
+    minima = records[order, :-1]
+    first = np.flatnonzero((minima[1:] == minima[:-1]).all(axis=1))
+    one, other = order[first], order[first + 1]
+    pairs = (shard[one], records[one, -1], shard[other], records[other, -1])
+    return np.stack(pairs, axis=1).astype("<u4").tobytes()
 
 
 def cluster(folder: Path, jaccard: float = JACCARD) -> Clusters:
@@ -242,14 +255,13 @@ def _candidates(
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the documents of candidate pairs, as ascending keys, and each pair once.
 
-    datatrove writes the documents of a bucket's equal minima as a chain: (A, B), (B, C). Each is
-    compared with the one before it and with the first of its chain.
+    Each document of a chain is compared with the one before it and with the first.
 
     Returns: (documents,) shard * 2**32 + ordinal; two arrays (P,) of places in it, first < second.
     """
     lefts, rights = [], []
     for bucket in range(num_buckets):
-        first, second = _read_pairs(folder / "pairs" / f"{bucket:05d}_00.dups")
+        first, second = _read_pairs(pairs_of(folder, bucket))
         begins = np.ones(len(first), dtype=bool)
         begins[1:] = first[1:] != second[:-1]
         head = first[np.maximum.accumulate(np.where(begins, np.arange(len(first)), 0))]

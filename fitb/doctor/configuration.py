@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fitb.config import Config, Geometry
-from fitb.doctor.asked import Asked
 from fitb.doctor.check import Check, of_sentence
+from fitb.doctor.job_request import JobRequest
 from fitb.errors import ConfigError, FitbError
 from fitb.model.flops import checkpoint_bytes, trained_parameters
 
@@ -47,9 +47,9 @@ def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
     return config, [*checks, Check("ok", "ds_config", found)]
 
 
-def batch(config: Config, asked: Asked) -> Check:
+def batch(config: Config, request: JobRequest) -> Check:
     """Say whether the global batch can be cut for the processes of the job."""
-    processes = asked.nodes * asked.tasks
+    processes = request.nodes * request.tasks
     try:
         number = config.grad_accum(processes)
     except ConfigError as error:
@@ -132,13 +132,3 @@ def hub_names(config: Config | None) -> tuple[str, ...]:
     """Return the models that are no folders here."""
     sources = [config.model.teacher, config.model.student] if config else []
     return tuple(s for s in sources if isinstance(s, str) and not Path(s).is_dir())
-
-
-def look(config: Config | None, asked: Asked | None) -> Iterator[Check]:
-    """Yield what the configuration means for a job.
-
-    Args:
-        asked: of the job; None without Slurm.
-    """
-    if config and asked:
-        yield batch(config, asked)

@@ -1,6 +1,6 @@
 """Whether DeepSpeed can start here: a group of one process, an engine, one step.
 
-`python -m fitb.doctor.engine [flags of fitb train]` is what `fitb doctor --deep` runs as a child.
+`python -m fitb.doctor.engine [flags of fitb train]` is what `fitb doctor --deep` starts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from fitb.config import Config
 from fitb.doctor.check import Check
-from fitb.doctor.child import emit
 from fitb.doctor.configuration import RUN_DIR
+from fitb.doctor.worker import emit
 
 _ROWS = 2
 

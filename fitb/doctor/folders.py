@@ -6,17 +6,19 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fitb.doctor import probe
-from fitb.doctor.ask import Answer, ask, reason, together
+from fitb.cluster.process import Output, output_of
+from fitb.doctor import folder_probe
 from fitb.doctor.check import Check
+from fitb.doctor.deadlines import reason, together
 
 _PROBE_S = 4.0
+_QUOTA_S = 3.0
 _SHARED = {
     *("nfs", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "fuse.ceph", "cifs"),
     *("smb3", "pvfs2", "orangefs", "glusterfs", "fuse.glusterfs", "wekafs", "panfs", "afs"),
@@ -199,7 +201,7 @@ def parse_quota(text: str) -> list[Quota]:
     return found
 
 
-def quota(answer: Answer, in_home: Sequence[str], place: str) -> list[Check]:
+def quota(answer: Output, in_home: Sequence[str], place: str) -> list[Check]:
     """Say how full the quotas are.
 
     Args:
@@ -207,7 +209,7 @@ def quota(answer: Answer, in_home: Sequence[str], place: str) -> list[Check]:
         in_home: variables of folders that lie in the home directory.
         place: a folder with room, as a shell writes it.
     """
-    rows = parse_quota(answer.output)
+    rows = parse_quota(answer.text)
     if answer.missing or not rows:
         why = "no such command" if answer.missing else answer.problem or "none is set"
         return [Check("skipped", "quota", f"{why}: ask the site whether homes are limited")]
@@ -249,21 +251,18 @@ def seen(paths: Sequence[str]) -> dict[str, Folder | Exception]:
     mounts = Path("/proc/mounts").read_text()
 
     def one(path: str) -> Folder:
-        answer = ask(sys.executable, "-S", "-E", probe.__file__, path, timeout_s=_PROBE_S)
+        answer = output_of(
+            sys.executable, "-S", "-E", folder_probe.__file__, path, timeout_s=_PROBE_S
+        )
         if not answer.ok:
             late = "no answer" in answer.problem
             raise OSError(
                 f"its filesystem gave no answer in {_PROBE_S:g} s" if late else answer.problem
             )
-        found: dict[str, Any] = json.loads(answer.output)
+        found: dict[str, Any] = json.loads(answer.text)
         return Folder(path, filesystem(found.pop("real"), mounts), **found)
 
     return together({path: partial(one, path) for path in paths}, _PROBE_S + 1)
-
-
-def unseen(name: str, path: str, error: Exception) -> Check:
-    """Say that a folder could not be looked at."""
-    return Check("bad", name, f"{path}: {reason(error)}", f"ls -ld {shlex.quote(path)}")
 
 
 def roomy(run_dir: str, env: Mapping[str, str]) -> str:
@@ -277,7 +276,7 @@ def look_at_quota(run_dir: str, env: Mapping[str, str]) -> Iterator[Check]:
     home = str(Path.home())
     caches = cache_paths(env, home, env.get("USER", "user"))
     at_home = [n for n, p in caches.items() if p.startswith(f"{home}/") and n != "TMPDIR"]
-    yield from quota(ask("quota", "-w"), at_home, roomy(run_dir, env))
+    yield from quota(output_of("quota", "-w", timeout_s=_QUOTA_S), at_home, roomy(run_dir, env))
 
 
 def look(
@@ -297,33 +296,32 @@ def look(
         why: what takes them.
         num_hosts: of the largest partition.
     """
-    home, user = str(Path.home()), env.get("USER", "user")
-    caches = cache_paths(env, home, user)
+    home = str(Path.home())
+    caches = cache_paths(env, home, env.get("USER", "user"))
     wanted = [run_dir, *([shards] if shards else []), *caches.values(), home]
     folders = seen(list(dict.fromkeys(wanted)))
     place = roomy(run_dir, env)
-    run = folders[run_dir]
-    if isinstance(run, Exception):
-        yield unseen("run_dir", run_dir, run)
-    else:
-        yield shared("run_dir", run, num_hosts)
-        yield from room("run_dir", run, need_bytes, why, "--run_dir /a/larger/filesystem/NAME")
-        yield clock(run)
+
+    def judged(name: str, path: str, judge: Callable[[Folder], Iterable[Check]]) -> Iterable[Check]:
+        found = folders[path]
+        if isinstance(found, Exception):
+            why = f"{path}: {reason(found)}"
+            return [Check("bad", name, why, f"ls -ld {shlex.quote(path)}")]
+        return judge(found)
+
+    def of_run(folder: Folder) -> Iterator[Check]:
+        yield shared("run_dir", folder, num_hosts)
+        yield from room("run_dir", folder, need_bytes, why, "--run_dir /a/larger/filesystem/NAME")
+        yield clock(folder)
+
+    def of_cache(one: Cache, fix: str, folder: Folder) -> list[Check]:
+        return [cache(one, folder, fix)]
+
+    yield from judged("run_dir", run_dir, of_run)
     if shards:
-        held = folders[shards]
-        if isinstance(held, Exception):
-            yield unseen("shards", shards, held)
-        else:
-            yield shared("shards", held, num_hosts)
-    for one in CACHES:
-        folder = folders[caches[one.variable]]
-        if isinstance(folder, Exception):
-            yield unseen(one.variable, caches[one.variable], folder)
-        else:
-            yield cache(one, folder, moved(one.variable, place))
-    house = folders[home]
-    if isinstance(house, Exception):
-        yield unseen("home", home, house)
-    else:
-        one = Cache("HOME", home, 1.0, "what has no other place")
-        yield cache(one, house, "du -sh ~/.[!.]* ~/* | sort -h  # and remove or move the largest")
+        yield from judged("shards", shards, lambda folder: [shared("shards", folder, num_hosts)])
+    largest = "du -sh ~/.[!.]* ~/* | sort -h  # and remove or move the largest"
+    for one in (*CACHES, Cache("HOME", home, 1.0, "what has no other place")):
+        fix = largest if one.variable == "HOME" else moved(one.variable, place)
+        path = caches.get(one.variable, home)
+        yield from judged(one.variable, path, partial(of_cache, one, fix))

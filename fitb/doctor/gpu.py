@@ -11,12 +11,12 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from fitb.doctor.ask import Answer, ask, together
+from fitb.cluster.process import Output
 from fitb.doctor.check import Check
-from fitb.doctor.python import pip
+from fitb.doctor.deadlines import outputs_of
+from fitb.doctor.interpreter import pip
 
 NAME = "torch"
 _TORCH = "torch>=2.10"  # as setup.cfg has it; a test holds the two equal
@@ -124,7 +124,7 @@ def torch_and_driver(build: Build | None, driver: Driver | None, site_gpus: int)
     return Check("ok", NAME, what)
 
 
-def smi_check(answer: Answer, has_devices: bool) -> Check | None:
+def smi_check(answer: Output, has_devices: bool) -> Check | None:
     """Return a line where nvidia-smi is there and cannot say; None where that is no news.
 
     Args:
@@ -153,13 +153,9 @@ def installed_build() -> Build | None:
 
 def look(site_gpus: int) -> Iterator[Check]:
     """Gather what this room judges."""
-    calls = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
-    found = together(
-        {name: partial(ask, *words, timeout_s=_SMI_S) for name, words in calls.items()},
-        _SMI_S + 1,
-    )
-    page, names = (a if isinstance(a, Answer) else Answer("", str(a)) for a in found.values())
-    driver = parse_driver(page.output, names.output) if names.ok else None
+    asked = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
+    page, names = outputs_of(asked, _SMI_S).values()
+    driver = parse_driver(page.text, names.text) if names.ok else None
     said = smi_check(names, Path("/dev/nvidia0").exists())
     if said:
         yield said

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fitb.doctor.ask import reason, within
 from fitb.doctor.check import Check
+from fitb.doctor.deadlines import reason, within
 from fitb.rendezvous import unreachable
 from fitb.wandb_login import Login, login_of
 

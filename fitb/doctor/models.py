@@ -1,6 +1,6 @@
 """Teacher, student, tokenizer and shards of a configuration: the contract, and a first answer.
 
-`python -m fitb.doctor.models [flags of fitb train]` is what `fitb doctor` runs as a child.
+`python -m fitb.doctor.models [flags of fitb train]` is what `fitb doctor` starts.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from fitb.config import Config
-from fitb.doctor.ask import reason
 from fitb.doctor.check import Check
-from fitb.doctor.child import emit
 from fitb.doctor.configuration import RUN_DIR
-from fitb.doctor.python import pip
+from fitb.doctor.deadlines import reason
+from fitb.doctor.interpreter import pip
+from fitb.doctor.worker import emit
 
 _TEXT = "the ___ of the"  # ours: no text of a user is read
 

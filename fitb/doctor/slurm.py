@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from fitb.cluster import site
+from fitb.cluster import slurm_config
+from fitb.cluster.process import Output
 from fitb.cluster.scripts import find_script
-from fitb.doctor.ask import COMMAND_S, Answer, ask, together
-from fitb.doctor.asked import Asked, asked_of, gpus_option, num_gpus, timing
+from fitb.cluster.slurm import COMMANDS, absent
 from fitb.doctor.check import Check
+from fitb.doctor.deadlines import outputs_of
+from fitb.doctor.job_request import JobRequest, gpus_option, num_gpus, timing
 from fitb.errors import ConfigError
 
-COMMANDS = ("sbatch", "srun", "scontrol", "sinfo")
-_SINFO = ("sinfo", "--noheader", "--format=%R|%D|%c|%G")
+_DEADLINE_S = 3.0  # of a command
 _QUESTIONS = {
     "config": ("scontrol", "show", "config"),
     "partitions": ("scontrol", "show", "partition"),
-    "hosts": _SINFO,
+    "hosts": ("sinfo", "--noheader", "--format=%R|%D|%c|%G"),
     "munge": ("munge", "-n"),
 }
 _CHAIN = (
     "export FITB_CHAIN=NAME-$(date +%s); for i in 1 2 3; do sbatch --no-requeue"
     " --dependency=singleton slurm/distill.sh ...; done"
 )
-# What to type, by the setting that fitb.cluster.site has found wanting.
+# What to type, by the setting that fitb.cluster.slurm_config has found wanting.
 _FIXES = {
     "JobRequeue": "sbatch --requeue slurm/distill.sh ...",
     "Requeue": _CHAIN,
@@ -78,7 +77,7 @@ class Slurm:
     config: Mapping[str, str] = field(default_factory=dict)
     partitions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     hosts: tuple[Hosts, ...] = ()
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Mapping[str, Output] = field(default_factory=dict)
 
     @property
     def there(self) -> bool:
@@ -95,7 +94,7 @@ class Slurm:
     def partition(self, name: str | None) -> str | None:
         """Return the partition that a job goes to, None where nobody says."""
         try:
-            return site.choose_partition(self.partitions, name).get("PartitionName")
+            return slurm_config.choose_partition(self.partitions, name).get("PartitionName")
         except ConfigError:
             return None
 
@@ -107,17 +106,14 @@ class Slurm:
 
 def gather() -> Slurm:
     """Ask Slurm everything at once."""
-    absent = tuple(name for name in COMMANDS if shutil.which(name) is None)
-    if len(absent) == len(COMMANDS):
+    if absent() == COMMANDS:
         return Slurm()
-    calls = {name: partial(ask, *words) for name, words in _QUESTIONS.items()}
-    found = together(calls, COMMAND_S + 1)
-    answers = {n: a if isinstance(a, Answer) else Answer("", str(a)) for n, a in found.items()}
+    answers = outputs_of(_QUESTIONS, _DEADLINE_S)
     return Slurm(
-        absent,
-        site.parse_config(answers["config"].output),
-        site.parse_partitions(answers["partitions"].output),
-        tuple(parse_hosts(answers["hosts"].output)),
+        absent(),
+        slurm_config.parse_config(answers["config"].text),
+        slurm_config.parse_partitions(answers["partitions"].text),
+        tuple(parse_hosts(answers["hosts"].text)),
         answers,
     )
 
@@ -151,7 +147,7 @@ def presence(slurm: Slurm) -> Check:
     return Check("ok", "slurm", found)
 
 
-def munge(answer: Answer | None, auth: str, slurm_answers: bool) -> Check:
+def munge(answer: Output | None, auth: str, slurm_answers: bool) -> Check:
     """Say whether this host can prove to Slurm who asks.
 
     Args:
@@ -172,12 +168,12 @@ def munge(answer: Answer | None, auth: str, slurm_answers: bool) -> Check:
 
 
 def settings(slurm: Slurm, partition: str | None) -> Iterator[Check]:
-    """Yield what fitb.cluster.site finds in the settings, with what to type."""
+    """Yield what fitb.cluster.slurm_config finds in the settings, with what to type."""
     if not (slurm.config and slurm.partitions):
         return
     try:
-        fields = site.choose_partition(slurm.partitions, partition)
-        found = site.findings(slurm.config, fields)
+        fields = slurm_config.choose_partition(slurm.partitions, partition)
+        found = slurm_config.findings(slurm.config, fields)
     except ConfigError as error:
         fix = f"fitb doctor --sbatch=--partition={next(iter(slurm.partitions))} ..."
         yield Check("bad" if partition else "warn", "partition", str(error), fix)
@@ -187,7 +183,7 @@ def settings(slurm: Slurm, partition: str | None) -> Iterator[Check]:
         yield Check(one.verdict, one.name, f"{one.value}: {one.sentence}", fix)
 
 
-def shape(asked: Asked, hosts: Sequence[Hosts], partition: str) -> Check:
+def shape(request: JobRequest, hosts: Sequence[Hosts], partition: str) -> Check:
     """Say whether hosts of the partition can hold what the job asks of each.
 
     Args:
@@ -198,27 +194,27 @@ def shape(asked: Asked, hosts: Sequence[Hosts], partition: str) -> Check:
     mine = [one for one in hosts if one.partition == partition]
     if not mine:
         return Check("skipped", name, f"sinfo shows no hosts of partition {partition}")
-    wanted = f"{asked.tasks} tasks x {asked.cpus} CPUs and {asked.gpus} GPUs on each of"
-    wanted += f" {asked.nodes} hosts"
+    wanted = f"{request.tasks} tasks x {request.cpus} CPUs and {request.gpus} GPUs on each of"
+    wanted += f" {request.nodes} hosts"
     most = max(mine, key=lambda one: (one.gpus, one.cpus))
-    tasks = min(asked.tasks, most.gpus) if most.gpus else max(1, min(asked.tasks, most.cpus))
-    gpus = min(asked.gpus, most.gpus)
-    cpus = max(1, min(asked.cpus, most.cpus // max(1, tasks)))
+    tasks = min(request.tasks, most.gpus) if most.gpus else max(1, min(request.tasks, most.cpus))
+    gpus = min(request.gpus, most.gpus)
+    cpus = max(1, min(request.cpus, most.cpus // max(1, tasks)))
     total = sum(one.number for one in mine)
-    fix = f"sbatch --nodes={min(asked.nodes, total)} --ntasks-per-node={tasks}"
+    fix = f"sbatch --nodes={min(request.nodes, total)} --ntasks-per-node={tasks}"
     fix += f" --gpus-per-node={gpus} --cpus-per-task={cpus} slurm/distill.sh ..."
-    fits = [o for o in mine if o.gpus >= asked.gpus and o.cpus >= asked.tasks * asked.cpus]
-    if sum(one.number for one in fits) < asked.nodes:
+    fits = [o for o in mine if o.gpus >= request.gpus and o.cpus >= request.tasks * request.cpus]
+    if sum(one.number for one in fits) < request.nodes:
         have = f"partition {partition} has {total} hosts, the largest with {most.cpus} CPUs and"
-        others = sorted({o.partition for o in hosts if o.gpus >= asked.gpus > most.gpus})
+        others = sorted({o.partition for o in hosts if o.gpus >= request.gpus > most.gpus})
         also = f"; GPUs are in {', '.join(others)}" if others else ""
         found = f"the job asks for {wanted}; {have} {most.gpus} GPUs{also}: it never starts"
         return Check("bad", name, found, fix)
-    if asked.gpus and asked.tasks != asked.gpus:
+    if request.gpus and request.tasks != request.gpus:
         found = f"{wanted}: fitb takes one task per GPU"
-        fix = f"sbatch --ntasks-per-node={asked.gpus} --gpus-per-node={asked.gpus} ..."
-        return Check("bad" if asked.tasks > asked.gpus else "warn", name, found, fix)
-    if not asked.gpus and most.gpus:
+        fix = f"sbatch --ntasks-per-node={request.gpus} --gpus-per-node={request.gpus} ..."
+        return Check("bad" if request.tasks > request.gpus else "warn", name, found, fix)
+    if not request.gpus and most.gpus:
         found = f"{wanted}, whose {most.gpus} GPUs stay idle"
         fix = f"sbatch --gpus-per-node={most.gpus} --ntasks-per-node={most.gpus} ..."
         return Check("warn", name, found, fix)
@@ -269,21 +265,25 @@ def script_text() -> str:
     return script.read_text() if script else ""
 
 
-def look(slurm: Slurm, options: Sequence[str]) -> Iterator[Check]:
-    """Yield everything about Slurm; one line where there is none."""
+def look(slurm: Slurm, options: Sequence[str], request: JobRequest) -> Iterator[Check]:
+    """Yield everything about Slurm; one line where there is none.
+
+    Args:
+        options: of sbatch.
+        request: what the job asks for under them.
+    """
     yield presence(slurm)
     if not slurm.there:
         return
     auth = slurm.config.get("AuthType", "")
     yield munge(slurm.answers.get("munge"), auth, bool(slurm.config))
     script = script_text()
-    asked = asked_of(script, options, os.environ)
-    yield from settings(slurm, asked.partition)
-    partition = slurm.partition(asked.partition)
+    yield from settings(slurm, request.partition)
+    partition = slurm.partition(request.partition)
     if not script:
         found = "slurm/distill.sh is neither here nor with the package"
         yield Check("skipped", "job shape", found)
     elif partition:
-        yield shape(asked, slurm.hosts, partition)
+        yield shape(request, slurm.hosts, partition)
     yield from timing(script, options, os.environ)
     yield from environment(os.environ, slurm.config.get("SLURM_VERSION", "unknown"))

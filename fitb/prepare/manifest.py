@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import shutil
 from collections import Counter
 from dataclasses import replace
 from typing import Any
-
-import datasets
-import numpy
-import pyarrow as pa
-import tokenizers
 
 import fitb
 from fitb.corpus.sorted_runs import SPLITS
@@ -25,6 +21,7 @@ from fitb.shards.manifest import ALGORITHMS, FORMAT_VERSION, MANIFEST, fingerpri
 
 INPUTS = "inputs.json"
 DROPPED_FILE = "dropped.parquet"
+LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers")
 NUM_SAMPLES = 5
 
 _MANY_UNKNOWN = 0.005  # of all tokens
@@ -35,7 +32,7 @@ logger = logging.getLogger(__name__)
 def write_manifest(work: Work) -> None:
     """Complete work.set: tokenizer, inputs, what was dropped, and the manifest.
 
-    Raises: DataError where a shard is missing, or a split has no row.
+    Raises: DataError where a shard is missing or a split has no row.
     """
     pieces = {}
     for shard in work.shards:
@@ -75,9 +72,7 @@ def write_manifest(work: Work) -> None:
         "changed": dict(sorted(work.totals.changed.items())),
         "sample": [text for piece in pieces.values() for text in piece["sample"]][:NUM_SAMPLES],
         "settings": {**work.settings, "files": [redacted(name) for name in work.settings["files"]]},
-        "versions": {
-            module.__name__: module.__version__ for module in (datasets, numpy, pa, tokenizers)
-        },
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     if statistics["unknown_share"] > _MANY_UNKNOWN:
         logger.warning(

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
-from fitb.prepare.config import PrepareConfig
+from fitb.prepare.settings import PrepareConfig
 from fitb.shards.manifest import MANIFEST
 
 JOBS, PLAN, SETTINGS = "jobs.json", "plan.json", "settings.json"
@@ -31,58 +31,41 @@ def place_of(config: PrepareConfig) -> Path:
     return Path(os.path.realpath(config.out))
 
 
-def lock_of(config: PrepareConfig) -> FileLock:
-    """Return the lock that one preparation at a time holds, not yet taken.
+@contextlib.contextmanager
+def alone(config: PrepareConfig) -> Iterator[None]:
+    """Hold the lock that one preparation at a time has; its file is gone afterwards.
 
-    Raises: SystemFault where the folder to make cannot be; DataError where another file has the
-        name of the lock.
+    Raises: SystemFault where the folder to make cannot be; DataError where another process holds
+        the lock, or another file has its name.
     """
     folder = folder_of(config)
-    with _naming_place(config):
+    path = folder.parent / f"{folder.name}.lock"
+    lock = FileLock(path)
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)  # the lock below tells less of what is wrong with a place
         if not any(folder.iterdir()):
             folder.rmdir()
-    lock = folder.parent / f"{folder.name}.lock"
-    if lock.is_symlink() or (lock.exists() and (not lock.is_file() or lock.stat().st_size)):
-        raise DataError(
-            f"{lock} is not a lock of fitb, which is an empty file; move it away, or name another"
-            " folder with --out"
-        )
-    return FileLock(lock)
-
-
-def take(lock: FileLock, config: PrepareConfig) -> None:
-    """Take the lock.
-
-    Raises: DataError where another process holds it.
-    """
-    try:
-        with _naming_place(config):
-            lock.acquire(timeout=0)
+        if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
+            raise DataError(
+                f"{path} is not a lock of fitb, which is an empty file; move it away, or name"
+                " another folder with --out"
+            )
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise DataError(
             f"out={config.out} is being made by another preparation right now; wait for its end,"
             " or name another folder"
         ) from error
-
-
-@contextlib.contextmanager
-def _naming_place(config: PrepareConfig) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:
-        raise
     except OSError as error:
         raise SystemFault(
             f"out={config.out} cannot be made: {error.strerror or error}; name another folder"
         ) from error
-
-
-def leave(lock: FileLock) -> None:
-    """Give the lock back and remove its file."""
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def folder_of(config: PrepareConfig) -> Path:

@@ -1,7 +1,7 @@
 """The same stages as Slurm arrays, each waiting for the one before: `python -m launch.prepare`.
 
 The submitter checks everything and leaves. A stage that fails cancels those that wait for it;
-submitting again runs the tasks that are missing.
+submitting again makes what is missing.
 """
 
 from __future__ import annotations
@@ -9,112 +9,35 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from datatrove.executor import SlurmPipelineExecutor
-from datatrove.utils.logging import logger as datatrove_logger
+import submitit
 
 from fitb import log
-from fitb.cluster import environment, slurm
-from fitb.cluster.environment import Site
+from fitb.cluster import slurm
+from fitb.cluster.arrays import submit_tasks
+from fitb.cluster.executor import make_executor, script_of, submission_parser
+from fitb.cluster.site_env import HANDED_ON
 from fitb.config_io import to_yaml
-from fitb.corpus.sources import ReadPlan
 from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
 from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.fsio import write_json
 from fitb.job_states import ENDED
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.place import JOBS, folder_of, leave, lock_of, place_of, take
-from fitb.prepare.run import Stage, prepare, stages_of
+from fitb.prepare.place import JOBS, alone, folder_of
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
+from fitb.prepare.stages import Task, missing, stages_of
 from fitb.prepare.work import Work, begin
 from fitb.shards.manifest import MANIFEST
 
+SINGLE = ("cluster", "tokenizer", "finish")  # stages that one task does
 _POLL_S = 2.0
-_PROGRAM = "launch_pickled_pipeline"  # of datatrove
-# The stages that wait go by exit codes, and srun's 0 says nothing: datatrove's own record does.
-_DONE = """\
-ranks=($(tr -d '[],' <{folder}/ranks_to_run.json))
-rank=${{ranks[SLURM_ARRAY_TASK_ID + {offset} * RUN_OFFSET]}}
-[[ -z $rank || -e {folder}/completions/$(printf %05d "$rank") ]]
-"""
 
 logger = logging.getLogger(__name__)
-
-
-class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
-    """datatrove's Slurm executor without what a site may lack: QOS, partition, merge jobs."""
-
-    slurm_logs_folder: str
-
-    def __init__(
-        self, stage: Stage, where: argparse.Namespace, folder: Path, site: Site, **more: Any
-    ) -> None:
-        tasks = stage.tasks or where.tasks
-        path = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-        super().__init__(
-            [stage.step],
-            tasks=tasks,
-            time=f"{where.time_min:.0f}",
-            partition=where.partition,
-            cpus_per_task=where.cpus_per_task,
-            mem_per_cpu_gb=where.mem_per_cpu_gb,
-            workers=where.max_running or -1,
-            job_name=f"{where.job_name}-{stage.name}",
-            qos=None,
-            env_command="; ".join([*site.setup, path]),
-            logging_dir=str(folder / "stages" / f"{stage.name}-{tasks}"),
-            sbatch_args={"kill-on-invalid-dep": "yes", "open-mode": "append"},
-            srun_args={"kill-on-bad-exit": "1"},
-            **more,
-        )
-        self._container = shlex.join(site.container)
-
-    def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
-        """Return the script, in which paths and names are words of bash."""
-        pickle = self.logging_dir.resolve_paths("executor.pik")
-        run_script = run_script.replace(pickle, shlex.quote(pickle))
-        if self._container:
-            run_script = run_script.replace(_PROGRAM, f"{self._container} {_PROGRAM}", 1)
-        arguments = {name: value and shlex.quote(str(value)) for name, value in sbatch_args.items()}
-        script = str(super().get_launch_file_contents(arguments, run_script))
-        began = f"Starting data processing job {self.job_name}"
-        folder = shlex.quote(str(Path(pickle).parent))
-        script = script.replace(f'echo "{began}"', f"echo {shlex.quote(began)}", 1)
-        return script + _DONE.format(folder=folder, offset=self.max_array_size)
-
-    def script(self) -> str:
-        """Return the script of a first submission, to the letter, making no folder."""
-        logs, self.slurm_logs_folder = self.slurm_logs_folder, os.sep  # one that is there
-        arguments = self.get_sbatch_args(min(self.tasks, self.max_array_size))
-        self.slurm_logs_folder = logs
-        arguments["output"] = arguments["error"] = self._log_pattern()
-        options = " ".join(f"--{name}={value}" for name, value in self.srun_args.items())
-        pickle = self.logging_dir.resolve_paths("executor.pik")
-        command = f"srun {options} -l -n {self.nodes_per_task} {_PROGRAM} {pickle}"
-        return self.get_launch_file_contents(arguments, command)
-
-    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        arguments: dict[str, Any] = super().get_sbatch_args(max_array)
-        arguments["output"] = arguments["error"] = self._log_pattern()
-        if not self.partition:
-            del arguments["partition"]
-        if not self.mem_per_cpu_gb:
-            del arguments["mem-per-cpu"]
-        return arguments
-
-    def _log_pattern(self) -> str:
-        return self.slurm_logs_folder.replace("%", "%%") + "/%A_%a.out"
-
-    def launch_merge_stats(self) -> None:
-        """Do nothing: the manifest holds the counts."""
 
 
 def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
@@ -122,50 +45,50 @@ def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
 
     Args:
         config: what to make.
-        where: tasks, max_running, cpus_per_task, mem_per_cpu_gb, time_min, partition, job_name.
+        where: of `front`.
     Raises: as prepare; SystemFault where Slurm refuses.
     """
     if where.tasks < 1:
         raise ConfigError(f"tasks={where.tasks}; at least 1")
-    if "\\" in str(folder_of(config)):
-        raise ConfigError(
-            f"out={config.out!r} holds a backslash, after which Slurm gives all tasks one log; name"
-            " another folder, or run `fitb prepare` on this machine instead"
-        )
-    if shutil.which("sbatch") is None:
-        raise SystemFault("sbatch not found; run `fitb prepare` on this machine instead")
-    lock = lock_of(config)
-    take(lock, config)
-    try:
-        work = begin(config)
-        jobs = _launch(work, where)
-    finally:
-        leave(lock)
-    return jobs
+    _executor(folder_of(config), stages_of(config)[0], where)  # what is refused, before any work
+    with alone(config):
+        return _submit(begin(config), where)
 
 
-def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
-    datatrove_logger.disable("datatrove")
-    site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
-    environment.leave_job(os.environ)
-    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
-        if name not in environment.HANDED_ON:
-            del os.environ[name]
-    before: _Slurm | None = None
+def _submit(work: Work, where: argparse.Namespace) -> dict[str, str]:
+    stages = stages_of(work.config)
+    is_read = not missing(work, stages[0])
     jobs: dict[str, str] = {}
-    for stage in stages_of(work):
-        before = _Slurm(stage, where, work.folder, site, depends=before)
+    for stage in stages:
+        if (is_read or stage == stages[0]) and not missing(work, stage):
+            continue
+        executor = _executor(work.folder, stage, where, next(reversed(jobs.values()), ""))
+        num = _num_tasks(stage, where)
+        tasks = [Task(str(work.folder), stage, rank, num) for rank in range(num)]
         try:
-            before.run()
-        except (subprocess.CalledProcessError, OSError) as error:
+            first = submit_tasks(executor, tasks)[0]
+        except SystemFault as error:
             others = f"cancel the jobs {' '.join(jobs.values())}, and " if jobs else ""
-            raise SystemFault(
-                f"stage {stage.name} was not accepted: {error}; {others}submit again"
-            ) from error
-        if before.job_id != -1:
-            jobs[stage.name] = str(before.job_id)
-            write_json(work.folder / JOBS, jobs)
+            raise SystemFault(f"stage {stage}: {error}; {others}submit again") from error
+        jobs[stage] = first.job_id.partition("_")[0]
+        write_json(work.folder / JOBS, jobs)
     return jobs
+
+
+def _num_tasks(stage: str, where: argparse.Namespace) -> int:
+    return 1 if stage in SINGLE else int(where.tasks)
+
+
+def _executor(
+    work: Path, stage: str, where: argparse.Namespace, after: str = ""
+) -> submitit.Executor:
+    """Make the executor of a stage; of the site it takes account, partition and the like alone."""
+    of_stage = argparse.Namespace(**{**vars(where), "job_name": f"{where.job_name}-{stage}"})
+    executor = make_executor(of_stage, work / "stages" / stage, after=after)
+    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
+        if name not in HANDED_ON:
+            del os.environ[name]
+    return executor
 
 
 def dry_run(args: Sequence[str]) -> str:
@@ -174,16 +97,14 @@ def dry_run(args: Sequence[str]) -> str:
     Raises: ConfigError, as `main`.
     """
     where, config = _parse(args)
-    if not _on_slurm(where):
+    if not slurm.is_chosen(where.cluster):
         return f"# no Slurm: the stages are processes of this machine\n\n{to_yaml(config)}"
-    site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
-    work = Work(folder_of(config), place_of(config), config, {}, ReadPlan((), (), (), ()))
-    parts, before = [], ""
-    for stage in stages_of(work):
-        after = f" --dependency=afterok:JOB_OF_{before.upper()}" if before else ""
-        parts.append(f"# -- stage {stage.name}: sbatch --export=ALL,RUN_OFFSET=0{after}")
-        parts.append(_Slurm(stage, where, work.folder, site).script())
-        before = stage.name
+    parts: list[str] = []
+    after = ""
+    for stage in stages_of(config):
+        executor = _executor(folder_of(config), stage, where, after)
+        parts += [f"# -- stage {stage}", script_of(executor, _num_tasks(stage, where))]
+        after = f"JOB_OF_{stage.upper()}"
     return "\n".join([*parts, f"# -- fitb prepare\n{to_yaml(config)}"])
 
 
@@ -200,33 +121,20 @@ def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
 
 def front() -> FrontParser:
     """Build the parser of the flags that say how a preparation is spread."""
-    parser = FrontParser("python -m launch.prepare")
+    parser = submission_parser("python -m launch.prepare")
     add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--tasks", type=int, default=16, help="tasks of a stage: the size of its array")
     add("--max_running", type=int, help="tasks of a stage that run at the same time")
     add("--cpus_per_task", type=int, default=1, help="CPU cores of a task; it uses one")
     add("--mem_per_cpu_gb", type=int, default=2, help="in GB; 0 leaves it to the site")
     add("--time_min", type=float, default=240, help="time limit of a task, in minutes")
-    add("--partition", help="Slurm partition")
-    add("--job_name", default="fitb-prepare", help="Slurm's name of the jobs")
-    add("--wait", action="store_true", help="wait for the end and return its exit code")
-    add(
-        "--dry_run",
-        "--dry-run",
-        action="store_true",
-        help="print the scripts and the configuration; submit nothing, write nothing",
-    )
+    parser.set_defaults(job_name="fitb-prepare")
     return parser
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, PrepareConfig]:
     where, flags = front().split(args)
     return where, parse(PrepareConfig, "python -m launch.prepare", flags)
-
-
-def _on_slurm(where: argparse.Namespace) -> bool:
-    return where.cluster == "slurm" or (where.cluster == "auto" and bool(shutil.which("srun")))
 
 
 def main(args: Sequence[str]) -> int:
@@ -237,7 +145,7 @@ def main(args: Sequence[str]) -> int:
         if where.dry_run:
             print(dry_run(args), end="")
             return FINISHED
-        if not _on_slurm(where):
+        if not slurm.is_chosen(where.cluster):
             print(prepare(config))
             return FINISHED
         jobs = submit(config, where)

@@ -1,9 +1,11 @@
-"""What one task of each stage does; a task takes every world_size-th input split or shard.
+"""The stages of a preparation, and what a task of each does.
 
     read -> (sign -> buckets -> cluster) -> tokenizer -> write -> finish
 
-The stages in brackets run where near-duplicates are dropped; `buckets` is datatrove's own. What a
-task writes does not depend on how many tasks there are, and what is there is not made again.
+The stages in brackets run where near-duplicates are dropped. A stage makes targets (one for each
+input split, shard or bucket, or a single one), each whole or not at all. A task takes every n-th
+target; what it makes does not depend on how many tasks there are, and what is there is not made
+again.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fitb import log
 from fitb.corpus import minhash
 from fitb.corpus.chunk import concatenate, pack, token_streams, windows
 from fitb.corpus.clean import Cleaner
 from fitb.corpus.sorted_runs import Documents, text_digest, write_run
 from fitb.corpus.sources import Document, InputSplit, read_split
-from fitb.corpus.tokenizer import add_tokens, describe_tokenizer, read_tokens, train_tokenizer
+from fitb.corpus.tokenizer import (
+    add_tokens,
+    describe_tokenizer,
+    read_tokens,
+    train_tokenizer,
+)
+from fitb.errors import FINISHED
 from fitb.fsio import (
     folder_written_whole,
     fsync_dir,
@@ -38,6 +48,7 @@ from fitb.fsio import (
 from fitb.prepare.dropped import write_dropped
 from fitb.prepare.manifest import NUM_SAMPLES, write_manifest
 from fitb.prepare.place import FOLDERS, SETTINGS
+from fitb.prepare.settings import PrepareConfig
 from fitb.prepare.work import Shard, Work
 from fitb.shards.tokenizer import SpecialIds, open_tokenizer
 from fitb.shards.write import DIGEST_BYTES, Columns, write_documents, write_shard
@@ -49,15 +60,89 @@ _SIGN_BATCH = 4096
 logger = logging.getLogger(__name__)
 
 
-def read(folder: Path, data: Any, rank: int, world_size: int) -> None:
-    """Clean and sort the documents of every input split of this task."""
-    work = Work.open(folder)
-    for input_split in work.plan.splits[rank::world_size]:
-        if not work.run(input_split).with_suffix(".json").exists():
-            _read_split(work, input_split)
+@dataclass(frozen=True)
+class Target:
+    """What is made whole or not at all.
+
+    Args:
+        place: file or folder that is there once it is made; None where it is made at every start.
+        make: makes it.
+    """
+
+    place: Path | None
+    make: Callable[[], None]
+
+    @property
+    def is_made(self) -> bool:
+        return self.place is not None and self.place.exists()
+
+
+def stages_of(config: PrepareConfig) -> tuple[str, ...]:
+    """Return the stages of a preparation in order."""
+    between = () if config.near_duplicates is None else ("sign", "buckets", "cluster")
+    return ("read", *between, "tokenizer", "write", "finish")
+
+
+def targets_of(work: Work, stage: str) -> list[Target]:
+    """Return what a stage makes; of all stages but the first once every input split is read.
+
+    Raises: DataError where that is not so, or a split has no document.
+    """
+    splits, similar = work.plan.splits, work.folder / "minhash"
+    if stage == "read":
+        return [
+            Target(work.run(each).with_suffix(".json"), partial(_read_split, work, each))
+            for each in splits
+        ]
+    if stage == "finish":
+        return [Target(None, partial(_finish, work))]
+    if work.is_made():
+        return []
+    if stage == "sign":
+        return [Target(work.signed(s), partial(_sign, work, s)) for s in work.shards]
+    if stage == "buckets":
+        jaccard = float(work.config.near_duplicates or 0)
+        return [
+            Target(minhash.pairs_of(similar, n), partial(minhash.find_pairs, similar, n, jaccard))
+            for n in range(minhash.bands(jaccard)[0])
+        ]
+    if stage == "cluster":
+        return [Target(similar / "removed", partial(_cluster, work))]
+    if stage == "tokenizer":
+        return [Target(work.tokenizer, partial(_train_tokenizer, work))]
+    return [Target(work.piece(s), partial(_write_piece, work, s)) for s in work.shards]
+
+
+def missing(work: Work, stage: str, rank: int = 0, tasks: int = 1) -> list[Target]:
+    """Return the targets that a task of a stage has still to make: of every tasks-th."""
+    return [target for target in targets_of(work, stage)[rank::tasks] if not target.is_made]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stage, in whatever process; pickled, so it holds nothing but words.
+
+    Args:
+        folder: where the preparation works.
+        stage: its name.
+        rank: of the task.
+        tasks: of the stage.
+    """
+
+    folder: str
+    stage: str
+    rank: int
+    tasks: int
+
+    def __call__(self) -> int:
+        log.setup()
+        for target in missing(Work.open(Path(self.folder)), self.stage, self.rank, self.tasks):
+            target.make()
+        return FINISHED
 
 
 def _read_split(work: Work, input_split: InputSplit) -> None:
+    """Clean and sort the documents of an input split."""
     cleaner = Cleaner(work.config.clean)
     dropped: list[tuple[int, int, str]] = []
 
@@ -98,45 +183,34 @@ def _read_split(work: Work, input_split: InputSplit) -> None:
     )
 
 
-def sign(folder: Path, data: Any, rank: int, world_size: int) -> None:
-    """Write the MinHash signatures of every shard of this task."""
-    work = Work.open(folder)
+def _sign(work: Work, shard: Shard) -> None:
+    """Write the MinHash signatures of a shard."""
     assert work.config.near_duplicates is not None
-    for shard in work.missing_shards(rank, world_size):
-        done = work.folder / "signed" / shard.name
-        if done.exists():
-            continue
-        texts = work.gather(shard).texts
-        parts = [
-            minhash.signatures(texts.slice(begin, _SIGN_BATCH).to_pylist())
-            for begin in range(0, max(1, len(texts)), _SIGN_BATCH)
-        ]
-        minhash.write_signatures(
-            work.folder / "minhash",
-            shard.index,
-            np.concatenate(parts),
-            np.arange(len(texts)),
-            work.config.near_duplicates,
-        )
-        done.touch()
-        logger.info("signed=%s documents=%d", shard.name, len(texts))
+    texts = work.gather(shard).texts
+    parts = [
+        minhash.signatures(texts.slice(begin, _SIGN_BATCH).to_pylist())
+        for begin in range(0, max(1, len(texts)), _SIGN_BATCH)
+    ]
+    minhash.write_signatures(
+        work.folder / "minhash",
+        shard.index,
+        np.concatenate(parts),
+        np.arange(len(texts)),
+        work.config.near_duplicates,
+    )
+    work.signed(shard).touch()
+    logger.info("signed=%s documents=%d", shard.name, len(texts))
 
 
-def cluster(folder: Path, data: Any, rank: int, world_size: int) -> None:
+def _cluster(work: Work) -> None:
     """Decide which near-duplicates go."""
-    work = Work.open(folder)
     assert work.config.near_duplicates is not None
-    if work.is_made():
-        return
     found = minhash.cluster(work.folder / "minhash", work.config.near_duplicates)
     logger.info("near_duplicates=%d clusters=%d", found.removed, found.clusters)
 
 
-def tokenizer(folder: Path, data: Any, rank: int, world_size: int) -> None:
-    """Train the tokenizer if none was given."""
-    work = Work.open(folder)
-    if work.tokenizer.exists() or work.is_made():
-        return
+def _train_tokenizer(work: Work) -> None:
+    """Train the tokenizer, of the different texts of the training shards."""
     texts = (
         text
         for shard in work.shards
@@ -157,16 +231,9 @@ def tokenizer(folder: Path, data: Any, rank: int, world_size: int) -> None:
     logger.info("vocab_size=%d", describe_tokenizer(work.tokenizer)["vocab_size"])
 
 
-def write(folder: Path, data: Any, rank: int, world_size: int) -> None:
-    """Tokenise, cut and write every shard of this task."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what is parallel
-    work = Work.open(folder)
-    for shard in work.missing_shards(rank, world_size):
-        if not work.piece(shard).exists():
-            _write_piece(work, shard)
-
-
 def _write_piece(work: Work, shard: Shard) -> None:
+    """Tokenise, cut and write a shard."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what is parallel
     documents, alike = work.documents(shard)
     encoder, special = open_tokenizer(work.tokenizer)
     texts = documents.texts.to_pylist()
@@ -263,9 +330,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
 
 
-def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
+def _finish(work: Work) -> None:
     """Put the manifest to the shards and the set in its place."""
-    work = Work.open(folder)
     if work.is_made():
         logger.info("out=%s already holds this shard set; nothing to do", work.out)
     else:
@@ -279,5 +345,5 @@ def finish(folder: Path, data: Any, rank: int, world_size: int) -> None:
         fsync_dir(work.out.parent)
     (work.folder / SETTINGS).unlink()  # first: what is left is rubbish now
     for name in ("given", "tokenizer", *FOLDERS):
-        if name != "stages":  # which holds the record of this very task
+        if name != "stages":  # which holds the files of this very job
             shutil.rmtree(work.folder / name, ignore_errors=True)

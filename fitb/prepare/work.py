@@ -10,7 +10,7 @@ preparation does what is missing; another one is refused, and so is a second one
     pieces/train-00003.json        a shard that is written, in set/
     set/                           becomes the shard set
     jobs.json                      Slurm's ids of the stages
-    stages/                        datatrove's record of tasks done, and their logs
+    stages/                        Slurm's logs and submitit's files of the stages
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer
 from fitb.errors import DataError
 from fitb.fsio import folder_written_whole, read_json, sha256_json, write_json
 from fitb.job_states import ENDED
-from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import (
     FOLDERS,
     JOBS,
@@ -48,6 +47,7 @@ from fitb.prepare.place import (
     leave_work,
     place_of,
 )
+from fitb.prepare.settings import PrepareConfig
 from fitb.shards.manifest import FORMAT_VERSION, MANIFEST, check_files, read_manifest
 from fitb.shards.tokenizer import tokenizer_fingerprint
 from fitb.shards.write import shard_name
@@ -136,6 +136,9 @@ class Work:
     def run(self, input_split: InputSplit) -> Path:
         return self.folder / "runs" / f"{input_split.number:05d}.run"
 
+    def signed(self, shard: Shard) -> Path:
+        return self.folder / "signed" / shard.name
+
     def piece(self, shard: Shard) -> Path:
         return self.folder / "pieces" / f"{shard.name}.json"
 
@@ -172,10 +175,6 @@ class Work:
             of = max(1, round(self.totals.kept.bytes[split] / (self.config.shard_mb * 1e6)))
             shards += [Shard(len(shards) + n, split, n, of) for n in range(of)]
         return shards
-
-    def missing_shards(self, rank: int, world_size: int) -> list[Shard]:
-        """Return the shards of a task: none where the set is made already."""
-        return [] if self.is_made() else self.shards[rank::world_size]
 
     def gather(self, shard: Shard) -> Documents:
         """Return the different documents of a shard."""
@@ -245,7 +244,7 @@ def begin(config: PrepareConfig) -> Work:
 
 def _refuse_twins(config: PrepareConfig, folder: Path) -> None:
     """Refuse a preparation whose Slurm jobs are queued or running."""
-    if not (folder / JOBS).exists() or shutil.which("scontrol") is None:
+    if not (folder / JOBS).exists() or not slurm.is_here():
         return
     name, job = list(read_json(folder / JOBS).items())[-1]
     state = slurm.job_state(job)

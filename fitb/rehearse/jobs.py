@@ -12,9 +12,10 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
-from fitb.cluster import site
+from fitb import signals
+from fitb.cluster import slurm, slurm_config
 from fitb.cluster.local import LocalRun
 from fitb.errors import RESUME, SystemFault, TrainingError
 from fitb.job_states import ENDED, FORGOTTEN
@@ -25,30 +26,6 @@ logger = logging.getLogger(__name__)
 ASK_S = 1.0  # between two questions to the controller
 SOON_S = 5.0
 CANCEL_S = 120.0
-
-
-class Job(Protocol):
-    """What a rehearsal does to a job."""
-
-    name: str
-
-    def start(self) -> None:
-        """Start it. Raises: SystemFault where it is not accepted."""
-
-    def tell(self, number: signal.Signals) -> None:
-        """Send a signal as the scheduler would."""
-
-    def left(self) -> float | None:
-        """Unix time at which the attempt was left and its return decided; None until then."""
-
-    def back(self) -> float | None:
-        """Unix time at which the next attempt was seen to run; None until then."""
-
-    def check(self) -> None:
-        """Raise SystemFault where the job is over."""
-
-    def close(self) -> None:
-        """End it, and see that it stays so."""
 
 
 def attempts(run_dir: Path) -> list[Attempt]:
@@ -79,25 +56,27 @@ class SlurmJob:
         self.running: dict[str, str] = {}  # its record while it ran
 
     def start(self) -> None:
+        """Start it. Raises: SystemFault where it is not accepted."""
         logs = self._run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         folder = str(logs).replace("%", "%%")  # to Slurm a pattern
         own = ("--parsable", f"--output={folder}/rehearsal.out")
-        answer = site.ask("sbatch", *own, *self._options, *self._command, timeout_s=600)
+        answer = slurm.ask("sbatch", *own, *self._options, *self._command, timeout_s=600)
         self._id = answer.splitlines()[-1].split(";")[0]
         self.name = f"job {self._id}"
         self.check()
-        found = site.requeue({}, self.record)
+        found = slurm_config.requeue({}, self.record)
         if found.verdict == "bad":
             raise SystemFault(f"{self.name} has {found.name}={found.value}: {found.sentence}")
 
     def tell(self, number: signal.Signals) -> None:
+        """Send a signal as the scheduler would."""
         # USR1 reaches the batch script, as before a time limit; TERM the tasks, as in a preemption.
-        where = ["--batch"] if number == signal.SIGUSR1 else []
-        name = number.name.removeprefix("SIG")
-        site.ask("scancel", *where, f"--signal={name}", self._id)
+        where = ["--batch"] if number == signals.TIME_LIMIT else []
+        slurm.ask("scancel", *where, f"--signal={signals.slurm_name(number)}", self._id)
 
     def left(self) -> float | None:
+        """Unix time at which the attempt was left and its return decided; None until then."""
         decided = [a for a in attempts(self._run_dir) if a.decision]
         if len(decided) <= self._lefts:
             return None
@@ -106,6 +85,7 @@ class SlurmJob:
         return attempt.decided_at.timestamp() if attempt.decided_at else time.time()
 
     def back(self) -> float | None:
+        """Unix time at which the next attempt was seen to run; None until then."""
         self.check()
         if int(self.record.get("Restarts", 0)) <= self._restarts:
             return None
@@ -125,11 +105,12 @@ class SlurmJob:
                 return
         self._hurried_s = time.monotonic()
         try:  # not to nothing: within a second of the requeue a host refuses the new start
-            site.ask("scontrol", "update", f"JobId={self._id}", "StartTime=now+2seconds")
+            slurm.ask("scontrol", "update", f"JobId={self._id}", "StartTime=now+2seconds")
         except SystemFault as error:
             logger.info("it waits as long as Slurm makes it: %s", error)
 
     def check(self) -> None:
+        """Raise SystemFault where the job is over."""
         if time.monotonic() - self._asked_s < ASK_S:
             return
         before = self.record.get("JobState")
@@ -154,11 +135,11 @@ class SlurmJob:
         """The job's state now, or the last that is known where the controller is busy."""
         self._asked_s = time.monotonic()
         try:
-            answer = site.ask("scontrol", "show", "job", "-o", self._id)
-            self.record = site.parse_record(answer)
-        except SystemFault as error:
-            if "Invalid job id" in str(error):
+            found = slurm.job_record(self._id)
+            if not found:
                 return FORGOTTEN
+            self.record = found
+        except SystemFault as error:
             logger.warning("%s; asking again", error)
         state = self.record.get("JobState", "UNKNOWN")
         if state == "RUNNING":
@@ -166,6 +147,7 @@ class SlurmJob:
         return state
 
     def close(self) -> None:
+        """End it, and see that it stays so."""
         if not self._id:
             return
         quiet, deadline_s = 0, time.monotonic() + CANCEL_S
@@ -176,7 +158,7 @@ class SlurmJob:
                 break
             if not quiet:
                 with contextlib.suppress(SystemFault):
-                    site.ask("scancel", self._id)
+                    slurm.ask("scancel", self._id)
             if time.monotonic() > deadline_s:
                 logger.error("%s is still %s; `scancel %s`", self.name, state, self._id)
                 return
@@ -185,7 +167,7 @@ class SlurmJob:
 
 
 class LocalJob:
-    """Processes of this machine.
+    """Processes of this machine, to be handled as a SlurmJob.
 
     Args:
         command: of each.
@@ -239,3 +221,6 @@ class LocalJob:
         if self._output:
             self._output.close()
             self._output = None
+
+
+Job = SlurmJob | LocalJob

@@ -6,12 +6,12 @@ import functools
 import importlib.metadata
 import logging
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import fitb
 from fitb import fsio
+from fitb.git import git
 from fitb.rundir import names
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,6 @@ def newest_code(run: Path) -> dict[str, Any] | None:
 def describe_code() -> dict[str, Any]:
     """Commit, local changes and versions of what is running, as they were when it began."""
     import torch
-
-    def git(*args: str) -> str | None:
-        command = ["git", "-C", str(Path(fitb.__file__).parent), *args]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fitb import signals
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.fsio import append_line, mend_tail, read_json, write_json
 from fitb.rundir import names
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3
 MAX_STALLED_LEAVES = 10
 # How a shell reports a process that one of our signals ended before it could catch it.
-ENDED_BY_OUR_SIGNAL = tuple(128 + s for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
+ENDED_BY_OUR_SIGNAL = tuple(128 + number for number in signals.BY_SCHEDULER)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from fitb import log
+from fitb import log, signals
 from fitb.cluster.preflight import ALL_OWN_S, START_S, link_deadline_s, pair_rounds
 from fitb.cluster.slurm import master_port
 from fitb.errors import RESUME, FitbError, SystemFault
@@ -239,7 +239,7 @@ def main(args: Sequence[str]) -> None:
     def leave(number: int, _frame: FrameType | None) -> None:
         os._exit(RESUME)  # a preemption, which is no fault of this host
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in signals.BY_SCHEDULER:
         signal.signal(number, leave)
     failures = own_failures(run_dir, cache_dir, os.environ)
     found = {"reduced": True, "pairs": {}, "clock_s": None}

@@ -16,13 +16,14 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from fitb import signals
 from fitb.data.batch import Batch
 from fitb.errors import FitbError
 from fitb.modes import fault_of
 from fitb.train.collectives import on_all
 from fitb.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = signals.SHUTDOWN
 _FAILURES = ("failure", "machine failure")  # the second may pass if the job is started again
 _REASONS = (*(s.name for s in SIGNALS), "time budget", *_FAILURES)
 

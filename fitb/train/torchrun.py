@@ -21,9 +21,8 @@ from typing import Any
 
 import psutil
 
+from fitb import signals
 from fitb.errors import FINISHED
-
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 def arguments(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
@@ -57,7 +56,7 @@ def main(flags: Sequence[str]) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    for number in PASSED_ON:
+    for number in signals.SHUTDOWN:
         signal.signal(number, _pass_on)
     agent: Any = torchrun
     try:

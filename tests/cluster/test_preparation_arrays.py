@@ -12,9 +12,9 @@ from slurm_cluster import Cluster
 
 from fitb.errors import DataError
 from fitb.fsio import read_json
-from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import folder_of
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 pytestmark = pytest.mark.cluster
 
@@ -77,7 +77,7 @@ def test_arrays_on_two_hosts_killed_midway_give_the_bytes_of_one_process(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(HELD)
     held = tmp_path / "held"
-    env = {"PYTHONPATH": str(tmp_path), "HELD": str(held)}
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HELD": str(held)}
     out, log = tmp_path / "arrays", tmp_path / "submit.out"
     jobs = submitted(cluster, out, log, env)
     assert list(jobs) == ["read", "sign", "buckets", "cluster", "tokenizer", "write", "finish"]

@@ -13,8 +13,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from fitb.config import Config, TrackConfig
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 ENGLISH = [
     "the quick brown fox jumps over the lazy dog while the others are watching it",

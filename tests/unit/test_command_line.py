@@ -23,7 +23,7 @@ from fitb.flags import _OF_OTHERS, hints, parse, parser_for, preset_names
 from fitb.front import flags_of, load
 
 COMMANDS = [name for name in help.PAGES if name.startswith("fitb ")]
-HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "datatrove")
+HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb")
 
 
 def told(*words: str) -> str:
@@ -84,7 +84,7 @@ completion.script("bash")
 for page in help.PAGES.values():
     load(page.config)
 heavy = [name for name in {HEAVY} if name in sys.modules]
-assert heavy in ([], ["datatrove"]), heavy  # launch.prepare is datatrove's executor
+assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from executable import executable
 
 from fitb import dry_run
 from fitb.config import Config
@@ -27,19 +29,6 @@ def shown(capsys, *args):
     return code, captured.out, captured.err
 
 
-def test_environment_wins_over_the_lines_of_the_script():
-    script = "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --time=04:00:00\ndate\n"
-    env = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "a b", "SBATCH_NO_KILL": "", "HOME": "x"}
-    lines = [option.render().split(maxsplit=1)[1] for option in dry_run.options_of(script, env)]
-    assert [" ".join(line.split()) for line in lines] == [
-        "--nodes=2 #SBATCH",
-        "--requeue #SBATCH",
-        "--time=1 SBATCH_TIMELIMIT",
-        "--no-kill SBATCH_NO_KILL",
-        "--partition='a b' SBATCH_PARTITION",
-    ]
-
-
 def test_script_is_printed_as_it_is_with_the_configuration_that_training_would_have(
     capsys, monkeypatch
 ):
@@ -52,7 +41,7 @@ def test_script_is_printed_as_it_is_with_the_configuration_that_training_would_h
     assert code == 0
     script, _, rest = out.partition("\n# -- options that hold")
     assert script == DISTILL.read_text()
-    assert "--account=mine" in rest and "read-too-late" not in rest
+    assert "#   --account=mine " in rest and "read-too-late" not in rest
     config = parse(Config, "test", ["--run_dir", "runs/fitb-distill", *flags])
     assert rest.partition("# -- fitb train\n")[2] == to_yaml(config)
 
@@ -90,9 +79,8 @@ def test_script_in_a_shell_prints_and_leaves_nothing(tmp_path, spelling):
 
 
 def test_stages_of_a_preparation_are_shown_to_the_letter(tmp_path, monkeypatch, capsys):
-    for name, text in (("srun", "exit 0"), ("sbatch", "echo job 7")):
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+    executable(tmp_path / "srun", "exit 0")
+    executable(tmp_path / "sbatch", "echo job 7")
     site = tmp_path / "site.env"
     site.write_text("export FITB_APPTAINER=/i.sif SBATCH_QOS=mine SBATCH_PARTITION=p\n")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -111,10 +99,11 @@ def test_stages_of_a_preparation_are_shown_to_the_letter(tmp_path, monkeypatch, 
     assert prepare([*flags, "--dry-run"]) == 0
     assert capsys.readouterr().out == printed
     assert prepare(flags) == 0
-    scripts = sorted(tmp_path.glob(".out.work/stages/*/launch_script.slurm"))
+    scripts = sorted(tmp_path.glob(".out.work/stages/*/7_submission.sh"))
     assert len(scripts) == 4
     for script in scripts:
-        assert f"\n{script.read_text()}" in printed
-    assert f"\n. {site}; export PATH=" in printed
-    assert "-n 1 apptainer exec --nv /i.sif launch_pickled_pipeline /" in printed
+        of_before = re.sub("JOB_OF_[A-Z]*", "7", printed)
+        assert f"\n{script.read_text()}\n" in of_before
+    assert f"\n. {site}\n" in printed
+    assert " apptainer exec --nv /i.sif python -u -m submitit" in printed
     assert os.environ["SBATCH_QOS"] == "mine" and "SBATCH_PARTITION" not in os.environ

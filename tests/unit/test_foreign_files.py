@@ -12,7 +12,7 @@ from snapshot import snapshot, touched
 from fitb.config import Config
 from fitb.config_io import to_yaml
 from fitb.demo import DemoConfig, demo
-from fitb.doctor.probe import probe
+from fitb.doctor.folder_probe import probe
 from fitb.errors import ConfigError
 from fitb.report.build import report
 from fitb.report.report_config import ReportConfig

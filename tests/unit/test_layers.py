@@ -42,7 +42,7 @@ SEES = {
     },
     "cluster": {
         *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
-        *("job_states", "rng", "rundir", "world"),
+        *("job_states", "rng", "rundir", "signals", "world"),
     },
     "shards": {"shards", "config", "errors", "fsio", "redact"},
     "corpus": {

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from executable import executable
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TIMEOUT_S = 60
 
 # Notes its arguments and environment, then does what $FAKE_SRUN says.
-SRUN = """#!/usr/bin/env bash
+SRUN = """\
 printf '%s\\n' "$@" >"$FAKE/srun.arguments"
 env >"$FAKE/srun.env"
 trap 'echo USR1 >>"$FAKE/srun.signals"' USR1
 touch "$FAKE/srun.ready"
 eval "$FAKE_SRUN"
 """
-SCONTROL = """#!/usr/bin/env bash
+SCONTROL = """\
 if [[ $1 == show ]]; then
   echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} Reason=None"
-  # Asked by the number of an array, Slurm tells of all its tasks.
-  [[ -z ${SLURM_ARRAY_JOB_ID:-} || ${!#} == *_* ]] || echo "JobId=8 JobState=COMPLETED Reason=None"
 else
   echo "$*" >>"$FAKE/scontrol.calls"
   exit "${FAKE_REQUEUE:-0}"
@@ -41,8 +42,7 @@ class Batch:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o755)
+            executable(folder / name, text)
         self.env = {
             "PATH": f"{folder}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -70,10 +70,21 @@ class Batch:
             output = process.communicate(timeout=TIMEOUT_S)[0]
         return process.returncode, output
 
+    def wait_for(self, name: str, process: subprocess.Popen[str]) -> None:
+        """Wait until a file of this name is there."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (self.folder / name).exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def started(self) -> bool:
+        """Whether tasks were started."""
+        return (self.folder / "srun.ready").exists()
+
     def requeues(self) -> int:
         calls = self.folder / "scontrol.calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
-        assert set(lines) <= {"requeue 7", "requeue 7_1"}
+        assert set(lines) <= {"requeue 7"}
         return len(lines)
 
     def srun_arguments(self) -> list[str]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from batching import FINISH, ROOT, Batch
+from batching import FINISH, Batch
+from executable import executable
 
 from fitb.cluster import preflight
-from fitb.cluster.environment import Site
-from fitb.cluster.executor import JOB, STARTED, WRITABLE, make_executor, resource_parser
+from fitb.cluster.executor import (
+    JOB,
+    STARTED,
+    WRITABLE,
+    make_executor,
+    resource_parser,
+    script_of,
+)
 from fitb.config import Config
 from fitb.errors import ConfigError
 from fitb.fsio import read_json
-from fitb.prepare.run import Stage
-from fitb.prepare.slurm import _Slurm
 
 ODD = "drop=50%j warm é\\ [a]* it's $HOME `x` \"%t"
 
@@ -36,25 +39,17 @@ fi
 SLURM_PROCID=0 SLURM_STEP_ID=5 SLURMD_NODENAME=h3 "$@"
 """
 # In place of `fitb train`: the last argument is the run folder.
-TRAIN = """#!/usr/bin/env bash
+TRAIN = """\
 [[ "$1 $2 $3" == "-m fitb train" ]] || exec {python} "$@"
 echo "trained in ${{@: -1}}"
 """
 
 
-def script(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
 @pytest.fixture
 def trained(batch: Batch) -> Batch:
     """A batch whose tasks run."""
-    python = script(batch.folder / "python", TRAIN.format(python=sys.executable) + FINISH)
+    python = executable(batch.folder / "python", TRAIN.format(python=sys.executable) + FINISH)
     batch.env["FITB_PYTHON"] = str(python)
-    script(batch.folder / "scancel", '#!/bin/sh\necho "$*" >>"$FAKE/scancel.calls"\n')
-    script(batch.folder / "sleep", "#!/bin/sh\n")
     return batch
 
 
@@ -67,56 +62,6 @@ def test_log_of_a_task_lies_under_a_run_folder_of_any_name(trained: Batch, absol
     assert (folder / "logs" / "7.0.out").read_text() == f"trained in {name}\n"
     assert read_json(folder / "done.json")["exit_code"] == 0
     assert {path.name for path in folder.iterdir()} == {"logs", "events.jsonl", "done.json"}
-
-
-def test_run_folder_of_two_lines_is_refused_before_any_task(trained: Batch) -> None:
-    code, output = trained.run(SRUN, "--run_dir", "a\nb")
-    assert (code, (trained.folder / "srun.ready").exists()) == (93, False)
-    assert "run_dir='a\\nb'" in output
-
-
-def test_logs_that_cannot_be_written_are_a_crash_with_the_hosts_name_and_the_chain_goes_on(
-    trained: Batch,
-) -> None:
-    run_dir = trained.folder / "run"
-    in_the_way = run_dir / "logs" / "7.0.out"
-    in_the_way.mkdir(parents=True)
-    code, output = trained.run(SRUN, "--run_dir", str(run_dir), FITB_CHAIN="mine")
-    assert code == 85, output
-    assert f"fitb: h3 cannot write {in_the_way}: Is a directory" in output
-    assert (trained.folder / "scancel.calls").read_text() == "--signal=KILL 7.5\n"
-    assert not (run_dir / "done.json").exists()
-    (event,) = map(json.loads, (run_dir / "events.jsonl").read_text().splitlines())
-    assert (event["event"], event["stalled"], event["exit_code"]) == ("requeue", 1, 1)
-    assert "h[3-4]" in event["reason"]
-    link = trained.run(SRUN, "--run_dir", str(run_dir), FITB_CHAIN="mine", SLURM_JOB_ID="8")
-    assert link[0] == 0, link[1]
-    assert read_json(run_dir / "done.json")["exit_code"] == 0
-
-
-@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
-def test_job_of_which_srun_started_nothing_is_requeued_unless_slurm_ends_it(
-    batch: Batch, state: str
-) -> None:
-    code, output = batch.run("echo srun: error: launch failed; exit 0", FAKE_STATE=state)
-    assert code == 85
-    assert "launch failed" in output and "no attempt began on h[3-4]" in output
-    assert batch.requeues() == (state == "RUNNING")
-    assert not (batch.folder / "runs" / "mine" / "done.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("srun", "code"), [("exit 0", 1), ("echo table", 0), ("echo half; exit 3", 3), ("exit 4", 4)]
-)
-def test_evaluation_of_several_tasks_without_a_result_fails(
-    tmp_path: Path, srun: str, code: int
-) -> None:
-    script(tmp_path / "srun", f"#!/bin/sh\n{srun}\n")
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_NTASKS": "2", "FITB_PYTHON": "mine"}
-    command = ["bash", str(ROOT / "slurm" / "evaluate.sh"), "--out", "a b"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert ("no task with a result" in done.stderr) == (srun == "exit 0")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +83,7 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
 
 
 def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_path: Path) -> None:
-    script(tmp_path / "srun", '#!/bin/bash\nshift 2\nSLURMD_NODENAME=h3 "$@"\n')
+    executable(tmp_path / "srun", 'shift 2\nSLURMD_NODENAME=h3 "$@"')
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NUM_NODES": "2"}
     for logs, code in ((f"{tmp_path}", 0), (f"{tmp_path}/none 'x'", 7)):
         lines = ['logs="$1"', WRITABLE, "exit 7", "}"]
@@ -164,20 +109,27 @@ def test_folder_that_submitit_or_slurm_would_take_for_another_is_refused(
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("FITB_SITE", "/dev/null")
-    script(tmp_path / "srun", "#!/bin/sh\n")
+    executable(tmp_path / "srun", "printf '%s\\n' \"$@\"")
     where = resource_parser("test").parse_args(["--cluster", cluster])
-    if taken:
-        assert make_executor(where, tmp_path / name / "logs").folder == tmp_path / name / "logs"
-    else:
+    where.job_name = "a $(touch pwned)"
+    folder = tmp_path / name / "logs"
+    if not taken:
         with pytest.raises(ConfigError, match="sbatch slurm/distill.sh"):
-            make_executor(where, tmp_path / name / "logs")
+            make_executor(where, folder)
+        return
+    executor = make_executor(where, folder)
+    assert executor.folder == folder
+    command = ["bash", "-c", script_of(executor)]
+    words = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert cluster == "local" or str(folder) in words.stdout.splitlines()
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_words_of_srun_about_a_host_of_the_preflight_lie_under_a_run_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    script(tmp_path / "srun", "#!/bin/bash\nprintf '%s\\n' \"$@\"\nexit 85\n")
+    executable(tmp_path / "srun", "printf '%s\\n' \"$@\"\nexit 85")
     folder = tmp_path / ODD
     folder.mkdir()
     assert preflight.ask_hosts(["h1", "h2"], folder, Config(run_dir="r"), {})
@@ -185,36 +137,3 @@ def test_words_of_srun_about_a_host_of_the_preflight_lie_under_a_run_folder_of_a
         words = (folder / f"{host}.out").read_text().splitlines()
         assert f"--nodelist={host}" in words and str(folder) in words
         assert not [word for word in words if word.startswith("--output")]
-
-
-@pytest.mark.parametrize(("recorded", "code"), [(True, 0), (False, 1)])
-def test_stage_of_a_preparation_is_done_when_its_task_is_recorded_whatever_the_folders_name(
-    tmp_path: Path, recorded: bool, code: int
-) -> None:
-    folder = tmp_path / ODD.replace("\\", "")
-    where = argparse.Namespace(
-        tasks=4, time_min=5, partition="p q", cpus_per_task=1, mem_per_cpu_gb=0, max_running=None,
-        job_name="a $(touch pwned)",
-    )  # fmt: skip
-    stage = _Slurm(Stage("read", print, None), where, folder, Site())
-    text = stage.script()
-    (output,) = [line for line in text.splitlines() if line.startswith("#SBATCH --output=")]
-    pattern = subprocess.run(
-        ["bash", "-c", f"printf %s {output.removeprefix('#SBATCH --output=')}"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    logs = folder / "stages" / "read-4"
-    assert pattern == str(logs).replace("%", "%%") + "/slurm_logs/%A_%a.out"
-    (logs / "completions").mkdir(parents=True)
-    (logs / "ranks_to_run.json").write_text("[0, 2, 13]")
-    if recorded:
-        (logs / "completions" / "00013").touch()
-    script(tmp_path / "srun", "#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "2", "RUN_OFFSET": "0"}
-    done = subprocess.run(
-        ["bash", "-c", text.replace(f"export PATH={Path(sys.executable).parent}:$PATH", "")],
-        env=env, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines()[-1] == str(logs / "executor.pik")
-    assert not (tmp_path / "pwned").exists()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch
+from executable import executable
+
+from fitb.signals import PREEMPTION, TIME_LIMIT, slurm_name
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None:
     assert os.access(script, os.X_OK)
+    told = f"#SBATCH --signal=B:{slurm_name(TIME_LIMIT)}@300\n"
+    assert (told in script.read_text()) == (script.name == "distill.sh")
     checks = [["bash", "-n", str(script)]]
     if shutil.which("shellcheck"):
         checks.append(["shellcheck", str(script)])
@@ -26,39 +29,49 @@ def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_finished_job_ends_with_0_and_is_not_requeued(batch: Batch) -> None:
-    assert batch.run(FINISH)[0] == 0
-    assert batch.requeues() == 0
+@pytest.mark.parametrize(
+    ("srun", "env", "code", "requeues", "said"),
+    [
+        (FINISH, {}, 0, 0, ""),
+        ("exit 85", {}, 85, 1, "left as asked"),
+        ("exit 85", {"FAKE_REQUEUE": "1"}, 85, 1, "or a chain (see the head of slurm/distill.sh)"),
+        ("exit 85", {"FAKE_STATE": "CANCELLED"}, 85, 0, "CANCELLED"),
+        ("exit 85", {"FAKE_STATE": "COMPLETING"}, 85, 0, "COMPLETING"),
+        ("exit 93", {}, 93, 0, "would not help"),
+        ("exit 1", {}, 85, 1, "crashed with exit code 1"),
+        ("echo srun: launch failed; exit 0", {}, 85, 1, "no attempt began on h[3-4]"),
+        ("exit 0", {"FAKE_STATE": "CANCELLED"}, 85, 0, "no attempt began on h[3-4]"),
+    ],
+)
+def test_job_ends_and_is_requeued_by_the_exit_code_of_its_tasks(
+    batch: Batch, srun: str, env: dict[str, str], code: int, requeues: int, said: str
+) -> None:
+    ended, output = batch.run(srun, **env)
+    assert (ended, batch.requeues()) == (code, requeues), output
+    assert said in output
+    assert batch.srun_arguments()[-2:] == ["--run_dir", "runs/mine"]
+    run_dir = batch.folder / "runs" / "mine"
+    assert (run_dir / "done.json").exists() == (code != 85)
+    if said in ("CANCELLED", "COMPLETING"):  # what Slurm ends is left alone
+        assert not (run_dir / "events.jsonl").exists()
 
 
-def test_saved_job_is_requeued(batch: Batch) -> None:
-    code, output = batch.run("exit 85")
-    assert (code, batch.requeues()) == (85, 1)
-    assert "left as asked" in output
-
-
-def test_job_that_says_stop_ends_with_93_and_is_not_requeued(batch: Batch) -> None:
-    code, output = batch.run("exit 93")
-    assert (code, batch.requeues()) == (93, 0)
-    assert "would not help" in output
-
-
-def test_crash_is_requeued_twice_and_then_given_up(batch: Batch) -> None:
-    codes = [batch.run("exit 1", "--run_dir", "here")[0] for _ in range(3)]
-    assert codes == [85, 85, 93]
-    assert batch.requeues() == 2
-    lines = (batch.folder / "here" / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["requeue", "requeue", "stop"]
-
-
-def test_task_of_an_array_is_asked_about_and_requeued_as_itself(batch: Batch) -> None:
-    """The last task of an array has the number of the whole: it never came back."""
-    array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
-    code, _ = batch.run("exit 85", "--run_dir", "here", **array)
-    assert (code, batch.requeues()) == (85, 1)
-    assert (batch.folder / "scontrol.calls").read_text() == "requeue 7_1\n"
-    (event,) = map(json.loads, (batch.folder / "here" / "events.jsonl").read_text().splitlines())
-    assert event["job"] == "7_1"
+@pytest.mark.parametrize(
+    ("flags", "env", "said"),
+    [
+        (["--stepz", "3"], {}, "nearest: steps"),
+        (["--run_dir", "a\nb"], {}, "run_dir='a\\nb'"),
+        ([], {"FITB_PYTHON": "no-such-python"}, "no-such-python"),
+        ([], {"FITB_LAUNCHER": "torchran"}, "expected srun or torchrun"),
+        (["--stepz", "3"], {"FITB_SITE": "gone"}, "FITB_SITE=gone cannot"),
+    ],
+)
+def test_what_cannot_run_ends_with_93_before_any_task(
+    batch: Batch, flags: list[str], env: dict[str, str], said: str
+) -> None:
+    code, output = batch.run("exit 0", *flags, **env)
+    assert (code, batch.requeues(), batch.started()) == (93, 0, False)
+    assert said in output
 
 
 @pytest.mark.parametrize("script", ["distill", "evaluate"])
@@ -83,20 +96,12 @@ def test_tasks_get_what_the_script_exports_and_no_bounds_of_another_job(
         assert {name: seen[name] for name in names} == kept
 
 
-def test_refused_requeue_is_said_and_seen_in_the_exit_code(batch: Batch) -> None:
-    code, output = batch.run("exit 85", FAKE_REQUEUE="1")
-    assert code == 85
-    assert "the requeue was refused" in output
-    assert "or a chain (see the head of slurm/distill.sh)" in output
-
-
 def test_finished_run_starts_no_tasks_again(batch: Batch) -> None:
     assert batch.run(FINISH)[0] == 0
     (batch.folder / "srun.ready").unlink()
     code, output = batch.run("exit 0", SLURM_RESTART_COUNT="1")
-    assert code == 0
+    assert (code, batch.started()) == (0, False)
     assert "nothing is left to do" in output
-    assert not (batch.folder / "srun.ready").exists()
 
 
 def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops(batch: Batch) -> None:
@@ -108,9 +113,8 @@ def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops(batch: 
     assert [first[0], link("8")[0], link("9")[0]] == [85, 85, 93]
     (batch.folder / "srun.ready").unlink()
     code, output = link("10")
-    assert code == 93
+    assert (code, batch.started()) == (93, False)
     assert "this ends chain mine: submit again under another FITB_CHAIN" in output
-    assert not (batch.folder / "srun.ready").exists()
     assert link("11", "other")[0] == 85
     assert batch.requeues() == 0
 
@@ -121,14 +125,11 @@ def test_attempt_that_slurm_started_again_elsewhere_writes_nothing_about_the_run
 ) -> None:
     later = '{"event": "attempt", "attempt": 2, "job": "7", "restart": 1}'
     run_dir = batch.folder / "runs" / "mine"
-    verdict, output = batch.run(
-        f"echo '{later}' >>runs/mine/events.jsonl; exit {code}", FAKE_STATE="RUNNING"
-    )
-    assert verdict == 93
+    verdict, output = batch.run(f"echo '{later}' >>runs/mine/events.jsonl; exit {code}")
+    assert (verdict, batch.requeues()) == (93, 0)
     assert "replaced by attempt 2 of job 7" in output
     assert (run_dir / "events.jsonl").read_text() == f"{later}\n"
     assert not (run_dir / "done.json").exists()
-    assert batch.requeues() == 0
 
 
 def test_job_that_goes_on_with_the_run_of_an_earlier_one_is_requeued(batch: Batch) -> None:
@@ -144,61 +145,36 @@ def test_job_that_goes_on_with_the_run_of_an_earlier_one_is_requeued(batch: Batc
 def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
     batch: Batch, code: int
 ) -> None:
-    python = batch.folder / "python"
-    python.write_text(
-        "#!/usr/bin/env bash\n"
-        f'[[ $2 != fitb.cluster.preflight ]] || exit $PREFLIGHT\nexec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
+    preflight = "[[ $2 != fitb.cluster.preflight ]] || exit $PREFLIGHT"
+    python = executable(batch.folder / "python", f'{preflight}\nexec {sys.executable} "$@"')
     asked = {"FITB_PREFLIGHT": "1", "FITB_PYTHON": str(python)}
     assert batch.run("exit 0", PREFLIGHT=str(code), **asked)[0] == code
     assert batch.requeues() == 0
     code, output = batch.run("exit 0", PREFLIGHT="1", **asked)
-    assert (code, batch.requeues()) == (85, 1)
+    assert (code, batch.requeues(), batch.started()) == (85, 1, False)
     assert "crashed with exit code 1" in output
-    assert not (batch.folder / "srun.ready").exists()
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
-def test_job_that_slurm_is_ending_is_left_alone(batch: Batch, state: str) -> None:
-    code, output = batch.run("exit 85", FAKE_STATE=state)
-    assert (code, batch.requeues()) == (85, 0)
-    assert state in output
-    assert not (batch.folder / "runs/mine/events.jsonl").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [TIME_LIMIT, PREEMPTION], ids=lambda n: n.name)
 def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(
     batch: Batch, number: signal.Signals
 ) -> None:
     with batch.start(UNTIL_SIGNAL) as process:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (batch.folder / "srun.ready").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        batch.wait_for("srun.ready", process)
         process.send_signal(number)
         output = process.communicate(timeout=TIMEOUT_S)[0]
     assert (process.returncode, batch.requeues()) == (85, 1), output
-    assert (batch.folder / "srun.signals").read_text() == "USR1\n"
+    assert (batch.folder / "srun.signals").read_text() == f"{slurm_name(TIME_LIMIT)}\n"
 
 
 def test_signal_before_the_tasks_began_requeues_without_starting_them(batch: Batch) -> None:
-    slow = batch.folder / "slow-python"
-    slow.write_text(
-        "#!/usr/bin/env bash\n"
-        '[[ $2 != fitb.cluster.slurm ]] || { touch "$FAKE/planning"; sleep 1; }\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    slow.chmod(0o755)
+    plan = '[[ $2 != fitb.cluster.slurm ]] || { touch "$FAKE/planning"; sleep 1; }'
+    slow = executable(batch.folder / "slow-python", f'{plan}\nexec {sys.executable} "$@"')
     with batch.start("exit 0", FITB_PYTHON=str(slow)) as process:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (batch.folder / "planning").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGUSR1)
+        batch.wait_for("planning", process)
+        process.send_signal(TIME_LIMIT)
         process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, batch.requeues()) == (85, 1)
-    assert not (batch.folder / "srun.ready").exists()
+    assert (process.returncode, batch.requeues(), batch.started()) == (85, 1, False)
 
 
 def test_tasks_get_the_flags_the_run_directory_and_the_address(batch: Batch) -> None:
@@ -218,12 +194,6 @@ def test_tasks_get_the_flags_the_run_directory_and_the_address(batch: Batch) -> 
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & env.keys()
 
 
-def test_without_a_run_directory_the_job_name_gives_one(batch: Batch) -> None:
-    assert batch.run(FINISH)[0] == 0
-    assert batch.srun_arguments()[-2:] == ["--run_dir", "runs/mine"]
-    assert (batch.folder / "runs/mine/logs").is_dir()
-
-
 def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) -> None:
     batch.run("exit 0", SLURM_CPUS_PER_TASK="6")
     env = batch.srun_env()
@@ -232,63 +202,106 @@ def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) 
     assert batch.srun_env()["OMP_NUM_THREADS"] == "2"
     batch.run("exit 0", SLURM_JOB_ID="9")
     env = batch.srun_env()
-    assert env["OMP_NUM_THREADS"] == "1"
-    assert "SRUN_CPUS_PER_TASK" not in env
+    assert env["OMP_NUM_THREADS"] == "1" and "SRUN_CPUS_PER_TASK" not in env
 
 
-def test_unknown_flag_ends_with_93_before_any_task(batch: Batch) -> None:
-    code, output = batch.run("exit 0", "--stepz", "3")
-    assert (code, batch.requeues()) == (93, 0)
-    assert "nearest: steps" in output
-    assert not (batch.folder / "srun.ready").exists()
-
-
-def test_missing_interpreter_ends_with_93(batch: Batch) -> None:
-    code, output = batch.run("exit 0", FITB_PYTHON="no-such-python")
-    assert code == 93
-    assert "no-such-python" in output
+EVALUATE = ["-m", "fitb", "evaluate", "--out", "a b"]
+PREPARE = ["-m", "fitb.prepare.slurm", "--cluster", "slurm", "--out", "a b"]
+TASKS = {"SLURM_NTASKS": "2", "RANK": "3", "FITB_PYTHON": "mine"}
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "env", "ending", "code", "words"),
     [
-        ("evaluate", ["5", "-m", "fitb", "evaluate"]),
-        ("prepare", ["", "-m", "fitb.prepare.slurm", "--cluster", "slurm"]),
+        ("evaluate", {}, "exit 3", 3, ["5", "", *EVALUATE]),
+        ("prepare", {}, "exit 3", 3, ["", "", *PREPARE]),
+        ("evaluate", TASKS, "", 0, ["5", "", "--kill-on-bad-exit=1", "mine", *EVALUATE]),
+        ("evaluate", TASKS, "exit 4", 4, ["5", "", "--kill-on-bad-exit=1", "mine", *EVALUATE]),
+        ("evaluate", TASKS, "silent", 1, []),  # srun has started nothing
     ],
 )
-def test_single_task_script_becomes_its_command(
-    tmp_path: Path, name: str, words: list[str]
+def test_script_becomes_its_command_or_starts_several_tasks_of_which_one_must_speak(
+    tmp_path: Path, name: str, env: dict[str, str], ending: str, code: int, words: list[str]
 ) -> None:
-    python = tmp_path / "python"
-    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "${OMP_NUM_THREADS-}" "$@"\nexit 3\n')
-    python.chmod(0o755)
+    show = 'printf "%s\\n" "${OMP_NUM_THREADS-}" "${RANK-}" "$@"'
+    for command in ("python", "srun"):
+        executable(tmp_path / command, "exit 0" if ending == "silent" else f"{show}\n{ending}")
     done = subprocess.run(
         ["bash", str(ROOT / "slurm" / f"{name}.sh"), "--out", "a b"],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "5"},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "5"} | env,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 3
-    assert done.stdout.splitlines() == [*words, "--out", "a b"]
+    assert (done.returncode, done.stdout.splitlines()) == (code, words), done.stderr
+    assert ("no task with a result" in done.stderr) == (ending == "silent")
 
 
-def test_several_tasks_evaluate_under_srun(tmp_path: Path) -> None:
-    srun = tmp_path / "srun"
-    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "${SRUN_CPUS_PER_TASK-}" "$RANK" "$@"\n')
-    srun.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / "evaluate.sh"), "--out", "a b"],
-        env={
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "SLURM_CPUS_PER_TASK": "5",
-            "SLURM_NTASKS": "2",
-            "RANK": "3",
-            "FITB_PYTHON": "mine",
-        },
-        capture_output=True,
-        text=True,
-        check=True,
+def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch: Batch) -> None:
+    given = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "6", "SLURM_CPUS_PER_TASK": "4"}
+    assert batch.run(FINISH, "--steps=3", FITB_LAUNCHER="torchrun", **given)[0] == 0
+    arguments, env = batch.srun_arguments(), batch.srun_env()
+    begin = arguments.index(sys.executable)
+    words = ["-m", "fitb.train.torchrun", "--steps=3", "--run_dir", "runs/mine"]
+    assert arguments[begin + 1 :] == words
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(arguments[:begin])
+    assert (env["FITB_PROCESSES_PER_NODE"], env["OMP_NUM_THREADS"]) == ("3", "4")
+    more = given | {"FITB_LAUNCHER": "torchrun", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "8"}
+    for asked, each, threads in (({}, "4", "3"), ({"FITB_PROCESSES_PER_NODE": "2"}, "2", "6")):
+        batch.run("exit 0", **(more | asked))
+        env = batch.srun_env()
+        assert (env["FITB_PROCESSES_PER_NODE"], env["OMP_NUM_THREADS"]) == (each, threads)
+        more["SLURM_JOB_ID"] = "9"
+
+
+def site(folder: Path, text: str) -> Path:
+    (folder / "slurm").mkdir()
+    path = folder / "slurm" / "site.env"
+    path.write_text(text)
+    return path
+
+
+def test_job_reads_the_file_of_its_site(batch: Batch) -> None:
+    text = "export HF_HOME=/scratch/hf OMP_NUM_THREADS=5\n[[ $# == 0 ]] || exit 1\necho $UNSET\n"
+    site(batch.folder, text)
+    del batch.env["FITB_SITE"]
+    code, output = batch.run(FINISH, "--steps", "3")
+    assert code == 0, output
+    env = batch.srun_env()
+    assert (env["HF_HOME"], env["OMP_NUM_THREADS"]) == ("/scratch/hf", "5")
+
+
+def test_settings_that_came_too_late_for_sbatch_are_said(batch: Batch) -> None:
+    path = site(batch.folder, "export SBATCH_ACCOUNT=mine\n")
+    late = "fitb: sbatch has not seen SBATCH_ACCOUNT of"
+    assert f"{late} {path}" in batch.run("exit 0", FITB_SITE=str(path))[1]
+    seen = {"FITB_SITE": str(path), "SBATCH_ACCOUNT": "mine", "SLURM_JOB_ID": "8"}
+    assert late not in batch.run("exit 0", **seen)[1]
+
+
+@pytest.mark.parametrize("launcher", ["fitb", "fitb.train.torchrun"])
+def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(
+    batch: Batch, launcher: str
+) -> None:
+    executable(
+        batch.folder / "apptainer",
+        'printf "%s|" "$@" >>"$FAKE/container"; echo >>"$FAKE/container"\n'
+        'until [[ $1 == *.sif ]]; do shift; done; shift; exec "$@"',
     )
-    words = ["--kill-on-bad-exit=1", "mine", "-m", "fitb", "evaluate", "--out", "a b"]
-    assert done.stdout.splitlines() == ["5", "", *words]
+    path = site(
+        batch.folder,
+        "export FITB_APPTAINER='/my image.sif' FITB_APPTAINER_OPTIONS='--nv --bind /data'"
+        f" FITB_APPTAINER_PYTHON={sys.executable}\n",
+    )
+    more = {"FITB_LAUNCHER": "torchrun"} if launcher != "fitb" else {}
+    code, output = batch.run("exit 85", "--steps", "3", FITB_SITE=str(path), **more)
+    assert (code, batch.requeues()) == (85, 1), output
+    words = ["apptainer", "exec", "--nv", "--bind", "/data", "/my image.sif", sys.executable]
+    arguments = batch.srun_arguments()
+    begin = arguments.index("apptainer")
+    assert arguments[begin : begin + 9] == [*words, "-m", launcher]
+    lines = (batch.folder / "container").read_text().splitlines()
+    run = [line.split("|")[5:8] for line in lines]
+    assert run == [[sys.executable, "-m", f"fitb.cluster.{what}"] for what in ("slurm", "progress")]
+    code, output = batch.run("exit 0", FITB_PREFLIGHT="1", FITB_SITE=str(path))
+    assert code == 93 and "leave one out" in output

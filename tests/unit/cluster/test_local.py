@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fitb import signals
 from fitb.cluster.local import LocalRun, common_code, forwarding, hold_port
 
 JOB = """
@@ -90,13 +91,11 @@ sys.exit(85 if bool(got) == (rank == "1") else 1)
 """
     with LocalRun(command(tmp_path, ending), 2) as run:
         wait_for_ranks(tmp_path, 2)
-        run.signal(signal.SIGUSR1, rank=1)
+        run.signal(signals.TIME_LIMIT, rank=1)
         assert run.wait(TIMEOUT_S) == 85
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT], ids=lambda n: n.name
-)
+@pytest.mark.parametrize("number", signals.SHUTDOWN, ids=lambda n: n.name)
 def test_signals_are_forwarded_to_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with LocalRun(command(tmp_path, WAIT_FOR_SIGNAL), 2, crash_grace_s=20) as run, forwarding(run):

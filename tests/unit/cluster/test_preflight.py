@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executable import executable
 
 from fitb.cluster import preflight
 from fitb.cluster.preflight import Verdict, barred, come_back, judge, pair_rounds
@@ -25,85 +26,94 @@ def record(clock_s: float | None = 0.0, failures: tuple[str, ...] = (), **pairs:
     }
 
 
-@pytest.mark.parametrize("num_hosts", [2, 3, 4, 5, 8, 31])
+@pytest.mark.parametrize("num_hosts", [1, 2, 3, 4, 5, 8, 31])
 def test_every_host_meets_both_neighbours_and_one_at_a_time(num_hosts: int) -> None:
     rounds = pair_rounds(num_hosts)
-    assert len(rounds) == (1 if num_hosts == 2 else 2 + num_hosts % 2)
+    assert len(rounds) == {1: 0, 2: 1}.get(num_hosts, 2 + num_hosts % 2)
     for pairs in rounds:
         met = [host for pair in pairs for host in pair]
         assert len(met) == len(set(met))
     every = {frozenset(pair) for pairs in rounds for pair in pairs}
-    assert every == {frozenset((i, (i + 1) % num_hosts)) for i in range(num_hosts)}
+    ring = {frozenset((i, (i + 1) % num_hosts)) for i in range(num_hosts)}
+    assert every == {pair for pair in ring if len(pair) == 2}
+
+
+def apart(**failures: tuple[str, ...]) -> Any:
+    """Three hosts of which no two reach each other."""
+    pairs = {host: {other: False for other in "abc" if other != host} for host in "abc"}
+    return {host: record(failures=failures.get(host, ()), **pairs[host]) for host in "abc"}
+
+
+# Records by host; of those in `hosts` without one nothing came.
+@pytest.mark.parametrize(
+    ("hosts", "records", "bad"),
+    [
+        ("abc", {host: record(100.0) for host in "abc"}, {}),
+        (
+            "abc",
+            {"a": record(b=True, c=False), "b": record(a=True, c=False)},
+            {"c": ["no answer before the deadline"]},
+        ),
+        ("ac", {"a": record(c=False)}, {"c": ["no answer before the deadline"]}),
+        (
+            "ab",
+            {"a": record(failures=("disk full", "no GPU")), "b": record()},
+            {"a": ["disk full", "no GPU"]},
+        ),
+        (
+            "abcd",  # b reaches neither neighbour
+            {
+                "a": record(b=False, d=True),
+                "b": record(a=False, c=False),
+                "c": record(b=False, d=True),
+                "d": record(a=True, c=True),
+            },
+            {"b": ["no reduction with a, c"]},
+        ),
+        (
+            "abc",  # a pair works only if both say so
+            {
+                "a": record(b=True, c=True),
+                "b": record(a=False, c=False),
+                "c": record(a=True, b=True),
+            },
+            {"b": ["no reduction with a, c"]},
+        ),
+        (
+            "ab",  # of two none is cleared
+            {"a": record(b=False), "b": record(a=False)},
+            {"a": ["no reduction with b"], "b": ["no reduction with a"]},
+        ),
+        ("abc", apart(a=("disk full",)), {"a": ["disk full"]}),
+        (
+            "abcd",  # against the median of all clocks
+            {"a": record(100.0), "b": record(107.5), "c": record(100.2), "d": record(99.9)},
+            {"b": ["its clock is +7.4 s off the median of the hosts"]},
+        ),
+    ],
+)
+def test_hosts_are_bad_by_what_they_say_their_clocks_and_whom_they_reach(
+    hosts: str, records: Any, bad: dict[str, list[str]]
+) -> None:
+    assert judge(hosts, records) == Verdict(bad)
+
+
+@pytest.mark.parametrize("carries", [False, True])
+def test_a_network_that_carries_no_pair_or_not_all_together_is_no_hosts_fault(
+    carries: bool,
+) -> None:
+    records = {h: record(**{o: carries for o in "abc" if o != h}) for h in "abc"}
+    assert judge("abc", records) == Verdict({}, NO_ONE)
 
 
 def test_no_host_is_to_blame_for_what_its_own_name_leads_to() -> None:
     """Debian's 127.0.1.1: good hosts were barred, and the job went on to the next pair."""
     why = "a is 127.0.1.1 on a itself; export GLOO_SOCKET_IFNAME=eth0"
     misled = {**record(None), "reduced": False, "unreachable": why}
-    assert judge(["a", "b"], {"a": misled, "b": misled}) == Verdict({}, why, passes=False)
-    waiting = record(a=False)
-    assert judge(["a", "b"], {"a": misled, "b": waiting}) == Verdict({}, why, passes=False)
+    for other in (misled, record(a=False)):
+        assert judge("ab", {"a": misled, "b": other}) == Verdict({}, why, passes=False)
     full = {**misled, "failures": ["disk /tmp: full"]}
-    assert judge(["a", "b"], {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
-
-
-def test_a_host_alone_has_no_neighbours() -> None:
-    assert pair_rounds(1) == []
-
-
-def test_hosts_that_do_all_they_should_are_fit() -> None:
-    assert judge(["a", "b", "c"], {host: record(100.0) for host in "abc"}) == Verdict({})
-
-
-def test_a_host_that_never_answers_is_bad_and_its_neighbours_are_not() -> None:
-    records = {"a": record(b=True, c=False), "b": record(a=True, c=False)}
-    assert judge(["a", "b", "c"], records).bad == {"c": ["no answer before the deadline"]}
-    assert list(judge(["a", "c"], {"a": record(c=False)}).bad) == ["c"]
-
-
-def test_what_a_host_says_of_itself_is_all_kept() -> None:
-    records = {"a": record(failures=("disk full", "no GPU")), "b": record()}
-    assert judge(["a", "b"], records).bad == {"a": ["disk full", "no GPU"]}
-
-
-def test_the_host_that_reaches_neither_neighbour_is_the_culprit() -> None:
-    records = {
-        "a": record(b=False, d=True),
-        "b": record(a=False, c=False),
-        "c": record(b=False, d=True),
-        "d": record(a=True, c=True),
-    }
-    assert judge("abcd", records).bad == {"b": ["no reduction with a, c"]}
-
-
-def test_a_pair_works_only_if_both_say_so() -> None:
-    records = {
-        "a": record(b=True, c=True),
-        "b": record(a=False, c=False),
-        "c": record(a=True, b=True),
-    }
-    assert list(judge("abc", records).bad) == ["b"]
-
-
-def test_of_two_hosts_that_do_not_reach_each_other_none_is_cleared() -> None:
-    assert list(judge("ab", {"a": record(b=False), "b": record(a=False)}).bad) == ["a", "b"]
-
-
-def test_a_network_that_carries_no_pair_of_many_is_no_hosts_fault() -> None:
-    records = {h: record(**{o: False for o in "abc" if o != h}) for h in "abc"}
-    assert judge("abc", records) == Verdict({}, NO_ONE)
-    records["a"]["failures"].append("disk full")
-    assert judge("abc", records).bad == {"a": ["disk full"]}
-
-
-def test_a_network_that_carries_pairs_and_not_all_together_is_no_hosts_fault() -> None:
-    records = {h: record(**{o: True for o in "abc" if o != h}) for h in "abc"}
-    assert judge("abc", records) == Verdict({}, NO_ONE)
-
-
-def test_a_clock_is_held_against_the_median_of_all() -> None:
-    records = {"a": record(100.0), "b": record(107.5), "c": record(100.2), "d": record(99.9)}
-    assert judge("abcd", records).bad == {"b": ["its clock is +7.4 s off the median of the hosts"]}
+    assert judge("ab", {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
 
 
 def test_hosts_found_bad_stay_so_for_their_submission_alone() -> None:
@@ -123,7 +133,7 @@ def test_hosts_found_bad_stay_so_for_their_submission_alone() -> None:
     assert barred(events, Source("12")) == []
 
 
-SLURM = """#!/usr/bin/env bash
+SLURM = """\
 case "${0##*/} $1" in
   "scontrol show") echo "JobId=7 JobState=RUNNING ExcNodeList=$EXCLUDED" ;;
   scontrol*) echo "$*" >>"$FAKE/calls" ;;
@@ -137,8 +147,7 @@ esac
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A Slurm of three small scripts, five hosts and a job on two of them."""
     for name in ("scontrol", "sinfo", "squeue"):
-        (tmp_path / name).write_text(SLURM)
-        (tmp_path / name).chmod(0o755)
+        executable(tmp_path / name, SLURM)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("EXCLUDED", "(null)")
@@ -160,12 +169,8 @@ def test_the_job_comes_back_without_hosts_bad_now_bad_before_and_left_out_by_its
     assert come_back(tmp_path, Verdict({"h3": ["disk"]}), Source("7"), 0, env) == 85
     assert calls(tmp_path) == ["requeue 7", "update JobId=7 ExcNodeList=h1,h9,h2,h3"]
     _, bad, requeue = read_lines(tmp_path / "events.jsonl")
-    assert (bad["event"], bad["host"], bad["checks"], bad["job"]) == (
-        "bad_host",
-        "h3",
-        ["disk"],
-        "7",
-    )
+    seen = {name: bad[name] for name in ("event", "host", "checks", "job")}
+    assert seen == {**line, "host": "h3"}
     assert (requeue["event"], requeue["exit_code"], requeue["stalled"]) == ("requeue", 85, 1)
     assert requeue["reason"].startswith("preflight: unfit hosts: h3; 1 of 10")
 
@@ -180,19 +185,18 @@ def test_a_job_that_too_few_hosts_are_left_for_stops_and_says_so(
     assert "partition low has 1 hosts and the job needs 2" in done["reason"]
 
 
-def test_a_link_of_a_chain_leaves_the_bad_hosts_out_of_the_links_that_wait(
-    env: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("verdict", "chain", "told"),
+    [
+        (Verdict({"h3": ["disk"]}), "c", [f"update JobId={job} ExcNodeList=h3" for job in (8, 9)]),
+        (Verdict({}, "told to leave"), "", ["requeue 7"]),
+    ],
+)
+def test_links_that_wait_leave_bad_hosts_out_and_where_none_is_any_will_do(
+    env: dict[str, str], tmp_path: Path, verdict: Verdict, chain: str, told: list[str]
 ) -> None:
-    assert come_back(tmp_path, Verdict({"h3": ["disk"]}), Source("7", chain="c"), 0, env) == 85
-    updates = [f"update JobId={job} ExcNodeList=h3" for job in (8, 9)]
-    assert calls(tmp_path) == updates
-
-
-def test_a_failure_that_is_no_hosts_fault_comes_back_on_any_hosts(
-    env: dict[str, str], tmp_path: Path
-) -> None:
-    assert come_back(tmp_path, Verdict({}, "told to leave"), Source("7"), 0, env) == 85
-    assert calls(tmp_path) == ["requeue 7"]
+    assert come_back(tmp_path, verdict, Source("7", chain=chain), 0, env) == 85
+    assert calls(tmp_path) == told
 
 
 def test_a_preflight_of_a_job_that_lost_its_run_requeues_nothing(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from executable import executable
 
 from fitb.cluster.slurm import (
     FORGOTTEN,
@@ -89,20 +90,21 @@ def test_ranks_are_the_tasks_or_what_torchrun_starts_on_every_host() -> None:
     ("answer", "state"),
     [
         ("echo JobId=7 JobState=RUNNING Reason=None", "RUNNING"),
+        ("echo JobId=7 JobState=RUNNING; echo JobId=8 JobState=COMPLETED", "RUNNING"),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", FORGOTTEN),
-        ("echo 'Unable to contact slurm controller' >&2; exit 1", None),
-        (None, None),
+        ("echo 'no controller' >&2; exit 3", "scontrol .* ended with 3: no controller"),
+        ("echo nonsense", "nonsense"),
+        (None, "scontrol is not on PATH"),
     ],
 )
 def test_job_state_is_what_scontrol_says_or_a_system_fault(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str | None, state: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str | None, state: str
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if answer else str(tmp_path))
     if answer:
-        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
-        (tmp_path / "scontrol").chmod(0o755)
-    if state:
+        executable(tmp_path / "scontrol", answer, shell="/bin/sh")
+    if state.isupper():
         assert job_state("7") == state
     else:
-        with pytest.raises(SystemFault, match="scontrol show job"):
+        with pytest.raises(SystemFault, match=state):
             job_state("7")

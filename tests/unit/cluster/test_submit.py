@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fitb.cluster.command import CommandJob
+from fitb.cluster.arrays import CommandJob
 from fitb.cluster.executor import resource_parser
 from fitb.cluster.submit import DistillJob, submit_distill, wait_for
 from fitb.errors import CRASH, ConfigError, SystemFault
@@ -49,14 +48,6 @@ def log(job: Any) -> str:
     return job.paths.stderr.read_text() if job.paths.stderr.exists() else "no log"
 
 
-def test_job_of_two_tasks_runs_to_its_end(stand_in: object, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    job = submit(run_dir, "--tasks_per_node", "2")
-    assert wait_for(job, run_dir) == 0, log(job)
-    assert [event["world_size"] for event in events(run_dir, "attempt")] == [2]
-    assert job.paths.folder == run_dir / "logs"
-
-
 def test_sigterm_saves_requeues_and_resumes_under_the_same_id(
     stand_in: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -71,7 +62,9 @@ def test_sigterm_saves_requeues_and_resumes_under_the_same_id(
     assert wait_for(job, run_dir) == 0, log(job)
     (requeue,) = events(run_dir, "requeue")
     assert (requeue["job"], requeue["exit_code"]) == (job.job_id, 85)
-    assert [event["step"] for event in events(run_dir, "attempt")] == [0, requeue["step"]]
+    attempts = [(event["step"], event["world_size"]) for event in events(run_dir, "attempt")]
+    assert attempts == [(0, 2), (requeue["step"], 2)]
+    assert job.paths.folder == run_dir / "logs"
 
 
 def test_time_limit_saves_requeues_and_resumes(
@@ -85,26 +78,27 @@ def test_time_limit_saves_requeues_and_resumes(
     assert events(run_dir, "attempt")[1]["step"] == events(run_dir, "requeue")[0]["step"] > 0
 
 
-def test_job_that_says_stop_fails_visibly_with_the_reason(
-    stand_in: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fault", "value", "stalled", "said"),
+    [
+        ("STAND_IN_STOP_AT", "3", [], "would not help"),
+        ("STAND_IN_STEP_S", "not a number", [1, 2], "could not convert string to float"),
+    ],
+)
+def test_job_that_stops_or_crashes_three_times_fails_visibly_with_the_reason(
+    stand_in: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fault: str,
+    value: str,
+    stalled: list[int],
+    said: str,
 ) -> None:
-    stand_in.setenv("STAND_IN_STOP_AT", "3")
+    stand_in.setenv(fault, value)
     run_dir = tmp_path / "run"
     job = submit(run_dir, "--tasks_per_node", "2")
     assert wait_for(job, run_dir) == 93
-    assert len(events(run_dir, "attempt")) == 1
-    assert "would not help" in log(job)
-
-
-def test_exception_in_training_is_a_crash_and_given_up_after_three(
-    stand_in: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    stand_in.setenv("STAND_IN_STEP_S", "not a number")
-    run_dir = tmp_path / "run"
-    job = submit(run_dir)
-    assert wait_for(job, run_dir) == 93
-    assert [event["stalled"] for event in events(run_dir, "requeue")] == [1, 2]
-    assert "could not convert string to float" in log(job)
+    assert [event["stalled"] for event in events(run_dir, "requeue")] == stalled
+    assert said in log(job)
 
 
 def unresolved(run_dir: Path, job: str, chain: str) -> Any:
@@ -175,13 +169,6 @@ def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemFault, match="srun"):
         submit_distill(flags, parser.parse_args(["--cluster", "slurm"]))
-
-
-def test_pickled_job_is_small_and_knows_its_restarts() -> None:
-    job = DistillJob(("--run_dir", "a"))
-    assert len(pickle.dumps(job)) < 500
-    assert pickle.loads(pickle.dumps(job)) == job
-    assert job.checkpoint().function.restarts == 1
 
 
 def test_command_job_fails_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

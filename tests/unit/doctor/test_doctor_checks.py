@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from checking import ROOT
 
-from fitb.doctor import gpu, python
-from fitb.doctor.ask import Answer, ask, together
+from fitb.cluster.process import Output, output_of
+from fitb.doctor import gpu, interpreter
 from fitb.doctor.check import Check, as_json, exit_code, hidden, render, secrets_of
+from fitb.doctor.deadlines import together
 from fitb.doctor.gpu import Build, Driver
 
 H100 = ("NVIDIA H100 80GB HBM3",) * 8
@@ -49,10 +50,7 @@ def test_secrets_of_the_environment_and_of_urls_leave_no_trace():
     said = "0123456789abcdef at\nhttps://me:pass@host/x, hf_abcdefgh, qwertz"
     shown = hidden(Check("bad", "a", said, said), secrets_of(env))
     assert shown.found == shown.fix == "*** at https://***@host/x, ***, qwertz"
-
-
-def test_a_short_value_of_a_secret_takes_no_words_out_of_the_page():
-    assert secrets_of({"SOME_TOKEN": "no", "PATH": "/usr/bin/elsewhere"}) == []
+    assert secrets_of({"SOME_TOKEN": "no", "PATH": "/usr/bin/elsewhere"}) == []  # too short
 
 
 # -- commands
@@ -60,7 +58,7 @@ def test_a_short_value_of_a_secret_takes_no_words_out_of_the_page():
 
 def test_a_command_that_sleeps_is_ended_together_with_its_children(tmp_path):
     pid = tmp_path / "pid"
-    answer = ask("/bin/sh", "-c", f"sleep 60 & echo $! > {pid}; wait", timeout_s=1.0)
+    answer = output_of("/bin/sh", "-c", f"sleep 60 & echo $! > {pid}; wait", timeout_s=1.0)
     assert answer.problem.endswith("gave no answer in 1 s")
     child = Path("/proc", pid.read_text().strip(), "stat")
     deadline = time.monotonic() + 10
@@ -70,9 +68,9 @@ def test_a_command_that_sleeps_is_ended_together_with_its_children(tmp_path):
 
 
 def test_a_command_that_is_missing_or_fails_says_so():
-    assert ask("no-such-command-here").missing
-    failed = ask("/bin/sh", "-c", "echo half; echo why >&2; exit 3")
-    assert (failed.output, failed.ok) == ("half\n", False)
+    assert output_of("no-such-command-here", timeout_s=3).missing
+    failed = output_of("/bin/sh", "-c", "echo half; echo why >&2; exit 3", timeout_s=3)
+    assert (failed.text, failed.ok) == ("half\n", False)
     assert failed.problem.endswith("ended with 3: why")
 
 
@@ -94,39 +92,42 @@ def test_calls_that_are_late_or_raise_leave_the_others_alone():
 
 
 def test_all_packages_that_are_wrong_are_told_with_one_command():
-    held = {"a": "1.0", "b": "2.0", "d": python.UNREADABLE}
+    held = {"a": "1.0", "b": "2.0", "d": interpreter.UNREADABLE}
     lines = ["a>=2", "b>=1,<3", "c[x]>=4", "d", 'e; extra == "dev"', 'f; python_version < "3"']
-    check = python.requirements(lines, held.get)
+    check = interpreter.requirements(lines, held.get)
     assert check.status == "bad"
     assert check.found == "3 of 4: a 1.0, expected >=2, c is missing, d has damaged metadata"
     words = "-m pip install --ignore-installed 'a>=2' 'c[x]>=4' d"
     assert check.fix == f"{sys.executable} {words}"
 
 
-def test_packages_in_range_are_counted_local_versions_included():
-    check = python.requirements(["torch>=2.10", "x"], {"torch": "2.13.0+cpu", "x": "1"}.get)
-    assert check == Check("ok", "packages", "2 installed and in range")
-
-
-def test_a_python_out_of_range_is_bad():
-    assert python.python_version("3.11.2", ">=3.10").status == "ok"
-    check = python.python_version("3.9.18", ">=3.10")
-    assert check.status == "bad" and "make install PYTHON=" in check.fix
-
-
-def test_batch_scripts_that_start_another_python_are_told(tmp_path):
-    assert python.interpreter("/v/bin/python3", "/v/bin/python", named=False).status == "ok"
-    other = python.interpreter("/v/bin/python3", "/usr/bin/python", named=False)
-    assert (other.status, other.fix) == ("warn", "export FITB_PYTHON=/v/bin/python3")
-    named = python.interpreter("/v/bin/python3", "/w/bin/python", named=True)
-    assert (named.status, named.fix) == ("warn", "/w/bin/python -m fitb doctor")
-    assert python.interpreter("/v/bin/python3", None, named=False).status == "bad"
-
-
-def test_a_missing_compiler_matters_on_gpus_alone():
-    assert python.compiler("/usr/bin/gcc").status == "ok"
-    missing = python.compiler(None)
-    assert (missing.status, "torch.compile" in missing.found) == ("warn", True)
+@pytest.mark.parametrize(
+    ("check", "status", "fix"),
+    [
+        (interpreter.requirements(["torch>=2.10"], {"torch": "2.13.0+cpu"}.get), "ok", ""),
+        (interpreter.python_version("3.11.2", ">=3.10"), "ok", ""),
+        (interpreter.python_version("3.9.18", ">=3.10"), "bad", "make install PYTHON="),
+        (interpreter.interpreter("/v/bin/python3", "/v/bin/python", named=False), "ok", ""),
+        (
+            interpreter.interpreter("/v/bin/python3", "/usr/bin/python", named=False),
+            "warn",
+            "export FITB_PYTHON=/v/bin/python3",
+        ),
+        (
+            interpreter.interpreter("/v/bin/python3", "/w/bin/python", named=True),
+            "warn",
+            "/w/bin/python -m fitb doctor",
+        ),
+        (interpreter.interpreter("/v/bin/python3", None, named=False), "bad", "FITB_PYTHON"),
+        (interpreter.compiler("/usr/bin/gcc"), "ok", ""),
+        (interpreter.compiler(None), "warn", "--speed.compile false"),
+    ],
+)
+def test_python_its_packages_and_the_compiler_are_held_against_what_fitb_asks_for(
+    check, status, fix
+):
+    assert check.status == status
+    assert fix in check.fix and bool(fix) == bool(check.fix)
 
 
 def test_requirements_that_the_doctor_repeats_are_those_of_setup_cfg():
@@ -171,7 +172,7 @@ def test_the_driver_is_read_from_two_pages_of_nvidia_smi():
 
 
 @pytest.mark.parametrize(
-    ("cuda", "driver_cuda", "status", "fix"),
+    ("build", "driver_cuda", "status", "fix"),
     [
         ("13.0", "13.0", "ok", ""),
         ("12.6", "13.0", "ok", ""),
@@ -179,30 +180,27 @@ def test_the_driver_is_read_from_two_pages_of_nvidia_smi():
         ("12.8", "12.4", "warn", "whl/cu126"),
         ("13.0", "12.8", "bad", "whl/cu126"),
         ("12.6", "11.4", "bad", "driver 525 or newer"),
-        (None, "13.1", "bad", "whl/cu130"),
-        (None, "12.2", "bad", "whl/cu126"),
+        ("cpu", "13.1", "bad", "whl/cu130"),
+        ("cpu", "12.2", "bad", "whl/cu126"),
+        # Of a login node without a GPU, where hosts of the partition have eight.
+        ("cpu", None, "warn", "whl/cu130"),
+        ("13.0", None, "ok", ""),
+        (None, None, "skipped", ""),
     ],
 )
-def test_torch_is_held_against_what_the_driver_runs(cuda, driver_cuda, status, fix):
-    build, driver = Build("2.13.0", cuda, None), Driver("1.2", driver_cuda, H100)
-    check = gpu.torch_and_driver(build, driver, 0)
+def test_torch_is_held_against_what_the_driver_runs(build, driver_cuda, status, fix):
+    torch = build and Build("2.13.0", None if build == "cpu" else build, None)
+    driver = driver_cuda and Driver("1.2", driver_cuda, H100)
+    check = gpu.torch_and_driver(torch, driver, 8)
     assert check.status == status
     assert fix in check.fix and bool(check.fix) == bool(fix)
-    assert "8 x NVIDIA H100" in check.found
-
-
-def test_a_login_node_without_a_gpu_is_fine_unless_its_hosts_have_some():
-    cpu, cuda = Build("2.13.0+cpu", None, None), Build("2.13.0+cu130", "13.0", None)
-    assert gpu.torch_and_driver(cpu, None, 0).status == "ok"
-    assert gpu.torch_and_driver(cuda, None, 8).status == "ok"
-    check = gpu.torch_and_driver(cpu, None, 8)
-    assert check.status == "warn" and "whl/cu130" in check.fix
-    assert gpu.torch_and_driver(None, None, 8).status == "skipped"
+    assert driver is None or "8 x NVIDIA H100" in check.found
+    assert gpu.torch_and_driver(Build("2.13.0+cpu", None, None), None, 0).status == "ok"
 
 
 def test_a_driver_that_does_not_answer_is_told():
-    assert gpu.smi_check(Answer("", "nvidia-smi is not on PATH", missing=True), False) is None
-    late = Answer("", "`nvidia-smi` gave no answer in 4 s")
-    broken = Answer("", "`nvidia-smi` ended with 9: couldn't communicate with the NVIDIA driver")
+    assert gpu.smi_check(Output("", "nvidia-smi is not on PATH", missing=True), False) is None
+    late = Output("", "`nvidia-smi` gave no answer in 4 s")
+    broken = Output("", "`nvidia-smi` ended with 9: couldn't communicate with the NVIDIA driver")
     found = [gpu.smi_check(a, there) for a in (late, broken) for there in (False, True)]
     assert [check and check.status for check in found] == ["warn", "bad", "ok", "bad"]

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 from fitb.shards.shard_set import Rows
 
 

@@ -10,8 +10,8 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.evaluate.categories import GROUPS
 from fitb.evaluate.words import Categoriser
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 from fitb.shards.documents import documents_at
 from fitb.shards.shard_set import ShardSet
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fitb.fsio import read_json
-from fitb.prepare.config import PrepareConfig
+from fitb.prepare.settings import PrepareConfig
 
+ROOT = Path(__file__).resolve().parents[3]
 MakeConfig = Callable[..., PrepareConfig]
 
 
@@ -25,6 +31,32 @@ def but_for_names(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     for name in ("files", "tokenizer"):
         del manifest["settings"][name]
     return found, manifest
+
+
+def started(config: PrepareConfig, folder: Path, patch: str) -> subprocess.Popen[str]:
+    """Start `fitb prepare` in a process whose stages are patched first.
+
+    Args:
+        folder: for the patch.
+        patch: lines in which `stages` is fitb.prepare.stages and `write` what writes a shard.
+    """
+    head = "import os, signal, time\nfrom fitb.prepare import stages\nwrite = stages._write_piece\n"
+    (folder / "sitecustomize.py").write_text(head + patch)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fitb", "prepare", *flags_of(config)],
+        env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def flags_of(config: PrepareConfig) -> list[str]:

@@ -6,22 +6,19 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from preparing import MakeConfig, but_for_names, contents, flags_of
+from preparing import MakeConfig, but_for_names, contents, started, wait_until
 
 from fitb.corpus.tokenizer import train_tokenizer
 from fitb.errors import DataError, SystemFault
 from fitb.fsio import read_json
 from fitb.prepare import stages
-from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import folder_of
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 
 def test_preparing_again_does_nothing_and_says_so(
@@ -61,6 +58,18 @@ def test_a_folder_with_other_files_is_refused_and_an_empty_one_used(
     assert contents(out) == {"thesis.tex": b"precious"}
     (out / "thesis.tex").unlink()
     assert prepare(make_config(out)).exists()
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
+    """Run a preparation until a call of stages.`place`."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
 
 
 PLACES = ["write_run", "train_tokenizer", "write_shard", "write_documents", "write_manifest"]
@@ -107,31 +116,23 @@ def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missin
 ) -> None:
     config = make_config(tmp_path / "out", workers=2)
     killer = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from fitb.prepare import stages\n"
-        "write = stages._write_piece\n"
         "def fatal(work, shard):\n"
         "    if shard.index == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    write(work, shard)\n"
         "stages._write_piece = fatal\n"
     )
-    (tmp_path / "sitecustomize.py").write_text(killer)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == SystemFault.exit_code, done.stderr
-    assert "a worker of stage write was killed" in done.stderr
-    assert "Traceback" not in done.stderr
+    with started(config, tmp_path, killer) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == SystemFault.exit_code, said
+    assert "a worker of stage write was killed" in said
+    assert "Traceback" not in said
     work = folder_of(config)
-    pieces = {path.name: path.stat().st_mtime_ns for path in (work / "pieces").glob("*.json")}
-    assert "train-00003.json" not in pieces
-    assert pieces
-    kept = {path.name: path.stat().st_ino for path in (work / "set").glob("*.arrow")}
+    pieces = {path.stem for path in (work / "pieces").glob("*.json")}
+    assert pieces and "train-00003" not in pieces
+    kept = {path.stem: path.stat().st_ino for path in (work / "set").glob("*.arrow")}
     prepare(config)
-    after = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
-    written = {name.replace(".json", ".arrow") for name in pieces}
-    assert all(after[name] == kept[name] for name in written)
+    after = {path.stem: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
+    assert all(after[name] == kept[name] for name in pieces)
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
 
 
@@ -139,20 +140,10 @@ def test_two_preparations_of_one_folder_at_once_are_refused(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config(tmp_path / "out")
-    stopper = (
-        "import os, signal\n"
-        "from fitb.prepare import stages\n"
-        "stages.train_tokenizer = lambda *a, **k: os.kill(os.getpid(), signal.SIGSTOP)\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(stopper)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as first:
+    stopper = "stages.train_tokenizer = lambda *a, **k: os.kill(os.getpid(), signal.SIGSTOP)\n"
+    with started(config, tmp_path, stopper) as first:
         try:
-            deadline = time.monotonic() + 60
-            while Path(f"/proc/{first.pid}/stat").read_text().split()[2] != "T":
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            wait_until(lambda: Path(f"/proc/{first.pid}/stat").read_text().split()[2] == "T")
             with pytest.raises(DataError, match="by another preparation right now"):
                 prepare(config)
         finally:
@@ -167,28 +158,13 @@ def test_a_change_of_the_input_between_two_starts_begins_anew(
     path = tmp_path / "texts.txt"
     path.write_text("\n\n".join(texts[:200]))
     config = make_config(tmp_path / "out", files=[str(path)])
-    with monkeypatch.context() as patch:
-        patch.setattr(stages, "train_tokenizer", lambda *a, **k: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare(config)
+    interrupted_at(monkeypatch, config, "train_tokenizer")
     with pytest.raises(DataError, match=r"unfinished preparation of other settings \(seed"):
         prepare(make_config(tmp_path / "out", files=[str(path)], seed=1))
     path.write_text("\n\n".join(texts[:300]))
     prepare(config)
     statistics = read_json(tmp_path / "out" / "manifest.json")["statistics"]
     assert statistics["documents"] == 300
-
-
-def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
-    """Run a preparation until a call of stages.`place`."""
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stages, place, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
 
 
 def test_another_tokenizer_between_two_starts_is_refused(
@@ -268,30 +244,14 @@ def test_control_c_is_one_line_and_the_next_start_goes_on(
 ) -> None:
     config = make_config(tmp_path / "out", workers=2)
     slow = (
-        "import time\n"
-        "from pathlib import Path\n"
-        "from fitb.prepare import stages\n"
-        "write = stages._write_piece\n"
         "def slowly(work, shard):\n"
-        f"    Path({str(tmp_path / 'begun')!r}).touch()\n"
+        f"    open({str(tmp_path / 'begun')!r}, 'w').close()\n"
         "    time.sleep(0.5)\n"
         "    write(work, shard)\n"
         "stages._write_piece = slowly\n"
     )
-    (tmp_path / "sitecustomize.py").write_text(slow)
-    command = [sys.executable, "-m", "fitb", "prepare", *flags_of(config)]
-    with subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "begun").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with started(config, tmp_path, slow) as process:
+        wait_until((tmp_path / "begun").exists)
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130

@@ -11,8 +11,8 @@ from snapshot import snapshot, touched
 
 from fitb.errors import DataError
 from fitb.prepare import stages
-from fitb.prepare.config import PrepareConfig
-from fitb.prepare.run import prepare
+from fitb.prepare.preparation import prepare
+from fitb.prepare.settings import PrepareConfig
 
 
 def a_work_of_the_user(out: Path) -> None:

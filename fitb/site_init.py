@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shlex
 import socket
 import sys
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitb import fsio
-from fitb.cluster import site
-from fitb.cluster.environment import NAME
+from fitb.cluster import slurm, slurm_config
+from fitb.cluster.scripts import find_script
+from fitb.cluster.site_env import NAME
 from fitb.doctor.slurm import Hosts, gather
 from fitb.errors import ConfigError, SystemFault
 
@@ -47,7 +49,7 @@ class Partition:
     """What a partition offers.
 
     Args:
-        name: of it.
+        name: partition name.
         default: whether a job without --partition goes there.
         limit: its longest time, as Slurm writes it.
         hosts: their number.
@@ -147,7 +149,7 @@ def _associations(config: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str
     user = getpass.getuser()
     words = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}")
     try:
-        text = site.ask(*words, "format=Account,QOS", timeout_s=10)
+        text = slurm.ask(*words, "format=Account,QOS", timeout_s=10)
     except SystemFault as error:
         return (), (), f"accounts and QOS: {error}"
     accounts, qos = parse_associations(text)
@@ -170,47 +172,56 @@ def _setting(name: str, value: str, active: bool, comment: str = "") -> str:
 
 
 def render(found: Found) -> str:
-    """Return the text of the file."""
-    parts = [HEAD, *(f"# not found: {_one_line(why)}" for why in found.missing)]
-    parts += [
-        "\n# -- Where jobs run: sbatch reads these, of the shell that submits",
-        *_where(found),
-    ]
-    parts.append(ENVIRONMENT)
-    parts.append(_setting("FITB_PYTHON", found.python or "/shared/fitb/.venv/bin/python",
-                          bool(found.python), "the interpreter of the jobs"))  # fmt: skip
-    parts += [CONTAINER, NETWORK]
-    if found.interfaces:
-        parts.append(f"# of this host: {', '.join(map(_one_line, found.interfaces))}")
-    parts += [_setting(f"{who}_SOCKET_IFNAME", "ib0", False) for who in ("NCCL", "GLOO")]
-    return "\n".join([*parts, SCRATCH])
+    """Return the text of the file: the example, with what was found in place of its lines."""
+    example = find_script("site.example.env")
+    if example is None:
+        raise ConfigError("slurm/site.example.env is neither here nor with the package; reinstall")
+    where, lines = _where(found), []
+    for line in example.read_text().splitlines():
+        name = re.match(r"(?:# )?export (\w+)=", line)
+        lines += where.get(name[1], [line]) if name else [line]
+        if name and name[1] == "FITB_SITE":  # the last line of the head
+            lines += [f"# not found: {_one_line(why)}" for why in found.missing]
+    return "\n".join([*lines, ""])
 
 
-def _where(found: Found) -> Iterator[str]:
-    accounts, several = found.accounts or ("my_project",), len(found.accounts) > 1
-    if several:
-        yield f"# accounts of this user: {', '.join(map(_one_line, accounts))}"
-    yield _setting("SBATCH_ACCOUNT", accounts[0], len(found.accounts) == 1)
-    for partition in found.partitions:
-        yield f"# {_one_line(partition.sentence())}"
+def _where(found: Found) -> dict[str, list[str]]:
+    """Return the lines in place of a variable's, of the variables of which something was found."""
+    lines: dict[str, list[str]] = {}
+    if found.accounts:
+        one, shown = len(found.accounts) == 1, ", ".join(map(_one_line, found.accounts))
+        several = [] if one else [f"# accounts of this user: {shown}"]
+        lines["SBATCH_ACCOUNT"] = [*several, _setting("SBATCH_ACCOUNT", found.accounts[0], one)]
     best = _choice(found.partitions)
-    yield _setting("SBATCH_PARTITION", best.name if best else "gpu", best is not None)
-    if best and best.gpus:
-        each = best.cpus // best.gpus
-        yield "# a rank for each GPU of a host of it, on the command line of sbatch:"
-        yield (
-            f"#     sbatch --gpus-per-node={best.option or best.gpus} --ntasks-per-node={best.gpus}"
-            f" --cpus-per-task={each} slurm/distill.sh ..."
-        )
-    limit = best.limit if best else "UNLIMITED"
-    most_s = site.seconds(limit)
-    short = most_s is not None and most_s < ASKED_S
-    shown = "04:00:00" if most_s is None else limit
-    yield _setting("SBATCH_TIMELIMIT", shown, short, "of an attempt; the next one goes on")
+    if best:
+        sentences = [f"# {_one_line(partition.sentence())}" for partition in found.partitions]
+        setting = _setting("SBATCH_PARTITION", best.name, True)
+        lines["SBATCH_PARTITION"] = [*sentences, setting, *_options(best)]
+        most_s = slurm_config.seconds(best.limit)
+        if most_s is not None:
+            comment = "of an attempt; the next one goes on"
+            limit = _setting("SBATCH_TIMELIMIT", best.limit, most_s < ASKED_S, comment)
+            lines["SBATCH_TIMELIMIT"] = [limit]
     if found.qos:
-        yield f"# QOS of this user: {', '.join(map(_one_line, found.qos))}"
-    yield _setting("SBATCH_QOS", found.qos[0] if found.qos else "normal", False)
-    yield _setting("SBATCH_CONSTRAINT", "a100", False, "features of hosts: sinfo --format=%f")
+        shown = f"# QOS of this user: {', '.join(map(_one_line, found.qos))}"
+        lines["SBATCH_QOS"] = [shown, _setting("SBATCH_QOS", found.qos[0], False)]
+    if found.python:
+        python = _setting("FITB_PYTHON", found.python, True, "the interpreter of the jobs")
+        lines["FITB_PYTHON"] = [python]
+    if found.interfaces:
+        shown = f"# of this host: {', '.join(map(_one_line, found.interfaces))}"
+        lines["NCCL_SOCKET_IFNAME"] = [shown, _setting("NCCL_SOCKET_IFNAME", "ib0", False)]
+    return lines
+
+
+def _options(best: Partition) -> list[str]:
+    if not best.gpus:
+        return []
+    option = f"--gpus-per-node={best.option or best.gpus} --ntasks-per-node={best.gpus}"
+    return [
+        "# a rank for each GPU of a host of it, on the command line of sbatch:",
+        f"#     sbatch {option} --cpus-per-task={best.cpus // best.gpus} slurm/distill.sh ...",
+    ]
 
 
 def _choice(partitions: Sequence[Partition]) -> Partition | None:
@@ -231,7 +242,7 @@ def init(config: SiteConfig) -> dict[str, Any]:
     """
     out = Path(config.out)
     if out.exists() and not config.force:
-        raise ConfigError(f"{out} is there and stays as it is; --force writes it anew")
+        raise ConfigError(f"{out} already exists; use --force to overwrite it")
     found = find()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -250,48 +261,3 @@ def say(result: dict[str, Any]) -> str:
         lines.append(f"accounts: {', '.join(result['accounts'])}")
     path = shlex.quote(result["path"])
     return "\n".join([*lines, f"wrote {path}: look it through, then `. {path}` and submit"])
-
-
-HEAD = """\
-# What this site wants of every job, in bash. Copy slurm/site.example.env to slurm/site.env, or let
-# `fitb site init` write it, and change what is wrong. Then, in each shell that submits:
-#
-#     . slurm/site.env
-#
-# It is read twice. sbatch takes the SBATCH_ variables of the shell that submits; a script cannot
-# change its own submission. The rest is for the job, whose script reads this file once more.
-# On the command line of sbatch, and as flags of `python -m launch.*`, options win over it; over the
-# #SBATCH lines of the scripts it wins. Every variable has to be exported.
-# shellcheck shell=bash disable=SC2155,SC1091
-export FITB_SITE=$(realpath "${BASH_SOURCE[0]:-$0}") # so that jobs find it, wherever submitted"""
-
-ENVIRONMENT = """
-# -- Environment of the jobs: modules, a venv or conda, whichever there is
-# module load python/3.11 cuda/12.8
-# . /shared/fitb/.venv/bin/activate
-# . /shared/miniforge3/etc/profile.d/conda.sh && conda activate fitb"""
-
-CONTAINER = """\
-# or a container: tasks are `apptainer exec OPTIONS IMAGE python -m fitb ...`
-# export FITB_APPTAINER=/shared/fitb.sif
-# export FITB_APPTAINER_OPTIONS='--nv --bind /data'    # words; without this line: --nv
-# export FITB_APPTAINER_PYTHON=/venv/bin/python        # in the image; without this line: python
-
-# -- Launch
-# export FITB_LAUNCHER=torchrun                        # one task a host; without: one a GPU
-# export SLURM_CPU_BIND=cores                          # srun keeps each task on cores of its own
-# export SLURM_GPU_BIND=none                           # every task sees all GPUs of its host"""
-
-NETWORK = """
-# -- Network between hosts: the interface that NCCL and gloo take, where they take a wrong one, and
-# what the site puts behind the name of a host for its fast network
-# export FITB_HOST_SUFFIX=i"""
-
-SCRATCH = """
-# -- Scratch and caches, of this shell too: write ${SLURM_JOB_ID:+...} around what jobs alone have
-# export TMPDIR=/tmp${SLURM_JOB_ID:+/$SLURM_JOB_ID}    # has to exist on every host
-# export HF_HOME=/scratch/$USER/huggingface            # models by name
-# export TRITON_CACHE_DIR=/tmp/triton-$USER            # compiled kernels: a local disk
-# export WANDB_CACHE_DIR=/scratch/$USER/wandb/cache    # what W&B keeps beside RUN_DIR/wandb
-# export WANDB_DATA_DIR=/scratch/$USER/wandb/data
-"""

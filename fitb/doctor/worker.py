@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fitb.doctor.ask import ask, reason
+from fitb.cluster.process import output_of
 from fitb.doctor.check import Check, of_sentence
+from fitb.doctor.deadlines import reason
 from fitb.errors import ContractError, FitbError
 
 MARK = "fitb-doctor-check "  # libraries print on standard output too
@@ -49,8 +50,8 @@ def run(module: str, flags: Sequence[str], name: str, timeout_s: float) -> list[
     Args:
         name: of the line that says that the process did not end well.
     """
-    answer = ask(sys.executable, "-m", module, *flags, timeout_s=timeout_s)
-    lines = [line for line in answer.output.splitlines() if line.startswith(MARK)]
+    answer = output_of(sys.executable, "-m", module, *flags, timeout_s=timeout_s)
+    lines = [line for line in answer.text.splitlines() if line.startswith(MARK)]
     checks = [Check(**json.loads(line.removeprefix(MARK))) for line in lines]
     if not answer.ok and not any(check.status == "bad" for check in checks):
         words = answer.problem.replace(" ".join([sys.executable, "-m", module]), module)

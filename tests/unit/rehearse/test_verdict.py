@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from fitb.cluster.site import Finding
+from fitb.cluster.slurm_config import Finding
 from fitb.errors import ConfigError
-from fitb.rehearse.judge import Given, Leave, Rehearsal, leads, render
-from fitb.rehearse.run import choose_script, elapsed_s, front, rehearse, sbatch_options
+from fitb.rehearse.rehearsal import choose_script, elapsed_s, front, rehearse, sbatch_options
+from fitb.rehearse.verdict import Inputs, Rehearsal, Shutdown, grace_periods, render
 
 ROOT = Path(__file__).resolve().parents[3]
-LIMIT = Leave("time limit", "SIGUSR1", 12, 2.0, 5.0, 3.0, 20.0, {}, 0)
+LIMIT = Shutdown("time limit", "SIGUSR1", 12, 2.0, 5.0, 3.0, 20.0, {}, 0)
 PREEMPTED = replace(LIMIT, end="preemption", signal="SIGTERM")
-GIVEN = Given(limit_s=300.0, attempt_s=14_400.0, preemption_s=30.0, preemption="KillWait")
+GIVEN = Inputs(limit_s=300.0, attempt_s=14_400.0, preemption_s=30.0, preemption="KillWait")
 
 
-def verdicts(given: Given) -> list[bool]:
-    return [lead.suffices for lead in leads([LIMIT, PREEMPTED], given)]
+def verdicts(given: Inputs) -> list[bool]:
+    return [lead.suffices for lead in grace_periods([LIMIT, PREEMPTED], given)]
 
 
 def test_a_lead_suffices_from_three_times_what_was_needed() -> None:
@@ -36,13 +36,13 @@ def test_a_job_that_slurm_does_not_requeue_must_have_left_within_its_grace() -> 
 
 def test_no_preemption_needs_no_lead_and_no_warning_is_never_enough() -> None:
     assert verdicts(replace(GIVEN, preemption_s=None)) == [True, True]
-    (short, _) = leads([LIMIT, PREEMPTED], replace(GIVEN, limit_s=None))
+    (short, _) = grace_periods([LIMIT, PREEMPTED], replace(GIVEN, limit_s=None))
     assert not short.suffices
     assert "--signal=B:USR1@300" in short.sentence
 
 
 def test_a_time_limit_shorter_than_its_own_warning_is_found() -> None:
-    (lead, _) = leads([LIMIT, PREEMPTED], replace(GIVEN, attempt_s=240.0))
+    (lead, _) = grace_periods([LIMIT, PREEMPTED], replace(GIVEN, attempt_s=240.0))
     assert not lead.suffices
     assert "raise --time" in lead.sentence
 
@@ -50,7 +50,9 @@ def test_a_time_limit_shorter_than_its_own_warning_is_found() -> None:
 def test_reasons_are_lost_steps_short_leads_and_what_the_site_forbids() -> None:
     sites = [Finding("KillWait", "5 sec", "warn", "known"), Finding("Requeue", "0", "bad", "no")]
     ends = [replace(LIMIT, steps_lost=7), PREEMPTED]
-    found = Rehearsal("run", "job 4", ends, leads(ends, replace(GIVEN, preemption_s=3.0)), sites)
+    found = Rehearsal(
+        "run", "job 4", ends, grace_periods(ends, replace(GIVEN, preemption_s=3.0)), sites
+    )
     lost, short, forbidden = found.reasons
     assert lost == "7 steps were lost at the time limit"
     assert short.startswith(
@@ -58,7 +60,9 @@ def test_reasons_are_lost_steps_short_leads_and_what_the_site_forbids() -> None:
     )
     assert forbidden == "Requeue=0: no"
     assert render(found).endswith("\n".join(f"  {reason}" for reason in found.reasons))
-    good = Rehearsal("run", "job 4", [LIMIT, PREEMPTED], leads([LIMIT, PREEMPTED], GIVEN), [])
+    good = Rehearsal(
+        "run", "job 4", [LIMIT, PREEMPTED], grace_periods([LIMIT, PREEMPTED], GIVEN), []
+    )
     assert good.reasons == []
     assert render(good).endswith("can be stopped here at any time.")
 
@@ -70,26 +74,13 @@ def test_a_clock_of_a_host_is_believed_only_where_it_can_be_right() -> None:
     assert elapsed_s(100.0, [], 104.0) == 4.0
 
 
-SCRIPT = "#!/bin/bash\n#SBATCH --job-name=mine\n#SBATCH --signal=B:USR1@300\n#SBATCH -N 2\necho\n"
-
-
-def test_options_win_over_the_environment_and_that_over_the_script() -> None:
-    found = sbatch_options(SCRIPT, {}, [])
-    assert (found.signal, found.job_name) == ("B:USR1@300", "mine")
-    env = {"SBATCH_SIGNAL": "USR2@90"}
-    assert sbatch_options(SCRIPT, env, []).signal == "USR2@90"
-    words = ["--nodes", "4", "--signal", "B:USR1@30", "-Jother", "--partition=low"]
-    found = sbatch_options(SCRIPT, env, words)
-    assert (found.signal, found.job_name) == ("B:USR1@30", "other")
-    script = choose_script(None)
-    assert script is not None
-    assert sbatch_options(script.read_text(), {}, []).signal == "B:USR1@300"
-
-
 @pytest.mark.parametrize("word", ["--wait", "-W", "--array=0-3", "--wrap=ls", "-H", "--test-only"])
 def test_a_job_that_cannot_be_rehearsed_is_refused(word: str) -> None:
+    script = choose_script(None)
+    assert script is not None
+    assert sbatch_options(script.read_text(), {}, [])["signal"] == "B:USR1@300"
     with pytest.raises(ConfigError, match="cannot be rehearsed"):
-        sbatch_options(SCRIPT, {}, [word])
+        sbatch_options(script.read_text(), {}, [word])
 
 
 def test_where_flags_and_training_flags_may_be_mixed_or_parted() -> None:

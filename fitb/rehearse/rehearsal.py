@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import shlex
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from fitb.cluster import site
+from fitb import signals
+from fitb.cluster import slurm, slurm_config
 from fitb.cluster.local import train_command
+from fitb.cluster.sbatch import read_options, values
 from fitb.cluster.scripts import find_script
-from fitb.cluster.slurm import default_run_dir
 from fitb.config import Config
 from fitb.errors import RESUME, ConfigError, SystemFault
 from fitb.flags import parse
 from fitb.front import FrontParser
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
-from fitb.rehearse.judge import End, Given, Leave, Rehearsal, leads
+from fitb.rehearse.verdict import End, Inputs, Rehearsal, Shutdown, grace_periods
 from fitb.rundir.events import when
 from fitb.rundir.history import Attempt
 from fitb.rundir.metrics import tail_records
@@ -40,10 +40,10 @@ STEPS = 5  # done before each signal
 POLL_S = 0.1
 KILL_WAIT_S = 30.0  # Slurm's default
 ENDS: dict[End, signal.Signals] = {
-    "time limit": signal.SIGUSR1,
-    "preemption": signal.SIGTERM,
+    "time limit": signals.TIME_LIMIT,
+    "preemption": signals.PREEMPTION,
 }
-UNFIT = ("array", "wait", "wrap", "hold", "test_only")  # options of sbatch
+UNFIT = ("array", "wait", "wrap", "hold", "test-only")  # options of sbatch
 
 
 def front() -> FrontParser:
@@ -70,9 +70,9 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
         time or the minutes are over; TrainingError where it does not leave in good order.
     """
     script = choose_script(where.script)
-    options = [word for text in where.sbatch for word in shlex.split(text)]
-    asked = sbatch_options(script.read_text() if script else "", os.environ, options)
-    default = default_run_dir(asked.job_name or "fitb")
+    words = [word for text in where.sbatch for word in shlex.split(text)]
+    asked = sbatch_options(script.read_text() if script else "", os.environ, words)
+    default = slurm.default_run_dir(asked.get("job-name", "fitb"))
     config = parse(Config, "fitb rehearse", ["--run_dir", default, *flags])
     run_dir = Path(where.rehearsal_dir or f"{config.run_dir.rstrip('/')}-rehearsal")
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
@@ -80,33 +80,35 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     flags = [*flags, "--run_dir", str(run_dir), "--track.every_steps", "1"]
     if config.track.wandb != "disabled":  # a rehearsal is no run of the project
         flags += ["--track.wandb", "offline"]
-    lead_s = site.signal_lead_s(asked.signal)
-    if where.cluster == "local" or (where.cluster == "auto" and not shutil.which("sbatch")):
+    lead_s = slurm_config.signal_lead_s(asked.get("signal"))
+    if not slurm.is_chosen(where.cluster):
         config.grad_accum(where.processes)
         job = LocalJob(train_command(flags), where.processes, run_dir)
-        leaves = perform(job, run_dir, where.minutes)
-        given = Given(lead_s or site.DEFAULT_LEAD_S, None, KILL_WAIT_S, "KillWait (by default)")
-        return Rehearsal(str(run_dir), job.name, leaves, leads(leaves, given), [])
+        shutdowns = perform(job, run_dir, where.minutes)
+        inputs = Inputs(
+            lead_s or slurm_config.DEFAULT_LEAD_S, None, KILL_WAIT_S, "KillWait (by default)"
+        )
+        return Rehearsal(str(run_dir), job.name, shutdowns, grace_periods(shutdowns, inputs), [])
     if script is None:
         raise ConfigError("slurm/distill.sh is neither here nor with the package; give --script")
-    return _on_slurm(SlurmJob(script, options, flags, run_dir), run_dir, where.minutes, lead_s)
+    return _on_slurm(SlurmJob(script, words, flags, run_dir), run_dir, where.minutes, lead_s)
 
 
 def _on_slurm(job: SlurmJob, run_dir: Path, minutes: float, lead_s: float | None) -> Rehearsal:
-    settings = site.parse_config(site.ask("scontrol", "show", "config"))
-    partitions = site.parse_partitions(site.ask("scontrol", "show", "partition"))
-    leaves = perform(job, run_dir, minutes)
-    partition = site.choose_partition(partitions, job.running.get("Partition"))
-    kill_s, name = site.preemption_lead_s(settings, partition)
-    given = Given(
+    settings = slurm_config.parse_config(slurm.ask("scontrol", "show", "config"))
+    partitions = slurm_config.parse_partitions(slurm.ask("scontrol", "show", "partition"))
+    shutdowns = perform(job, run_dir, minutes)
+    partition = slurm_config.choose_partition(partitions, job.running.get("Partition"))
+    kill_s, name = slurm_config.preemption_lead_s(settings, partition)
+    inputs = Inputs(
         limit_s=lead_s,
-        attempt_s=site.seconds(job.running.get("TimeLimit", "")),
+        attempt_s=slurm_config.seconds(job.running.get("TimeLimit", "")),
         preemption_s=kill_s,
         preemption=name,
-        requeues=site.preempt_mode(settings, partition) != "CANCEL",
+        requeues=slurm_config.preempt_mode(settings, partition) != "CANCEL",
     )
-    found = site.findings(settings, partition, job.running)
-    return Rehearsal(str(run_dir), job.name, leaves, leads(leaves, given), found)
+    found = slurm_config.findings(settings, partition, job.running)
+    return Rehearsal(str(run_dir), job.name, shutdowns, grace_periods(shutdowns, inputs), found)
 
 
 def choose_script(name: str | None) -> Path | None:
@@ -119,34 +121,19 @@ def choose_script(name: str | None) -> Path | None:
     return Path(name) if name else find_script()
 
 
-def sbatch_options(
-    script: str, env: Mapping[str, str], options: Sequence[str]
-) -> argparse.Namespace:
-    """Return signal and job_name as sbatch would take them.
+def sbatch_options(script: str, env: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
+    """Return the options of the job by name, as sbatch would take them.
 
     Args:
-        script: text; its #SBATCH lines give way to the environment, and that to the options.
+        script: text; its #SBATCH lines give way to the environment, and that to the words.
     Raises: ConfigError for an option under which a job cannot be rehearsed.
     """
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--signal")
-    parser.add_argument("--job-name", "-J")
-    parser.add_argument("--array", "-a")
-    parser.add_argument("--wrap")
-    parser.add_argument("--wait", "-W", action="store_true")
-    parser.add_argument("--hold", "-H", action="store_true")
-    parser.add_argument("--test-only", action="store_true")
-    lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-    words = [word for line in lines for word in shlex.split(line)[1:]]
-    for flag, name in (("--signal", "SBATCH_SIGNAL"), ("--job-name", "SBATCH_JOB_NAME")):
-        if env.get(name):
-            words.append(f"{flag}={env[name]}")
-    found = parser.parse_known_args([*words, *options])[0]
-    unfit = [name for name in UNFIT if getattr(found, name)]
+    options = read_options(script, env, words)
+    unfit = [name for name in UNFIT if name in options]
     if unfit:
         message = f"--sbatch has {', '.join(unfit)}: such a job cannot be rehearsed"
         raise ConfigError(f"{message}; leave it out")
-    return found
+    return values(options)
 
 
 class _Patience:
@@ -193,7 +180,7 @@ class _Patience:
             time.sleep(POLL_S)
 
 
-def perform(job: Job, run_dir: Path, minutes: float) -> list[Leave]:
+def perform(job: Job, run_dir: Path, minutes: float) -> list[Shutdown]:
     """Start the job, make it leave and come back once for each of ENDS, and end it in any case.
 
     Raises: SystemFault, TrainingError, KeyboardInterrupt; the job is ended before.
@@ -203,12 +190,12 @@ def perform(job: Job, run_dir: Path, minutes: float) -> list[Leave]:
         try:
             job.start()
             logger.info("%s in %s", job.name, run_dir)
-            return [_leave(job, run_dir, patience, end) for end in ENDS]
+            return [_shut_down(job, run_dir, patience, end) for end in ENDS]
         finally:
             job.close()
 
 
-def _leave(job: Job, run_dir: Path, patience: _Patience, end: End) -> Leave:
+def _shut_down(job: Job, run_dir: Path, patience: _Patience, end: End) -> Shutdown:
     number = ENDS[end]
     first = patience.wait(lambda: _begun(run_dir), "an attempt")
     patience.wait(lambda: _reached(run_dir, first.first_step + STEPS), f"{STEPS} steps")
@@ -227,7 +214,7 @@ def _leave(job: Job, run_dir: Path, patience: _Patience, end: End) -> Leave:
     start_s = time.time() - runs_s
     again = attempts(run_dir)[-1]
     logger.info("went on at step %d after %.2f s", again.first_step, back_s + start_s)
-    return Leave(
+    return Shutdown(
         end=end,
         signal=number.name,
         step=ended.last_step,

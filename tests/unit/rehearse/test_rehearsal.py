@@ -14,7 +14,7 @@ from fitb.cli import main
 from fitb.errors import SystemFault
 from fitb.fsio import read_lines
 from fitb.rehearse.jobs import LocalJob
-from fitb.rehearse.run import perform
+from fitb.rehearse.rehearsal import perform
 from fitb.rundir.status import status
 
 # It ends like `fitb train`, or as its first word says.
@@ -122,7 +122,7 @@ def test_command_rehearses_here_where_it_is_told_to_and_prints_its_verdict(
 ) -> None:
     for how, code in (("well", 0), ("forgetful", 1)):
         monkeypatch.setattr(
-            "fitb.rehearse.run.train_command",
+            "fitb.rehearse.rehearsal.train_command",
             lambda flags, how=how: [sys.executable, "-c", JOB, how, *flags],
         )
         words = [

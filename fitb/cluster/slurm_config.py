@@ -1,18 +1,17 @@
 """What the site's Slurm will do to a training job: its settings, each as a sentence with a verdict.
 
-Pure functions over what `scontrol show config`, `show partition` and `show job` print; only `ask`
-runs a command.
+Pure functions over what `scontrol show config`, `show partition` and `show job` print.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fitb.errors import ConfigError, SystemFault, nearest
+from fitb.cluster.slurm import parse_record
+from fitb.errors import ConfigError, nearest
 
 Verdict = Literal["ok", "warn", "bad"]
 Fields = Mapping[str, str]
@@ -39,31 +38,10 @@ class Finding:
     sentence: str
 
 
-def ask(*words: str, timeout_s: float = 60.0) -> str:
-    """Return what a command of Slurm prints.
-
-    Raises: SystemFault where it is missing, says no or does not answer.
-    """
-    command = " ".join(words)
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout_s)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise SystemFault(f"`{command}` failed: {error}") from error
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()[:300]
-        raise SystemFault(f"`{command}` ended with {done.returncode}: {said!r}")
-    return done.stdout.strip()
-
-
 def parse_config(text: str) -> dict[str, str]:
     """Return the settings of `scontrol show config`."""
     pairs = (line.split("=", 1) for line in text.splitlines() if re.match(r"\s*\w+\s+=", line))
     return {name.strip(): value.strip() for name, value in pairs}
-
-
-def parse_record(text: str) -> dict[str, str]:
-    """Return the fields of one record of `scontrol show job` or `show partition`."""
-    return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(\S*)", text))
 
 
 def parse_partitions(text: str) -> dict[str, dict[str, str]]:

@@ -1,20 +1,22 @@
-"""One fitb command as a job, or several at once as an array, through submitit."""
+"""Tasks that need no word of each other, through submitit: one is a job, several are an array."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from fitb.cluster.executor import make_executor
-from fitb.cluster.submit import JobStopped
-from fitb.errors import FINISHED, SystemFault
+from fitb.errors import FINISHED, STOP, FitbError, SystemFault
+
+
+class JobStopped(FitbError):
+    """A job that is not requeued; raised so that the scheduler shows it as failed."""
+
+    exit_code = STOP
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,17 @@ class CommandJob:
         return FINISHED
 
 
-def submit_commands(
-    commands: Sequence[Sequence[str]], where: argparse.Namespace, folder: Path
+def submit_tasks(
+    executor: submitit.Executor, tasks: Sequence[Callable[[], int]]
 ) -> list[submitit.Job[int]]:
-    """Submit commands, one task each; more than one become one array.
+    """Submit tasks; more than one become one array.
 
-    Args:
-        commands: arguments of `fitb`.
-        where: from `resource_parser`.
-        folder: of the logs.
-    Raises: SystemFault where the cluster is not there or refuses.
+    Raises: SystemFault where the scheduler refuses.
     """
-    executor = make_executor(where, folder)
-    tasks = [CommandJob(tuple(words)) for words in commands]
     try:
         if len(tasks) == 1:
             return [executor.submit(tasks[0])]
         with executor.batch():
             return [executor.submit(task) for task in tasks]
-    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+    except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
         raise SystemFault(f"the job was not accepted: {error}") from error

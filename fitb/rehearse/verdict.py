@@ -1,4 +1,4 @@
-"""What a rehearsal measured against what the cluster gives, judged and put into words."""
+"""The verdict of a rehearsal: seconds that a shutdown took against those that the cluster gives."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fitb.cluster import site
+from fitb.cluster import slurm_config
 
 End = Literal["time limit", "preemption"]
 SAFETY = 3.0  # a lead is to be so many times what was needed: no filesystem is always so quick
 
 
 @dataclass(frozen=True)
-class Leave:
-    """One end and the way back, in seconds.
+class Shutdown:
+    """One graceful shutdown and the way back, in seconds.
 
     Args:
         end: what was played.
@@ -40,7 +40,7 @@ class Leave:
 
 
 @dataclass(frozen=True)
-class Given:
+class Inputs:
     """What the cluster gives a job at its ends.
 
     Args:
@@ -59,7 +59,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Lead:
+class GracePeriod:
     """What an end gives, against what the job needed.
 
     Args:
@@ -91,9 +91,9 @@ class Rehearsal:
 
     run_dir: str
     job: str
-    leaves: list[Leave]
-    leads: list[Lead]
-    site: list[site.Finding]
+    leaves: list[Shutdown]  # keys of the JSON
+    leads: list[GracePeriod]
+    site: list[slurm_config.Finding]
 
     @property
     def reasons(self) -> list[str]:
@@ -105,49 +105,49 @@ class Rehearsal:
         return [*lost, *short, *bad]
 
 
-def leads(leaves: Sequence[Leave], given: Given) -> list[Lead]:
+def grace_periods(shutdowns: Sequence[Shutdown], inputs: Inputs) -> list[GracePeriod]:
     """Hold what each end needed against what the cluster gives.
 
     A time limit ends a job that has not requeued itself by then. What is preempted Slurm requeues,
     so there it is enough to have saved.
     """
     return [
-        _at_limit(leave, given) if leave.end == "time limit" else _at_preemption(leave, given)
-        for leave in leaves
+        _at_limit(one, inputs) if one.end == "time limit" else _at_preemption(one, inputs)
+        for one in shutdowns
     ]
 
 
-def _at_limit(leave: Leave, given: Given) -> Lead:
-    lead_s = given.limit_s
+def _at_limit(shutdown: Shutdown, inputs: Inputs) -> GracePeriod:
+    lead_s = inputs.limit_s
     if lead_s is None:
         sentence = "no --signal: the time limit comes without a word; give --signal=B:USR1@300"
-        return Lead("--signal", None, leave.left_s, False, sentence)
-    if given.attempt_s is not None and given.attempt_s <= lead_s:
+        return GracePeriod("--signal", None, shutdown.left_s, False, sentence)
+    if inputs.attempt_s is not None and inputs.attempt_s <= lead_s:
         sentence = (
-            f"--time is {given.attempt_s:g} s and the lead of --signal {lead_s:g} s: an attempt"
+            f"--time is {inputs.attempt_s:g} s and the lead of --signal {lead_s:g} s: an attempt"
             " would be told to leave when it starts; raise --time"
         )
-        return Lead("--signal", lead_s, leave.left_s, False, sentence)
-    return _weigh("--signal", lead_s, leave.left_s, "save, leave and ask to be requeued")
+        return GracePeriod("--signal", lead_s, shutdown.left_s, False, sentence)
+    return _weigh("--signal", lead_s, shutdown.left_s, "save, leave and ask to be requeued")
 
 
-def _at_preemption(leave: Leave, given: Given) -> Lead:
-    if given.preemption_s is None:
+def _at_preemption(shutdown: Shutdown, inputs: Inputs) -> GracePeriod:
+    if inputs.preemption_s is None:
         sentence = "jobs of this partition are not preempted"
-        return Lead(given.preemption, None, leave.saved_s, True, sentence)
-    if given.requeues:
-        return _weigh(given.preemption, given.preemption_s, leave.saved_s, "save")
+        return GracePeriod(inputs.preemption, None, shutdown.saved_s, True, sentence)
+    if inputs.requeues:
+        return _weigh(inputs.preemption, inputs.preemption_s, shutdown.saved_s, "save")
     what = "save, leave and ask to be requeued"
-    return _weigh(given.preemption, given.preemption_s, leave.left_s, what)
+    return _weigh(inputs.preemption, inputs.preemption_s, shutdown.left_s, what)
 
 
-def _weigh(name: str, given_s: float, needed_s: float, what: str) -> Lead:
+def _weigh(name: str, given_s: float, needed_s: float, what: str) -> GracePeriod:
     suffices = given_s >= SAFETY * needed_s
     sentence = f"{name} gives {given_s:g} s, {given_s / max(needed_s, 1e-3):.1f} times the"
     sentence += f" {needed_s:.2f} s that it took to {what}"
     if not suffices:
         sentence += f"; at least {SAFETY:g} times is safe: raise it to {SAFETY * needed_s:.0f} s"
-    return Lead(name, given_s, needed_s, suffices, sentence)
+    return GracePeriod(name, given_s, needed_s, suffices, sentence)
 
 
 def as_json(found: Rehearsal) -> dict[str, Any]:
@@ -163,19 +163,19 @@ def _lines(found: Rehearsal) -> Iterator[str]:
     yield f"rehearsed with {found.job} in {found.run_dir}"
     yield ""
     yield "seconds      signal    saved    left    back  first step  at step  steps lost"
-    for leave in found.leaves:
+    for one in found.leaves:
         yield (
-            f"{leave.end:<12} {leave.signal:<8}{leave.saved_s:>7.2f}{leave.left_s:>8.2f}"
-            f"{leave.back_s:>8.2f}{leave.start_s:>12.2f}{leave.step:>9}{leave.steps_lost:>12}"
+            f"{one.end:<12} {one.signal:<8}{one.saved_s:>7.2f}{one.left_s:>8.2f}"
+            f"{one.back_s:>8.2f}{one.start_s:>12.2f}{one.step:>9}{one.steps_lost:>12}"
         )
-        if leave.start_parts:
-            parts = ", ".join(f"{name} {s:.1f}" for name, s in leave.start_parts.items())
+        if one.start_parts:
+            parts = ", ".join(f"{name} {s:.1f}" for name, s in one.start_parts.items())
             yield f"{'':12} its start: {parts}"
     yield ""
-    for lead in found.leads:
-        yield f"  {'ok' if lead.suffices else 'bad':<5}{lead.sentence}"
+    for period in found.leads:
+        yield f"  {'ok' if period.suffices else 'bad':<5}{period.sentence}"
     if found.site:
-        yield site.render(found.site)
+        yield slurm_config.render(found.site)
     yield ""
     if found.reasons:
         yield "This job may lose work here:"

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 from fitb.config import Config
-from fitb.doctor import child, configuration, folders, gpu, host, python, slurm
-from fitb.doctor.ask import reason, together, within
-from fitb.doctor.asked import asked_of
+from fitb.doctor import configuration, folders, gpu, host, interpreter, slurm, worker
 from fitb.doctor.check import Check, hidden, secrets_of
+from fitb.doctor.deadlines import reason, together, within
+from fitb.doctor.job_request import request_of
 from fitb.front import FrontParser
 
 _FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
@@ -52,7 +52,7 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
     if config:
         checks += _configured(config, flags)
     if where.deep:
-        checks += child.run("fitb.doctor.engine", flags, "deepspeed", _DEEP_S)
+        checks += worker.run("fitb.doctor.engine", flags, "deepspeed", _DEEP_S)
     else:
         checks.append(Check("skipped", "deepspeed", "not started; fitb doctor --deep does"))
     return [hidden(check, secrets_of(env)) for check in checks]
@@ -65,16 +65,16 @@ def _configured(config: Config, flags: Sequence[str]) -> list[Check]:
     check = _late("shards", found) if isinstance(found, Exception) else found
     if check.status in ("bad", "warn"):
         return [check, Check("skipped", "models", "the shards come first")]
-    return [check, *child.run("fitb.doctor.models", flags, "models", _MODELS_S)]
+    return [check, *worker.run("fitb.doctor.models", flags, "models", _MODELS_S)]
 
 
 def _rooms(
     config: Config | None, cluster: slurm.Slurm, options: Sequence[str], env: dict[str, str]
 ) -> list[Check]:
     """Make the checks that load no model, all at the same time."""
-    asked = asked_of(slurm.script_text(), options, env)
+    request = request_of(slurm.script_text(), options, env)
     settings = config or Config(configuration.RUN_DIR)
-    site_gpus = cluster.gpus(asked.partition) if cluster.there else 0
+    site_gpus = cluster.gpus(request.partition) if cluster.there else 0
     run_dir, where = settings.run_dir, settings.data.shards if config else None
 
     def look_at_folders() -> Iterable[Check]:
@@ -85,14 +85,14 @@ def _rooms(
         return folders.look(run_dir, local, need_bytes, why, env, cluster.num_hosts)
 
     rooms: dict[str, Callable[[], Iterable[Check]]] = {
-        "packages": lambda: python.look(env, cluster.there),
+        "packages": lambda: interpreter.look(env, cluster.there),
         "gpu": lambda: gpu.look(site_gpus),
-        "slurm": lambda: slurm.look(cluster, options),
-        "batch": lambda: configuration.look(config, asked if cluster.there else None),
+        "slurm": lambda: slurm.look(cluster, options, request),
+        "batch": lambda: [configuration.batch(config, request)] if config and cluster.there else [],
         "folders": look_at_folders,
         "quota": lambda: folders.look_at_quota(run_dir, env),
         "host": lambda: host.look(
-            configuration.hub_names(config), env, asked.nodes if cluster.there else 1
+            configuration.hub_names(config), env, request.nodes if cluster.there else 1
         ),
         "W&B": lambda: host.look_at_wandb(settings.track.wandb, env),
     }

@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from executable import executable
 
-from fitb.cluster.command import submit_commands
-from fitb.cluster.environment import enter, read_site, site_file
+from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.site_env import enter, read_site, site_file
 from fitb.cluster.submit import plan_distill, submit_distill
 from fitb.errors import ConfigError
 
 PATH = os.environ["PATH"]
 
 
-def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
-
-
 @pytest.fixture
-def environment() -> Iterator[None]:
-    """Put the environment back: a front changes that of its process."""
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Slurm that keeps the last script that it was given, and the environment of sbatch.
+
+    A front changes the environment of its process: it is put back.
+    """
     before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Slurm that keeps the last script that it was given, and the environment of sbatch."""
-    script(tmp_path / "srun", "exit 0")
-    script(tmp_path / "sbatch", f'cp "$1" "{tmp_path}/script"; env >"{tmp_path}/env"; echo job 7')
+    executable(tmp_path / "srun", "exit 0")
+    executable(
+        tmp_path / "sbatch", f'cp "$1" "{tmp_path}/script"; env >"{tmp_path}/env"; echo job 7'
+    )
     monkeypatch.setenv("PATH", f"{tmp_path}:{PATH}")
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "FITB_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def site(folder: Path, text: str) -> Path:
@@ -74,10 +67,7 @@ def test_file_is_read_as_bash_reads_it(tmp_path: Path) -> None:
         "HF_HOME": "/h/hf",
         "SBATCH_COMMENT": "line\nline",
     }
-
-
-def test_file_with_a_syntax_error_is_an_error_that_names_it(tmp_path: Path) -> None:
-    path = site(tmp_path, "export X='\n")
+    path.write_text("export X='\n")
     with pytest.raises(ConfigError, match=r"site\.env: bash ended with .*mend the file"):
         read_site(path, os.environ)
 
@@ -138,26 +128,25 @@ def test_dry_run_prints_the_script_to_the_letter_and_writes_nothing(
     assert f". {slurm}/slurm/site.env\n" in submitted
 
 
+@pytest.mark.parametrize(("asked", "given"), [(True, ""), (None, "torchrun")])
+def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(
+    slurm: Path, asked: bool | None, given: str
+) -> None:
+    site(slurm, f"export FITB_LAUNCHER={given}\n")  # the site may ask for it
+    flags = ("--tasks_per_node", "3", "--cpus_per_task", "2")
+    planned = plan_distill([], where(*flags, torchrun=asked))
+    assert planned.task.processes == 3
+    lines = planned.render().splitlines()
+    assert {"#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=6"} <= set(lines)
+    assert "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}" in lines
+    assert plan_distill([], where(*flags, torchrun=False)).task.processes == 0
+
+
 def test_script_of_an_array_is_the_one_that_is_submitted(slurm: Path) -> None:
-    submit_commands([["evaluate"], ["evaluate"]], where(), slurm / "logs")
+    submit_tasks(make_executor(where(), slurm / "logs"), [CommandJob(("evaluate",))] * 2)
     shown = script_of(make_executor(where(), slurm / "logs"), 2)
     assert "#SBATCH --array=0-1%2\n" in shown
     assert shown == (slurm / "script").read_text()
-
-
-def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(slurm: Path) -> None:
-    flags = ("--tasks_per_node", "3", "--cpus_per_task", "2")
-    planned = plan_distill([], where(*flags, torchrun=True))
-    assert planned.task.processes == 3
-    assert "#SBATCH --ntasks-per-node=1\n" in planned.render()
-    assert "#SBATCH --cpus-per-task=6\n" in planned.render()
-    assert "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}\n" in planned.render()
-
-
-def test_site_may_ask_for_torchrun(slurm: Path) -> None:
-    site(slurm, "export FITB_LAUNCHER=torchrun\n")
-    assert plan_distill([], where("--tasks_per_node", "3", torchrun=None)).task.processes == 3
-    assert plan_distill([], where("--tasks_per_node", "3", torchrun=False)).task.processes == 0
 
 
 def test_container_holds_the_tasks_and_its_batch_script_requeues_what_left(slurm: Path) -> None:
@@ -183,7 +172,7 @@ def test_batch_script_of_a_container_requeues_a_job_that_left_and_runs(
 ) -> None:
     log = tmp_path / "calls"
     log.touch()
-    script(
+    executable(
         tmp_path / "scontrol",
         f'[[ $1 == show ]] && echo "JobId=7 JobState={state} X=1" || echo "$*" >>"{log}"',
     )

@@ -1,0 +1,14 @@
+"""The signals that end a job, by who sends them."""
+
+import signal
+
+TIME_LIMIT = signal.SIGUSR1  # sbatch --signal=B:USR1@300, to the batch script, which passes it on
+TIME_LIMIT_OF_SUBMITIT = signal.SIGUSR2  # its own --signal, to the tasks
+PREEMPTION = signal.SIGTERM  # Slurm, to the tasks; also scancel and kill
+BY_SCHEDULER = (PREEMPTION, TIME_LIMIT, TIME_LIMIT_OF_SUBMITIT)
+SHUTDOWN = (*BY_SCHEDULER, signal.SIGINT)  # and a terminal: each leads to a graceful shutdown
+
+
+def slurm_name(number: signal.Signals) -> str:
+    """Return a signal as Slurm's options have it: USR1."""
+    return number.name.removeprefix("SIG")
