@@ -13,6 +13,9 @@ from typing import Literal
 
 from fitb.errors import ConfigError
 
+# Keys of earlier versions: a file or a command that still sets them is read, without effect.
+DROPPED = ("track.rows",)
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -287,7 +290,6 @@ class TrackConfig:
         project: W&B project.
         entity: W&B team or user.
         name: W&B run name; null takes the run folder's name.
-        rows: write down which rows every step read, in the folder `rows` of the run.
     """
 
     every_steps: int = 10
@@ -295,7 +297,6 @@ class TrackConfig:
     project: str = "fitb"
     entity: str | None = None
     name: str | None = None
-    rows: bool = False
 
     def __post_init__(self) -> None:
         _check_range("track.", self, "every_steps", low=1)

@@ -31,7 +31,7 @@ from fitb.world import World, job_id
 logger = logging.getLogger(__name__)
 # What a run makes, replaces and removes in its folder; the first by renaming something over it.
 _RENAMED_OVER = ("config.yaml", "provenance.json", "metrics.jsonl", "export")
-_REPLACED = (*_RENAMED_OVER, "wandb_id", "checkpoints", "attempts", "rows")
+_REPLACED = (*_RENAMED_OVER, "wandb_id", "checkpoints", "attempts")
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "wandb")
 
 
