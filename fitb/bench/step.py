@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fitb.allocator import keep_freed_memory
+from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
 from fitb.bench.config import StepConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, peak_rss_gb, render, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
@@ -39,9 +40,9 @@ from fitb.distill.objective import Objective
 from fitb.errors import ConfigError
 from fitb.model.attention import choose
 from fitb.model.load import load_model
-from fitb.train.ceiling import copy_gb_per_s, product_tflops, work_of
 from fitb.train.engine import Engine
 from fitb.train.execution import DTYPES
+from fitb.train.setup import work_of
 from fitb.train.stop import StopFlag
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
@@ -160,7 +161,7 @@ def _efficiency(way: Way, world: World, tokens_per_s: float) -> dict[str, Any]:
     """
     engine, run, device = way.engine, way.run, way.device
     work = work_of(engine.objective, engine.teacher, run, way.length)
-    ceiling = product_tflops(DTYPES[run.precision], device)
+    ceiling = matmul_tflops(DTYPES[run.precision], device)
     return {
         "mflop_per_token": round(work.total / 1e6, 2),
         "ceiling_tflops": round(ceiling, 4),

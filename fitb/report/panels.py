@@ -81,10 +81,11 @@ SECTIONS = (
     ),
     Section(
         "Throughput",
-        "Over all ranks; the share of the device's largest product that the model's own products"
-        " reach; the share of time spent waiting for rows.",
+        "Tokens over all ranks; TFLOP/s of the model on each device, and their share of its"
+        " published peak (MFU) where that is known; the share of time spent waiting for rows.",
         (
             Ask("tokens-per-s", "tokens per second", r"perf/tokens_per_s", zero=True),
+            Ask("tflops", "TFLOP/s of a device", r"perf/tflops", zero=True),
             Ask("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
             Ask("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
         ),

@@ -104,10 +104,7 @@ def _run(
     os.environ.update(env)
     import torch
 
-    from fitb.train import ceiling
-
     torch.set_num_threads(int(env[_THREADS]))
-    ceiling._SIZES["cpu"] = ceiling._LEAST_SIZE  # a large product takes two seconds to measure
     if words[0] == "-m":
         from fitb.cli import main
 
