@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from fitb.allocator import keep_freed_memory
 from fitb.bench.config import AttentionConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, peak_tensor_mb, render, seconds
 from fitb.distill.attention import attention_loss
@@ -22,8 +21,6 @@ _TEACHER_HEAD, _STUDENT_HEAD, _HEADS = 64, 26, 12  # of BERT-base and TinyBERT-4
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure both forms at each length, turn by turn, and how memory grows between them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
     row: dict[str, Any] = {
         "bench": "attention",
         **machine(),

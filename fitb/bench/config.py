@@ -23,7 +23,6 @@ class StepConfig:
         grad_accum: micro-batches of a step.
         baseline: run the plain way too, turn by turn.
         baseline_precision: of the plain way; null takes `precision`.
-        baseline_kept: on a CPU, run the plain way with `speed.keep_memory` too.
         switches: run with each switch of `speed` the other way round too, turn by turn.
         repeats: runs of each way.
         steps: of a run; null takes 2 on a CPU, 20 on a GPU.
@@ -43,7 +42,6 @@ class StepConfig:
     grad_accum: int = 1
     baseline: bool = False
     baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
-    baseline_kept: bool = True
     switches: bool = False
     repeats: int = 3
     steps: int | None = None

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from fitb.allocator import keep_freed_memory
 from fitb.bench.config import InferConfig as BenchConfig
 from fitb.bench.load import serving
 from fitb.bench.measure import Spread, machine, render, seconds
@@ -34,8 +33,6 @@ _VOCABULARY = 30_522
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure all of it, rivals turn by turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
     lines = pool()
     row: dict[str, Any] = {
         "bench": "infer",

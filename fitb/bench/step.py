@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from fitb.allocator import keep_freed_memory
 from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
 from fitb.bench.config import StepConfig as BenchConfig
 from fitb.bench.measure import Spread, machine, peak_rss_gb, render, reset_peak_rss
@@ -76,7 +75,7 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
     peak_gb = 0.0
     for name, (changed, plain) in _ways(config, run, device).items():
         ways[name] = Way(changed, plain, world, device)
-        ways[name].warm_up()  # compiles, fills pools
+        ways[name].seconds(2)  # compiles, fills pools
         reset_peak_rss(device)
         ways[name].seconds(1)
         peak_gb = peak_gb or peak_rss_gb(device)  # of the first, which has the process for itself
@@ -85,7 +84,7 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
     unwatched: list[float] = []
     for _ in range(config.repeats):
         for name, way in ways.items():
-            way.warm_up()  # after the others' turn
+            way.seconds(2)  # warms up after the others' turn
             times[name].append(way.seconds(steps))
             if name == "fitb":
                 parts.append(way.parts(steps))
@@ -126,11 +125,9 @@ def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
         name: asdict(Spread.of([a / b for a, b in zip(speeds["fitb"], theirs, strict=True)]))
         for name, theirs in speeds.items()
     }
-    for name, prefix in (("plain", "baseline"), ("plain_keep_memory", "baseline_keep_memory")):
-        if name in speeds:
-            figures[f"{prefix}_tokens_per_s"] = asdict(Spread.of(speeds.pop(name), 0))
-            key = "ratio" if name == "plain" else "ratio_keep_memory"
-            figures[key] = ratios[name]
+    if "plain" in speeds:
+        figures["baseline_tokens_per_s"] = asdict(Spread.of(speeds.pop("plain"), 0))
+        figures["ratio"] = ratios["plain"]
     others = [name for name in speeds if name != "fitb"]
     if others:
         figures["switched"] = {name: ratios[name] for name in others}
@@ -229,12 +226,6 @@ class Way:
         self._stop = StopFlag()
         self.losses: list[float] = []
 
-    def warm_up(self) -> None:
-        """Begin a turn: malloc's settings are the process's, and its heap is cold for two steps."""
-        if self.device.type == "cpu":
-            keep_freed_memory(self.run.speed.keep_memory)
-        self.seconds(2)
-
     def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
         """Run some steps as training does, and return the time of one."""
         begin_s = time.perf_counter()
@@ -275,14 +266,9 @@ def _ways(config: BenchConfig, run: Config, device: torch.device) -> dict[str, t
             pad=False,
             teacher_rows=run.micro_batch,
             pack_teacher=False,
-            keep_memory=False,
         )
         precision = config.baseline_precision or config.precision
-        plain = replace(run, precision=precision, speed=as_it_comes)
-        ways["plain"] = (plain, True)
-        if device.type == "cpu" and config.baseline_kept:
-            kept = replace(as_it_comes, keep_memory=True)
-            ways["plain_keep_memory"] = (replace(plain, speed=kept), True)
+        ways["plain"] = (replace(run, precision=precision, speed=as_it_comes), True)
     for name, changes in _switches(config, device) if config.switches else ():
         ways[name] = (replace(run, speed=replace(run.speed, **changes)), False)
     return ways
@@ -303,5 +289,4 @@ def _switches(config: BenchConfig, device: torch.device) -> Iterator[tuple[str, 
         rows = micro_batch if on_gpu else micro_batch * config.grad_accum
         yield "teacher_rows", {"teacher_rows": rows}
     if not on_gpu:
-        for name in ("pack_teacher", "keep_memory"):
-            yield name, {name: not getattr(config.speed, name)}
+        yield "pack_teacher", {"pack_teacher": not config.speed.pack_teacher}

@@ -204,7 +204,7 @@ def complete(path: Path, line: str) -> list[str]:
         ("fitb tr", ["train"]),
         ("fitb com", ["compare", "completion"]),
         ("fitb bench d", ["data", "duplicates"]),
-        ("fitb bench step --base", ["--baseline", "--baseline_precision", "--baseline_kept"]),
+        ("fitb bench step --base", ["--baseline", "--baseline_precision"]),
         ("fitb train --optim.w", ["--optim.warmup_steps", "--optim.weight_decay"]),
         ("fitb train --config tiny", ["tinybert-reference", "tinybert4", "tinybert6"]),
         ("fitb train --config=tinybert4", ["tinybert4"]),

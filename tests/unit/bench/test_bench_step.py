@@ -60,18 +60,13 @@ def test_every_switch_is_turned_alone_and_the_plain_way_has_them_all_off() -> No
     ways = _ways(config, run, CPU)
     plain, is_plain = ways["plain"]
     assert is_plain
-    assert not any((plain.speed.compile, plain.speed.pack_teacher, plain.speed.keep_memory))
+    assert not any((plain.speed.compile, plain.speed.pack_teacher))
     assert plain.speed.attention == "eager"
-    kept, _ = ways["plain_keep_memory"]
-    assert kept.speed.keep_memory
     for name, changes in _switches(config, CPU):
         assert list(changes) == [name]
         assert ways[name][0].speed != run.speed
     expected = {"attention", "compile", "pad", "fused_optimizer", "teacher_rows"}
-    assert {name for name, _ in _switches(config, CPU)} == expected | {
-        "pack_teacher",
-        "keep_memory",
-    }
+    assert {name for name, _ in _switches(config, CPU)} == expected | {"pack_teacher"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch
 
+from fitb.cluster.local import MALLOC_KEEPS
+
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None:
@@ -228,12 +230,15 @@ def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) 
     batch.run("exit 0", SLURM_CPUS_PER_TASK="6")
     env = batch.srun_env()
     assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("6", "6")
+    assert MALLOC_KEEPS.items() <= env.items()
     batch.run("exit 0", SLURM_JOB_ID="8", SLURM_CPUS_PER_TASK="6", OMP_NUM_THREADS="2")
     assert batch.srun_env()["OMP_NUM_THREADS"] == "2"
     batch.run("exit 0", SLURM_JOB_ID="9")
     env = batch.srun_env()
     assert env["OMP_NUM_THREADS"] == "1"
     assert "SRUN_CPUS_PER_TASK" not in env
+    batch.run("exit 0", SLURM_JOB_ID="10", SLURM_GPUS_ON_NODE="2")
+    assert not MALLOC_KEEPS.keys() & batch.srun_env().keys()
 
 
 def test_unknown_flag_ends_with_93_before_any_task(batch: Batch) -> None:

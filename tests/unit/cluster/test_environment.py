@@ -13,6 +13,7 @@ import pytest
 from fitb.cluster.command import submit_commands
 from fitb.cluster.environment import enter, read_site, site_file
 from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.local import MALLOC_KEEPS
 from fitb.cluster.submit import plan_distill, submit_distill
 from fitb.errors import ConfigError
 
@@ -152,6 +153,8 @@ def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(slurm: Path
     assert "#SBATCH --ntasks-per-node=1\n" in planned.render()
     assert "#SBATCH --cpus-per-task=6\n" in planned.render()
     assert "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}\n" in planned.render()
+    for name, value in MALLOC_KEEPS.items():
+        assert f"|| export {name}=${{{name}-{value}}}\n" in planned.render()
 
 
 def test_site_may_ask_for_torchrun(slurm: Path) -> None:
