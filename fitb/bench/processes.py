@@ -19,7 +19,7 @@ from fitb.world import World
 _TIMEOUT_S = 3600.0
 
 
-def alone_or_in(
+def in_ranks(
     config: Any, name: str, processes: int, work: Callable[[Any, World], dict[str, Any]]
 ) -> dict[str, Any]:
     """Work as one of a launcher's processes, or start `fitb bench NAME` in some of our own.
