@@ -1,6 +1,7 @@
 # make demo   the whole road on this machine        make test   all tests, a real Slurm included
 # make check  style, types, layers                  make fmt    formatting
 # make soak   one run under 42 faults, a quarter of an hour: SOAK="--seed 7 --out soak.json"
+# make bench  the benchmarks of docs/benchmarks.md, half an hour: BENCH="attention duplicates"
 # make slurm  a Slurm of two hosts on this machine, until Ctrl-C (as root on Debian)
 # make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out
 # make sizes  how long modules and functions are
@@ -19,6 +20,14 @@ test: $(VENV)/ready slurm-packages browser
 
 soak: $(VENV)/ready slurm-packages
 	python tests/cluster/soak.py $(SOAK)
+
+# A line of JSON each; blanks needs a trained model: BENCH=blanks.
+BENCH ?= step comm infer data attention plan resume duplicates
+bench: $(VENV)/ready
+	for name in $(BENCH); do \
+	  if [ -f tests/benchmarks/$$name.py ]; then python tests/benchmarks/$$name.py; \
+	  else fitb bench $$name --json; fi || exit; \
+	done
 
 slurm: $(VENV)/ready slurm-packages
 	python tests/cluster/slurm_cluster.py
@@ -79,4 +88,4 @@ browser:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
-.PHONY: demo test soak slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser
+.PHONY: demo test soak bench slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser

@@ -267,6 +267,7 @@ def _bench(flags: list[str]) -> int:
     if what not in known:
         message = f"unknown benchmark {what!r}{nearest(what, known)}"
         raise ConfigError(f"{message}; expected one of {', '.join(known)}")
+    from fitb.bench.measure import render
     from fitb.front import load
 
     name = f"fitb bench {what}"
@@ -276,7 +277,7 @@ def _bench(flags: list[str]) -> int:
         result = module.bench(config)
     if not result:  # of a rank other than 0
         return 0
-    print(fsio.to_json(result) if config.json else module.render(result))
+    print(fsio.to_json(result) if config.json else render(result))
     return 0
 
 

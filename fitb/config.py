@@ -13,6 +13,9 @@ from typing import Literal
 
 from fitb.errors import ConfigError
 
+# Keys of earlier versions: a file or a command that still sets them is read, without effect.
+DROPPED = ("speed.keep_memory", "track.rows")
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -223,7 +226,6 @@ class SpeedConfig:
             null takes as many as hold 32,768 tokens on a GPU, micro_batch on a CPU.
         pack_teacher: on a CPU, and without `pad`, multiply the teacher's matrices through oneDNN.
         fused_optimizer: update all weights in one kernel.
-        keep_memory: on a CPU, memory that was freed stays with the process.
     """
 
     attention: Literal["auto", "sdpa", "eager"] = "auto"
@@ -232,7 +234,6 @@ class SpeedConfig:
     teacher_rows: int | None = None
     pack_teacher: bool = True
     fused_optimizer: bool = True
-    keep_memory: bool = True
 
     def __post_init__(self) -> None:
         _check_range("speed.", self, "teacher_rows", low=1)
@@ -287,7 +288,6 @@ class TrackConfig:
         project: W&B project.
         entity: W&B team or user.
         name: W&B run name; null takes the run folder's name.
-        rows: write down which rows every step read, in the folder `rows` of the run.
     """
 
     every_steps: int = 10
@@ -295,7 +295,6 @@ class TrackConfig:
     project: str = "fitb"
     entity: str | None = None
     name: str | None = None
-    rows: bool = False
 
     def __post_init__(self) -> None:
         _check_range("track.", self, "every_steps", low=1)

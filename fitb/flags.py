@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
@@ -13,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from fitb.config import Config
+from fitb.config import DROPPED, Config
 from fitb.errors import ConfigError, nearest
 from fitb.front import RawExamples, flags_of, load, sentence
 from fitb.help import PAGES, Page, examples
@@ -168,6 +169,8 @@ def parser_for(kind: type[Any], prog: str) -> Parser:
     parser.kind = kind
     presets = f", or a preset: {', '.join(preset_names())}" if kind is Config else ""
     parser.add_argument("--config", action="config", help=f"YAML file of these flags{presets}")
+    for key in DROPPED if kind is Config else ():
+        parser.add_argument(f"--{key}", help=SUPPRESS)
     plain = bool(words) and _is_list(kind, words)
     parser.add_class_arguments(kind, None, skip={words} if plain else None)
     if plain:
@@ -201,6 +204,8 @@ def parse(kind: type[T], prog: str, args: Sequence[str]) -> T:
     switches = {f"--{name}" for name, hint in hints(kind) if hint is bool}
     with_presets = _with_presets(args) if kind is Config else args
     namespace = parser.parse_args(list(_switched(list(with_presets), switches)))
+    for key in DROPPED:
+        namespace.pop(key, None)
     try:
         values = vars(parser.instantiate(namespace))
     except ValueError as error:  # how jsonargparse passes on what a nested section refuses

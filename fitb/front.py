@@ -81,6 +81,7 @@ def flags_of(parser: argparse.ArgumentParser) -> list[str]:
     return [
         flag.lstrip("-")
         for action in parser._actions
+        if action.help != argparse.SUPPRESS
         for flag in action.option_strings
         if not flag.endswith((".help", "+"))
     ]

@@ -174,37 +174,17 @@ PAGES = {
         config="fitb.plan:PlanConfig",
     ),
     "fitb bench step": Page(
-        "tokens per second of training, its parts, MFU; --baseline beside the plain way",
+        "tokens per second of training, its parts, MFU; --baseline beside an unfused baseline",
         (
             "srun fitb bench step --precision fp16 --baseline",
             "fitb bench step --processes 2 --length 64 --json",
         ),
         config="fitb.bench.config:StepConfig",
     ),
-    "fitb bench attention": Page(
-        "time and memory of the attention term, beside the form with L x L scores",
-        ("fitb bench attention", "fitb bench attention --lengths '[128, 512]' --precision fp32"),
-        config="fitb.bench.config:AttentionConfig",
-    ),
     "fitb bench comm": Page(
         "latency and bandwidth of the collectives between ranks",
         ("srun fitb bench comm", "fitb bench comm --processes 4 --mb '[1, 31]'"),
         config="fitb.bench.config:CommConfig",
-    ),
-    "fitb bench plan": Page(
-        "steps in 1, 2 and 4 processes beside what `fitb plan` predicts of them",
-        ("fitb bench plan", "fitb bench plan --processes '[1, 2]' --length 64"),
-        config="fitb.bench.config:PlanConfig",
-    ),
-    "fitb bench resume": Page(
-        "seconds from a signal to a checkpoint, and from a start to the first step",
-        ("fitb bench resume", "fitb bench resume --processes 4 --repeats 3 --ds_config zero1"),
-        config="fitb.bench.config:ResumeConfig",
-    ),
-    "fitb bench blanks": Page(
-        "words of 1 to 4 pieces filled exactly: beam, greedy, per-mask marginals",
-        ("fitb bench blanks --model runs/tb4/export --shards data/shards --beam 10",),
-        config="fitb.bench.config:BlanksConfig",
     ),
     "fitb bench infer": Page(
         "filling: student, teacher, onnxruntime, transformers' pipeline, the server",
@@ -214,17 +194,7 @@ PAGES = {
     "fitb bench data": Page(
         "text to shards against the bare tokenizer; rows per second; seek; memory",
         ("fitb bench data", "fitb bench data --mb 32 --repeats 5"),
-        config="fitb.bench.config:DataConfig",
-    ),
-    "fitb bench duplicates": Page(
-        "recall and precision of near-duplicates planted at known similarities",
-        ("fitb bench duplicates", "fitb bench duplicates --pairs 600 --thresholds '[0.8]'"),
-        config="fitb.bench.config:DuplicatesConfig",
-    ),
-    "fitb bench all": Page(
-        "each of them with its defaults, but blanks, which takes a trained model",
-        ("fitb bench all --json > bench.json",),
-        config="fitb.bench.config:AllConfig",
+        config="fitb.bench.config:DataBenchConfig",
     ),
     "fitb demo": Page(
         "the whole road on this machine: corpus, teacher, student, controls",
@@ -317,7 +287,7 @@ def overview() -> str:
 def benchmarks_overview() -> str:
     """The text of `fitb bench --help`."""
     lines = {what: PAGES[f"fitb bench {what}"].about for what in benchmarks()}
-    shown = ("fitb bench step --baseline", "srun fitb bench comm", "fitb bench all --json")
+    shown = ("fitb bench step --baseline", "srun fitb bench comm")
     head = (
         "usage: fitb bench WHAT [flags]\n\nMeasure, and print medians with their spread.\n\nwhat:\n"
     )

@@ -1,7 +1,8 @@
 """What a run will take before it is submitted: time, traffic, checkpoints, losses. `fitb plan`.
 
 A model of a few lines, not a simulation: a step is arithmetic at a given rate, then communication
-that nothing hides, as ds_configs/zero2.json has it. `fitb bench plan` holds it against real steps.
+that nothing hides, as ds_configs/zero2.json has it. tests/benchmarks/plan.py holds it against real
+steps.
 """
 
 from __future__ import annotations

@@ -129,6 +129,10 @@ else
   tasks+=("${python[@]}" -m fitb train)
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
+if ((!${SLURM_GPUS_ON_NODE:-0})); then # malloc keeps what a step frees: faulting it in again costs
+  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} # more than the arithmetic
+  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
+fi
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
 fi

@@ -57,6 +57,10 @@ set -euo pipefail # not sooner: modules have unset variables
 
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+if ((!${SLURM_GPUS_ON_NODE:-0})); then # malloc keeps what is freed; slurm/distill.sh says why
+  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0}
+  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
+fi
 unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT # of the shell that submitted
 if ((${SLURM_NTASKS:-1} > 1)); then
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then

@@ -1,4 +1,4 @@
-"""What the network between ranks gives: `fitb bench comm`.
+"""Latency and bandwidth of the collectives between ranks: `fitb bench comm`.
 
 Run it under srun or torchrun for the network of a job; alone it starts processes on this machine.
 """
@@ -12,23 +12,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitb.bench.config import CommConfig as BenchConfig
-from fitb.bench.measure import Spread, machine, render, seconds
-from fitb.bench.processes import alone_or_in
+from fitb.bench.config import CommConfig
+from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.processes import in_ranks
 from fitb.config import Config
 from fitb.train.execution import DTYPES
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
-__all__ = ["BenchConfig", "bench", "render"]
 
-
-def bench(config: BenchConfig) -> dict[str, Any]:
+def bench(config: CommConfig) -> dict[str, Any]:
     """Measure on every rank and return one row."""
-    return alone_or_in(config, "comm", config.processes, _measure)
+    return in_ranks(config, "comm", config.processes, _measure)
 
 
-def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
+def _measure(config: CommConfig, world: World) -> dict[str, Any]:
     run = Config(run_dir="", precision="fp32", micro_batch=1, global_batch=world.size)
     device = start_distributed(run, world)
     row: dict[str, Any] = {
@@ -51,7 +49,7 @@ def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
     return row
 
 
-def _latency(config: BenchConfig, device: torch.device) -> Spread:
+def _latency(config: CommConfig, device: torch.device) -> Spread:
     """Of an all-reduce of one number, as the norm of the gradients needs in every step."""
     number = torch.zeros(1, dtype=torch.float64, device=device)
     times = _times(lambda: dist.all_reduce(number), config.repeats, device)
@@ -59,7 +57,7 @@ def _latency(config: BenchConfig, device: torch.device) -> Spread:
 
 
 def _collectives(
-    config: BenchConfig, mb: float, world: World, device: torch.device
+    config: CommConfig, mb: float, world: World, device: torch.device
 ) -> dict[str, list[float]]:
     dtype = DTYPES[config.precision]
     size = max(1, int(mb * 1e6 / dtype.itemsize / world.size))

@@ -1,4 +1,4 @@
-"""What each benchmark is asked to do; no torch, so that flags and their help come fast."""
+"""Configurations of the benchmarks; without torch, so that flags and their help come fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fitb.config import Geometry, ObjectiveConfig, SpeedConfig
-from fitb.corpus import minhash
 from fitb.errors import ConfigError
 
 BERT_BASE = Geometry(12, 768, 3072, 12)
@@ -14,18 +13,17 @@ BERT_BASE = Geometry(12, 768, 3072, 12)
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Tokens per second of a training step, its parts, and MFU against a measured ceiling.
+    """Tokens per second of a training step, its parts, and MFU against the measured peak.
 
     Args:
         precision: of the student's arithmetic and of the teacher.
         length: tokens in a row.
         micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
         grad_accum: micro-batches of a step.
-        baseline: run the plain way too, turn by turn.
-        baseline_precision: of the plain way; null takes `precision`.
-        baseline_kept: on a CPU, run the plain way with `speed.keep_memory` too.
+        baseline: run the unfused baseline too, turn by turn.
+        baseline_precision: of the unfused baseline; null takes `precision`.
         switches: run with each switch of `speed` the other way round too, turn by turn.
-        repeats: runs of each way.
+        repeats: turns of each.
         steps: of a run; null takes 2 on a CPU, 20 on a GPU.
         processes: started on this machine, unless srun or torchrun started this one.
         shards: a shard set of this length; null makes one of docstrings.
@@ -43,7 +41,6 @@ class StepConfig:
     grad_accum: int = 1
     baseline: bool = False
     baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
-    baseline_kept: bool = True
     switches: bool = False
     repeats: int = 3
     steps: int | None = None
@@ -69,33 +66,8 @@ class StepConfig:
         ordinary = min(weights) > 0 and terms.temperature == 1 and terms.form == "masked_mean"
         if self.baseline and not ordinary:
             raise ConfigError(
-                "the plain way has all five terms, temperature 1 and the form masked_mean; leave"
-                f" out --baseline for {terms}"
-            )
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """Time and memory of the attention term of one layer, forward and backward.
-
-    Args:
-        lengths: tokens in a row, ascending.
-        rows: of a batch, the same at every length.
-        precision: of queries and keys; sums are in fp32.
-        repeats: runs of each form.
-        json: print one JSON object.
-    """
-
-    lengths: list[int] = field(default_factory=lambda: [128, 512, 2048])
-    rows: int = 2
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    repeats: int = 5
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.rows, self.repeats, *self.lengths, len(self.lengths)) < 1:
-            raise ConfigError(
-                f"lengths={self.lengths}, rows={self.rows}, repeats={self.repeats}; each at least 1"
+                "the unfused baseline has all five terms, temperature 1 and the form masked_mean;"
+                f" leave out --baseline for {terms}"
             )
 
 
@@ -121,95 +93,6 @@ class CommConfig:
         if min(self.processes, self.repeats, len(self.mb)) < 1 or min(self.mb) <= 0:
             raise ConfigError(
                 f"mb={self.mb}, processes={self.processes}, repeats={self.repeats}; each at least 1"
-            )
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """The step in 1, 2 and 4 processes on this machine, measured and predicted.
-
-    Args:
-        precision: as in training.
-        length: tokens in a row.
-        micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
-        processes: numbers of processes; the first must be 1, which tells the model its speed.
-        repeats: runs of each.
-        json: print one JSON object.
-    """
-
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    length: int = 128
-    micro_batch: int | None = None
-    processes: list[int] = field(default_factory=lambda: [1, 2, 4])
-    repeats: int = 3
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if self.processes[:1] != [1] or min(self.processes) < 1:
-            raise ConfigError(f"processes={self.processes}; expected 1 first, then more")
-
-
-@dataclass(frozen=True)
-class ResumeConfig:
-    """Seconds from a signal to a committed checkpoint, and from a start to the first step.
-
-    Args:
-        precision: as in training.
-        length: tokens in a row.
-        micro_batch: rows of a forward pass, and of a process in a step.
-        processes: started on this machine.
-        repeats: how often the training leaves and comes back.
-        shards: a shard set of this length; null makes one of docstrings.
-        ds_config: as in training.
-        teacher: BERT-base with random weights, or another geometry.
-        student: TinyBERT-4, or another geometry.
-        json: print one JSON object.
-    """
-
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
-    length: int = 128
-    micro_batch: int = 4
-    processes: int = 2
-    repeats: int = 5
-    shards: str | None = None
-    ds_config: str = "zero2"
-    teacher: Geometry = field(default_factory=lambda: BERT_BASE)
-    student: Geometry = field(default_factory=Geometry)
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        counts = ("length", "micro_batch", "processes", "repeats")
-        wrong = [f"{key}={getattr(self, key)}" for key in counts if getattr(self, key) < 1]
-        if wrong:
-            raise ConfigError(f"{', '.join(wrong)}; each at least 1")
-
-
-@dataclass(frozen=True)
-class BlanksConfig:
-    """Exact matches of words of 1, 2, 3, ... pieces, beside greedy search and per-mask marginals.
-
-    Args:
-        model: Hugging Face folder with a trained MLM head.
-        shards: whose validation split gives the words.
-        lengths: numbers of pieces looked at.
-        words: of each length, at most.
-        beam: partial fillings kept.
-        seed: of the choice of words.
-        json: print one JSON object.
-    """
-
-    model: str = "runs/demo/teacher/export"
-    shards: str = "runs/demo/shards"
-    lengths: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    words: int = 300
-    beam: int = 5
-    seed: int = 0
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.lengths or min(*self.lengths, self.words, self.beam, 2) < 1:
-            raise ConfigError(
-                f"lengths={self.lengths}, words={self.words}, beam={self.beam}; each at least 1"
             )
 
 
@@ -260,7 +143,7 @@ class InferConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataBenchConfig:
     """Speed and memory of preparation, and of reading rows.
 
     Args:
@@ -280,39 +163,3 @@ class DataConfig:
             raise ConfigError(
                 f"mb={self.mb}, memory_mb={self.memory_mb}, repeats={self.repeats}; each at least 1"
             )
-
-
-@dataclass(frozen=True)
-class DuplicatesConfig:
-    """Recall and precision of near-duplicates that are planted at known similarities.
-
-    Args:
-        pairs: texts, each with one edited copy.
-        thresholds: Jaccard similarities from which on a copy is a duplicate.
-        seed: of the texts and their edits.
-        json: print one JSON object.
-    """
-
-    pairs: int = 3000
-    thresholds: list[float] = field(default_factory=lambda: [0.6, 0.8, 0.95])
-    seed: int = 0
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pairs < 1 or not self.thresholds:
-            raise ConfigError(
-                f"pairs={self.pairs}, thresholds={self.thresholds}; at least one of each"
-            )
-        for threshold in self.thresholds:
-            minhash.bands(threshold)
-
-
-@dataclass(frozen=True)
-class AllConfig:
-    """All benchmarks; half an hour on two cores.
-
-    Args:
-        json: print one JSON object.
-    """
-
-    json: bool = False

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fitb import rng
-from fitb.bench.config import DataConfig as BenchConfig
-from fitb.bench.measure import Spread, machine, peak_mb, render, seconds
+from fitb.bench.config import DataBenchConfig
+from fitb.bench.measure import Spread, machine, peak_mb, seconds
 from fitb.bench.text import documents, pool
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
@@ -37,10 +37,9 @@ SIZES = (1, 4, 16)
 _ROWS_PER_BATCH = 1024
 
 logger = logging.getLogger(__name__)
-__all__ = ["BenchConfig", "bench", "render"]
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
+def bench(config: DataBenchConfig) -> dict[str, Any]:
     """Measure, and return one flat row.
 
     The text is English docstrings of this machine, their lines drawn anew into documents of some
@@ -66,7 +65,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def _ratios(
-    config: BenchConfig, folder: Path, texts: list[str], plain: Path, tokenizer: Path
+    config: DataBenchConfig, folder: Path, texts: list[str], plain: Path, tokenizer: Path
 ) -> dict[str, Any]:
     """Time the bare tokenizer and whole preparations in turn, on the same text and cores."""
     bare: list[float] = []
@@ -157,7 +156,7 @@ def _seek(repeats: int) -> Spread:
 
 
 def _memory(
-    config: BenchConfig, folder: Path, lines: list[str], tokenizer: Path
+    config: DataBenchConfig, folder: Path, lines: list[str], tokenizer: Path
 ) -> dict[str, float]:
     """Peak memory of `fitb prepare` and its workers, by megabytes of text."""
     peaks = {}

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from fitb.allocator import keep_freed_memory
-from fitb.bench.config import InferConfig as BenchConfig
+from fitb.bench.config import InferConfig
 from fitb.bench.load import serving
-from fitb.bench.measure import Spread, machine, render, seconds
+from fitb.bench.measure import Spread, machine, seconds
 from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
@@ -26,16 +25,12 @@ from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
 from fitb.model.load import load_model, quiet
 
-__all__ = ["BenchConfig", "bench", "render"]
-
 _VOCABULARY = 30_522
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
+def bench(config: InferConfig) -> dict[str, Any]:
     """Measure all of it, rivals turn by turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
     lines = pool()
     row: dict[str, Any] = {
         "bench": "infer",
@@ -66,7 +61,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def _beside_the_pipeline(
-    config: BenchConfig, model: Any, tokenizer: Any, texts: list[str], device: torch.device
+    config: InferConfig, model: Any, tokenizer: Any, texts: list[str], device: torch.device
 ) -> dict[str, Any]:
     """Texts per second, from text to candidates, by batch."""
     from transformers import pipeline
@@ -99,7 +94,7 @@ def _beside_the_pipeline(
     return found
 
 
-def blanked(lines: list[str], config: BenchConfig, mask_token: str) -> list[str]:
+def blanked(lines: list[str], config: InferConfig, mask_token: str) -> list[str]:
     """Return texts of some words, the middle one blanked."""
     texts = []
     for text in documents(lines, config.texts * 4000, seed=2):

@@ -1,8 +1,7 @@
-"""A load on `fitb serve`, and what batches gain over one request at a time, and over a pipeline.
+"""`fitb serve` under load, beside itself handling each request alone, and beside a pipeline.
 
-Clients are bare HTTP/1.1 over asyncio, a request each at a time: on two cores a full HTTP library
-would take more of the machine than the server it measures. (They read answers with a
-Content-Length, which is what `fitb serve` sends.)
+Clients are HTTP/1.1 by hand over asyncio: on two cores a full HTTP library would take more of the
+machine than the server it measures. They read answers with a Content-Length, as these servers send.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import signal
 import statistics
@@ -62,7 +60,16 @@ def drive(
         seconds: measured, after the warm-up.
     Raises: SystemFault where nothing was answered.
     """
-    return asyncio.run(_drive(url, bodies, clients, seconds, warm_up_s))
+    times_s, failures = asyncio.run(_drive(url, bodies, clients, seconds, warm_up_s))
+    if not times_s:
+        raise SystemFault(f"{url} answered nothing in {seconds:g} s; {failures} failures")
+    times_ms = sorted(1000 * taken for taken in times_s)
+    return Load(
+        round(len(times_ms) / seconds, 1),
+        round(statistics.median(times_ms), 2),
+        round(times_ms[min(len(times_ms) - 1, len(times_ms) * 99 // 100)], 2),
+        failures,
+    )
 
 
 def requests(texts: Sequence[str]) -> list[bytes]:
@@ -72,109 +79,54 @@ def requests(texts: Sequence[str]) -> list[bytes]:
 
 async def _drive(
     url: str, bodies: Sequence[bytes], clients: int, seconds: float, warm_up_s: float
-) -> Load:
+) -> tuple[list[float], int]:
+    """Return the seconds that each answered request took, and the number of failures."""
     where = urlsplit(url)
     head = (
         f"POST {where.path} HTTP/1.1\r\nhost: {where.netloc}\r\n"
         "content-type: application/json\r\ncontent-length: "
     ).encode()
     messages = [b"%s%d\r\n\r\n%s" % (head, len(body), body) for body in bodies]
-    loop = asyncio.get_running_loop()
-    begin_s = loop.time() + warm_up_s
-    run = _Run(messages, begin_s, begin_s + seconds)
-    assert where.hostname and where.port
-    transports = []
-    for number in range(clients):
-        transport, _ = await loop.create_connection(
-            lambda number=number: _Client(run, number),  # type: ignore[misc]
-            where.hostname,
-            where.port,
-        )
-        transports.append(transport)
-    await asyncio.sleep(begin_s + seconds - loop.time())
-    for transport in transports:
-        transport.abort()
-    await asyncio.sleep(0.01)
-    if not run.times_s:
-        raise SystemFault(f"{url} answered nothing in {seconds:g} s; {run.failures} failures")
-    times_ms = sorted(1000 * taken for taken in run.times_s)
-    return Load(
-        round(len(times_ms) / seconds, 1),
-        round(statistics.median(times_ms), 2),
-        round(times_ms[min(len(times_ms) - 1, len(times_ms) * 99 // 100)], 2),
-        run.failures,
-    )
+    clock = asyncio.get_running_loop().time
+    begin_s = clock() + warm_up_s
+    times_s: list[float] = []
+    failures = 0
+
+    async def client(number: int) -> None:
+        nonlocal failures
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        try:
+            while True:
+                sent_s = clock()
+                writer.write(messages[number % len(messages)])
+                good = await _is_answered(reader)
+                if not good:
+                    failures += 1
+                elif begin_s <= clock():
+                    times_s.append(clock() - sent_s)
+                number += 1
+        except (asyncio.IncompleteReadError, ConnectionError):
+            failures += 1
+        finally:
+            writer.transport.abort()
+
+    tasks = [asyncio.create_task(client(number)) for number in range(clients)]
+    await asyncio.wait(tasks, timeout=warm_up_s + seconds)
+    for task in tasks:
+        task.cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):  # no connection: nothing that a load does
+            raise SystemFault(f"{url}: {error}") from error
+    return times_s, failures
 
 
-class _Run:
-    """What the clients share."""
-
-    def __init__(self, messages: Sequence[bytes], begin_s: float, end_s: float) -> None:
-        self.messages = messages
-        self.begin_s = begin_s
-        self.end_s = end_s
-        self.times_s: list[float] = []
-        self.failures = 0
-
-
-class _Client(asyncio.Protocol):
-    """One connection: sends, waits for the whole answer, sends the next."""
-
-    def __init__(self, run: _Run, number: int) -> None:
-        self._run = run
-        self._next = number
-        self._read = bytearray()
-        self._ends = 0  # bytes of the answer, once its head is there
-        self._began_s = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._clock = asyncio.get_running_loop().time
-        self._send()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._clock() < self._run.end_s:
-            self._run.failures += 1
-
-    def data_received(self, data: bytes) -> None:
-        self._read += data
-        if not self._ends:
-            head = self._read.find(b"\r\n\r\n")
-            if head < 0:
-                return
-            length = _LENGTH.search(self._read, 0, head + 2)
-            self._ends = head + 4 + (int(length[1]) if length else 0)
-        if len(self._read) >= self._ends:
-            self._answered(self._read.startswith(b"HTTP/1.1 200"))
-
-    def _answered(self, good: bool) -> None:
-        now_s = self._clock()
-        if not good:
-            self._run.failures += 1
-        elif self._run.begin_s <= now_s < self._run.end_s:
-            self._run.times_s.append(now_s - self._began_s)
-        del self._read[:]
-        self._ends = 0
-        if now_s < self._run.end_s:
-            self._send()
-        else:
-            self._transport.close()
-
-    def _send(self) -> None:
-        self._began_s = self._clock()
-        self._transport.write(self._run.messages[self._next % len(self._run.messages)])
-        self._next += 1
-
-
-def server(model: str, *flags: str) -> contextlib.AbstractContextManager[str]:
-    """Run `fitb serve` on a free port of loopback, as `running` does."""
-    return running([sys.executable, "-m", "fitb", "serve", model, "--port", "0", *flags])
-
-
-def plain_server(model: str) -> contextlib.AbstractContextManager[str]:
-    """Run transformers' pipeline behind FastAPI, as `running` does."""
-    return running([sys.executable, "-m", "fitb.bench.plain_server", model], (0, -signal.SIGTERM))
+async def _is_answered(reader: asyncio.StreamReader) -> bool:
+    """Read an answer to its end; return whether it is a 200."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    await reader.readexactly(int(length[1]) if length else 0)
+    return head.startswith(b"HTTP/1.1 200")
 
 
 @contextlib.contextmanager
@@ -185,7 +137,7 @@ def running(command: Sequence[str], good_ends: Sequence[int] = (0,)) -> Iterator
     """
     what = " ".join(command[1:4])
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=dict(os.environ))
+        process = subprocess.Popen(command, stdout=said, stderr=said)
 
         def last_words() -> str:
             said.seek(0)
@@ -225,10 +177,9 @@ def serving(
     repeats: int,
     flags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure the server, turn by turn with itself handling each request alone, and a plain one.
+    """Measure the server, turn by turn with itself handling each request alone, and a pipeline.
 
     Alone means that a batch holds one text and all else is the same: code, model, threads, clients.
-    The plain one is transformers' pipeline behind FastAPI, under the same clients.
 
     Args:
         model: a folder.
@@ -237,39 +188,37 @@ def serving(
         seconds: of each measurement.
         repeats: measurements of each.
         flags: of `fitb serve`.
-    Returns: `requests_per_s`, `serial_requests_per_s`, `plain_requests_per_s`,
-        `server_over_serial`, `server_over_plain`, `p50_ms`, `p99_ms`, each with its spread, and
-        `failures` of all.
+    Returns: figures of the server, those of its rivals with `serial_` and `plain_` (the pipeline)
+        before their names, its ratio to each, all with their spread, and `failures` of all.
     """
-    bodies = requests(texts)
+    served = [sys.executable, "-m", "fitb", "serve", str(model), "--port", "0", *flags]
+    pipeline = [sys.executable, "-m", "fitb.bench.pipeline_server", str(model)]
     rivals = {
-        "batched": server(str(model), *flags),
-        "serial": server(str(model), *flags, "--max_batch_texts", "1"),
-        "plain": plain_server(str(model)),
+        "": running(served),
+        "serial_": running([*served, "--max_batch_texts", "1"]),
+        "plain_": running(pipeline, (0, -signal.SIGTERM)),
     }
+    bodies = requests(texts)
     loads: dict[str, list[Load]] = {name: [] for name in rivals}
     with contextlib.ExitStack() as stack:
         urls = {name: stack.enter_context(rival) for name, rival in rivals.items()}
         for _ in range(repeats):
             for name, url in urls.items():
                 loads[name].append(drive(f"{url}/v1/fill", bodies, clients, seconds))
+    speeds = {name: [load.requests_per_s for load in mine] for name, mine in loads.items()}
 
-    def spread(name: str, figure: str) -> dict[str, Any]:
-        return asdict(Spread.of([getattr(load, figure) for load in loads[name]], 1))
-
-    def over(name: str) -> dict[str, Any]:
-        pairs = zip(loads["batched"], loads[name], strict=True)
-        return asdict(Spread.of([a.requests_per_s / b.requests_per_s for a, b in pairs]))
+    def over(rival: str) -> dict[str, Any]:
+        pairs = zip(speeds[""], speeds[rival], strict=True)
+        return asdict(Spread.of([ours / theirs for ours, theirs in pairs]))
 
     return {
-        "requests_per_s": spread("batched", "requests_per_s"),
-        "serial_requests_per_s": spread("serial", "requests_per_s"),
-        "plain_requests_per_s": spread("plain", "requests_per_s"),
-        "server_over_serial": over("serial"),
-        "server_over_plain": over("plain"),
-        "p50_ms": spread("batched", "p50_ms"),
-        "p99_ms": spread("batched", "p99_ms"),
-        "serial_p50_ms": spread("serial", "p50_ms"),
-        "plain_p50_ms": spread("plain", "p50_ms"),
+        **{f"{name}requests_per_s": asdict(Spread.of(speeds[name], 1)) for name in rivals},
+        "server_over_serial": over("serial_"),
+        "server_over_plain": over("plain_"),
+        **{
+            f"{name}p50_ms": asdict(Spread.of([load.p50_ms for load in mine], 1))
+            for name, mine in loads.items()
+        },
+        "p99_ms": asdict(Spread.of([load.p99_ms for load in loads[""]], 1)),
         "failures": sum(load.failures for mine in loads.values() for load in mine),
     }

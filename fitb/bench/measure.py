@@ -121,28 +121,6 @@ def peak_rss_gb(device: Any) -> float:
     return round(int(peak[0]) * 1024 / 1e9, 3)
 
 
-def peak_tensor_mb(work: Callable[[], Any], device: Any) -> float:
-    """Run and return the most memory that tensors made on the way held at one time, in MB."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    held = peak = 0
-    events = profiled.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 1e6
-
-
 def _anonymous_kb(pid: int) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text()

@@ -1,4 +1,4 @@
-"""A benchmark in several processes: those that a launcher started, or some of our own."""
+"""Runs a benchmark in several ranks: those that a launcher started, or some of our own."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from typing import Any
 
 from fitb.cluster.local import LocalRun
 from fitb.config_io import to_yaml
-from fitb.errors import SystemFault
+from fitb.errors import ConfigError, DataError, FitbError, SystemFault, TrainingError
 from fitb.world import World
 
 _TIMEOUT_S = 3600.0
 
 
-def alone_or_in(
+def in_ranks(
     config: Any, name: str, processes: int, work: Callable[[Any, World], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Do the work in this process, or start `fitb bench NAME` in several and return rank 0's row.
+    """Work as one of a launcher's processes, or start `fitb bench NAME` in some of our own.
+
+    Ours are started as those of a training on this machine are: fitb.cluster.local says with what
+    settings of malloc and how many threads.
 
     Args:
         config: the dataclass of the benchmark, with `processes` and `json` fields.
         work: from the configuration and this process's place to a row.
-    Returns: nothing on ranks other than 0.
-    Raises: SystemFault where one of the processes fails.
+    Returns: the row of rank 0; nothing on other ranks.
+    Raises: what the process that failed ended with, by its exit code.
     """
     world = World.from_env(os.environ)
-    if world.size > 1 or processes == 1:
+    if world.size > 1 or "RANK" in os.environ:
         row = work(config, world)
         return row if world.is_main else {}
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as folder:
@@ -45,8 +48,10 @@ def alone_or_in(
             said = output.read().decode(errors="replace").strip().splitlines()
     rows = [line for line in said if line.startswith("{")]
     if code or not rows:
-        raise SystemFault(
-            f"`fitb bench {name}` in {processes} processes ended with {code}: {said[-1:]}"
-        )
+        kinds: dict[int, type[FitbError]] = {
+            kind.exit_code: kind for kind in (ConfigError, DataError, TrainingError)
+        }
+        message = f"`fitb bench {name}` in {processes} processes ended with {code}: {said[-1:]}"
+        raise kinds.get(code, SystemFault)(message)
     found: dict[str, Any] = json.loads(rows[-1])
     return found

@@ -1,6 +1,8 @@
-"""How fast a training step is, beside the same objective written the plain way: `fitb bench step`.
+"""Tokens per second of a training step, its parts and its MFU: `fitb bench step`.
 
-Everything is what `fitb train` runs: shards, the row stream, the agreement of the ranks, DeepSpeed.
+What is timed is what `fitb train` runs: shards, the row stream, the agreement of the ranks,
+DeepSpeed. With `baseline` an unfused baseline (unfused.py) takes turns with it on the same rows;
+with `switches` so does each switch of `speed` turned the other way.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from typing import Any
 
 import torch
 
-from fitb.allocator import keep_freed_memory
-from fitb.bench.config import StepConfig as BenchConfig
-from fitb.bench.measure import Spread, machine, peak_rss_gb, render, reset_peak_rss
+from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
+from fitb.bench.config import StepConfig
+from fitb.bench.measure import Spread, machine, peak_rss_gb, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
-from fitb.bench.plain import PlainObjective, PlainTeacher
-from fitb.bench.processes import alone_or_in
+from fitb.bench.processes import in_ranks
 from fitb.bench.text import shards_of_docstrings
+from fitb.bench.unfused import UnfusedObjective, UnfusedTeacher
 from fitb.config import (
     Config,
     DataConfig,
@@ -39,21 +41,19 @@ from fitb.errors import ConfigError
 from fitb.model.attention import choose
 from fitb.model.load import load_model
 from fitb.shards.shard_set import ShardSet
-from fitb.train.ceiling import copy_gb_per_s, product_tflops, work_of
 from fitb.train.engine import Engine
 from fitb.train.execution import DTYPES
+from fitb.train.setup import work_of
 from fitb.train.stop import StopFlag
 from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
-
-__all__ = ["BenchConfig", "bench", "render"]
 
 _VOCABULARY = 30_522  # of BERT-base
 _TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
+def bench(config: StepConfig) -> dict[str, Any]:
     """Measure on every rank, and return one flat row on all."""
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         shards = config.shards or str(shards_of_docstrings(Path(name), config.length, _VOCABULARY))
@@ -64,43 +64,41 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 f" give --length {length}"
             )
         config = replace(config, shards=shards)
-        return alone_or_in(config, "step", config.processes, _measure)
+        return in_ranks(config, "step", config.processes, _measure)
 
 
-def _measure(config: BenchConfig, world: World) -> dict[str, Any]:
+def _measure(config: StepConfig, world: World) -> dict[str, Any]:
     device, run = start(config, world)
     steps = config.steps or _STEPS[device.type]
     tokens = run.global_batch * config.length
-    ways: dict[str, Way] = {}
+    variants: dict[str, Variant] = {}
     peak_gb = 0.0
-    for name, (changed, plain) in _ways(config, run, device).items():
-        ways[name] = Way(changed, plain, world, device)
-        ways[name].warm_up()  # compiles, fills pools
+    for name, (changed, unfused) in _variants(config, run, device).items():
+        variants[name] = Variant(changed, unfused, world, device)
+        variants[name].seconds(2)  # compiles, fills pools
         reset_peak_rss(device)
-        ways[name].seconds(1)
+        variants[name].seconds(1)
         peak_gb = peak_gb or peak_rss_gb(device)  # of the first, which has the process for itself
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     parts: list[dict[str, float]] = []
     unwatched: list[float] = []
     for _ in range(config.repeats):
-        for name, way in ways.items():
-            way.warm_up()  # after the others' turn
-            times[name].append(way.seconds(steps))
+        for name, variant in variants.items():
+            variant.seconds(2)  # warms up after the others' turn
+            times[name].append(variant.seconds(steps))
             if name == "fitb":
-                parts.append(way.parts(steps))
-                unwatched.append(way.seconds(steps))
+                parts.append(variant.parts(steps))
+                unwatched.append(variant.seconds(steps))
     row = {"bench": "step", **machine(), **_setting(config, run, world, device)}
     row |= _figures(times, tokens) | _parts(parts, unwatched)
-    row |= _efficiency(ways["fitb"], world, row["tokens_per_s"]["median"])
+    row |= _efficiency(variants["fitb"], world, row["tokens_per_s"]["median"])
     row["peak_memory_gb"] = peak_gb
-    row["loss"] = {name: way.losses[0] for name, way in ways.items()}
+    row["loss"] = {name: variant.losses[0] for name, variant in variants.items()}
     leave_distributed()
     return row
 
 
-def _setting(
-    config: BenchConfig, run: Config, world: World, device: torch.device
-) -> dict[str, Any]:
+def _setting(config: StepConfig, run: Config, world: World, device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -115,7 +113,7 @@ def _setting(
 
 
 def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
-    """Speeds of every way, and the ratios of turns that stood side by side."""
+    """Speeds of every variant, and the ratios of turns that stood side by side."""
     speeds = {name: [tokens / s for s in seconds] for name, seconds in times.items()}
     figures: dict[str, Any] = {
         "step_s": asdict(Spread.of(times["fitb"], 4)),
@@ -125,11 +123,9 @@ def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
         name: asdict(Spread.of([a / b for a, b in zip(speeds["fitb"], theirs, strict=True)]))
         for name, theirs in speeds.items()
     }
-    for name, prefix in (("plain", "baseline"), ("plain_keep_memory", "baseline_keep_memory")):
-        if name in speeds:
-            figures[f"{prefix}_tokens_per_s"] = asdict(Spread.of(speeds.pop(name), 0))
-            key = "ratio" if name == "plain" else "ratio_keep_memory"
-            figures[key] = ratios[name]
+    if "plain" in speeds:
+        figures["baseline_tokens_per_s"] = asdict(Spread.of(speeds.pop("plain"), 0))
+        figures["ratio"] = ratios["plain"]
     others = [name for name in speeds if name != "fitb"]
     if others:
         figures["switched"] = {name: ratios[name] for name in others}
@@ -137,10 +133,7 @@ def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
 
 
 def _parts(parts: list[dict[str, float]], unwatched: list[float]) -> dict[str, Any]:
-    """Medians of each part, and what all add up to beside the steps that nobody watched.
-
-    Those come right after: the first steps of a turn pay for memory that the plain way gave back.
-    """
+    """Medians of each part, and their sum over the step time of the unwatched steps after them."""
     names = sorted({name for one in parts for name in one})
     medians = {n: statistics.median(one.get(n, 0.0) for one in parts) for n in names}
     total = sum(medians.values())
@@ -153,14 +146,14 @@ def _parts(parts: list[dict[str, float]], unwatched: list[float]) -> dict[str, A
     }
 
 
-def _efficiency(way: Way, world: World, tokens_per_s: float) -> dict[str, Any]:
-    """Model operations a token, and the share of the measured ceiling that they reach.
+def _efficiency(variant: Variant, world: World, tokens_per_s: float) -> dict[str, Any]:
+    """Operations of the model per token, and MFU against the measured peak of this device.
 
-    Ranks that share a machine measure its ceiling at the same time, each on its part.
+    Ranks that share a machine measure its peak at the same time, each on its part.
     """
-    engine, run, device = way.engine, way.run, way.device
-    work = work_of(engine.objective, engine.teacher, run, way.length)
-    ceiling = product_tflops(DTYPES[run.precision], device)
+    engine, run, device = variant.engine, variant.run, variant.device
+    work = work_of(engine.objective, engine.teacher, run, variant.length)
+    ceiling = matmul_tflops(DTYPES[run.precision], device)
     return {
         "mflop_per_token": round(work.total / 1e6, 2),
         "ceiling_tflops": round(ceiling, 4),
@@ -169,7 +162,7 @@ def _efficiency(way: Way, world: World, tokens_per_s: float) -> dict[str, Any]:
     }
 
 
-def start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
+def start(config: StepConfig, world: World) -> tuple[torch.device, Config]:
     """Join the others and return this rank's device and the configuration of a run."""
     probe = "cuda" if torch.cuda.is_available() else "cpu"
     micro_batch = config.micro_batch or max(1, _TOKENS[probe] // config.length)
@@ -188,15 +181,15 @@ def start(config: BenchConfig, world: World) -> tuple[torch.device, Config]:
     return start_distributed(run, world), run
 
 
-class Way:
+class Variant:
     """One way to execute the step, with weights, rows and an engine of its own.
 
     Args:
         run: its `speed` says how.
-        plain: write the objective the plain way.
+        unfused: train the unfused baseline.
     """
 
-    def __init__(self, run: Config, plain: bool, world: World, device: torch.device) -> None:
+    def __init__(self, run: Config, unfused: bool, world: World, device: torch.device) -> None:
         assert isinstance(run.model.student, Geometry) and isinstance(run.model.teacher, Geometry)
         self.run, self.device = run, device
         shards = ShardSet.open(run.data.shards, "train")
@@ -210,8 +203,8 @@ class Way:
             torch.manual_seed(run.seed)
             objective: Any = Objective(student.model, teacher.model, run.objective)
         tap: Any = objective.teacher_tap(teacher.model)
-        if plain:
-            objective, tap = PlainObjective(objective), PlainTeacher(teacher.model)
+        if unfused:
+            objective, tap = UnfusedObjective(objective), UnfusedTeacher(teacher.model)
         self.engine = Engine(objective, tap, run, world, device, shards.length)
         self._stream = RowStream(
             shards,
@@ -227,12 +220,6 @@ class Way:
         self.rows = self._stream.iter_from(0, 10**9)
         self._stop = StopFlag()
         self.losses: list[float] = []
-
-    def warm_up(self) -> None:
-        """Begin a turn: malloc's settings are the process's, and its heap is cold for two steps."""
-        if self.device.type == "cpu":
-            keep_freed_memory(self.run.speed.keep_memory)
-        self.seconds(2)
 
     def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
         """Run some steps as training does, and return the time of one."""
@@ -264,9 +251,11 @@ class Way:
         return {name: total / steps for name, total in timeline.seconds().items()}
 
 
-def _ways(config: BenchConfig, run: Config, device: torch.device) -> dict[str, tuple[Config, bool]]:
-    """Return what takes turns: name -> configuration, and whether it is the plain way."""
-    ways = {"fitb": (run, False)}
+def _variants(
+    config: StepConfig, run: Config, device: torch.device
+) -> dict[str, tuple[Config, bool]]:
+    """Return what takes turns: name -> configuration, and whether it is the unfused baseline."""
+    variants = {"fitb": (run, False)}
     if config.baseline:
         as_it_comes = SpeedConfig(
             attention="eager",
@@ -274,20 +263,15 @@ def _ways(config: BenchConfig, run: Config, device: torch.device) -> dict[str, t
             pad=False,
             teacher_rows=run.micro_batch,
             pack_teacher=False,
-            keep_memory=False,
         )
         precision = config.baseline_precision or config.precision
-        plain = replace(run, precision=precision, speed=as_it_comes)
-        ways["plain"] = (plain, True)
-        if device.type == "cpu" and config.baseline_kept:
-            kept = replace(as_it_comes, keep_memory=True)
-            ways["plain_keep_memory"] = (replace(plain, speed=kept), True)
+        variants["plain"] = (replace(run, precision=precision, speed=as_it_comes), True)
     for name, changes in _switches(config, device) if config.switches else ():
-        ways[name] = (replace(run, speed=replace(run.speed, **changes)), False)
-    return ways
+        variants[name] = (replace(run, speed=replace(run.speed, **changes)), False)
+    return variants
 
 
-def _switches(config: BenchConfig, device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
+def _switches(config: StepConfig, device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each switch of `speed` the other way round."""
     dtype = DTYPES[config.precision]
     chosen = choose(config.speed.attention, device, dtype, config.length)
@@ -302,5 +286,4 @@ def _switches(config: BenchConfig, device: torch.device) -> Iterator[tuple[str, 
         rows = micro_batch if on_gpu else micro_batch * config.grad_accum
         yield "teacher_rows", {"teacher_rows": rows}
     if not on_gpu:
-        for name in ("pack_teacher", "keep_memory"):
-            yield name, {name: not getattr(config.speed, name)}
+        yield "pack_teacher", {"pack_teacher": not config.speed.pack_teacher}

@@ -14,6 +14,7 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from fitb.cluster import slurm
+from fitb.cluster.local import MALLOC_KEEPS, malloc_settings
 from fitb.cluster.site_env import Site, enter, leave_job
 from fitb.errors import ConfigError, SystemFault
 from fitb.front import FrontParser
@@ -196,6 +197,10 @@ def _slurm_executor(
             JOB,
             "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT",
             f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
+            *(
+                f"((${{SLURM_GPUS_ON_NODE:-0}})) || export {name}=${{{name}-{value}}}"
+                for name, value in MALLOC_KEEPS.items()
+            ),
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
             f"logs={shlex.quote(str(folder))}",
@@ -208,6 +213,8 @@ def _slurm_executor(
 
 
 def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalExecutor:
+    for name, value in malloc_settings().items():  # of this process, whose tasks have it
+        os.environ.setdefault(name, value)
     executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
     executor.update_parameters(
         nodes=where.nodes,

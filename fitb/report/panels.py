@@ -117,10 +117,11 @@ SECTIONS = (
     ),
     Section(
         "Throughput",
-        "Over all ranks; MFU, the share of the device's peak matmul FLOP/s; the share of time spent"
-        " waiting for rows.",
+        "Tokens over all ranks; TFLOP/s of the model on each device, and their share of its"
+        " published peak (MFU) where that is known; the share of time spent waiting for rows.",
         (
             Panel("tokens-per-s", "tokens per second", r"perf/tokens_per_s", zero=True),
+            Panel("tflops", "TFLOP/s of a device", r"perf/tflops", zero=True),
             Panel("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
             Panel("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
         ),

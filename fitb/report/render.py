@@ -89,11 +89,12 @@ def key_figures(run: RunData) -> Iterator[tuple[str, str, str]]:
     yield "validation loss", number(best), f"best, at step {step:,}" if step else "nats"
     yield "validation top-1", number(run.last("val/top1"), percent=True), "at the last validation"
     yield "student loss", number(run.last(STUDENT)), "training, at the last logged step"
-    speed, mfu = (
+    speed, tflops, mfu = (
         run.curves[name].median() if name in run.curves else None
-        for name in ("perf/tokens_per_s", "perf/mfu")
+        for name in ("perf/tokens_per_s", "perf/tflops", "perf/mfu")
     )
-    yield "tokens per second", number(speed), f"median; MFU {number(mfu, percent=True)}"
+    share = f"MFU {number(mfu, percent=True)}" if mfu else f"{number(tflops)} TFLOP/s a device"
+    yield "tokens per second", number(speed), f"median; {share}"
     numbered = [attempt for attempt in run.attempts if attempt.number]
     began = min((a.began for a in numbered if a.began), default=None)
     ended = max((a.ended for a in numbered if a.ended), default=None)

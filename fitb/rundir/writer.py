@@ -25,7 +25,7 @@ from fitb.world import World
 logger = logging.getLogger(__name__)
 # What a run makes, replaces and removes in its folder; the first by renaming something over it.
 _RENAMED_OVER = (names.CONFIG, names.PROVENANCE, names.METRICS, names.EXPORT)
-_REPLACED = (*_RENAMED_OVER, names.WANDB_ID, names.CHECKPOINTS, names.ATTEMPTS, "rows")
+_REPLACED = (*_RENAMED_OVER, names.WANDB_ID, names.CHECKPOINTS, names.ATTEMPTS)
 
 
 class RunDir:

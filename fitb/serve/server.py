@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import torch
 import uvicorn
 
-from fitb.allocator import keep_freed_memory
 from fitb.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import make_app
@@ -53,7 +52,6 @@ def serve(config: ServeConfig) -> int:
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    keep_freed_memory()
     _allow_files(config.max_connections + _SPARE_FILES)
     with contextlib.closing(_listen(config.host, config.port)) as listener:
         host, port = listener.getsockname()[:2]

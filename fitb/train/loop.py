@@ -20,7 +20,6 @@ from fitb.train.meter import Meter, embedding_norms
 from fitb.train.milestones import due, evaluate, mend_export, out_of_patience, save
 from fitb.train.setup import Parts, build, open_run
 from fitb.train.stop import StopFlag
-from fitb.train.trace import RowTrace
 from fitb.train.track import Tracker
 from fitb.train.watch import Watch, Watchdog
 from fitb.train.zero import leave_distributed, start_distributed
@@ -67,7 +66,6 @@ def _train(
 ) -> str:
     """Train until there is a reason to stop, save, and return the reason."""
     engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
-    trace = RowTrace(run, config, engine.world)
     saved_step = progress.step
     if out_of_patience(progress, config):  # it stopped early, and is started again
         return "early stopping"
@@ -80,7 +78,6 @@ def _train(
         assert batch is not None  # only where the ranks stop
         result = engine.train_step(step, batch, counts)
         progress.step = step + 1
-        trace.read(progress.step, batch)
         watch.moved(progress.step)
         metrics = meter.read(progress.step, result)
         if metrics:

@@ -61,12 +61,15 @@ class Meter:
         now, waited_s = time.monotonic(), self._parts.stream.waited_s
         seconds = max(now - self._since_s, 1e-9)
         tokens_per_s = self._tokens / seconds
+        tflops = tokens_per_s / self._num_ranks * self._parts.token_flops / 1e12
         speed = {
             "perf/tokens_per_s": tokens_per_s,
-            "perf/mfu": tokens_per_s / self._num_ranks * self._parts.least_token_s,
+            "perf/tflops": tflops,
             "perf/steps_per_s": (step - self._since_step) / seconds,
             "perf/data_wait_frac": (waited_s - self._since_wait_s) / seconds,
         }
+        if self._parts.peak_tflops:
+            speed["perf/mfu"] = tflops / self._parts.peak_tflops
         self._tokens, self._since_s, self._since_step = 0.0, now, step
         self._since_wait_s = waited_s
         return speed

@@ -16,25 +16,27 @@ from numpy.typing import NDArray
 
 from fitb import fsio
 from fitb.cluster.slurm import is_over
-from fitb.config import Config, ObjectiveConfig
+from fitb.config import Config, Geometry, ObjectiveConfig
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.cached_rows import CachedRows
-from fitb.data.masking import Vocabulary
+from fitb.data.masking import Vocabulary, num_slots
 from fitb.data.stream import RowStream
-from fitb.distill.objective import Objective
+from fitb.distill.objective import Objective, Tap
 from fitb.errors import CheckpointError, DataError, SystemFault
 from fitb.evaluate.count import choose_rows
 from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.model.contract import check_contract
 from fitb.model.extend import extended
+from fitb.model.flops import TokenFlops, work_per_token
 from fitb.model.load import load_model, num_parameters
 from fitb.model.loaded import Loaded
+from fitb.model.peaks import peak_tflops
 from fitb.model.positions import take_positions, trained_length
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter
 from fitb.shards.cache import CacheSettings
 from fitb.shards.shard_set import ShardSet
-from fitb.train import ceiling, checkpoint
+from fitb.train import checkpoint
 from fitb.train.collectives import on_all, on_main
 from fitb.train.engine import Engine
 from fitb.train.zero import deepspeed_config
@@ -90,7 +92,8 @@ class Parts:
     """Everything that the loop moves.
 
     Args:
-        least_token_s: seconds of a token's products at the speed that this device can reach.
+        token_flops: operations of a training step, divided by its tokens.
+        peak_tflops: published, of this rank's device; None where it is unknown.
         manifest: of the shards, for the card of what is exported.
         added_ids: of tokens that were added to the vocabulary, ascending; most often none.
     """
@@ -102,7 +105,8 @@ class Parts:
     tokenizer: Any
     fingerprint: str
     progress: Progress
-    least_token_s: float
+    token_flops: float
+    peak_tflops: float | None
     manifest: dict[str, Any]
     added_ids: tuple[int, ...] = ()
 
@@ -194,7 +198,6 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
     found = checkpoint.load(run.checkpoints, world)
     if found:
         _enter(found, shards.fingerprint, objective)
-    least_token_s = ceiling.least_token_s(objective, read.teacher, config, device, shards.length)
     engine = Engine(objective, read.teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
@@ -204,6 +207,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
         run.event("resume", step=progress.step, checkpoint=found.path.name)
         logger.info("resumed at step %d from %s", progress.step, found.path)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     vocabulary = Vocabulary.of(tokenizer)
     stream = RowStream(
         shards,
@@ -225,9 +229,32 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         tokenizer,
         shards.fingerprint,
         progress,
-        least_token_s,
+        work_of(objective, read.teacher, config, shards.length).total,
+        peak_tflops(name, config.precision),
         shards.manifest,
         tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
+    )
+
+
+def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> TokenFlops:
+    """Return the operations of a token in rows of this length."""
+    return work_per_token(
+        _geometry(objective.student),
+        _geometry(teacher) if teacher is not None else None,
+        length=length,
+        vocabulary=objective.student.model.config.vocab_size,
+        slots_per_token=num_slots(length, config.mask) / length,
+        teacher_head=config.objective.logits > 0,
+    )
+
+
+def _geometry(tap: Tap) -> Geometry:
+    config = tap.model.config
+    return Geometry(
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitb.allocator import keep_freed_memory
 from fitb.config import Config
 from fitb.ds_config import read_ds_config
 from fitb.errors import ConfigError, SystemFault
@@ -100,8 +99,6 @@ def start_distributed(config: Config, world: World) -> torch.device:
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(world.local_rank)
-    elif config.speed.keep_memory:
-        keep_freed_memory()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection with every other rank
     if not dist.is_initialized():

@@ -85,7 +85,7 @@ class Soak:
     def submit(self) -> None:
         env = {
             "FITB_PYTHON": sys.executable,
-            "PYTHONPATH": f"{self.folder / 'site'}:{ROOT}",
+            "PYTHONPATH": f"{self.folder / 'site'}:{TESTS}:{ROOT}",
             "OMP_NUM_THREADS": "1",
             "WANDB_BASE_URL": f"http://{self.cluster.subnet}.254:{self.wandb_port}",
             "WANDB_API_KEY": KEY,

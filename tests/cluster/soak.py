@@ -28,21 +28,23 @@ from faults import FAULTS, ROOT, Soak, schedule
 from machine import run
 from slurm_cluster import a_cluster
 from small import make_shards, make_teacher, quick
+from traced import rows_of_steps
 from wandb_server import KEY, WandbServer
 
 from fitb.cluster.local import LocalRun, hold_port, train_command
 from fitb.fsio import read_json, read_lines, sha256_file
-from fitb.train.trace import rows_of_steps
 
 INTERVAL = 10  # steps between two checkpoints
 DISK_MB = 96
 
-# Each step of a training takes 0.2 s longer.
-SLOW = """
+# Each step of a training records its rows, and takes 0.2 s longer.
+SITE = """
 import sys
 if "train" in sys.orig_argv:
     import time
+    from traced import record_rows
     from fitb.train.engine import Engine
+    record_rows()
     step = Engine.train_step
     def slow(self, *args):
         time.sleep(0.2)
@@ -98,9 +100,9 @@ def soak(num_faults: int, seed: int, steps: int, kinds: list[str], folder: Path)
     flags = quick(
         shards, make_teacher(folder, shards), steps=steps, checkpoint_every=INTERVAL, eval_every=0
     )
-    flags += ["--track.rows=true", "--stop.hang_s", "120"]
+    flags += ["--stop.hang_s", "120"]
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(SLOW)
+    (folder / "site" / "sitecustomize.py").write_text(SITE)
     straight = straight_weights(folder / "straight", flags)
     began = time.monotonic()
     with hold_port() as held, small_disk(folder / "disk"), a_cluster(num_hosts=3) as cluster:

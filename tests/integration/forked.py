@@ -21,6 +21,8 @@ from typing import IO, Any
 from job import TIMEOUT_S
 from job import completed as started
 
+from fitb.cluster.local import MALLOC_KEEPS
+
 _MODULES = ["fitb.cli", "fitb.train.loop", "fitb.train.setup", "fitb.train.zero", "deepspeed"]
 # What DeepSpeed imports when it begins; the first sets torch.compile up, for a second and a half.
 _MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer"]
@@ -29,6 +31,7 @@ _MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inj
 _READ_LATE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _READ_LATE_PREFIXES = ("FITB_", "SLURM_", "WANDB_", "PYTEST_")
 _THREADS = "OMP_NUM_THREADS"
+_SPEED_ALONE = {_THREADS, *MALLOC_KEEPS}  # malloc keeps those of the server that forks
 _COMMANDS = ("train", "evaluate", "compare", "export", "fill", "status")
 
 _context = multiprocessing.get_context("forkserver")
@@ -42,7 +45,7 @@ def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
     late = {k for k in differing if k in _READ_LATE or k.startswith(_READ_LATE_PREFIXES)}
     ours = list(command[:3]) == [sys.executable, "-m", "fitb"] and command[3] in _COMMANDS
     ours = ours or (command[0] == sys.executable and command[1].endswith(".py"))
-    return ours and differing - late <= {_THREADS}
+    return ours and differing - late <= _SPEED_ALONE
 
 
 class Forked:
@@ -104,10 +107,7 @@ def _run(
     os.environ.update(env)
     import torch
 
-    from fitb.train import ceiling
-
     torch.set_num_threads(int(env[_THREADS]))
-    ceiling._SIZES["cpu"] = ceiling._LEAST_SIZE  # a large product takes two seconds to measure
     if words[0] == "-m":
         from fitb.cli import main
 

@@ -18,6 +18,7 @@ from fitb.cluster.local import LocalRun
 TIMEOUT_S = 240.0
 FITB = ("-m", "fitb")
 IN_FP16 = (str(Path(__file__).parent / "in_fp16.py"),)  # the same, fp16 in software
+TRACED = (str(Path(__file__).parents[1] / "traced.py"),)  # the same, recording its rows
 
 
 def command(flags: list[str], run_dir: Path, program: tuple[str, ...] = FITB) -> list[str]:

@@ -119,7 +119,8 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from fitb.config import Geometry
-from fitb.bench.step import BenchConfig, Way, start
+from fitb.bench.config import StepConfig
+from fitb.bench.step import Variant, start
 from fitb.world import World
 
 class Asked(TorchDispatchMode):
@@ -144,16 +145,16 @@ for name in ("cpu", "tolist", "numpy"):
 
 found = {}
 for precision in ("fp32", "bf16", "fp16"):
-    config = BenchConfig(precision, 64, micro_batch=2, grad_accum=8, shards=sys.argv[1],
+    config = StepConfig(precision, 64, micro_batch=2, grad_accum=8, shards=sys.argv[1],
                          teacher=Geometry(4, 64, 128, 4), student=Geometry(2, 32, 64, 4))
     device, run = start(config, World())
-    way = Way(run, False, World(), device)
-    way.seconds(4)  # some of DeepSpeed's timers start late
-    step, batch = next(way.rows)
-    counts = way.engine.counts(batch)
+    variant = Variant(run, False, World(), device)
+    variant.seconds(4)  # some of DeepSpeed's timers start late
+    step, batch = next(variant.rows)
+    counts = variant.engine.counts(batch)
     before = Asked.times
     with Asked():
-        way.engine.train_step(step, batch, counts)
+        variant.engine.train_step(step, batch, counts)
     found[precision] = Asked.times - before
 print(json.dumps(found))
 """

@@ -10,8 +10,7 @@ import job
 import pytest
 import torch
 from fixtures.make import digests_of_masks
-
-from fitb.train.trace import rows_of_steps
+from traced import rows_of_steps
 
 OLD = Path(__file__).resolve().parents[1] / "fixtures" / "cffd92f"
 ROUNDING = 1e-4  # between processors; ranks, rows, masks and rates have none
@@ -43,7 +42,8 @@ def test_a_preempted_run_goes_on_with_the_span_lengths_it_began_with(old: Path) 
 
 def goes_on_as(run: Path, straight: Path) -> None:
     """Continue a run that was told to leave at step 10, and hold it against one that was not."""
-    assert job.run(["--config", str(run / "config.yaml")], run) == 0
+    flags = ["--config", str(run / "config.yaml")]
+    assert job.run(flags, run, program=job.TRACED) == 0
     assert [event["step"] for event in job.events(run, "resume")] == [10]
     assert rows_of_steps(run) == rows_of_steps(straight)
     assert job.steps(run) == job.steps(straight) == list(range(1, 21))

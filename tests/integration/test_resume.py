@@ -9,8 +9,7 @@ from pathlib import Path
 import job
 import pytest
 import torch
-
-from fitb.train.trace import rows_of_steps
+from traced import rows_of_steps
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +74,8 @@ def test_bf16_resumes_bitwise(quick_flags: list[str], tmp_path: Path) -> None:
 def alone(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process that takes each global batch whole, without dropout."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    flags = [*quick_flags, "--model.dropout", "0", "--micro_batch", "16", "--track.rows=true"]
-    assert job.run(flags, folder, 1) == 0
+    flags = [*quick_flags, "--model.dropout", "0", "--micro_batch", "16"]
+    assert job.run(flags, folder, 1, program=job.TRACED) == 0
     return folder
 
 
@@ -102,12 +101,14 @@ def test_a_run_that_goes_on_at_other_sizes_and_zero_stages_reads_and_learns_the_
 ) -> None:
     """2 ranks, 1, 4, then 3, whose shares of 16 rows are not equal; micro-batches of 4 at most."""
     run = tmp_path / "run"
-    flags = [*quick_flags, "--model.dropout", "0", "--track.rows=true"]
+    flags = [*quick_flags, "--model.dropout", "0"]
     for size, stage, until in ((2, "zero1", 4), (1, "zero2", 10), (4, "zero3", 15)):
         part = [*flags, "--ds_config", stage]
-        code = job.run_and_signal(part, run, signal.SIGUSR1, at_step=until, rank=0, size=size)
+        code = job.run_and_signal(
+            part, run, signal.SIGUSR1, at_step=until, rank=0, size=size, program=job.TRACED
+        )
         assert code == 85
-    assert job.run([*flags, "--ds_config", "zero2"], run, 3) == 0
+    assert job.run([*flags, "--ds_config", "zero2"], run, 3, program=job.TRACED) == 0
     assert [event["world_size"] for event in job.events(run, "attempt")] == [2, 1, 4, 3]
     stops = [event["step"] for event in job.events(run, "stop")]
     assert [event["step"] for event in job.events(run, "resume")] == stops[:3] == sorted(stops)[:3]

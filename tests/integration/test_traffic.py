@@ -31,21 +31,22 @@ def watched(name):
 for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "reduce_scatter_tensor"):
     watched(name)
 
-from fitb.bench.step import BenchConfig, Way, start
+from fitb.bench.config import StepConfig
+from fitb.bench.step import Variant, start
 from fitb.config import Geometry
 from fitb.train.zero import leave_distributed
 from fitb.world import World
 
 world = World.from_env(os.environ)
-config = BenchConfig(sys.argv[2], 64, micro_batch=2, grad_accum=int(sys.argv[3]),
+config = StepConfig(sys.argv[2], 64, micro_batch=2, grad_accum=int(sys.argv[3]),
                      shards=sys.argv[1], teacher=Geometry(4, 64, 128, 4),
                      student=Geometry(2, 32, 64, 4))
 device, run = start(config, world)
-way = Way(run, False, world, device)
-way.seconds(1)
+variant = Variant(run, False, world, device)
+variant.seconds(1)
 sent.clear()
-way.seconds(1)
-trained = sum(p.numel() for p in way.engine.objective.parameters() if p.requires_grad)
+variant.seconds(1)
+trained = sum(p.numel() for p in variant.engine.objective.parameters() if p.requires_grad)
 leave_distributed()
 if world.is_main:
     print(json.dumps({"trained": trained, "sent": sent}))

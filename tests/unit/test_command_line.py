@@ -119,7 +119,7 @@ def test_the_list_of_commands_comes_in_half_a_second():
         ("fitb train extra", "'extra' belongs to no flag"),
         ("fitb status", "run is missing; `fitb status --help` lists all flags"),
         ("fitb prepare --out x --source parket", "(nearest: parquet)"),
-        ("fitb bench plan --lenght 3", "(nearest: length)"),
+        ("fitb bench step --lenght 3", "(nearest: length)"),
         ("fitb evaluate --model x --mask.stratgy span", "(nearest: mask.strategy)"),
         ("fitb serve m --limits.txts 3", "(nearest: limits.texts)"),
         ("fitb plan --teacher.hidden_sice 3", "(nearest: teacher.hidden_size)"),
@@ -172,6 +172,13 @@ def test_an_unknown_command_or_benchmark_names_the_nearest(words, near, capsys):
     assert near in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["attention", "plan", "all"])
+def test_a_benchmark_of_before_is_refused_with_those_that_there_are(what, capsys):
+    assert cli.main(["bench", what, "--json"]) == 2
+    said = capsys.readouterr().err
+    assert what in said and all(name in said for name in ("step", "comm", "infer", "data"))
+
+
 @pytest.fixture(scope="module")
 def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "script"
@@ -203,8 +210,8 @@ def complete(path: Path, line: str) -> list[str]:
     [
         ("fitb tr", ["train"]),
         ("fitb com", ["compare", "completion"]),
-        ("fitb bench d", ["data", "duplicates"]),
-        ("fitb bench step --base", ["--baseline", "--baseline_precision", "--baseline_kept"]),
+        ("fitb bench d", ["data"]),
+        ("fitb bench step --base", ["--baseline", "--baseline_precision"]),
         ("fitb train --optim.w", ["--optim.warmup_steps", "--optim.weight_decay"]),
         ("fitb train --config tiny", ["tinybert-reference", "tinybert4", "tinybert6"]),
         ("fitb train --config=tinybert4", ["tinybert4"]),

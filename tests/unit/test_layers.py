@@ -17,7 +17,6 @@ WITHOUT_TORCH = (
     "rng",
     "fsio",
     "log",
-    "allocator",
     "config",
     "config_io",
     "flags",

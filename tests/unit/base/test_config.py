@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fitb.config import (
+    DROPPED,
     AlgorithmsConfig,
     CheckpointConfig,
     Config,
@@ -131,6 +132,15 @@ def test_a_run_without_a_folder_is_told_to_name_one():
 def test_an_unknown_flag_names_the_nearest_and_is_never_guessed(flag, nearest):
     with pytest.raises(ConfigError, match=rf"nearest: {re.escape(nearest)}\)"):
         parsed(flag, "1")
+
+
+@pytest.mark.parametrize("key", DROPPED)
+def test_a_key_of_an_earlier_version_is_read_without_effect(key, tmp_path):
+    section, name = key.split(".")
+    path = tmp_path / "config.yaml"
+    path.write_text(f"run_dir: run\n{section}:\n  {name}: true\n")
+    for flags in (["--config", str(path)], ["--run_dir=run", f"--{key}=true"]):
+        assert parse(Config, "fitb train", flags) == Config("run")
 
 
 @pytest.mark.parametrize("flag", ["--optim.l", "--optim.warmup", "--global", "--see"])

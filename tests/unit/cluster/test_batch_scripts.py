@@ -13,6 +13,7 @@ import pytest
 from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch
 from executable import executable
 
+from fitb.cluster.local import MALLOC_KEEPS
 from fitb.signals import PREEMPTION, TIME_LIMIT, slurm_name
 
 
@@ -198,11 +199,14 @@ def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) 
     batch.run("exit 0", SLURM_CPUS_PER_TASK="6")
     env = batch.srun_env()
     assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("6", "6")
+    assert MALLOC_KEEPS.items() <= env.items()
     batch.run("exit 0", SLURM_JOB_ID="8", SLURM_CPUS_PER_TASK="6", OMP_NUM_THREADS="2")
     assert batch.srun_env()["OMP_NUM_THREADS"] == "2"
     batch.run("exit 0", SLURM_JOB_ID="9")
     env = batch.srun_env()
     assert env["OMP_NUM_THREADS"] == "1" and "SRUN_CPUS_PER_TASK" not in env
+    batch.run("exit 0", SLURM_JOB_ID="10", SLURM_GPUS_ON_NODE="2")
+    assert not MALLOC_KEEPS.keys() & batch.srun_env().keys()
 
 
 EVALUATE = ["-m", "fitb", "evaluate", "--out", "a b"]
@@ -302,6 +306,7 @@ def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(
     assert arguments[begin : begin + 9] == [*words, "-m", launcher]
     lines = (batch.folder / "container").read_text().splitlines()
     run = [line.split("|")[5:8] for line in lines]
-    assert run == [[sys.executable, "-m", f"fitb.cluster.{what}"] for what in ("slurm", "progress")]
+    modules = ("fitb.cluster.slurm", "fitb.rundir.restart")
+    assert run == [[sys.executable, "-m", module] for module in modules]
     code, output = batch.run("exit 0", FITB_PREFLIGHT="1", FITB_SITE=str(path))
     assert code == 93 and "leave one out" in output

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fitb import signals
-from fitb.cluster.local import LocalRun, common_code, forwarding, hold_port
+from fitb.cluster.local import LocalRun, common_code, forwarding, hold_port, malloc_settings
 
 JOB = """
 import os, signal, sys, time
@@ -19,8 +19,8 @@ rank, folder = os.environ["RANK"], sys.argv[1]
 got = []
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
     signal.signal(number, lambda number, frame: got.append(number))
-names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-open(f"{folder}/{rank}", "w").write(" ".join(os.environ[name] for name in names))
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MALLOC_MMAP_MAX_")
+open(f"{folder}/{rank}", "w").write(" ".join(os.environ.get(name, "none") for name in names))
 print("rank", rank, "speaks", flush=True)
 """
 WAIT_FOR_SIGNAL = "while not got: time.sleep(0.01)\nsys.exit(60 + got[0])\n"
@@ -46,6 +46,7 @@ def test_ranks_get_their_environment_and_rank_0_the_output(
     seen = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
     assert [words[:4] for words in seen] == [[str(r), "3", str(r), "127.0.0.1"] for r in range(3)]
     assert len({words[4] for words in seen}) == 1
+    assert {words[5] for words in seen} == {malloc_settings().get("MALLOC_MMAP_MAX_", "none")}
     assert capfd.readouterr().out == "rank 0 speaks\n"
 
 

@@ -12,6 +12,7 @@ from executable import executable
 
 from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.local import MALLOC_KEEPS
 from fitb.cluster.site_env import enter, read_site, site_file
 from fitb.cluster.submit import plan_distill, submit_distill
 from fitb.errors import ConfigError
@@ -139,6 +140,8 @@ def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(
     lines = planned.render().splitlines()
     assert {"#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=6"} <= set(lines)
     assert "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}" in lines
+    for name, value in MALLOC_KEEPS.items():
+        assert any(line.endswith(f"|| export {name}=${{{name}-{value}}}") for line in lines)
     assert plan_distill([], where(*flags, torchrun=False)).task.processes == 0
 
 

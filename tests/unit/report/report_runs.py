@@ -34,6 +34,7 @@ def record(step: int, layers: int = 2) -> dict[str, Any]:
         "optim/skipped_steps": 0,
         "optim/grad_norm": 2.5,
         "perf/tokens_per_s": 1000.0 + step,
+        "perf/tflops": 150.0,
         "perf/mfu": 0.5,
         "perf/steps_per_s": 2.0,
         "perf/data_wait_frac": 0.001,

@@ -61,7 +61,8 @@ def make_meter(run_config):
             engine=engine,
             stream=SimpleNamespace(waited_s=0.0),
             progress=SimpleNamespace(step=0),
-            least_token_s=0.004,
+            token_flops=2e9,
+            peak_tflops=0.5,
         )
         config = run_config(steps=10, track=TrackConfig(every_steps=every_steps))
         return Meter(parts, config)
@@ -112,11 +113,14 @@ def test_speed_counts_the_steps_between_two_lines(make_meter, monkeypatch):
     now[0] += 4
     metrics = meter.read(2, result())
     assert metrics["perf/tokens_per_s"] == pytest.approx(50)
-    assert metrics["perf/mfu"] == pytest.approx(0.2)  # at the ceiling it would be 250 tokens/s
+    assert metrics["perf/tflops"] == pytest.approx(0.1)
+    assert metrics["perf/mfu"] == pytest.approx(0.2)  # at the peak it would be 250 tokens/s
     assert metrics["perf/steps_per_s"] == pytest.approx(0.5)
     meter.read(3, result())
     now[0] += 1
     meter._parts.stream.waited_s = 0.5
+    meter._parts.peak_tflops = None  # of a device that is not in the table, as a CPU
     metrics = meter.read(4, result())
+    assert "perf/mfu" not in metrics and metrics["perf/tflops"] == pytest.approx(0.4)
     assert metrics["perf/tokens_per_s"] == pytest.approx(200)
     assert metrics["perf/data_wait_frac"] == pytest.approx(0.5)

@@ -1,21 +1,21 @@
-"""The plain way that `fitb bench step --baseline` runs computes what the objective computes."""
+"""The unfused baseline of `fitb bench step` computes what the objective computes."""
 
 import pytest
 import torch
 
-from fitb.bench.plain import PlainObjective, PlainTeacher
+from fitb.bench.unfused import UnfusedObjective, UnfusedTeacher
 from fitb.config import ObjectiveConfig
 from fitb.distill.objective import Objective
 
 
-def test_the_plain_way_has_the_same_terms_and_gradients(student, teacher, make_batch):
+def test_the_unfused_baseline_has_the_same_terms_and_gradients(student, teacher, make_batch):
     """In fp32, with padding: each sum to 1e-5, each gradient to 1e-4 of its largest entry."""
     batch = make_batch(5, seed=2)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         objective = Objective(student, teacher, ObjectiveConfig())
     features = objective.teacher_tap(teacher)(batch)
-    plain, plain_features = PlainObjective(objective), PlainTeacher(teacher)(batch)
+    plain, plain_features = UnfusedObjective(objective), UnfusedTeacher(teacher)(batch)
     found = {}
     for name, sums in (
         ("fitb", objective(batch, features)),
@@ -33,8 +33,8 @@ def test_the_plain_way_has_the_same_terms_and_gradients(student, teacher, make_b
             assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max().clamp(min=1.0)
 
 
-def test_the_plain_way_cannot_be_asked_for_part_of_its_features(teacher, make_batch):
-    features = PlainTeacher(teacher)(make_batch(4))
+def test_the_unfused_baseline_cannot_be_asked_for_part_of_its_features(teacher, make_batch):
+    features = UnfusedTeacher(teacher)(make_batch(4))
     assert features.part(0, 4, 4) is features
     with pytest.raises(AssertionError, match="per micro-batch"):
         features.part(0, 2, 4)

@@ -1,6 +1,6 @@
-"""The same objective written the plain way: the baseline of `fitb bench step`.
+"""The unfused baseline of `fitb bench step`: the same objective as one writes it first.
 
-As one would write it with transformers alone: attention with its L x L scores, scores compared as
+It is written with transformers alone: attention with its L x L scores, scores compared as
 they are, both MLM heads at every position, a softmax over all of them, nothing compiled. It has the
 same terms, weights and counts as fitb.distill.objective, and gives the same losses to rounding.
 
@@ -23,7 +23,7 @@ from fitb.distill.objective import Objective
 
 
 @dataclass(frozen=True)
-class PlainFeatures:
+class UnfusedFeatures:
     """Everything that a model computes.
 
     Args:
@@ -36,12 +36,14 @@ class PlainFeatures:
     scores: list[torch.Tensor]
     logits: torch.Tensor
 
-    def part(self, begin: int, end: int, num_rows: int) -> PlainFeatures:
-        assert (begin, end) == (0, num_rows), "the plain way asks the teacher per micro-batch"
+    def part(self, begin: int, end: int, num_rows: int) -> UnfusedFeatures:
+        assert (begin, end) == (0, num_rows), (
+            "the unfused baseline asks the teacher per micro-batch"
+        )
         return self
 
 
-class PlainTeacher(nn.Module):
+class UnfusedTeacher(nn.Module):
     """A teacher that answers for every layer and position.
 
     Args:
@@ -52,12 +54,12 @@ class PlainTeacher(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
 
-    def forward(self, batch: Batch) -> PlainFeatures:
+    def forward(self, batch: Batch) -> UnfusedFeatures:
         return _features(self.model, batch)
 
 
-class PlainObjective(nn.Module):
-    """Student and projections of an objective, its terms written the plain way.
+class UnfusedObjective(nn.Module):
+    """Student and projections of an objective, its terms unfused.
 
     Args:
         objective: in the form masked_mean, with a teacher, all five terms and a temperature of 1.
@@ -69,7 +71,7 @@ class PlainObjective(nn.Module):
         self.names, self.weights = objective.names, objective.weights
         self.counts, self._layers = objective.counts, objective.layers
 
-    def forward(self, batch: Batch, teacher: PlainFeatures) -> torch.Tensor:
+    def forward(self, batch: Batch, teacher: UnfusedFeatures) -> torch.Tensor:
         student = _features(self.student.model, batch)
         mask = batch.attention_mask
         pairs = (mask[:, None, :, None] * mask[:, None, None, :]).float()
@@ -92,7 +94,7 @@ class PlainObjective(nn.Module):
         return torch.stack(sums)
 
 
-def _features(model: Any, batch: Batch) -> PlainFeatures:
+def _features(model: Any, batch: Batch) -> UnfusedFeatures:
     bias = (1 - batch.attention_mask[:, None, None, :].to(model.dtype)) * -10_000.0
     hidden, scores = [model.bert.embeddings(batch.input_ids)], []
     for layer in model.bert.encoder.layer:
@@ -107,7 +109,7 @@ def _features(model: Any, batch: Batch) -> PlainFeatures:
         between = layer.attention.output(context.transpose(1, 2).flatten(2), state)
         hidden.append(layer.output(layer.intermediate(between), between))
         scores.append(score)
-    return PlainFeatures(hidden, scores, model.cls(hidden[-1]))
+    return UnfusedFeatures(hidden, scores, model.cls(hidden[-1]))
 
 
 def _dense_labels(batch: Batch) -> torch.Tensor:

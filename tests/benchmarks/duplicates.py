@@ -1,4 +1,6 @@
-"""How well near-duplicates are found: `fitb bench duplicates`.
+"""Recall and precision of near-duplicates that are planted at known similarities.
+
+    python tests/benchmarks/duplicates.py --pairs 600 --thresholds '[0.8]'
 
 Copies of texts are edited at random and their exact Jaccard similarity is counted; then the steps
 of `fitb prepare` look for them.
@@ -16,28 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb import rng
-from fitb.bench.config import DuplicatesConfig as BenchConfig
 from fitb.bench.measure import machine
 from fitb.bench.text import documents, pool
 from fitb.corpus import minhash
-
-__all__ = ["BenchConfig", "bench", "render"]
 
 _EDITED = 0.08  # the most words of a copy that are replaced: 0.4 of the similarity is left
 _EDGES = (-0.075, -0.025, 0.0, 0.025, 0.075)  # of the table's rows, about the threshold
 _MEAN_CHARS = 1500
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
-    """Plant, look, count; every third copy is edited little, every tenth not at all."""
-    drawn = documents(pool(), 2 * config.pairs * _MEAN_CHARS, config.seed)
-    texts = [text for _, text in zip(range(config.pairs), drawn, strict=False)]
-    copies = [edited(text, number, config.seed) for number, text in enumerate(texts)]
+def bench(
+    pairs: int = 3000, thresholds: tuple[float, ...] = (0.6, 0.8, 0.95), seed: int = 0
+) -> dict[str, Any]:
+    """Plant, look, count; every third copy is edited little, every tenth not at all.
+
+    Args:
+        pairs: texts, each with one edited copy.
+        thresholds: Jaccard similarities from which on a copy is a duplicate.
+        seed: of the texts and their edits.
+    """
+    drawn = documents(pool(), 2 * pairs * _MEAN_CHARS, seed)
+    texts = [text for _, text in zip(range(pairs), drawn, strict=False)]
+    copies = [edited(text, number, seed) for number, text in enumerate(texts)]
     exact = np.array([jaccard(a, b) for a, b in zip(texts, copies, strict=True)])
     result: dict[str, Any] = {"bench": "duplicates", **machine(), "pairs": len(texts)}
     result["thresholds"] = [
         {"threshold": threshold, **_score(exact, *_search([texts, copies], threshold), threshold)}
-        for threshold in config.thresholds
+        for threshold in thresholds
     ]
     return result
 
@@ -115,18 +122,7 @@ def _score(
     }
 
 
-def render(result: dict[str, Any]) -> str:
-    """Return the tables for people."""
-    lines = [f"{result['pairs']} pairs, commit {result['commit']}, {result['date']}"]
-    for table in result["thresholds"]:
-        lines += [
-            "",
-            f"threshold {table['threshold']}: recall {table['recall']:.3f},"
-            f" precision {table['precision']:.3f}",
-            f"{'Jaccard similarity':>18} {'pairs':>7} {'found':>8}",
-        ]
-        lines += [
-            f"{row['similarity']:>18} {row['pairs']:>7,} {row['found']:>8.1%}"
-            for row in table["by_similarity"]
-        ]
-    return "\n".join(lines)
+if __name__ == "__main__":
+    from command import print_json
+
+    print_json(bench)

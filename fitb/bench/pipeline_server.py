@@ -1,6 +1,6 @@
-"""What one would write in an hour: transformers' pipeline behind FastAPI, a request at a time.
+"""transformers' fill-mask pipeline behind FastAPI: the rival of `fitb serve` in its benchmark.
 
-`python -m fitb.bench.plain_server MODEL` listens on a free port of loopback and says where. It
+`python -m fitb.bench.pipeline_server MODEL` listens on a free port of loopback and says where. It
 answers `POST /v1/fill` with {"texts": [...]}, as `fitb serve` does, in the pipeline's own words.
 """
 
@@ -21,15 +21,12 @@ def main(model: str) -> None:
     fill = pipeline("fill-mask", model=model, tokenizer=model, device="cpu")
     alone = threading.Lock()  # a pipeline is not made for several threads
     app = FastAPI()
+    app.get("/healthz")(lambda: {"status": "ready"})
 
     @app.post("/v1/fill")
     def answer(texts: list[str] = Body(embed=True)) -> Any:  # noqa: B008
         with alone:
             return fill(texts, top_k=5)
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ready"}
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(f"listening at http://127.0.0.1:{listener.getsockname()[1]}, ready", flush=True)

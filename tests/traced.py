@@ -1,37 +1,45 @@
-"""Which rows every step read, written down as it happens: the record that an audit counts."""
+"""`python traced.py COMMAND ...` is `fitb COMMAND ...` that records which rows every step read.
+
+Each rank of each attempt appends a line per step to RUN/rows, unbuffered: what it has written
+outlives SIGKILL. Processes that are started otherwise call `record_rows` first, as a
+sitecustomize does in those of the soak.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from fitb.config import Config
-from fitb.data.batch import Batch
 from fitb.fsio import naming_full_disk, read_lines
-from fitb.rundir.writer import RunDir
-from fitb.world import World
 
 
-class RowTrace:
-    """The record of one rank of one attempt: a line per step; nothing where it is not wanted."""
+def record_rows() -> None:
+    """Have every training of this process record its rows."""
+    from fitb.train import loop
+    from fitb.train.engine import Engine
 
-    def __init__(self, run: RunDir, config: Config, world: World) -> None:
-        self._file: IO[bytes] | None = None
-        if config.track.rows:
-            folder = run.path / "rows"
-            folder.mkdir(exist_ok=True)
-            name = f"{run.attempt:04d}-rank-{world.rank:05d}.jsonl"
-            self._file = open(folder / name, "ab", buffering=0)  # noqa: SIM115 - until the end
+    enter, take_step = loop.open_run, Engine.train_step
+    files: list[IO[bytes]] = []
 
-    def read(self, step: int, batch: Batch) -> None:
-        """Note the rows of a step that was done; survives the kill of this process."""
-        if self._file is None or batch.rows is None:
-            return
-        line = json.dumps({"step": step, "rows": batch.rows.tolist()}) + "\n"
-        with naming_full_disk(Path(self._file.name)):
-            self._file.write(line.encode())
+    def open_run(config: Any, world: Any) -> Any:
+        run, config = enter(config, world)
+        folder = run.path / "rows"
+        folder.mkdir(exist_ok=True)
+        name = f"{run.attempt:04d}-rank-{world.rank:05d}.jsonl"
+        files.append(open(folder / name, "ab", buffering=0))  # noqa: SIM115 - until the end
+        return run, config
+
+    def train_step(self: Any, step: int, batch: Any, counts: Any) -> Any:
+        result = take_step(self, step, batch, counts)
+        line = json.dumps({"step": step + 1, "rows": batch.rows.tolist()}) + "\n"
+        with naming_full_disk(Path(files[-1].name)):
+            files[-1].write(line.encode())
+        return result
+
+    loop.open_run, Engine.train_step = open_run, train_step
 
 
 def rows_of_steps(run_dir: Path) -> dict[int, list[int]]:
@@ -68,3 +76,10 @@ def _records(folder: Path) -> Iterator[tuple[int, list[tuple[int, list[int]]]]]:
             for line in read_lines(path, "step", "rows")
         ]
         yield attempt, records
+
+
+if __name__ == "__main__":
+    from fitb.cli import main
+
+    record_rows()
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,6 @@
-"""How long leaving and coming back take, with their parts: `fitb bench resume`.
+"""Seconds from a signal to a committed checkpoint and from a start to the first step, with parts.
+
+    python tests/benchmarks/resume.py --processes 4 --repeats 3 --ds_config zero1
 
 A real training in several processes of this machine is told to leave and started again, in turn.
 Times are those of its own events, against the moments of the signal and of the start.
@@ -15,36 +17,56 @@ from pathlib import Path
 from typing import Any
 
 from fitb import signals
-from fitb.bench.config import ResumeConfig as BenchConfig
-from fitb.bench.measure import Spread, machine, render
+from fitb.bench.config import BERT_BASE
+from fitb.bench.measure import Spread, machine
 from fitb.bench.text import shards_of_docstrings
 from fitb.cluster.local import LocalRun, train_command
-from fitb.config import Config, DataConfig, EvalConfig, ModelConfig, TrackConfig
+from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, TrackConfig
 from fitb.config_io import to_yaml
 from fitb.errors import RESUME, SystemFault
 from fitb.fsio import read_lines, read_records
-
-__all__ = ["BenchConfig", "bench", "render"]
 
 _VOCABULARY = 30_522
 _PATIENCE_S = 600.0
 _POLL_S = 0.01
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
-    """Return medians over the turns of one run."""
+def bench(
+    precision: str = "bf16",
+    length: int = 128,
+    micro_batch: int = 4,
+    processes: int = 2,
+    repeats: int = 5,
+    shards: str | None = None,
+    ds_config: str = "zero2",
+    teacher: Geometry = BERT_BASE,
+    student: Geometry = Geometry(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """Return medians over the turns of one run.
+
+    Args:
+        precision: as in training.
+        length: tokens in a row.
+        micro_batch: rows of a forward pass, and of a process in a step.
+        processes: started on this machine.
+        repeats: how often the training leaves and comes back.
+        shards: a shard set of this length; null makes one of docstrings.
+        ds_config: as in training.
+        teacher: BERT-base with random weights, or another geometry.
+        student: TinyBERT-4, or another geometry.
+    """
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         folder = Path(name)
-        shards = config.shards or str(shards_of_docstrings(folder, config.length, _VOCABULARY))
+        shards = shards or str(shards_of_docstrings(folder, length, _VOCABULARY))
         run = Config(
             run_dir=str(folder / "run"),
             steps=10**6,
-            precision=config.precision,
-            micro_batch=config.micro_batch,
-            global_batch=config.micro_batch * config.processes,
-            ds_config=config.ds_config,
+            precision=precision,  # type: ignore[arg-type]
+            micro_batch=micro_batch,
+            global_batch=micro_batch * processes,
+            ds_config=ds_config,
             data=DataConfig(shards=shards),
-            model=ModelConfig(teacher=config.teacher, student=config.student),
+            model=ModelConfig(teacher=teacher, student=student),
             eval=EvalConfig(every_steps=0),
             track=TrackConfig(every_steps=1, wandb="disabled"),
         )
@@ -53,11 +75,11 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         command = train_command(["--config", str(path)])
         turns: list[dict[str, float]] = []
         with open(folder / "output", "w+b") as output:
-            for _ in range(config.repeats + 1):  # the first start finds no checkpoint
-                turns.append(_turn(command, config.processes, Path(run.run_dir), output))
+            for _ in range(repeats + 1):  # the first start finds no checkpoint
+                turns.append(_turn(command, processes, Path(run.run_dir), output))
         size = sum(file.stat().st_size for file in _newest(Path(run.run_dir)).iterdir())
-    row: dict[str, Any] = {"bench": "resume", **machine(), "processes": config.processes}
-    row |= {"precision": config.precision, "length": config.length, "ds_config": config.ds_config}
+    row: dict[str, Any] = {"bench": "resume", **machine(), "processes": processes}
+    row |= {"precision": precision, "length": length, "ds_config": ds_config}
     row["checkpoint_mb"] = round(size / 1e6, 1)
     for name in turns[1]:
         row[name] = asdict(Spread.of([turn[name] for turn in turns[1:]]))
@@ -127,3 +149,9 @@ def _last_step(run: Path) -> int:
 
 def _newest(run: Path) -> Path:
     return run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+
+
+if __name__ == "__main__":
+    from command import print_json
+
+    print_json(bench)

@@ -1,4 +1,6 @@
-"""How often a word is filled in exactly, by its number of pieces: `fitb bench blanks`.
+"""Exact matches of words of 1, 2, 3, ... subwords, by how they are searched for.
+
+    python tests/benchmarks/blanks.py --model runs/tb4/export --shards data/shards --beam 10
 
 Words of held-out rows are blanked one at a time, all their pieces at once, and filled by a beam, by
 a greedy search, in the other orders, and as transformers' pipeline does (marginals): the likeliest
@@ -9,7 +11,7 @@ Legend: L length, M slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from fitb import rng
-from fitb.bench.config import BlanksConfig as BenchConfig
 from fitb.bench.measure import machine
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.infer.blanks import Layout
@@ -32,7 +33,6 @@ from fitb.infer.scorer import Scorer, load_scorer
 from fitb.shards.shard_set import ShardSet
 
 _WORDS = 31  # what a key is for
-_METHODS = ("beam", "greedy", "marginals", "left_to_right", "refine", "unknown_length")
 _LIMITS = PassLimits()
 
 
@@ -63,21 +63,44 @@ class Word:
         return Layout(row, (tuple(range(length)),), slots, (rules,))
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
-    """Count exact matches by number of pieces and method, all on the same words."""
-    shards = ShardSet.open(config.shards, "validation")
-    scorer = load_scorer(config.model)
+def bench(
+    model: str = "runs/demo/teacher/export",
+    shards: str = "runs/demo/shards",
+    lengths: tuple[int, ...] = (1, 2, 3, 4),
+    words: int = 300,
+    beam: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Count exact matches by number of pieces and method, all on the same words.
+
+    Args:
+        model: Hugging Face folder with a trained MLM head.
+        shards: whose validation split gives the words.
+        lengths: numbers of pieces looked at.
+        words: of each length, at most.
+        beam: partial fillings kept.
+        seed: of the choice of words.
+    """
+    held_out = ShardSet.open(shards, "validation")
+    scorer = load_scorer(model)
     by_length: dict[str, Any] = {}
-    for length in config.lengths:
-        words = choose_words(shards, scorer, length, config.words, config.seed)
-        right = {name: method(scorer, words, config) for name, method in _methods().items()}
-        by_length[str(length)] = _compared(right, len(words))
+    for length in lengths:
+        chosen = choose_words(held_out, scorer, length, words, seed)
+        right = {
+            "beam": _search(scorer, chosen, beam),
+            "greedy": _search(scorer, chosen, 1),
+            "marginals": _marginals(scorer, chosen),
+            "left_to_right": _search(scorer, chosen, beam, "left_to_right"),
+            "refine": _search(scorer, chosen, beam, "refine"),
+            "unknown_length": _unknown_length(scorer, chosen, lengths, beam),
+        }
+        by_length[str(length)] = _compared(right, len(chosen))
     return {
         "bench": "blanks",
         **machine(),
-        "model": config.model,
-        "shards": shards.fingerprint,
-        "beam": config.beam,
+        "model": model,
+        "shards": held_out.fingerprint,
+        "beam": beam,
         "pieces": by_length,
     }
 
@@ -111,24 +134,6 @@ def choose_words(
         if len(found) == number:
             break
     return found
-
-
-Method = Callable[[Scorer, Sequence[Word], BenchConfig], NDArray[np.bool_]]
-
-
-def _methods() -> dict[str, Method]:
-    methods: dict[str, Method] = {
-        "beam": lambda scorer, words, config: _search(scorer, words, config.beam),
-        "greedy": lambda scorer, words, config: _search(scorer, words, 1),
-        "marginals": lambda scorer, words, config: _marginals(scorer, words),
-        "left_to_right": lambda scorer, words, config: _search(
-            scorer, words, config.beam, "left_to_right"
-        ),
-        "refine": lambda scorer, words, config: _search(scorer, words, config.beam, "refine"),
-        "unknown_length": _unknown_length,
-    }
-    assert tuple(methods) == _METHODS
-    return methods
 
 
 def _search(
@@ -168,16 +173,16 @@ def _marginals(scorer: Scorer, words: Sequence[Word], batch: int = 32) -> NDArra
 
 
 def _unknown_length(
-    scorer: Scorer, words: Sequence[Word], config: BenchConfig
+    scorer: Scorer, words: Sequence[Word], lengths: Sequence[int], beam: int
 ) -> NDArray[np.bool_]:
     """A beam for each of the lengths; the best score wins."""
     found: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in words]
-    for length in config.lengths:
+    for length in lengths:
         layouts = [word.layout(scorer, length, "word") for word in words]
         orders: list[Order] = ["confidence"] * len(words)
-        beams = _driven(scorer, decode(layouts, config.beam, orders, _LIMITS))
-        for mine, beam in zip(found, beams, strict=True):
-            mine += [(score_of(one.log_probability, length), one.tokens) for one in beam]
+        beams = _driven(scorer, decode(layouts, beam, orders, _LIMITS))
+        for mine, fillings in zip(found, beams, strict=True):
+            mine += [(score_of(one.log_probability, length), one.tokens) for one in fillings]
     return np.array(
         [max(mine)[1] == word.tokens for mine, word in zip(found, words, strict=True)],
         dtype=np.bool_,
@@ -195,13 +200,7 @@ def _compared(right: dict[str, NDArray[np.bool_]], num_words: int) -> dict[str, 
     }
 
 
-def render(result: dict[str, Any]) -> str:
-    """Render for people: a row for each number of pieces."""
-    lines = [f"{'pieces':>6}{'words':>7}" + "".join(f"{name:>16}" for name in _METHODS)]
-    for length, row in result["pieces"].items():
-        shares = "".join(
-            f"{'':>16}" if row["exact"][name] is None else f"{row['exact'][name]:>16.1%}"
-            for name in _METHODS
-        )
-        lines.append(f"{length:>6}{row['words']:>7}{shares}")
-    return "\n".join(lines)
+if __name__ == "__main__":
+    from command import print_json
+
+    print_json(bench)

@@ -1,0 +1,50 @@
+"""Measured peak matmul TFLOP/s and memory bandwidth, the ceilings of `fitb bench step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fitb.bench.measure import seconds
+from fitb.model.frozen import can_pack
+
+_SIZES = {"cuda": 8192, "cpu": 2048}  # of a square matrix
+_LEAST_SIZE, _LONG_S = 256, 0.05
+_COPY_MB = {"cuda": 4096, "cpu": 256}
+
+
+def matmul_tflops(dtype: torch.dtype, device: torch.device, repeats: int = 10) -> float:
+    """Return the speed of a large matmul, in 10^12 operations a second, the best of `repeats`.
+
+    On a CPU the better of torch's own and oneDNN's. Where a small matmul takes long already, as
+    in fp16 on a processor that is not made for it, no large one is tried.
+    """
+    size = _LEAST_SIZE
+    while True:
+        ways = _matmuls(size, dtype, device)
+        took_s = min(_best_s(way, device, repeats=1) for way in ways)
+        if size == _SIZES[device.type] or took_s > _LONG_S:
+            return 2 * size**3 / min(_best_s(way, device, repeats) for way in ways) / 1e12
+        size *= 2
+
+
+def copy_gb_per_s(device: torch.device, repeats: int = 10) -> float:
+    """Return the speed of a large copy, bytes read and written, in 10^9 bytes a second."""
+    source = torch.ones(_COPY_MB[device.type] * 250_000, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best_s(lambda: target.copy_(source), device, repeats) / 1e9
+
+
+def _best_s(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    with torch.no_grad():
+        return min(seconds(work, device) for _ in range(repeats))
+
+
+def _matmuls(size: int, dtype: torch.dtype, device: torch.device) -> list[Callable[[], Any]]:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    ways: list[Callable[[], Any]] = [lambda: a @ b]
+    if can_pack(device, dtype):
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    return ways

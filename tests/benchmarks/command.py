@@ -1,0 +1,19 @@
+"""The command line of a benchmark here: its function's arguments are the flags, JSON the output."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from fitb.fsio import to_json
+
+
+def print_json(bench: Callable[..., dict[str, Any]]) -> None:
+    """Run it and print its row alone: libraries talk on standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        row = auto_cli(bench, as_positional=False)
+    print(to_json(row))
