@@ -89,9 +89,9 @@ def configuration(kind: str, flags: Sequence[str], options: Sequence[Option]) ->
     """
     values = {option.name: option.value for option in options}
     if kind == "prepare":
-        from fitb.prepare.slurm import dry_run
+        from fitb.prepare.slurm import dry_run, launcher_arguments
 
-        return dry_run(["--cluster", "slurm", *flags])
+        return dry_run(*launcher_arguments().split(["--cluster", "slurm", *flags]))
     if kind == "evaluate":
         from fitb.evaluate.config import EvaluateConfig
 

@@ -113,6 +113,7 @@ class Plan:
     """A run, in numbers; hours without faults and, from `preemptions` on, with those expected.
 
     Args:
+        config: that was asked about.
         processes: nodes x gpus.
         parameters: that are trained.
         steps: of the run.
@@ -136,6 +137,7 @@ class Plan:
             there are none.
     """
 
+    config: PlanConfig
     processes: int
     parameters: int
     steps: int
@@ -192,6 +194,7 @@ def plan(config: PlanConfig) -> Plan:
     save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
     work_s = steps * step_s + checkpoints * save_s
     return Plan(
+        config=config,
         processes=processes,
         parameters=parameters,
         steps=steps,
@@ -261,11 +264,12 @@ def process_tokens_per_s(config: PlanConfig) -> float:
 
 
 def as_json(found: Plan) -> dict[str, Any]:
-    return asdict(found)
+    return {key: value for key, value in asdict(found).items() if key != "config"}
 
 
-def render(config: PlanConfig, found: Plan) -> str:
+def render(found: Plan) -> str:
     """Return a page for people."""
+    config = found.config
     step_ms = found.compute_ms + found.communication_ms
     share = found.communication_ms / step_ms
     traffic = found.traffic

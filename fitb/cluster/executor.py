@@ -16,7 +16,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from fitb.cluster.environment import Site, enter, leave_job
 from fitb.errors import ConfigError, SystemFault
-from fitb.front import FrontParser
+from fitb.launcher import LauncherArguments
 
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000
@@ -63,9 +63,9 @@ REQUEUE = (
 )
 
 
-def resource_parser(prog: str, **defaults: Any) -> FrontParser:
+def resource_parser(prog: str, **defaults: Any) -> LauncherArguments:
     """Build the parser of the flags that say where a job runs; other flags are left to others."""
-    parser = FrontParser(prog)
+    parser = LauncherArguments(prog)
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--nodes", type=int, default=1, help="hosts")

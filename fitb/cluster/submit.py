@@ -241,7 +241,8 @@ def plan_distill(
     if where.chain < 0:
         raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
     run_dir = slurm.default_run_dir(where.job_name)
-    config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
+    words = ["--run_dir", run_dir, *flags]
+    config = parse(Config, where.launcher.prog, words, launcher=where.launcher)
     read_ds_config(config.ds_config)
     config.grad_accum(where.nodes * where.tasks_per_node)
     logs = Path(config.run_dir).absolute() / "logs"

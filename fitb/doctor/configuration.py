@@ -11,6 +11,7 @@ from fitb.config import Config, Geometry
 from fitb.doctor.asked import Asked
 from fitb.doctor.check import Check, of_sentence
 from fitb.errors import ConfigError, FitbError
+from fitb.launcher import LauncherArguments
 from fitb.model.flops import checkpoint_bytes, trained_parameters
 
 RUN_DIR = "runs/fitb-distill"  # of slurm/distill.sh, where nobody says
@@ -20,10 +21,15 @@ _EXPORT_BYTES = 4  # of a parameter
 _LOGS_BYTES = 200e6  # of metrics, logs and W&B's segments
 
 
-def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
+def read(
+    flags: Sequence[str], launcher: LauncherArguments | None = None
+) -> tuple[Config | None, list[Check]]:
     """Parse the flags of `fitb train`; None where there are none or they are wrong.
 
     The file of DeepSpeed is looked at as far as it goes without DeepSpeed.
+
+    Args:
+        launcher: that has taken the flags of the doctor itself.
     """
     name = "configuration"
     if not flags:
@@ -35,7 +41,7 @@ def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
     except ImportError as error:
         return None, [Check("skipped", name, f"cannot be read: {error}; see packages")]
     try:
-        config = parse(Config, "fitb doctor", ["--run_dir", RUN_DIR, *flags])
+        config = parse(Config, "fitb doctor", ["--run_dir", RUN_DIR, *flags], launcher=launcher)
     except FitbError as error:
         return None, [of_sentence(name, str(error))]
     checks = [Check("ok", name, f"valid; {config.steps} steps of {config.global_batch} rows")]

@@ -14,16 +14,16 @@ from fitb.doctor import child, configuration, folders, gpu, host, python, slurm
 from fitb.doctor.ask import reason, together, within
 from fitb.doctor.asked import asked_of
 from fitb.doctor.check import Check, hidden, secrets_of
-from fitb.front import FrontParser
+from fitb.launcher import LauncherArguments
 
 _FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
 _MANIFEST_S = 0.4  # for the size of the vocabulary, which is no reason to wait
 _SHARDS_S, _MODELS_S, _DEEP_S = 60.0, 300.0, 300.0
 
 
-def front() -> FrontParser:
+def launcher_arguments() -> LauncherArguments:
     """Build the parser of the flags that are the doctor's own."""
-    parser = FrontParser("fitb doctor")
+    parser = LauncherArguments("fitb doctor")
     parser.add_argument("--deep", action="store_true", help="start DeepSpeed and make one step")
     parser.add_sbatch()
     parser.add_argument("--json", action="store_true", help="print a JSON list")
@@ -34,13 +34,17 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
     """Look at everything; nothing that is broken stops it.
 
     Args:
-        where: of `front`.
+        where: of `launcher_arguments`.
         flags: of `fitb train`.
     """
     env = dict(os.environ)
     options = [word for text in where.sbatch for word in shlex.split(text)]
     first: dict[str, Any] = together(
-        {"slurm": slurm.gather, "configuration": partial(configuration.read, flags)}, _FIRST_S
+        {
+            "slurm": slurm.gather,
+            "configuration": partial(configuration.read, flags, where.launcher),
+        },
+        _FIRST_S,
     )
     cluster = first["slurm"] if isinstance(first["slurm"], slurm.Slurm) else slurm.Slurm()
     config, checks = None, []

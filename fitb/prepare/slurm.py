@@ -21,16 +21,15 @@ from typing import Any
 from datatrove.executor import SlurmPipelineExecutor
 from datatrove.utils.logging import logger as datatrove_logger
 
-from fitb import log
 from fitb.cluster import environment, slurm
 from fitb.cluster.environment import Site
 from fitb.config_io import to_yaml
 from fitb.corpus.manifest import MANIFEST
 from fitb.corpus.sources import Plan
-from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
+from fitb.errors import CRASH, FINISHED, ConfigError, SystemFault
 from fitb.flags import parse
-from fitb.front import FrontParser
 from fitb.fsio import write_json
+from fitb.launcher import LauncherArguments
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import JOBS, folder_of, leave, lock_of, place_of, take
 from fitb.prepare.run import Stage, prepare, stages_of
@@ -167,12 +166,12 @@ def _launch(work: Work, where: argparse.Namespace) -> dict[str, str]:
     return jobs
 
 
-def dry_run(args: Sequence[str]) -> str:
+def dry_run(where: argparse.Namespace, flags: Sequence[str]) -> str:
     """Return the scripts of all stages, and the configuration as YAML; write nothing.
 
-    Raises: ConfigError, as `main`.
+    Raises: ConfigError, as `launch`.
     """
-    where, config = _parse(args)
+    config = _parse(where, flags)
     if not _on_slurm(where):
         return f"# no Slurm: the stages are processes of this machine\n\n{to_yaml(config)}"
     site = environment.enter(os.environ, {"SBATCH_PARTITION": where.partition})
@@ -197,9 +196,9 @@ def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
     return CRASH
 
 
-def front() -> FrontParser:
+def launcher_arguments() -> LauncherArguments:
     """Build the parser of the flags that say how a preparation is spread."""
-    parser = FrontParser("python -m launch.prepare")
+    parser = LauncherArguments("python -m launch.prepare", "fitb prepare")
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--tasks", type=int, default=16, help="tasks of a stage: the size of its array")
@@ -219,34 +218,29 @@ def front() -> FrontParser:
     return parser
 
 
-def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, PrepareConfig]:
-    where, flags = front().split(args)
-    return where, parse(PrepareConfig, "python -m launch.prepare", flags)
+def _parse(where: argparse.Namespace, flags: Sequence[str]) -> PrepareConfig:
+    return parse(PrepareConfig, where.launcher.prog, flags, launcher=where.launcher)
 
 
 def _on_slurm(where: argparse.Namespace) -> bool:
     return where.cluster == "slurm" or (where.cluster == "auto" and bool(shutil.which("srun")))
 
 
-def main(args: Sequence[str]) -> int:
-    """Submit, or prepare here where there is no Slurm."""
-    log.setup()
-    try:
-        where, config = _parse(args)
-        if where.dry_run:
-            print(dry_run(args), end="")
-            return FINISHED
-        if not _on_slurm(where):
-            print(prepare(config))
-            return FINISHED
-        jobs = submit(config, where)
-        print(" ".join(f"{name}={job}" for name, job in jobs.items()), flush=True)
-        print(f"logs: {folder_of(config) / 'stages'}", flush=True)
-        return wait_for(config, jobs) if where.wait else FINISHED
-    except FitbError as error:
-        print(f"fitb: {error}", file=sys.stderr)
-        return error.exit_code
+def launch(where: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Submit, or prepare here where there is no Slurm.
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    Args:
+        where: of `launcher_arguments`.
+        flags: of `fitb prepare`.
+    """
+    config = _parse(where, flags)
+    if where.dry_run:
+        print(dry_run(where, flags), end="")
+        return FINISHED
+    if not _on_slurm(where):
+        print(prepare(config))
+        return FINISHED
+    jobs = submit(config, where)
+    print(" ".join(f"{name}={job}" for name, job in jobs.items()), flush=True)
+    print(f"logs: {folder_of(config) / 'stages'}", flush=True)
+    return wait_for(config, jobs) if where.wait else FINISHED

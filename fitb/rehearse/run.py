@@ -28,7 +28,7 @@ from fitb.cluster.slurm import default_run_dir
 from fitb.config import Config
 from fitb.errors import RESUME, ConfigError, SystemFault
 from fitb.flags import parse
-from fitb.front import FrontParser
+from fitb.launcher import LauncherArguments
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.rehearse.judge import End, Given, Leave, Rehearsal, leads
 from fitb.status.tail import tail_records
@@ -45,9 +45,9 @@ ENDS: dict[End, signal.Signals] = {
 UNFIT = ("array", "wait", "wrap", "hold", "test_only")  # options of sbatch
 
 
-def front() -> FrontParser:
+def launcher_arguments() -> LauncherArguments:
     """Build the parser of the flags that are a rehearsal's own."""
-    parser = FrontParser("fitb rehearse")
+    parser = LauncherArguments("fitb rehearse")
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     parser.add_sbatch()
@@ -63,7 +63,7 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     """Run the job, stop it twice and end it.
 
     Args:
-        where: of `front`.
+        where: of `launcher_arguments`.
         flags: of `fitb train`.
     Raises: ConfigError before anything is started; SystemFault where the job ends before its
         time or the minutes are over; TrainingError where it does not leave in good order.
@@ -72,7 +72,8 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     options = [word for text in where.sbatch for word in shlex.split(text)]
     asked = sbatch_options(script.read_text() if script else "", os.environ, options)
     default = default_run_dir(asked.job_name or "fitb")
-    config = parse(Config, "fitb rehearse", ["--run_dir", default, *flags])
+    words = ["--run_dir", default, *flags]
+    config = parse(Config, "fitb rehearse", words, launcher=where.launcher)
     run_dir = Path(where.rehearsal_dir or f"{config.run_dir.rstrip('/')}-rehearsal")
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ConfigError(f"{run_dir} is not empty; remove it, or give another --rehearsal_dir")

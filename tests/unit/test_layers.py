@@ -21,9 +21,9 @@ WITHOUT_TORCH = (
     "config",
     "config_io",
     "flags",
-    "front",
-    "help",
-    "completion",
+    "keys",
+    "launcher",
+    "words",
     "cluster",
     "status",
     "report",
@@ -36,8 +36,8 @@ HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
     "cluster": {
-        *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
-        *("rng", "world"),
+        *("cluster", "config", "config_io", "ds_config", "errors", "flags", "fsio", "launcher"),
+        *("log", "rng", "world"),
     },
     "corpus": {
         *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),

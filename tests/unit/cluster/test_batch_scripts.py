@@ -253,7 +253,7 @@ def test_missing_interpreter_ends_with_93(batch: Batch) -> None:
     ("name", "words"),
     [
         ("evaluate", ["5", "-m", "fitb", "evaluate"]),
-        ("prepare", ["", "-m", "fitb.prepare.slurm", "--cluster", "slurm"]),
+        ("prepare", ["", "-m", "fitb", "launch.prepare", "--cluster", "slurm"]),
     ],
 )
 def test_single_task_script_becomes_its_command(

@@ -273,18 +273,10 @@ def test_markup_in_a_corpus_stays_text(result, tmp_path):
     assert "".join(page.text).count(harm) >= 3
 
 
-def test_shards_are_named_first_or_by_their_flag():
-    for words in (["some/where", "--rows", "7"], ["--rows", "7", "--shards", "some/where"]):
-        config = parse(InspectConfig, "fitb inspect", words)
-        assert (config.shards, config.rows) == ("some/where", 7)
-    assert parse(InspectConfig, "fitb inspect", []).shards == "data/shards"
-    assert parse(InspectConfig, "fitb inspect", ["a", "--json"]).json
-
-
 @pytest.mark.parametrize("words", [["a", "b"], ["a", "--shard", "b"], ["--rows", "0"]])
 def test_flags_that_make_no_sense_are_refused(words):
     with pytest.raises(ConfigError):
-        parse(InspectConfig, "fitb inspect", words)
+        parse(InspectConfig, "fitb inspect", words, positional="shards")
     with pytest.raises(ConfigError, match="examples=-1"):
         InspectConfig(examples=-1)
 
