@@ -27,6 +27,7 @@ from fitb.flags import parse, preset_names
 from fitb.keys import OF_OTHERS, hints, names
 
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "datatrove")
+LIGHT = ("config", "flags", "fsio", "rng", "cluster.local", "cluster.submit", "cli.completion")
 
 
 def told(*words: str) -> str:
@@ -84,20 +85,23 @@ def test_the_lists_name_every_command_and_benchmark():
             assert f"\n  {name.removeprefix('bench ')} " in listed
 
 
-def test_help_completion_and_every_parser_come_without_torch():
+def test_light_modules_help_and_every_configuration_come_silently_and_without_torch():
     code = f"""
-import sys
-from fitb.cli import completion, main
+import contextlib, importlib, io, sys
+light = [importlib.import_module(f"fitb.{{name}}") for name in {LIGHT}]
+from fitb.cli import main
 from fitb.cli.commands import COMMANDS
 from fitb.cli.execute import load
-main(["--help"])
-main(["train", "--help"])
-completion.script("bash")
+assert not [name for name in ("tokenizers", "pyarrow") if name in sys.modules]
+with contextlib.redirect_stdout(io.StringIO()):
+    assert main(["--help"]) == main(["train", "--help"]) == main(["completion"]) == 0
 for row in COMMANDS.values():
     load(row.config)
 assert not [name for name in {HEAVY} if name in sys.modules]
 """
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -123,34 +127,25 @@ sys.exit(main({words}) > 2)
         ("fitb train --optim.learning_rate 3", "(nearest: optim.lr)"),
         ("fitb train --per_device_train_batch_size 3", "(nearest: micro_batch, rows of a forward"),
         ("fitb train --learning-rate 3", "(nearest: optim.lr)"),
-        ("fitb train --optm.lr 3", "unknown key 'optm.lr' (nearest: optim.lr)"),
         ("fitb train --optim.l 3", "unknown key 'optim.l'"),
         ("fitb train --see 3", "unknown key 'see'"),
         ("fitb train --optim '{lrr: 3}'", "(nearest: optim.lr)"),
         ("fitb train --optim 3", "optim=3; expected its keys, such as --optim.lr"),
         ("fitb train --precision fp61", "precision=fp61; expected fp16 | bf16 | fp32 (nearest"),
-        ("fitb train --track.wandb ofline", "(nearest: offline)"),
         ("fitb train --steps abc", "steps=abc; expected int"),
         ("fitb train --seed 3.5", "seed=3.5; expected int"),
         ("fitb train --steps", "--steps has no value; expected int"),
-        ("fitb train --steps --seed 3", "--steps has no value; expected int"),
         ("fitb train --optim.betas 3", "optim.betas=3; expected [float, float]"),
         ("fitb train --objective.layer_map unform", "list[int] (nearest: uniform)"),
         ("fitb train --config tinybert", "(nearest: tinybert6)"),
         ("fitb train --model.student.hidden_sice 3", "(nearest: model.student.hidden_size)"),
         ("fitb train --model.student.hidden_size x", "model.student.hidden_size=x; expected int"),
-        ("fitb train --model.student.hidden_size 313", "hidden_size=313 is not a multiple"),
         ("fitb train --model.teacher '{hidden_size: 313}'", "hidden_size=313 is not a multiple"),
         ("""fitb train --model.student '{"hidden_sice": 3}'""", "nearest: model.student.hidden_s"),
         ("fitb train extra", "unexpected argument 'extra'; `fitb train --help`"),
         ("fitb status a b", "unexpected argument 'b'"),
         ("fitb status", "run is missing; `fitb status --help` lists all flags"),
-        ("fitb prepare --out x --source parket", "(nearest: parquet)"),
-        ("fitb bench plan --lenght 3", "(nearest: length)"),
         ("fitb bench attention --lengths+=abc", "lengths+=abc; expected list[int]"),
-        ("fitb evaluate --model x --mask.stratgy span", "(nearest: mask.strategy)"),
-        ("fitb serve m --limits.txts 3", "(nearest: limits.texts)"),
-        ("fitb plan --teacher.hidden_sice 3", "(nearest: teacher.hidden_size)"),
         ("""fitb fill a --blanks '[{"regx": "b"}]'""", "(nearest: blanks.regex)"),
         ("fitb completion bsh", "expected bash | zsh (nearest: bash)"),
         ("fitb doctor --dep", "unknown key 'dep' (nearest: deep)"),
@@ -190,12 +185,9 @@ def test_a_name_of_another_trainer_leads_to_a_key_that_is_there(name):
     ("line", "key", "value"),
     [
         ("fitb evaluate --model x --originals", "originals", True),
-        ("fitb evaluate --model x --originals=false", "originals", False),
         ("fitb evaluate --model x --originals false", "originals", False),
         ("fitb evaluate --originals true --model x", "originals", True),
         ("fitb inspect some/where --rows 7", "shards", "some/where"),
-        ("fitb inspect --rows 7 --shards some/where", "shards", "some/where"),
-        ("fitb inspect", "shards", "data/shards"),
         ("fitb fill a b --json", "texts", ["a", "b"]),
         ("fitb fill - --json", "texts", ["-"]),
         ("fitb fill --json -- '-x ___'", "texts", ["-x ___"]),

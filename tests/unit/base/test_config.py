@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 import math
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -30,48 +28,38 @@ from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError
 from fitb.flags import parse, preset_names, resolve_resource
 
-REJECTED: list[tuple[type[Any], dict[str, Any], str]] = [
-    (Geometry, {"hidden_size": 313}, "hidden_size=313"),
-    (Geometry, {"num_attention_heads": 0}, "num_attention_heads=0"),
-    (Geometry, {"num_hidden_layers": 0}, "num_hidden_layers=0"),
-    (DataConfig, {"window_shards": 0}, "window_shards=0"),
-    (DataConfig, {"prefetch_steps": -1}, "prefetch_steps=-1"),
-    (DataConfig, {"cache_gb": -0.5}, "cache_gb=-0.5"),
-    (DataConfig, {"cache_gb": math.nan}, "cache_gb=nan"),
-    (DataConfig, {"fetch_deadline_s": -1.0}, "fetch_deadline_s=-1.0"),
-    (MaskConfig, {"fraction": 0.0}, "fraction=0"),
-    (MaskConfig, {"fraction": 1.0}, "fraction=1"),
-    (MaskConfig, {"fraction": float("nan")}, "fraction=nan"),
-    (MaskConfig, {"mask_share": -0.1}, "mask_share=-0.1"),
-    (MaskConfig, {"random_share": -0.1}, "random_share=-0.1"),
-    (MaskConfig, {"mask_share": 0.8, "random_share": 0.3}, "their sum at most 1"),
-    (MaskConfig, {"span_p": 0.0}, "span_p=0"),
-    (MaskConfig, {"span_p": 1.1}, "span_p=1.1"),
-    (MaskConfig, {"span_max_words": 0}, "span_max_words=0"),
-    (ObjectiveConfig, {"hidden": -1.0}, "none below 0"),
-    (ObjectiveConfig, {"mlm": float("nan")}, "nan"),
-    (ObjectiveConfig, dict.fromkeys(("embedding", "hidden", "attention", "logits", "mlm"), 0.0),
-     "at least one term"),
-    (ObjectiveConfig, {"temperature": 0.0}, "temperature=0"),
-    (OptimConfig, {"lr": -1e-4}, "lr=-0.0001"),
-    (OptimConfig, {"warmup_steps": -1}, "warmup_steps=-1"),
-    (OptimConfig, {"betas": (0.9, 1.0)}, "betas"),
-    (OptimConfig, {"eps": -1.0}, "eps=-1"),
-    (OptimConfig, {"clip_norm": -1.0}, "clip_norm=-1"),
-    (OptimConfig, {"weight_decay": -0.1}, "weight_decay=-0.1"),
-    (EvalConfig, {"rows": -4}, "rows=-4"),
-    (EvalConfig, {"every_steps": -1}, "every_steps=-1"),
-    (EvalConfig, {"patience": -1}, "patience=-1"),
-    (CheckpointConfig, {"keep_last": 1}, "keep_last=1"),
-    (CheckpointConfig, {"every_steps": -1}, "every_steps=-1"),
-    (TrackConfig, {"every_steps": 0}, "every_steps=0"),
-    (SpeedConfig, {"teacher_rows": 0}, "teacher_rows=0"),
-    (StopConfig, {"time_budget_min": -5.0}, "time_budget_min=-5"),
-    (ModelConfig, {"dropout": 7.0}, "dropout=7"),
-    (Config, {"run_dir": "r", "steps": 0}, "steps=0"),
-    (Config, {"run_dir": "r", "global_batch": 0}, "global_batch=0"),
-    (Config, {"run_dir": "r", "micro_batch": -2}, "micro_batch=-2"),
-]  # fmt: skip
+REJECTED: dict[type[Any], dict[str, list[Any]]] = {
+    Geometry: {"hidden_size": [313], "num_attention_heads": [0], "num_hidden_layers": [0]},
+    DataConfig: {
+        "window_shards": [0],
+        "prefetch_steps": [-1],
+        "cache_gb": [-0.5, math.nan],
+        "fetch_deadline_s": [-1.0],
+    },
+    MaskConfig: {
+        "fraction": [0.0, 1.0, math.nan],
+        "mask_share": [-0.1, 0.95],
+        "random_share": [-0.1],
+        "span_p": [0.0, 1.1],
+        "span_max_words": [0],
+    },
+    ObjectiveConfig: {"hidden": [-1.0], "mlm": [math.nan], "temperature": [0.0]},
+    OptimConfig: {
+        "lr": [-1e-4],
+        "warmup_steps": [-1],
+        "betas": [(0.9, 1.0)],
+        "eps": [-1.0],
+        "clip_norm": [-1.0],
+        "weight_decay": [-0.1],
+    },
+    EvalConfig: {"rows": [-4], "every_steps": [-1], "patience": [-1]},
+    CheckpointConfig: {"keep_last": [1], "every_steps": [-1]},
+    TrackConfig: {"every_steps": [0]},
+    SpeedConfig: {"teacher_rows": [0]},
+    StopConfig: {"time_budget_min": [-5.0]},
+    ModelConfig: {"dropout": [7.0]},
+    Config: {"steps": [0], "global_batch": [0], "micro_batch": [-2]},
+}
 
 
 def parsed(*flags: str) -> Config:
@@ -79,11 +67,19 @@ def parsed(*flags: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "said"), REJECTED, ids=[f"{k.__name__}-{v}" for k, v, _ in REJECTED]
+    ("kind", "name", "value"),
+    [(k, name, v) for k, keys in REJECTED.items() for name, vs in keys.items() for v in vs],
 )
-def test_a_value_out_of_range_is_refused_with_its_name(kind, values, said):
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        kind(**values)
+def test_a_value_out_of_range_is_refused_with_its_name(kind, name, value):
+    with pytest.raises(ConfigError) as caught:
+        kind(**{name: value} | ({"run_dir": "r"} if kind is Config else {}))
+    assert str(value) in str(caught.value)
+    assert f"{name}={value}" in str(caught.value) or "objective weights" in str(caught.value)
+
+
+def test_an_objective_without_a_term_is_refused():
+    with pytest.raises(ConfigError, match="at least one term"):
+        ObjectiveConfig(embedding=0.0, hidden=0.0, attention=0.0, logits=0.0, mlm=0.0)
 
 
 @pytest.mark.parametrize(
@@ -125,44 +121,33 @@ def test_every_preset_parses_and_reads_back_from_what_a_run_saves(tmp_path, name
     assert changed_keys(yaml.safe_load(path.read_text()), config) == []
 
 
-def test_a_configuration_far_from_the_defaults_reads_back_the_same(tmp_path):
-    config = Config(
-        run_dir="runs/caf\u00e9: 1",
-        precision="bf16",
-        seed=-3,
-        model=ModelConfig(teacher=Geometry(2, 8, 16, 2), student="on", dropout=0.0),
-        objective=ObjectiveConfig(layer_map=[3, 1], temperature=1e-7, form="tinybert_reference"),
-        optim=OptimConfig(lr=1e-300, betas=(0.5, 0.75), eps=1e-12),
-        stop=StopConfig(time_budget_min=0.1),
-        track=TrackConfig(entity="team", name="12:30:00"),
-    )
+FAR = Config(
+    run_dir="runs/caf\u00e9: 1",
+    precision="bf16",
+    seed=-3,
+    model=ModelConfig(teacher=Geometry(2, 8, 16, 2), student="on", dropout=0.0),
+    objective=ObjectiveConfig(layer_map=[3, 1], temperature=1e-7, form="tinybert_reference"),
+    optim=OptimConfig(lr=1e-300, betas=(0.5, 0.75), eps=1e-12),
+    stop=StopConfig(time_budget_min=0.1),
+    track=TrackConfig(entity="team", name="12:30:00"),
+)
+LIKE_NUMBERS = ("007", "1e5", "12e4567", "1_0", "0x1f", ".5", "true")  # as hashes are
+
+
+@pytest.mark.parametrize("config", [FAR, *map(Config, LIKE_NUMBERS)], ids=lambda c: c.run_dir)
+def test_a_configuration_reads_back_the_same(tmp_path, config):
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert parse(Config, "fitb train", ["--config", str(path)]) == config
 
 
-def test_a_name_that_looks_like_a_number_reads_back_as_a_name(tmp_path):
-    """Hashes do: 1e5, 12e4567."""
-    path = tmp_path / "config.yaml"
-    for name in ("007", "1e5", "12e4567", "1_0", "0x1f", ".5", "true"):
-        config = Config(run_dir=name)
-        path.write_text(to_yaml(config))
-        assert parse(Config, "fitb train", ["--config", str(path)]) == config
-
-
-def test_a_folder_with_the_name_of_a_preset_does_not_hide_it(tmp_path, monkeypatch):
+def test_a_file_wins_over_a_preset_and_a_folder_of_its_name_does_not(tmp_path, monkeypatch):
     """A run folder is easily named after its preset."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tinybert4").mkdir()
-    (tmp_path / "zero2").mkdir()
     assert resolve_resource("tinybert4", "fitb.presets", ".yaml").is_file()
-    assert resolve_resource("zero2", "fitb.ds_configs", ".json").is_file()
-
-
-def test_a_file_wins_over_a_preset_and_is_taken_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tinybert4").write_text("steps: 3\n")
-    assert parsed("--config", "tinybert4").steps == 3
+    (tmp_path / "tinybert6").write_text("steps: 3\n")
+    assert parsed("--config", "tinybert6").steps == 3
 
 
 @pytest.mark.parametrize(
@@ -237,8 +222,11 @@ def test_every_micro_batch_has_a_row_and_no_more_than_it_may(world_size):
         try:
             number = config.grad_accum(world_size)
         except ConfigError as error:
-            assert least == 0 or micro_batch == 1 < most
             assert f"global_batch={global_batch} over {world_size} processes" in str(error)
+            assert least == 0 or micro_batch == 1 < most
+            if least:  # what the error offers works
+                offered = int(re.search(r"use micro_batch=(\d+)", str(error))[1])
+                dataclasses.replace(config, micro_batch=offered).grad_accum(world_size)
             refused += 1
             continue
         for share in {least, most}:
@@ -246,56 +234,3 @@ def test_every_micro_batch_has_a_row_and_no_more_than_it_may(world_size):
             assert sum(sizes) == share and min(sizes) >= 1 and max(sizes) <= micro_batch
         assert number == -(-most // micro_batch)
     assert refused > 0 or world_size == 1
-
-
-@pytest.mark.parametrize("global_batch", [6, 7, 48, 100, 256])
-def test_what_the_error_about_an_empty_micro_batch_offers_works(global_batch):
-    offered = set()
-    for world_size in range(1, 2 * global_batch, 3):
-        config = Config(run_dir="run", global_batch=global_batch, micro_batch=1)
-        try:
-            config.grad_accum(world_size)
-        except ConfigError as error:
-            if "use fewer processes" in str(error):
-                assert world_size > global_batch
-                offered.add("processes")
-            else:
-                better = int(re.search(r"use micro_batch=(\d+)", str(error))[1])
-                assert better == 2
-                dataclasses.replace(config, micro_batch=better).grad_accum(world_size)
-                offered.add("micro_batch")
-    assert offered == {"processes", "micro_batch"}
-
-
-SILENT = (
-    "fitb",
-    "fitb.errors",
-    "fitb.world",
-    "fitb.rng",
-    "fitb.fsio",
-    "fitb.log",
-    "fitb.config",
-    "fitb.flags",
-    "fitb.cli.commands",
-    "fitb.cli.execute",
-    "fitb.cli.completion",
-    "fitb.cluster",
-    "fitb.cluster.local",
-    "fitb.cluster.progress",
-    "fitb.cluster.slurm",
-    "fitb.cluster.submit",
-)
-HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "tokenizers", "pyarrow")
-
-
-def test_importing_the_light_modules_is_silent_and_imports_no_torch():
-    code = f"""
-import importlib, sys
-for name in {SILENT}:
-    importlib.import_module(name)
-    heavy = [m for m in {HEAVY} if m in sys.modules]
-    assert not heavy, (name, heavy)
-"""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert (done.stdout, done.stderr) == (b"", b"")

@@ -99,19 +99,14 @@ def test_line_is_drawn_in_its_place_and_log_lines_stand_whole_above_it(terminal)
     ]
 
 
-def test_last_step_is_a_line_of_the_log_and_nothing_is_left_below_it(terminal):
+def test_last_step_is_a_line_of_the_log_and_the_end_leaves_nothing_below_it(terminal):
     progress = log.Progress(logger)
     progress.tell(["step 1/2"], "step 1/2  plain")
     progress.tell(["step 2/2"], "step 2/2  plain", last=True)
     logger.info("done")
-    assert texts(terminal.screen()) == ["INFO step 2/2  plain", "INFO done", ""]
-
-
-def test_end_takes_the_line_away(terminal):
-    progress = log.Progress(logger)
-    progress.tell(["step 1/2"], "plain")
+    progress.tell(["more"], "plain")
     progress.end()
-    assert terminal.screen() == [""]
+    assert texts(terminal.screen()) == ["INFO step 2/2  plain", "INFO done", ""]
 
 
 @pytest.mark.parametrize(("columns", "line"), [(20, "step 1/2  50%"), (6, "step ")])
