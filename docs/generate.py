@@ -22,9 +22,9 @@ from fitb.cli.commands import COMMANDS  # noqa: E402
 from fitb.cli.execute import launcher_of, load  # noqa: E402
 from fitb.cli.help import sentence  # noqa: E402
 from fitb.config import Config, Geometry  # noqa: E402
-from fitb.config_io import MAY_CHANGE, flatten  # noqa: E402
-from fitb.flags import abouts, preset_names, resource_names  # noqa: E402
-from fitb.keys import type_name  # noqa: E402
+from fitb.config.keys import type_name  # noqa: E402
+from fitb.config.parser import abouts, preset_names, resource_names  # noqa: E402
+from fitb.config.yaml import MAY_CHANGE, flatten  # noqa: E402
 
 _HEAD = ["flag", "type", "default", "meaning"]
 MADE = "<!-- Made by `python docs/generate.py` from the code: change that, not this page. -->\n\n"
@@ -39,8 +39,8 @@ no value (`--json`), a list is JSON (`--lengths '[128, 512]'`) or grows by one
 """
 CONFIGURATION_HEAD = """# Every key of a run
 
-One definition (`fitb/config.py`) is the YAML file of `--config`, the flags of `fitb train`, and the
-`config.yaml` that a run keeps. A file holds sections, a flag is the dotted key:
+One definition (`fitb/config/schema.py`) is the YAML file of `--config`, the flags of `fitb train`,
+and the `config.yaml` that a run keeps. A file holds sections, a flag is the dotted key:
 
     fitb train --config tinybert4 --run_dir runs/tb4 --optim.lr 1e-4 --data.shards data/shards
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from fitb import fsio
 from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, Geometry, MaskConfig
+from fitb.config.parser import parse
 from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
-from fitb.flags import parse
 
 if TYPE_CHECKING:
     from fitb.evaluate.counts import RowCounts

@@ -19,10 +19,10 @@ from pathlib import Path
 from fitb.cluster.site import leaves_at_once
 from fitb.cluster.slurm import default_run_dir, num_ranks
 from fitb.config import Config
-from fitb.config_io import to_yaml
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, FitbError
-from fitb.flags import parse
 
 SPELLINGS = ("--dry-run", "--dry_run")
 # Options of sbatch whose variable is not their name in capitals.

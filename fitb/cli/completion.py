@@ -14,8 +14,8 @@ from fitb.cli.commands import COMMANDS, benchmarks
 from fitb.cli.execute import launcher_of, load
 from fitb.cli.help import commands
 from fitb.config import Config
-from fitb.flags import preset_names, resource_names
-from fitb.keys import choices, hints, names
+from fitb.config.keys import choices, hints, names
+from fitb.config.parser import preset_names, resource_names
 
 Shell = Literal["bash", "zsh"]
 _THEIR_COMPLETION = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}

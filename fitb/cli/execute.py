@@ -12,7 +12,7 @@ from fitb import fsio
 from fitb.cli import help
 from fitb.cli.command import Command
 from fitb.cli.commands import COMMANDS
-from fitb.launcher import LauncherArguments
+from fitb.config.launcher import LauncherArguments
 
 
 def execute(command: Command, args: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def execute(command: Command, args: Sequence[str]) -> int:
         print(parser_of(command).format_help(), end="")
         return 0
     else:
-        from fitb.flags import parse
+        from fitb.config.parser import parse
 
         config: Any = parse(
             load(command.config), command.program, args, positional=command.positional
@@ -60,7 +60,7 @@ def launcher_of(command: Command) -> LauncherArguments:
 
 def parser_of(command: Command) -> Any:
     """Make the parser of the flags of a command's configuration, with its help."""
-    from fitb.flags import parser_for
+    from fitb.config.parser import parser_for
 
     return parser_for(
         load(command.config),

@@ -10,12 +10,12 @@ from fitb.cluster.command import CommandJob, submit_commands
 from fitb.cluster.executor import make_executor, resource_parser, script_of
 from fitb.cluster.slurm import default_run_dir
 from fitb.cluster.submit import plan_distill, submit_distill, wait_for
-from fitb.config_io import to_yaml
+from fitb.config.launcher import LauncherArguments
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.errors import FINISHED
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.folder import check_array
-from fitb.flags import parse
-from fitb.launcher import LauncherArguments
 
 
 def distill_arguments() -> LauncherArguments:

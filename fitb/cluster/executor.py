@@ -15,8 +15,8 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from fitb.cluster.environment import Site, enter, leave_job
+from fitb.config.launcher import LauncherArguments
 from fitb.errors import ConfigError, SystemFault
-from fitb.launcher import LauncherArguments
 
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000

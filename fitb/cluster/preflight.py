@@ -25,8 +25,8 @@ from typing import Any
 from fitb import log
 from fitb.cluster import progress, slurm
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
-from fitb.flags import parse
 from fitb.fsio import read_json
 
 logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has another name

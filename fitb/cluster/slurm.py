@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from fitb.cluster import progress
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
-from fitb.flags import parse
 from fitb.world import address_of
 
 FIRST_PORT = 20_000

@@ -35,10 +35,10 @@ from fitb import log
 from fitb.cluster import progress, slurm
 from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
-from fitb.config_io import to_yaml
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.ds_config import read_ds_config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
-from fitb.flags import parse
 from fitb.fsio import write_atomic
 from fitb.world import World, address_of
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fitb.config import Config, Geometry
+from fitb.config.launcher import LauncherArguments
 from fitb.doctor.asked import Asked
 from fitb.doctor.check import Check, of_sentence
 from fitb.errors import ConfigError, FitbError
-from fitb.launcher import LauncherArguments
 from fitb.model.flops import checkpoint_bytes, trained_parameters
 
 RUN_DIR = "runs/fitb-distill"  # of slurm/distill.sh, where nobody says
@@ -36,8 +36,8 @@ def read(
         found = "none was given: the flags of `fitb train` may follow"
         return None, [Check("skipped", name, found)]
     try:
+        from fitb.config.parser import parse
         from fitb.ds_config import read_ds_config
-        from fitb.flags import parse
     except ImportError as error:
         return None, [Check("skipped", name, f"cannot be read: {error}; see packages")]
     try:

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from fitb.config import Config
+from fitb.config.launcher import LauncherArguments
 from fitb.doctor import child, configuration, folders, gpu, host, python, slurm
 from fitb.doctor.ask import reason, together, within
 from fitb.doctor.asked import asked_of
 from fitb.doctor.check import Check, hidden, secrets_of
-from fitb.launcher import LauncherArguments
 
 _FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
 _MANIFEST_S = 0.4  # for the size of the vocabulary, which is no reason to wait

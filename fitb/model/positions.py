@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config, Geometry
+from fitb.config.parser import parse
 from fitb.corpus.manifest import read_manifest
 from fitb.corpus.remote import is_remote, local_folder
 from fitb.errors import ConfigError, DataError, FitbError
-from fitb.flags import parse
 from fitb.model.saved import checkpoint_of
 
 if TYPE_CHECKING:

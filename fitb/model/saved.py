@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config, Geometry
+from fitb.config.parser import parse
 from fitb.errors import DataError
-from fitb.flags import parse
 
 if TYPE_CHECKING:
     import torch

@@ -23,13 +23,13 @@ from datatrove.utils.logging import logger as datatrove_logger
 
 from fitb.cluster import environment, slurm
 from fitb.cluster.environment import Site
-from fitb.config_io import to_yaml
+from fitb.config.launcher import LauncherArguments
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.corpus.manifest import MANIFEST
 from fitb.corpus.sources import Plan
 from fitb.errors import CRASH, FINISHED, ConfigError, SystemFault
-from fitb.flags import parse
 from fitb.fsio import write_json
-from fitb.launcher import LauncherArguments
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.place import JOBS, folder_of, leave, lock_of, place_of, take
 from fitb.prepare.run import Stage, prepare, stages_of

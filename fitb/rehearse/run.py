@@ -26,9 +26,9 @@ from fitb.cluster.local import train_command
 from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import default_run_dir
 from fitb.config import Config
+from fitb.config.launcher import LauncherArguments
+from fitb.config.parser import parse
 from fitb.errors import RESUME, ConfigError, SystemFault
-from fitb.flags import parse
-from fitb.launcher import LauncherArguments
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.rehearse.judge import End, Given, Leave, Rehearsal, leads
 from fitb.status.tail import tail_records

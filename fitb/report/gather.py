@@ -16,7 +16,7 @@ import yaml
 
 from fitb.cluster.history import Attempt, Event, attempts_of, events_of
 from fitb.cluster.progress import last_committed_step
-from fitb.config_io import flatten
+from fitb.config.yaml import flatten
 from fitb.errors import ConfigError, DataError
 from fitb.fsio import is_torn, read_json, read_records
 from fitb.redact import redacted

@@ -21,7 +21,7 @@ import fitb
 from fitb import fsio
 from fitb.cluster.history import last_words
 from fitb.config import Config
-from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
+from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError, SystemFault
 from fitb.train import attempt
 from fitb.train.attempt import Replaced

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fitb.cluster.progress import last_committed_step
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import CRASH, FINISHED, RESUME, STOP
-from fitb.flags import parse
 from fitb.fsio import append_line
 from fitb.world import World
 

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import FitbError
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.ranks import Ranks
 from fitb.evaluate.run import evaluate
-from fitb.flags import parse
 from fitb.train import loop
 from fitb.train.loop import train
 from fitb.world import World

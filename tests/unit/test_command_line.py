@@ -22,12 +22,20 @@ from fitb.cli.completion import script
 from fitb.cli.execute import launcher_of, load, parser_of
 from fitb.cli.functions import _lines
 from fitb.config import Config
+from fitb.config.keys import OF_OTHERS, hints, names
+from fitb.config.parser import parse, preset_names
 from fitb.errors import ConfigError, DataError
-from fitb.flags import parse, preset_names
-from fitb.keys import OF_OTHERS, hints, names
 
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "datatrove")
-LIGHT = ("config", "flags", "fsio", "rng", "cluster.local", "cluster.submit", "cli.completion")
+LIGHT = (
+    "config",
+    "config.parser",
+    "fsio",
+    "rng",
+    "cluster.local",
+    "cluster.submit",
+    "cli.completion",
+)
 
 
 def told(*words: str) -> str:

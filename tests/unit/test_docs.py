@@ -15,8 +15,8 @@ from fitb.cli import help
 from fitb.cli.commands import COMMANDS as TABLE
 from fitb.cli.execute import launcher_of, load
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import ConfigError
-from fitb.flags import parse
 
 # Programs that are not ours: why a line that starts with one is not run.
 THEIRS = {

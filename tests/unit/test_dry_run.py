@@ -13,8 +13,8 @@ import yaml
 from fitb import dry_run
 from fitb.cli import main
 from fitb.config import Config
-from fitb.config_io import to_yaml
-from fitb.flags import parse
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.prepare.slurm import dry_run as stages
 from fitb.prepare.slurm import launcher_arguments
 

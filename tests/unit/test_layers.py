@@ -19,11 +19,6 @@ WITHOUT_TORCH = (
     "log",
     "allocator",
     "config",
-    "config_io",
-    "flags",
-    "keys",
-    "launcher",
-    "words",
     "cluster",
     "status",
     "report",
@@ -36,11 +31,10 @@ HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
     "cluster": {
-        *("cluster", "config", "config_io", "ds_config", "errors", "flags", "fsio", "launcher"),
-        *("log", "rng", "world"),
+        *("cluster", "config", "ds_config", "errors", "fsio", "log", "rng", "world"),
     },
     "corpus": {
-        *("corpus", "config", "errors", "flags", "fsio", "hub", "log", "redact", "rng", "world"),
+        *("corpus", "config", "errors", "fsio", "hub", "log", "redact", "rng", "world"),
     },
 }
 

@@ -124,7 +124,7 @@ def test_a_wheel_starts_without_torch_and_finds_its_scripts_and_presets(
         "assert main(['--version']) == 0\n"
         "assert main(['scripts', 'mine']) == 0\n"
         "assert main(['scripts']) == 0\n"
-        "from fitb.flags import resolve_resource\n"
+        "from fitb.config.parser import resolve_resource\n"
         "assert resolve_resource('zero2', 'fitb.ds_configs', '.json')\n"
         "assert resolve_resource('tinybert4', 'fitb.presets', '.yaml')\n"
     )

@@ -24,9 +24,9 @@ from fitb.config import (
     StopConfig,
     TrackConfig,
 )
-from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
+from fitb.config.parser import parse, preset_names, resolve_resource
+from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError
-from fitb.flags import parse, preset_names, resolve_resource
 
 REJECTED: dict[type[Any], dict[str, list[Any]]] = {
     Geometry: {"hidden_size": [313], "num_attention_heads": [0], "num_hidden_layers": [0]},
@@ -182,7 +182,7 @@ def test_a_run_goes_on_with_the_algorithm_versions_it_began_with(monkeypatch):
     class Newer(AlgorithmsConfig):
         order: int = 3
 
-    monkeypatch.setattr("fitb.config_io.AlgorithmsConfig", Newer)
+    monkeypatch.setattr("fitb.config.yaml.AlgorithmsConfig", Newer)
     new = Config("run", algorithms=Newer())
     assert new.algorithms == Newer(order=3)
     for saved, began in (

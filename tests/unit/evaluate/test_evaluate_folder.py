@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
+from fitb.config.parser import parse
 from fitb.errors import ConfigError
 from fitb.evaluate.config import EvaluateConfig
 from fitb.evaluate.folder import evaluate_all, expand, render_all, share_of
 from fitb.evaluate.run import evaluate
-from fitb.flags import parse
 
 
 @pytest.mark.parametrize("share", ["3/3", "x", "1", "-1/2"])

@@ -9,6 +9,7 @@ import torch
 from evaluating import write_shards
 from transformers import BertForMaskedLM
 
+from fitb.config.parser import parse
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
@@ -21,7 +22,6 @@ from fitb.evaluate.metrics import metrics_of
 from fitb.evaluate.ranks import Ranks
 from fitb.evaluate.run import evaluate
 from fitb.evaluate.table import render
-from fitb.flags import parse
 from fitb.world import World
 
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 from fitb.config import MaskConfig
+from fitb.config.parser import parse
 from fitb.corpus.shards import ShardSet
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError, ContractError, DataError
-from fitb.flags import parse
 from fitb.inspect.page import render, write_page
 from fitb.inspect.run import InspectConfig, inspect
 from fitb.inspect.sample import Run, choose_runs, document_lengths, read_sample

@@ -10,7 +10,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from fitb.config import Config, DataConfig, Geometry, ModelConfig, ObjectiveConfig
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.corpus.tokenizer import describe_tokenizer, tokenizer_fingerprint
 from fitb.distill.objective import Objective
 from fitb.errors import ContractError, DataError

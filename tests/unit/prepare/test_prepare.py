@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import MakeConfig, but_for_names, flags_of
 
+from fitb.config.parser import parse, parser_for
 from fitb.corpus.clean import CleanConfig
 from fitb.corpus.runs import split_of, text_digest
 from fitb.corpus.shards import ShardSet
 from fitb.corpus.tokenizer import open_tokenizer, tokenizer_fingerprint
 from fitb.errors import ConfigError, DataError, SystemFault
-from fitb.flags import parse, parser_for
 from fitb.fsio import read_json
 from fitb.prepare.config import PrepareConfig
 from fitb.prepare.run import prepare

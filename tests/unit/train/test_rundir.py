@@ -12,8 +12,8 @@ import pytest
 from fitb import fsio
 from fitb.cluster.history import attempts_of, words_of
 from fitb.config import Config, OptimConfig
+from fitb.config.parser import parse
 from fitb.errors import ConfigError
-from fitb.flags import parse
 from fitb.train import attempt
 from fitb.train.rundir import RunDir, open_run
 from fitb.world import World

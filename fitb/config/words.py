@@ -13,9 +13,9 @@ from typing import Any, get_origin, get_type_hints
 
 import yaml
 
+from fitb.config.keys import OF_OTHERS, hint_of, names, section_of, type_name
+from fitb.config.launcher import LauncherArguments
 from fitb.errors import ConfigError, nearest
-from fitb.keys import OF_OTHERS, hint_of, names, section_of, type_name
-from fitb.launcher import LauncherArguments
 
 Pair = tuple[str, Any]  # a dotted key, with + where a list grows by the value; and the value
 

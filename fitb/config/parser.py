@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from fitb.config import Config
+from fitb.config.keys import choices, hint_of, hints, type_name
+from fitb.config.launcher import LauncherArguments, RawExamples
+from fitb.config.schema import Config
+from fitb.config.words import Pair, Words
 from fitb.errors import ConfigError, FitbError, nearest
-from fitb.keys import choices, hint_of, hints, type_name
-from fitb.launcher import LauncherArguments, RawExamples
-from fitb.words import Pair, Words
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def _folder_of(package: str) -> Path:
     try:
         return Path(str(resources.files(package)))
     except ModuleNotFoundError:  # a checkout that is not installed has it beside the package
-        return Path(__file__).parents[1] / package.rpartition(".")[2]
+        return Path(__file__).parents[2] / package.rpartition(".")[2]
 
 
 # What jsonargparse says in other words.
