@@ -17,7 +17,7 @@ import fitb
 from fitb import log
 from fitb.cli import help
 from fitb.cli.command import Command
-from fitb.cli.commands import COMMANDS, benchmarks
+from fitb.cli.commands import COMMANDS
 from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
 from fitb.modes import fault_of
 from fitb.world import without_local_rank
@@ -69,15 +69,11 @@ def _find(name: str, args: list[str]) -> tuple[Command, list[str]]:
     Raises: ConfigError with the nearest name.
     """
     if name == "bench":
-        what, *args = args
-        if f"bench {what}" not in COMMANDS:
-            known = benchmarks()
-            message = f"unknown benchmark {what!r}{nearest(what, known)}"
-            raise ConfigError(f"{message}; expected one of {', '.join(known)}")
-        name = f"bench {what}"
+        name, args = f"bench {args[0]}", args[1:]
     if name not in COMMANDS:
-        message = f"unknown command {name!r}{nearest(name, help.commands())}"
-        raise ConfigError(f"{message}; `fitb --help` lists all")
+        lists = "fitb bench --help" if name.startswith("bench ") else "fitb --help"
+        near = nearest(name, [*COMMANDS, "bench"])
+        raise ConfigError(f"unknown command {name!r}{near}; `{lists}` lists all")
     return COMMANDS[name], args
 
 

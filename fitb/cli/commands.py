@@ -8,12 +8,12 @@ from __future__ import annotations
 from fitb.cli.command import Command
 
 
-def _benchmark(what: str, config: str, about: str, examples: tuple[str, ...]) -> Command:
+def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
     return Command(
         f"bench {what}",
         about,
         examples,
-        config=f"fitb.bench.config:{config}",
+        config=f"fitb.bench.config:{what.title()}Config",
         run=f"fitb.bench.{what}:bench",
         render=f"fitb.bench.{what}:render",
     )
@@ -215,7 +215,6 @@ _ROWS = (
     ),
     _benchmark(
         "step",
-        "StepConfig",
         "tokens per second of training, its parts, MFU; --baseline beside the plain way",
         (
             "srun fitb bench step --precision fp16 --baseline",
@@ -224,55 +223,46 @@ _ROWS = (
     ),
     _benchmark(
         "attention",
-        "AttentionConfig",
         "time and memory of the attention term, beside the form with L x L scores",
         ("fitb bench attention", "fitb bench attention --lengths '[128, 512]' --precision fp32"),
     ),
     _benchmark(
         "comm",
-        "CommConfig",
         "latency and bandwidth of the collectives between ranks",
         ("srun fitb bench comm", "fitb bench comm --processes 4 --mb '[1, 31]'"),
     ),
     _benchmark(
         "plan",
-        "PlanConfig",
         "steps in 1, 2 and 4 processes beside what `fitb plan` predicts of them",
         ("fitb bench plan", "fitb bench plan --processes '[1, 2]' --length 64"),
     ),
     _benchmark(
         "resume",
-        "ResumeConfig",
         "seconds from a signal to a checkpoint, and from a start to the first step",
         ("fitb bench resume", "fitb bench resume --processes 4 --repeats 3 --ds_config zero1"),
     ),
     _benchmark(
         "blanks",
-        "BlanksConfig",
         "words of 1 to 4 pieces filled exactly: beam, greedy, per-mask marginals",
         ("fitb bench blanks --model runs/tb4/export --shards data/shards --beam 10",),
     ),
     _benchmark(
         "infer",
-        "InferConfig",
         "filling: student, teacher, onnxruntime, transformers' pipeline, the server",
         ("fitb bench infer", "fitb bench infer --clients 0 --batches '[1, 32]'"),
     ),
     _benchmark(
         "data",
-        "DataConfig",
         "text to shards against the bare tokenizer; rows per second; seek; memory",
         ("fitb bench data", "fitb bench data --mb 32 --repeats 5"),
     ),
     _benchmark(
         "duplicates",
-        "DuplicatesConfig",
         "recall and precision of near-duplicates planted at known similarities",
         ("fitb bench duplicates", "fitb bench duplicates --pairs 600 --thresholds '[0.8]'"),
     ),
     _benchmark(
         "all",
-        "AllConfig",
         "each of them with its defaults, but blanks, which takes a trained model",
         ("fitb bench all --json > bench.json",),
     ),
@@ -292,7 +282,8 @@ _ROWS = (
         ),
         config="fitb.cli.completion:CompletionConfig",
         positional="shell",
-        run="fitb.cli.completion:complete",
+        run="fitb.cli.completion:script",
+        render="builtins:str",
     ),
     Command(
         "launch.prepare",

@@ -14,7 +14,7 @@ from fitb.cli.commands import COMMANDS, benchmarks
 from fitb.cli.execute import launcher_of, load
 from fitb.cli.help import commands
 from fitb.config import Config
-from fitb.config.keys import choices, hints, names
+from fitb.config.keys import choices, hints
 from fitb.config.parser import preset_names, resource_names
 
 Shell = Literal["bash", "zsh"]
@@ -41,8 +41,7 @@ _fitb() {
     COMPREPLY=($(compgen -P "$given" -W "$(_fitb_words "$command $before")" -- "$word"))
   fi
 }
-complete -o default -F _fitb fitb
-"""
+complete -o default -F _fitb fitb"""
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,9 @@ class CompletionConfig:
     shell: Shell = "bash"
 
 
-def complete(config: CompletionConfig) -> int:
-    """Print the script that a shell sources; it holds words and looks them up."""
-    print(script(config.shell), end="")
-    return 0
-
-
-def script(shell: Shell) -> str:
+def script(config: CompletionConfig) -> str:
     """Return the script that a shell sources."""
+    shell = config.shell
     cases = "".join(
         f"    '{key}') echo '{' '.join(words)}' ;;\n" for key, words in _words() if words
     )
@@ -80,8 +74,8 @@ def _words() -> Iterator[tuple[str, list[str]]]:
         if command.launches:
             continue
         kind = load(command.config)
-        flags = ["help", "config", "print_config", *names(kind)]
         values = {key: choices(hint) for key, hint in hints(kind)}
+        flags = ["help", "config", "print_config", *values]
         if kind is Config:
             values["config"] = preset_names()
             values["ds_config"] = resource_names("fitb.ds_configs", ".json")

@@ -59,12 +59,16 @@ OF_OTHERS = {
 
 
 def hints(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of a dataclass, nested ones too, and their types."""
+    """Yield the dotted keys of a dataclass and their types, those of nested ones too.
+
+    A section that may be something else as well has a type of its own, beside its keys.
+    """
     for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint):
-            yield from hints(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{name}", hint
+        key, section = f"{prefix}{name}", section_of(hint)
+        if section is not hint:
+            yield key, hint
+        if section and get_origin(hint) is not list:
+            yield from hints(section, f"{key}.")
 
 
 def hint_of(kind: type[Any], key: str) -> Any:
@@ -82,14 +86,6 @@ def hint_of(kind: type[Any], key: str) -> Any:
 def section_of(hint: Any) -> Any:
     """Return the dataclass that a type is, or may be, or lists; None where there is none."""
     return next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
-
-
-def names(kind: type[Any], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key that may be given, those of a section in a union too."""
-    for key, hint in hints(kind, prefix):
-        yield key
-        if (section := section_of(hint)) and get_origin(hint) is not list:
-            yield from names(section, f"{key}.")
 
 
 def choices(hint: Any) -> list[str]:

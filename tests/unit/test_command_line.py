@@ -18,14 +18,15 @@ import pytest
 
 from fitb import cli
 from fitb.cli.commands import COMMANDS
-from fitb.cli.completion import script
+from fitb.cli.completion import CompletionConfig, script
 from fitb.cli.execute import launcher_of, load, parser_of
 from fitb.cli.functions import _lines
 from fitb.config import Config
-from fitb.config.keys import OF_OTHERS, hints, names
+from fitb.config.keys import OF_OTHERS, hints
 from fitb.config.parser import parse, preset_names
 from fitb.errors import ConfigError, DataError
 
+KEYS = set(dict(hints(Config)))
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "datatrove")
 LIGHT = (
     "config",
@@ -153,6 +154,8 @@ sys.exit(main({words}) > 2)
         ("fitb train extra", "unexpected argument 'extra'; `fitb train --help`"),
         ("fitb status a b", "unexpected argument 'b'"),
         ("fitb status", "run is missing; `fitb status --help` lists all flags"),
+        ("fitb fill --json", "texts is missing"),
+        ("fitb train -steps 3", "unknown key '-steps' (nearest: steps)"),
         ("fitb bench attention --lengths+=abc", "lengths+=abc; expected list[int]"),
         ("""fitb fill a --blanks '[{"regx": "b"}]'""", "(nearest: blanks.regex)"),
         ("fitb completion bsh", "expected bash | zsh (nearest: bash)"),
@@ -181,10 +184,10 @@ THEIRS = """
     """
 
 
-@pytest.mark.parametrize("name", sorted({*OF_OTHERS, *THEIRS.split()} - set(names(Config))))
+@pytest.mark.parametrize("name", sorted({*OF_OTHERS, *THEIRS.split()} - KEYS))
 def test_a_name_of_another_trainer_leads_to_a_key_that_is_there(name):
     key, _ = OF_OTHERS[name]
-    assert key in names(Config)
+    assert key in KEYS
     with pytest.raises(ConfigError, match=rf"nearest: {re.escape(key)}[,)]"):
         parsed(f"fitb train --{name} 1")
 
@@ -202,6 +205,7 @@ def test_a_name_of_another_trainer_leads_to_a_key_that_is_there(name):
         ("fitb compare a b --sets.mine c", "sets", {"mine": "c"}),
         ("fitb prepare --out x --source text --files+=a --files+ b", "files", ["a", "b"]),
         ("fitb train --seed -3", "seed", -3),
+        ("fitb fill a --regex -x", "regex", "-x"),
     ],
 )
 def test_what_a_user_types_is_what_the_command_gets(line, key, value):
@@ -217,7 +221,7 @@ def test_lines_of_a_pipe_end_at_line_feeds_alone():
 
 
 @pytest.mark.parametrize(
-    ("words", "near"), [(["trian"], "nearest: train"), (["bench", "stp"], "nearest: step")]
+    ("words", "near"), [(["trian"], "nearest: train"), (["bench", "stp"], "nearest: bench step")]
 )
 def test_an_unknown_command_or_benchmark_names_the_nearest(words, near, capsys):
     assert cli.main(words) == 2
@@ -227,7 +231,7 @@ def test_an_unknown_command_or_benchmark_names_the_nearest(words, near, capsys):
 @pytest.fixture(scope="module")
 def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "script"
-    path.write_text(script("bash"))
+    path.write_text(script(CompletionConfig("bash")))
     return path
 
 
@@ -274,10 +278,10 @@ def test_bash_completes_commands_flags_presets_and_choices(line, offered, bash_s
 
 def test_completion_offers_every_flag_of_a_run(bash_script):
     flags = set(complete(bash_script, "fitb train --"))
-    assert {f"--{key}" for key, _ in hints(Config)} <= flags
+    assert {f"--{key}" for key in KEYS} <= flags
     parser = parser_of(COMMANDS["train"])
     known = {flag for action in parser._actions for flag in action.option_strings}
-    assert flags - known == {f"--{key}" for key in names(Config) if key.count(".") == 2}
+    assert flags - known == {f"--{key}" for key in KEYS if key.count(".") == 2}
 
 
 def test_a_terminal_that_presses_tab_gets_the_word(bash_script):
