@@ -17,12 +17,16 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fitb import help  # noqa: E402
+from fitb.cli.command import Command  # noqa: E402
+from fitb.cli.commands import COMMANDS  # noqa: E402
+from fitb.cli.execute import launcher_of, load  # noqa: E402
+from fitb.cli.help import sentence  # noqa: E402
 from fitb.config import Config, Geometry  # noqa: E402
-from fitb.config_io import MAY_CHANGE, flatten  # noqa: E402
-from fitb.flags import abouts, preset_names, resource_names, type_name  # noqa: E402
-from fitb.front import load, sentence  # noqa: E402
+from fitb.config.keys import type_name  # noqa: E402
+from fitb.config.parser import abouts, preset_names, resource_names  # noqa: E402
+from fitb.config.yaml import MAY_CHANGE, flatten  # noqa: E402
 
+_HEAD = ["flag", "type", "default", "meaning"]
 MADE = "<!-- Made by `python docs/generate.py` from the code: change that, not this page. -->\n\n"
 CLI_HEAD = """# Every command
 
@@ -35,8 +39,8 @@ no value (`--json`), a list is JSON (`--lengths '[128, 512]'`) or grows by one
 """
 CONFIGURATION_HEAD = """# Every key of a run
 
-One definition (`fitb/config.py`) is the YAML file of `--config`, the flags of `fitb train`, and the
-`config.yaml` that a run keeps. A file holds sections, a flag is the dotted key:
+One definition (`fitb/config/schema.py`) is the YAML file of `--config`, the flags of `fitb train`,
+and the `config.yaml` that a run keeps. A file holds sections, a flag is the dotted key:
 
     fitb train --config tinybert4 --run_dir runs/tb4 --optim.lr 1e-4 --data.shards data/shards
 
@@ -55,26 +59,31 @@ def pages() -> dict[Path, str]:
 
 
 def _cli() -> Iterator[str]:
-    index = [[f"[`{name}`](#{_anchor(name)})", page.about] for name, page in help.PAGES.items()]
+    rows = COMMANDS.values()
+    index = [[f"[`{row.program}`](#{_anchor(row.program)})", row.about] for row in rows]
     yield from _table(["command", "does"], index)
-    for name, page in help.PAGES.items():
-        yield f"## {name}\n\n{sentence(page.about)}\n"
-        yield from [*(f"    {line}" for line in page.examples), ""]
-        if page.front:
-            yield from _table(["flag", "type", "default", "meaning"], _front(load(page.front)()))
-            yield f"Every other flag is one of [`{page.hands_to}`](#{_anchor(page.hands_to)}).\n"
-        elif load(page.config) is Config:
+    for command in rows:
+        yield f"## {command.program}\n\n{sentence(command.about)}\n"
+        yield from [*(f"    {line}" for line in command.examples), ""]
+        if command.launcher:
+            hands_to = COMMANDS[command.hands_to].program
+            yield from _table(_HEAD, _launcher(launcher_of(command)))
+            yield f"Every other flag is one of [`{hands_to}`](#{_anchor(hands_to)}).\n"
+        elif load(command.config) is Config:
             yield "Its flags are all keys of [configuration.md](configuration.md).\n"
         else:
-            rows = list(_keys(load(page.config)))
-            for row in rows:
-                if row[0] == f"`{page.words}`":
-                    row[3] += " Stands without its flag."
-                row[0] = row[0] if row[0] == f"`{page.words}`" else f"`--{row[0][1:]}"
-            yield from _table(["flag", "type", "default", "meaning"], rows)
+            yield from _table(_HEAD, _flags(command))
 
 
-def _front(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
+def _flags(command: Command) -> Iterator[list[str]]:
+    for name, kind, default, meaning in _keys(load(command.config)):
+        if name == f"`{command.positional}`":
+            yield [name, kind, default, f"{meaning} Stands without its flag."]
+        else:
+            yield [f"`--{name[1:]}", kind, default, meaning]
+
+
+def _launcher(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
     for action in parser._actions:
         if action.dest == "help":
             continue

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from fitb import fsio, signals
 from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, MaskConfig
+from fitb.config.parser import parse
 from fitb.errors import FINISHED, RESUME, ConfigError, TrainingError
-from fitb.flags import parse
 from fitb.rundir.restart import num_attempts
 from fitb.templates import render_template
 

@@ -18,10 +18,10 @@ from fitb.cluster.sbatch import Option, hosts_and_tasks, read_options, values
 from fitb.cluster.slurm import default_run_dir, num_ranks
 from fitb.cluster.slurm_config import leaves_at_once
 from fitb.config import Config
-from fitb.config_io import to_yaml
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, FitbError
-from fitb.flags import parse
 
 SPELLINGS = ("--dry-run", "--dry_run")
 
@@ -38,9 +38,9 @@ def configuration(kind: str, flags: Sequence[str], given: Mapping[str, str]) -> 
     Raises: ConfigError where the command would refuse the flags.
     """
     if kind == "prepare":
-        from fitb.prepare.slurm import dry_run
+        from fitb.prepare.slurm import dry_run, launcher_arguments
 
-        return dry_run(["--cluster", "slurm", *flags])
+        return dry_run(*launcher_arguments().split(["--cluster", "slurm", *flags]))
     if kind == "evaluate":
         from fitb.evaluate.evaluate_config import EvaluateConfig
 

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fitb.config.parser import resolve_resource
 from fitb.errors import ConfigError
-from fitb.flags import resolve_resource
 
 OWNED = (
     "train_batch_size",

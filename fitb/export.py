@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import ConfigError, DataError, FitbError
-from fitb.flags import parse
 from fitb.infer.card import (
     Card,
     Comparison,

@@ -114,6 +114,7 @@ class RunPlan:
     """A run, in numbers; hours without faults and, from `preemptions` on, with those expected.
 
     Args:
+        config: that was asked about.
         processes: nodes x gpus.
         parameters: that are trained.
         steps: of the run.
@@ -137,6 +138,7 @@ class RunPlan:
             there are none.
     """
 
+    config: PlanConfig
     processes: int
     parameters: int
     steps: int
@@ -193,6 +195,7 @@ def plan(config: PlanConfig) -> RunPlan:
     save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
     work_s = steps * step_s + checkpoints * save_s
     return RunPlan(
+        config=config,
         processes=processes,
         parameters=parameters,
         steps=steps,
@@ -262,11 +265,12 @@ def process_tokens_per_s(config: PlanConfig) -> float:
 
 
 def as_json(found: RunPlan) -> dict[str, Any]:
-    return asdict(found)
+    return {key: value for key, value in asdict(found).items() if key != "config"}
 
 
-def render(config: PlanConfig, found: RunPlan) -> str:
+def render(found: RunPlan) -> str:
     """Return a page for people."""
+    config = found.config
     step_ms = found.compute_ms + found.communication_ms
     share = found.communication_ms / step_ms
     traffic = found.traffic

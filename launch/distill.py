@@ -1,4 +1,4 @@
-"""Distil through submitit: python -m launch.distill [where] [flags of `fitb train`]
+"""Distil through submitit: python -m launch.distill [launcher arguments] [flags of `fitb train`]
 
     python -m launch.distill --nodes 4 --tasks_per_node 8 --gpus_per_node 8 --config tinybert4
     python -m launch.distill --cluster local --tasks_per_node 2 --wait --config tinybert4
@@ -6,56 +6,13 @@
     python -m launch.distill --nodes 4 --dry-run ...      # print the script, submit nothing
 
 slurm/site.env, if there is one, says what the site needs (`fitb site init` writes it).
-A run that another front began goes on here if --run_dir is its folder.
+A run that was launched another way goes on here if --run_dir is its folder. The code is
+fitb/cli/launchers.py and fitb/cluster/submit.py.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
 
-from fitb.cluster.executor import resource_parser
-from fitb.cluster.submit import plan_distill, submit_distill, wait_for
-from fitb.errors import FINISHED, FitbError
-from fitb.front import FrontParser
-
-
-def front() -> FrontParser:
-    parser = resource_parser("python -m launch.distill", job_name="fitb-distill", nodes=1)
-    parser.add_argument(
-        "--chain",
-        type=int,
-        default=0,
-        help="submit this many jobs, one after another, in place of one that is requeued",
-    )
-    parser.add_argument(
-        "--preflight",
-        action="store_true",
-        help="look at every host before the tasks start, and come back without the bad ones",
-    )
-    parser.add_argument(
-        "--torchrun",
-        action="store_true",
-        default=None,  # FITB_LAUNCHER of the site may say so
-        help="one task on each host, in which torchrun starts its --tasks_per_node processes",
-    )
-    return parser
-
-
-def main(args: Sequence[str]) -> int:
-    try:
-        where, flags = front().split(args)
-        if where.dry_run:
-            print(plan_distill(flags, where).render(), end="")
-            return FINISHED
-        jobs, run_dir = submit_distill(flags, where)
-        for job in jobs:
-            print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)
-        return wait_for(jobs[-1], run_dir) if where.wait else 0
-    except FitbError as error:
-        print(f"fitb: {error}", file=sys.stderr)
-        return error.exit_code
-
+from fitb.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["launch.distill", *sys.argv[1:]]))

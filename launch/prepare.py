@@ -1,8 +1,11 @@
-"""Prepare shards as Slurm arrays: python -m launch.prepare [where] [flags of `fitb prepare`]"""
+"""Prepare shards as Slurm arrays: python -m launch.prepare [launcher arguments] [other flags]
+
+All other flags are those of `fitb prepare`. The code is fitb/prepare/slurm.py.
+"""
 
 import sys
 
-from fitb.prepare.slurm import main
+from fitb.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["launch.prepare", *sys.argv[1:]]))

@@ -3,7 +3,7 @@
 #
 # This job only checks, submits the arrays and leaves; where jobs may not submit jobs, run it with
 # bash on the login node instead. `where` is --tasks 64, --time_min, --partition and so on; see
-# `python -m fitb.prepare.slurm --help`. FITB_PYTHON names the interpreter (default: python).
+# `python -m fitb launch.prepare --help`. FITB_PYTHON names the interpreter (default: python).
 # slurm/site.env says what your site needs, and `bash slurm/prepare.sh --dry-run [flags]` shows what
 # would be submitted (see slurm/distill.sh).
 #
@@ -38,4 +38,4 @@ done
 set -euo pipefail # not sooner: modules have unset variables
 
 export PYTHONUNBUFFERED=1
-exec "${python[@]}" -m fitb.prepare.slurm --cluster slurm "$@"
+exec "${python[@]}" -m fitb launch.prepare --cluster slurm "$@"

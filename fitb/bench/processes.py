@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb.cluster.local import LocalRun
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.errors import ConfigError, DataError, FitbError, SystemFault, TrainingError
 from fitb.world import World
 

@@ -16,8 +16,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 from fitb.cluster import slurm
 from fitb.cluster.local import MALLOC_KEEPS, malloc_settings
 from fitb.cluster.site_env import Site, enter, leave_job
+from fitb.config.launcher import LauncherArguments
 from fitb.errors import ConfigError, SystemFault
-from fitb.front import FrontParser
 
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000
@@ -65,9 +65,9 @@ REQUEUE = (
 )
 
 
-def submission_parser(prog: str) -> FrontParser:
+def submission_parser(prog: str) -> LauncherArguments:
     """Build the parser of the flags of every submission; other flags are left to others."""
-    parser = FrontParser(prog)
+    parser = LauncherArguments(prog)
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     add("--partition", help="Slurm partition")
@@ -86,7 +86,7 @@ def submission_parser(prog: str) -> FrontParser:
     return parser
 
 
-def resource_parser(prog: str, **defaults: Any) -> FrontParser:
+def resource_parser(prog: str, **defaults: Any) -> LauncherArguments:
     """Build the parser of the flags that say where a job runs; other flags are left to others."""
     parser = submission_parser(prog)
     add = parser.add_argument

@@ -25,8 +25,8 @@ from typing import Any
 from fitb import log, signals
 from fitb.cluster import slurm
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
-from fitb.flags import parse
 from fitb.fsio import read_json
 from fitb.rundir import restart
 from fitb.rundir.events import Event, read_events

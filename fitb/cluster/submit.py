@@ -35,10 +35,10 @@ from fitb.cluster import slurm
 from fitb.cluster.arrays import JobStopped, submit_tasks
 from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
-from fitb.config_io import to_yaml
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.ds_config import read_ds_config
 from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
-from fitb.flags import parse
 from fitb.fsio import write_atomic
 from fitb.job_states import ENDED
 from fitb.rundir import restart
@@ -238,7 +238,8 @@ def plan_distill(
     if where.chain < 0:
         raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
     run_dir = slurm.default_run_dir(where.job_name)
-    config = parse(Config, "python -m launch.distill", ["--run_dir", run_dir, *flags])
+    words = ["--run_dir", run_dir, *flags]
+    config = parse(Config, where.launcher.prog, words, launcher=where.launcher)
     read_ds_config(config.ds_config)
     config.grad_accum(where.nodes * where.tasks_per_node)
     logs = Path(config.run_dir).absolute() / "logs"

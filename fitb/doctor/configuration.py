@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fitb.config import Config, Geometry
+from fitb.config.launcher import LauncherArguments
 from fitb.doctor.check import Check, of_sentence
 from fitb.doctor.job_request import JobRequest
 from fitb.errors import ConfigError, FitbError
@@ -20,22 +21,27 @@ _EXPORT_BYTES = 4  # of a parameter
 _LOGS_BYTES = 200e6  # of metrics, logs and W&B's segments
 
 
-def read(flags: Sequence[str]) -> tuple[Config | None, list[Check]]:
+def read(
+    flags: Sequence[str], launcher: LauncherArguments | None = None
+) -> tuple[Config | None, list[Check]]:
     """Parse the flags of `fitb train`; None where there are none or they are wrong.
 
     The file of DeepSpeed is looked at as far as it goes without DeepSpeed.
+
+    Args:
+        launcher: that has taken the flags of the doctor itself.
     """
     name = "configuration"
     if not flags:
         found = "none was given: the flags of `fitb train` may follow"
         return None, [Check("skipped", name, found)]
     try:
+        from fitb.config.parser import parse
         from fitb.ds_config import read_ds_config
-        from fitb.flags import parse
     except ImportError as error:
         return None, [Check("skipped", name, f"cannot be read: {error}; see packages")]
     try:
-        config = parse(Config, "fitb doctor", ["--run_dir", RUN_DIR, *flags])
+        config = parse(Config, "fitb doctor", ["--run_dir", RUN_DIR, *flags], launcher=launcher)
     except FitbError as error:
         return None, [of_sentence(name, str(error))]
     checks = [Check("ok", name, f"valid; {config.steps} steps of {config.global_batch} rows")]

@@ -10,20 +10,20 @@ from functools import partial
 from typing import Any
 
 from fitb.config import Config
+from fitb.config.launcher import LauncherArguments
 from fitb.doctor import configuration, folders, gpu, host, interpreter, slurm, worker
 from fitb.doctor.check import Check, hidden, secrets_of
 from fitb.doctor.deadlines import reason, together, within
 from fitb.doctor.job_request import request_of
-from fitb.front import FrontParser
 
 _FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
 _MANIFEST_S = 0.4  # for the size of the vocabulary, which is no reason to wait
 _SHARDS_S, _MODELS_S, _DEEP_S = 60.0, 300.0, 300.0
 
 
-def front() -> FrontParser:
+def launcher_arguments() -> LauncherArguments:
     """Build the parser of the flags that are the doctor's own."""
-    parser = FrontParser("fitb doctor")
+    parser = LauncherArguments("fitb doctor")
     parser.add_argument("--deep", action="store_true", help="start DeepSpeed and make one step")
     parser.add_sbatch()
     parser.add_argument("--json", action="store_true", help="print a JSON list")
@@ -34,13 +34,17 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
     """Look at everything; nothing that is broken stops it.
 
     Args:
-        where: of `front`.
+        where: of `launcher_arguments`.
         flags: of `fitb train`.
     """
     env = dict(os.environ)
     options = [word for text in where.sbatch for word in shlex.split(text)]
     first: dict[str, Any] = together(
-        {"slurm": slurm.gather, "configuration": partial(configuration.read, flags)}, _FIRST_S
+        {
+            "slurm": slurm.gather,
+            "configuration": partial(configuration.read, flags, where.launcher),
+        },
+        _FIRST_S,
     )
     cluster = first["slurm"] if isinstance(first["slurm"], slurm.Slurm) else slurm.Slurm()
     config, checks = None, []

@@ -28,7 +28,7 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
     import deepspeed
     import torch
 
-    from fitb.flags import parse
+    from fitb.config.parser import parse
     from fitb.train.zero import deepspeed_config, start_distributed
     from fitb.world import World
 

@@ -31,8 +31,8 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
         fix = pip("--force-reinstall", "torch>=2.10", "transformers>=5.17,<6")
         yield Check("bad", "models", found, fix)
         return
+    from fitb.config.parser import parse
     from fitb.corpus.tokenizer import load_tokenizer
-    from fitb.flags import parse
     from fitb.infer.fill import fill
     from fitb.infer.pytorch import TorchScorer
     from fitb.infer.request import FillRequest

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config, Geometry
+from fitb.config.parser import parse
 from fitb.errors import ConfigError, DataError, FitbError
-from fitb.flags import parse
 from fitb.rundir import names
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.manifest import read_manifest

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from fitb import fsio
 from fitb.config import Config, Geometry
+from fitb.config.parser import parse
 from fitb.errors import CheckpointError, DataError
-from fitb.flags import parse
 from fitb.model.loaded import Loaded, check_finite, tokenizer_fingerprint_of
 from fitb.rundir import checkpoints, names
 from fitb.rundir.checkpoints import checkpoint_of

@@ -9,22 +9,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import submitit
 
-from fitb import log
 from fitb.cluster import slurm
 from fitb.cluster.arrays import submit_tasks
 from fitb.cluster.executor import make_executor, script_of, submission_parser
 from fitb.cluster.site_env import HANDED_ON
-from fitb.config_io import to_yaml
-from fitb.errors import CRASH, FINISHED, ConfigError, FitbError, SystemFault
-from fitb.flags import parse
-from fitb.front import FrontParser
+from fitb.config.launcher import LauncherArguments
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
+from fitb.errors import CRASH, FINISHED, ConfigError, SystemFault
 from fitb.fsio import write_json
 from fitb.job_states import ENDED
 from fitb.prepare.place import JOBS, alone, folder_of
@@ -91,12 +89,12 @@ def _executor(
     return executor
 
 
-def dry_run(args: Sequence[str]) -> str:
+def dry_run(where: argparse.Namespace, flags: Sequence[str]) -> str:
     """Return the scripts of all stages, and the configuration as YAML; write nothing.
 
-    Raises: ConfigError, as `main`.
+    Raises: ConfigError, as `launch`.
     """
-    where, config = _parse(args)
+    config = _parse(where, flags)
     if not slurm.is_chosen(where.cluster):
         return f"# no Slurm: the stages are processes of this machine\n\n{to_yaml(config)}"
     parts: list[str] = []
@@ -119,7 +117,7 @@ def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
     return CRASH
 
 
-def front() -> FrontParser:
+def launcher_arguments() -> LauncherArguments:
     """Build the parser of the flags that say how a preparation is spread."""
     parser = submission_parser("python -m launch.prepare")
     add = parser.add_argument
@@ -132,30 +130,25 @@ def front() -> FrontParser:
     return parser
 
 
-def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, PrepareConfig]:
-    where, flags = front().split(args)
-    return where, parse(PrepareConfig, "python -m launch.prepare", flags)
+def _parse(where: argparse.Namespace, flags: Sequence[str]) -> PrepareConfig:
+    return parse(PrepareConfig, where.launcher.prog, flags, launcher=where.launcher)
 
 
-def main(args: Sequence[str]) -> int:
-    """Submit, or prepare here where there is no Slurm."""
-    log.setup()
-    try:
-        where, config = _parse(args)
-        if where.dry_run:
-            print(dry_run(args), end="")
-            return FINISHED
-        if not slurm.is_chosen(where.cluster):
-            print(prepare(config))
-            return FINISHED
-        jobs = submit(config, where)
-        print(" ".join(f"{name}={job}" for name, job in jobs.items()), flush=True)
-        print(f"logs: {folder_of(config) / 'stages'}", flush=True)
-        return wait_for(config, jobs) if where.wait else FINISHED
-    except FitbError as error:
-        print(f"fitb: {error}", file=sys.stderr)
-        return error.exit_code
+def launch(where: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Submit, or prepare here where there is no Slurm.
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    Args:
+        where: of `launcher_arguments`.
+        flags: of `fitb prepare`.
+    """
+    config = _parse(where, flags)
+    if where.dry_run:
+        print(dry_run(where, flags), end="")
+        return FINISHED
+    if not slurm.is_chosen(where.cluster):
+        print(prepare(config))
+        return FINISHED
+    jobs = submit(config, where)
+    print(" ".join(f"{name}={job}" for name, job in jobs.items()), flush=True)
+    print(f"logs: {folder_of(config) / 'stages'}", flush=True)
+    return wait_for(config, jobs) if where.wait else FINISHED

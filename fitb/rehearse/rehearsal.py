@@ -25,9 +25,9 @@ from fitb.cluster.local import train_command
 from fitb.cluster.sbatch import read_options, values
 from fitb.cluster.scripts import find_script
 from fitb.config import Config
+from fitb.config.launcher import LauncherArguments
+from fitb.config.parser import parse
 from fitb.errors import RESUME, ConfigError, SystemFault
-from fitb.flags import parse
-from fitb.front import FrontParser
 from fitb.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.rehearse.verdict import End, Inputs, Rehearsal, Shutdown, grace_periods
 from fitb.rundir.events import when
@@ -46,9 +46,9 @@ ENDS: dict[End, signal.Signals] = {
 UNFIT = ("array", "wait", "wrap", "hold", "test-only")  # options of sbatch
 
 
-def front() -> FrontParser:
+def launcher_arguments() -> LauncherArguments:
     """Build the parser of the flags that are a rehearsal's own."""
-    parser = FrontParser("fitb rehearse")
+    parser = LauncherArguments("fitb rehearse")
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
     parser.add_sbatch()
@@ -64,16 +64,17 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     """Run the job, stop it twice and end it.
 
     Args:
-        where: of `front`.
+        where: of `launcher_arguments`.
         flags: of `fitb train`.
     Raises: ConfigError before anything is started; SystemFault where the job ends before its
         time or the minutes are over; TrainingError where it does not leave in good order.
     """
     script = choose_script(where.script)
-    words = [word for text in where.sbatch for word in shlex.split(text)]
-    asked = sbatch_options(script.read_text() if script else "", os.environ, words)
+    options = [word for text in where.sbatch for word in shlex.split(text)]
+    asked = sbatch_options(script.read_text() if script else "", os.environ, options)
     default = slurm.default_run_dir(asked.get("job-name", "fitb"))
-    config = parse(Config, "fitb rehearse", ["--run_dir", default, *flags])
+    words = ["--run_dir", default, *flags]
+    config = parse(Config, "fitb rehearse", words, launcher=where.launcher)
     run_dir = Path(where.rehearsal_dir or f"{config.run_dir.rstrip('/')}-rehearsal")
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ConfigError(f"{run_dir} is not empty; remove it, or give another --rehearsal_dir")

@@ -154,6 +154,11 @@ def as_json(found: Rehearsal) -> dict[str, Any]:
     return {**asdict(found), "reasons": found.reasons}
 
 
+def exit_code(found: Rehearsal) -> int:
+    """Return 0 where the job can be stopped at any time, else 1."""
+    return 1 if found.reasons else 0
+
+
 def render(found: Rehearsal) -> str:
     """Return a page for people."""
     return "\n".join(_lines(found))

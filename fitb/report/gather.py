@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from fitb.cluster.slurm import reported_state
-from fitb.config_io import flatten
+from fitb.config.yaml import flatten
 from fitb.errors import ConfigError, DataError
 from fitb.fsio import is_torn, read_json, read_records
 from fitb.redact import redacted

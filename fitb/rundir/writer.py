@@ -14,7 +14,7 @@ import yaml
 
 from fitb import fsio
 from fitb.config import Config
-from fitb.config_io import changed_keys, to_yaml, with_algorithms_of
+from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.errors import ConfigError, SystemFault
 from fitb.rundir import names, ownership
 from fitb.rundir.checkpoints import last_saved

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fitb.config_io import flatten
+from fitb.config.yaml import flatten
 from fitb.errors import CRASH
 from fitb.fsio import DamagedFile, parse_json
 from fitb.redact import redacted

@@ -22,7 +22,7 @@ from fitb.bench.measure import Spread, machine
 from fitb.bench.text import shards_of_docstrings
 from fitb.cluster.local import LocalRun, train_command
 from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, TrackConfig
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.errors import RESUME, SystemFault
 from fitb.fsio import read_lines, read_records
 

@@ -16,8 +16,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import CRASH, FINISHED, RESUME, STOP
-from fitb.flags import parse
 from fitb.fsio import append_line
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.world import World

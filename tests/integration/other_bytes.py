@@ -23,11 +23,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import FitbError
 from fitb.evaluate.evaluate import evaluate
 from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.ranks import Ranks
-from fitb.flags import parse
 from fitb.train import loop
 from fitb.train.loop import train
 from fitb.world import World

@@ -14,7 +14,7 @@ from pathlib import Path
 import job
 import pytest
 
-from fitb.flags import resolve_resource
+from fitb.config.parser import resolve_resource
 
 STEPS = 40
 BANDS = {"fp16": 1e-3, "bf16": 5e-3}  # of the loss at every step, relative to fp32

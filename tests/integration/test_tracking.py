@@ -18,7 +18,7 @@ import pytest
 from wandb_server import KEY, WandbServer
 
 from fitb.config import Config, TrackConfig
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.rundir.writer import RunDir
 from fitb.sync import MERGED, SyncConfig, sync

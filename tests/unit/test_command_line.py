@@ -1,8 +1,10 @@
-"""What the command line says of itself: help of every command, errors that name the nearest."""
+"""The table of commands: help of every row, errors that name what was meant, completion."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib.util
 import io
 import os
 import pty
@@ -10,20 +12,31 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from fitb import cli, help
-from fitb.completion import script
+from fitb import cli
+from fitb.cli.commands import COMMANDS
+from fitb.cli.completion import CompletionConfig, script
+from fitb.cli.execute import launcher_of, load, parser_of
+from fitb.cli.functions import _lines
 from fitb.config import Config
+from fitb.config.keys import OF_OTHERS, hints
+from fitb.config.parser import parse, preset_names
 from fitb.errors import ConfigError, DataError
-from fitb.flags import _OF_OTHERS, hints, parse, parser_for, preset_names
-from fitb.front import flags_of, load
 
-COMMANDS = [name for name in help.PAGES if name.startswith("fitb ")]
+KEYS = set(dict(hints(Config)))
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb")
+LIGHT = (
+    "config",
+    "config.parser",
+    "fsio",
+    "rng",
+    "cluster.local",
+    "cluster.submit",
+    "cli.completion",
+)
 
 
 def told(*words: str) -> str:
@@ -36,67 +49,84 @@ def told(*words: str) -> str:
 
 def parsed(line: str):
     """Parse a command line as its command does; a run that names no folder gets one."""
-    name = next(name for name in help.PAGES if line.startswith(name))
-    page, flags = help.PAGES[name], shlex.split(line[len(name) :])
-    if page.front:
-        _, flags = load(page.front)().split(flags)
-    folder = ["--run_dir=x"] if load(page.config) is Config else []
-    return parse(load(page.config), name, [*folder, *flags])
+    name = max((n for n, row in COMMANDS.items() if line.startswith(row.program)), key=len)
+    row, launcher = COMMANDS[name], None
+    words = shlex.split(line[len(row.program) :])
+    if row.launcher:
+        where, words = launcher_of(row).split(words)
+        launcher = where.launcher
+    if (kind := load(row.config)) is Config:
+        words = ["--run_dir=x", *words]
+    return parse(kind, row.program, words, positional=row.positional, launcher=launcher)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself_with_examples_of_its_own(name):
-    text = told(*name.split()[1:], "--help")
-    assert text.startswith(f"usage: {name} ")
-    page = help.PAGES[name]
-    assert text.endswith("".join(f"  {line}\n" for line in page.examples))
-    assert all(any(name in line for name in (name, name.replace("fitb ", "-m fitb ")))
-               for line in page.examples if "sbatch" not in line)  # fmt: skip
-    parser = load(page.front)() if page.front else parser_for(load(page.config), name)
-    assert text == parser.format_help()
-    assert "None" not in text and "same as" not in page.about
+    row, text = COMMANDS[name], told(*name.split(), "--help")
+    assert text.startswith(f"usage: {row.program} ")
+    assert text.endswith("".join(f"  {line}\n" for line in row.examples))
+    assert all(any(word in line for word in (row.program, f"-m fitb {name}"))
+               for line in row.examples if "sbatch" not in line)  # fmt: skip
+    assert not row.launcher or f"[flags of `fitb {row.hands_to}`]" in text
+    assert "None" not in text and "same as" not in row.about
 
 
-@pytest.mark.parametrize("name", ["distill", "evaluate", "prepare"])
-def test_every_launcher_explains_itself_with_examples(name, capsys):
-    with pytest.raises(SystemExit):
-        load(f"launch.{name}:main")(["--help"])
-    text = capsys.readouterr().out
-    page = help.PAGES[f"python -m launch.{name}"]
-    assert text.endswith("".join(f"  {line}\n" for line in page.examples))
-    assert f"[flags of `{page.hands_to}`]" in text
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_module_and_attribute_that_a_row_names_is_there(name):
+    """Without importing them: some take seconds."""
+    row = COMMANDS[name]
+    for named in {row.config, row.run, row.render, row.as_json, row.exit_code, row.launcher}:
+        module, _, attribute = named.partition(":")
+        if module.startswith("fitb"):
+            tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
+            found = {getattr(node, "name", None) for node in tree.body} | {
+                alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }  # fmt: skip
+            assert attribute in found, named
 
 
-def test_every_command_has_a_page_and_every_page_a_command():
-    assert set(help.commands()) == set(cli.COMMANDS)
-    text = told("--help")
-    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
-    assert all(f"\n  {what} " in told("bench", "--help") for what in help.benchmarks())
+def test_the_lists_name_every_command_and_benchmark():
+    overview, benchmarks = told("--help"), told("bench", "--help")
+    for name, row in COMMANDS.items():
+        if not row.launches:
+            listed = benchmarks if name.startswith("bench ") else overview
+            assert f"\n  {name.removeprefix('bench ')} " in listed
 
 
-def test_help_completion_and_every_parser_come_without_torch():
+def test_light_modules_help_and_every_configuration_come_silently_and_without_torch():
+    code = f"""
+import contextlib, importlib, io, sys
+light = [importlib.import_module(f"fitb.{{name}}") for name in {LIGHT}]
+from fitb.cli import main
+from fitb.cli.commands import COMMANDS
+from fitb.cli.execute import load
+assert not [name for name in ("tokenizers", "pyarrow") if name in sys.modules]
+with contextlib.redirect_stdout(io.StringIO()):
+    assert main(["--help"]) == main(["train", "--help"]) == main(["completion"]) == 0
+for row in COMMANDS.values():
+    load(row.config)
+assert not [name for name in {HEAVY} if name in sys.modules]
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["doctor", "--help"], ["doctor", "--config", "demo"]]
+)
+def test_help_and_the_doctor_come_where_libraries_are_missing(words):
     code = f"""
 import sys
-from fitb import cli, completion, help
-from fitb.front import load
-cli.main(["--help"])
-completion.script("bash")
-for page in help.PAGES.values():
-    load(page.config)
-heavy = [name for name in {HEAVY} if name in sys.modules]
-assert not heavy, heavy
+for name in ("torch", "jsonargparse", "yaml", "docstring_parser", "numpy"):
+    sys.modules[name] = None
+from fitb.cli import main
+sys.exit(main({words}) > 2)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_the_list_of_commands_comes_in_half_a_second():
-    """The best of three, so that a busy machine does not fail it."""
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "fitb", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.5, seconds
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert ("see packages" in done.stdout) == ("--config" in words)
 
 
 @pytest.mark.parametrize(
@@ -104,85 +134,104 @@ def test_the_list_of_commands_comes_in_half_a_second():
     [
         ("fitb train --stepz 3", "unknown key 'stepz' (nearest: steps)"),
         ("fitb train --optim.learning_rate 3", "(nearest: optim.lr)"),
-        ("fitb train --learning_rate 3", "(nearest: optim.lr)"),
-        ("fitb train --per_device_train_batch_size 3", "(nearest: micro_batch)"),
-        ("fitb train --fp16 true", "(nearest: precision)"),
-        ("fitb train --optm.lr 3", "unknown key 'optm.lr' (nearest: optim.lr)"),
+        ("fitb train --per_device_train_batch_size 3", "(nearest: micro_batch, rows of a forward"),
+        ("fitb train --learning-rate 3", "(nearest: optim.lr)"),
+        ("fitb train --optim.l 3", "unknown key 'optim.l'"),
+        ("fitb train --see 3", "unknown key 'see'"),
+        ("fitb train --optim '{lrr: 3}'", "(nearest: optim.lr)"),
+        ("fitb train --optim 3", "optim=3; expected its keys, such as --optim.lr"),
         ("fitb train --precision fp61", "precision=fp61; expected fp16 | bf16 | fp32 (nearest"),
-        ("fitb train --track.wandb ofline", "(nearest: offline)"),
         ("fitb train --steps abc", "steps=abc; expected int"),
+        ("fitb train --seed 3.5", "seed=3.5; expected int"),
+        ("fitb train --steps", "--steps has no value; expected int"),
         ("fitb train --optim.betas 3", "optim.betas=3; expected [float, float]"),
         ("fitb train --objective.layer_map unform", "list[int] (nearest: uniform)"),
         ("fitb train --config tinybert", "(nearest: tinybert6)"),
         ("fitb train --model.student.hidden_sice 3", "(nearest: model.student.hidden_size)"),
-        ("""fitb train --model.student '{"hidden_sice": 3}'""", "keys are num_hidden_layers"),
-        ("fitb train extra", "'extra' belongs to no flag"),
+        ("fitb train --model.student.hidden_size x", "model.student.hidden_size=x; expected int"),
+        ("fitb train --model.teacher '{hidden_size: 313}'", "hidden_size=313 is not a multiple"),
+        ("""fitb train --model.student '{"hidden_sice": 3}'""", "nearest: model.student.hidden_s"),
+        ("fitb train extra", "unexpected argument 'extra'; `fitb train --help`"),
+        ("fitb status a b", "unexpected argument 'b'"),
         ("fitb status", "run is missing; `fitb status --help` lists all flags"),
-        ("fitb prepare --out x --source parket", "(nearest: parquet)"),
-        ("fitb bench step --lenght 3", "(nearest: length)"),
-        ("fitb evaluate --model x --mask.stratgy span", "(nearest: mask.strategy)"),
-        ("fitb serve m --limits.txts 3", "(nearest: limits.texts)"),
-        ("fitb plan --teacher.hidden_sice 3", "(nearest: teacher.hidden_size)"),
+        ("fitb fill --json", "texts is missing"),
+        ("fitb train -steps 3", "unknown key '-steps' (nearest: steps)"),
+        ("fitb bench attention --lengths+=abc", "lengths+=abc; expected list[int]"),
+        ("""fitb fill a --blanks '[{"regx": "b"}]'""", "(nearest: blanks.regex)"),
         ("fitb completion bsh", "expected bash | zsh (nearest: bash)"),
         ("fitb doctor --dep", "unknown key 'dep' (nearest: deep)"),
         ("fitb rehearse --cluster slrum", "auto | slurm | local (nearest: slurm)"),
         ("fitb rehearse --procceses 3", "`fitb rehearse --help` and `fitb train"),
+        ("fitb rehearse --processes x", "'x'; `fitb rehearse --help`"),
         ("python -m launch.distill --nodez 2", "(nearest: nodes)"),
         ("python -m launch.evaluate --aray 2 --model x", "(nearest: array)"),
         ("python -m launch.prepare --task 2 --out x", "(nearest: tasks)"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_line_with_what_is_nearest(line, said):
+def test_a_mistake_is_told_in_one_line_with_what_was_meant(line, said):
     with pytest.raises(ConfigError) as caught:
         parsed(line)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value) and "Parser key" not in str(caught.value)
 
 
-def test_a_switch_stands_alone_or_before_its_value():
-    for words, value in (("", True), ("=false", False), (" false", False), (" true", True)):
-        assert parsed(f"fitb evaluate --model x --originals{words}").originals is value
+# Of the Hugging Face Trainer; those that are fitb's too need no translation.
+THEIRS = """
+    learning_rate max_steps num_train_epochs per_device_train_batch_size output_dir seed fp16 bf16
+    gradient_accumulation_steps warmup_ratio warmup_steps weight_decay logging_steps save_steps
+    eval_steps max_grad_norm run_name report_to adam_beta1 adam_epsilon lr_scheduler_type deepspeed
+    save_total_limit mlm_probability resume_from_checkpoint
+    """
 
 
-def test_a_command_may_read_the_configuration_of_a_run(tmp_path):
-    """`fitb export` has words of its own, which are no keys of a run."""
-    (tmp_path / "config.yaml").write_text("run_dir: x")
-    flags = ["--config", str(tmp_path / "config.yaml")]
-    assert parse(Config, "fitb export", flags) == Config("x")
+@pytest.mark.parametrize("name", sorted({*OF_OTHERS, *THEIRS.split()} - KEYS))
+def test_a_name_of_another_trainer_leads_to_a_key_that_is_there(name):
+    key, _ = OF_OTHERS[name]
+    assert key in KEYS
+    with pytest.raises(ConfigError, match=rf"nearest: {re.escape(key)}[,)]"):
+        parsed(f"fitb train --{name} 1")
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("fitb evaluate --model x --originals", "originals", True),
+        ("fitb evaluate --model x --originals false", "originals", False),
+        ("fitb evaluate --originals true --model x", "originals", True),
+        ("fitb inspect some/where --rows 7", "shards", "some/where"),
+        ("fitb fill a b --json", "texts", ["a", "b"]),
+        ("fitb fill - --json", "texts", ["-"]),
+        ("fitb fill --json -- '-x ___'", "texts", ["-x ___"]),
+        ("fitb compare a b --sets.mine c", "sets", {"mine": "c"}),
+        ("fitb prepare --out x --source text --files+=a --files+ b", "files", ["a", "b"]),
+        ("fitb train --seed -3", "seed", -3),
+        ("fitb fill a --regex -x", "regex", "-x"),
+    ],
+)
+def test_what_a_user_types_is_what_the_command_gets(line, key, value):
+    assert getattr(parsed(line), key) == value
 
 
 def test_lines_of_a_pipe_end_at_line_feeds_alone():
     """U+2028, NEL and form feed cut a text in two, and every later answer belonged to another."""
     data = "\ufeffa\u2028b\x85c\fd\r\n\ne".encode()
-    assert cli._lines(data) == cli._lines(data + b"\n") == ["a\u2028b\x85c\fd", "", "e"]
+    assert _lines(data) == _lines(data + b"\n") == ["a\u2028b\x85c\fd", "", "e"]
     with pytest.raises(DataError, match=r"text 2 is not UTF-8.*iconv"):
-        cli._lines(b"a\ncaf\xe9\n")
-
-
-def test_names_of_other_trainers_lead_to_keys_that_are_there():
-    known = flags_of(parser_for(Config, "fitb train"))
-    assert set(_OF_OTHERS.values()) <= set(known)
+        _lines(b"a\ncaf\xe9\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "near"), [(["trian"], "nearest: train"), (["bench", "stp"], "nearest: step")]
+    ("words", "near"), [(["trian"], "nearest: train"), (["bench", "stp"], "nearest: bench step")]
 )
 def test_an_unknown_command_or_benchmark_names_the_nearest(words, near, capsys):
     assert cli.main(words) == 2
     assert near in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["attention", "plan", "all"])
-def test_a_benchmark_of_before_is_refused_with_those_that_there_are(what, capsys):
-    assert cli.main(["bench", what, "--json"]) == 2
-    said = capsys.readouterr().err
-    assert what in said and all(name in said for name in ("step", "comm", "infer", "data"))
-
-
 @pytest.fixture(scope="module")
 def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "script"
-    path.write_text(script("bash"))
+    path.write_text(script(CompletionConfig("bash")))
     return path
 
 
@@ -208,33 +257,31 @@ def complete(path: Path, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("fitb tr", ["train"]),
         ("fitb com", ["compare", "completion"]),
-        ("fitb bench d", ["data"]),
-        ("fitb bench step --base", ["--baseline", "--baseline_precision"]),
+        ("fitb bench d", ["data", "duplicates"]),
+        ("fitb bench step --base", ["--baseline", "--baseline_precision", "--baseline_kept"]),
         ("fitb train --optim.w", ["--optim.warmup_steps", "--optim.weight_decay"]),
-        ("fitb train --config tiny", ["tinybert-reference", "tinybert4", "tinybert6"]),
+        ("fitb train --config ", preset_names()),
         ("fitb train --config=tinybert4", ["tinybert4"]),
-        ("fitb train --precision ", ["fp16", "bf16", "fp32"]),
         ("fitb train --precision=", ["fp16", "bf16", "fp32"]),
         ("fitb train --ds_config zero2", ["zero2", "zero2_offload"]),
         ("fitb train --steps ", []),
         ("fitb inspect data/shards --mask.strategy s", ["span"]),
         ("fitb doctor --de", ["--deep"]),
-        ("fitb rehearse --cluster l", ["local"]),
         ("fitb rehearse -- --config fine", ["finetune"]),
         ("fitb completion ", ["bash", "zsh"]),
-        ("fitb status ", []),
     ],
 )
 def test_bash_completes_commands_flags_presets_and_choices(line, offered, bash_script):
     assert complete(bash_script, line) == offered
 
 
-def test_completion_offers_every_flag_of_a_run_and_all_presets(bash_script):
+def test_completion_offers_every_flag_of_a_run(bash_script):
     flags = set(complete(bash_script, "fitb train --"))
-    assert {f"--{key}" for key, _ in hints(Config)} <= flags
-    assert complete(bash_script, "fitb train --config ") == preset_names()
+    assert {f"--{key}" for key in KEYS} <= flags
+    parser = parser_of(COMMANDS["train"])
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    assert flags - known == {f"--{key}" for key in KEYS if key.count(".") == 2}
 
 
 def test_a_terminal_that_presses_tab_gets_the_word(bash_script):

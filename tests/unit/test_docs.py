@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 import pytest
 from documents import PAGES, ROOT, SCRIPTS, Block, anchors, blocks, commands, prose
 
-from fitb import help
+from fitb.cli import help
+from fitb.cli.commands import COMMANDS as TABLE
+from fitb.cli.execute import launcher_of, load
 from fitb.config import Config
+from fitb.config.parser import parse
 from fitb.errors import ConfigError
-from fitb.flags import parse
-from fitb.front import load
 
 # Programs that are not ours: why a line that starts with one is not run.
 THEIRS = {
@@ -39,6 +40,7 @@ SCRIPT_OF = {
 # Fences of these hold what was printed, or code that is tested elsewhere.
 NO_COMMANDS = ("python", "text", "yaml", "json")
 STARTS = (*THEIRS, "fitb", "python", "sbatch", "srun", "torchrun", "make", "bash")
+ROWS = {row.program: row for row in TABLE.values()}
 ALL = [block for path in [*PAGES, *SCRIPTS] for block in blocks(path)]
 
 
@@ -66,10 +68,10 @@ def flags_of_sbatch(words: list[str]) -> None:
 
 def check(name: str, words: list[str]) -> None:
     """Parse the flags of a command; `...` stands for what a reader fills in."""
-    page = help.PAGES[name]
-    if page.front:
-        _, words = load(page.front)().split(words)
-    kind = load(page.config)
+    row = ROWS[name]
+    if row.launcher:
+        _, words = launcher_of(row).split(words)
+    kind = load(row.config)
     sketch = [word for word in words if word != "..."]
     missing = {"fitb evaluate": "model", "python -m launch.prepare": "out"}
     given = {word.lstrip("-").partition("=")[0].rstrip("+") for word in words}
@@ -77,7 +79,7 @@ def check(name: str, words: list[str]) -> None:
         sketch = ["--run_dir=x", *sketch]
     if "..." in words and name in missing and not given & {missing[name], "models"}:
         sketch = [*sketch, f"--{missing[name]}=x"]
-    parse(kind, name, sketch)
+    parse(kind, name, sketch, positional=row.positional)
 
 
 def check_line(words: list[str]) -> None:
@@ -99,9 +101,9 @@ def check_line(words: list[str]) -> None:
             assert rest[0] in (*help.commands(), "--help")
             return
         command = " ".join(rest[:2] if rest[0] == "bench" else rest[:1])
-        assert f"fitb {command}" in help.PAGES, f"no command {command!r}"
+        assert f"fitb {command}" in ROWS, f"no command {command!r}"
         check(f"fitb {command}", rest[len(command.split()) :])
-    elif program in help.PAGES:
+    elif program in ROWS:
         check(program, rest)
     elif program == "sbatch" and not set(rest) & set(SCRIPT_OF):
         place = rest.index("--wrap")
@@ -168,7 +170,7 @@ def test_the_collector_finds_the_commands():
 
 def test_every_command_is_in_the_documentation():
     text = "\n".join(path.read_text() for path in PAGES)
-    assert not [name for name in help.PAGES if name not in text]
+    assert not [name for name in ROWS if name not in text]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

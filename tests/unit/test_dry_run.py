@@ -1,4 +1,4 @@
-"""What scripts and fronts print when they are to do nothing else."""
+"""What scripts and launchers print when they are to do nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import yaml
 from executable import executable
 
 from fitb import dry_run
+from fitb.cli import main
 from fitb.config import Config
-from fitb.config_io import to_yaml
-from fitb.flags import parse
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
 from fitb.prepare.slurm import dry_run as stages
-from fitb.prepare.slurm import main as prepare
+from fitb.prepare.slurm import launcher_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTILL = ROOT / "slurm" / "distill.sh"
@@ -94,11 +95,11 @@ def test_stages_of_a_preparation_are_shown_to_the_letter(tmp_path, monkeypatch, 
     flags = ["--cluster", "slurm", "--tasks", "5", "--partition", "cpu"]
     flags += ["--out", str(out), "--source", "text", "--files+", str(text)]
     before = sorted(tmp_path.rglob("*"))
-    printed = stages(flags)
+    printed = stages(*launcher_arguments().split(flags))
     assert sorted(tmp_path.rglob("*")) == before
-    assert prepare([*flags, "--dry-run"]) == 0
+    assert main(["launch.prepare", *flags, "--dry-run"]) == 0
     assert capsys.readouterr().out == printed
-    assert prepare(flags) == 0
+    assert main(["launch.prepare", *flags]) == 0
     scripts = sorted(tmp_path.glob(".out.work/stages/*/7_submission.sh"))
     assert len(scripts) == 4
     for script in scripts:

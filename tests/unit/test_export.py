@@ -18,7 +18,7 @@ from fitb import export as ours
 from fitb import fsio
 from fitb.cli import main
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.export import ExportConfig, export, find

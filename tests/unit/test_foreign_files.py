@@ -10,7 +10,7 @@ import pytest
 from snapshot import snapshot, touched
 
 from fitb.config import Config
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.demo import DemoConfig, demo
 from fitb.doctor.folder_probe import probe
 from fitb.errors import ConfigError

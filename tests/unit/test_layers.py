@@ -18,11 +18,6 @@ WITHOUT_TORCH = (
     "fsio",
     "log",
     "config",
-    "config_io",
-    "flags",
-    "front",
-    "help",
-    "completion",
     "cluster",
     "rundir",
     "tools",
@@ -37,27 +32,15 @@ HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
     "rundir": {
-        *("rundir", "config", "config_io", "errors", "fsio", "job_states", "world"),
+        *("rundir", "config", "errors", "fsio", "git", "job_states", "signals", "world"),
     },
     "cluster": {
-        *("cluster", "config", "config_io", "ds_config", "errors", "flags", "front", "fsio", "log"),
-        *("job_states", "rng", "rundir", "signals", "world"),
+        *("cluster", "config", "ds_config", "errors", "fsio", "job_states", "log", "rng", "rundir"),
+        *("signals", "world"),
     },
     "shards": {"shards", "config", "errors", "fsio", "redact"},
     "corpus": {
-        *(
-            "corpus",
-            "shards",
-            "config",
-            "errors",
-            "flags",
-            "fsio",
-            "hub",
-            "log",
-            "redact",
-            "rng",
-            "world",
-        ),
+        *("corpus", "shards", "config", "errors", "fsio", "hub", "log", "redact", "rng", "world"),
     },
 }
 

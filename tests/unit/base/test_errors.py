@@ -16,30 +16,24 @@ from fitb.errors import (
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"),
+    ("kind", "code", "restart_helps"),
     [
-        (FitbError, 1),
-        (ConfigError, 2),
-        (DataError, 3),
-        (ContractError, 3),
-        (SystemFault, 4),
-        (TrainingError, 5),
-        (CheckpointError, 5),
+        (FitbError, 1, False),
+        (ConfigError, 2, False),
+        (DataError, 3, False),
+        (ContractError, 3, False),
+        (SystemFault, 4, True),
+        (TrainingError, 5, False),
+        (CheckpointError, 5, False),
     ],
 )
-def test_each_branch_of_the_tree_has_the_exit_code_of_its_table(kind, code):
+def test_each_branch_of_the_tree_has_the_exit_code_of_its_table(kind, code, restart_helps):
     assert issubclass(kind, FitbError)
-    assert kind.exit_code == code
+    assert (kind.exit_code, kind.restart_helps) == (code, restart_helps)
 
 
 def test_the_codes_that_a_scheduler_reads_are_the_documented_ones():
     assert (errors.FINISHED, errors.CRASH, errors.RESUME, errors.STOP) == (0, 1, 85, 93)
-
-
-def test_only_a_fault_of_the_machine_is_worth_another_start():
-    kinds = (ConfigError, DataError, ContractError, TrainingError, CheckpointError)
-    assert SystemFault.restart_helps
-    assert not any(kind.restart_helps for kind in kinds)
 
 
 def test_a_contract_error_tells_every_failure_at_once():

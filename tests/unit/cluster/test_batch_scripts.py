@@ -210,7 +210,7 @@ def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) 
 
 
 EVALUATE = ["-m", "fitb", "evaluate", "--out", "a b"]
-PREPARE = ["-m", "fitb.prepare.slurm", "--cluster", "slurm", "--out", "a b"]
+PREPARE = ["-m", "fitb", "launch.prepare", "--cluster", "slurm", "--out", "a b"]
 TASKS = {"SLURM_NTASKS": "2", "RANK": "3", "FITB_PYTHON": "mine"}
 
 

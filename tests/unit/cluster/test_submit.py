@@ -186,7 +186,7 @@ def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) 
     start = (
         "import sys, fitb.cluster.submit as s\n"
         "s.submit_distill.__kwdefaults__['entry'] = 'fitb_entry:train'\n"
-        "from launch.distill import main; sys.exit(main(sys.argv[1:]))"
+        "from fitb.cli import main; sys.exit(main(['launch.distill', *sys.argv[1:]]))"
     )
     where = ["--cluster", "local", "--wait", "--run_dir", str(tmp_path / "run")]
     path = f"{ROOT}:{package.parent}:{ROOT / 'tests' / 'cluster'}"

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from fitb.config import ObjectiveConfig
+from fitb.config.parser import resolve_resource
 from fitb.distill.objective import Objective
-from fitb.flags import resolve_resource
 
 
 def states_and_scores(model, batch):

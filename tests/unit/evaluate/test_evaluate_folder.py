@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
+from fitb.config.parser import parse
 from fitb.errors import ConfigError
 from fitb.evaluate.evaluate import evaluate
 from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.folder import evaluate_all, expand, share_of
 from fitb.evaluate.printed import folder_text
-from fitb.flags import parse
 
 
 def array(*values):

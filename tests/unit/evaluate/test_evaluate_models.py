@@ -9,6 +9,7 @@ import torch
 from evaluating import write_shards
 from transformers import BertForMaskedLM
 
+from fitb.config.parser import parse
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.errors import ConfigError, ContractError
@@ -20,7 +21,6 @@ from fitb.evaluate.evaluate_config import EvaluateConfig
 from fitb.evaluate.metrics import metrics_of
 from fitb.evaluate.printed import evaluation_text
 from fitb.evaluate.ranks import Ranks
-from fitb.flags import parse
 from fitb.shards.shard_set import ShardSet
 from fitb.world import World
 

@@ -13,9 +13,9 @@ import pytest
 from html_page import HtmlPage
 
 from fitb.config import MaskConfig
+from fitb.config.parser import parse
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.errors import ConfigError, ContractError, DataError
-from fitb.flags import parse
 from fitb.inspect.decoding import TokenDecoder, examples, round_trips
 from fitb.inspect.display import as_page, as_text
 from fitb.inspect.inspection import InspectConfig, inspect
@@ -224,19 +224,12 @@ def test_markup_in_a_corpus_stays_text(result):
     assert HtmlPage(as_page(told)).text().count(harm) >= 3
 
 
-def test_shards_are_named_first_or_by_their_flag():
-    for words in (["some/where", "--rows", "7"], ["--rows", "7", "--shards", "some/where"]):
-        config = parse(InspectConfig, "fitb inspect", words)
-        assert (config.shards, config.rows) == ("some/where", 7)
-    assert parse(InspectConfig, "fitb inspect", []).shards == "data/shards"
-
-
-@pytest.mark.parametrize(
-    "words", [["a", "b"], ["a", "--shard", "b"], ["--rows", "0"], ["--examples", "-1"]]
-)
+@pytest.mark.parametrize("words", [["a", "b"], ["a", "--shard", "b"], ["--rows", "0"]])
 def test_flags_that_make_no_sense_are_refused(words):
     with pytest.raises(ConfigError):
-        parse(InspectConfig, "fitb inspect", words)
+        parse(InspectConfig, "fitb inspect", words, positional="shards")
+    with pytest.raises(ConfigError, match="examples=-1"):
+        InspectConfig(examples=-1)
 
 
 def test_a_folder_without_shards_and_a_model_that_does_not_fit_are_refused(

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, BertForMaskedLM
 
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.errors import ConfigError, ContractError, DataError
 from fitb.fsio import read_json, write_json

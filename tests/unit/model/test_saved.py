@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fitb.config import Config, DataConfig, Geometry, ModelConfig, ObjectiveConfig
-from fitb.config_io import to_yaml
+from fitb.config.yaml import to_yaml
 from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.distill.objective import Objective
 from fitb.errors import ContractError, DataError

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import MakeConfig, but_for_names, flags_of
 
+from fitb.config.parser import parse, parser_for
 from fitb.corpus.clean import CleanConfig
 from fitb.corpus.sorted_runs import split_of, text_digest
 from fitb.errors import ConfigError, DataError, SystemFault
-from fitb.flags import parse, parser_for
 from fitb.fsio import read_json
 from fitb.prepare.preparation import prepare
 from fitb.prepare.settings import PrepareConfig

@@ -9,7 +9,13 @@ import pytest
 
 from fitb.cluster.slurm_config import Finding
 from fitb.errors import ConfigError
-from fitb.rehearse.rehearsal import choose_script, elapsed_s, front, rehearse, sbatch_options
+from fitb.rehearse.rehearsal import (
+    choose_script,
+    elapsed_s,
+    launcher_arguments,
+    rehearse,
+    sbatch_options,
+)
 from fitb.rehearse.verdict import Inputs, Rehearsal, Shutdown, grace_periods, render
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,22 +95,24 @@ def test_where_flags_and_training_flags_may_be_mixed_or_parted() -> None:
         ["--sbatch", "--nodes=2", "--minutes", "5", "--", *flags],
         [*flags, "--minutes=5", "--sbatch=--nodes=2"],
     ):
-        where, training = front().split(args)
+        where, training = launcher_arguments().split(args)
         assert (where.sbatch, where.minutes, training) == (["--nodes=2"], 5.0, flags)
-    where, _ = front().split(["--sbatch", "--nodes=2 -p low", "--sbatch", "--time=60"])
+    where, _ = launcher_arguments().split(["--sbatch", "--nodes=2 -p low", "--sbatch", "--time=60"])
     assert where.sbatch == ["--nodes=2 -p low", "--time=60"]
 
 
 def test_a_rehearsal_leaves_other_folders_alone_and_checks_the_flags_first(tmp_path: Path) -> None:
     (tmp_path / "run-rehearsal").mkdir()
     (tmp_path / "run-rehearsal" / "here").touch()
-    where, flags = front().split(["--run_dir", f"{tmp_path}/run"])
+    where, flags = launcher_arguments().split(["--run_dir", f"{tmp_path}/run"])
     with pytest.raises(ConfigError, match="run-rehearsal is not empty"):
         rehearse(where, flags)
-    where, flags = front().split(["--rehearsal_dir", f"{tmp_path}/new", "--stepz", "3"])
+    where, flags = launcher_arguments().split(
+        ["--rehearsal_dir", f"{tmp_path}/new", "--stepz", "3"]
+    )
     with pytest.raises(ConfigError, match="nearest: steps"):
         rehearse(where, flags)
-    where, flags = front().split(
+    where, flags = launcher_arguments().split(
         ["--cluster=local", "--processes=300", "--run_dir", f"{tmp_path}/new"]
     )
     with pytest.raises(ConfigError, match="300 processes"):

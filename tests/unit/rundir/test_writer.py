@@ -11,8 +11,8 @@ import pytest
 
 from fitb import fsio
 from fitb.config import Config, OptimConfig
+from fitb.config.parser import parse
 from fitb.errors import ConfigError
-from fitb.flags import parse
 from fitb.rundir import ownership
 from fitb.rundir.events import words_of
 from fitb.rundir.history import attempts_of

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fitb.cli.commands import COMMANDS, benchmarks
+from fitb.cli.execute import launcher_of, load
+from fitb.cli.help import commands
 from fitb.config import Config
-from fitb.flags import choices, hints, parser_for, preset_names, resource_names
-from fitb.front import FrontParser, flags_of, load
-from fitb.help import PAGES, benchmarks, commands
+from fitb.config.keys import choices, hints
+from fitb.config.parser import preset_names, resource_names
 
 Shell = Literal["bash", "zsh"]
 _THEIR_COMPLETION = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
@@ -39,8 +41,7 @@ _fitb() {
     COMPREPLY=($(compgen -P "$given" -W "$(_fitb_words "$command $before")" -- "$word"))
   fi
 }
-complete -o default -F _fitb fitb
-"""
+complete -o default -F _fitb fitb"""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class CompletionConfig:
     shell: Shell = "bash"
 
 
-def script(shell: Shell) -> str:
-    """Return the script to be sourced by a shell; it holds words and looks them up."""
+def script(config: CompletionConfig) -> str:
+    """Return the script that a shell sources."""
+    shell = config.shell
     cases = "".join(
         f"    '{key}') echo '{' '.join(words)}' ;;\n" for key, words in _words() if words
     )
@@ -68,21 +70,20 @@ def _words() -> Iterator[tuple[str, list[str]]]:
     """Yield what may stand after a command, and after a flag of it."""
     yield "", [*commands(), "--help", "--version"]
     yield "bench", [*benchmarks(), "--help"]
-    for name, page in PAGES.items():
-        program, _, command = name.partition(" ")
-        if program != "fitb":
+    for command in COMMANDS.values():
+        if command.launches:
             continue
-        kind = load(page.config)
-        flags = flags_of(parser_for(kind, name))
+        kind = load(command.config)
         values = {key: choices(hint) for key, hint in hints(kind)}
+        flags = ["help", "config", "print_config", *values]
         if kind is Config:
             values["config"] = preset_names()
             values["ds_config"] = resource_names("fitb.ds_configs", ".json")
-        if page.front:
-            front: FrontParser = load(page.front)()
-            flags = flags_of(front) + [flag for flag in flags if flag not in flags_of(front)]
-            values |= {action.dest: list(action.choices or ()) for action in front._actions}
-        yield command, [f"--{flag}" for flag in flags if flag != "h"]
-        yield f"{command} ", values.get(page.words, [])
+        if command.launcher:
+            launcher = launcher_of(command)
+            flags = list(dict.fromkeys([*launcher.names(), *flags]))
+            values |= {action.dest: list(action.choices or ()) for action in launcher._actions}
+        yield command.name, [f"--{flag}" for flag in flags]
+        yield f"{command.name} ", values.get(command.positional, [])
         for key, words in values.items():
-            yield f"{command} --{key}", words
+            yield f"{command.name} --{key}", words

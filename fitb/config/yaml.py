@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fitb.config import AlgorithmsConfig, Config
+from fitb.config.schema import AlgorithmsConfig, Config
 from fitb.errors import ConfigError
 
 # What may differ between two attempts of one run: how it is executed, not what it computes, but to

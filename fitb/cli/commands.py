@@ -1,60 +1,60 @@
-"""What the help of every command says beside its flags: one line, examples, where its flags are.
+"""The table of commands. A new command is a new row here, and nothing elsewhere.
 
-Nothing is imported here, so that `fitb --help` costs no more than Python's start. A command has the
-name that a user types before its flags.
+Help, completion, docs/cli.md and the tests of them are made from this table and from the parsers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from fitb.cli.command import Command
 
 
-@dataclass(frozen=True)
-class Page:
-    """The help of one command.
-
-    Args:
-        about: one line, as a list of commands shows it; no full stop.
-        examples: command lines that parse.
-        config: module:class of its flags.
-        words: key of that class that plain words fill, without a flag.
-        front: module:function that makes the parser of flags of its own, where it hands all others
-            to the command whose `config` this is.
-        hands_to: that command.
-    """
-
-    about: str
-    examples: tuple[str, ...]
-    config: str = "fitb.config:Config"
-    words: str = ""
-    front: str = ""
-    hands_to: str = ""
+def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
+    return Command(
+        f"bench {what}",
+        about,
+        examples,
+        config=f"fitb.bench.config:{what.title()}Config",
+        run=f"fitb.bench.{what}:bench",
+        render="fitb.bench.measure:render",
+    )
 
 
-PAGES = {
-    "fitb doctor": Page(
+_ROWS = (
+    Command(
+        "doctor",
         "what is missing or wrong on this machine, each with what to type",
         (
             "fitb doctor",
             "fitb doctor --config tinybert4 --model.teacher models/bert --data.shards data/shards",
             'fitb doctor --deep --sbatch "--nodes=2 --partition=low"',
         ),
-        front="fitb.doctor.doctor:front",
-        hands_to="fitb train",
+        hands_to="train",
+        launcher="fitb.doctor.doctor:launcher_arguments",
+        run="fitb.doctor.doctor:doctor",
+        render="fitb.doctor.check:render",
+        as_json="fitb.doctor.check:as_json",
+        exit_code="fitb.doctor.check:exit_code",
     ),
-    "fitb site": Page(
+    Command(
+        "site",
         "write slurm/site.env: account, partition and so on, from what Slurm says",
         ("fitb site init && . slurm/site.env", "fitb site init --out /shared/site.env --force"),
         config="fitb.site_init:SiteConfig",
-        words="action",
+        positional="action",
+        run="fitb.site_init:init",
+        render="fitb.site_init:say",
     ),
-    "fitb scripts": Page(
+    Command(
+        "scripts",
         "where the batch scripts for sbatch lie, or a copy of them",
         ("fitb scripts", "fitb scripts slurm"),
         config="fitb.cluster.scripts:ScriptsConfig",
-        words="out",
+        positional="out",
+        run="fitb.cluster.scripts:scripts",
+        render="builtins:str",
     ),
-    "fitb prepare": Page(
+    Command(
+        "prepare",
         "text in, shards and a manifest out: clean, deduplicated, tokenised",
         (
             "fitb prepare --out data/shards        # docstrings of this machine: no download",
@@ -64,17 +64,23 @@ PAGES = {
             " --tokenizer runs/tb4/export --add_tokens words.txt",
         ),
         config="fitb.prepare.settings:PrepareConfig",
+        run="fitb.prepare.preparation:prepare",
+        render="builtins:str",
     ),
-    "fitb inspect": Page(
+    Command(
+        "inspect",
         "statistics and masked examples of shards, for a terminal, as JSON or as a page",
         (
             "fitb inspect data/shards",
             "fitb inspect data/shards --html look.html --mask.strategy span",
         ),
         config="fitb.inspect.inspection:InspectConfig",
-        words="shards",
+        positional="shards",
+        run="fitb.cli.functions:inspect",
+        render="fitb.inspect.display:as_text",
     ),
-    "fitb train": Page(
+    Command(
+        "train",
         "begin a run or go on with it (started by srun, submitit, torchrun or alone)",
         (
             "fitb train --config tinybert4 --run_dir runs/tb4 --model.teacher models/bert"
@@ -84,39 +90,54 @@ PAGES = {
             "torchrun --nproc-per-node 4 -m fitb train --config tinybert6 --run_dir runs/tb6"
             " --model.teacher models/bert",
         ),
+        run="fitb.train.loop:train",
     ),
-    "fitb status": Page(
+    Command(
+        "status",
         "where a run stands: attempts, rate, last save, why it stopped",
         ("fitb status runs/tb4", "fitb status runs/tb4 --watch", "fitb status runs/tb4 --json"),
         config="fitb.tools.status:StatusConfig",
-        words="run",
+        positional="run",
+        run="fitb.tools.status:show",
     ),
-    "fitb report": Page(
+    Command(
+        "report",
         "a run, or several side by side, as one page of HTML, and charts for papers",
         (
             "fitb report runs/tb4",
             "fitb report runs/tb4 runs/control --out compared.html --png figures",
         ),
         config="fitb.report.report_config:ReportConfig",
-        words="runs",
+        positional="runs",
+        run="fitb.report.build:report",
+        render="fitb.report.build:as_text",
     ),
-    "fitb rehearse": Page(
+    Command(
+        "rehearse",
         "stop the job on your cluster as Slurm would, and hold its saves against the leads",
         (
             'fitb rehearse --sbatch "--nodes=2 --partition=low" -- --config tinybert4'
             " --run_dir runs/tb4 --model.teacher models/bert",
             "fitb rehearse --cluster local --processes 2 -- --config demo --run_dir runs/try",
         ),
-        front="fitb.rehearse.rehearsal:front",
-        hands_to="fitb train",
+        hands_to="train",
+        launcher="fitb.rehearse.rehearsal:launcher_arguments",
+        run="fitb.rehearse.rehearsal:rehearse",
+        render="fitb.rehearse.verdict:render",
+        as_json="fitb.rehearse.verdict:as_json",
+        exit_code="fitb.rehearse.verdict:exit_code",
     ),
-    "fitb sync": Page(
+    Command(
+        "sync",
         "send a run's metrics to Weights & Biases as one run, whatever its attempts did",
         ("fitb sync runs/tb4", "fitb sync runs/tb4 --offline && wandb sync runs/tb4/wandb-merged"),
         config="fitb.sync:SyncConfig",
-        words="run",
+        positional="run",
+        run="fitb.sync:sync",
+        render="builtins:str",
     ),
-    "fitb evaluate": Page(
+    Command(
+        "evaluate",
         "how well a model fills masked positions, beside baselines, with 95 % intervals",
         (
             "fitb evaluate --model runs/tb4/export --shards data/shards",
@@ -124,17 +145,23 @@ PAGES = {
             "fitb evaluate --models+='runs/tb4/checkpoints/step-*' --out evals/tb4",
         ),
         config="fitb.evaluate.evaluate_config:EvaluateConfig",
+        run="fitb.cli.functions:evaluate",
+        render="fitb.cli.functions:render_evaluation",
     ),
-    "fitb compare": Page(
+    Command(
+        "compare",
         "two models on the same rows and masks: paired differences and p-values",
         (
             "fitb compare runs/a/export runs/b/export --shards data/shards",
             "fitb compare runs/a/export runs/b/export --sets.general data/a --sets.mine data/b",
         ),
         config="fitb.evaluate.evaluate_config:CompareConfig",
-        words="models",
+        positional="models",
+        run="fitb.evaluate.compare:compare",
+        render="fitb.evaluate.printed:comparison_text",
     ),
-    "fitb fill": Page(
+    Command(
+        "fill",
         "fill the blanks of sentences: ___ is a word, [MASK] one piece, [SPAN] any number",
         (
             'fitb fill "Returns a ___ of strings." --model runs/tb4/export',
@@ -143,9 +170,14 @@ PAGES = {
             "fitb fill - --json --model runs/tb4/export < sentences.txt",
         ),
         config="fitb.infer.config:FillConfig",
-        words="texts",
+        positional="texts",
+        run="fitb.cli.functions:fill",
+        render="fitb.infer.fill:render",
+        as_json="fitb.infer.fill:as_json",
+        ascii=False,
     ),
-    "fitb serve": Page(
+    Command(
+        "serve",
         "fill blanks over HTTP, and on a page for people",
         (
             "fitb serve runs/tb4/export",
@@ -153,9 +185,11 @@ PAGES = {
             "fitb serve models/tb4 --backend onnx-int8 --threads 4",
         ),
         config="fitb.serve.settings:ServeConfig",
-        words="model",
+        positional="model",
+        run="fitb.cli.functions:serve",
     ),
-    "fitb export": Page(
+    Command(
+        "export",
         "a model as a Hugging Face folder with its card, and for onnxruntime",
         (
             "fitb export runs/tb4 --out models/tb4",
@@ -163,54 +197,66 @@ PAGES = {
             "fitb export runs/tb4/checkpoints/step-0001000 --out models/early --onnx",
         ),
         config="fitb.export:ExportConfig",
-        words="source",
+        positional="source",
+        run="fitb.export:export",
+        render="fitb.export:render",
     ),
-    "fitb plan": Page(
+    Command(
+        "plan",
         "what a run will take: time, traffic, checkpoints, losses to preemption",
         (
             "fitb plan --nodes 4 --gpus 8 --tokens 1e10",
             "fitb plan --nodes 2 --gpus 4 --tokens_per_s 52000 --preemptions_per_day 4",
         ),
         config="fitb.plan:PlanConfig",
+        run="fitb.plan:plan",
+        render="fitb.plan:render",
+        as_json="fitb.plan:as_json",
     ),
-    "fitb bench step": Page(
-        "tokens per second of training, its parts, MFU; --baseline beside an unfused baseline",
+    _benchmark(
+        "step",
+        "tokens per second of training, its parts, MFU; --baseline beside the plain way",
         (
             "srun fitb bench step --precision fp16 --baseline",
             "fitb bench step --processes 2 --length 64 --json",
         ),
-        config="fitb.bench.config:StepConfig",
     ),
-    "fitb bench comm": Page(
+    _benchmark(
+        "comm",
         "latency and bandwidth of the collectives between ranks",
         ("srun fitb bench comm", "fitb bench comm --processes 4 --mb '[1, 31]'"),
-        config="fitb.bench.config:CommConfig",
     ),
-    "fitb bench infer": Page(
+    _benchmark(
+        "infer",
         "filling: student, teacher, onnxruntime, transformers' pipeline, the server",
         ("fitb bench infer", "fitb bench infer --clients 0 --batches '[1, 32]'"),
-        config="fitb.bench.config:InferConfig",
     ),
-    "fitb bench data": Page(
+    _benchmark(
+        "data",
         "text to shards against the bare tokenizer; rows per second; seek; memory",
         ("fitb bench data", "fitb bench data --mb 32 --repeats 5"),
-        config="fitb.bench.config:DataBenchConfig",
     ),
-    "fitb demo": Page(
+    Command(
+        "demo",
         "the whole road on this machine: corpus, teacher, student, controls",
         ("fitb demo", "fitb demo --out runs/tiny --max_mb 2 --teacher_steps 200 --steps 100"),
         config="fitb.demo:DemoConfig",
+        run="fitb.demo:demo",
     ),
-    "fitb completion": Page(
+    Command(
+        "completion",
         "the script that lets a shell complete commands, flags, presets and choices",
         (
             "fitb completion bash > ~/.local/share/bash-completion/completions/fitb",
             "source <(fitb completion zsh)        # in ~/.zshrc, after compinit",
         ),
-        config="fitb.completion:CompletionConfig",
-        words="shell",
+        config="fitb.cli.completion:CompletionConfig",
+        positional="shell",
+        run="fitb.cli.completion:script",
+        render="builtins:str",
     ),
-    "python -m launch.prepare": Page(
+    Command(
+        "launch.prepare",
         "prepare shards as Slurm arrays, or here where there is no Slurm",
         (
             "python -m launch.prepare --tasks 64 --out data/shards --source parquet"
@@ -219,10 +265,12 @@ PAGES = {
             " --files+='text/*.txt' --tokenizer models/bert",
         ),
         config="fitb.prepare.settings:PrepareConfig",
-        front="fitb.prepare.slurm:front",
-        hands_to="fitb prepare",
+        hands_to="prepare",
+        launcher="fitb.prepare.slurm:launcher_arguments",
+        run="fitb.prepare.slurm:launch",
     ),
-    "python -m launch.distill": Page(
+    Command(
+        "launch.distill",
         "distil through submitit; the run directory is runs/JOB_NAME unless --run_dir is given",
         (
             "python -m launch.distill --nodes 4 --tasks_per_node 8 --gpus_per_node 8"
@@ -232,10 +280,12 @@ PAGES = {
             "python -m launch.distill --nodes 4 --chain 8 --config tinybert4 --run_dir runs/tb4",
             "python -m launch.distill --nodes 4 --dry_run --config tinybert4 --run_dir runs/tb4",
         ),
-        front="launch.distill:front",
-        hands_to="fitb train",
+        hands_to="train",
+        launcher="fitb.cli.launchers:distill_arguments",
+        run="fitb.cli.launchers:distill",
     ),
-    "python -m launch.evaluate": Page(
+    Command(
+        "launch.evaluate",
         "evaluate through submitit; with --wait and --out the table of all models is printed",
         (
             "python -m launch.evaluate --model runs/tb4/export --shards data/shards",
@@ -243,62 +293,14 @@ PAGES = {
             " --out evals/tb4",
         ),
         config="fitb.evaluate.evaluate_config:EvaluateConfig",
-        front="launch.evaluate:front",
-        hands_to="fitb evaluate",
+        hands_to="evaluate",
+        launcher="fitb.cli.launchers:evaluate_arguments",
+        run="fitb.cli.launchers:evaluate",
     ),
-}
-
-_HEAD = """usage: fitb COMMAND [flags]
-
-fitb distils BERT into TinyBERT on cluster schedulers, preempted and resumed to the bit.
-
-commands:
-"""
-_TAIL = """
-`fitb COMMAND --help` lists the flags of a command; one that is on or off needs no value. Exit codes
-of train: 0 finished, 85 saved and wants to be started again, 93 starting again would not help,
-anything else a crash. Exit codes of the other commands: 0 done, 1 rehearsed and not safe, 2
-configuration, 3 data or models, 4 machine, 5 training. Of doctor: 0 all fine, 1 warnings, 2
-something bad.
-"""
-_BENCH = "measure, and print medians with their spread"
+)
+COMMANDS = {command.name: command for command in _ROWS}
 
 
 def benchmarks() -> list[str]:
     """Names of what `fitb bench` measures."""
-    return [name.split()[2] for name in PAGES if name.startswith("fitb bench ")]
-
-
-def commands() -> dict[str, str]:
-    """Return each command of `fitb` and its line."""
-    lines: dict[str, str] = {}
-    for name, page in PAGES.items():
-        front, command, *_ = name.split()
-        if front == "fitb":
-            lines.setdefault(command, _BENCH if command == "bench" else page.about)
-    return lines
-
-
-def overview() -> str:
-    """The text of `fitb --help`."""
-    return _HEAD + _listed(commands()) + examples(("fitb doctor", "fitb demo")) + _TAIL
-
-
-def benchmarks_overview() -> str:
-    """The text of `fitb bench --help`."""
-    lines = {what: PAGES[f"fitb bench {what}"].about for what in benchmarks()}
-    shown = ("fitb bench step --baseline", "srun fitb bench comm")
-    head = (
-        "usage: fitb bench WHAT [flags]\n\nMeasure, and print medians with their spread.\n\nwhat:\n"
-    )
-    return head + _listed(lines) + examples(shown)
-
-
-def _listed(lines: dict[str, str]) -> str:
-    width = max(len(name) for name in lines) + 1
-    return "".join(f"  {name:{width}} {about}\n" for name, about in lines.items())
-
-
-def examples(lines: tuple[str, ...]) -> str:
-    """The last paragraph of a help text."""
-    return "\nexamples:\n" + "".join(f"  {line}\n" for line in lines)
+    return [name.removeprefix("bench ") for name in COMMANDS if name.startswith("bench ")]

@@ -1,0 +1,91 @@
+"""The command line: find the command, run it, return its exit code.
+
+Every command is a row of fitb/cli/commands.py, which names its modules; they are imported when it
+runs, so that `fitb --help` costs no more than Python's start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fitb
+from fitb import log
+from fitb.cli import help
+from fitb.cli.command import Command
+from fitb.cli.commands import COMMANDS
+from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
+from fitb.modes import fault_of
+from fitb.world import without_local_rank
+
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    words, name = list(sys.argv[1:] if args is None else args), ""
+    log.setup()
+    try:
+        name, *flags = without_local_rank(words, os.environ) or ["--help"]
+        code = _run(name, flags)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
+        return code
+    except KeyboardInterrupt:
+        logging.getLogger("fitb").error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CRASH
+    except (FitbError, PermissionError) as error:
+        if isinstance(error, PermissionError):
+            error = fault_of(error, "a file")
+        logging.getLogger("fitb").error("%s", error)
+        name = name or next((word for word in words if word in COMMANDS), "")
+        return STOP if name == "train" and not error.restart_helps else error.exit_code
+
+
+def _run(name: str, args: list[str]) -> int:
+    if name in help.FLAGS:
+        print(help.overview(), end="")
+    elif name == "--version":
+        print(_version())
+    elif name == "bench" and (not args or args[0] in help.FLAGS):
+        print(help.benchmarks_overview(), end="")
+    else:
+        from fitb.cli.execute import execute
+
+        command, flags = _find(name, args)
+        return execute(command, flags)
+    return 0
+
+
+def _find(name: str, args: list[str]) -> tuple[Command, list[str]]:
+    """Return a command and the words after its name.
+
+    Raises: ConfigError with the nearest name.
+    """
+    if name == "bench":
+        name, args = f"bench {args[0]}", args[1:]
+    if name not in COMMANDS:
+        lists = "fitb bench --help" if name.startswith("bench ") else "fitb --help"
+        near = nearest(name, [*COMMANDS, "bench"])
+        raise ConfigError(f"unknown command {name!r}{near}; `{lists}` lists all")
+    return COMMANDS[name], args
+
+
+def _version() -> str:
+    """Name the version, and in a checkout the commit."""
+    root = Path(fitb.__file__).parents[1]
+    if not (root / ".git").exists():
+        return f"fitb {fitb.__version__}"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"fitb {fitb.__version__}"
+    commit = done.stdout.strip()
+    return f"fitb {fitb.__version__}" + (f" ({commit})" if commit else "")

@@ -1,0 +1,85 @@
+"""What launch/distill.py and launch/evaluate.py do: submit jobs through submitit, or show them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fitb.cluster.arrays import CommandJob, submit_tasks
+from fitb.cluster.executor import make_executor, resource_parser, script_of
+from fitb.cluster.slurm import default_run_dir
+from fitb.cluster.submit import plan_distill, submit_distill, wait_for
+from fitb.config.launcher import LauncherArguments
+from fitb.config.parser import parse
+from fitb.config.yaml import to_yaml
+from fitb.errors import FINISHED
+from fitb.evaluate.evaluate_config import EvaluateConfig
+from fitb.evaluate.folder import check_array
+
+
+def distill_arguments() -> LauncherArguments:
+    """Build the parser of the flags that say how a distillation is submitted."""
+    parser = resource_parser("python -m launch.distill", job_name="fitb-distill", nodes=1)
+    parser.add_argument(
+        "--chain",
+        type=int,
+        default=0,
+        help="submit this many jobs, one after another, in place of one that is requeued",
+    )
+    parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="look at every host before the tasks start, and come back without the bad ones",
+    )
+    parser.add_argument(
+        "--torchrun",
+        action="store_true",
+        default=None,  # FITB_LAUNCHER of the site may say so
+        help="one task on each host, in which torchrun starts its --tasks_per_node processes",
+    )
+    return parser
+
+
+def distill(where: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Submit a distillation and print its jobs; with `wait` return its exit code."""
+    if where.dry_run:
+        print(plan_distill(flags, where).render(), end="")
+        return FINISHED
+    jobs, run_dir = submit_distill(flags, where)
+    for job in jobs:
+        print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)
+    return wait_for(jobs[-1], run_dir) if where.wait else FINISHED
+
+
+def evaluate_arguments() -> LauncherArguments:
+    """Build the parser of the flags that say how an evaluation is submitted."""
+    parser = resource_parser(
+        "python -m launch.evaluate", job_name="fitb-evaluate", signal_delay_s=0
+    )
+    parser.add_argument(
+        "--array", type=int, default=1, help="tasks that share the --models among them"
+    )
+    return parser
+
+
+def evaluate(where: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Submit an evaluation and print its jobs; with `wait` and --out print the table too."""
+    where.nodes = where.tasks_per_node = 1
+    config = parse(EvaluateConfig, where.launcher.prog, flags, launcher=where.launcher)
+    check_array(config, where.array)
+    shares = [f"{number}/{where.array}" for number in range(where.array)]
+    share = [["--share", each] for each in shares] if where.array > 1 else [[]]
+    tasks = [CommandJob(("evaluate", *flags, *words)) for words in share]
+    executor = make_executor(where, Path(default_run_dir(where.job_name)).absolute() / "logs")
+    if where.dry_run:
+        script = script_of(executor, where.array)
+        print(f"{script.rstrip()}\n\n# -- fitb evaluate\n{to_yaml(config)}", end="")
+        return FINISHED
+    jobs = submit_tasks(executor, tasks)
+    for job in jobs:
+        print(f"job {job.job_id}, log: {job.paths.stdout}", flush=True)
+    if not where.wait:
+        return FINISHED
+    worst = max(wait_for(job) for job in jobs)
+    return worst or (CommandJob(("evaluate", *flags))() if config.out else FINISHED)
