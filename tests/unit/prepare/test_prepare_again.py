@@ -126,6 +126,7 @@ def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missin
     work = folder_of(config)
     pieces = {path.name: path.stat().st_mtime_ns for path in (work / "pieces").glob("*.json")}
     assert "train-00003.json" not in pieces
+    assert read_json(work / "plan.json")["units"]  # what earlier versions call splits
     assert pieces
     kept = {path.name: path.stat().st_ino for path in (work / "set").glob("*.arrow")}
     prepare(config)
