@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitb.bench.config import CommConfig
+from fitb.bench.config import CommBenchConfig
 from fitb.bench.measure import Spread, machine, seconds
 from fitb.bench.processes import in_ranks
 from fitb.config import Config
@@ -21,12 +21,12 @@ from fitb.train.zero import leave_distributed, start_distributed
 from fitb.world import World
 
 
-def bench(config: CommConfig) -> dict[str, Any]:
+def bench(config: CommBenchConfig) -> dict[str, Any]:
     """Measure on every rank and return one row."""
     return in_ranks(config, "comm", config.processes, _measure)
 
 
-def _measure(config: CommConfig, world: World) -> dict[str, Any]:
+def _measure(config: CommBenchConfig, world: World) -> dict[str, Any]:
     run = Config(run_dir="", precision="fp32", micro_batch=1, global_batch=world.size)
     device = start_distributed(run, world)
     row: dict[str, Any] = {
@@ -49,7 +49,7 @@ def _measure(config: CommConfig, world: World) -> dict[str, Any]:
     return row
 
 
-def _latency(config: CommConfig, device: torch.device) -> Spread:
+def _latency(config: CommBenchConfig, device: torch.device) -> Spread:
     """Of an all-reduce of one number, as the norm of the gradients needs in every step."""
     number = torch.zeros(1, dtype=torch.float64, device=device)
     times = _times(lambda: dist.all_reduce(number), config.repeats, device)
@@ -57,7 +57,7 @@ def _latency(config: CommConfig, device: torch.device) -> Spread:
 
 
 def _collectives(
-    config: CommConfig, mb: float, world: World, device: torch.device
+    config: CommBenchConfig, mb: float, world: World, device: torch.device
 ) -> dict[str, list[float]]:
     dtype = DTYPES[config.precision]
     size = max(1, int(mb * 1e6 / dtype.itemsize / world.size))

@@ -12,7 +12,7 @@ BERT_BASE = Geometry(12, 768, 3072, 12)
 
 
 @dataclass(frozen=True)
-class StepConfig:
+class StepBenchConfig:
     """Tokens per second of a training step, its parts, and MFU against the measured peak.
 
     Args:
@@ -72,7 +72,7 @@ class StepConfig:
 
 
 @dataclass(frozen=True)
-class CommConfig:
+class CommBenchConfig:
     """Latency and bandwidth of the collectives that a training step uses.
 
     Args:
@@ -97,7 +97,7 @@ class CommConfig:
 
 
 @dataclass(frozen=True)
-class InferConfig:
+class InferBenchConfig:
     """Texts per second by batch; logits alone, by scorer; requests per second of the server.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fitb.bench.config import InferConfig
+from fitb.bench.config import InferBenchConfig
 from fitb.bench.load import serving
 from fitb.bench.measure import Spread, machine, seconds
 from fitb.bench.scorers import compare_scorers
@@ -28,7 +28,7 @@ from fitb.model.load import load_model, quiet
 _VOCABULARY = 30_522
 
 
-def bench(config: InferConfig) -> dict[str, Any]:
+def bench(config: InferBenchConfig) -> dict[str, Any]:
     """Measure all of it, rivals turn by turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = pool()
@@ -61,7 +61,7 @@ def bench(config: InferConfig) -> dict[str, Any]:
 
 
 def _beside_the_pipeline(
-    config: InferConfig, model: Any, tokenizer: Any, texts: list[str], device: torch.device
+    config: InferBenchConfig, model: Any, tokenizer: Any, texts: list[str], device: torch.device
 ) -> dict[str, Any]:
     """Texts per second, from text to candidates, by batch."""
     from transformers import pipeline
@@ -94,7 +94,7 @@ def _beside_the_pipeline(
     return found
 
 
-def blanked(lines: list[str], config: InferConfig, mask_token: str) -> list[str]:
+def blanked(lines: list[str], config: InferBenchConfig, mask_token: str) -> list[str]:
     """Return texts of some words, the middle one blanked."""
     texts = []
     for text in documents(lines, config.texts * 4000, seed=2):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
-from fitb.bench.config import StepConfig
+from fitb.bench.config import StepBenchConfig
 from fitb.bench.measure import Spread, machine, peak_rss_gb, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
 from fitb.bench.processes import in_ranks
@@ -53,7 +53,7 @@ _TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
 
-def bench(config: StepConfig) -> dict[str, Any]:
+def bench(config: StepBenchConfig) -> dict[str, Any]:
     """Measure on every rank, and return one flat row on all."""
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         shards = config.shards or str(shards_of_docstrings(Path(name), config.length, _VOCABULARY))
@@ -67,7 +67,7 @@ def bench(config: StepConfig) -> dict[str, Any]:
         return in_ranks(config, "step", config.processes, _measure)
 
 
-def _measure(config: StepConfig, world: World) -> dict[str, Any]:
+def _measure(config: StepBenchConfig, world: World) -> dict[str, Any]:
     device, run = start(config, world)
     steps = config.steps or _STEPS[device.type]
     tokens = run.global_batch * config.length
@@ -98,7 +98,9 @@ def _measure(config: StepConfig, world: World) -> dict[str, Any]:
     return row
 
 
-def _setting(config: StepConfig, run: Config, world: World, device: torch.device) -> dict[str, Any]:
+def _setting(
+    config: StepBenchConfig, run: Config, world: World, device: torch.device
+) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -162,7 +164,7 @@ def _efficiency(variant: Variant, world: World, tokens_per_s: float) -> dict[str
     }
 
 
-def start(config: StepConfig, world: World) -> tuple[torch.device, Config]:
+def start(config: StepBenchConfig, world: World) -> tuple[torch.device, Config]:
     """Join the others and return this rank's device and the configuration of a run."""
     probe = "cuda" if torch.cuda.is_available() else "cpu"
     micro_batch = config.micro_batch or max(1, _TOKENS[probe] // config.length)
@@ -252,7 +254,7 @@ class Variant:
 
 
 def _variants(
-    config: StepConfig, run: Config, device: torch.device
+    config: StepBenchConfig, run: Config, device: torch.device
 ) -> dict[str, tuple[Config, bool]]:
     """Return what takes turns: name -> configuration, and whether it is the unfused baseline."""
     variants = {"fitb": (run, False)}
@@ -271,7 +273,9 @@ def _variants(
     return variants
 
 
-def _switches(config: StepConfig, device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
+def _switches(
+    config: StepBenchConfig, device: torch.device
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each switch of `speed` the other way round."""
     dtype = DTYPES[config.precision]
     chosen = choose(config.speed.attention, device, dtype, config.length)

@@ -13,7 +13,7 @@ def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
         f"bench {what}",
         about,
         examples,
-        config=f"fitb.bench.config:{what.title()}Config",
+        config=f"fitb.bench.config:{what.title()}BenchConfig",
         run=f"fitb.bench.{what}:bench",
         render="fitb.bench.measure:render",
     )
@@ -215,7 +215,7 @@ _ROWS = (
     ),
     _benchmark(
         "step",
-        "tokens per second of training, its parts, MFU; --baseline beside the plain way",
+        "tokens per second of training, its parts, MFU; --baseline beside an unfused baseline",
         (
             "srun fitb bench step --precision fp16 --baseline",
             "fitb bench step --processes 2 --length 64 --json",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from fitb.bench import comm, step
-from fitb.bench.config import CommConfig, StepConfig
+from fitb.bench.config import CommBenchConfig, StepBenchConfig
 from fitb.bench.measure import machine
 from fitb.cluster.slurm import Plan
 from fitb.plan import PlanConfig, plan, traffic
@@ -39,7 +39,7 @@ def bench(
     alone_tokens_per_s = 0.0
     for number in processes:
         measured = step.bench(
-            StepConfig(
+            StepBenchConfig(
                 precision,
                 length,
                 micro_batch,
@@ -77,7 +77,7 @@ def _with_network(given: PlanConfig, found: Plan) -> PlanConfig:
         return given
     sends = traffic(found.parameters, given.precision, 1, given.gpus)
     measured = comm.bench(
-        CommConfig(mb=[sends.all_reduce_mb], precision=given.precision, processes=given.gpus)
+        CommBenchConfig(mb=[sends.all_reduce_mb], precision=given.precision, processes=given.gpus)
     )
     message = measured[f"{sends.all_reduce_mb:g}_mb"]
     took_s = sum(message[name]["ms"]["median"] for name in ("all_reduce", "all_gather")) / 1e3

@@ -119,7 +119,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from fitb.config import Geometry
-from fitb.bench.config import StepConfig
+from fitb.bench.config import StepBenchConfig
 from fitb.bench.step import Variant, start
 from fitb.world import World
 
@@ -145,7 +145,7 @@ for name in ("cpu", "tolist", "numpy"):
 
 found = {}
 for precision in ("fp32", "bf16", "fp16"):
-    config = StepConfig(precision, 64, micro_batch=2, grad_accum=8, shards=sys.argv[1],
+    config = StepBenchConfig(precision, 64, micro_batch=2, grad_accum=8, shards=sys.argv[1],
                          teacher=Geometry(4, 64, 128, 4), student=Geometry(2, 32, 64, 4))
     device, run = start(config, World())
     variant = Variant(run, False, World(), device)

@@ -31,14 +31,14 @@ def watched(name):
 for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "reduce_scatter_tensor"):
     watched(name)
 
-from fitb.bench.config import StepConfig
+from fitb.bench.config import StepBenchConfig
 from fitb.bench.step import Variant, start
 from fitb.config import Geometry
 from fitb.train.zero import leave_distributed
 from fitb.world import World
 
 world = World.from_env(os.environ)
-config = StepConfig(sys.argv[2], 64, micro_batch=2, grad_accum=int(sys.argv[3]),
+config = StepBenchConfig(sys.argv[2], 64, micro_batch=2, grad_accum=int(sys.argv[3]),
                      shards=sys.argv[1], teacher=Geometry(4, 64, 128, 4),
                      student=Geometry(2, 32, 64, 4))
 device, run = start(config, world)

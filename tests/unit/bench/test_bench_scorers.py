@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fitb.bench import scorers
-from fitb.bench.config import InferConfig
+from fitb.bench.config import InferBenchConfig
 from fitb.config import Geometry
 from fitb.errors import ConfigError
 
@@ -74,4 +74,4 @@ def test_without_onnxruntime_the_rest_is_still_measured(monkeypatch, tokenizer) 
 def test_batches_of_nothing_are_refused() -> None:
     for change in ({"batches": []}, {"scorer_batches": [0]}, {"repeats": 0}):
         with pytest.raises(ConfigError, match="each at least 1"):
-            InferConfig(**change)
+            InferBenchConfig(**change)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fitb.bench import step
-from fitb.bench.config import StepConfig
+from fitb.bench.config import StepBenchConfig
 from fitb.bench.parts import Timeline
 from fitb.bench.step import _figures, _parts, _switches, _variants
 from fitb.config import Config
@@ -51,7 +51,7 @@ def test_parts_are_medians_and_are_held_against_steps_that_nobody_watched() -> N
 
 
 def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off() -> None:
-    config = StepConfig(baseline=True, switches=True, grad_accum=2, precision="bf16")
+    config = StepBenchConfig(baseline=True, switches=True, grad_accum=2, precision="bf16")
     run = Config(run_dir="", precision="bf16", micro_batch=32, global_batch=64)
     variants = _variants(config, run, CPU)
     baseline, is_unfused = variants["plain"]
@@ -70,9 +70,9 @@ def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off(
 def test_a_number_below_one_is_refused(values) -> None:
     (name,) = values
     with pytest.raises(ConfigError, match=f"{name}="):
-        StepConfig(**values)
+        StepBenchConfig(**values)
 
 
 def test_shards_of_another_length_are_refused_with_the_one_they_have(shard_set) -> None:
     with pytest.raises(ConfigError, match="--length 32"):
-        step.bench(StepConfig(length=128, shards=str(shard_set)))
+        step.bench(StepBenchConfig(length=128, shards=str(shard_set)))

@@ -128,6 +128,7 @@ def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missin
     assert "Traceback" not in said
     work = folder_of(config)
     pieces = {path.stem for path in (work / "pieces").glob("*.json")}
+    assert read_json(work / "plan.json")["units"]  # what earlier versions call splits
     assert pieces and "train-00003" not in pieces
     kept = {path.stem: path.stat().st_ino for path in (work / "set").glob("*.arrow")}
     prepare(config)
