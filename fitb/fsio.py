@@ -372,12 +372,9 @@ def is_torn(path: Path) -> bool:
     """Whether a file ends in a line without its end, as a kill leaves it."""
     try:
         with open(path, "rb") as file:
-            return (
-                file.seek(0, os.SEEK_END) > 0
-                and file.seek(-1, os.SEEK_END) >= 0
-                and (file.read(1) != b"\n")
-            )
-    except OSError:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # it is not there, or empty
         return False
 
 

@@ -41,7 +41,7 @@ def overview() -> str:
 def benchmarks_overview() -> str:
     """The text of `fitb bench --help`."""
     lines = {what: COMMANDS[f"bench {what}"].about for what in benchmarks()}
-    shown = ("fitb bench step --baseline", "srun fitb bench comm", "fitb bench all --json")
+    shown = ("fitb bench step --baseline", "srun fitb bench comm")
     head = f"usage: fitb bench WHAT [flags]\n\n{sentence(_BENCH)}\n\nwhat:\n"
     return head + _listed(lines) + examples(shown)
 

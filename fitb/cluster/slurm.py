@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 from fitb.cluster.process import output_of
 from fitb.config import Config
-from fitb.config.parser import parse
-from fitb.ds_config import read_ds_config
 from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.job_states import ENDED, FORGOTTEN
 from fitb.rundir import restart
@@ -248,6 +246,8 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     Raises: ConfigError for flags that `fitb train` would refuse, or outside a Slurm job.
     """
     # Here, as the doctor imports this module where libraries are missing.
+    from fitb.config.parser import parse
+    from fitb.ds_config import read_ds_config
 
     try:
         job_id, nodelist = int(env["SLURM_JOB_ID"]), env["SLURM_JOB_NODELIST"]

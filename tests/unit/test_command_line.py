@@ -99,6 +99,7 @@ def test_light_modules_help_and_every_configuration_come_silently_and_without_to
 import contextlib, importlib, io, sys
 light = [importlib.import_module(f"fitb.{{name}}") for name in {LIGHT}]
 from fitb.cli import main
+from fitb.cli import main
 from fitb.cli.commands import COMMANDS
 from fitb.cli.execute import load
 assert not [name for name in ("tokenizers", "pyarrow") if name in sys.modules]
@@ -156,7 +157,8 @@ sys.exit(main({words}) > 2)
         ("fitb status", "run is missing; `fitb status --help` lists all flags"),
         ("fitb fill --json", "texts is missing"),
         ("fitb train -steps 3", "unknown key '-steps' (nearest: steps)"),
-        ("fitb bench attention --lengths+=abc", "lengths+=abc; expected list[int]"),
+        ("fitb bench attention", "unknown command 'bench attention'"),
+        ("fitb bench comm --mb+=abc", "mb+=abc; expected list[float]"),
         ("""fitb fill a --blanks '[{"regx": "b"}]'""", "(nearest: blanks.regex)"),
         ("fitb completion bsh", "expected bash | zsh (nearest: bash)"),
         ("fitb doctor --dep", "unknown key 'dep' (nearest: deep)"),
@@ -258,8 +260,8 @@ def complete(path: Path, line: str) -> list[str]:
     ("line", "offered"),
     [
         ("fitb com", ["compare", "completion"]),
-        ("fitb bench d", ["data", "duplicates"]),
-        ("fitb bench step --base", ["--baseline", "--baseline_precision", "--baseline_kept"]),
+        ("fitb bench d", ["data"]),
+        ("fitb bench step --base", ["--baseline", "--baseline_precision"]),
         ("fitb train --optim.w", ["--optim.warmup_steps", "--optim.weight_decay"]),
         ("fitb train --config ", preset_names()),
         ("fitb train --config=tinybert4", ["tinybert4"]),
