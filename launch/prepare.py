@@ -1,6 +1,6 @@
 """Prepare shards as Slurm arrays: python -m launch.prepare [launcher arguments] [other flags]
 
-All other flags are those of `fitb prepare`. The code is fitb/prepare/slurm.py.
+All other flags are those of `fitb prepare`. The code is fitb/corpus/slurm_stages.py.
 """
 
 import sys

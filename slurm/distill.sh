@@ -82,7 +82,7 @@ if [[ -n ${FITB_APPTAINER:-} ]]; then
   python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
 fi
 for word; do
-  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run distill "$0" "$held" "$@"
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.tools.dry_run distill "$0" "$held" "$@"
 done
 
 set -uo pipefail # not -e: exit codes are the point; not sooner: modules have unset variables
@@ -124,7 +124,7 @@ tasks=(--kill-on-bad-exit=0 --wait=60 bash -c "$in_log" "$run_dir/logs")
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
   cpus=$((cpus_per_host > FITB_PROCESSES_PER_NODE ? cpus_per_host / FITB_PROCESSES_PER_NODE : 1))
   tasks=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host" "${tasks[@]}")
-  tasks+=("${python[@]}" -m fitb.train.torchrun)
+  tasks+=("${python[@]}" -m fitb.training.torchrun)
 else
   tasks+=("${python[@]}" -m fitb train)
 fi

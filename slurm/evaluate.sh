@@ -50,7 +50,7 @@ if [[ -n ${FITB_APPTAINER:-} ]]; then
   python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
 fi
 for word; do
-  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run evaluate "$0" "$held" "$@"
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.tools.dry_run evaluate "$0" "$held" "$@"
 done
 
 set -euo pipefail # not sooner: modules have unset variables

@@ -32,7 +32,7 @@ if [[ -z $held && -n ${!SBATCH_*} ]]; then
 fi
 python=("${FITB_PYTHON:-python}") # it needs sbatch, so no container holds it
 for word; do
-  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.dry_run prepare "$0" "$held" "$@"
+  [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.tools.dry_run prepare "$0" "$held" "$@"
 done
 
 set -euo pipefail # not sooner: modules have unset variables

@@ -13,8 +13,8 @@ STUDENT = (
 
 def make_shards(folder: Path) -> Path:
     """Half a megabyte of docstrings: some 2,000 rows of 64 tokens in small shards."""
-    from fitb.prepare.preparation import prepare
-    from fitb.prepare.settings import PrepareConfig
+    from fitb.corpus.prepare import prepare
+    from fitb.corpus.prepare_config import PrepareConfig
 
     prepare(
         PrepareConfig(

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fitb.fsio import naming_full_disk, read_lines
+from fitb.base.fsio import naming_full_disk, read_lines
 
 
 def record_rows() -> None:
     """Have every training of this process record its rows."""
-    from fitb.train import loop
-    from fitb.train.engine import Engine
+    from fitb.training import loop
+    from fitb.training.engine import Engine
 
     enter, take_step = loop.open_run, Engine.train_step
     files: list[IO[bytes]] = []

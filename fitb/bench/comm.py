@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fitb.base.world import World
 from fitb.bench.config import CommBenchConfig
 from fitb.bench.measure import Spread, machine, seconds
 from fitb.bench.processes import in_ranks
 from fitb.config import Config
-from fitb.train.execution import DTYPES
-from fitb.train.zero import leave_distributed, start_distributed
-from fitb.world import World
+from fitb.training.execution import DTYPES
+from fitb.training.zero import leave_distributed, start_distributed
 
 
 def bench(config: CommBenchConfig) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fitb.base.errors import ConfigError
 from fitb.config import Geometry, ObjectiveConfig, SpeedConfig
-from fitb.errors import ConfigError
 
 BERT_BASE = Geometry(12, 768, 3072, 12)
 

@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from fitb import rng
+from fitb.base import rng
+from fitb.base.world import World
 from fitb.bench.config import DataBenchConfig
 from fitb.bench.measure import Spread, machine, peak_mb, seconds
 from fitb.bench.text import documents, pool
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig
+from fitb.corpus.prepare import prepare
+from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.tokenizer import train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
-from fitb.prepare.preparation import prepare
-from fitb.prepare.settings import PrepareConfig
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import open_tokenizer
-from fitb.world import World
 
 SIMULATED_ROWS = 10**9
 SIMULATED_SHARD_ROWS = 65_536

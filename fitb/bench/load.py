@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fitb.base.errors import SystemFault
 from fitb.bench.measure import Spread
-from fitb.errors import SystemFault
 
 _START_S = 120.0
 _STOP_S = 30.0

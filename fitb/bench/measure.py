@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fitb import git
-from fitb.errors import SystemFault
+from fitb.base import git
+from fitb.base.errors import SystemFault
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow")
 _SAMPLE_S = 0.01

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fitb.train.engine import Engine
+from fitb.training.engine import Engine
 
 _OF_DEEPSPEED = (
     "all_reduce",

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fitb.base.errors import ConfigError, DataError, FitbError, SystemFault, TrainingError
+from fitb.base.world import World
 from fitb.cluster.local import LocalRun
 from fitb.config.yaml import to_yaml
-from fitb.errors import ConfigError, DataError, FitbError, SystemFault, TrainingError
-from fitb.world import World
 
 _TIMEOUT_S = 3600.0
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from fitb.base.errors import ConfigError
+from fitb.base.world import World
 from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
 from fitb.bench.config import StepBenchConfig
 from fitb.bench.measure import Spread, machine, peak_rss_gb, reset_peak_rss
@@ -36,17 +38,15 @@ from fitb.config import (
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
-from fitb.distill.objective import Objective
-from fitb.errors import ConfigError
 from fitb.model.attention import choose
 from fitb.model.load import load_model
+from fitb.objective.objective import Objective
 from fitb.shards.shard_set import ShardSet
-from fitb.train.engine import Engine
-from fitb.train.execution import DTYPES
-from fitb.train.setup import work_of
-from fitb.train.stop import StopFlag
-from fitb.train.zero import leave_distributed, start_distributed
-from fitb.world import World
+from fitb.training.engine import Engine
+from fitb.training.execution import DTYPES
+from fitb.training.setup import work_of
+from fitb.training.stop import StopFlag
+from fitb.training.zero import leave_distributed, start_distributed
 
 _VOCABULARY = 30_522  # of BERT-base
 _TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitb import rng
+from fitb.base import rng
 from fitb.corpus.sources import Document, TextSource, plan, read_split
 
 _POOL_MB = 4.0
@@ -50,8 +50,8 @@ def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
 
 def shards_of_docstrings(folder: Path, length: int, vocabulary: int) -> Path:
     """Prepare rows of a given length and return their folder; the vocabulary is a full one."""
-    from fitb.prepare.preparation import prepare
-    from fitb.prepare.settings import PrepareConfig
+    from fitb.corpus.prepare import prepare
+    from fitb.corpus.prepare_config import PrepareConfig
 
     out = folder / "shards"
     prepare(

@@ -2,7 +2,7 @@
 
 It is written with transformers alone: attention with its L x L scores, scores compared as
 they are, both MLM heads at every position, a softmax over all of them, nothing compiled. It has the
-same terms, weights and counts as fitb.distill.objective, and gives the same losses to rounding.
+same terms, weights and counts as fitb.objective.objective, and gives the same losses to rounding.
 
 Legend: B rows, L length, H heads, D hidden, V vocabulary.
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
-from fitb.distill.objective import Objective
+from fitb.objective.objective import Objective
 
 
 @dataclass(frozen=True)

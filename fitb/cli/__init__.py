@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import fitb
-from fitb import log
+from fitb.base import git, log
+from fitb.base.errors import CRASH, STOP, ConfigError, FitbError, nearest
+from fitb.base.modes import fault_of
+from fitb.base.world import without_local_rank
 from fitb.cli import help
 from fitb.cli.command import Command
 from fitb.cli.commands import COMMANDS
-from fitb.errors import CRASH, STOP, ConfigError, FitbError, nearest
-from fitb.modes import fault_of
-from fitb.world import without_local_rank
 
 INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
@@ -79,13 +77,5 @@ def _find(name: str, args: list[str]) -> tuple[Command, list[str]]:
 
 def _version() -> str:
     """Name the version, and in a checkout the commit."""
-    root = Path(fitb.__file__).parents[1]
-    if not (root / ".git").exists():
-        return f"fitb {fitb.__version__}"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return f"fitb {fitb.__version__}"
-    commit = done.stdout.strip()
+    commit = git.describe()
     return f"fitb {fitb.__version__}" + (f" ({commit})" if commit else "")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fitb import fsio
+from fitb.base import fsio
 from fitb.cli import help
 from fitb.cli.command import Command
 from fitb.cli.commands import COMMANDS

@@ -9,22 +9,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitb.errors import ConfigError, DataError
+from fitb.base.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from fitb.evaluate.evaluate_config import EvaluateConfig
+    from fitb.evaluation.evaluate_config import EvaluateConfig
     from fitb.infer.config import FillConfig
-    from fitb.inspect.inspection import InspectConfig
     from fitb.serve.settings import ServeConfig
+    from fitb.tools.inspect.inspection import InspectConfig
 
 _TO_UTF_8 = "convert it, for instance with `iconv -f latin1 -t UTF-8`"
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
     """Inspect shards, and write the page where one is asked for."""
-    from fitb.inspect.display import as_page
-    from fitb.inspect.inspection import inspect
-    from fitb.templates import write_page
+    from fitb.base.templates import write_page
+    from fitb.tools.inspect.display import as_page
+    from fitb.tools.inspect.inspection import inspect
 
     result = inspect(config)
     if config.html:
@@ -35,17 +35,17 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate one model, or with `out` this task's share of several."""
     if config.out:
-        from fitb.evaluate.folder import evaluate_all
+        from fitb.evaluation.folder import evaluate_all
 
         return evaluate_all(config, os.environ)
-    from fitb.evaluate.evaluate import evaluate
+    from fitb.evaluation.evaluate import evaluate
 
     return evaluate(config)
 
 
 def render_evaluation(result: dict[str, Any]) -> str:
     """Render one model's tables, or those of several."""
-    from fitb.evaluate.printed import evaluation_text, folder_text
+    from fitb.evaluation.printed import evaluation_text, folder_text
 
     return folder_text(result) if "missing" in result else evaluation_text(result)
 

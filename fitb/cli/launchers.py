@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fitb.base.errors import FINISHED
 from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import make_executor, resource_parser, script_of
 from fitb.cluster.slurm import default_run_dir
@@ -13,9 +14,8 @@ from fitb.cluster.submit import plan_distill, submit_distill, wait_for
 from fitb.config.launcher import LauncherArguments
 from fitb.config.parser import parse
 from fitb.config.yaml import to_yaml
-from fitb.errors import FINISHED
-from fitb.evaluate.evaluate_config import EvaluateConfig
-from fitb.evaluate.folder import check_array
+from fitb.evaluation.evaluate_config import EvaluateConfig
+from fitb.evaluation.folder import check_array
 
 
 def distill_arguments() -> LauncherArguments:

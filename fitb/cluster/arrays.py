@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from fitb.errors import FINISHED, STOP, FitbError, SystemFault
+from fitb.base.errors import FINISHED, STOP, FitbError, SystemFault
 
 
 class JobStopped(FitbError):

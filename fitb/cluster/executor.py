@@ -13,11 +13,11 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
+from fitb.base.errors import ConfigError, SystemFault
 from fitb.cluster import slurm
 from fitb.cluster.local import MALLOC_KEEPS, malloc_settings
 from fitb.cluster.site_env import Site, enter, leave_job
 from fitb.config.launcher import LauncherArguments
-from fitb.errors import ConfigError, SystemFault
 
 # submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
 MAX_NUM_TIMEOUT = 1_000_000

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import IO
 
-from fitb import signals
-from fitb.errors import FINISHED, RESUME, STOP
-from fitb.world import World
+from fitb.base import signals
+from fitb.base.errors import FINISHED, RESUME, STOP
+from fitb.base.world import World
 
 # glibc's malloc, read when a process starts: it keeps what is freed. By itself it returns large
 # blocks to the kernel, and half of a step on two cores went into faulting them in again.

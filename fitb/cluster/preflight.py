@@ -1,7 +1,7 @@
 """Whether the hosts of a job are fit to train on, asked before its tasks start.
 
 `python -m fitb.cluster.preflight [flags of fitb train]` runs in the batch shell. One step per host
-(so that a host that cannot be reached spoils no other's) runs fitb.train.preflight, which writes
+(so that a host that cannot be reached spoils no other's) runs fitb.training.preflight, which writes
 RUN/preflight/JOB.RESTART/HOST.json on the shared filesystem: a host without a file has failed, too.
 Every bad host is an event, the job is requeued without it, and the attempt counts as a leave. Exit
 codes: 0 train, 85 the job comes back without the bad hosts, 93 it cannot.
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitb import log, signals
+from fitb.base import log, signals
+from fitb.base.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
+from fitb.base.fsio import read_json
 from fitb.cluster import slurm
 from fitb.config import Config
 from fitb.config.parser import parse
-from fitb.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
-from fitb.fsio import read_json
 from fitb.rundir import restart
 from fitb.rundir.events import Event, read_events
 
@@ -138,7 +138,7 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     """
     link_s = link_deadline_s(env)
     deadline_s = 30 + ALL_OWN_S + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
-    task = [sys.executable, "-m", "fitb.train.preflight", str(folder), ",".join(hosts)]
+    task = [sys.executable, "-m", "fitb.training.preflight", str(folder), ",".join(hosts)]
     task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]
     steps = []
     for host in hosts:

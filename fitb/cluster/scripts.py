@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fitb
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fitb
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 NAME = "slurm/site.env"
 READ_S = 60.0

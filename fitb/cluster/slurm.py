@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fitb.base.errors import FINISHED, ConfigError, FitbError, SystemFault
+from fitb.base.job_states import ENDED, FORGOTTEN
+from fitb.base.world import address_of
 from fitb.cluster.process import output_of
 from fitb.config import Config
-from fitb.errors import FINISHED, ConfigError, FitbError, SystemFault
-from fitb.job_states import ENDED, FORGOTTEN
 from fitb.rundir import restart
-from fitb.world import address_of
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
@@ -246,8 +246,8 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     Raises: ConfigError for flags that `fitb train` would refuse, or outside a Slurm job.
     """
     # Here, as the doctor imports this module where libraries are missing.
+    from fitb.config.ds_config import read_ds_config
     from fitb.config.parser import parse
-    from fitb.ds_config import read_ds_config
 
     try:
         job_id, nodelist = int(env["SLURM_JOB_ID"]), env["SLURM_JOB_NODELIST"]

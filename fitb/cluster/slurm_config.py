@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fitb.base.errors import ConfigError, nearest
 from fitb.cluster.slurm import parse_record
-from fitb.errors import ConfigError, nearest
 
 Verdict = Literal["ok", "warn", "bad"]
 Fields = Mapping[str, str]

@@ -30,20 +30,20 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
 
-from fitb import log, signals
+from fitb.base import log, signals
+from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
+from fitb.base.fsio import write_atomic
+from fitb.base.job_states import ENDED
+from fitb.base.world import World, address_of
 from fitb.cluster import slurm
 from fitb.cluster.arrays import JobStopped, submit_tasks
 from fitb.cluster.executor import make_executor, script_of
 from fitb.config import Config
+from fitb.config.ds_config import read_ds_config
 from fitb.config.parser import parse
 from fitb.config.yaml import to_yaml
-from fitb.ds_config import read_ds_config
-from fitb.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
-from fitb.fsio import write_atomic
-from fitb.job_states import ENDED
 from fitb.rundir import restart
 from fitb.rundir.events import read_events
-from fitb.world import World, address_of
 
 logger = logging.getLogger(__name__)
 STATE_POLL_S = 10.0
@@ -63,7 +63,7 @@ class DistillJob:
     """
 
     flags: tuple[str, ...]
-    entry: str = "fitb.train.loop:train"
+    entry: str = "fitb.training.loop:train"
     restarts: int = 0
     chain: str = ""
     processes: int = 0
@@ -149,7 +149,9 @@ class DistillJob:
         if self.chain:  # submitit's own handler would requeue
             signal.signal(signals.TIME_LIMIT_OF_SUBMITIT, note)
         try:
-            module, _, name = self.entry.partition(":")
+            # A job that waited since an earlier version names a room that is called otherwise now.
+            entry = self.entry.replace("fitb.train.", "fitb.training.")
+            module, _, name = entry.partition(":")
             train = getattr(importlib.import_module(module), name)  # seconds of imports
             # Rank 0 alone leaves before the start: its requeue ends the others.
             return RESUME if told_to_leave and world.is_main else int(train(config, on_end))
@@ -164,7 +166,7 @@ class DistillJob:
         """Train in processes of torchrun, one agent to a task, and return their exit code."""
         where |= {"SLURM_NNODES": str(world.size), "SLURM_NODEID": str(world.rank)}
         where["FITB_PROCESSES_PER_NODE"] = str(self.processes)
-        command = [sys.executable, "-m", "fitb.train.torchrun", *self.flags]
+        command = [sys.executable, "-m", "fitb.training.torchrun", *self.flags]
         agent = subprocess.Popen(command, env=os.environ | where, stdin=subprocess.DEVNULL)
 
         def pass_on(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fitb.errors import ConfigError, nearest
+from fitb.base.errors import ConfigError, nearest
 
 SBATCH = "--sbatch"
 

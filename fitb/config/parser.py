@@ -14,10 +14,10 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from fitb.base.errors import ConfigError, FitbError, nearest
 from fitb.config.keys import OF_OTHERS, choices, hint_of, hints, section_of, type_name
 from fitb.config.launcher import LauncherArguments, RawExamples
 from fitb.config.schema import DROPPED, Config
-from fitb.errors import ConfigError, FitbError, nearest
 
 T = TypeVar("T")
 Pair = tuple[str, Any]  # a dotted key, with + where a list grows by the value; and the value

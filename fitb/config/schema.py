@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 # Keys of earlier versions: a file or a command that still sets them is read, without effect.
 DROPPED = ("speed.keep_memory", "track.rows")

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from fitb.base.errors import ConfigError
 from fitb.config.schema import AlgorithmsConfig, Config
-from fitb.errors import ConfigError
 
 # What may differ between two attempts of one run: how it is executed, not what it computes, but to
 # rounding. (The algorithm versions that count are the run's own: with_algorithms_of.)

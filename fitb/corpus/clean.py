@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fitb.errors import ConfigError, nearest
+from fitb.base.errors import ConfigError, nearest
 
 STEPS = ("html", "ftfy", "control", "unicode", "whitespace")
 

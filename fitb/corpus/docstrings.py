@@ -15,9 +15,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fitb.base.errors import DataError
 from fitb.corpus.files import InputFile
 from fitb.corpus.input_splits import Cut, Document, InputSplit, ReadPlan
-from fitb.errors import DataError
 
 _MIN_CHARS = 40
 _MIN_LETTER_SHARE = 0.65

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from gzip import BadGzipFile
 from typing import IO, Any
 
-from fitb.errors import ConfigError, DataError, SystemFault
-from fitb.redact import redacted
+from fitb.base.errors import ConfigError, DataError, SystemFault
+from fitb.base.redact import redacted
 from fitb.shards.remote import is_remote
 
 # First bytes of formats that are not text. A Parquet file goes on with a Thrift field of type i32.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fitb.errors import ConfigError, nearest
+from fitb.base.errors import ConfigError, nearest
 
 Kind = Literal["docstrings", "text", "jsonl", "parquet", "hf"]
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+from fitb.base.errors import DataError, nearest
 from fitb.corpus.files import (
     HEAD_BYTES,
     InputFile,
@@ -28,7 +29,6 @@ from fitb.corpus.input_splits import (
     TextSource,
     decoded,
 )
-from fitb.errors import DataError, nearest
 
 _READ_BYTES = 1 << 20
 _SEEK_BYTES = 1 << 16

@@ -31,8 +31,8 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from fitb.errors import ConfigError, DataError
-from fitb.fsio import folder_written_whole, write_atomic
+from fitb.base.errors import ConfigError, DataError
+from fitb.base.fsio import folder_written_whole, write_atomic
 
 NUM_HASHES = 256
 JACCARD = 0.8

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fitb.errors import DataError
-from fitb.fsio import written_whole
+from fitb.base.errors import DataError
+from fitb.base.fsio import written_whole
 
 SPLITS = ("train", "validation")
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fitb.base.errors import ConfigError, DataError
+from fitb.base.fsio import read_json
 from fitb.corpus import docstrings, lines, tables
 from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.files import compression_of
 from fitb.corpus.input_splits import TO_THE_END, Document, Dropped, InputSplit, ReadPlan, TextSource
-from fitb.errors import ConfigError, DataError
-from fitb.fsio import read_json
 from fitb.shards.documents import MOST_DOCUMENTS, documents_at
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.write import DIGEST_BYTES

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from fitb.base.errors import ConfigError, DataError
 from fitb.corpus import docstrings, lines, tables
 from fitb.corpus.files import InputFile, expand
 from fitb.corpus.input_splits import Cut, Document, Dropped, InputSplit, ReadPlan, TextSource
-from fitb.errors import ConfigError, DataError
 
 __all__ = ["Document", "Dropped", "ReadPlan", "TextSource", "InputSplit", "plan", "read_split"]
 

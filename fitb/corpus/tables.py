@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from fitb.base.errors import DataError, SystemFault
 from fitb.corpus.files import InputFile, first_line, naming
 from fitb.corpus.input_splits import (
     TO_THE_END,
@@ -21,7 +22,6 @@ from fitb.corpus.input_splits import (
     decoded,
 )
 from fitb.corpus.lines import no_column
-from fitb.errors import DataError, SystemFault
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from fitb.base.errors import DataError
+from fitb.base.fsio import write_atomic, write_json
+from fitb.base.hub import find_file
 from fitb.corpus.vocabulary import read_tokenizer
 from fitb.corpus.wordpiece import CONTINUED, learn_pieces
-from fitb.errors import DataError
-from fitb.fsio import write_atomic, write_json
-from fitb.hub import find_file
 from fitb.shards.tokenizer import (
     SPECIAL_TOKENS,
     content_fingerprint,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import normalizers
 
+from fitb.base.errors import DataError
+from fitb.base.hub import find_file, reading
 from fitb.corpus.wordpiece import bare
-from fitb.errors import DataError
-from fitb.hub import find_file, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

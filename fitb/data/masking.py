@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb import rng
+from fitb.base import rng
 from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.shards.tokenizer import open_tokenizer
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb import rng
+from fitb.base import rng
 
 _SHARDS, _ROWS = 1, 2  # what a key is for
 

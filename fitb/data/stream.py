@@ -15,14 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 from numpy.typing import NDArray
 
+from fitb.base.errors import ConfigError
+from fitb.base.world import World
 from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.data.batch import Batch
 from fitb.data.masking import Vocabulary, mask_rows
 from fitb.data.order import rows_at, windows_between
-from fitb.errors import ConfigError
 from fitb.shards.cache import GB, ShardCache
 from fitb.shards.shard_set import ShardSet
-from fitb.world import World
 
 WINDOWS_AHEAD = 2  # the one that is read and the next: so many must fit into the cache
 _LATE_S = 0.2  # rows that take longer: look whether they are still wanted

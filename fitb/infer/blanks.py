@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fitb.errors import ConfigError, DataError
+from fitb.base.errors import ConfigError, DataError
 from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
 from fitb.infer.rules import OPEN, ConstraintReader, Rule, rules_of

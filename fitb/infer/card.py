@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fitb.base.errors import DataError
 from fitb.config import Config, Geometry
-from fitb.errors import DataError
 from fitb.model.positions import trained_length
 
 _UNTRAINED = "{}, of which those from {} on were never trained"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.infer.request import Backend, Constraint, FillRequest, Order, Search
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fitb.base.errors import ConfigError, DataError
 from fitb.corpus.wordpiece import CONTINUED, continues, join
-from fitb.errors import ConfigError, DataError
 from fitb.infer import surface
 from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare
 from fitb.infer.config import FillConfig

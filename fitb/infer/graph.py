@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from transformers import BertForMaskedLM
 
-from fitb import rng
+from fitb.base import rng
+from fitb.base.errors import ContractError, DataError, SystemFault
+from fitb.base.hub import reading
+from fitb.base.modes import denied
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.errors import ContractError, DataError, SystemFault
-from fitb.hub import reading
 from fitb.infer.graph import INPUTS, encoder_products, graph_of
 from fitb.infer.pytorch import TorchScorer, finite, padded, padded_positions
 from fitb.infer.windows import Rows, in_windows
@@ -25,7 +26,6 @@ from fitb.model.configuration import read_config
 from fitb.model.contract import check_contract
 from fitb.model.loaded import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import settle, trained_length
-from fitb.modes import denied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 _END = 256  # behind the 256 bytes
 _MAX_CHARS = 2000  # compiling takes time in proportion

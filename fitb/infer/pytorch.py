@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fitb.errors import DataError
+from fitb.base.errors import DataError
 from fitb.infer.windows import Rows, in_windows
 from fitb.model.encoder import encode
 from fitb.model.frozen import can_pack, pack

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]

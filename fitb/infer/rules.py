@@ -20,8 +20,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fitb.base.errors import ConfigError
 from fitb.corpus.wordpiece import append, join
-from fitb.errors import ConfigError
 from fitb.infer.lexicon import Lexicon
 from fitb.infer.pattern import Pattern
 from fitb.infer.request import Constraint, Kind

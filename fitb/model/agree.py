@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fitb.errors import SystemFault
-from fitb.fsio import sha256_json
-from fitb.world import World
+from fitb.base.errors import SystemFault
+from fitb.base.fsio import sha256_json
+from fitb.base.world import World
 
 T = TypeVar("T")
 _SHOWN = 3  # ranks in a message

@@ -12,8 +12,8 @@ from transformers import BertConfig, GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import load_state_dict
 
-from fitb.errors import ConfigError
-from fitb.hub import find_file, reading
+from fitb.base.errors import ConfigError
+from fitb.base.hub import find_file, reading
 
 CONFIG = "config.json"
 _BERTS_OWN = "bert.embeddings."  # how the names of its weights begin

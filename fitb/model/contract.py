@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from fitb.base.errors import ConfigError, ContractError, DataError
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.corpus.vocabulary import EDGE_CASES, difference
 from fitb.corpus.wordpiece import bare, continues
-from fitb.errors import ConfigError, ContractError, DataError
 from fitb.model.layer_map import LayerMap, resolve
 from fitb.model.loaded import Loaded, tokenizer_fingerprint_of
 from fitb.model.positions import trained_length

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fitb import fsio
+from fitb.base import fsio
 
 RECORD = "export.json"
 _FORMAT = 1

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import BertForMaskedLM
 
-from fitb.errors import ConfigError, SystemFault
+from fitb.base.errors import ConfigError, SystemFault
 from fitb.model.load import encoder
 
 _E4M3_MAX = 448.0  # largest number of torch.float8_e4m3fn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 LayerMap = Literal["uniform"] | Sequence[int]
 

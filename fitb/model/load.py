@@ -13,9 +13,9 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from fitb.base.errors import ConfigError, DataError
+from fitb.base.hub import not_found, reading
 from fitb.config import Geometry
-from fitb.errors import ConfigError, DataError
-from fitb.hub import not_found, reading
 from fitb.model.configuration import read_config
 from fitb.model.loaded import Loaded, check_finite, tokenizer_fingerprint_of
 from fitb.model.positions import settle

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fitb.errors import DataError
-from fitb.hub import find_file, not_found
+from fitb.base.errors import DataError
+from fitb.base.hub import find_file, not_found
 
 if TYPE_CHECKING:
     from torch import nn

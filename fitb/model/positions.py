@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitb import fsio
+from fitb.base import fsio
+from fitb.base.errors import ConfigError, DataError, FitbError
 from fitb.config import Config, Geometry
 from fitb.config.parser import parse
-from fitb.errors import ConfigError, DataError, FitbError
 from fitb.rundir import names
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.manifest import read_manifest

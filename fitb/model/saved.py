@@ -11,10 +11,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitb import fsio
+from fitb.base import fsio
+from fitb.base.errors import CheckpointError, DataError
 from fitb.config import Config, Geometry
 from fitb.config.parser import parse
-from fitb.errors import CheckpointError, DataError
 from fitb.model.loaded import Loaded, check_finite, tokenizer_fingerprint_of
 from fitb.rundir import checkpoints, names
 from fitb.rundir.checkpoints import checkpoint_of

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fitb import fsio
-from fitb.errors import CheckpointError, SystemFault
+from fitb.base import fsio
+from fitb.base.errors import CheckpointError, SystemFault
 from fitb.rundir import names
 from fitb.rundir.ownership import write_fenced
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fitb.fsio import read_records
+from fitb.base.fsio import read_records
 from fitb.rundir import names
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fitb.fsio import read_records
+from fitb.base.fsio import read_records
 from fitb.rundir.names import BEST_BY, METRICS, STEP
 
 RATE_WINDOW_S = 300.0

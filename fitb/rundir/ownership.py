@@ -27,10 +27,10 @@ from pathlib import Path
 
 import psutil
 
-from fitb import fsio
-from fitb.errors import ConfigError, FitbError, SystemFault, TrainingError
+from fitb.base import fsio
+from fitb.base.errors import ConfigError, FitbError, SystemFault, TrainingError
+from fitb.base.world import job_id
 from fitb.rundir import names
-from fitb.world import job_id
 
 HEARTBEAT_S = 10.0
 SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: dead

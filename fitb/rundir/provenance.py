@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import fitb
-from fitb import fsio
-from fitb.git import git
+from fitb.base import fsio
+from fitb.base.git import git
 from fitb.rundir import names
 
 logger = logging.getLogger(__name__)

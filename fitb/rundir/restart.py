@@ -37,14 +37,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fitb import signals
-from fitb.errors import CRASH, FINISHED, RESUME, STOP, FitbError
-from fitb.fsio import append_line, mend_tail, read_json, write_json
+from fitb.base import signals
+from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, FitbError
+from fitb.base.fsio import append_line, mend_tail, read_json, write_json
+from fitb.base.world import job_id
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.events import Event, as_written, now, read_events
 from fitb.rundir.ownership import current_owner
-from fitb.world import job_id
 
 logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3

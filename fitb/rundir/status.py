@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import yaml
 
-from fitb.errors import FINISHED, RESUME, STOP, ConfigError
-from fitb.fsio import read_json
-from fitb.job_states import ENDED, WAITING
+from fitb.base.errors import FINISHED, RESUME, STOP, ConfigError
+from fitb.base.fsio import read_json
+from fitb.base.job_states import ENDED, WAITING
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.events import read_events, save_seconds, when

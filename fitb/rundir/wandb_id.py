@@ -6,7 +6,7 @@ import logging
 import secrets
 from pathlib import Path
 
-from fitb import fsio
+from fitb.base import fsio
 from fitb.rundir import names
 
 logger = logging.getLogger(__name__)

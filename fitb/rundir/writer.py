@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from fitb import fsio
+from fitb.base import fsio
+from fitb.base.errors import ConfigError, SystemFault
+from fitb.base.world import World
 from fitb.config import Config
 from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
-from fitb.errors import ConfigError, SystemFault
 from fitb.rundir import names, ownership
 from fitb.rundir.checkpoints import last_saved
 from fitb.rundir.events import last_words, now
 from fitb.rundir.ownership import Replaced
-from fitb.world import World
 
 logger = logging.getLogger(__name__)
 # What a run makes, replaces and removes in its folder; the first by renaming something over it.

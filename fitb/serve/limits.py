@@ -19,7 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.serve.settings import ServeConfig, is_loopback
 
 TOKEN_VARIABLE = "FITB_SERVE_TOKEN"

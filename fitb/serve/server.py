@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 import uvicorn
 
-from fitb.errors import SystemFault
+from fitb.base.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import make_app
 from fitb.serve.connection import Places, bounded

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.infer.request import Backend
 
 

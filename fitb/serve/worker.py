@@ -13,7 +13,7 @@ from functools import partial
 
 from fastapi import HTTPException
 
-from fitb.errors import FitbError
+from fitb.base.errors import FitbError
 from fitb.infer.blanks import MAX_LAYOUTS, Prepared, prepare
 from fitb.infer.fill import search
 from fitb.infer.passes import PassLimits, Steps, forward

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitb.errors import ConfigError, DataError, SystemFault
-from fitb.fsio import naming_full_disk, sha256_file, sha256_json
+from fitb.base.errors import ConfigError, DataError, SystemFault
+from fitb.base.fsio import naming_full_disk, sha256_file, sha256_json
 from fitb.shards.cache_files import LOCK, PART, Entry, entered, entry_of, make, opened, take
 from fitb.shards.remote import Remote
 from fitb.shards.tokenizer import tokenizer_fingerprint

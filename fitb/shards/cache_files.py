@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 
 PART, LOCK = ".part", ".lock"
 _FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

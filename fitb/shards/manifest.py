@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fitb.errors import DataError
-from fitb.fsio import sha256_json
+from fitb.base.errors import DataError
+from fitb.base.fsio import sha256_json
 from fitb.shards.cache import TOKENIZER
 from fitb.shards.mmap import REMEDY, check_size
 from fitb.shards.remote import MissingFile, Remote

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fitb.errors import DataError, SystemFault
+from fitb.base.errors import DataError, SystemFault
 from fitb.shards.cache import ShardCache
 
 REMEDY = "copy the folder again, or remove it and run `fitb prepare` again"

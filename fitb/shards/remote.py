@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitb.errors import ConfigError, DataError, FitbError, SystemFault, nearest
-from fitb.fsio import naming_full_disk
-from fitb.redact import redacted
+from fitb.base.errors import ConfigError, DataError, FitbError, SystemFault, nearest
+from fitb.base.fsio import naming_full_disk
+from fitb.base.redact import redacted
 
 REFUSALS = 3  # answers in a row that a file is not there, or not allowed, before one is believed
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # between two tries

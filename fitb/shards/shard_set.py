@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fitb.errors import DataError, nearest
+from fitb.base.errors import DataError, nearest
 from fitb.shards.cache import TOKENIZER, CacheSettings, ShardCache, open_cache
 from fitb.shards.documents import MOST_DOCUMENTS
 from fitb.shards.manifest import DOCUMENTS, read_manifest, remote_manifest

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fitb.errors import DataError
-from fitb.fsio import read_json, sha256_json
+from fitb.base.errors import DataError
+from fitb.base.fsio import read_json, sha256_json
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",

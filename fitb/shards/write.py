@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fitb.fsio import naming_full_disk
+from fitb.base.fsio import naming_full_disk
 from fitb.shards.mmap import id_type
 
 DIGEST_BYTES = 16  # of a document

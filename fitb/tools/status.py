@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fitb.base.errors import ConfigError
+from fitb.base.fsio import to_json
 from fitb.cluster.slurm import reported_state
-from fitb.errors import ConfigError
-from fitb.fsio import to_json
 from fitb.rundir.history import Attempt
 from fitb.rundir.status import OVER, Status, duration, status
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from fitb.bench.measure import Spread, machine, seconds
-from fitb.distill.attention import attention_loss
-from fitb.train.execution import DTYPES
+from fitb.objective.attention import attention_loss
+from fitb.training.execution import DTYPES
 
 _TEACHER_HEAD, _STUDENT_HEAD, _HEADS = 64, 26, 12  # of BERT-base and TinyBERT-4
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fitb import rng
+from fitb.base import rng
 from fitb.bench.measure import machine
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.infer.blanks import Layout

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from fitb.fsio import to_json
+from fitb.base.fsio import to_json
 
 
 def print_json(bench: Callable[..., dict[str, Any]]) -> None:

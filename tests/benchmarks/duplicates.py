@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb import rng
+from fitb.base import rng
 from fitb.bench.measure import machine
 from fitb.bench.text import documents, pool
 from fitb.corpus import minhash

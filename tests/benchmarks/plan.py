@@ -15,7 +15,7 @@ from fitb.bench import comm, step
 from fitb.bench.config import CommBenchConfig, StepBenchConfig
 from fitb.bench.measure import machine
 from fitb.cluster.slurm import Plan
-from fitb.plan import PlanConfig, plan, traffic
+from fitb.tools.plan import PlanConfig, plan, traffic
 
 
 def bench(

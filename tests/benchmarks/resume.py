@@ -16,15 +16,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fitb import signals
+from fitb.base import signals
+from fitb.base.errors import RESUME, SystemFault
+from fitb.base.fsio import read_lines, read_records
 from fitb.bench.config import BERT_BASE
 from fitb.bench.measure import Spread, machine
 from fitb.bench.text import shards_of_docstrings
 from fitb.cluster.local import LocalRun, train_command
 from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, TrackConfig
 from fitb.config.yaml import to_yaml
-from fitb.errors import RESUME, SystemFault
-from fitb.fsio import read_lines, read_records
 
 _VOCABULARY = 30_522
 _PATIENCE_S = 600.0

@@ -25,7 +25,7 @@ from machine import run, wait_until  # noqa: E402 - after the path
 from slurm_cluster import Cluster  # noqa: E402 - after the path
 from wandb_server import KEY  # noqa: E402
 
-from fitb.fsio import read_lines  # noqa: E402
+from fitb.base.fsio import read_lines  # noqa: E402
 
 PATIENCE_S = 300
 

@@ -31,8 +31,8 @@ from small import make_shards, make_teacher, quick
 from traced import rows_of_steps
 from wandb_server import KEY, WandbServer
 
+from fitb.base.fsio import read_json, read_lines, sha256_file
 from fitb.cluster.local import LocalRun, hold_port, train_command
-from fitb.fsio import read_json, read_lines, sha256_file
 
 INTERVAL = 10  # steps between two checkpoints
 DISK_MB = 96
@@ -43,7 +43,7 @@ import sys
 if "train" in sys.orig_argv:
     import time
     from traced import record_rows
-    from fitb.train.engine import Engine
+    from fitb.training.engine import Engine
     record_rows()
     step = Engine.train_step
     def slow(self, *args):

@@ -15,12 +15,12 @@ import time
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
+from fitb.base.errors import CRASH, FINISHED, RESUME, STOP
+from fitb.base.fsio import append_line
+from fitb.base.world import World
 from fitb.config import Config
 from fitb.config.parser import parse
-from fitb.errors import CRASH, FINISHED, RESUME, STOP
-from fitb.fsio import append_line
 from fitb.rundir.checkpoints import last_committed_step
-from fitb.world import World
 
 
 class Ranks:

@@ -82,7 +82,7 @@ def test_a_bound_of_memory_that_the_submitting_shell_had_does_not_stop_the_job(r
 def test_an_interactive_shell_of_four_tasks_runs_one_process(run: Run) -> None:
     """`fitb evaluate` waited there for three others; `fitb train` looked for rank 0."""
     seen = run.folder.parent / "world"
-    words = "from fitb.world import World; import os; print(World.from_env(os.environ))"
+    words = "from fitb.base.world import World; import os; print(World.from_env(os.environ))"
     command = f'{run.payload.python} -c "{words}" >{seen}'
     shell = ("srun", "--interactive", "--ntasks=1", "--nodes=1", "bash", "-c", command)
     salloc = ["salloc", "--nodes=1", "--ntasks=4", *shell]

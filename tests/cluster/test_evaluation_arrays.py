@@ -13,9 +13,9 @@ from conftest import ROOT
 from slurm_cluster import Cluster
 from transformers import BertForMaskedLM
 
-from fitb.evaluate.evaluate import evaluate
-from fitb.evaluate.evaluate_config import EvaluateConfig
-from fitb.fsio import read_json
+from fitb.base.fsio import read_json
+from fitb.evaluation.evaluate import evaluate
+from fitb.evaluation.evaluate_config import EvaluateConfig
 
 pytestmark = pytest.mark.cluster
 

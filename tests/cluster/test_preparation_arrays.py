@@ -10,11 +10,11 @@ from conftest import ROOT
 from machine import wait_until
 from slurm_cluster import Cluster
 
-from fitb.errors import DataError
-from fitb.fsio import read_json
-from fitb.prepare.place import folder_of
-from fitb.prepare.preparation import prepare
-from fitb.prepare.settings import PrepareConfig
+from fitb.base.errors import DataError
+from fitb.base.fsio import read_json
+from fitb.corpus.prepare import prepare
+from fitb.corpus.prepare_config import PrepareConfig
+from fitb.corpus.work_lock import folder_of
 
 pytestmark = pytest.mark.cluster
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 HELD = """
 import os, time
 from pathlib import Path
-from fitb.prepare import stages
+from fitb.corpus import stages
 write = stages._write_piece
 def held(work, shard):
     if shard.index == 5 and not Path(os.environ["HELD"]).exists():

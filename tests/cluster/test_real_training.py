@@ -15,8 +15,8 @@ from conftest import ROOT, Payload, Run
 from machine import wait_until
 from slurm_cluster import Cluster
 
+from fitb.base.fsio import read_lines, sha256_file
 from fitb.cluster.local import LocalRun, train_command
-from fitb.fsio import read_lines, sha256_file
 
 pytestmark = pytest.mark.cluster
 
@@ -31,7 +31,7 @@ def payload(quick_flags: list[str]) -> Payload:
     flags = dict(zip(quick_flags[::2], quick_flags[1::2], strict=True)) | changed
     words = [word for flag in flags.items() for word in flag]
     env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return Payload(sys.executable, "fitb.train.loop:train", words, env, STEPS)
+    return Payload(sys.executable, "fitb.training.loop:train", words, env, STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_torchrun_job_warned_under_sbatch_and_preempted_under_submitit_ends_bitw
     job = run.sbatch(env={"FITB_LAUNCHER": "torchrun"})
     wait_for_step(run, 5)
     for host in run.cluster.hosts:
-        assert len(run.cluster.processes(host, "-m", "fitb.train.torchrun")) == 1
+        assert len(run.cluster.processes(host, "-m", "fitb.training.torchrun")) == 1
         assert len(run.cluster.processes(host, *TORCHRUN_RANK)) == 1
     with standing_still(run, TORCHRUN_RANK):
         run.cluster("scancel", "--batch", "--signal=USR1", job)

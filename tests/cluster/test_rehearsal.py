@@ -14,7 +14,7 @@ from conftest import ROOT, stand_in
 from machine import wait_until
 from slurm_cluster import Cluster
 
-from fitb.fsio import read_lines
+from fitb.base.fsio import read_lines
 from fitb.rundir.status import status
 
 pytestmark = pytest.mark.cluster

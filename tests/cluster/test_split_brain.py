@@ -14,8 +14,8 @@ from small import quick
 from soak import SLOW, weights
 from test_real_training import steps, wait_for_step
 
+from fitb.base.fsio import read_lines
 from fitb.cluster.local import LocalRun, train_command
-from fitb.fsio import read_lines
 
 pytestmark = pytest.mark.cluster
 
@@ -39,7 +39,7 @@ def test_an_attempt_on_a_host_that_was_cut_off_cannot_write_into_the_run_it_has_
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
     env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    payload = Payload(sys.executable, "fitb.train.loop:train", flags, env, STEPS)
+    payload = Payload(sys.executable, "fitb.training.loop:train", flags, env, STEPS)
     job = Run(cluster, payload, tmp_path / "run")
     number = job.sbatch("--nodes=1")
     wait_for_step(job, 5)

@@ -23,7 +23,13 @@ from job import completed as started
 
 from fitb.cluster.local import MALLOC_KEEPS
 
-_MODULES = ["fitb.cli", "fitb.train.loop", "fitb.train.setup", "fitb.train.zero", "deepspeed"]
+_MODULES = [
+    "fitb.cli",
+    "fitb.training.loop",
+    "fitb.training.setup",
+    "fitb.training.zero",
+    "deepspeed",
+]
 # What DeepSpeed imports when it begins; the first sets torch.compile up, for a second and a half.
 _MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer"]
 # Read when something happens, not when a library is imported; any other difference is for a rank

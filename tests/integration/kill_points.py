@@ -28,14 +28,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitb import fsio
+from fitb.base import fsio
+from fitb.base.errors import FitbError
+from fitb.base.world import World
 from fitb.cluster.local import hold_port
-from fitb.errors import FitbError
 from fitb.model import exported
 from fitb.rundir import ownership
 from fitb.rundir.writer import RunDir
-from fitb.train import checkpoint, collectives
-from fitb.world import World
+from fitb.training import checkpoint, collectives
 
 ACTIONS = [
     *((os, name) for name in ("mkdir", "rename", "replace", "fsync", "open", "rmdir", "unlink")),

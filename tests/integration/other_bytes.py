@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from fitb.base.errors import FitbError
+from fitb.base.world import World
 from fitb.config import Config
 from fitb.config.parser import parse
-from fitb.errors import FitbError
-from fitb.evaluate.evaluate import evaluate
-from fitb.evaluate.evaluate_config import EvaluateConfig
-from fitb.evaluate.ranks import Ranks
-from fitb.train import loop
-from fitb.train.loop import train
-from fitb.world import World
+from fitb.evaluation.evaluate import evaluate
+from fitb.evaluation.evaluate_config import EvaluateConfig
+from fitb.evaluation.ranks import Ranks
+from fitb.training import loop
+from fitb.training.loop import train
 
 _NEW_NAMESPACE, _BIND, _DETACH = 0x20000, 4096, 2  # of linux/sched.h and sys/mount.h
 _PRIVATE_BELOW = 0x44000

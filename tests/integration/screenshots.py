@@ -12,8 +12,8 @@ from browser import chromium
 from playwright.sync_api import Browser, Page
 from serving import serving
 
-from fitb.report.build import report
-from fitb.report.report_config import ReportConfig
+from fitb.tools.report.build import report
+from fitb.tools.report.report_config import ReportConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SENTENCE = "Return the ___ of the ___ as a string."

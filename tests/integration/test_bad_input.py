@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fitb.base.fsio import read_json
 from fitb.corpus.tokenizer import train_tokenizer
-from fitb.fsio import read_json
 
 TEXTS = [
     f"document number {n} speaks of shards and rows and of the reader {n * n}" for n in range(200)

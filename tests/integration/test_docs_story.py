@@ -13,7 +13,7 @@ import pytest
 from documents import ROOT, blocks, commands
 
 from fitb import cli
-from fitb.fsio import read_json
+from fitb.base.fsio import read_json
 
 # What makes a story of minutes one of seconds: words of the pages, and what stands for them here.
 SMALLER = {

@@ -12,7 +12,7 @@ CODE = f"""
 import builtins, gc, os, sys
 import torch, torch.distributed as dist
 from fitb.cluster.local import hold_port
-from fitb.train.zero import leave_distributed
+from fitb.training.zero import leave_distributed
 
 def child(rank, port):
     sys.setswitchinterval(1000)  # the main thread lets another run only where it waits

@@ -121,7 +121,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fitb.config import Geometry
 from fitb.bench.config import StepBenchConfig
 from fitb.bench.step import Variant, start
-from fitb.world import World
+from fitb.base.world import World
 
 class Asked(TorchDispatchMode):
     '''Counts what a GPU would be waited for: .item(), float(), bool() of a tensor, and others.'''

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from browser import chromium
 
-from fitb.report.build import report
-from fitb.report.report_config import ReportConfig
+from fitb.tools.report.build import report
+from fitb.tools.report.report_config import ReportConfig
 
 PHONE = {"viewport": {"width": 375, "height": 700}, "is_mobile": True, "has_touch": True}
 HOSTILE = "<script>document.title=1</script>&lt;" + "x" * 80

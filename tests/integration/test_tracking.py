@@ -17,13 +17,13 @@ import psutil
 import pytest
 from wandb_server import KEY, WandbServer
 
+from fitb.base.errors import ConfigError, DataError, SystemFault
+from fitb.base.world import World
 from fitb.config import Config, TrackConfig
 from fitb.config.yaml import to_yaml
-from fitb.errors import ConfigError, DataError, SystemFault
 from fitb.rundir.writer import RunDir
-from fitb.sync import MERGED, SyncConfig, sync
-from fitb.train.track import Tracker
-from fitb.world import World
+from fitb.tools.sync import MERGED, SyncConfig, sync
+from fitb.training.track import Tracker
 
 BLOCK = 32 * 1024
 
@@ -138,7 +138,7 @@ def test_what_an_attempt_without_a_server_logged_is_filled_in_by_the_next(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """W&B refused to start offline after it had failed online under the same id."""
-    monkeypatch.setattr("fitb.train.wandb_mirror.START_LIMIT_S", 1.0)
+    monkeypatch.setattr("fitb.training.wandb_mirror.START_LIMIT_S", 1.0)
     run = tmp_path / "run"
     attempt(run, range(1, 4))
     server.stop()
@@ -156,7 +156,7 @@ def test_what_an_attempt_without_a_server_logged_is_filled_in_by_the_next(
 
 HANGING = """
 import json, os, signal, sys, time
-import fitb.train.wandb_mirror as mirror
+import fitb.training.wandb_mirror as mirror
 from pathlib import Path
 from fitb import fsio, log
 log.setup()
@@ -218,7 +218,7 @@ def test_a_server_that_never_answers_costs_no_step_and_at_the_end_no_more_than_t
 def test_a_full_disk_under_w_and_b_stops_no_step(
     server: WandbServer, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fitb.train.wandb_mirror.FINISH_LIMIT_S", 5.0)
+    monkeypatch.setattr("fitb.training.wandb_mirror.FINISH_LIMIT_S", 5.0)
     run = tmp_path / "run"
     run.mkdir()
     (run / "wandb").symlink_to(small_disk)
@@ -294,7 +294,7 @@ def test_sync_says_what_is_wrong(
     attempt(run, [1], mode="disabled")
     server.status["file_stream"] = 403
     with pytest.raises(SystemFault, match="holds .* up to step -1, expected 1"):
-        monkeypatch.setattr("fitb.sync._LOOK_WAIT_S", 0.0)
+        monkeypatch.setattr("fitb.tools.sync._LOOK_WAIT_S", 0.0)
         sync(SyncConfig(str(run)))
     server.status[""] = 401
     with pytest.raises(SystemFault, match=r"did not take run \w+ \(.*401.*--offline"):

@@ -11,7 +11,7 @@ import job
 import pytest
 
 from fitb.cluster.local import LocalRun
-from fitb.plan import PlanConfig, plan, traffic
+from fitb.tools.plan import PlanConfig, plan, traffic
 
 COUNT = """
 import json, os, sys
@@ -34,8 +34,8 @@ for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "reduce_scatt
 from fitb.bench.config import StepBenchConfig
 from fitb.bench.step import Variant, start
 from fitb.config import Geometry
-from fitb.train.zero import leave_distributed
-from fitb.world import World
+from fitb.training.zero import leave_distributed
+from fitb.base.world import World
 
 world = World.from_env(os.environ)
 config = StepBenchConfig(sys.argv[2], 64, micro_batch=2, grad_accum=int(sys.argv[3]),

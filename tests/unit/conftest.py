@@ -12,9 +12,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from fitb.config import Config, TrackConfig
+from fitb.corpus.prepare import prepare
+from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
-from fitb.prepare.preparation import prepare
-from fitb.prepare.settings import PrepareConfig
 
 ENGLISH = [
     "the quick brown fox jumps over the lazy dog while the others are watching it",

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fitb import cli
+from fitb.base.errors import ConfigError, DataError
 from fitb.cli.commands import COMMANDS
 from fitb.cli.completion import CompletionConfig, script
 from fitb.cli.execute import launcher_of, load, parser_of
@@ -24,7 +25,6 @@ from fitb.cli.functions import _lines
 from fitb.config import Config
 from fitb.config.keys import OF_OTHERS, hints
 from fitb.config.parser import parse, preset_names
-from fitb.errors import ConfigError, DataError
 
 KEYS = set(dict(hints(Config)))
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb")
@@ -157,7 +157,6 @@ sys.exit(main({words}) > 2)
         ("fitb status", "run is missing; `fitb status --help` lists all flags"),
         ("fitb fill --json", "texts is missing"),
         ("fitb train -steps 3", "unknown key '-steps' (nearest: steps)"),
-        ("fitb bench attention", "unknown command 'bench attention'"),
         ("fitb bench comm --mb+=abc", "mb+=abc; expected list[float]"),
         ("""fitb fill a --blanks '[{"regx": "b"}]'""", "(nearest: blanks.regex)"),
         ("fitb completion bsh", "expected bash | zsh (nearest: bash)"),

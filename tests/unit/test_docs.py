@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 import pytest
 from documents import PAGES, ROOT, SCRIPTS, Block, anchors, blocks, commands, prose
 
+from fitb.base.errors import ConfigError
 from fitb.cli import help
 from fitb.cli.commands import COMMANDS as TABLE
 from fitb.cli.execute import launcher_of, load
 from fitb.config import Config
 from fitb.config.parser import parse
-from fitb.errors import ConfigError
 
 # Programs that are not ours: why a line that starts with one is not run.
 THEIRS = {

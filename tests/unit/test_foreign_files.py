@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from snapshot import snapshot, touched
 
+from fitb.base.errors import ConfigError
 from fitb.config import Config
 from fitb.config.yaml import to_yaml
-from fitb.demo import DemoConfig, demo
-from fitb.doctor.folder_probe import probe
-from fitb.errors import ConfigError
-from fitb.report.build import report
-from fitb.report.report_config import ReportConfig
-from fitb.sync import MERGED, SyncConfig, sync
+from fitb.tools.demo import DemoConfig, demo
+from fitb.tools.doctor.folder_probe import probe
+from fitb.tools.report.build import report
+from fitb.tools.report.report_config import ReportConfig
+from fitb.tools.sync import MERGED, SyncConfig, sync
 
 
 @pytest.fixture()

@@ -64,7 +64,7 @@ def test_no_function_is_longer_than_a_screen():
 
 
 def test_the_main_road_fits_one_screen():
-    assert len((ROOT / "fitb/train/loop.py").read_text().splitlines()) <= 100
+    assert len((ROOT / "fitb/training/loop.py").read_text().splitlines()) <= 100
 
 
 def test_launchers_are_short():

@@ -12,37 +12,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fitb"
 NO_LAYER = {"__init__", "__main__", "presets"}  # they hold nothing to import
 WITHOUT_TORCH = (
-    "errors",
-    "world",
-    "rng",
-    "fsio",
-    "log",
-    "config",
-    "cluster",
-    "rundir",
-    "tools",
-    "report",
-    "rehearse",
-    "doctor",
-    "shards",
-    "corpus",
-    "cli",
+    *("base", "config", "shards", "rundir", "cluster", "corpus", "cli"),
+    *("tools/doctor", "tools/rehearse", "tools/report"),
 )
 HEAVY = {"torch", "transformers", "deepspeed", "wandb"}
 # What a room may see of fitb besides itself, where the order of layers does not say it.
 SEES = {
-    "rundir": {
-        *("rundir", "config", "errors", "fsio", "git", "job_states", "signals", "world"),
-    },
-    "cluster": {
-        *("cluster", "config", "ds_config", "errors", "fsio", "job_states", "log", "rng", "rundir"),
-        *("signals", "world"),
-    },
-    "shards": {"shards", "config", "errors", "fsio", "redact"},
-    "corpus": {
-        *("corpus", "shards", "config", "errors", "fsio", "hub", "log", "redact", "rng", "world"),
-    },
+    "cluster": {"cluster", "rundir", "config", "base"},
+    "data": {"data", "shards", "config", "base"},
+    "infer": {"infer", "model", "corpus", "config", "base"},
 }
+OFFERED = ("prepare", "distill", "train", "evaluate", "load", "fill")  # functions of `import fitb`
 
 
 def modules_of(*rooms):
@@ -106,10 +86,10 @@ def test_modules_import_only_from_layers_below_their_own():
     assert not wrong
 
 
-@pytest.mark.parametrize("room", ["infer", "evaluate", "distill", "data", "model"])
+@pytest.mark.parametrize("room", ["infer", "evaluation", "objective", "data", "model"])
 def test_what_a_user_of_a_model_needs_never_imports_training(room):
     for path in modules_of(room):
-        assert not [n for n in imports_of(path) if n.startswith("fitb.train")], path
+        assert not [n for n in imports_of(path) if n.startswith("fitb.training")], path
 
 
 @pytest.mark.parametrize("room", SEES)
@@ -129,3 +109,16 @@ def test_a_room_that_must_work_without_torch_imports_none_of_it(room):
 def test_the_cluster_imports_no_torch_anywhere():
     for path in modules_of("cluster"):
         assert not {name.split(".")[0] for name in imports_of(path)} & HEAVY, path
+
+
+def test_no_room_or_module_takes_the_name_of_a_function_that_fitb_will_offer():
+    code = f"""
+import importlib, pkgutil, fitb
+for found in pkgutil.walk_packages(fitb.__path__, "fitb."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+taken = [name for name in {OFFERED} if hasattr(fitb, name)]
+assert not taken, taken
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -200,7 +200,7 @@ def test_the_commit_is_named_in_a_checkout_alone(
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         monkeypatch.setenv(f"{name}_NAME", "a")
         monkeypatch.setenv(f"{name}_EMAIL", "a@b")
-    monkeypatch.setattr("fitb.git.ROOT", tmp_path)
+    monkeypatch.setattr("fitb.base.git.ROOT", tmp_path)
     assert _version() == f"fitb {fitb.__version__}"
     git = ["git", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "--quiet"], check=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fitb.base.errors import ConfigError
 from fitb.config import (
     AlgorithmsConfig,
     CheckpointConfig,
@@ -27,7 +28,6 @@ from fitb.config import (
 from fitb.config.parser import parse, preset_names, resolve_resource
 from fitb.config.schema import DROPPED
 from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
-from fitb.errors import ConfigError
 
 REJECTED: dict[type[Any], dict[str, list[Any]]] = {
     Geometry: {"hidden_size": [313], "num_attention_heads": [0], "num_hidden_layers": [0]},

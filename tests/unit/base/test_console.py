@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fitb import log
+from fitb.base import log
 
 logger = logging.getLogger("fitb.test")
 

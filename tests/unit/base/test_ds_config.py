@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fitb.ds_config import OWNED, read_ds_config
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
+from fitb.config.ds_config import OWNED, read_ds_config
 
 ZERO2 = {"zero_optimization": {"stage": 2}}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fitb import errors
-from fitb.errors import (
+from fitb.base import errors
+from fitb.base.errors import (
     CheckpointError,
     ConfigError,
     ContractError,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fitb import fsio, renameat2
-from fitb.errors import DataError, SystemFault
+from fitb.base import fsio, renameat2
+from fitb.base.errors import DataError, SystemFault
 
 
 def refuse(number):
@@ -432,7 +432,7 @@ def test_json_for_others_has_null_where_a_number_is_not_finite():
 def test_the_command_line_prints_no_json_but_this(monkeypatch, capsys):
     """json.dumps writes a bare NaN, which is no JSON."""
     from fitb import cli
-    from fitb.evaluate import evaluate
+    from fitb.evaluation import evaluate
 
     monkeypatch.setattr(evaluate, "evaluate", lambda config: {"loss": float("nan")})
     cli.main(["evaluate", "--model", "m", "--shards", "s", "--json", "true"])

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from fitb import log
+from fitb.base import log
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +18,8 @@ def as_before():
 @pytest.mark.parametrize(("rank", "heard"), [(0, ["one", "two"]), (3, ["two"])])
 def test_the_first_rank_informs_and_the_others_only_warn(capsys, rank, heard):
     log.setup(rank)
-    logging.getLogger("fitb.train.loop").info("one")
-    logging.getLogger("fitb.train.loop").warning("two")
+    logging.getLogger("fitb.training.loop").info("one")
+    logging.getLogger("fitb.training.loop").warning("two")
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert [line.rsplit(" ", 1)[1] for line in lines] == heard

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from fitb import fsio
+from fitb.base import fsio
+from fitb.base.errors import ConfigError, DataError
+from fitb.base.modes import denied, fault_of
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.errors import ConfigError, DataError
-from fitb.export import find
 from fitb.model.load import load_model
-from fitb.modes import denied, fault_of
+from fitb.tools.export import find
 
 NOBODY = 65534
 UMASKS = [0o002, 0o022, 0o027, 0o077]

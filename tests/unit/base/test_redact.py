@@ -2,8 +2,8 @@
 
 import pytest
 
-from fitb.redact import redacted
-from fitb.report.gather import without_secrets
+from fitb.base.redact import redacted
+from fitb.tools.report.gather import without_secrets
 
 CASES = [
     ("https://user:pass@host/a", "https://***@host/a"),

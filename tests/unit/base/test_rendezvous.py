@@ -8,25 +8,25 @@ from datetime import timedelta
 
 import pytest
 
-from fitb import rendezvous
-from fitb.cluster.local import LocalRun
-from fitb.errors import ConfigError, SystemFault
-from fitb.rendezvous import (
+from fitb.base import rendezvous
+from fitb.base.errors import ConfigError, SystemFault
+from fitb.base.rendezvous import (
     _has_several_hosts,
     _wait_for_address,
     join,
     on_this_host,
     unreachable,
 )
-from fitb.world import World
+from fitb.base.world import World
+from fitb.cluster.local import LocalRun
 
 _RANK = """
 import json, os, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from fitb.rendezvous import join
-from fitb.world import World
+from fitb.base.rendezvous import join
+from fitb.base.world import World
 world = World.from_env(os.environ)
 join(world, "gloo", timedelta(seconds=60))
 number = torch.ones(1) * (world.rank + 1)

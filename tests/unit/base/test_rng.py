@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fitb import rng
+from fitb.base import rng
 
 WORD = 2**64
 GOLDEN = 0x9E3779B97F4A7C15

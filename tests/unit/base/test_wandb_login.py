@@ -6,7 +6,7 @@ import pytest
 import wandb
 from wandb.sdk.lib.wbauth.wbnetrc import read_netrc_auth
 
-from fitb.wandb_login import Login, login_of
+from fitb.base.wandb_login import Login, login_of
 
 KEY = "k" * 40
 CLOUD, OWN = "https://api.wandb.ai", "https://wandb.example.org:8443"

@@ -3,8 +3,8 @@
 import pytest
 
 from fitb import cli
-from fitb.errors import ConfigError
-from fitb.world import World, address_of, job_id, without_local_rank
+from fitb.base.errors import ConfigError
+from fitb.base.world import World, address_of, job_id, without_local_rank
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2"}

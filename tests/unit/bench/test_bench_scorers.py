@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fitb.base.errors import ConfigError
 from fitb.bench import scorers
 from fitb.bench.config import InferBenchConfig
 from fitb.config import Geometry
-from fitb.errors import ConfigError
 
 MASK = 4  # the id
 SMALL = Geometry(num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=3)

@@ -10,6 +10,8 @@ import pytest
 from batching import FINISH, Batch
 from executable import executable
 
+from fitb.base.errors import ConfigError
+from fitb.base.fsio import read_json
 from fitb.cluster import preflight
 from fitb.cluster.executor import (
     JOB,
@@ -20,8 +22,6 @@ from fitb.cluster.executor import (
     script_of,
 )
 from fitb.config import Config
-from fitb.errors import ConfigError
-from fitb.fsio import read_json
 
 ODD = "drop=50%j warm é\\ [a]* it's $HOME `x` \"%t"
 

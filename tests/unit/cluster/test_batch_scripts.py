@@ -13,8 +13,8 @@ import pytest
 from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch
 from executable import executable
 
+from fitb.base.signals import PREEMPTION, TIME_LIMIT, slurm_name
 from fitb.cluster.local import MALLOC_KEEPS
-from fitb.signals import PREEMPTION, TIME_LIMIT, slurm_name
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -246,7 +246,7 @@ def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch:
     assert batch.run(FINISH, "--steps=3", FITB_LAUNCHER="torchrun", **given)[0] == 0
     arguments, env = batch.srun_arguments(), batch.srun_env()
     begin = arguments.index(sys.executable)
-    words = ["-m", "fitb.train.torchrun", "--steps=3", "--run_dir", "runs/mine"]
+    words = ["-m", "fitb.training.torchrun", "--steps=3", "--run_dir", "runs/mine"]
     assert arguments[begin + 1 :] == words
     assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(arguments[:begin])
     assert (env["FITB_PROCESSES_PER_NODE"], env["OMP_NUM_THREADS"]) == ("3", "4")
@@ -283,7 +283,7 @@ def test_settings_that_came_too_late_for_sbatch_are_said(batch: Batch) -> None:
     assert late not in batch.run("exit 0", **seen)[1]
 
 
-@pytest.mark.parametrize("launcher", ["fitb", "fitb.train.torchrun"])
+@pytest.mark.parametrize("launcher", ["fitb", "fitb.training.torchrun"])
 def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(
     batch: Batch, launcher: str
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fitb import signals
+from fitb.base import signals
 from fitb.cluster.local import LocalRun, common_code, forwarding, hold_port, malloc_settings
 
 JOB = """

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from executable import executable
 
+from fitb.base.fsio import append_line, read_json, read_lines
 from fitb.cluster import preflight
 from fitb.cluster.preflight import Verdict, barred, come_back, judge, pair_rounds
-from fitb.fsio import append_line, read_json, read_lines
 from fitb.rundir.restart import Source
 
 NO_ONE = "the all-reduce over all hosts failed, and no host is to blame for it"

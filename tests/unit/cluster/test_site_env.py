@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from executable import executable
 
+from fitb.base.errors import ConfigError
 from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
 from fitb.cluster.local import MALLOC_KEEPS
 from fitb.cluster.site_env import enter, read_site, site_file
 from fitb.cluster.submit import plan_distill, submit_distill
-from fitb.errors import ConfigError
 
 PATH = os.environ["PATH"]
 

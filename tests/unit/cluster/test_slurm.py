@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from executable import executable
 
+from fitb.base.errors import ConfigError, SystemFault
 from fitb.cluster.slurm import (
     FORGOTTEN,
     expand_nodelist,
@@ -14,7 +15,6 @@ from fitb.cluster.slurm import (
     num_ranks,
     plan,
 )
-from fitb.errors import ConfigError, SystemFault
 
 
 @pytest.mark.parametrize(

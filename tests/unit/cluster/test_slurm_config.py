@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fitb.base.errors import ConfigError
 from fitb.cluster import slurm, slurm_config
-from fitb.errors import ConfigError
 
 # Of a real 22.05.8, the lines that matter and some that do not.
 CONFIG_22 = """\

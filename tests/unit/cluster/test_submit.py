@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from fitb.base.errors import CRASH, ConfigError, SystemFault
 from fitb.cluster.arrays import CommandJob
 from fitb.cluster.executor import resource_parser
 from fitb.cluster.submit import DistillJob, submit_distill, wait_for
-from fitb.errors import CRASH, ConfigError, SystemFault
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 90

@@ -9,8 +9,8 @@ import unicodedata
 
 import pytest
 
+from fitb.base.errors import ConfigError
 from fitb.corpus.clean import CleanConfig, Cleaned, Cleaner
-from fitb.errors import ConfigError
 
 DROPPED = {"Cc", "Cf", "Cs", "Co"}
 HOSTILE = [

@@ -10,9 +10,9 @@ import pytest
 import zstandard
 from reading import COMPRESSORS, read_all, write
 
+from fitb.base.errors import DataError
 from fitb.corpus.files import opened
 from fitb.corpus.sources import TextSource, plan
-from fitb.errors import DataError
 
 
 def read(path):

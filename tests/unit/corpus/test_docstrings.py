@@ -7,9 +7,9 @@ from itertools import islice
 
 import pytest
 
+from fitb.base.errors import DataError
 from fitb.corpus.docstrings import is_english, python_files
 from fitb.corpus.sources import TextSource, plan, read_split
-from fitb.errors import DataError
 
 PROSE = "Return the length of the thing that is given, in metres, as a float."
 

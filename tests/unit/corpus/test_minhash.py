@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import regex
 
+from fitb.base.errors import ConfigError, DataError
 from fitb.corpus import minhash
 from fitb.corpus.minhash import (
     NUM_HASHES,
@@ -26,7 +27,6 @@ from fitb.corpus.minhash import (
     signatures,
     write_signatures,
 )
-from fitb.errors import ConfigError, DataError
 
 WORDS = [f"word{number}" for number in range(5000)]
 

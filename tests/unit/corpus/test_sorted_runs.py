@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from fitb.base.errors import DataError
 from fitb.corpus.sorted_runs import (
     SPLITS,
     Kept,
@@ -15,7 +16,6 @@ from fitb.corpus.sorted_runs import (
     text_digest,
     write_run,
 )
-from fitb.errors import DataError
 
 
 def runs_of(folder, texts, *, seed=0, splits=1, block_bytes=10_000, fraction=0.2):

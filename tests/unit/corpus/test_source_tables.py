@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from reading import LIMIT, parquet, read_all, write
 
+from fitb.base.errors import DataError, SystemFault
 from fitb.corpus import tables
 from fitb.corpus.sources import Document, Dropped, TextSource, plan, read_split
-from fitb.errors import DataError, SystemFault
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary("int32", "string")])

@@ -10,8 +10,8 @@ from file_server import FileServer
 from reading import COMPRESSORS, parquet, read_all, texts, write
 from s3_server import s3_bucket
 
+from fitb.base.errors import DataError, SystemFault
 from fitb.corpus.sources import TextSource, plan, read_split
-from fitb.errors import DataError, SystemFault
 
 
 @pytest.fixture

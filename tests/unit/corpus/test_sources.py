@@ -11,6 +11,7 @@ import re
 import pytest
 from reading import COMPRESSORS, LIMIT, parquet, read_all, texts, write
 
+from fitb.base.errors import ConfigError, DataError
 from fitb.corpus.sources import (
     Document,
     Dropped,
@@ -18,7 +19,6 @@ from fitb.corpus.sources import (
     plan,
     read_split,
 )
-from fitb.errors import ConfigError, DataError
 
 BOM = b"\xef\xbb\xbf"
 

@@ -12,6 +12,7 @@ from string import ascii_lowercase
 import pytest
 from transformers import AutoTokenizer
 
+from fitb.base.errors import DataError
 from fitb.corpus.chunk import stream_of
 from fitb.corpus.tokenizer import (
     add_tokens,
@@ -22,7 +23,6 @@ from fitb.corpus.tokenizer import (
     take_tokenizer,
     train_tokenizer,
 )
-from fitb.errors import DataError
 from fitb.shards.tokenizer import open_tokenizer, tokenizer_fingerprint
 
 

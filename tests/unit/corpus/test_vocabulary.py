@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from fitb.base.errors import DataError
 from fitb.corpus.tokenizer import load_tokenizer, take_tokenizer
-from fitb.errors import DataError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"[unused{i}]" for i in range(9))]
 CASED = ["the", "capital", "of", "is", ".", "Paris", "M\u00fcller", "##E", "a", "##a", "P"]

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from fitb.base.world import World
 from fitb.data.cached_rows import CachedRows
 from fitb.shards.shard_set import ShardSet
-from fitb.train.setup import Validation
-from fitb.world import World
+from fitb.training.setup import Validation
 
 
 def test_held_rows_are_those_of_the_shards_after_the_files_are_gone(shard_set, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from masking_rows import SEED, STRATEGIES, chosen_of, masked, settings, words_of
 
-from fitb import rng
+from fitb.base import rng
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, num_slots
 
 

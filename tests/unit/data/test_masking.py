@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from masking_rows import SEED, STRATEGIES, chosen_of, masked, settings, words_of
 
-from fitb import rng
+from fitb.base import rng
 from fitb.data.masking import IGNORE_INDEX, _span_lengths, mask_rows, num_slots
 
 CHOICE, SHOWN, DRAWN, LENGTH = 11, 12, 13, 14  # pinned: another number is another mask

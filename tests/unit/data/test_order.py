@@ -6,9 +6,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from fitb.base.world import World
 from fitb.data.order import rows_at, windows_between
 from fitb.data.stream import positions_of_rank
-from fitb.world import World
 
 UNEVEN = (7, 1, 30, 12, 3, 19, 8)
 

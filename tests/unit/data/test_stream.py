@@ -9,14 +9,14 @@ import pytest
 import torch
 from file_server import FileServer
 
+from fitb.base.errors import ConfigError, DataError
+from fitb.base.world import World
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
 from fitb.data.order import windows_between
 from fitb.data.stream import RowStream, bytes_ahead
-from fitb.errors import ConfigError, DataError
 from fitb.shards.cache import CacheSettings
 from fitb.shards.shard_set import ShardSet
-from fitb.world import World
 from tests.unit.shards.shard_files import random_columns, write_set
 
 

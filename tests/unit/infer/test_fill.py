@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BertModel, pipeline
 
-from fitb.errors import ConfigError, ContractError, DataError
+from fitb.base.errors import ConfigError, ContractError, DataError
 from fitb.infer.fill import FillConfig, as_json, fill, render
 from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import Answer, Constraint, Filled, Filling, FillRequest, Search

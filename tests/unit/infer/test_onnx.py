@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, BertModel
 
+from fitb.base.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.corpus.tokenizer import train_tokenizer
-from fitb.errors import ConfigError, ContractError, DataError, SystemFault
 from fitb.infer import onnx as ours
 from fitb.infer.graph import encoder_products, graph_of
 from fitb.infer.onnx import FP32, INT8, OnnxScorer, export_onnx, load_onnx, quantise

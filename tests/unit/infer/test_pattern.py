@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.infer.fill import fill
 from fitb.infer.pattern import Pattern
 from fitb.infer.request import Constraint, FillRequest, Search

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from fitb.base.world import World
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.model.agree import differences, digest_of_model, digest_of_tokenizer, load_alike
-from fitb.world import World
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
+from fitb.base.errors import ConfigError, ContractError, DataError
 from fitb.config import Config, ModelConfig
 from fitb.corpus.tokenizer import describe_tokenizer
-from fitb.errors import ConfigError, ContractError, DataError
 from fitb.infer.scorer import load_scorer
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model
@@ -191,7 +191,7 @@ def test_a_student_may_begin_as_the_first_layers_and_nothing_else_may(
 def test_a_training_run_says_what_its_student_leaves_out(
     make_folder, tokenizer, shard_set, caplog, monkeypatch
 ):
-    from fitb.train import setup
+    from fitb.training import setup
 
     folder = edit_config(make_folder("deep", num_hidden_layers=4), num_hidden_layers=2)
     loaded = load_model(folder, tokenizer=tokenizer)

@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertModel, PreTrainedTokenizerFast
 
+from fitb.base.errors import ContractError
 from fitb.config import Geometry
 from fitb.corpus.tokenizer import describe_tokenizer
-from fitb.errors import ContractError
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerLegacy
 
+from fitb.base.errors import ContractError
 from fitb.corpus.tokenizer import describe_tokenizer, load_tokenizer
-from fitb.errors import ContractError
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 

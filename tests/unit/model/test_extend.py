@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from fitb.base.errors import ContractError
 from fitb.config import Geometry
 from fitb.corpus.tokenizer import add_tokens, describe_tokenizer, load_tokenizer
-from fitb.errors import ContractError
 from fitb.model.contract import check_contract
 from fitb.model.extend import extend_embeddings, extended
 from fitb.model.load import load_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.model.encoder import encode, logits_at
 from fitb.model.frozen import Float8Linear, PackedLinear, can_pack, pack, to_float8
 from tests.unit.conftest import tiny_config

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.model.layer_map import resolve
 
 

@@ -12,9 +12,9 @@ from transformers import (
     DistilBertForMaskedLM,
 )
 
+from fitb.base.errors import ConfigError, DataError
 from fitb.config import Geometry
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.errors import ConfigError, DataError
 from fitb.model.load import encoder, load_model, num_parameters
 from fitb.shards.tokenizer import tokenizer_fingerprint
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, BertForMaskedLM
 
+from fitb.base.errors import ConfigError, ContractError, DataError
+from fitb.base.fsio import read_json, write_json
 from fitb.config import Config, DataConfig, Geometry, ModelConfig
 from fitb.config.yaml import to_yaml
 from fitb.corpus.tokenizer import describe_tokenizer
-from fitb.errors import ConfigError, ContractError, DataError
-from fitb.fsio import read_json, write_json
 from fitb.infer.scorer import load_scorer
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model

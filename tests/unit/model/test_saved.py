@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from fitb.base.errors import ContractError, DataError
+from fitb.base.fsio import read_json, sha256_json, write_json
+from fitb.base.world import World
 from fitb.config import Config, DataConfig, Geometry, ModelConfig, ObjectiveConfig
 from fitb.config.yaml import to_yaml
 from fitb.corpus.tokenizer import describe_tokenizer
-from fitb.distill.objective import Objective
-from fitb.errors import ContractError, DataError
-from fitb.fsio import read_json, sha256_json, write_json
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 from fitb.model.saved import load_saved
+from fitb.objective.objective import Objective
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.tokenizer import tokenizer_fingerprint
-from fitb.train import checkpoint
-from fitb.world import World
+from fitb.training import checkpoint
 
 SMALL = Geometry(num_hidden_layers=2, hidden_size=24, intermediate_size=32, num_attention_heads=3)
 

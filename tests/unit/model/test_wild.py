@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from fitb.base.errors import DataError
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.errors import DataError
 from fitb.infer.fill import fill
 from fitb.infer.onnx import export_onnx
 from fitb.infer.request import FillRequest, Search

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fitb import fsio
+from fitb.base import fsio
 from fitb.rundir import ownership
 
 _FORK = multiprocessing.get_context("fork")

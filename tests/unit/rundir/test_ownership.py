@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fitb import fsio
-from fitb.errors import ConfigError, FitbError, SystemFault
+from fitb.base import fsio
+from fitb.base.errors import ConfigError, FitbError, SystemFault
+from fitb.base.world import World
 from fitb.rundir import ownership
 from fitb.rundir.ownership import Replaced, RunTaken, check_owned, has_ended, release, take
 from fitb.rundir.writer import RunDir
-from fitb.train.checkpoint import load, save
-from fitb.world import World
+from fitb.training.checkpoint import load, save
 
 ALONE = World()
 JOB = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}
@@ -252,7 +252,7 @@ def test_all_ranks_hear_from_the_first_whether_the_run_is_lost(run, monkeypatch)
         asked.append(action)
         raise SystemFault("a disk is full") if len(asked) == 1 else Replaced("said rank 0")
 
-    monkeypatch.setattr("fitb.train.checkpoint.on_main", on_main)
+    monkeypatch.setattr("fitb.training.checkpoint.on_main", on_main)
     failing(monkeypatch, "stat", errno.ENOENT, fence)
     with pytest.raises(Replaced, match="said rank 0"):
         save(fence.parent, [], {"step": 1}, fence=fence, world=World(1, 2), keep_last=2)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fitb.errors import CRASH, FINISHED, RESUME, STOP
-from fitb.fsio import append_line, read_json, write_json
+from fitb.base.errors import CRASH, FINISHED, RESUME, STOP
+from fitb.base.fsio import append_line, read_json, write_json
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.ownership import current_owner
 from fitb.rundir.restart import (

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from snapshot import snapshot, touched
 
+from fitb.base.errors import ConfigError
+from fitb.base.world import World
 from fitb.config import Config
-from fitb.errors import ConfigError
-from fitb.train.setup import open_run
-from fitb.world import World
+from fitb.training.setup import open_run
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
+from fitb.base.errors import ConfigError
+from fitb.base.fsio import append_line
 from fitb.cli import main
 from fitb.cluster.slurm import reported_state
-from fitb.errors import ConfigError
-from fitb.fsio import append_line
 from fitb.rundir.events import now, words_of
 from fitb.rundir.history import Attempt
 from fitb.rundir.metrics import rate, tail_records

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from fitb import fsio
+from fitb.base import fsio
+from fitb.base.errors import ConfigError
+from fitb.base.world import World
 from fitb.config import Config, OptimConfig
 from fitb.config.parser import parse
-from fitb.errors import ConfigError
 from fitb.rundir import ownership
 from fitb.rundir.events import words_of
 from fitb.rundir.history import attempts_of
 from fitb.rundir.writer import RunDir
-from fitb.train.setup import open_run
-from fitb.world import World
+from fitb.training.setup import open_run
 
 ALONE = World()
 

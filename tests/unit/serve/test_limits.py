@@ -9,7 +9,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.serve.limits import (
     TOKEN_VARIABLE,
     Token,

@@ -9,7 +9,7 @@ pytest.importorskip("fastapi")
 from fastapi import HTTPException
 from pydantic import ValidationError
 
-from fitb.errors import ConfigError
+from fitb.base.errors import ConfigError
 from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
 from fitb.infer.pytorch import TorchScorer

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from fitb.fsio import sha256_file
+from fitb.base.fsio import sha256_file
 from fitb.shards.manifest import fingerprint_of
 from fitb.shards.tokenizer import tokenizer_fingerprint
 from fitb.shards.write import Columns, write_documents, write_shard

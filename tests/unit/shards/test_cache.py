@@ -20,7 +20,7 @@ from caching import NUM_ROWS, SHARD_ROWS, bound, expected_rows, kept
 from file_server import FileServer
 from shard_files import write_manifest
 
-from fitb.errors import ConfigError, DataError, SystemFault
+from fitb.base.errors import ConfigError, DataError, SystemFault
 from fitb.shards.cache import CacheSettings
 from fitb.shards.shard_set import ShardSet
 

@@ -14,7 +14,7 @@ from caching import NUM_ROWS, SHARD_ROWS, bound, expected_rows
 from file_server import FileServer
 from snapshot import snapshot, touched
 
-from fitb.errors import ConfigError, SystemFault
+from fitb.base.errors import ConfigError, SystemFault
 from fitb.shards.cache import TOKENIZER, CacheSettings
 from fitb.shards.shard_set import ShardSet
 

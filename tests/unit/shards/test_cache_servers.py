@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from caching import NUM_ROWS, SHARD_ROWS, expected_rows, kept
 
-from fitb.errors import DataError, SystemFault
-from fitb.fsio import sha256_file
+from fitb.base.errors import DataError, SystemFault
+from fitb.base.fsio import sha256_file
 from fitb.shards import remote as fetching
 from fitb.shards.cache import CacheSettings
 from fitb.shards.shard_set import ShardSet

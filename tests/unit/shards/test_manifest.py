@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from shard_files import random_columns, write_manifest, write_set
 
-from fitb.errors import DataError
-from fitb.fsio import read_json, sha256_file
+from fitb.base.errors import DataError
+from fitb.base.fsio import read_json, sha256_file
 from fitb.shards.shard_set import ShardSet
 
 

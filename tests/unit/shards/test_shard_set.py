@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from shard_files import add_documents, random_columns, write_set
 
-from fitb.errors import DataError
-from fitb.fsio import sha256_file
+from fitb.base.errors import DataError
+from fitb.base.fsio import sha256_file
 from fitb.shards import mmap
 from fitb.shards.documents import MOST_DOCUMENTS
 from fitb.shards.mmap import id_type, map_table

@@ -1,0 +1,99 @@
+"""Who may have a file: modes as the umask would have them, and why a path is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from fitb.base.errors import ConfigError, FitbError, SystemFault
+
+_PROBE = ".mode"
+
+
+def match_modes(folder: Path) -> None:
+    """Give files and folders inside a folder the modes that they would get if made there now.
+
+    Some libraries write their files for the owner alone whatever the umask (safetensors does). A
+    file and a folder are made to see their modes: default ACLs and setgid count, which the umask
+    does not tell, and the umask cannot be read without changing it for other threads.
+    """
+    of_file, of_folder = _modes(folder)
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        wanted = of_folder if stat.S_ISDIR(status.st_mode) else of_file
+        if not stat.S_ISLNK(status.st_mode) and stat.S_IMODE(status.st_mode) != wanted:
+            path.chmod(wanted)
+
+
+def _modes(folder: Path) -> tuple[int, int]:
+    """Return the modes of a new file and of a new folder."""
+    probe = folder / f"{_PROBE}.{os.getpid()}"
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    of_file = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    probe.mkdir()
+    of_folder = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    return of_file, of_folder
+
+
+def denied(path: Path) -> str:
+    """Say which part of a path this user may not read, whose it is, and what to do.
+
+    Returns: nothing where all of it may be read, or is not there.
+    """
+    whole = Path(os.path.realpath(path))
+    for part in (*reversed(whole.parents), whole):
+        try:
+            status = part.stat()
+        except OSError:  # it is not there
+            return ""
+        needed = os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
+        if not os.access(part, needed, effective_ids=True):
+            owner, mode = _name(status.st_uid), stat.S_IMODE(status.st_mode)
+            return (
+                f"permission denied: {part} belongs to {owner} and has mode {mode:04o}; ask"
+                f" {owner} for `chmod a+rX {part}`"
+            )
+    return ""
+
+
+def fault_of(error: OSError, what: str) -> FitbError:
+    """Turn what a filesystem says into an error of ours: a refusal lasts, all else may pass.
+
+    A refusal that the modes do not bear out may pass, too: file servers answer so for a moment.
+
+    Args:
+        what: was touched, where the error names no file.
+    """
+    name, said = error.filename or what, error.strerror or str(error)
+    fault = SystemFault(f"{name}: {said}")
+    if error.errno == errno.EROFS:
+        return ConfigError(f"{name}: {said}; mount it for writing, or take another folder")
+    if error.errno not in (errno.EACCES, errno.EPERM) or error.filename is None:
+        return fault
+    there = Path(os.path.realpath(name))
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        status = there.stat()
+    except OSError:  # it was just there
+        return fault
+    needed = os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK)
+    if os.access(there, needed, effective_ids=True):
+        return fault
+    owner, mode = _name(status.st_uid), stat.S_IMODE(status.st_mode)
+    return ConfigError(
+        f"{name}: {said}: {there} belongs to {owner} and has mode {mode:04o}; ask {owner} for"
+        f" `chmod -R g+rwX {there}` and `umask 002` in the jobs of both, or take another folder"
+    )
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # in containers
+        return f"user {uid}"

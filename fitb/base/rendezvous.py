@@ -1,0 +1,122 @@
+"""The processes of a job join: on loopback alone where all of them are on this host.
+
+torch's store, through which they find each other, asks nobody for a secret and listens on every
+address of its host (docs/slurm.md). What starts here for itself has no need of that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from fitb.base.errors import ConfigError, SystemFault
+from fitb.base.world import World
+
+_INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+_LOOPBACK = "lo"
+_NAME_S = 60.0  # a server of names may be away for a moment
+
+
+def join(world: World, backend: str, timeout: timedelta) -> None:
+    """Make torch's process group, as MASTER_ADDR and MASTER_PORT in the environment say.
+
+    A job of one process may leave the port to the kernel: 0 becomes the port that it gave.
+
+    Raises: what torch raises where the processes do not find each other; ConfigError where the name
+        of this host keeps them from it; SystemFault where the host of rank 0 has no address.
+    """
+    import torch.distributed as dist
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if not on_this_host(os.environ):
+        if _has_several_hosts(os.environ, world) and (why := unreachable(os.environ)):
+            raise ConfigError(f"the processes would not find each other: {why}")
+        _wait_for_address(host)
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    if any(name == _LOOPBACK for _, name in socket.if_nameindex()):
+        os.environ.setdefault(_INTERFACE_VARIABLE, _LOOPBACK)
+    listener = None
+    if world.is_main:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        server = socket.create_server((host, port), family=family, backlog=world.size)
+        port = server.getsockname()[1]
+        os.environ["MASTER_PORT"] = str(port)
+        listener = server.detach()
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, world.size, world.is_main, timeout, master_listen_fd=listener, multi_tenant=True
+    )
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout
+    )
+
+
+def _wait_for_address(host: str) -> None:
+    """Raise SystemFault where a host has no address for a minute; torch would ask for ever."""
+    deadline_s = time.monotonic() + _NAME_S
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise SystemFault(
+                    f"MASTER_ADDR={host}, where rank 0 is, has no address on {socket.gethostname()}"
+                    f" ({error.strerror}); expected a name that every host of the job knows;"
+                    " correct FITB_HOST_SUFFIX if it is set, or have the site mend its names"
+                ) from error
+            time.sleep(1)
+        else:
+            return
+
+
+def _has_several_hosts(env: Mapping[str, str], world: World) -> bool:
+    """Whether the processes of a job are on several hosts, as torchrun or Slurm says."""
+    hosts = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or "1"
+    return int(env.get("LOCAL_WORLD_SIZE", world.size)) < world.size or int(hosts) > 1
+
+
+def unreachable(env: Mapping[str, str]) -> str | None:
+    """Say why gloo would send other hosts astray, and the remedy; None where it would not.
+
+    It tells them the address of this host's own name, loopback where that has none; Debian's
+    installer gives the name of a host 127.0.1.1.
+    """
+    if env.get(_INTERFACE_VARIABLE):
+        return None
+    name = socket.gethostname()
+    try:
+        address = str(socket.getaddrinfo(name, None)[0][4][0])
+    except OSError:
+        address = ""
+    if address and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return None
+    return (
+        f"{name} {f'is {address}' if address else 'has no address'} on {name} itself, so gloo gives"
+        f" other hosts one of loopback; export {_INTERFACE_VARIABLE}={_interface()} for the job, or"
+        f" have the site give {name} its own address in /etc/hosts"
+    )
+
+
+def _interface() -> str:
+    """The interface that leads out of this host; eth0 where none does."""
+    try:
+        routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    except OSError:
+        routes = []
+    others = [name for _, name in socket.if_nameindex() if name != _LOOPBACK]
+    return next((route[0] for route in routes if route[1] == "00000000"), (*others, "eth0")[0])
+
+
+def on_this_host(env: Mapping[str, str]) -> bool:
+    """Whether all processes of a job are on this host; torchrun's have its agent's store."""
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return False
+    try:
+        return ipaddress.ip_address(env["MASTER_ADDR"]).is_loopback
+    except ValueError:  # a name
+        return env["MASTER_ADDR"] == "localhost"

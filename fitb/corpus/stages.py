@@ -1,0 +1,349 @@
+"""The stages of a preparation, and what a task of each does.
+
+    read -> (sign -> buckets -> cluster) -> tokenizer -> write -> finish
+
+The stages in brackets run where near-duplicates are dropped. A stage makes targets (one for each
+input split, shard or bucket, or a single one), each whole or not at all. A task takes every n-th
+target; what it makes does not depend on how many tasks there are, and what is there is not made
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb.base import log
+from fitb.base.errors import FINISHED
+from fitb.base.fsio import (
+    folder_written_whole,
+    fsync_dir,
+    fsync_tree,
+    sha256_file,
+    write_json,
+    written_whole,
+)
+from fitb.corpus import minhash
+from fitb.corpus.chunk import concatenate, pack, token_streams, windows
+from fitb.corpus.clean import Cleaner
+from fitb.corpus.dropped import write_dropped
+from fitb.corpus.prepare_config import PrepareConfig
+from fitb.corpus.set_manifest import NUM_SAMPLES, write_manifest
+from fitb.corpus.sorted_runs import Documents, text_digest, write_run
+from fitb.corpus.sources import Document, InputSplit, read_split
+from fitb.corpus.tokenizer import (
+    add_tokens,
+    describe_tokenizer,
+    read_tokens,
+    train_tokenizer,
+)
+from fitb.corpus.work import Shard, Work
+from fitb.corpus.work_lock import FOLDERS, SETTINGS
+from fitb.shards.tokenizer import SpecialIds, open_tokenizer
+from fitb.shards.write import DIGEST_BYTES, Columns, write_documents, write_shard
+
+SAMPLE_CHARS = 160
+
+_SIGN_BATCH = 4096
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is made whole or not at all.
+
+    Args:
+        place: file or folder that is there once it is made; None where it is made at every start.
+        make: makes it.
+    """
+
+    place: Path | None
+    make: Callable[[], None]
+
+    @property
+    def is_made(self) -> bool:
+        return self.place is not None and self.place.exists()
+
+
+def stages_of(config: PrepareConfig) -> tuple[str, ...]:
+    """Return the stages of a preparation in order."""
+    between = () if config.near_duplicates is None else ("sign", "buckets", "cluster")
+    return ("read", *between, "tokenizer", "write", "finish")
+
+
+def targets_of(work: Work, stage: str) -> list[Target]:
+    """Return what a stage makes; of all stages but the first once every input split is read.
+
+    Raises: DataError where that is not so, or a split has no document.
+    """
+    splits, similar = work.plan.splits, work.folder / "minhash"
+    if stage == "read":
+        return [
+            Target(work.run(each).with_suffix(".json"), partial(_read_split, work, each))
+            for each in splits
+        ]
+    if stage == "finish":
+        return [Target(None, partial(_finish, work))]
+    if work.is_made():
+        return []
+    if stage == "sign":
+        return [Target(work.signed(s), partial(_sign, work, s)) for s in work.shards]
+    if stage == "buckets":
+        jaccard = float(work.config.near_duplicates or 0)
+        return [
+            Target(minhash.pairs_of(similar, n), partial(minhash.find_pairs, similar, n, jaccard))
+            for n in range(minhash.bands(jaccard)[0])
+        ]
+    if stage == "cluster":
+        return [Target(similar / "removed", partial(_cluster, work))]
+    if stage == "tokenizer":
+        return [Target(work.tokenizer, partial(_train_tokenizer, work))]
+    return [Target(work.piece(s), partial(_write_piece, work, s)) for s in work.shards]
+
+
+def missing(work: Work, stage: str, rank: int = 0, tasks: int = 1) -> list[Target]:
+    """Return the targets that a task of a stage has still to make: of every tasks-th."""
+    return [target for target in targets_of(work, stage)[rank::tasks] if not target.is_made]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stage, in whatever process; pickled, so it holds nothing but words.
+
+    Args:
+        folder: where the preparation works.
+        stage: its name.
+        rank: of the task.
+        tasks: of the stage.
+    """
+
+    folder: str
+    stage: str
+    rank: int
+    tasks: int
+
+    def __call__(self) -> int:
+        log.setup()
+        for target in missing(Work.open(Path(self.folder)), self.stage, self.rank, self.tasks):
+            target.make()
+        return FINISHED
+
+
+def _read_split(work: Work, input_split: InputSplit) -> None:
+    """Clean and sort the documents of an input split."""
+    cleaner = Cleaner(work.config.clean)
+    dropped: list[tuple[int, int, str]] = []
+
+    def documents() -> Iterator[tuple[int, int, str]]:
+        for found in read_split(work.config.text_source(), work.plan, input_split):
+            if not isinstance(found, Document):
+                dropped.append((found.file, found.place, found.rule))
+                continue
+            cleaned = cleaner.clean(found.text)
+            if cleaned.dropped is None:
+                yield found.file, found.place, cleaned.text
+            else:
+                dropped.append((found.file, found.place, cleaned.dropped))
+
+    run = work.run(input_split)
+    kept = write_run(
+        run,
+        documents(),
+        seed=work.config.seed,
+        validation_fraction=work.config.validation_fraction,
+        block_bytes=int(work.config.shard_mb * 1e6),
+    )
+    write_dropped(run.with_suffix(".arrow"), dropped)
+    counts = Counter(rule for _, _, rule in dropped)
+    write_json(
+        run.with_suffix(".json"),
+        {
+            **asdict(kept),
+            "digest_sum": f"{kept.digest_sum:064x}",
+            "dropped": counts,
+            "changed": cleaner.changed,
+        },
+    )
+    size_mb = sum(kept.bytes.values()) / 1e6
+    logger.info(
+        "unit=%d documents=%d dropped=%d text_mb=%.1f",
+        *(input_split.number, sum(kept.documents.values()), len(dropped), size_mb),
+    )
+
+
+def _sign(work: Work, shard: Shard) -> None:
+    """Write the MinHash signatures of a shard."""
+    assert work.config.near_duplicates is not None
+    texts = work.gather(shard).texts
+    parts = [
+        minhash.signatures(texts.slice(begin, _SIGN_BATCH).to_pylist())
+        for begin in range(0, max(1, len(texts)), _SIGN_BATCH)
+    ]
+    minhash.write_signatures(
+        work.folder / "minhash",
+        shard.index,
+        np.concatenate(parts),
+        np.arange(len(texts)),
+        work.config.near_duplicates,
+    )
+    work.signed(shard).touch()
+    logger.info("signed=%s documents=%d", shard.name, len(texts))
+
+
+def _cluster(work: Work) -> None:
+    """Decide which near-duplicates go."""
+    assert work.config.near_duplicates is not None
+    found = minhash.cluster(work.folder / "minhash", work.config.near_duplicates)
+    logger.info("near_duplicates=%d clusters=%d", found.removed, found.clusters)
+
+
+def _train_tokenizer(work: Work) -> None:
+    """Train the tokenizer, of the different texts of the training shards."""
+    texts = (
+        text
+        for shard in work.shards
+        if shard.split == "train"
+        for text in _texts(work.documents(shard)[0])
+    )
+    with folder_written_whole(work.tokenizer) as scratch:
+        config = work.config
+        train_tokenizer(
+            texts,
+            config.vocab_size,
+            scratch,
+            lowercase=config.lowercase,
+            strip_accents=config.strip_accents,
+        )
+        if config.add_tokens:
+            add_tokens(scratch, read_tokens(Path(config.add_tokens)))
+    logger.info("vocab_size=%d", describe_tokenizer(work.tokenizer)["vocab_size"])
+
+
+def _write_piece(work: Work, shard: Shard) -> None:
+    """Tokenise, cut and write a shard."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what is parallel
+    documents, alike = work.documents(shard)
+    encoder, special = open_tokenizer(work.tokenizer)
+    texts = documents.texts.to_pylist()
+    kept: list[NDArray[np.bool_]] = []
+
+    def streams() -> Iterator[Any]:
+        for stream, batch_kept in token_streams(texts, encoder, special):
+            kept.append(batch_kept)
+            if stream is not None:
+                yield stream
+
+    config = work.config
+    if config.rows == "packed":
+        parts = list(pack(streams(), config.length, special))
+    else:
+        stride = config.stride or config.length - 2
+        parts = list(windows(streams(), config.length, special, stride=stride))
+    unknown = np.flatnonzero(~np.concatenate([np.empty(0, bool), *kept]))
+    dropped = [
+        *((*pair, "duplicate") for pair in documents.duplicates.tolist()),
+        *((*pair, "near_duplicate") for pair in _places(alike)),
+        *((*pair, "unknown") for pair in _places(documents.only(unknown))),
+    ]
+    write_dropped(work.folder / "pieces" / f"{shard.name}.arrow", dropped)
+    documents = documents.without(unknown)
+    piece: dict[str, Any] = {
+        "dropped": Counter(rule for *_, rule in dropped),
+        "entry": None,
+        "sample": [_shortened(text) for text in islice(_texts(documents), NUM_SAMPLES)],
+    }
+    if parts:
+        rows = concatenate(parts)
+        piece["entry"] = _write_shard(work, shard, rows, documents, encoder.get_vocab_size())
+        piece["counts"] = _counts(rows, special)
+    write_json(work.piece(shard), piece)
+    logger.info("shard=%s documents=%d rows=%d", shard.name, len(documents), sum(map(len, parts)))
+
+
+def _write_shard(
+    work: Work, shard: Shard, rows: Columns, documents: Documents, vocab_size: int
+) -> dict[str, Any]:
+    """Write the two files of a shard and return its entry in the manifest."""
+    path = work.set / f"{shard.name}.arrow"
+    table = work.set / f"{shard.name}.documents.arrow"
+    texts = list(_texts(documents))
+    digests = b"".join(text_digest(text)[:DIGEST_BYTES] for text in texts)
+    with written_whole(path) as part:
+        num_bytes = write_shard(
+            part, rows, vocab_size=vocab_size, with_offsets=shard.split == "validation"
+        )
+        sha256 = sha256_file(part)
+    with written_whole(table) as part:
+        table_bytes = write_documents(
+            part,
+            file=documents.file,
+            place=documents.place,
+            chars=np.array([len(text) for text in texts], dtype=np.int32),
+            digest=np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES),
+        )
+        table_sha256 = sha256_file(part)
+    return {
+        "file": path.name,
+        "split": shard.split,
+        "rows": len(rows),
+        "bytes": num_bytes,
+        "sha256": sha256,
+        "documents": len(documents),
+        "documents_file": table.name,
+        "documents_bytes": table_bytes,
+        "documents_sha256": table_sha256,
+    }
+
+
+def _counts(rows: Columns, special: SpecialIds) -> dict[str, int]:
+    """Return totals of a shard; tokens are ordinary ones, [UNK] among them."""
+    no_text = np.isin(rows.input_ids, (special.pad, special.cls, special.sep))
+    return {
+        "rows": len(rows),
+        "tokens": int(no_text.size - no_text.sum()),
+        "unknown_tokens": int((rows.input_ids == special.unk).sum()),
+        "padding_tokens": int((rows.input_ids == special.pad).sum()),
+    }
+
+
+def _texts(documents: Documents) -> Iterator[str]:
+    return (text.as_py() for text in documents.texts)
+
+
+def _places(documents: Documents) -> list[tuple[int, int]]:
+    return list(zip(documents.file.tolist(), documents.place.tolist(), strict=True))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
+
+
+def _finish(work: Work) -> None:
+    """Put the manifest to the shards and the set in its place."""
+    if work.is_made():
+        logger.info("out=%s already holds this shard set; nothing to do", work.out)
+    else:
+        write_manifest(work)
+        if work.out.exists():
+            work.out.rmdir()  # `begin` found it empty
+        for leftover in work.set.glob(".*.part"):  # of a killed task
+            leftover.unlink()
+        fsync_tree(work.set)
+        work.set.rename(work.out)
+        fsync_dir(work.out.parent)
+    (work.folder / SETTINGS).unlink()  # first: what is left is rubbish now
+    for name in ("given", "tokenizer", *FOLDERS):
+        if name != "stages":  # which holds the files of this very job
+            shutil.rmtree(work.folder / name, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""Count right answers in rows of a split, on masks fixed by a seed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fitb.config import AlgorithmsConfig, MaskConfig
+from fitb.data.batch import Batch
+from fitb.data.cached_rows import CachedRows
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, word_numbers
+from fitb.evaluation.counts import PLAIN, RowCounts, Slots, count_rows
+from fitb.evaluation.score import Bert, Predictor, evaluating, score
+from fitb.evaluation.words import Categoriser
+from fitb.shards.documents import documents_at
+from fitb.shards.shard_set import ShardSet
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
+
+EVALUATION_EPOCH = 2**31 - 1  # part of the key of evaluation masks: no training epoch has it
+
+
+def choose_rows(num_rows: int, wanted: int) -> NDArray[np.int64]:
+    """Return `wanted` row numbers spread evenly over 0 .. num_rows - 1, all of them for 0."""
+    count = min(wanted, num_rows) if wanted else num_rows
+    return np.arange(count, dtype=np.int64) * num_rows // max(1, count)
+
+
+def count(
+    model: BertForMaskedLM | Predictor,
+    shards: ShardSet | CachedRows,
+    rows: NDArray[np.int64],
+    *,
+    vocabulary: Vocabulary,
+    mask: MaskConfig,
+    seed: int = 0,
+    batch_rows: int = 64,
+    mask_version: int = AlgorithmsConfig.masks,
+) -> RowCounts:
+    """Count what a model gets right in some rows of a split, on masks fixed by `seed`.
+
+    A row's masks depend on its number alone, so any share of the rows may be counted anywhere and
+    the counts added. Runs where the model lies, in its precision; logits are taken in fp32. A
+    module is in eval mode meanwhile and keeps its training flags.
+
+    Args:
+        rows: (N,) int64, row numbers in the split; may be empty.
+        vocabulary: of the shards' tokenizer.
+        seed: of the masks.
+        batch_rows: rows per forward pass.
+        mask_version: of the masks, `algorithms.masks`.
+    Returns: the columns of PLAIN, over all words.
+    """
+    parts = [RowCounts.nothing(len(PLAIN))]
+    if isinstance(model, torch.nn.Module):
+        predictor: Predictor = Bert(model)
+        mode: AbstractContextManager[None] = evaluating(model)
+    else:
+        predictor, mode = model, nullcontext()
+    with mode, torch.no_grad():
+        for begin in range(0, len(rows), batch_rows):
+            chosen = rows[begin : begin + batch_rows]
+            batch, slots = masked_batch(
+                shards, chosen, vocabulary, mask, seed, version=mask_version
+            )
+            scores = score({"": predictor}, batch, judged=False)[""]
+            parts.append(count_rows(slots, scores))
+    return RowCounts.joined(parts)
+
+
+def masked_batch(
+    shards: ShardSet | CachedRows,
+    rows: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    mask: MaskConfig,
+    seed: int,
+    categoriser: Categoriser | None = None,
+    version: int = AlgorithmsConfig.masks,
+) -> tuple[Batch, Slots]:
+    """Read and mask rows; with a categoriser their words are told apart, else all are one group."""
+    read = shards.read(rows)
+    masked = mask_rows(
+        read.input_ids,
+        read.word_starts,
+        rows,
+        np.full(len(rows), EVALUATION_EPOCH),
+        seed=seed,
+        vocabulary=vocabulary,
+        config=mask,
+        version=version,
+    )
+    words = word_numbers(read.input_ids, read.word_starts, vocabulary)
+    used = masked.labels != IGNORE_INDEX
+    row = np.broadcast_to(np.arange(len(rows))[:, None], used.shape)[used]
+    parts, part = _parts(shards, rows, read.input_ids, (row, masked.slots[used]), vocabulary)
+    slot_words = masked.slot_words[used]
+    if categoriser is None:
+        groups = np.ones((*words.shape, 1), dtype=bool)
+    else:
+        touched = np.zeros(words.shape, dtype=bool)
+        touched[row, slot_words] = True
+        groups = categoriser.groups(rows, read.input_ids, words, touched)
+    return Batch.of(masked), Slots(
+        *parts, part, row, masked.labels[used], words, slot_words, groups
+    )
+
+
+def _parts(
+    shards: ShardSet | CachedRows,
+    rows: NDArray[np.int64],
+    input_ids: NDArray[np.int64],
+    slots: tuple[NDArray[np.int64], NDArray[np.int64]],
+    vocabulary: Vocabulary,
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """Return row and document of every part that has a masked position or begins a row, and the
+    part of each masked position.
+
+    Rows in memory are for totals, which do not ask for documents: each is one part.
+
+    Args:
+        slots: (M,) places of rows in the batch, (M,) positions in the row.
+    """
+    if isinstance(shards, CachedRows):
+        return (rows, rows), slots[0]
+    first = shards.document_numbers(rows)
+    at = documents_at(input_ids, first, sep_id=vocabulary.sep_id, pad_id=vocabulary.pad_id)
+    place = np.concatenate([np.arange(len(rows)), slots[0]])
+    nth = np.concatenate([np.zeros(len(rows), dtype=np.int64), at[slots] - first[slots[0]]])
+    of_part, part = np.unique(place * (input_ids.shape[1] + 1) + nth, return_inverse=True)
+    row, nth = np.divmod(of_part, input_ids.shape[1] + 1)
+    return (rows[row], first[row] + nth), part[len(rows) :]

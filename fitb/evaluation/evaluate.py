@@ -1,0 +1,74 @@
+"""Evaluate a model on masks fixed by a seed, beside baselines, on one or several sets of rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fitb.base.fsio import finite
+from fitb.evaluation.baselines import count_tokens, drift, untrained
+from fitb.evaluation.evaluate_config import EvaluateConfig
+from fitb.evaluation.measure import Measured, device_of, load, measure, models_and_settings
+from fitb.evaluation.metrics import by_group, over_masks, summaries
+from fitb.evaluation.ranks import Ranks, joined
+from fitb.evaluation.score import Bert, Predictor, Unigram
+from fitb.model.loaded import Loaded
+from fitb.shards.shard_set import ShardSet
+
+ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
+
+
+def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Evaluate `config.model`, in one process or in all that a launcher started.
+
+    Args:
+        ranks: that have joined already; None joins those that the environment tells.
+    Returns: JSON-able: `sets`: for each its rows, and for each model its metrics (value, low,
+        high), by category too, and their spread over masks; `metrics`: those of the model on the
+        first set; nothing on ranks other than 0.
+    Raises: ContractError where a model does not fit the shards or has no trained MLM head.
+    """
+    if ranks is None:
+        with joined(os.environ) as together:
+            return evaluate(config, together)
+    sets, loaded = load(config, ranks)
+    if config.baselines:
+        fresh = untrained(loaded["model"].model, config.seed)
+        loaded["untrained"] = Loaded(fresh, "random weights")
+    predictors: dict[str, Predictor] = {role: Bert(each.model) for role, each in loaded.items()}
+    summaries_by_set = {}
+    for each in sets:
+        if config.baselines:
+            train = ShardSet.open(each.where, "train")
+            counts = count_tokens(train, each.vocabulary, config.unigram_rows, ranks)
+            predictors["unigram"] = Unigram(counts, device_of(ranks))
+        ordered = {role: predictors[role] for role in ROLES if role in predictors}
+        found = measure(config, each, ordered, ranks)
+        if ranks.world.is_main:
+            summaries_by_set[each.name] = _summary(config, found)
+    if not ranks.world.is_main:
+        return {}
+    before, after = loaded.get("frozen"), loaded["model"]
+    added = len(sets[0].shards.manifest["tokenizer"].get("added", ()))
+    result = {
+        "model": after.source,
+        **models_and_settings(config, {role: loaded[role] for role in ROLES if role in loaded}),
+        "metrics": next(iter(summaries_by_set.values()))["models"]["model"]["metrics"],
+        "sets": summaries_by_set,
+        "drift": drift(before.model, after.model, added) if before else None,
+    }
+    return dict(finite(result))
+
+
+def _summary(config: EvaluateConfig, found: Measured) -> dict[str, Any]:
+    """Return a set and every model's metrics on it."""
+    models = {}
+    for role, counts in found.counts.items():
+        groups = by_group(summaries(counts[0], config.seed, config.resamples))
+        models[role] = {
+            "metrics": groups["all"],
+            "categories": {name: groups[name] for name in found.about["categories"]},
+            "over_masks": over_masks(counts),
+            "tokens_per_s": found.tokens_per_s[role],
+        }
+    return {**found.about, "models": models}

@@ -1,0 +1,245 @@
+"""Load models and shard sets, check the contract, and count right answers over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fitb.base.errors import ContractError
+from fitb.base.fsio import sha256_json
+from fitb.base.redact import redacted
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.masking import Vocabulary
+from fitb.evaluation.categories import GROUPS
+from fitb.evaluation.count import choose_rows, masked_batch
+from fitb.evaluation.counts import COLUMNS, JUDGED, PLAIN, RowCounts, count_rows, piece_classes
+from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig, MeasureConfig
+from fitb.evaluation.ranks import Ranks
+from fitb.evaluation.score import Predictor, score
+from fitb.evaluation.words import Categoriser
+from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
+from fitb.model.contract import check_contract
+from fitb.model.extend import extended
+from fitb.model.load import load_model, num_parameters
+from fitb.model.loaded import Loaded
+from fitb.model.positions import KEY, trained_length
+from fitb.shards.shard_set import ShardSet
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Rows to evaluate on.
+
+    Args:
+        name: of the set.
+        where: folder or URL.
+        shards: the split.
+        tokenizer: of the shards.
+        vocabulary: of the tokenizer, for masking.
+    """
+
+    name: str
+    where: str
+    shards: ShardSet
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+
+    @classmethod
+    def open(cls, name: str, where: str, split: str) -> EvaluationSet:
+        """Open a split of a folder or URL.
+
+        Raises: as ShardSet.open does.
+        """
+        shards = ShardSet.open(where, split)
+        tokenizer = load_tokenizer(shards.tokenizer_folder)
+        return cls(name, where, shards, tokenizer, Vocabulary.of(tokenizer))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What models got right in a set; empty on ranks other than 0.
+
+    Args:
+        counts: of each model, by mask; the first with categories, the others over all words.
+        about: the set, for people and JSON.
+        tokens_per_s: of each model, over all ranks.
+    """
+
+    counts: dict[str, list[RowCounts]]
+    about: dict[str, Any]
+    tokens_per_s: dict[str, float]
+
+
+def load(
+    config: EvaluateConfig | CompareConfig, ranks: Ranks
+) -> tuple[list[EvaluationSet], dict[str, Loaded]]:
+    """Open the sets of a configuration, and load its models to this rank's device, on every rank.
+
+    Raises: as ShardSet.open and `load_models` do; SystemFault on every rank where they have not
+        read the same.
+    """
+
+    def read() -> tuple[list[EvaluationSet], dict[str, Loaded]]:
+        sets = [
+            EvaluationSet.open(name, where, config.split)
+            for name, where in config.named_sets().items()
+        ]
+        return sets, load_models(config.sources(), sets, config.seed)
+
+    def digests(found: tuple[list[EvaluationSet], dict[str, Loaded]]) -> dict[str, str]:
+        held = {}
+        for each in found[0]:
+            held[f"manifest of {each.shards.name}"] = sha256_json(each.shards.manifest)
+            held[f"tokenizer of {each.shards.name}"] = digest_of_tokenizer(each.tokenizer)
+        for role, loaded in found[1].items():
+            held[f"{role} {loaded.source}"] = digest_of_model(loaded.model, loaded.model.config)
+        return held
+
+    sets, loaded = load_alike(read, digests, ranks.world)
+    for each in loaded.values():
+        torch.nn.Module.to(each.model, device_of(ranks))
+    return sets, loaded
+
+
+def load_models(
+    sources: Mapping[str, str], sets: list[EvaluationSet], seed: int
+) -> dict[str, Loaded]:
+    """Load models by role, each with the added tokens of the sets.
+
+    Raises: ContractError with every clause that any model breaks with any set.
+    """
+    loaded, failures = {}, []
+    for role, source in sources.items():
+        model = load_model(
+            source, tokenizer=sets[0].tokenizer, length=sets[0].shards.length, seed=seed
+        )
+        for each in sets:
+            model = extended(model, each.shards.manifest["tokenizer"])
+            try:
+                check_contract(
+                    tokenizer=each.tokenizer,
+                    manifest=each.shards.manifest,
+                    student=model,
+                    needs_student_head=True,
+                    in_windows=True,
+                )
+            except ContractError as error:
+                failures += [failure for failure in error.failures if failure not in failures]
+        loaded[role] = model
+    if failures:
+        raise ContractError(failures)
+    return loaded
+
+
+def measure(
+    config: MeasureConfig,
+    where: EvaluationSet,
+    predictors: Mapping[str, Predictor],
+    ranks: Ranks,
+) -> Measured:
+    """Count what every model gets right in a set.
+
+    Batch i holds the same rows whatever the number of ranks, and goes to one of them whole; rank 0
+    puts the rows together in their order. So the result does not depend on that number.
+
+    Args:
+        predictors: by role, in eval mode; others are compared with the one called teacher.
+    """
+    rows = choose_rows(where.shards.num_rows, config.rows)
+    batches = [rows[begin : begin + config.batch] for begin in range(0, len(rows), config.batch)]
+    # Every rank reads the texts of all rows: what can be told must not depend on the share.
+    categoriser = Categoriser.of(
+        where.shards, rows, where.vocabulary, where.tokenizer, originals=config.originals
+    )
+    classes = piece_classes(categoriser.pieces)
+    teacher = "teacher" if "teacher" in predictors else None
+    seconds: dict[str, float] = {}
+    counts: dict[str, list[RowCounts]] = {name: [] for name in predictors}
+    for number in range(config.masks):
+        found: dict[int, dict[str, RowCounts]] = {}
+        for i in ranks.share(len(batches)):
+            batch, slots = masked_batch(
+                where.shards,
+                batches[i],
+                where.vocabulary,
+                config.mask,
+                config.seed + number,
+                None if number else categoriser,
+            )
+            with torch.no_grad():
+                scores = score(predictors, batch, teacher=teacher, seconds=seconds)
+            found[i] = {name: count_rows(slots, each, classes) for name, each in scores.items()}
+        gathered = ranks.gathered(found).values()
+        nothing = RowCounts.nothing(
+            len(COLUMNS if teacher else JUDGED), 1 if number else len(GROUPS)
+        )
+        for name, parts in counts.items():
+            parts.append(RowCounts.joined([nothing, *(each[name] for each in gathered)]))
+    times = ranks.gathered({ranks.world.rank: seconds}).values()
+    if not ranks.world.is_main:
+        return Measured({}, {}, {})
+    tokens = len(rows) * where.shards.length * config.masks * ranks.world.size
+    speed = {
+        name: tokens / max(1e-9, sum(each.get(name, 0.0) for each in times)) for name in predictors
+    }
+    return Measured(counts, _about(where, len(rows), counts, categoriser), speed)
+
+
+def _about(
+    where: EvaluationSet,
+    num_rows: int,
+    counts: dict[str, list[RowCounts]],
+    categoriser: Categoriser,
+) -> dict[str, Any]:
+    """Describe the set; masked positions and words are the same for every model."""
+    first = next(iter(counts.values()))[0]
+    totals = first.totals()
+    slots, words = totals[:, PLAIN.index("num_slots")], totals[:, PLAIN.index("num_words")]
+    found, wanted = categoriser.found
+    return {
+        "shards": redacted(where.where),
+        "fingerprint": where.shards.fingerprint,
+        "split": where.shards.split,
+        "length": where.shards.length,
+        "num_rows": num_rows,
+        "num_documents": len(np.unique(first.documents)),
+        "num_slots": int(slots[0]),
+        "num_words": int(words[0]),
+        "categories": {
+            name: {"num_slots": int(slots[g]), "num_words": int(words[g])}
+            for g, name in enumerate(GROUPS)
+            if g and name not in categoriser.missing
+        },
+        "not_told": dict(categoriser.missing),
+        "documents_read_again": {"found": found, "wanted": wanted},
+    }
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    """Return where this rank's models go."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.world.local_rank % torch.cuda.device_count())
+
+
+def models_and_settings(
+    config: EvaluateConfig | CompareConfig, loaded: Mapping[str, Loaded]
+) -> dict[str, Any]:
+    """Return what every number of a result depends on besides the rows, JSON-able."""
+    return {
+        "models": {
+            role: {
+                "source": each.source,
+                "num_parameters": num_parameters(each.model),
+                KEY: trained_length(each.model.config),
+            }
+            for role, each in loaded.items()
+        },
+        "mask": asdict(config.mask),
+        **{name: getattr(config, name) for name in ("seed", "masks", "resamples", "batch")},
+    }

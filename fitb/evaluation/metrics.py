@@ -1,0 +1,245 @@
+"""Metrics of filled masked positions, bootstrap intervals, and paired significance tests.
+
+A metric is a function of sums, so a resample is a sum with random weights. Documents are resampled:
+the rows of one are not independent, and intervals over rows would be too narrow. What an interval
+covers is another choice of documents of this kind; not another source of text, nor another seed of
+training. Legend: N parts of rows, D documents, G groups, C columns, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitb.base import rng
+from fitb.base.errors import DataError
+from fitb.evaluation.categories import GROUPS
+from fitb.evaluation.counts import COLUMNS, JUDGED, PLAIN, RowCounts
+
+METRICS = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
+_RESAMPLE, _FLIP = 21, 22  # what a key is for
+_BLOCK = 2**20  # weights drawn at a time: 8 MB
+_EQUAL = 1e-12  # a relative difference that is rounding
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models' values of a metric, and whether they differ.
+
+    Args:
+        first, second: the two values.
+        value: first less second; its 95 % interval is low to high.
+        p: of the two-sided test that the models are the same.
+    """
+
+    first: float
+    second: float
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Turn sums into metrics; NaN where there was nothing to count.
+
+    Args:
+        totals: (..., C) float64, in the order of COLUMNS: those of PLAIN, JUDGED or all.
+    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per masked
+        position, ppl = exp(loss), top1 and top5 as shares of positions, span_em and span_f1 per
+        whole masked word, ece the expected calibration error of the prediction's probability in 15
+        bins of equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of
+        positions, kl = KL(teacher || model) in nats per position.
+    """
+    num_columns = totals.shape[-1]
+    loss_sum, num_slots, top1, top5, num_words, right = np.moveaxis(totals[..., :6], -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        loss = loss_sum / num_slots
+        found = {
+            "loss": loss,
+            "ppl": np.exp(loss),
+            "top1": top1 / num_slots,
+            "top5": top5 / num_slots,
+            "span_em": right / num_words,
+        }
+        if num_columns >= len(JUDGED):
+            gaps = totals[..., len(PLAIN) + 1 : len(JUDGED)]
+            found["span_f1"] = totals[..., len(PLAIN)] / num_words
+            found["ece"] = np.abs(gaps).sum(axis=-1) / num_slots
+        if num_columns == len(COLUMNS):
+            found["agreement"] = totals[..., -2] / num_slots
+            found["kl"] = totals[..., -1] / num_slots
+    return found
+
+
+def summaries(
+    counts: RowCounts, seed: int = 0, num_resamples: int = 1000
+) -> list[dict[str, Interval]]:
+    """Return each group's metrics with 95 % bootstrap percentile intervals.
+
+    All groups share the resamples of documents.
+    """
+    values = metrics_of(counts.totals())
+    resampled = metrics_of(_weighted(counts.documents, counts.sums, seed, num_resamples, _poisson))
+    return [
+        {name: _interval(name, float(values[name][g]), resampled[name][:, g]) for name in values}
+        for g in range(counts.sums.shape[1])
+    ]
+
+
+def differences(
+    first: RowCounts, second: RowCounts, *, seed: int = 0, num_resamples: int = 1000
+) -> list[dict[str, Difference]]:
+    """Compare two models by every metric in each group.
+
+    The interval is a paired bootstrap's: both models are resampled with the same weights, so what
+    documents have in common cancels. The p-value is that of paired approximate randomisation: were
+    the models the same, their answers to a document could be exchanged; it is the share of random
+    exchanges that leave a difference at least as large, the observed one counted among them.
+
+    Raises: DataError where the two were not counted on the same rows with the same masks.
+    Source: Noreen, Computer-intensive methods for testing hypotheses, 1989; for metrics that are no
+        means: Yeh, More accurate tests for the statistical significance of result differences,
+        COLING 2000; Riezler and Maxwell, On some pitfalls in automatic evaluation, 2005.
+    """
+    _check_pairs(first, second)
+    documents, both = first.documents, np.stack([first.sums, second.sums], axis=1)  # (N, 2, G, C)
+    resampled = metrics_of(_weighted(documents, both, seed, num_resamples, _poisson))
+    apart = _weighted(documents, both[:, 0] - both[:, 1], seed, num_resamples, _sign)
+    together = first.totals() + second.totals()
+    exchanged = [metrics_of((together + sign * apart) / 2) for sign in (1, -1)]
+    ours, theirs = metrics_of(first.totals()), metrics_of(second.totals())
+    found: list[dict[str, Difference]] = []
+    for g in range(first.sums.shape[1]):
+        found.append({})
+        for name in ours:
+            a, b = float(ours[name][g]), float(theirs[name][g])
+            with np.errstate(invalid="ignore"):
+                drawn = resampled[name][:, 0, g] - resampled[name][:, 1, g]
+                flipped = exchanged[0][name][:, g] - exchanged[1][name][:, g]
+            interval = _interval(name, a - b, drawn)
+            found[g][name] = Difference(
+                a, b, interval.value, interval.low, interval.high, _p_value(a, b, flipped)
+            )
+    return found
+
+
+def _check_pairs(first: RowCounts, second: RowCounts) -> None:
+    pairs = {
+        "rows": (first.rows, second.rows),
+        "documents": (first.documents, second.documents),
+        **{name: (first.column(name), second.column(name)) for name in ("num_slots", "num_words")},
+    }
+    for name, (ours, theirs) in pairs.items():
+        if not np.array_equal(ours, theirs):
+            raise DataError(
+                f"the two models differ in {name} ({len(np.unique(first.rows))} and"
+                f" {len(np.unique(second.rows))} rows): they can only be compared on the same rows"
+                " with the same masks; evaluate both with the same shards, split, rows, mask and"
+                " seed"
+            )
+
+
+def _p_value(first: float, second: float, exchanged: NDArray[np.float64]) -> float:
+    if np.isnan(first - second):
+        return float("nan")
+    least = abs(first - second) - _EQUAL * (abs(first) + abs(second))
+    return float((1 + (np.abs(exchanged) >= least).sum()) / (1 + len(exchanged)))
+
+
+def _weighted(
+    documents: NDArray[np.int64],
+    table: NDArray[np.float64],
+    seed: int,
+    num_resamples: int,
+    weights_of: Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Sum a table under random weights of its documents, keyed by (seed, resample, document).
+
+    A document's weights do not depend on the other documents.
+
+    Args:
+        documents: (N,) int64, that of each row of the table.
+        table: (N, ...) float64.
+    Returns: (R, ...) float64.
+    """
+    numbers, place = np.unique(documents, return_inverse=True)
+    flat = np.zeros((len(numbers), math.prod(table.shape[1:])))
+    np.add.at(flat, place, table.reshape(len(table), -1))
+    sums = np.zeros((num_resamples, flat.shape[1]))
+    resamples = np.arange(num_resamples)[:, None]
+    step = max(1, _BLOCK // max(1, num_resamples))
+    for begin in range(0, len(flat), step):
+        block = slice(begin, begin + step)
+        sums += weights_of(seed, resamples, numbers[block]) @ flat[block]
+    return sums.reshape(num_resamples, *table.shape[1:])
+
+
+def _poisson(
+    seed: int, resamples: NDArray[np.int64], documents: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(R, n) float64, Poisson(1): a bootstrap without a fixed number of documents.
+
+    Source: Hanley and MacGibbon, Creating non-parametric bootstrap samples using Poisson
+        frequencies, 2006.
+    """
+    drawn = rng.uniform(seed, _RESAMPLE, resamples, documents)
+    return np.searchsorted(_POISSON_CDF, drawn, side="right").astype(np.float64)
+
+
+def _sign(
+    seed: int, resamples: NDArray[np.int64], documents: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(R, n) float64, 1 or -1."""
+    return np.where(rng.uniform(seed, _FLIP, resamples, documents) < 0.5, 1.0, -1.0)
+
+
+# P(Poisson(1) <= k) for k = 0 .. 17; what is left is below 1e-16, less than a uniform resolves.
+_POISSON_CDF = np.cumsum([np.exp(-1.0) / math.factorial(k) for k in range(18)])
+
+
+def over_masks(counts: Sequence[RowCounts]) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation (of a sample: n - 1) of each metric over masks."""
+    found = {}
+    for name, values in metrics_of(np.stack([each.totals()[0] for each in counts])).items():
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        found[name] = {"mean": float(np.mean(values)), "sd": sd}
+    return found
+
+
+def by_group(
+    found: Sequence[Mapping[str, Interval | Difference]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what `summaries` or `differences` found as plain values by name of the group."""
+    return {
+        group: {metric: asdict(each) for metric, each in values.items()}
+        for group, values in zip(GROUPS, found, strict=True)
+    }
+
+
+def _interval(metric: str, value: float, resampled: NDArray[np.float64]) -> Interval:
+    """Percentiles of the resamples that drew anything to count.
+
+    A calibration error is a sum of absolute values: noise makes it larger, and resampling adds
+    noise to that of the sample. Its resamples are moved so that their mean is the value.
+    """
+    drawn = resampled[~np.isnan(resampled)]
+    if np.isnan(value) or not len(drawn):
+        return Interval(value, float("nan"), float("nan"))
+    with np.errstate(invalid="ignore"):  # a perplexity may be infinite
+        low, high = np.percentile(drawn, [2.5, 97.5])
+    moved = value - drawn.mean() if metric == "ece" else 0.0
+    return Interval(value, float(low + moved), float(high + moved))

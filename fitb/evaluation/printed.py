@@ -1,0 +1,141 @@
+"""Evaluations and comparisons as text: aligned tables, numbers beside what they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fitb.base.templates import render_template
+from fitb.evaluation.categories import GROUPS
+from fitb.evaluation.metrics import METRICS
+
+_BASELINES = ("unigram", "untrained", "frozen", "control", "teacher")
+
+
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """Render a result of `evaluate`."""
+    return _render("evaluation", result)
+
+
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """Render a result of `compare`."""
+    return _render("comparison", result)
+
+
+def folder_text(found: Mapping[str, Any]) -> str:
+    """Render a result of `evaluate_all`: a table for each set, a row for each model."""
+    results, missing = found["models"], found["missing"]
+    first: Mapping[str, Any] = next(iter(results.values()), {"sets": {}})
+
+    def rows_of(name: str) -> dict[str, Any]:
+        rows = {model: each["sets"][name]["models"]["model"] for model, each in results.items()}
+        others = first["sets"][name]["models"]
+        return rows | {role: others[role] for role in _BASELINES if role in others}
+
+    return _render("folder", first, results=results, missing=missing, rows_of=rows_of)
+
+
+def _render(name: str, result: Mapping[str, Any], **values: Any) -> str:
+    functions = (covered, number, interval_table, spread_table, category_table, difference_table)
+    values |= {function.__name__: function for function in functions}
+    return render_template(f"evaluation/{name}.txt.j2", result=result, **values).rstrip("\n")
+
+
+def number(value: float | None, sign: str = "", digits: tuple[int, int] = (4, 2)) -> str:
+    """Write a number in some five places; a dash where there is none.
+
+    Args:
+        sign: "+" writes the sign of positive numbers too.
+        digits: after the point, of numbers below 10 and of those below 1,000.
+    """
+    if value is None:
+        return "-"
+    size = abs(value)
+    places = digits[0] if size < 10 else digits[1] if size < 1000 else 0
+    return f"{value:{sign},.{places}f}" if size < 1e7 else f"{value:{sign}.1e}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines: the first column on the left, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("   ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def covered(found: Mapping[str, Any]) -> str:
+    """Say what the intervals of a set's numbers cover."""
+    if "num_documents" not in found:  # results of format 1
+        return "95 % intervals resample rows: too narrow, where documents are of several rows"
+    return (
+        f"95 % intervals resample the {found['num_documents']:,} documents: they cover other"
+        " documents of this kind, no other source of text and no other seed of training"
+    )
+
+
+def interval_table(models: Mapping[str, Any]) -> str:
+    """Return two lines for each model: its metrics, and below them their intervals."""
+    return _two_lines(
+        models,
+        "metrics",
+        lambda each: (number(each["value"]), f"{number(each['low'])}..{number(each['high'])}"),
+    )
+
+
+def spread_table(models: Mapping[str, Any]) -> str:
+    """Return two lines for each model: means over masks, and below them standard deviations."""
+    return _two_lines(
+        models, "over_masks", lambda each: (number(each["mean"]), f"+-{number(each['sd'])}")
+    )
+
+
+def _two_lines(
+    models: Mapping[str, Any], part: str, cell: Callable[[Mapping[str, Any]], tuple[str, str]]
+) -> str:
+    metrics = [metric for metric in METRICS if metric in next(iter(models.values()))[part]]
+    rows = [["", *metrics]]
+    for name, model in models.items():
+        cells = [cell(model[part][metric]) for metric in metrics]
+        rows += [[name, *(upper for upper, _ in cells)], ["", *(lower for _, lower in cells)]]
+    return aligned(rows)
+
+
+def category_table(found: Mapping[str, Any]) -> str:
+    """Return a line for each category that has a masked word: its size, the model's metrics."""
+    model = found["models"]["model"]
+    metrics = [metric for metric in METRICS if metric in model["metrics"]]
+    rows = [["", "positions", "words", *metrics]]
+    for name in GROUPS:
+        size = found["categories"].get(name)
+        if size and size["num_slots"]:
+            values = [number(model["categories"][name][metric]["value"]) for metric in metrics]
+            rows.append([name, f"{size['num_slots']:,}", f"{size['num_words']:,}", *values])
+    return aligned(rows)
+
+
+def difference_table(found: Mapping[str, Any]) -> str:
+    """Return a line for each metric of two models, over all words and by category."""
+    rows = [["", "A", "B", "A - B", "95 % interval", "p"]]
+    rows += _differences("", found["differences"], METRICS)
+    for group, apart in found["by_category"].items():
+        if num_slots := found["categories"][group]["num_slots"]:
+            rows.append([f"{group} ({num_slots:,} masked positions)", *[""] * 5])
+            rows += _differences("  ", apart, ("loss", "top1", "span_em"))
+    return aligned(rows)
+
+
+def _differences(indent: str, apart: Mapping[str, Any], metrics: Sequence[str]) -> list[list[str]]:
+    return [
+        [
+            f"{indent}{metric}",
+            number(each["first"]),
+            number(each["second"]),
+            number(each["value"], "+"),
+            f"{number(each['low'], '+')} .. {number(each['high'], '+')}",
+            number(each["p"]),
+        ]
+        for metric in metrics
+        if (each := apart.get(metric))
+    ]

@@ -1,0 +1,228 @@
+"""What is minimised: the student, its projections and the weighted sum of the terms.
+
+The module holds the student and the projections, so that one wrapper (DeepSpeed) sees every
+trained parameter; the teacher stays outside and hands over plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fitb.base.errors import ConfigError
+from fitb.config import ObjectiveConfig
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX
+from fitb.model.encoder import DEFAULT, encode, logits_at
+from fitb.model.layer_map import resolve
+from fitb.objective.attention import attention_loss
+from fitb.objective.losses import hidden_loss, slot_losses
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one model says about a batch, at the layers that are compared.
+
+    Args:
+        hidden: (B, L, D) each; the embedding output first, then the compared layers.
+        attention: queries and keys, (B, H, L, d), of the compared layers.
+        logits: (B * K, V) at the slots; None where no term needs them.
+    """
+
+    hidden: tuple[torch.Tensor, ...]
+    attention: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    logits: torch.Tensor | None
+
+    def part(self, begin: int, end: int, num_rows: int) -> Features:
+        """Those of the rows begin .. end - 1 out of num_rows."""
+        logits = self.logits
+        if logits is not None:
+            per_row = len(logits) // num_rows
+            logits = logits[begin * per_row : end * per_row]
+        return Features(
+            tuple(state[begin:end] for state in self.hidden),
+            tuple((query[begin:end], key[begin:end]) for query, key in self.attention),
+            logits,
+        )
+
+
+class Tap(nn.Module):
+    """A BERT that hands out features; no L x L matrix is among them.
+
+    Args:
+        model: left as it is.
+        layers: numbers of the layers to tap, 1 is the first; empty taps nothing.
+        attention: whether queries and keys are wanted.
+        head: whether logits are wanted.
+
+    `kernels` says how it is executed, and may be set at any time before the first call.
+    """
+
+    def __init__(
+        self, model: BertForMaskedLM, layers: Sequence[int], *, attention: bool, head: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.num_heads = int(model.config.num_attention_heads)
+        self.head = head
+        self.kernels = DEFAULT
+        self._layers = tuple(layers)
+        self._attention = attention and bool(layers)
+
+    def forward(self, batch: Batch) -> Features:
+        encoded = encode(
+            self.model, batch.input_ids, batch.real(), layers=self._layers, kernels=self.kernels
+        )
+        logits = None
+        if self.head:
+            logits = logits_at(self.model, encoded.last, batch.slots, self.kernels)
+        return Features(
+            encoded.hidden if self._layers else (),
+            encoded.pairs if self._attention else (),
+            logits,
+        )
+
+    def compile(self) -> None:
+        """Compile the forward pass: static shapes, one graph, or an error that says why not."""
+        self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+
+
+class Objective(nn.Module):
+    """Student, projections and terms.
+
+    Args:
+        student: trained.
+        teacher: its geometry only; None trains plain MLM, and then only the mlm term counts.
+        config: weights, temperature, layer map, form.
+
+    `names` lists the terms in the order of the vectors below; `weights` their weights. The last
+    name is student/top1, of weight 0: what share of slots the student gets right.
+    """
+
+    def __init__(
+        self, student: BertForMaskedLM, teacher: BertForMaskedLM | None, config: ObjectiveConfig
+    ) -> None:
+        super().__init__()
+        self.config = config
+        num_layers = int(student.config.num_hidden_layers)
+        num_teacher = int(teacher.config.num_hidden_layers) if teacher else 0
+        self.layers = resolve(config.layer_map, num_layers, num_teacher) if teacher else ()
+        self._uses = {
+            name: getattr(config, name) > 0 and (teacher is not None or name == "mlm")
+            for name in ("embedding", "hidden", "attention", "logits", "mlm")
+        }
+        if not any(self._uses.values()):
+            raise ConfigError("without a teacher only objective.mlm counts, and its weight is 0")
+        compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
+        self.student = Tap(
+            student,
+            range(1, num_layers + 1) if compares else (),
+            attention=self._uses["attention"],
+            head=self._uses["logits"] or self._uses["mlm"],
+        )
+        self.projections = nn.ModuleList(self._build_projections(student, teacher))
+        self.names, self.weights = self._names_and_weights(num_layers)
+
+    def _build_projections(self, student: Any, teacher: Any) -> list[nn.Module]:
+        """One bias-free map per compared state (eq. 8, 9), or the one shared map of the code."""
+        if not (self._uses["embedding"] or self._uses["hidden"]):
+            return []
+        narrow, wide = student.config.hidden_size, teacher.config.hidden_size
+        if self.config.form == "tinybert_reference":
+            return [nn.Linear(narrow, wide)]
+        states = ["embedding"] * self._uses["embedding"]
+        states += ["hidden"] * len(self.layers) * self._uses["hidden"]
+        return [nn.Linear(narrow, wide, bias=False) for _ in states]
+
+    def _names_and_weights(self, num_layers: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        layers = range(1, num_layers + 1)
+        named: list[tuple[str, float]] = []
+        if self._uses["embedding"]:
+            named += [("distill/embedding", self.config.embedding)]
+        if self._uses["hidden"]:
+            named += [(f"distill/hidden/layer_{i}", self.config.hidden) for i in layers]
+        if self._uses["attention"]:
+            named += [(f"distill/attention/layer_{i}", self.config.attention) for i in layers]
+        if self._uses["logits"]:
+            named += [("distill/logits", self.config.logits)]
+        if self._uses["mlm"]:
+            named += [("student/loss_mlm", self.config.mlm)]
+        if self.student.head:
+            named += [("student/top1", 0.0)]
+        names, weights = zip(*named, strict=True)
+        return names, weights
+
+    def teacher_tap(self, teacher: BertForMaskedLM) -> Tap:
+        """Freeze the teacher and tap the layers that this objective compares."""
+        nn.Module.eval(teacher)
+        teacher.requires_grad_(False)
+        compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
+        return Tap(
+            teacher,
+            self.layers if compares else (),
+            attention=self._uses["attention"],
+            head=self._uses["logits"],
+        )
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        """What each term's sum is divided by, from the batch alone: (terms,) float64.
+
+        The original code averages hidden states over padding too, and divides scores, of which it
+        zeroes the padded key columns, by all L x L of them.
+        """
+        reference = self.config.form == "tinybert_reference"
+        real = torch.ones_like(batch.attention_mask) if reference else batch.attention_mask
+        hidden = real.sum().double() * self._width()
+        scores = real.sum(1).square().sum().double() * self.student.num_heads
+        slots = (batch.labels != IGNORE_INDEX).sum().double()
+        kinds = {"embedding": hidden, "hidden": hidden, "attention": scores}
+        return torch.stack([kinds.get(name.split("/")[1], slots) for name in self.names])
+
+    def _width(self) -> int:
+        return int(self.projections[0].out_features) if len(self.projections) else 0  # type: ignore[arg-type]
+
+    def forward(self, batch: Batch, teacher: Features | None) -> torch.Tensor:
+        """Run the student on a batch.
+
+        Args:
+            batch: masked rows.
+            teacher: its features of the same batch; None where there is no teacher.
+        Returns: the sum of each term, (terms,) fp32 with a graph.
+        """
+        return self._terms(self.student(batch), batch, teacher)
+
+    def compile(self) -> None:
+        """Compile the student and the losses, two graphs without a break each."""
+        self.student.compile()
+        self._terms = torch.compile(self._terms, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+
+    def _terms(self, student: Features, batch: Batch, teacher: Features | None) -> torch.Tensor:
+        real = batch.attention_mask if batch.padded else None
+        reference = self.config.form == "tinybert_reference"
+        tokens = None if reference else real
+        sums = []
+        if teacher is not None:
+            states = [0] * self._uses["embedding"]
+            states += range(1, len(self.layers) + 1) if self._uses["hidden"] else ()
+            for place, state in enumerate(states):
+                projected = self.projections[0 if reference else place](student.hidden[state])
+                sums.append(hidden_loss(projected, teacher.hidden[state], tokens))
+            if self._uses["attention"]:
+                for ours, theirs in zip(student.attention, teacher.attention, strict=True):
+                    sums.append(attention_loss(ours, theirs, query_mask=tokens, key_mask=real))
+        if student.logits is not None:
+            soft, hard, hits = slot_losses(
+                student.logits,
+                teacher.logits if teacher is not None else None,
+                batch.labels.flatten(),
+                self.config.temperature,
+            )
+            sums += [soft] * self._uses["logits"] + [hard] * self._uses["mlm"] + [hits]
+        return torch.stack(sums)

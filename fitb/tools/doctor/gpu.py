@@ -1,0 +1,162 @@
+"""The build of torch against the driver of the GPUs, without importing torch.
+
+A driver runs what was built for its own major version of CUDA or an older one; a newer minor
+version runs with a limited feature set (NVIDIA, CUDA Compatibility, "Minor Version Compatibility").
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fitb.cluster.process import Output
+from fitb.tools.doctor.check import Check
+from fitb.tools.doctor.deadlines import outputs_of
+from fitb.tools.doctor.interpreter import pip
+
+NAME = "torch"
+_TORCH = "torch>=2.10"  # as setup.cfg has it; a test holds the two equal
+_WHEELS = "https://download.pytorch.org/whl"
+_INDEXES = ((13, 0, "cu130"), (12, 0, "cu126"))  # least CUDA of a driver, and what it can run
+_SMI_S = 4.0  # a driver that nothing keeps awake takes seconds for eight GPUs
+
+
+@dataclass(frozen=True)
+class Build:
+    """Of torch, as torch/version.py says.
+
+    Args:
+        version: such as 2.13.0+cpu.
+        cuda: such as 12.6; None for a build without CUDA.
+        hip: the same of ROCm.
+    """
+
+    version: str
+    cuda: str | None
+    hip: str | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What nvidia-smi says.
+
+    Args:
+        version: of the driver.
+        cuda: newest CUDA that it knows; None where it does not say.
+        gpus: their names.
+    """
+
+    version: str
+    cuda: str | None
+    gpus: tuple[str, ...]
+
+
+def parse_build(text: str) -> Build:
+    """Read torch/version.py; names that are not strings there are None."""
+    values: dict[str, str] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and isinstance(node.value.value, str):
+                values[target.id] = node.value.value
+    return Build(values.get("__version__", "unknown"), values.get("cuda"), values.get("hip"))
+
+
+def parse_driver(page: str, names: str) -> Driver | None:
+    """Read the page of `nvidia-smi` and the lines of `nvidia-smi -L`; None without a GPU."""
+    gpus = tuple(re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", names, flags=re.MULTILINE))
+    version = re.search(r"Driver Version:\s*([\d.]+)", page)
+    cuda = re.search(r"CUDA (?:UMD )?Version:\s*(\d+\.\d+)", page)
+    if not gpus:
+        return None
+    return Driver(version[1] if version else "unknown", cuda[1] if cuda else None, gpus)
+
+
+def _pair(version: str) -> tuple[int, int]:
+    major, _, rest = version.partition(".")
+    return int(major), int(re.match(r"\d*", rest)[0] or 0)  # type: ignore[index]
+
+
+def install(cuda: str | None) -> str:
+    """Return how to install a torch that a driver of this CUDA version runs."""
+    known = _pair(cuda) if cuda else (13, 0)
+    index = next((tag for *least, tag in _INDEXES if known >= tuple(least)), None)
+    if index is None:
+        return "ask the site for driver 525 or newer (CUDA 12): nvidia-smi must say so"
+    return pip("--upgrade", "--force-reinstall", _TORCH, "--index-url", f"{_WHEELS}/{index}")
+
+
+def torch_and_driver(build: Build | None, driver: Driver | None, site_gpus: int) -> Check:
+    """Say whether this torch runs on these GPUs.
+
+    Args:
+        build: None where torch is not installed.
+        driver: None where this host has no GPU.
+        site_gpus: of a host of the partition; 0 where it has none or nobody knows.
+    """
+    if build is None:
+        return Check("skipped", NAME, "not installed; see packages")
+    runs_on = f"CUDA {build.cuda}" if build.cuda else f"ROCm {build.hip}" if build.hip else "CPUs"
+    what = f"{build.version} for {runs_on}"
+    if driver is None and site_gpus and not (build.cuda or build.hip):
+        found = f"{what}; hosts of the partition have {site_gpus} GPUs"
+        return Check("warn", NAME, found, install(None))
+    if driver is None:
+        return Check("ok", NAME, f"{what}; no GPU on this host, which is right for a login node")
+    what += f"; {len(driver.gpus)} x {driver.gpus[0]}, driver {driver.version}"
+    if build.cuda is None:
+        return Check("bad", NAME, f"{what}: this build sees no NVIDIA GPU", install(driver.cuda))
+    if driver.cuda is None:
+        return Check("ok", NAME, f"{what}, which does not say its CUDA version")
+    what += f" (CUDA {driver.cuda})"
+    ours, theirs = _pair(build.cuda), _pair(driver.cuda)
+    if ours[0] > theirs[0]:
+        return Check("bad", NAME, f"{what}: the driver is too old for it", install(driver.cuda))
+    if ours > theirs and install(driver.cuda).endswith(f"cu{ours[0]}{ours[1]}"):
+        return Check("ok", NAME, f"{what}, which runs it as it runs every CUDA {ours[0]}")
+    if ours > theirs:
+        found = f"{what}: the driver is older, what is compiled to PTX will not run"
+        return Check("warn", NAME, found, install(driver.cuda))
+    return Check("ok", NAME, what)
+
+
+def smi_check(answer: Output, has_devices: bool) -> Check | None:
+    """Return a line where nvidia-smi is there and cannot say; None where that is no news.
+
+    Args:
+        has_devices: whether the kernel shows GPUs on this host.
+    """
+    if answer.ok or answer.missing or "no devices" in answer.problem.lower():
+        return None
+    if has_devices or "no answer" in answer.problem:
+        fix = "sbatch --exclude=$(hostname -s) ...  # and tell the site what nvidia-smi says"
+        return Check("bad" if has_devices else "warn", "nvidia-smi", answer.problem, fix)
+    return Check("ok", "nvidia-smi", f"no driver at work on this host ({answer.problem})")
+
+
+def installed_build() -> Build | None:
+    """Return the build of the torch that would be imported, None where there is none."""
+    try:
+        spec = importlib.util.find_spec("torch")
+        if spec is None or not spec.origin:
+            return None
+        return parse_build((Path(spec.origin).parent / "version.py").read_text())
+    except (ImportError, ValueError, SyntaxError):  # an empty place in sys.modules is the second
+        return None
+    except OSError:
+        return Build("of unknown version", None, None)
+
+
+def look(site_gpus: int) -> Iterator[Check]:
+    """Gather what this room judges."""
+    asked = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
+    page, names = outputs_of(asked, _SMI_S).values()
+    driver = parse_driver(page.text, names.text) if names.ok else None
+    said = smi_check(names, Path("/dev/nvidia0").exists())
+    if said:
+        yield said
+    yield torch_and_driver(installed_build(), driver, site_gpus)

@@ -1,0 +1,61 @@
+"""Checks that need torch, in a process of their own: what breaks there is a finding here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fitb.base.errors import ContractError, FitbError
+from fitb.cluster.process import output_of
+from fitb.tools.doctor.check import Check, of_sentence
+from fitb.tools.doctor.deadlines import reason
+
+MARK = "fitb-doctor-check "  # libraries print on standard output too
+
+
+def emit(checks: Iterable[Check], name: str) -> None:
+    """Print each check as it comes, and what ends them early as a last one; then leave at once.
+
+    Args:
+        name: of that last one.
+    """
+    try:
+        for check in checks:
+            _print(check)
+    except ContractError as error:
+        for failure in error.failures:
+            _print(of_sentence("contract", failure))
+    except FitbError as error:
+        _print(of_sentence(name, str(error)))
+    except Exception as error:
+        module = f"fitb.tools.doctor.{Path(sys.argv[0]).stem}"
+        fix = f"{sys.executable} -m {module} ...  # says all of it"
+        _print(Check("bad", name, reason(error), fix))
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(0)  # threads of a process group may wait for the network
+
+
+def _print(check: Check) -> None:
+    print(MARK + json.dumps(asdict(check)), flush=True)
+
+
+def run(module: str, flags: Sequence[str], name: str, timeout_s: float) -> list[Check]:
+    """Run a module that emits checks, and return them.
+
+    Args:
+        name: of the line that says that the process did not end well.
+    """
+    answer = output_of(sys.executable, "-m", module, *flags, timeout_s=timeout_s)
+    lines = [line for line in answer.text.splitlines() if line.startswith(MARK)]
+    checks = [Check(**json.loads(line.removeprefix(MARK))) for line in lines]
+    if not answer.ok and not any(check.status == "bad" for check in checks):
+        words = answer.problem.replace(" ".join([sys.executable, "-m", module]), module)
+        fix = f"{sys.executable} -m {module} ...  # says all of it"
+        checks.append(Check("bad", name, words, fix))
+    return checks

@@ -1,0 +1,67 @@
+"""An inspection for people: aligned lines for a terminal, or a self-contained HTML page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fitb.base.templates import render_template
+
+_NAMES = {"document_tokens": "tokens of a document", "words_per_row": "words of a row"}
+
+
+def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of all that is one line, as the terminal and the page show it."""
+    facts, numbers, masks = result["facts"], result["statistics"], result["masks"]
+    counts = facts["splits"][facts["split"]]
+    tokenizer = "" if facts["tokenizer_matches"] else ", NOT the one beside the shards"
+    trips = result["round_trips"]
+    rows = [
+        ("shards", f"{facts['shards']}, {facts['format']}, by fitb {facts['fitb_version']}"),
+        ("fingerprint", facts["fingerprint"]),
+        ("tokenizer", f"{facts['tokenizer_fingerprint']}{tokenizer}"),
+        ("vocabulary", f"{facts['vocab_size']:,}"),
+        ("split", f"{facts['split']}, {facts['num_shards']:,} files, {facts['bytes']:,} bytes"),
+        ("rows", f"{counts['rows']:,} of {facts['length']} tokens"),
+        ("tokens", f"{counts['tokens']:,}"),
+        ("documents", f"{counts['documents']:,}"),
+        ("sample", f"{numbers['sample_rows']:,} rows, {numbers['sample_tokens']:,} tokens"),
+        ("unknown", f"{numbers['unknown_share']:.4%} of tokens"),
+        ("split words", f"{numbers['split_share']:.2%} of words"),
+        ("pieces", f"{numbers['pieces_per_word']:.3f} per word"),
+        (
+            "masks",
+            f"{masks['strategy']}, {masks['fraction']:.0%} asked, {masks['coverage']:.2%} of"
+            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} positions"
+            " masked in a row",
+        ),
+        (
+            "shown there",
+            f"[MASK] {masks['mask_share']:.2%}, another token {masks['random_share']:.2%}",
+        ),
+        ("round trips", f"{trips['failures']:,} of {trips['segments']:,} segments differ"),
+    ]
+    if model := result["model"]:
+        shape = " x ".join(str(size) for size in model["logits_shape"])
+        rows += [
+            ("model", f"{model['model']}: {model['num_parameters']:,} parameters"),
+            ("logits", f"{shape}, {model['logits_dtype']}"),
+            ("loss", f"{model['loss']:.4f} nats; log(vocabulary) is {model['log_vocab']:.4f}"),
+        ]
+    return rows
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Render an inspection for a terminal."""
+    return _render("tools/inspect/inspection.txt.j2", result).rstrip("\n")
+
+
+def as_page(result: dict[str, Any]) -> str:
+    """Render an inspection as a self-contained HTML page."""
+    return _render("tools/inspect/inspection.html.j2", result)
+
+
+def _render(template: str, result: dict[str, Any]) -> str:
+    numbers = result["statistics"]
+    distributions = [(name, numbers[key]) for key, name in _NAMES.items() if numbers[key]]
+    facts = rows_of_facts(result)
+    return render_template(template, result=result, facts=facts, distributions=distributions)

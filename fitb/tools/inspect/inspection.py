@@ -1,0 +1,167 @@
+"""Inspect a shard set: its manifest, statistics of a sample, masked examples, round trips."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fitb.base.errors import ConfigError
+from fitb.config import MaskConfig
+from fitb.data.coverage import mask_coverage
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
+from fitb.shards.shard_set import ShardSet
+from fitb.shards.tokenizer import tokenizer_fingerprint
+from fitb.tools.inspect.decoding import TokenDecoder, examples, round_trips
+from fitb.tools.inspect.sample import Sample, read_sample
+from fitb.tools.inspect.statistics import statistics
+
+_MODEL_ROWS = 8  # all logits of so many rows of 128: (8, 128, 30522) fp32 is 125 MB
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Look into a shard set.
+
+    Args:
+        shards: folder or URL that `fitb prepare` wrote; may stand first without its flag.
+        split: of the shards.
+        examples: masked rows to show.
+        rows: sampled for statistics, in ranges of consecutive rows spread over the split.
+        model: Hugging Face folder or hub name to run on one batch; null runs none.
+        seed: of the masks; examples are masked as in epoch 0 of a run of this seed.
+        mask: how rows are masked.
+        json: print JSON.
+        html: page to write.
+    """
+
+    shards: str = "data/shards"
+    split: str = "train"
+    examples: int = 3
+    rows: int = 4096
+    model: str | None = None
+    seed: int = 0
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    json: bool = False
+    html: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ConfigError(f"examples={self.examples}; at least 0")
+        if self.rows < 1:
+            raise ConfigError(f"rows={self.rows}; at least 1")
+
+
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Inspect a shard set; without a model this needs no torch.
+
+    Returns: JSON-able. It holds text of the corpus, so it must not go to a log.
+    Raises: DataError where the set is damaged; ContractError where the model does not fit it.
+    """
+    shards = ShardSet.open(config.shards, config.split)
+    decoder = TokenDecoder(shards.tokenizer_folder)
+    vocabulary = Vocabulary.of_folder(shards.tokenizer_folder)
+    sample = read_sample(shards, config.rows, decoder.special)
+    return {
+        "facts": facts(shards),
+        "statistics": statistics(
+            sample,
+            shard_rows=shards.shard_rows,
+            vocabulary=vocabulary,
+            decoder=decoder,
+            overlapping=shards.manifest["settings"].get("stride") is not None,
+        ),
+        "masks": mask_coverage(
+            sample.input_ids,
+            sample.word_starts,
+            vocabulary=vocabulary,
+            config=config.mask,
+            seed=config.seed,
+        ),
+        "mask": asdict(config.mask),
+        "seed": config.seed,
+        "round_trips": round_trips(sample, decoder),
+        "examples": examples(
+            sample,
+            config.examples,
+            decoder=decoder,
+            vocabulary=vocabulary,
+            mask=config.mask,
+            seed=config.seed,
+        ),
+        "model": None if config.model is None else try_model(config.model, shards, sample, config),
+    }
+
+
+def facts(shards: ShardSet) -> dict[str, Any]:
+    """Return what the manifest says, JSON-able, and whether the tokenizer is the one it names."""
+    manifest = shards.manifest
+    tokenizer = manifest["tokenizer"]
+    return {
+        "shards": shards.name,
+        "split": shards.split,
+        "fingerprint": shards.fingerprint,
+        "corpus_fingerprint": manifest.get("corpus_fingerprint"),
+        "format": f"{manifest.get('format')} {manifest['format_version']}",
+        "fitb_version": manifest.get("fitb_version"),
+        "length": shards.length,
+        "num_shards": len(shards.shard_rows),
+        "bytes": sum(shards.shard_bytes),
+        "splits": manifest["splits"],
+        "tokenizer_fingerprint": tokenizer["fingerprint"],
+        "tokenizer_matches": tokenizer_fingerprint(shards.tokenizer_folder)
+        == tokenizer["fingerprint"],
+        "vocab_size": tokenizer["vocab_size"],
+        "settings": manifest["settings"],
+    }
+
+
+def try_model(
+    model: str, shards: ShardSet, sample: Sample, config: InspectConfig
+) -> dict[str, Any]:
+    """Check a model against the shards and run it on the first rows of a sample.
+
+    Returns: JSON-able: shape and dtype of the logits, the loss at masked positions in nats and the
+        loss of uniform guesses: log of the vocabulary size.
+    Raises: ContractError where the model does not fit.
+    """
+    import torch
+    from torch.nn import functional as F  # noqa: N812
+
+    from fitb.corpus.tokenizer import load_tokenizer
+    from fitb.data.batch import Batch
+    from fitb.model.contract import check_contract
+    from fitb.model.load import load_model, num_parameters
+
+    tokenizer = load_tokenizer(shards.tokenizer_folder)
+    loaded = load_model(model, tokenizer=tokenizer, length=shards.length)
+    check_contract(
+        tokenizer=tokenizer, manifest=shards.manifest, student=loaded, needs_student_head=True
+    )
+    rows = sample.rows[:_MODEL_ROWS]
+    batch = Batch.of(
+        mask_rows(
+            sample.input_ids[:_MODEL_ROWS],
+            sample.word_starts[:_MODEL_ROWS],
+            rows,
+            np.zeros_like(rows),
+            seed=config.seed,
+            vocabulary=Vocabulary.of(tokenizer),
+            config=config.mask,
+        )
+    )
+    with torch.no_grad():
+        answer = loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    used = batch.labels != IGNORE_INDEX
+    row = torch.arange(len(used))[:, None].expand_as(used)[used]
+    loss = F.cross_entropy(answer.logits[row, batch.slots[used]].float(), batch.labels[used])
+    return {
+        "model": model,
+        "num_parameters": num_parameters(loaded.model),
+        "logits_shape": list(answer.logits.shape),
+        "logits_dtype": str(answer.logits.dtype).removeprefix("torch."),
+        "loss": float(loss),
+        "log_vocab": math.log(len(tokenizer)),
+    }

@@ -1,0 +1,302 @@
+"""What a run will take before it is submitted: time, traffic, checkpoints, losses. `fitb plan`.
+
+A model of a few lines, not a simulation: a step is arithmetic at a given rate, then communication
+that nothing hides, as ds_configs/zero2.json has it. tests/benchmarks/plan.py holds it against real
+steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from fitb.base.errors import ConfigError
+from fitb.config import Geometry, MaskConfig
+from fitb.data.masking import num_slots
+from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
+
+_COLLECTIVES = 5  # of a step: agreement, gradients, their norm, weights of both parameter groups
+_OVERFLOW = 1  # and in fp16 whether a gradient overflowed
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Time, GPU hours, communication, checkpoints and expected losses of a run under ZeRO 2.
+
+    Args:
+        nodes: of the job.
+        gpus: processes on each node.
+        tokens: of the whole run; 1e10 is ten billion.
+        length: tokens in a row.
+        rows: of each process in a step: micro_batch times accumulation.
+        precision: of gradients and weights on the network.
+        vocabulary: entries of the tokenizer.
+        teacher: BERT-base, or another geometry.
+        student: TinyBERT-4, or another geometry.
+        tokens_per_s: of one process alone, as `fitb bench step` prints; null takes mfu x peak.
+        mfu: share of peak_tflops that the step reaches; an assumption until you measure it.
+        peak_tflops: of one GPU in this precision; 989 is an H100's in 16 bits.
+        node_link_gb_per_s: of the network of one node, each way; 50 is 400 Gbit/s.
+        gpu_link_gb_per_s: between two GPUs of a node, each way.
+        latency_us: of an all-reduce of one number, as `fitb bench comm` prints.
+        checkpoint_every: steps.
+        keep_last: checkpoints kept, and the best one.
+        disk_gb_per_s: at which one process writes a checkpoint.
+        preemptions_per_day: of the job while it runs, with a signal ahead.
+        node_failures_per_day: of one node, without a word; Llama 3 saw 419 in 54 days on 2,048
+            nodes (https://arxiv.org/abs/2407.21783, section 3.3.4).
+        queue_min: minutes that a stopped job waits for its nodes.
+        start_min: minutes from its start to the next step.
+        json: print one JSON object.
+    """
+
+    nodes: int = 1
+    gpus: int = 8
+    tokens: float = 1e10
+    length: int = 128
+    rows: int = 256
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    vocabulary: int = 30_522
+    teacher: Geometry = field(default_factory=lambda: Geometry(12, 768, 3072, 12))
+    student: Geometry = field(default_factory=Geometry)
+    tokens_per_s: float | None = None
+    mfu: float = 0.4
+    peak_tflops: float = 989.0
+    node_link_gb_per_s: float = 50.0
+    gpu_link_gb_per_s: float = 400.0
+    latency_us: float = 30.0
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    disk_gb_per_s: float = 1.0
+    preemptions_per_day: float = 1.0
+    node_failures_per_day: float = 0.004
+    queue_min: float = 10.0
+    start_min: float = 1.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = {key.name: getattr(self, key.name) for key in fields(self)}
+        numbers = {n: v for n, v in numbers.items() if isinstance(v, int | float)}
+        may_be_zero = {"latency_us", "preemptions_per_day", "node_failures_per_day"}
+        may_be_zero |= {"queue_min", "start_min", "json"}
+        wrong = [
+            f"{name}={value}"
+            for name, value in numbers.items()
+            if not (0 <= value < math.inf if name in may_be_zero else 0 < value < math.inf)
+        ]
+        if wrong:
+            zero = ", ".join(sorted(may_be_zero - {"json"}))
+            raise ConfigError(
+                f"{', '.join(wrong)}; expected finite numbers above 0 ({zero} may be 0)"
+            )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one step sends.
+
+    Args:
+        all_reduce_mb: gradients, the message.
+        all_gather_mb: weights, the message.
+        sent_mb: by each process in a ring, (n - 1) / n of a message, twice for the all-reduce.
+        node_link_mb: out of each node: in a ring all of it crosses one link; 0 on one node.
+    """
+
+    all_reduce_mb: float
+    all_gather_mb: float
+    sent_mb: float
+    node_link_mb: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, in numbers; hours without faults and, from `preemptions` on, with those expected.
+
+    Args:
+        config: that was asked about.
+        processes: nodes x gpus.
+        parameters: that are trained.
+        steps: of the run.
+        step_tokens: of the global batch.
+        compute_ms: of a step.
+        communication_ms: of a step, hidden behind nothing.
+        tokens_per_s: of the job.
+        hours: without faults, checkpoints included.
+        gpu_hours: of these hours.
+        traffic: of a step.
+        checkpoint_mb: one.
+        checkpoints: written.
+        checkpoints_gb: written in all.
+        kept_gb: on disk at the end, the best one included.
+        preemptions: expected.
+        failures: expected.
+        steps_lost: done twice, in the mean.
+        hours_expected: with stops and what they cost, the queue included.
+        gpu_hours_expected: while nodes are held.
+        best_checkpoint_every: steps between checkpoints that lose least to failures; None where
+            there are none.
+    """
+
+    config: PlanConfig
+    processes: int
+    parameters: int
+    steps: int
+    step_tokens: int
+    compute_ms: float
+    communication_ms: float
+    tokens_per_s: float
+    hours: float
+    gpu_hours: float
+    traffic: Traffic
+    checkpoint_mb: float
+    checkpoints: int
+    checkpoints_gb: float
+    kept_gb: float
+    preemptions: float
+    failures: float
+    steps_lost: float
+    hours_expected: float
+    gpu_hours_expected: float
+    best_checkpoint_every: int | None
+
+
+def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
+    """What a step of ZeRO 2 sends, whatever its accumulation; nothing in one process."""
+    processes = nodes * gpus
+    if processes == 1:
+        return Traffic(0.0, 0.0, 0.0, 0.0)
+    message_mb = parameters * (4 if precision == "fp32" else 2) / 1e6
+    sent_mb = 3 * message_mb * (processes - 1) / processes
+    return Traffic(message_mb, message_mb, sent_mb, sent_mb if nodes > 1 else 0.0)
+
+
+def plan(config: PlanConfig) -> RunPlan:
+    """Predict a run.
+
+    A graceful stop costs a save and a start, a failure half a checkpoint interval and a start; both
+    wait in the queue. The best interval is Young's, CACM 17 (9), 1974: the square root of twice the
+    time of a save over the rate of failures.
+
+    Raises: ConfigError where faults come faster than the run can go on.
+    """
+    processes = config.nodes * config.gpus
+    parameters = trained_parameters(
+        config.student, config.teacher, vocabulary=config.vocabulary, length=config.length
+    )
+    sends = traffic(parameters, config.precision, config.nodes, config.gpus)
+    compute_s = config.rows * config.length / process_tokens_per_s(config)
+    communication_s = _communication_s(config, sends)
+    step_s = compute_s + communication_s
+    step_tokens = config.rows * config.length * processes
+    steps = math.ceil(config.tokens / step_tokens)
+    checkpoint_mb = checkpoint_bytes(parameters) / 1e6
+    checkpoints = math.ceil(steps / config.checkpoint_every)
+    save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
+    work_s = steps * step_s + checkpoints * save_s
+    return RunPlan(
+        config=config,
+        processes=processes,
+        parameters=parameters,
+        steps=steps,
+        step_tokens=step_tokens,
+        compute_ms=1e3 * compute_s,
+        communication_ms=1e3 * communication_s,
+        tokens_per_s=step_tokens / step_s,
+        hours=work_s / 3600,
+        gpu_hours=work_s / 3600 * processes,
+        traffic=sends,
+        checkpoint_mb=checkpoint_mb,
+        checkpoints=checkpoints,
+        checkpoints_gb=checkpoint_mb * checkpoints / 1e3,
+        kept_gb=checkpoint_mb * min(checkpoints, config.keep_last + 1) / 1e3,
+        **_with_stops(config, work_s, step_s, save_s, min(config.checkpoint_every, steps)),
+    )
+
+
+def _communication_s(config: PlanConfig, sends: Traffic) -> float:
+    links = [config.gpu_link_gb_per_s] * (config.gpus > 1)
+    links += [config.node_link_gb_per_s] * (config.nodes > 1)
+    if not links:
+        return 0.0
+    calls = _COLLECTIVES + _OVERFLOW * (config.precision == "fp16")
+    return sends.sent_mb / 1e3 / min(links) + calls * config.latency_us / 1e6
+
+
+def _with_stops(
+    config: PlanConfig, work_s: float, step_s: float, save_s: float, interval: int
+) -> dict[str, Any]:
+    """Return the fields of RunPlan from `preemptions` on."""
+    preempted = config.preemptions_per_day / 86_400
+    failed = config.node_failures_per_day * config.nodes / 86_400
+    again_s, start_s = interval * step_s / 2, 60 * config.start_min
+    lost = preempted * (save_s + start_s) + failed * (again_s + start_s)
+    if lost >= 1:
+        raise ConfigError(
+            f"the job would lose {24 * lost:.1f} hours a day to stops and never end; lower"
+            " checkpoint_every or start_min, or look at preemptions_per_day and"
+            " node_failures_per_day"
+        )
+    held_s = work_s / (1 - lost)
+    queue_s = held_s * (preempted + failed) * 60 * config.queue_min
+    best = math.sqrt(2 * save_s / failed) / step_s if failed else None
+    return {
+        "preemptions": held_s * preempted,
+        "failures": held_s * failed,
+        "steps_lost": held_s * failed * again_s / step_s,
+        "hours_expected": (held_s + queue_s) / 3600,
+        "gpu_hours_expected": held_s / 3600 * config.nodes * config.gpus,
+        "best_checkpoint_every": best and max(1, round(best)),
+    }
+
+
+def process_tokens_per_s(config: PlanConfig) -> float:
+    """Return what one process computes alone: as given, or mfu x peak over the work of a token."""
+    if config.tokens_per_s is not None:
+        return config.tokens_per_s
+    work = work_per_token(
+        config.student,
+        config.teacher,
+        length=config.length,
+        vocabulary=config.vocabulary,
+        slots_per_token=num_slots(config.length, MaskConfig()) / config.length,
+    )
+    return config.mfu * config.peak_tflops * 1e12 / work.total
+
+
+def as_json(found: RunPlan) -> dict[str, Any]:
+    return {key: value for key, value in asdict(found).items() if key != "config"}
+
+
+def render(found: RunPlan) -> str:
+    """Return a page for people."""
+    config = found.config
+    step_ms = found.compute_ms + found.communication_ms
+    share = found.communication_ms / step_ms
+    traffic = found.traffic
+    best = found.best_checkpoint_every
+    every = f"every {config.checkpoint_every:,} steps"
+    lines = {
+        "processes": f"{found.processes} ({config.nodes} x {config.gpus})",
+        "steps": f"{found.steps:,} of {found.step_tokens:,} tokens",
+        "a step": f"{step_ms:.1f} ms: {found.compute_ms:.1f} of arithmetic,"
+        f" {found.communication_ms:.2f} of communication ({share:.1%})",
+        "speed": f"{found.tokens_per_s:,.0f} tokens/s",
+        "time": f"{found.hours:.1f} h, {found.gpu_hours:,.1f} GPU hours, without faults",
+        "traffic of a step": f"{traffic.sent_mb:.1f} MB sent by each process,"
+        f" {traffic.node_link_mb:.1f} MB out of each node",
+        "checkpoints": f"{found.checkpoints:,} of {found.checkpoint_mb:.0f} MB, {every}:"
+        f" {found.checkpoints_gb:.1f} GB written, {found.kept_gb:.2f} GB kept",
+        "expected stops": f"{found.preemptions:.2f} preemptions, {found.failures:.3f} failures,"
+        f" {found.steps_lost:.0f} steps done twice",
+        "expected time": f"{found.hours_expected:.1f} h,"
+        f" {found.gpu_hours_expected:,.1f} GPU hours, the queue included in the hours",
+    }
+    if best is not None:
+        lines["best interval"] = f"a checkpoint every {best:,} steps loses least to failures"
+    if config.tokens_per_s is None:
+        lines["assumed"] = (
+            f"{config.mfu:.0%} of {config.peak_tflops:g} TFLOP/s a process; measure yours with"
+            " `fitb bench step` and give --tokens_per_s"
+        )
+    return "\n".join(f"{name:18} {line}" for name, line in lines.items())

@@ -1,0 +1,49 @@
+"""Collectives that carry results and errors: what fails on one rank fails on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from fitb.base.errors import FitbError
+from fitb.base.modes import fault_of
+from fitb.base.world import World
+
+T = TypeVar("T")
+
+
+def on_main(action: Callable[[], T], world: World) -> T:
+    """Run on rank 0 and give every rank its result, or its error."""
+    outcome: list[Any] = [None, None]
+    if world.is_main:
+        outcome = _outcome(action)
+    if world.size > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def on_all(action: Callable[[], T], world: World) -> list[T]:
+    """Run on every rank and give every rank all results, or the first rank's error."""
+    outcomes: list[Any] = [_outcome(action)]
+    if world.size > 1:
+        mine = outcomes[0]
+        outcomes = [None] * world.size
+        dist.all_gather_object(outcomes, mine)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]
+
+
+def _outcome(action: Callable[[], T]) -> list[Any]:
+    try:
+        return [action(), None]
+    except FitbError as error:
+        return [None, error]
+    except OSError as error:
+        return [None, fault_of(error, "a file of the run")]

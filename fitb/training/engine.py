@@ -1,0 +1,282 @@
+"""A training step: the teacher's answers, micro-batches through the student, one update.
+
+Between two logged steps the host asks the device for nothing: norms and losses stay where they are
+until somebody reads them. (In fp16 DeepSpeed asks once a step whether a gradient overflowed.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fitb.base import rng
+from fitb.base.errors import TrainingError
+from fitb.base.world import World
+from fitb.config import Config, OptimConfig
+from fitb.data.batch import Batch
+from fitb.objective.objective import Objective, Tap
+from fitb.training.execution import Execution
+from fitb.training.state import PortableState
+from fitb.training.zero import deepspeed_config, ends_steps
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate of a step: a pure function, so there is no schedule to save.
+
+    The warm-up ends with its last step at the peak; its first has lr / warmup_steps, not 0 as in
+    transformers' schedules, which are one step behind and equal afterwards.
+
+    Args:
+        step: 0-based.
+        steps: of the whole run.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    left = max(0.0, (steps - step) / max(1, steps - config.warmup_steps))
+    if config.schedule == "linear":
+        return config.lr * left
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 - float(torch.cos(torch.tensor(torch.pi * left))))
+    return config.lr
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices decay, biases and LayerNorm do not."""
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for _, p in trained if p.ndim >= 2]
+    rest = [p for _, p in trained if p.ndim < 2]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def summed_in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], None]]:
+    """Sum gradients over backward passes in fp32, and round each sum once at the end.
+
+    A 16-bit sum would lose what a micro-batch adds to many others.
+
+    Yields: what to call after each backward pass; at the end `grad` holds the sum.
+    """
+    sums: dict[int, torch.Tensor] = {}
+
+    def add() -> None:
+        for index, parameter in enumerate(parameters):
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None and index in sums:
+                sums[index] = sums[index].float() + gradient
+            elif gradient is not None:
+                sums[index] = gradient
+
+    yield add
+    for index, total in sums.items():
+        parameters[index].grad = total.to(parameters[index].dtype)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser update; nothing in it was waited for.
+
+    Args:
+        sums: (terms,) fp32, this rank's sum of each term, on the device.
+        counts: (terms,) float64, over the whole global batch.
+        coverage: (4,) float64, as Batch.coverage, over the whole global batch.
+        grad_norm: scalar, global norm before clipping, on the device; None where the step was
+            skipped.
+        skipped: whether an fp16 overflow left the weights as they were.
+        lr: learning rate used.
+    """
+
+    sums: torch.Tensor
+    counts: torch.Tensor
+    coverage: torch.Tensor
+    grad_norm: torch.Tensor | None
+    skipped: bool
+    lr: float
+
+
+class Engine:
+    """The objective under DeepSpeed, and the teacher beside it.
+
+    Args:
+        objective: student and projections, fp32 weights.
+        teacher: frozen; None trains plain MLM.
+        config: of the run.
+        world: this process's place.
+        device: of this process.
+        length: tokens in a row.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        teacher: Tap | None,
+        config: Config,
+        world: World,
+        device: torch.device,
+        length: int,
+    ) -> None:
+        import deepspeed
+
+        self.objective, self.config, self.world, self.device = objective, config, world, device
+        self.teacher = teacher
+        filled = deepspeed_config(config, world)
+        stage = filled["zero_optimization"]["stage"]
+        execution = Execution.of(config, world, device, length, stage)
+        execution.prepare(objective, teacher, device)
+        self._grad_accum = config.grad_accum(world.size)
+        self._asked_at_once = execution.teacher_rows // config.micro_batch
+        self.weights = torch.tensor(objective.weights, dtype=torch.float64)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(objective, config.optim.weight_decay),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            fused=config.speed.fused_optimizer,
+        )
+        self._ends_steps = ends_steps(filled)
+        self._trained = [p for p in objective.parameters() if p.requires_grad]
+        self._engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=filled)
+        self.state = PortableState(self._engine, objective, world, device)
+        self._checked_step, self._worst_norm = 0, torch.zeros((), device=device)
+
+    def counts(self, batch: Batch | None) -> torch.Tensor:
+        """What this rank adds to the counts of a step: (terms + 4,) float64, on the CPU.
+
+        First what each term is divided by, then what Batch.coverage counts; nothing where there is
+        no batch.
+        """
+        if batch is None:
+            return torch.zeros(len(self.weights) + 4, dtype=torch.float64)
+        return torch.cat([self.objective.counts(batch), batch.coverage()])
+
+    def train_step(self, step: int, batch: Batch, counts: torch.Tensor) -> StepResult:
+        """Accumulate over micro-batches and update the weights once.
+
+        DeepSpeed averages gradients over ranks and, here not, over micro-batches; the loss that it
+        is given is therefore the weighted sum over terms of sum / global count x ranks.
+
+        Args:
+            step: 0-based.
+            batch: this rank's share of the global batch.
+            counts: (terms + 4,) float64 over the whole global batch.
+        Raises: TrainingError where the loss scale is at its minimum and gradients overflow.
+        """
+        self._engine.train()
+        torch.manual_seed(int(rng.keyed(self.config.seed, step, self.world.rank) >> 1))
+        lr = learning_rate(step, self.config.steps, self.config.optim)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        counts, coverage = counts[: len(self.weights)], counts[len(self.weights) :]
+        scale = (self.weights / counts.clamp(min=1) * self.world.size).float()
+        scale = scale.to(self.device, non_blocking=True)
+        total = torch.zeros(len(scale), device=self.device)
+        skipped_before, norm = self._engine.skipped_steps, None
+        try:
+            with self._accumulation() as after_backward:
+                for rows, features in self._micro_batches(batch.to(self.device)):
+                    sums = self._engine(rows, features)
+                    self._engine.backward((sums * scale).sum(), scale_wrt_gas=False)
+                    total += sums.detach()
+                    after_backward()
+            if self._ends_steps:
+                norm = self._clip()
+                self._engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise TrainingError(
+                f"step {step}: the loss scale is at its minimum and gradients still overflow;"
+                " lower --optim.lr or use --precision bf16"
+            ) from error
+        skipped = self._engine.skipped_steps > skipped_before
+        return StepResult(total, counts, coverage, self._note(norm, skipped), skipped, lr)
+
+    @contextmanager
+    def _accumulation(self) -> Iterator[Callable[[], Any]]:
+        """Yield what to call after the backward pass of each micro-batch of a step."""
+        if self._ends_steps:
+            with self._engine.coalesce_grad_reduction(), summed_in_fp32(self._trained) as add:
+                yield add
+        else:
+            yield self._engine.step
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, Any]]:
+        """Yield rows and the teacher's features of them.
+
+        The teacher answers for many micro-batches at once, as it keeps nothing for a backward pass.
+        """
+        num_rows = len(batch.input_ids)
+        bounds = [num_rows * i // self._grad_accum for i in range(self._grad_accum + 1)]
+        for first in range(0, self._grad_accum, self._asked_at_once):
+            ends = bounds[first : first + self._asked_at_once + 1]
+            asked = batch.part(ends[0], ends[-1])
+            features = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    features = self.teacher(asked)
+            for begin, end in pairwise(end - ends[0] for end in ends):
+                part = features and features.part(begin, end, ends[-1] - ends[0])
+                yield asked.part(begin, end), part
+
+    def _clip(self) -> torch.Tensor:
+        """Clip this rank's part of the gradients by their global norm, and return the norm.
+
+        Gradients that are not finite stay so, for the loss scaler to see. Squares are summed in
+        fp64, as DeepSpeed's: fp32 loses small ones beside large ones.
+        """
+        zero = self._engine.optimizer
+        gradients = [part for group in zero.averaged_gradients.values() for part in group]
+        dtype = torch.float32 if self.config.algorithms.norm == 1 else torch.float64
+        squares = torch.stack(torch._foreach_norm(gradients, dtype=dtype)).square().sum()
+        if self.world.size > 1:
+            dist.all_reduce(squares)
+        norm = squares.sqrt().float() / self.loss_scale
+        if self.config.optim.clip_norm:
+            clip = (self.config.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, clip)
+        return norm
+
+    def _note(self, norm: torch.Tensor | None, skipped: bool) -> torch.Tensor | None:
+        """Remember the worst norm since the last check; NaN is worse than any number."""
+        if skipped:
+            return None
+        if norm is None:  # DeepSpeed took it, and says -1 where it is not finite
+            norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
+            norm = torch.where(norm < 0, torch.nan, norm)
+        self._worst_norm = torch.maximum(self._worst_norm, norm)
+        return norm
+
+    def check_finite(self, step: int) -> None:
+        """Wait for the device, and make sure that no update since the last check was spoilt.
+
+        Call it before anything is written down.
+
+        Args:
+            step: optimiser updates done.
+        Raises: TrainingError where a loss or gradient was not finite.
+        """
+        worst, self._worst_norm = float(self._worst_norm), torch.zeros_like(self._worst_norm)
+        if not math.isfinite(worst):
+            raise TrainingError(
+                f"steps {self._checked_step + 1} to {step}: the loss or its gradient is not finite"
+                f" (norm {worst}) in {self.config.precision}; lower --optim.lr, or look at the rows"
+                " of these steps. The last checkpoint is from before"
+            )
+        self._checked_step = step
+
+    @property
+    def loss_scale(self) -> float:
+        return float(getattr(self._engine.optimizer, "cur_scale", 1.0) or 1.0)
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self._engine.skipped_steps)

@@ -1,0 +1,117 @@
+"""From sums and counts of a step to the metrics of docs/design.md."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+
+from fitb.config import Config
+from fitb.training.engine import StepResult
+from fitb.training.setup import Parts
+
+
+class Meter:
+    """Turns step results into metrics on the steps that are logged; elsewhere it only counts.
+
+    Nothing here moves data off the device between two logged steps.
+    """
+
+    def __init__(self, parts: Parts, config: Config) -> None:
+        self._parts, self._config = parts, config
+        self._tokens = 0.0
+        self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self._since_s = time.monotonic()
+        self._since_step, self._since_wait_s = parts.progress.step, 0.0
+
+    def read(self, step: int, result: StepResult) -> dict[str, float]:
+        """Return the metrics of this step, on every rank; empty where it is not to be logged.
+
+        Args:
+            step: optimiser updates done.
+            result: of the last of them.
+        Raises: TrainingError where an update since the last check was not finite.
+        """
+        rows, tokens, slots, slots_squared = result.coverage.tolist()
+        self._tokens += tokens
+        if step % self._config.track.every_steps and step != self._config.steps:
+            return {}
+        sums = result.sums.double()
+        if self._num_ranks > 1:
+            dist.all_reduce(sums)
+        engine = self._parts.engine
+        engine.check_finite(step)
+        means = (sums.cpu() / result.counts.clamp(min=1)).tolist()
+        metrics = terms(engine.objective.names, engine.objective.weights, means)
+        mean_slots = slots / rows
+        metrics |= {
+            "mask/coverage": slots / max(1.0, tokens),
+            "mask/slots_per_row": mean_slots,
+            "mask/slots_per_row_variance": slots_squared / rows - mean_slots**2,
+            "optim/lr": result.lr,
+            "optim/loss_scale": engine.loss_scale,
+            "optim/skipped_steps": engine.skipped_steps,
+        }
+        if result.grad_norm is not None:
+            metrics["optim/grad_norm"] = float(result.grad_norm)
+        return metrics | self._speed(step)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        now, waited_s = time.monotonic(), self._parts.stream.waited_s
+        seconds = max(now - self._since_s, 1e-9)
+        tokens_per_s = self._tokens / seconds
+        tflops = tokens_per_s / self._num_ranks * self._parts.token_flops / 1e12
+        speed = {
+            "perf/tokens_per_s": tokens_per_s,
+            "perf/tflops": tflops,
+            "perf/steps_per_s": (step - self._since_step) / seconds,
+            "perf/data_wait_frac": (waited_s - self._since_wait_s) / seconds,
+        }
+        if self._parts.peak_tflops:
+            speed["perf/mfu"] = tflops / self._parts.peak_tflops
+        self._tokens, self._since_s, self._since_step = 0.0, now, step
+        self._since_wait_s = waited_s
+        return speed
+
+
+def embedding_norms(parts: Parts) -> dict[str, float]:
+    """How far the student's embeddings of added tokens are from those of the others.
+
+    All ranks take part, as under ZeRO-3 each holds a part of the rows. Gathers the matrix, once on
+    a logged step, and only where tokens were added.
+
+    Returns: mean L2 norms of the rows, `embeddings/added_norm` and `embeddings/norm`; else nothing.
+    """
+    if not parts.added_ids:
+        return {}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    student = parts.engine.objective.student.model
+    norms = safe_get_full_fp32_param(student.get_input_embeddings().weight).norm(dim=1)
+    added = torch.zeros(len(norms), dtype=torch.bool, device=norms.device)
+    added[list(parts.added_ids)] = True
+    return {
+        "embeddings/added_norm": float(norms[added].mean()),
+        "embeddings/norm": float(norms[~added].mean()),
+    }
+
+
+def terms(
+    names: tuple[str, ...], weights: tuple[float, ...], means: list[float]
+) -> dict[str, float]:
+    """Each term unweighted under its own name, weighted per kind, and the totals.
+
+    Returns: `distill/total` is the weighted sum of the distillation terms and `train/loss` adds
+        the weighted MLM loss; `weighted/KIND` sums a kind over its layers.
+    """
+    metrics = dict(zip(names, means, strict=True))
+    weighted: dict[str, float] = {}
+    for name, weight, mean in zip(names, weights, means, strict=True):
+        if weight:
+            kind = f"weighted/{name.split('/')[1].removeprefix('loss_')}"
+            weighted[kind] = weighted.get(kind, 0.0) + weight * mean
+    distilled = [v for kind, v in weighted.items() if kind != "weighted/mlm"]
+    if distilled:
+        metrics["distill/total"] = sum(distilled)
+    return {"train/loss": sum(weighted.values()), **metrics, **weighted}

@@ -1,0 +1,231 @@
+"""What happens every so often: validate, export the best student, save."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import BertForMaskedLM
+from transformers.utils.logging import disable_progress_bar
+
+from fitb.base import fsio
+from fitb.base.errors import DataError
+from fitb.config import Config
+from fitb.evaluation.count import count
+from fitb.evaluation.metrics import metrics_of
+from fitb.infer.card import (
+    Card,
+    Metric,
+    code_facts,
+    data_facts,
+    model_card,
+    model_facts,
+    training_facts,
+)
+from fitb.model import exported
+from fitb.model.load import num_parameters
+from fitb.model.positions import KEY, trained_length
+from fitb.model.saved import weights_of
+from fitb.rundir import names
+from fitb.rundir.checkpoints import step_of
+from fitb.rundir.names import STEP
+from fitb.rundir.provenance import describe_code
+from fitb.rundir.writer import RunDir
+from fitb.training import checkpoint
+from fitb.training.collectives import on_main
+from fitb.training.setup import Parts, Progress
+
+logger = logging.getLogger(__name__)
+_EVAL_BATCH = 64
+
+
+def due(step: int, every: int, config: Config) -> bool:
+    """Whether something that happens every so many steps (0: never), and at the end, is due."""
+    return every > 0 and (step % every == 0 or step == config.steps)
+
+
+def out_of_patience(progress: Progress, config: Config) -> bool:
+    """Whether `eval.patience` validations in a row brought no better loss."""
+    if not config.eval.patience or progress.best_step is None:
+        return False
+    return progress.step - progress.best_step >= config.eval.patience * config.eval.every_steps
+
+
+def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
+    """Validate on fixed masks, every rank a share of the rows; export the student if it is best.
+
+    Raises: TrainingError where an update since the last check was not finite.
+    """
+    parts.engine.check_finite(parts.progress.step)
+    assert parts.validation is not None
+    validation, world = parts.validation, parts.engine.world
+    counts = count(
+        parts.engine.objective.student.model,
+        validation.held,
+        validation.rows,  # as many on every rank: ZeRO-3 gathers weights in every forward pass
+        vocabulary=parts.vocabulary,
+        mask=config.mask,
+        batch_rows=_EVAL_BATCH,
+        mask_version=config.algorithms.masks,
+    )
+    totals = torch.from_numpy(counts.sums[: validation.num_own, 0].sum(axis=0))
+    if world.size > 1:
+        totals = totals.to(parts.engine.device)
+        dist.all_reduce(totals)
+    values = {k: float(v) for k, v in metrics_of(totals.cpu().numpy()).items()}
+    metrics = {f"val/{'loss_mlm' if k == 'loss' else k}": v for k, v in values.items()}
+    progress = parts.progress
+    if progress.best_loss is None or values["loss"] < progress.best_loss:
+        progress.best_loss, progress.best_step = values["loss"], progress.step
+        export(parts, run, config, metrics)
+    return metrics
+
+
+def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> None:
+    """Write the student as a Hugging Face folder, fp32; all ranks take part, rank 0 writes."""
+    prefix = "param/student.model."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in parts.engine.state.full_tensors(moments=False)
+        if name.startswith(prefix)
+    }
+    if parts.engine.world.is_main:
+        _write_export(weights, parts.progress.step, parts, run, config, metrics)
+
+
+def _write_export(
+    weights: dict[str, torch.Tensor],
+    step: int,
+    parts: Parts,
+    run: RunDir,
+    config: Config,
+    metrics: Mapping[str, float],
+) -> None:
+    """Put a student into RUN/export; the one before is there until this one is whole.
+
+    Args:
+        weights: whole, fp32, named as in the student's module.
+        step: that they are of.
+        metrics: of its validation, for the card.
+    """
+    copy = BertForMaskedLM(parts.engine.objective.student.model.config)
+    missing, unexpected = copy.load_state_dict(weights, strict=False)
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    run.check_owned()
+    with fsio.folder_written_whole(run.export, room=run.fence) as folder:
+        copy.save_pretrained(folder)
+        parts.tokenizer.model_max_length = trained_length(copy.config)
+        parts.tokenizer.save_pretrained(folder)
+        card = _model_card(copy, step, parts, run, config, metrics)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        exported.seal(folder, step)
+        exported.keep_others(run.export, folder)
+
+
+def mend_export(parts: Parts, run: RunDir, config: Config) -> None:
+    """Make the export again where it is not whole, or older than the best; all ranks, at a start.
+
+    Raises: SystemFault where the filesystem fails.
+    """
+    on_main(lambda: _mend_export(parts, run, config), parts.engine.world)
+
+
+def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
+    progress = parts.progress
+    due_step = progress.best_step
+    if due_step is None and not config.eval.every_steps and progress.step == config.steps:
+        due_step = progress.step
+    there = run.export.exists()
+    if progress.step == 0 or (due_step is None and not there):
+        return
+    best = names.checkpoint(run.path, due_step or progress.step)
+    reason, step = exported.damage(run.export), exported.step_of(run.export)
+    if reason is None and step is not None and step < (due_step or 0) and best.is_dir():
+        reason = f"{run.export} is of step {step}, and the best one is of step {due_step}"
+    if reason is None:
+        return
+    reason = reason if there else f"{run.export} is missing"
+    weights, step, instead = _saved_weights(best, names.checkpoint(run.path, progress.step))
+    logger.warning("%s: made again from the weights of step %d%s", reason, step, instead)
+    _write_export(weights, step, parts, run, config, _validated(run, step))
+    run.event("exported", step=step, reason=reason + instead)
+
+
+def _saved_weights(best: Path, newest: Path) -> tuple[dict[str, torch.Tensor], int, str]:
+    """Return the student of a checkpoint, its step, and why it is not the best one if it is not."""
+    try:
+        return weights_of(best), step_of(best), ""
+    except DataError:
+        if best == newest:
+            raise
+        instead = f", as no checkpoint holds step {step_of(best)}, the best one"
+        return weights_of(newest), step_of(newest), instead
+
+
+def _validated(run: RunDir, step: int) -> dict[str, float]:
+    """Return the validation that was logged of a step."""
+    for record in fsio.read_records(run.metrics, STEP):
+        if record[STEP] == step:
+            return {name: value for name, value in record.items() if name.startswith("val/")}
+    return {}
+
+
+def _model_card(
+    student: BertForMaskedLM,
+    step: int,
+    parts: Parts,
+    run: RunDir,
+    config: Config,
+    metrics: Mapping[str, float],
+) -> str:
+    card = Card(
+        name=config.track.name or run.name,
+        mask_token=str(parts.tokenizer.mask_token),
+        model=model_facts(student.config, num_parameters(student)),
+        training=training_facts(config, step),
+        data=data_facts(parts.fingerprint, parts.manifest),
+        metrics=[Metric(name.removeprefix("val/"), value) for name, value in metrics.items()],
+        measured_on="validation rows, during training",
+        code=code_facts(describe_code()),
+    )
+    return model_card(card)
+
+
+def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
+    """Commit a checkpoint, and an export where no validation makes one; return the step.
+
+    Raises: TrainingError where an update since the last check was not finite.
+    """
+    progress = parts.progress
+    parts.engine.check_finite(progress.step)
+    manifest = {
+        "step": progress.step,
+        "rows_consumed": progress.step * config.global_batch,
+        "best_loss": progress.best_loss,
+        "best_step": progress.best_step,
+        "optimizer": parts.engine.state.scalars(),
+        "fingerprint": parts.fingerprint,
+        KEY: trained_length(parts.engine.objective.student.model.config),
+        "attempt": run.attempt,
+        "wandb_id": wandb_id,
+        "versions": describe_code()["packages"] if parts.engine.world.is_main else {},
+    }
+    if not config.eval.every_steps and progress.step == config.steps:
+        export(parts, run, config, {})  # first: a run whose last checkpoint is there is finished
+    folder, seconds = checkpoint.save(
+        run.checkpoints,
+        parts.engine.state.full_tensors(),
+        manifest,
+        fence=run.fence,
+        world=parts.engine.world,
+        keep_last=config.checkpoint.keep_last,
+        keep_step=progress.best_step,
+    )
+    rounded = {part: round(value, 3) for part, value in seconds.items()}
+    run.event("save", step=progress.step, checkpoint=folder.name, seconds=rounded)
+    return progress.step

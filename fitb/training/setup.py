@@ -1,0 +1,352 @@
+"""From a configuration to the parts of a run: shards, models, contract, engine, stream."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fitb.base import fsio
+from fitb.base.errors import CheckpointError, DataError, SystemFault
+from fitb.base.world import World, job_id
+from fitb.cluster.slurm import is_over
+from fitb.config import Config, Geometry, ObjectiveConfig
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.cached_rows import CachedRows
+from fitb.data.masking import Vocabulary, num_slots
+from fitb.data.stream import RowStream
+from fitb.evaluation.count import choose_rows
+from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
+from fitb.model.contract import check_contract
+from fitb.model.extend import extended
+from fitb.model.flops import TokenFlops, work_per_token
+from fitb.model.load import load_model, num_parameters
+from fitb.model.loaded import Loaded
+from fitb.model.peaks import peak_tflops
+from fitb.model.positions import take_positions, trained_length
+from fitb.objective.objective import Objective, Tap
+from fitb.rundir.provenance import add_provenance, describe_code
+from fitb.rundir.writer import RunDir, enter
+from fitb.shards.cache import CacheSettings
+from fitb.shards.shard_set import ShardSet
+from fitb.training import checkpoint
+from fitb.training.collectives import on_all, on_main
+from fitb.training.engine import Engine
+from fitb.training.zero import deepspeed_config
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors.
+
+    Args:
+        step: optimiser updates done.
+        best_loss: lowest validation loss so far; None before the first.
+        best_step: when that was.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """This rank's share of the validation rows, read before the first step.
+
+    Args:
+        held: the rows.
+        rows: (n,) int64, their numbers, as many on every rank; the last ones may repeat.
+        num_own: how many of them no other rank counts.
+    """
+
+    held: CachedRows
+    rows: NDArray[np.int64]
+    num_own: int
+
+    @classmethod
+    def of(cls, shards: ShardSet, wanted: int, world: World) -> Validation:
+        """Choose `wanted` rows (0: all) for all ranks, and read this one's.
+
+        Raises: as ShardSet.read does.
+        """
+        chosen = choose_rows(shards.num_rows, wanted)
+        share = math.ceil(len(chosen) / world.size)
+        own = chosen[world.rank * share : (world.rank + 1) * share]
+        rows = np.resize(own if len(own) else np.zeros(1, np.int64), share)
+        return cls(CachedRows.of(shards, rows), rows, len(own))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop moves.
+
+    Args:
+        token_flops: operations of a training step, divided by its tokens.
+        peak_tflops: published, of this rank's device; None where it is unknown.
+        manifest: of the shards, for the card of what is exported.
+        added_ids: of tokens that were added to the vocabulary, ascending; most often none.
+    """
+
+    engine: Engine
+    stream: RowStream
+    validation: Validation | None
+    vocabulary: Vocabulary
+    tokenizer: Any
+    fingerprint: str
+    progress: Progress
+    token_flops: float
+    peak_tflops: float | None
+    manifest: dict[str, Any]
+    added_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What every rank reads for itself.
+
+    Args:
+        held_out: the validation split; None where the run does not validate.
+        teacher: a tap; None for plain MLM.
+    """
+
+    shards: ShardSet
+    held_out: ShardSet | None
+    tokenizer: Any
+    objective: Objective
+    teacher: Any
+
+    @classmethod
+    def of(cls, config: Config) -> _Read:
+        """Read it; raise as `build` does."""
+        data = config.data
+        cache = CacheSettings(data.cache_dir, data.cache_gb, data.fetch_deadline_s)
+        shards = ShardSet.open(data.shards, "train", cache, max_mapped=2 * data.window_shards)
+        held_out = None
+        if config.eval.every_steps:
+            held_out = ShardSet.open(data.shards, "validation", cache)
+            if held_out.manifest != shards.manifest:
+                raise SystemFault(f"{shards.name} changed while it was opened; start again")
+        tokenizer = load_tokenizer(shards.tokenizer_folder)
+        objective, teacher = _models(config, shards, tokenizer)
+        return cls(shards, held_out, tokenizer, objective, teacher)
+
+    def digests(self, config: Config, world: World) -> dict[str, str]:
+        """Hash all of it, before DeepSpeed gives every rank the student of rank 0."""
+        node = replace(config, data=replace(config.data, cache_dir=None))  # each may have its own
+        model = config.model
+        found = {
+            "configuration": fsio.sha256_json(asdict(node)),
+            f"ds_config {config.ds_config}": fsio.sha256_json(deepspeed_config(config, world)),
+            f"manifest of {self.shards.name}": fsio.sha256_json(self.shards.manifest),
+            f"tokenizer of {self.shards.name}": digest_of_tokenizer(self.tokenizer),
+            f"student {model.student}": digest_of_model(
+                self.objective, self.objective.student.model.config
+            ),
+        }
+        if self.teacher is not None:
+            found[f"teacher {model.teacher}"] = digest_of_model(
+                self.teacher, self.teacher.model.config
+            )
+        return found
+
+
+def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
+    """Create the run folder or enter it again; all ranks call this.
+
+    Returns: the run, and the configuration that holds: with the algorithms that the run began with.
+    Raises: as `rundir.writer.enter`, on every rank.
+    """
+    number, config = on_main(lambda: enter(config, os.environ, is_over), world)
+    run = RunDir(Path(config.run_dir), number, world)
+    hosts = on_all(socket.gethostname, world)
+    run.event(
+        "attempt",
+        world_size=world.size,
+        hosts=sorted(set(hosts)),
+        job=job_id(os.environ),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )
+    on_main(lambda: _note_code(run, hosts, config), world)
+    return run, config
+
+
+def _note_code(run: RunDir, hosts: list[str], config: Config) -> None:
+    entry = {"attempt": run.attempt, "hosts": hosts, **describe_code(), "seed": config.seed}
+    add_provenance(run.path, entry)
+
+
+def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
+    """Load, check the contract, and enter the newest checkpoint if there is one.
+
+    Raises: ConfigError, DataError, ContractError, CheckpointError, and SystemFault where the ranks
+        have not read the same; all before the first row.
+    """
+    read = load_alike(lambda: _Read.of(config), lambda found: found.digests(config, world), world)
+    shards, tokenizer, objective = read.shards, read.tokenizer, read.objective
+    validation = _validation(read.held_out, config, world)
+    found = checkpoint.load(run.checkpoints, world)
+    if found:
+        _enter(found, shards.fingerprint, objective)
+    engine = Engine(objective, read.teacher, config, world, device, shards.length)
+    progress = Progress()
+    if found:
+        manifest = found.manifest
+        engine.state.load_full_tensors(found.tensors)
+        engine.state.load_scalars(manifest["optimizer"], config.precision)
+        progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
+        run.event("resume", step=progress.step, checkpoint=found.path.name)
+        logger.info("resumed at step %d from %s", progress.step, found.path)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    vocabulary = Vocabulary.of(tokenizer)
+    stream = RowStream(
+        shards,
+        vocabulary=vocabulary,
+        mask=config.mask,
+        world=world,
+        global_batch=config.global_batch,
+        window_shards=config.data.window_shards,
+        prefetch_steps=config.data.prefetch_steps,
+        seed=config.seed,
+        pin=device.type == "cuda",
+        mask_version=config.algorithms.masks,
+    )
+    return Parts(
+        engine,
+        stream,
+        validation,
+        vocabulary,
+        tokenizer,
+        shards.fingerprint,
+        progress,
+        work_of(objective, read.teacher, config, shards.length).total,
+        peak_tflops(name, config.precision),
+        shards.manifest,
+        tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
+    )
+
+
+def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> TokenFlops:
+    """Return the operations of a token in rows of this length."""
+    return work_per_token(
+        _geometry(objective.student),
+        _geometry(teacher) if teacher is not None else None,
+        length=length,
+        vocabulary=objective.student.model.config.vocab_size,
+        slots_per_token=num_slots(length, config.mask) / length,
+        teacher_head=config.objective.logits > 0,
+    )
+
+
+def _geometry(tap: Tap) -> Geometry:
+    config = tap.model.config
+    return Geometry(
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
+    )
+
+
+def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loaded, Loaded | None]:
+    """Load student and teacher, extend them to added tokens, and check the contract.
+
+    Args:
+        tokenizer: of the shards.
+    Raises: ConfigError, DataError, ContractError.
+    """
+    student = load_model(
+        config.model.student,
+        tokenizer=tokenizer,
+        length=shards.length,
+        dropout=config.model.dropout,
+        seed=config.seed,
+    )
+    teacher = None
+    if config.model.teacher is not None:
+        teacher = load_model(
+            config.model.teacher,
+            tokenizer=tokenizer,
+            length=shards.length,
+            seed=config.seed + 1,
+        )
+        if config.model.positions == "teacher":
+            take_positions(student.model, teacher.model)
+    ours = student.model.config
+    ours.trained_length = max(trained_length(ours), shards.length)
+    entry = shards.manifest["tokenizer"]
+    student, teacher = extended(student, entry), teacher and extended(teacher, entry)
+    terms: ObjectiveConfig = config.objective
+    check_contract(
+        tokenizer=tokenizer,
+        manifest=shards.manifest,
+        student=student,
+        teacher=teacher,
+        needs_teacher_head=terms.logits > 0,
+        attention=terms.attention > 0,
+        layer_map=terms.layer_map if teacher else None,
+    )
+    return student, teacher
+
+
+def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Any]:
+    student, teacher = load_models(config, shards, tokenizer)
+    terms: ObjectiveConfig = config.objective
+    if student.missing:
+        names = ", ".join(student.missing)
+        logger.warning("student %s lacks %s: they start at random", student.source, names)
+    if student.unexpected:  # whole layers, as the contract saw
+        left = len(student.unexpected)
+        names = f"{student.unexpected[0]} ... {student.unexpected[-1]}"
+        logger.warning("student %s leaves out %d weights: %s", student.source, left, names)
+    logger.info("student %s: %d parameters", student.source, num_parameters(student.model))
+    if teacher is None:
+        return Objective(student.model, None, terms), None
+    logger.info("teacher %s: %d parameters", teacher.source, num_parameters(teacher.model))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of the projections
+        objective = Objective(student.model, teacher.model, terms)
+    logger.info("student layers learn from teacher layers %s", list(objective.layers))
+    return objective, objective.teacher_tap(teacher.model)
+
+
+def _validation(held_out: ShardSet | None, config: Config, world: World) -> Validation | None:
+    """Read this rank's validation rows; a shard that a rank cannot read is every rank's error."""
+    if held_out is None:
+        return None
+    read: list[Validation] = []
+    on_all(lambda: read.append(Validation.of(held_out, config.eval.rows, world)), world)
+    return read[0]
+
+
+def _enter(found: checkpoint.Checkpoint, fingerprint: str, objective: Objective) -> None:
+    """Put the weights of a checkpoint into the module before DeepSpeed copies them."""
+    trained_on = found.manifest["fingerprint"]
+    if trained_on != fingerprint:
+        raise DataError(
+            f"{found.path} was trained on shards {trained_on[:12]}; --data.shards holds"
+            f" {fingerprint[:12]}. Point it at the old shards, or choose another --run_dir"
+        )
+    tensors = found.tensors
+    wanted = {name: p.shape for name, p in objective.named_parameters() if p.requires_grad}
+    held = {n.removeprefix("param/"): t.shape for n, t in tensors.items() if n[:6] == "param/"}
+    if wanted != held:
+        differing = sorted(set(wanted.items()) ^ set(held.items()))
+        raise CheckpointError(
+            f"{found.path} holds other parameters than this student: {differing[:4]} ...; go on"
+            " with the fitb and transformers of provenance.json, or choose another --run_dir"
+        )
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"param/{name}"])

@@ -1,0 +1,124 @@
+"""The state of a run that a checkpoint keeps: whole fp32 tensors and plain numbers.
+
+It is portable: it knows neither the ZeRO stage nor the number of ranks that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from fitb.base.world import World
+from fitb.objective.objective import Objective
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+class PortableState:
+    """Reads and writes what a DeepSpeed engine has learnt.
+
+    Args:
+        engine: of DeepSpeed, just initialised or in the middle of a run.
+        objective: the module that it trains.
+        world: this process's place.
+        device: of this process.
+    """
+
+    def __init__(
+        self, engine: Any, objective: Objective, world: World, device: torch.device
+    ) -> None:
+        self._engine, self._objective = engine, objective
+        self._world, self._device = world, device
+        _make_moments(engine.optimizer)
+
+    def _parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        return ((n, p) for n, p in self._objective.named_parameters() if p.requires_grad)
+
+    def full_tensors(self, moments: bool = True) -> Iterable[tuple[str, torch.Tensor]]:
+        """Yield every whole fp32 tensor of the state, on the CPU; all ranks must take part.
+
+        Names are `param/NAME` and, with moments, `exp_avg/NAME` and `exp_avg_sq/NAME`.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        for name, parameter in self._parameters():
+            yield f"param/{name}", safe_get_full_fp32_param(parameter).cpu()
+            for moment in MOMENTS if moments else ():
+                full = safe_get_full_optimizer_state(parameter, moment)
+                yield f"{moment}/{name}", full.cpu()
+
+    def load_full_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put back what `full_tensors` yielded, into whatever partition this rank has."""
+        for name, parameter in self._parameters():
+            for kind in ("param", *MOMENTS):
+                self._set(parameter, None if kind == "param" else kind, tensors[f"{kind}/{name}"])
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of the optimiser's state as plain numbers."""
+        zero = self._engine.optimizer
+        states = zero.optimizer.state.values()
+        scaler = getattr(zero, "loss_scaler", None)
+        return {
+            "optimizer_steps": max((float(s["step"]) for s in states if "step" in s), default=0.0),
+            "skipped_steps": int(self._engine.skipped_steps),
+            "loss_scaler": {
+                key: getattr(scaler, key) for key in _SCALER_KEYS if hasattr(scaler, key)
+            },
+        }
+
+    def load_scalars(self, scalars: dict[str, Any], precision: str) -> None:
+        """Put back what `scalars` returned; the loss scale in fp16 alone."""
+        zero = self._engine.optimizer
+        for state in zero.optimizer.state.values():
+            state["step"].fill_(scalars["optimizer_steps"])
+        self._engine.skipped_steps = scalars["skipped_steps"]
+        if precision == "fp16":
+            for key, value in scalars["loss_scaler"].items():
+                setattr(zero.loss_scaler, key, value)
+
+    def _set(self, parameter: torch.nn.Parameter, moment: str | None, full: torch.Tensor) -> None:
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        if hasattr(parameter, "ds_id"):  # ZeRO 3: its partitions are padded to equal size
+            size = safe_get_local_fp32_param(parameter).numel()
+            padded = torch.zeros(size * self._world.size)
+            padded[: full.numel()] = full.flatten()
+            mine = padded.narrow(0, size * self._world.rank, size).to(self._device)
+            if moment is None:
+                safe_set_local_fp32_param(parameter, mine)
+            else:
+                safe_set_local_optimizer_state(parameter, mine, moment)
+        elif moment is None:
+            safe_set_full_fp32_param(parameter, full.to(self._device))
+        else:
+            safe_set_full_optimizer_state(parameter, full.to(self._device), moment)
+
+
+def _make_moments(zero: Any) -> None:
+    """Create Adam's state, which the optimiser would create in its first step.
+
+    DeepSpeed links parameters to that state once, when it has stepped its first group, and would
+    find nothing for the others (0.19.8, stages 1 and 2).
+    """
+    flat = getattr(zero, "fp32_partitioned_groups_flat", None)
+    if flat is None:
+        flat = [p for group in zero.optimizer.param_groups for p in group["params"]]
+    fused = zero.optimizer.defaults.get("fused")
+    for tensor in flat:
+        state = zero.optimizer.state[tensor]
+        if not state:
+            device = tensor.device if fused else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._lazy_init_hp_params_optimizer_state()

@@ -1,0 +1,158 @@
+"""Where numbers go: metrics.jsonl first, then a line for people, then Weights & Biases.
+
+metrics.jsonl is the truth: one line per logged step, each step once, also across attempts. W&B
+mirrors it under one id per run (wandb_mirror.py); whatever W&B does, training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fitb.base import fsio
+from fitb.base.log import Progress
+from fitb.base.wandb_login import login_of
+from fitb.base.world import World
+from fitb.config import Config
+from fitb.rundir.names import STEP
+from fitb.rundir.wandb_id import make_id
+from fitb.rundir.writer import RunDir
+from fitb.training.wandb_mirror import LATER, Mirror, reason_of, target_of
+
+logger = logging.getLogger(__name__)
+_DAY_S = 86_400.0
+_PLAIN = {
+    "train/loss": "loss {:.3f}",
+    "student/loss_mlm": "mlm {:.3f}",
+    "student/top1": "top1 {:.1%}",
+    "val/loss_mlm": "val mlm {:.3f}",
+    "val/top1": "val top1 {:.1%}",
+    "perf/tokens_per_s": "{:,.0f} tokens/s",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What people are told of a logged step.
+
+    Args:
+        step: updates done.
+        steps: of the whole run.
+        metrics: of this step.
+        validation: of the last validation of this attempt.
+    """
+
+    step: int
+    steps: int
+    metrics: Mapping[str, float]
+    validation: Mapping[str, float]
+
+    def plain(self) -> str:
+        """Return the line of a log."""
+        shown = [f"step {self.step}/{self.steps}"]
+        shown += [text.format(self.metrics[n]) for n, text in _PLAIN.items() if n in self.metrics]
+        if self.metrics.get("perf/steps_per_s"):
+            left_s = (self.steps - self.step) / self.metrics["perf/steps_per_s"]
+            shown.append(f"{left_s / 60:.1f} min left")
+        return "  ".join(shown)
+
+    def parts(self, end_s: float | None, now_s: float) -> list[str]:
+        """Return the parts of the line of a terminal, the most wanted first.
+
+        Args:
+            end_s: expected, Unix time; None where nobody knows.
+            now_s: Unix time.
+        """
+        shown = [f"step {self.step}/{self.steps}", f"{self.step / self.steps:.0%}"]
+        if end_s is not None:
+            form = "%H:%M" if end_s - now_s < _DAY_S else "%b %d %H:%M"
+            shown.append(f"ends {time.strftime(form, time.localtime(end_s))}")
+        known = {**self.validation, **self.metrics}
+        names = ("train/loss", "val/loss_mlm", "perf/tokens_per_s")
+        shown += [_PLAIN[name].format(known[name]) for name in names if name in known]
+        if known.get("optim/loss_scale", 1.0) != 1.0:
+            shown.append(f"scale {known['optim/loss_scale']:g}")
+        return shown
+
+    def expected_end_s(self, began_step: int, began_s: float, now_s: float) -> float | None:
+        """Return when all steps are done, at the rate of this attempt, validations and saves too.
+
+        Args:
+            began_step: its first logged step; until there is another the step's own rate counts.
+            began_s: when that was, Unix time.
+            now_s: Unix time.
+        """
+        rate = self.metrics.get("perf/steps_per_s", 0.0)
+        if self.step > began_step and now_s > began_s:
+            rate = (self.step - began_step) / (now_s - began_s)
+        return now_s + (self.steps - self.step) / rate if rate else None
+
+
+class Tracker:
+    """Logs metrics of a run; does nothing on ranks other than 0."""
+
+    def __init__(self, run: RunDir, config: Config, world: World) -> None:
+        self._run, self._steps, self._world = run, config.steps, world
+        self._mirror: Mirror | None = None
+        self._progress = Progress(logger)
+        self._began: tuple[int, float] | None = None  # first logged step of this attempt, and when
+        self._seen: dict[str, float] = {}  # of the last validation
+        self.wandb_id = ""
+        self._logged_until = -1
+        if world.is_main:
+            self._handle = run.open_metrics()
+            for record in fsio.read_records(run.metrics, STEP):
+                if type(record[STEP]) is int:
+                    self._logged_until = max(self._logged_until, record[STEP])
+            self.wandb_id = make_id(run.path)
+            mode = _mode(config.track.wandb)
+            if mode != "disabled":
+                target = target_of(self.wandb_id, run.name, config)
+                self._mirror = Mirror(run.metrics, target, mode, run.path, self._logged_until)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a step; a step that an earlier attempt logged is passed over.
+
+        Args:
+            step: optimiser updates done.
+            metrics: names as in docs/design.md.
+        Raises: Replaced where another attempt has taken the run over.
+        """
+        if not self._world.is_main:
+            return
+        self._show(step, metrics)
+        if step <= self._logged_until:
+            return
+        self._run.check_owned()
+        self._logged_until = step
+        fsio.append_to(self._handle, self._run.metrics, {STEP: step, **metrics})
+        if self._mirror:
+            self._mirror.grown()
+
+    def _show(self, step: int, metrics: dict[str, float]) -> None:
+        now_s = time.time()
+        self._began = self._began or (step, now_s)
+        self._seen |= {name: metrics[name] for name in metrics if name.startswith("val/")}
+        line = Line(step, self._steps, metrics, self._seen)
+        end_s = line.expected_end_s(*self._began, now_s)
+        self._progress.tell(line.parts(end_s, now_s), line.plain(), last=step == self._steps)
+
+    def leave(self, exit_code: int) -> None:
+        """Close W&B, waiting no longer than a grace period allows."""
+        self._progress.end()
+        if self._mirror:
+            self._mirror.finish(exit_code)
+
+
+def _mode(wanted: str) -> str:
+    """Resolve `auto`; where W&B cannot even be asked it is off, as it would be anyway."""
+    if wanted != "auto":
+        return wanted
+    try:
+        return login_of(os.environ).mode_of(wanted)
+    except Exception as error:
+        logger.warning("W&B is off (%s); %s", reason_of(error), LATER)
+        return "disabled"

@@ -1,0 +1,262 @@
+"""A preparation is whole or not at all, and goes on after an interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from preparing import MakeConfig, but_for_names, contents, started, wait_until
+
+from fitb.base.errors import DataError, SystemFault
+from fitb.base.fsio import read_json
+from fitb.corpus import stages
+from fitb.corpus.prepare import prepare
+from fitb.corpus.prepare_config import PrepareConfig
+from fitb.corpus.tokenizer import train_tokenizer
+from fitb.corpus.work_lock import folder_of
+
+
+def test_preparing_again_does_nothing_and_says_so(
+    make_config: MakeConfig, shard_set: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in shard_set.rglob("*")}
+    logging.getLogger("fitb").propagate = True
+    with caplog.at_level(logging.INFO, logger="fitb"):
+        assert prepare(make_config(shard_set)) == shard_set / "manifest.json"
+    assert "nothing to do" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in shard_set.rglob("*")} == before
+    assert [path.name for path in shard_set.parent.iterdir()] == [shard_set.name]
+
+
+def test_another_set_in_the_folder_is_refused_with_what_differs(
+    make_config: MakeConfig, shard_set: Path, text_file: Path, tmp_path: Path
+) -> None:
+    before = contents(shard_set)
+    with pytest.raises(DataError, match=r"other settings \(length: 32 -> 64; seed: 0 -> 3\)"):
+        prepare(make_config(shard_set, length=64, seed=3))
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text(encoding="utf-8") + "\n\none more text of words\n")
+    with pytest.raises(DataError, match="other text"):
+        prepare(make_config(shard_set, files=[str(other)]))
+    assert contents(shard_set) == before
+    assert [path.name for path in shard_set.parent.iterdir()] == [shard_set.name]
+
+
+def test_a_folder_with_other_files_is_refused_and_an_empty_one_used(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match="no shard set"):
+        prepare(make_config(out))
+    assert contents(out) == {"thesis.tex": b"precious"}
+    (out / "thesis.tex").unlink()
+    assert prepare(make_config(out)).exists()
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
+    """Run a preparation until a call of stages.`place`."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+
+
+PLACES = ["write_run", "train_tokenizer", "write_shard", "write_documents", "write_manifest"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupted_preparation_shows_nothing_and_goes_on_where_it_was(
+    make_config: MakeConfig,
+    shard_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    config = make_config(tmp_path / "out")
+    original, calls = getattr(stages, place), []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(place)
+        if len(calls) == 2 or place in ("train_tokenizer", "write_manifest"):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(stages, place, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    assert not (tmp_path / "out").exists()
+    done = {path: path.stat().st_mtime_ns for path in folder_of(config).rglob("*.run")}
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(stages, "write_run", lambda *a, **k: seen.append(a) or original(*a, **k))
+    if place == "write_run":
+        prepare(config)
+        assert len(seen) > 0
+    else:
+        assert done
+        prepare(config)
+        assert not seen
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missing(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "out", workers=2)
+    killer = (
+        "def fatal(work, shard):\n"
+        "    if shard.index == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    write(work, shard)\n"
+        "stages._write_piece = fatal\n"
+    )
+    with started(config, tmp_path, killer) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == SystemFault.exit_code, said
+    assert "a worker of stage write was killed" in said
+    assert "Traceback" not in said
+    work = folder_of(config)
+    pieces = {path.stem for path in (work / "pieces").glob("*.json")}
+    assert read_json(work / "plan.json")["units"]  # what earlier versions call splits
+    assert pieces and "train-00003" not in pieces
+    kept = {path.stem: path.stat().st_ino for path in (work / "set").glob("*.arrow")}
+    prepare(config)
+    after = {path.stem: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
+    assert all(after[name] == kept[name] for name in pieces)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+
+
+def test_two_preparations_of_one_folder_at_once_are_refused(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "out")
+    stopper = "stages.train_tokenizer = lambda *a, **k: os.kill(os.getpid(), signal.SIGSTOP)\n"
+    with started(config, tmp_path, stopper) as first:
+        try:
+            wait_until(lambda: Path(f"/proc/{first.pid}/stat").read_text().split()[2] == "T")
+            with pytest.raises(DataError, match="by another preparation right now"):
+                prepare(config)
+        finally:
+            first.send_signal(signal.SIGKILL)
+    prepare(config)
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_change_of_the_input_between_two_starts_begins_anew(
+    make_config: MakeConfig, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(texts[:200]))
+    config = make_config(tmp_path / "out", files=[str(path)])
+    interrupted_at(monkeypatch, config, "train_tokenizer")
+    with pytest.raises(DataError, match=r"unfinished preparation of other settings \(seed"):
+        prepare(make_config(tmp_path / "out", files=[str(path)], seed=1))
+    path.write_text("\n\n".join(texts[:300]))
+    prepare(config)
+    statistics = read_json(tmp_path / "out" / "manifest.json")["statistics"]
+    assert statistics["documents"] == 300
+
+
+def test_another_tokenizer_between_two_starts_is_refused(
+    make_config: MakeConfig,
+    shard_set: Path,
+    tmp_path: Path,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = str(shard_set / "tokenizer")
+    interrupted_at(monkeypatch, make_config(tmp_path / "out", tokenizer=given), "_write_piece")
+    train_tokenizer(texts[:50], 256, tmp_path / "other")
+    with pytest.raises(DataError, match="unfinished preparation of other settings .tokenizer_fing"):
+        prepare(make_config(tmp_path / "out", tokenizer=str(tmp_path / "other")))
+    prepare(make_config(tmp_path / "out", tokenizer=given))
+    found = [read_json(f / "manifest.json")["fingerprint"] for f in (tmp_path / "out", shard_set)]
+    assert found[0] == found[1]
+
+
+def test_a_file_edited_to_the_same_size_between_two_starts_begins_anew(
+    make_config: MakeConfig, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(text_file.read_bytes())
+    config = make_config(tmp_path / "out", files=[str(path)])
+    interrupted_at(monkeypatch, config, "_write_piece")
+    path.write_bytes(text_file.read_bytes().replace(b"reader", b"writer"))
+    prepare(config)
+    prepare(make_config(tmp_path / "fresh", files=[str(path)]))
+    assert but_for_names(tmp_path / "out") == but_for_names(tmp_path / "fresh")
+
+
+def test_what_a_killed_task_left_in_the_set_does_not_become_part_of_it(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path / "out")
+    interrupted_at(monkeypatch, config, "write_manifest")
+    (folder_of(config) / "set" / ".train-00000.arrow.host.1.part").write_bytes(b"half")
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+
+
+@pytest.mark.parametrize("name", ["train-00001.arrow", "tokenizer/tokenizer.json"])
+def test_a_set_that_lost_a_file_is_not_taken_for_made(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, name: str
+) -> None:
+    out = shutil.copytree(shard_set, tmp_path / "set")
+    (out / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        prepare(make_config(out))
+
+
+def test_a_kill_while_it_tidies_up_costs_nothing(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path / "out")
+    remove, calls = shutil.rmtree, []
+
+    def interrupted(path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).parent == folder_of(config) and Path(path).name in ("runs", "pieces", "set"):
+            calls.append(path)
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert calls
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_control_c_is_one_line_and_the_next_start_goes_on(
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "out", workers=2)
+    slow = (
+        "def slowly(work, shard):\n"
+        f"    open({str(tmp_path / 'begun')!r}, 'w').close()\n"
+        "    time.sleep(0.5)\n"
+        "    write(work, shard)\n"
+        "stages._write_piece = slowly\n"
+    )
+    with started(config, tmp_path, slow) as process:
+        wait_until((tmp_path / "begun").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said and "interrupted" in said
+    assert list((folder_of(config) / "pieces").glob("*.json"))
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)

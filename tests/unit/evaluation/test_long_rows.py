@@ -1,0 +1,186 @@
+"""Rows longer than a model was trained at are evaluated in windows, slot by slot as by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluating import MemoryShards
+
+from fitb.config import MaskConfig
+from fitb.data.batch import Batch
+from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
+from fitb.evaluation import folder as results
+from fitb.evaluation.compare import compare
+from fitb.evaluation.count import EVALUATION_EPOCH, count
+from fitb.evaluation.evaluate import evaluate
+from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig
+from fitb.evaluation.printed import evaluation_text
+from fitb.evaluation.score import Bert, Onnx, cut_rows, score
+from fitb.infer.onnx import export_onnx, load_onnx
+from fitb.infer.windows import windows_of
+from fitb.model.load import load_model
+
+MOST, LENGTH = 16, 50
+
+
+@pytest.fixture
+def shards(tokenizer):
+    draw = np.random.default_rng(3)
+    ids = draw.integers(5, len(tokenizer), (9, LENGTH))
+    starts = draw.random((9, LENGTH)) < 0.6
+    starts[:, 1] = True
+    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+    for row, end in ((2, 40), (5, 12), (7, 17)):
+        ids[row, end - 1], ids[row, end:] = tokenizer.sep_token_id, tokenizer.pad_token_id
+    return MemoryShards(ids, starts & (ids >= 5))
+
+
+@pytest.fixture
+def folder(make_folder):
+    return make_folder(trained_length=MOST)
+
+
+def masked(shards, tokenizer, rows):
+    return Batch.of(
+        mask_rows(
+            shards.input_ids[rows],
+            shards.word_starts[rows],
+            rows,
+            np.full(len(rows), EVALUATION_EPOCH),
+            seed=4,
+            vocabulary=Vocabulary.of(tokenizer),
+            config=MaskConfig(),
+        )
+    )
+
+
+def naive(model, shards, tokenizer):
+    """Sums of loss, right and slots of each row, a window at a time, without padding or batches."""
+    sums = []
+    for row in range(len(shards.input_ids)):
+        batch = masked(shards, tokenizer, np.array([row]))
+        ids = batch.input_ids[0][batch.attention_mask[0] == 1].tolist()
+        labels = [label for label in batch.labels[0].tolist() if label != IGNORE_INDEX]
+        places = batch.slots[0].tolist()[: len(labels)]
+        loss, right = 0.0, 0
+        for window in windows_of(len(ids), places, MOST):
+            cut = window.cut(ids)
+            with torch.no_grad():
+                logits = model(torch.tensor([cut])).logits[0].double()
+            for number in window.numbers:
+                at = logits[places[number] - window.begin].log_softmax(0)
+                loss -= float(at[labels[number]])
+                right += int((at > at[labels[number]]).sum()) == 0
+        sums.append((loss, right, len(labels)))
+    return np.array(sums)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 64])
+def test_counts_are_those_of_a_loop_over_windows(folder, shards, tokenizer, batch_rows):
+    """Past the trained length every model was as good as chance."""
+    model = load_model(folder, tokenizer=tokenizer).model
+    rows = np.arange(9)
+    found = count(
+        model, shards, rows, vocabulary=Vocabulary.of(tokenizer), mask=MaskConfig(), seed=4,
+        batch_rows=batch_rows,
+    )  # fmt: skip
+    expected = naive(model, shards, tokenizer)
+    np.testing.assert_allclose(found.column("loss_sum"), expected[:, 0], rtol=1e-4)
+    np.testing.assert_array_equal(found.column("top1"), expected[:, 1])
+    np.testing.assert_array_equal(found.column("num_slots"), expected[:, 2])
+    model.config.trained_length = 64
+    whole = count(
+        model, shards, rows, vocabulary=Vocabulary.of(tokenizer), mask=MaskConfig(), seed=4
+    )
+    assert not np.allclose(whole.column("loss_sum"), expected[:, 0], rtol=1e-3)
+
+
+def test_teacher_and_student_each_have_their_own_windows(make_folder, shards, tokenizer):
+    models = [
+        load_model(make_folder(str(most), trained_length=most), tokenizer=tokenizer).model
+        for most in (MOST, 64)
+    ]
+    batch = masked(shards, tokenizer, np.arange(9))
+    with torch.no_grad():
+        both = score(
+            {"student": Bert(models[0]), "teacher": Bert(models[1])}, batch, teacher="teacher"
+        )
+        alone = [score({"": Bert(model)}, batch)[""] for model in models]
+    for name, one in zip(("student", "teacher"), alone, strict=True):
+        np.testing.assert_array_equal(both[name].rank, one.rank)
+        np.testing.assert_allclose(both[name].loss, one.loss, rtol=1e-6)
+    assert both["student"].kl.max() > 0 and not np.allclose(alone[0].loss, alone[1].loss)
+
+
+def test_a_batch_that_fits_is_the_very_same_and_rows_without_a_slot_give_nothing(
+    folder, shards, tokenizer
+):
+    batch = masked(shards, tokenizer, np.arange(2))
+    assert cut_rows(batch, LENGTH) is batch
+    batch.labels.fill_(IGNORE_INDEX)
+    model = load_model(folder, tokenizer=tokenizer).model
+    with torch.no_grad():
+        assert len(Bert(model).hidden(batch)) == 0
+
+
+def test_onnxruntime_reads_the_same_windows(folder, shards, tokenizer):
+    pytest.importorskip("onnxruntime")
+    model = load_model(folder, tokenizer=tokenizer).model
+    export_onnx(model, tokenizer, Path(folder))
+    batch = masked(shards, tokenizer, np.arange(9))
+    with torch.no_grad():
+        ours, theirs = (
+            score({"": one}, batch)[""] for one in (Onnx(load_onnx(folder)), Bert(model))
+        )
+    np.testing.assert_allclose(ours.loss, theirs.loss, atol=1e-4)
+
+
+@pytest.fixture
+def held(make_model, tmp_path):
+    """A model of 512 positions for rows of 32, which says that it was trained on some tokens."""
+
+    def make(most):
+        path = tmp_path / f"of-{most}"
+        shutil.copytree(make_model(1), path, dirs_exist_ok=True)
+        config = json.loads((path / "config.json").read_text())
+        assert config["trained_length"] == 32
+        (path / "config.json").write_text(json.dumps({**config, "trained_length": most}))
+        return str(path)
+
+    return make
+
+
+def test_an_evaluation_says_in_what_windows_rows_were_read(general, held):
+    settings = {"shards": general, "rows": 8, "resamples": 20}
+    of_both = compare(CompareConfig(models=[held(16), held(32)], **settings))
+    assert [of_both["models"][role]["trained_length"] for role in "AB"] == [16, 32]
+    assert of_both["sets"]["validation"]["differences"]["loss"]["value"] != 0
+    result = evaluate(EvaluateConfig(model=held(16), teacher=held(32), **settings))
+    assert result["sets"]["validation"]["length"] == 32
+    lengths = {role: each["trained_length"] for role, each in result["models"].items()}
+    assert lengths == {"model": 16, "untrained": 16, "teacher": 32}
+    assert math.isfinite(result["metrics"]["loss"]["value"])
+    model, *others = evaluation_text(result).splitlines()[:3]
+    assert model.endswith("parameters, reads windows of 16 tokens")
+    assert others[-1].endswith("parameters")
+    for each in (*result["sets"].values(), *result["models"].values()):  # as it was written before
+        each.pop("length", each.pop("trained_length", None))
+    assert "windows" not in evaluation_text(result)
+
+
+def test_a_result_of_before_stands_only_where_rows_were_not_cut(general, held, monkeypatch):
+    def name(model):
+        config = EvaluateConfig(models=[model], out="out", shards=general)
+        return results._names(config, [model])[model]
+
+    models = [held(16), held(32)]
+    found = [name(model) for model in models]
+    monkeypatch.setattr(results, "known_length", lambda source: None)
+    before = [name(model) for model in models]
+    assert found[1] == before[1] and found[0] != before[0]

@@ -1,0 +1,144 @@
+"""The whole rehearsal with processes of this machine that leave the files of a training job."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fitb.base.errors import SystemFault
+from fitb.base.fsio import read_lines
+from fitb.cli import main
+from fitb.rundir.status import status
+from fitb.tools.rehearse.jobs import LocalJob
+from fitb.tools.rehearse.rehearsal import perform
+
+# It ends like `fitb train`, or as its first word says.
+JOB = """
+import datetime, os, signal, sys, time
+from pathlib import Path
+from fitb.base.fsio import append_line, read_lines
+words = sys.argv[::-1]
+how, run = sys.argv[1], Path(words[words.index("--run_dir") - 1])  # the last one counts
+got = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: got.append(number))
+(run / "checkpoints").mkdir(parents=True, exist_ok=True)
+(run / f"pid-{os.getpid()}").touch()
+def living():
+    return [p for p in run.glob("pid-*") if Path("/proc", p.name.removeprefix("pid-")).exists()]
+while len(living()) < int(os.environ["WORLD_SIZE"]):  # as training: no step without every rank
+    time.sleep(0.01)
+main, log = os.environ["RANK"] == "0", run / "events.jsonl"
+saves = [e["step"] for e in read_lines(log) if e["event"] == "save"] if main else []
+attempt = 1 + len([e for e in read_lines(log) if e["event"] == "attempt"])
+step = saves[-1] - (2 if how == "forgetful" else 0) if saves else 0
+def event(name, **more):
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    if main:
+        append_line(log, {"time": now, "event": name, "attempt": attempt, **more})
+event("attempt", world_size=int(os.environ["WORLD_SIZE"]), hosts=["here"])
+if saves:
+    event("resume", step=step)
+while not got:
+    time.sleep(0.01)
+    step += 1
+    if main:
+        append_line(run / "metrics.jsonl", {"train/step": step, "perf/steps_per_s": 100.0})
+    if how == "short" and step == 3:
+        sys.exit(0)
+if how == "crashing":
+    sys.exit(1)
+time.sleep(0.2)
+if main:
+    (run / "checkpoints" / f"step-{step:07d}").mkdir()
+event("save", step=step)
+event("stop", step=step, exit_code=85, reason=signal.Signals(got[0]).name)
+sys.exit(85)
+"""
+
+
+def job(how: str, run_dir: Path) -> LocalJob:
+    command = [sys.executable, "-c", JOB, how, "--run_dir", str(run_dir)]
+    return LocalJob(command, 2, run_dir)
+
+
+def survivors(run_dir: Path) -> list[str]:
+    """Processes of the job that still run."""
+    pids = [path.name.removeprefix("pid-") for path in run_dir.glob("pid-*")]
+    assert pids
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_job_leaves_on_each_signal_comes_back_and_is_ended(tmp_path: Path) -> None:
+    ends = perform(job("well", tmp_path), tmp_path, minutes=1)
+    assert [(e.end, e.signal) for e in ends] == [
+        ("time limit", "SIGUSR1"),
+        ("preemption", "SIGTERM"),
+    ]
+    events = list(read_lines(tmp_path / "events.jsonl"))
+    stops = [e for e in events if e["event"] == "stop"]
+    assert [e["reason"] for e in stops] == ["SIGUSR1", "SIGTERM"]
+    assert [e["step"] for e in stops] == [e.step for e in ends]
+    assert ends[1].step >= ends[0].step + 5
+    for end in ends:
+        assert 0.2 <= end.saved_s <= end.left_s < 30
+        assert end.steps_lost == 0
+    assert survivors(tmp_path) == []
+    assert [a.last_step for a in status(tmp_path).attempts[:2]] == [e.step for e in ends]
+
+
+def test_steps_that_are_done_again_are_counted(tmp_path: Path) -> None:
+    assert [e.steps_lost for e in perform(job("forgetful", tmp_path), tmp_path, 1)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("crashing", "2 processes ended with 1 .* expected 85"), ("short", "ended with 0 .* --steps")],
+)
+def test_job_that_ends_otherwise_is_an_error_that_says_where_to_look(
+    tmp_path: Path, how: str, said: str
+) -> None:
+    with pytest.raises(SystemFault, match=said):
+        perform(job(how, tmp_path), tmp_path, 1)
+    assert survivors(tmp_path) == []
+
+
+def test_minutes_that_are_over_end_the_job(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    command = [sys.executable, "-c", JOB.replace("step += 1", ""), "well", "--run_dir"]
+    with pytest.raises(SystemFault, match="5 steps: --minutes 0.02 are over"):
+        perform(LocalJob([*command, str(tmp_path)], 1, tmp_path), tmp_path, 0.02)
+    assert time.monotonic() - began_s < 30
+    assert survivors(tmp_path) == []
+
+
+def test_command_rehearses_here_where_it_is_told_to_and_prints_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for how, code in (("well", 0), ("forgetful", 1)):
+        monkeypatch.setattr(
+            "fitb.tools.rehearse.rehearsal.train_command",
+            lambda flags, how=how: [sys.executable, "-c", JOB, how, *flags],
+        )
+        words = [
+            "--cluster",
+            "local",
+            "--minutes",
+            "1",
+            "--run_dir",
+            f"{tmp_path}/{how}",
+            "--global_batch",
+            "64",
+        ]
+        assert main(["rehearse", "--json", *words]) == code
+        found = json.loads(capsys.readouterr().out)
+        assert found["run_dir"] == f"{tmp_path}/{how}-rehearsal"
+        assert len(found["reasons"]) == 2 * code
+        assert [lead["given_s"] for lead in found["leads"]] == [300.0, 30.0]
+        assert os.listdir(tmp_path / f"{how}-rehearsal" / "logs") == ["rehearsal.out"]
+    assert not (tmp_path / "well").exists()

@@ -1,0 +1,133 @@
+"""The best and the worst blanks against a loop over rows and words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from fitb.config import MaskConfig
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.masking import Vocabulary, mask_rows
+from fitb.evaluation.count import EVALUATION_EPOCH
+from fitb.shards.shard_set import ShardSet
+from fitb.tools.report.blanks import AROUND, blanks_of
+from fitb.tools.report.gather import RunData
+
+
+@pytest.fixture
+def run(shard_set: Path, make_folder: Callable[..., str], tmp_path: Path) -> RunData:
+    """A run whose export is a random model with strong opinions."""
+    tokenizer = load_tokenizer(shard_set / "tokenizer")
+    folder = make_folder("run/export", with_tokenizer=False, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    return RunData(tmp_path / "run", "run", config={"data.shards": str(shard_set)})
+
+
+def naive(run: RunData) -> dict[tuple[int, str], dict[str, Any]]:
+    """(row, word) -> what the model says of it, one row and one word after the other."""
+    shards = ShardSet.open(run.config["data.shards"], "validation")
+    tokenizer = load_tokenizer(shards.tokenizer_folder)
+    model = BertForMaskedLM.from_pretrained(run.path / "export").eval()
+    found = {}
+    for row in range(shards.num_rows):
+        number = np.array([row])
+        read = shards.read(number)
+        masked = mask_rows(
+            read.input_ids,
+            read.word_starts,
+            number,
+            np.array([EVALUATION_EPOCH]),
+            seed=0,
+            vocabulary=Vocabulary.of(tokenizer),
+            config=MaskConfig(),
+        )
+        inputs = torch.tensor(masked.input_ids), torch.tensor(masked.attention_mask)
+        with torch.no_grad():
+            chances = model(input_ids=inputs[0], attention_mask=inputs[1]).logits[0].softmax(-1)
+        ids, shown = read.input_ids[0].tolist(), masked.input_ids[0].tolist()
+        places = [p for p in range(len(ids)) if shown[p] == tokenizer.mask_token_id]
+        for begin in (p for p in places if read.word_starts[0, p]):
+            end = begin + 1
+            while end < len(ids) and ids[end] not in tokenizer.all_special_ids:
+                if read.word_starts[0, end]:
+                    break
+                end += 1
+            truth = "".join(
+                piece.removeprefix("##")
+                for piece in tokenizer.convert_ids_to_tokens(ids[begin:end])
+            )
+            if set(range(begin, end)) <= set(places) and any(c.isalpha() for c in truth):
+                right = [float(chances[p, ids[p]]) for p in range(begin, end)]
+                first = [int(chances[p].argmax()) for p in range(begin, end)]
+                product = float(torch.tensor(right).double().prod())
+                found[row, truth] = {
+                    "loss": -float(torch.tensor(right).double().log().mean()),
+                    "truth": product,
+                    "given": "".join(
+                        piece.removeprefix("##") if i else piece
+                        for i, piece in enumerate(tokenizer.convert_ids_to_tokens(first))
+                    ),
+                }
+    return found
+
+
+def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: RunData) -> None:
+    expected = naive(run)
+    blanks = blanks_of(run, 4, 0)
+    assert not blanks.skipped and len(blanks.best) == len(blanks.worst) == 4
+    for those, order in ((blanks.best, 1), (blanks.worst, -1)):
+        ranked = sorted(expected.items(), key=lambda item: order * item[1]["loss"])
+        words = list(dict.fromkeys(word for (_, word), _ in ranked))[:4]
+        assert [blank.truth for blank in those] == words
+        for blank in those:
+            says = expected[blank.row, blank.truth]
+            assert blank.loss == pytest.approx(says["loss"], rel=1e-4)
+            assert blank.truth_probability == pytest.approx(says["truth"], rel=1e-3)
+            assert blank.given.replace(" ##", "") == says["given"]
+            assert 0 < blank.given_probability <= 1
+            assert len(blank.before) <= AROUND and len(blank.after) <= AROUND
+            around = {text for text, _ in (*blank.before, *blank.after)}
+            assert not around & {"[CLS]", "[SEP]", "[MASK]", "[PAD]"}
+    assert any(hidden for blank in blanks.best for _, hidden in (*blank.before, *blank.after))
+
+
+def test_fewer_rows_are_spread_over_the_split(run: RunData) -> None:
+    elsewhere = RunData(run.path, "x", config={"data.shards": "nowhere"})
+    found = blanks_of(elsewhere, 50, 3, run.config["data.shards"])
+    rows = {blank.row for blank in found.best}
+    assert rows
+    num_rows = ShardSet.open(run.config["data.shards"], "validation").num_rows
+    assert rows <= {i * num_rows // 3 for i in range(3)}
+
+
+def test_an_export_of_another_vocabulary_fills_no_blanks(run: RunData) -> None:
+    """Of equal size: its answers would be the words of other ids."""
+    path = run.path / "export" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    ids = {word: number for word, number in vocabulary.items() if word[0] != "["}
+    vocabulary.update(zip(ids, reversed(ids.values()), strict=True))
+    path.write_text(json.dumps(content))
+    assert "ContractError" in blanks_of(run, 2, 8).skipped
+
+
+def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: RunData, tmp_path: Path) -> None:
+    def said(path: Path, shards: object, number: int = 2) -> str:
+        blanks = blanks_of(RunData(path, "x", config={"data.shards": shards}), number, 8)
+        assert not blanks.best and not blanks.worst
+        return blanks.skipped
+
+    assert "--blanks 0" in said(run.path, run.config["data.shards"], number=0)
+    assert "no export" in said(tmp_path / "none", run.config["data.shards"])
+    for where in ("s3://bucket/shards", str(tmp_path), None):
+        assert "there are no shards" in said(run.path, where)
+    assert "s3://***@bucket" in said(run.path, "s3://key:secret@bucket")
+    (tmp_path / "manifest.json").write_text("{")
+    assert "DataError" in said(run.path, str(tmp_path))

@@ -1,0 +1,54 @@
+"""Thinned curves against a loop over their stretches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fitb.tools.report.downsample import downsample, medians
+
+
+def by_a_loop(y: list[float], buckets: int) -> list[int]:
+    """Places that are kept, found one stretch after the other."""
+    kept = {0, len(y) - 1}
+    for b in range(buckets):
+        lowest = highest = gap = None
+        for i in range(b * len(y) // buckets, (b + 1) * len(y) // buckets):
+            if math.isnan(y[i]):
+                gap = i if gap is None else gap
+                continue
+            lowest = i if lowest is None or y[i] < y[lowest] else lowest
+            highest = i if highest is None or y[i] > y[highest] else highest
+        kept |= {i for i in (lowest, highest, gap) if i is not None}
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("size", [1, 14, 15, 100, 1001])
+@pytest.mark.parametrize("gaps", [0.0, 0.3, 1.0])
+def test_thinning_keeps_what_a_loop_over_the_stretches_keeps(size: int, gaps: float) -> None:
+    draw = np.random.default_rng(size)
+    y = draw.integers(0, 6, size).astype(float)  # many are equal
+    y[draw.random(size) < gaps] = np.nan
+    x = np.arange(size, dtype=float) * 10
+    found_x, found_y = downsample(x, y, buckets=7)
+    places = list(range(size)) if size <= 14 else by_a_loop(y.tolist(), 7)
+    np.testing.assert_array_equal(found_x, x[places])
+    np.testing.assert_array_equal(found_y, y[places])
+
+
+def test_one_peak_in_a_million_points_is_kept() -> None:
+    y = np.zeros(1_000_000)
+    y[123_456], y[654_321] = 9.0, -9.0
+    x, thin = downsample(np.arange(1_000_000.0), y)
+    assert len(thin) <= 3 * 400 + 2
+    assert x[thin == 9.0].tolist() == [123_456] and x[thin == -9.0].tolist() == [654_321]
+
+
+def test_medians_of_stretches_pass_over_what_is_no_number() -> None:
+    x = np.array([1.0, 2.0, 3.0, 4.0, 5.0, np.nan, 7.0])
+    y = np.array([5.0, np.nan, 1.0, 3.0, 9.0, 8.0, 7.0])
+    found = medians(x, y, stretches=2)  # of 1, 3, 4 and of 5, 7
+    np.testing.assert_array_equal(found, ([3.0, 6.0], [3.0, 8.0]))
+    assert len(medians(np.array([np.nan]), np.array([1.0]))[0]) == 0

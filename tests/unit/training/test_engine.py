@@ -1,0 +1,156 @@
+"""Learning rates and the DeepSpeed configuration, without DeepSpeed."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from fitb.base.errors import ConfigError
+from fitb.base.world import World
+from fitb.config import OptimConfig
+from fitb.config.ds_config import OWNED
+from fitb.training.engine import learning_rate, parameter_groups, summed_in_fp32
+from fitb.training.zero import _check_with_deepspeed, deepspeed_config
+
+FILES = ("zero1", "zero2", "zero2_offload", "zero3")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_warms_up_in_a_straight_line_and_never_passes_its_peak(schedule):
+    config = OptimConfig(lr=0.5, warmup_steps=10, schedule=schedule)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
+    assert max(rates) == pytest.approx(0.5)
+    assert all(rate > 0 for rate in rates)
+
+
+def test_a_linear_schedule_falls_by_the_same_amount_to_the_end():
+    config = OptimConfig(lr=1.0, warmup_steps=20, schedule="linear")
+    rates = [learning_rate(step, 100, config) for step in range(20, 101)]
+    assert rates == pytest.approx([1 - i / 80 for i in range(81)])
+
+
+def test_a_cosine_schedule_is_half_a_cosine():
+    config = OptimConfig(lr=2.0, warmup_steps=20, schedule="cosine")
+    rates = [learning_rate(step, 100, config) for step in range(20, 101)]
+    expected = [1 + math.cos(math.pi * i / 80) for i in range(81)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_constant_schedule_stays_at_its_peak():
+    config = OptimConfig(lr=2.0, warmup_steps=0, schedule="constant")
+    assert {learning_rate(step, 100, config) for step in range(100)} == {2.0}
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 50, 51, 1000])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_any_warm_up_gives_a_rate_in_range_at_every_step(schedule, warmup_steps):
+    config = OptimConfig(lr=1.0, warmup_steps=warmup_steps, schedule=schedule)
+    assert all(0 <= learning_rate(step, 50, config) <= 1 for step in range(52))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_every_file_of_ours_is_filled_with_what_fitb_owns(run_config, name, precision):
+    config = run_config(
+        ds_config=name, precision=precision, global_batch=48, micro_batch=4,
+        optim=OptimConfig(clip_norm=0.25),
+    )  # fmt: skip
+    filled = deepspeed_config(config, World(rank=1, size=3))
+    assert filled["train_micro_batch_size_per_gpu"] == 4
+    ours = not filled["zero_optimization"].get("compute_grad_norm", True)
+    assert filled["gradient_clipping"] == (0.0 if ours else 0.25)
+    assert filled["gradient_accumulation_steps"] == (1 if ours else 4)
+    assert ours == (name == "zero2" or (name == "zero1" and precision != "bf16"))
+    assert filled["fp16"]["enabled"] == (precision == "fp16")
+    assert filled["bf16"]["enabled"] == (precision == "bf16")
+    assert "auto" not in json.dumps(filled)
+
+
+@pytest.mark.parametrize(("name", "stage"), list(zip(FILES, (1, 2, 2, 3), strict=True)))
+def test_every_file_of_ours_keeps_its_own_numbers(run_config, name, stage):
+    filled = deepspeed_config(run_config(ds_config=name), World())
+    assert filled["zero_optimization"]["stage"] == stage
+    assert filled["fp16"]["initial_scale_power"] == 16
+    assert filled["fp16"]["min_loss_scale"] == 1
+    assert filled["data_types"]["grad_accum_dtype"] == "fp32"
+    assert ("offload_optimizer" in filled["zero_optimization"]) == (name == "zero2_offload")
+
+
+def test_a_norm_in_a_file_of_ones_own_is_refused_as_fitb_takes_it(run_config, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, "compute_grad_norm": True}}))
+    with pytest.raises(ConfigError, match=r"sets zero_optimization\.compute_grad_norm"):
+        deepspeed_config(run_config(ds_config=str(path)), World())
+
+
+@pytest.mark.parametrize("key", OWNED)
+def test_a_file_that_sets_what_fitb_owns_is_refused_with_the_key(run_config, tmp_path, key):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({key: 1}))
+    with pytest.raises(ConfigError, match=rf"sets {key}, which fitb owns"):
+        deepspeed_config(run_config(ds_config=str(path)), World())
+
+
+def test_all_keys_set_twice_are_named_at_once(run_config, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"optimizer": {}, "scheduler": {}, "fp16": {"enabled": True}}))
+    with pytest.raises(ConfigError, match=r"optimizer, scheduler, fp16\.enabled"):
+        deepspeed_config(run_config(ds_config=str(path)), World())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '"zero2"', '{"fp16": true}', "\xff"])
+def test_a_file_that_is_no_deepspeed_configuration_is_a_config_error(run_config, tmp_path, text):
+    path = tmp_path / "mine.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match="mine.json"):
+        deepspeed_config(run_config(ds_config=str(path)), World())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("reduce_bucket_size", "many"), ("offload_optimizer", {"device": "gpu"})]
+)
+def test_a_value_that_deepspeed_does_not_take_is_a_config_error(run_config, tmp_path, key, value):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, key: value}}))
+    with pytest.raises(ConfigError, match=rf"mine.json.*{key}"):
+        _check_with_deepspeed(run_config(ds_config=str(path)), World())
+
+
+def test_a_name_that_is_not_there_names_the_nearest(run_config):
+    with pytest.raises(ConfigError, match=r"nearest: zero3\)"):
+        deepspeed_config(run_config(ds_config="zer03"), World())
+
+
+def test_a_process_without_a_row_is_refused_before_deepspeed_sees_it(run_config):
+    with pytest.raises(ConfigError, match="global_batch=4 over 5 processes"):
+        deepspeed_config(run_config(global_batch=4, micro_batch=4), World(0, 5))
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    module = torch.nn.Sequential(
+        torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)
+    )
+    module[0].weight.requires_grad_(False)
+    decayed, rest = parameter_groups(module, 0.3)
+    assert decayed["weight_decay"] == 0.3
+    assert rest["weight_decay"] == 0.0
+    assert [id(p) for p in decayed["params"]] == [id(module[1].weight)]
+    assert {id(p) for p in rest["params"]} == {
+        id(module[1].bias), id(module[2].weight), id(module[2].bias)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sum_keeps_what_many_micro_batches_add_to_a_large_one(dtype):
+    """256 gradients of 1/512 after one of 1: in bf16 not one of them would move the sum."""
+    used, unused = (torch.nn.Parameter(torch.ones(2, dtype=dtype)) for _ in range(2))
+    with summed_in_fp32([used, unused]) as add:
+        for micro_batch in range(257):
+            used.grad = torch.full_like(used, 1.0 if micro_batch == 0 else 1 / 512)
+            add()
+            assert used.grad is None
+    assert used.grad.dtype == dtype
+    assert used.grad.tolist() == [1.5, 1.5]
+    assert unused.grad is None

@@ -1,0 +1,158 @@
+"""What `speed` comes to on a device, and that it changes how a step is computed, not what."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from fitb.base.errors import ConfigError
+from fitb.base.world import World
+from fitb.config import ModelConfig, ObjectiveConfig, SpeedConfig
+from fitb.data.batch import Batch
+from fitb.objective.objective import Objective
+from fitb.training.execution import Execution
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+WORLD = World()
+
+
+@pytest.fixture
+def decide(run_config):
+    def make(device=CPU, length=128, zero_stage=2, precision="bf16", world=WORLD, **speed):
+        config = run_config(
+            precision=precision, global_batch=64, micro_batch=4, speed=SpeedConfig(**speed)
+        )
+        return Execution.of(config, world, device, length, zero_stage)
+
+    return make
+
+
+def test_a_gpu_compiles_and_pads_and_asks_the_teacher_for_many_rows(decide) -> None:
+    execution = decide(GPU)
+    assert execution.compile and execution.kernels.pad
+    assert execution.kernels.attention == "sdpa"
+    assert execution.teacher_rows == 64 and not execution.pack_teacher
+
+
+def test_a_cpu_does_neither_and_asks_per_micro_batch(decide) -> None:
+    execution = decide(CPU)
+    assert not execution.compile and not execution.kernels.pad
+    assert execution.kernels.attention == "eager"
+    assert execution.teacher_rows == 4
+
+
+def test_under_zero_3_nothing_is_compiled_or_padded_and_asking_for_it_is_refused(decide) -> None:
+    execution = decide(GPU, zero_stage=3)
+    assert not execution.compile and not execution.kernels.pad
+    for name in ("compile", "pad"):
+        with pytest.raises(ConfigError, match="ZeRO 3"):
+            decide(zero_stage=3, **{name: True})
+
+
+@pytest.mark.parametrize("length", [128, 512, 4096, 40_000])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_teachers_rows_divide_the_share_and_hold_at_most_32768_tokens(
+    decide, length, size
+) -> None:
+    rows = decide(GPU, length, world=World(0, size)).teacher_rows
+    assert rows % 4 == 0 and (64 // size) % rows == 0
+    assert rows == 4 or rows * length <= 32_768
+    larger = [r for r in (8, 16, 32, 64) if rows < r <= 64 // size]
+    assert all(r * length > 32_768 for r in larger)
+
+
+def test_rows_asked_for_are_rounded_down_to_micro_batches_that_divide_a_step(decide) -> None:
+    for wanted, taken in ((1, 4), (3, 4), (4, 4), (24, 16), (32, 32), (63, 32), (128, 64)):
+        assert decide(teacher_rows=wanted).teacher_rows == taken
+
+
+def tiny(layers: int, width: int, seed: int) -> BertForMaskedLM:
+    config = BertConfig(
+        vocab_size=70,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+        max_position_embeddings=16,
+        initializer_range=0.2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertForMaskedLM(config)
+
+
+def batch(padded: bool) -> Batch:
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 70, (4, 16), generator=draw)
+    real = torch.ones_like(ids)
+    if padded:
+        real[1, 9:] = 0
+    slots = torch.tensor([[1, 3], [2, 5], [4, 0], [6, 7]])
+    labels = torch.randint(5, 70, (4, 2), generator=draw)
+    labels[2, 1] = -100
+    return Batch(ids * real, real, slots, labels, torch.zeros_like(slots), padded=padded)
+
+
+def losses_and_gradients(execution: Execution, padded: bool):
+    student, teacher = tiny(2, 20, 1), tiny(4, 32, 2)  # heads of 5: they are padded to 8
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        objective = Objective(student, teacher, ObjectiveConfig())
+    tap = objective.teacher_tap(copy.deepcopy(teacher))
+    execution.prepare(objective, tap, CPU)
+    rows = batch(padded)
+    with torch.no_grad():
+        features = tap(rows)
+    sums = objective(rows, features)
+    gradients = torch.autograd.grad(sums.sum(), list(objective.parameters()))
+    return sums.detach(), gradients
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "speed",
+    [
+        {"attention": "eager"},
+        {"pad": True},
+        {"pack_teacher": False},
+        {"compile": True},
+        {"compile": True, "pad": True},
+    ],
+    ids=str,
+)
+def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded) -> None:
+    """In fp32: each sum to 1e-5 relative, gradients to 1e-5 of their largest entry.
+
+    `compile` must find one graph each in the teacher, the student and the losses, or it raises.
+    """
+    plain = losses_and_gradients(
+        decide(precision="fp32", attention="sdpa", pack_teacher=False), padded
+    )
+    sums, gradients = losses_and_gradients(decide(precision="fp32", **speed), padded)
+    assert sums.tolist() == pytest.approx(plain[0].tolist(), rel=1e-5)
+    for ours, theirs in zip(gradients, plain[1], strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6
+
+
+def test_eight_bits_are_asked_for_in_the_model_section(run_config) -> None:
+    config = run_config(model=ModelConfig(teacher_precision="fp8"))
+    assert Execution.of(config, WORLD, CPU, 16, 2).fp8_teacher
+
+
+def test_a_gpu_without_eight_bit_products_is_refused(monkeypatch) -> None:
+    from fitb.base.errors import SystemFault
+    from fitb.model.frozen import to_float8
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A100")
+    with pytest.raises(SystemFault, match="8.9 or more; this is A100") as raised:
+        to_float8(SimpleNamespace(), GPU)
+    assert not raised.value.restart_helps

@@ -1,0 +1,126 @@
+"""Totals of the logged terms, and what a meter reads off a step."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fitb.config import TrackConfig
+from fitb.training.engine import StepResult
+from fitb.training.meter import Meter, terms
+
+NAMES = (
+    "distill/embedding",
+    "distill/hidden/layer_1",
+    "distill/hidden/layer_2",
+    "distill/attention/layer_1",
+    "distill/logits",
+    "student/loss_mlm",
+    "student/top1",
+)
+WEIGHTS = (0.5, 2.0, 2.0, 3.0, 4.0, 5.0, 0.0)
+MEANS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.7]
+
+
+def test_every_term_is_logged_unweighted_under_its_own_name():
+    metrics = terms(NAMES, WEIGHTS, MEANS)
+    assert {name: metrics[name] for name in NAMES} == dict(zip(NAMES, MEANS, strict=True))
+
+
+def test_totals_are_the_sums_of_the_weighted_parts():
+    metrics = terms(NAMES, WEIGHTS, MEANS)
+    assert metrics["weighted/embedding"] == 0.5
+    assert metrics["weighted/hidden"] == 10.0
+    assert metrics["weighted/attention"] == 12.0
+    assert metrics["weighted/logits"] == 20.0
+    assert metrics["weighted/mlm"] == 30.0
+    assert metrics["distill/total"] == 42.5
+    assert metrics["train/loss"] == 72.5
+    assert not any("top1" in name for name in metrics if name.startswith("weighted/"))
+    parts = sum(w * m for w, m in zip(WEIGHTS, MEANS, strict=True))
+    assert metrics["train/loss"] == pytest.approx(parts)
+
+
+def test_without_a_teacher_there_is_no_distillation_total():
+    metrics = terms(("student/loss_mlm", "student/top1"), (2.0, 0.0), [3.0, 0.5])
+    assert metrics == {
+        "train/loss": 6.0,
+        "student/loss_mlm": 3.0,
+        "student/top1": 0.5,
+        "weighted/mlm": 6.0,
+    }
+
+
+@pytest.fixture
+def make_meter(run_config):
+    def make(every_steps):
+        objective = SimpleNamespace(names=NAMES, weights=WEIGHTS)
+        engine = SimpleNamespace(objective=objective, loss_scale=8.0, skipped_steps=1)
+        engine.check_finite = lambda step: None
+        parts = SimpleNamespace(
+            engine=engine,
+            stream=SimpleNamespace(waited_s=0.0),
+            progress=SimpleNamespace(step=0),
+            token_flops=2e9,
+            peak_tflops=0.5,
+        )
+        config = run_config(steps=10, track=TrackConfig(every_steps=every_steps))
+        return Meter(parts, config)
+
+    return make
+
+
+def result(rows=4.0, tokens=100.0, used=(3.0, 5.0, 4.0, 4.0), norm=2.0):
+    counts = torch.tensor([10.0] * 5 + [2.0, 2.0], dtype=torch.float64)
+    return StepResult(
+        sums=torch.tensor(MEANS) * counts.float(),
+        counts=counts,
+        coverage=torch.tensor([rows, tokens, sum(used), sum(n * n for n in used)]).double(),
+        grad_norm=norm,
+        skipped=norm is None,
+        lr=0.25,
+    )
+
+
+def test_a_step_that_is_not_logged_gives_nothing_and_the_last_always_does(make_meter):
+    meter = make_meter(4)
+    logged = [step for step in range(1, 11) if meter.read(step, result())]
+    assert logged == [4, 8, 10]
+
+
+def test_a_logged_step_gives_means_coverage_and_the_state_of_the_optimiser(make_meter):
+    metrics = make_meter(1).read(1, result())
+    for name, mean in zip(NAMES, MEANS, strict=True):
+        assert metrics[name] == pytest.approx(mean, rel=1e-6)
+    assert metrics["mask/coverage"] == 0.16
+    assert metrics["mask/slots_per_row"] == 4
+    assert metrics["mask/slots_per_row_variance"] == 0.5
+    assert metrics["optim/lr"] == 0.25
+    assert metrics["optim/loss_scale"] == 8.0
+    assert metrics["optim/skipped_steps"] == 1
+    assert metrics["optim/grad_norm"] == 2.0
+
+
+def test_a_skipped_step_has_no_gradient_norm(make_meter):
+    assert "optim/grad_norm" not in make_meter(1).read(1, result(norm=None))
+
+
+def test_speed_counts_the_steps_between_two_lines(make_meter, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    meter = make_meter(2)
+    meter.read(1, result())
+    now[0] += 4
+    metrics = meter.read(2, result())
+    assert metrics["perf/tokens_per_s"] == pytest.approx(50)
+    assert metrics["perf/tflops"] == pytest.approx(0.1)
+    assert metrics["perf/mfu"] == pytest.approx(0.2)  # at the peak it would be 250 tokens/s
+    assert metrics["perf/steps_per_s"] == pytest.approx(0.5)
+    meter.read(3, result())
+    now[0] += 1
+    meter._parts.stream.waited_s = 0.5
+    meter._parts.peak_tflops = None  # of a device that is not in the table, as a CPU
+    metrics = meter.read(4, result())
+    assert "perf/mfu" not in metrics and metrics["perf/tflops"] == pytest.approx(0.4)
+    assert metrics["perf/tokens_per_s"] == pytest.approx(200)
+    assert metrics["perf/data_wait_frac"] == pytest.approx(0.5)

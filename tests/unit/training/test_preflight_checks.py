@@ -1,0 +1,136 @@
+"""The checks of one host, on this machine: real processes, a real small disk, a real port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fitb.base.errors import SystemFault
+from fitb.training import preflight
+from fitb.training.preflight import check_devices, check_disk, meet, own_failures, reduce, within
+
+
+def test_a_check_gives_its_answer_from_a_process_of_its_own() -> None:
+    assert within(20, os.getpid) != os.getpid()
+
+
+def test_a_check_that_is_late_ends_at_its_deadline() -> None:
+    begin = time.monotonic()
+    with pytest.raises(SystemFault, match="not done in 0.2 s"):
+        within(0.2, time.sleep, 60)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_check_whose_process_is_killed_has_failed() -> None:
+    with pytest.raises(SystemFault, match="ended without an answer"):
+        within(20, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_full_disk_and_a_missing_folder_fail_by_name(small_disk: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemFault, match=r"0\.002 GB are free, expected 1"):
+        check_disk(str(small_disk))
+    env = {"TMPDIR": str(small_disk), "SLURM_TMPDIR": str(tmp_path / "none")}
+    failures = own_failures(str(tmp_path), None, env)
+    assert [failure.split(": ")[0] for failure in failures] == [
+        f"disk {tmp_path / 'none'}",
+        f"disk {small_disk}",
+    ]
+
+
+def test_a_probe_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_disk(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_that_multiply_rightly_pass_and_a_missing_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (torch.ones(512, 512) @ torch.ones(512, 512)).sum() > 0  # threads that a fork loses
+    within(20, check_devices, {"SLURM_GPUS_ON_NODE": str(torch.cuda.device_count())})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(SystemFault, match="3 GPUs are visible; Slurm gave 4"):
+        check_devices({"SLURM_GPUS_ON_NODE": "4"})
+
+
+def test_hosts_meet_where_all_come_and_part_at_the_deadline_where_one_does_not() -> None:
+    def all_of(size: int, port: int, deadline_s: float, coming: list[int]) -> list[bool]:
+        answers = dict.fromkeys(coming, False)
+
+        def come(rank: int) -> None:
+            time.sleep(0.1 * (size - rank))
+            answers[rank] = meet(rank, size, "127.0.0.1", port, deadline_s)
+
+        threads = [threading.Thread(target=come, args=(rank,)) for rank in coming]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return list(answers.values())
+
+    assert all_of(3, _free_port(), 20, [0, 1, 2]) == [True, True, True]
+    assert all_of(3, _free_port(), 1, [0, 2]) == [False, False]
+    assert all_of(2, _free_port(), 1, [1]) == [False]
+
+
+def test_a_sum_over_two_processes_gives_clocks_of_one_moment() -> None:
+    port, clocks = _free_port(), [0.0, 0.0]
+
+    def one(rank: int) -> None:
+        clocks[rank] = within(30, reduce, rank, 2, "127.0.0.1", port, 20.0)
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert abs(clocks[0] - clocks[1]) < 5
+    assert min(clocks) > 1e9
+
+
+def test_hosts_that_cannot_all_reduce_try_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {"SLURM_JOB_ID": "7", "FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
+    monkeypatch.setattr(preflight, "START_S", 0.5)
+    found = preflight.network(
+        ["127.0.0.1", "127.0.0.2"], "127.0.0.1", env
+    )  # the other is not there
+    assert found == {"reduced": False, "pairs": {"127.0.0.2": False}, "clock_s": None}
+
+
+def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three hosts, of which one sits out each round while the others use up their deadline."""
+    hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    begins: dict[int, list[float]] = {}
+
+    def late(deadline_s: float, check: object, rank: int, size: int, first: str, port: int, _: Any):
+        begins.setdefault(port, []).append(time.monotonic())
+        time.sleep(deadline_s + 0.2)  # its process is ended after the deadline
+        raise SystemFault("late")
+
+    monkeypatch.setattr(preflight, "within", late)
+    env = {"FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
+    env["SLURM_JOB_ID"] = str(_free_port())
+    threads = [
+        threading.Thread(target=preflight.network, args=(hosts, host, env)) for host in hosts
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(len, begins.values())) == [2, 2, 2, 3]
+    assert max(max(times) - min(times) for times in begins.values()) < 0.3
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,196 @@
+"""Signals, the time budget and failures: noted in a flag, agreed on, raised at the end."""
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from fitb.base.errors import DataError, FitbError, SystemFault
+from fitb.training import stop as stopping
+from fitb.training.stop import SIGNALS, StopFlag
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Ranks:
+    """Stand-in for torch.distributed: another rank adds what it noted and counted."""
+
+    def __init__(self, others):
+        self.others = others
+
+    def is_initialized(self):
+        return True
+
+    def get_world_size(self):
+        return 1 + len(self.others)
+
+    def get_rank(self):
+        return 0
+
+    def get_backend(self):
+        return "gloo"
+
+    def all_reduce(self, tensor, group=None):
+        for other in self.others:
+            tensor += other
+
+
+def noted_by(flag, counts):
+    """What a rank hands into the reduction."""
+    found = []
+
+    class Spy(Ranks):
+        def all_reduce(self, tensor, group=None):
+            found.append(tensor.clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopping, "dist", Spy([None]))
+        flag.agree(counts)
+    return found[0]
+
+
+COUNTS = torch.tensor([1.0, 2.5], dtype=torch.float64)
+
+
+def test_without_a_wish_to_stop_only_counts_come_back():
+    flag = StopFlag()
+    flag.install()
+    reason, counts = flag.agree(COUNTS)
+    assert reason is None
+    assert torch.equal(counts, COUNTS)
+    flag.raise_failure()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_sets_the_flag_and_interrupts_nothing(number):
+    flag = StopFlag()
+    flag.install()
+    assert flag.agree(COUNTS)[0] is None
+    os.kill(os.getpid(), number)
+    assert flag.agree(COUNTS)[0] == number.name
+    assert flag.agree(COUNTS)[0] == number.name
+    assert torch.equal(flag.agree(COUNTS)[1], COUNTS)
+
+
+def test_a_second_interrupt_from_the_keyboard_means_it():
+    flag = StopFlag()
+    flag.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_the_signals_of_schedulers_are_among_those_caught():
+    assert {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2} <= set(SIGNALS)
+
+
+def test_a_forked_child_has_the_handlers_of_the_system():
+    flag = StopFlag()
+    flag.install()
+    child = os.fork()
+    if child == 0:
+        default = all(signal.getsignal(number) == signal.SIG_DFL for number in SIGNALS)
+        os._exit(0 if default else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert all(signal.getsignal(number) == flag._note for number in SIGNALS)
+
+
+def test_a_forked_child_dies_of_a_signal_at_once():
+    StopFlag().install()
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(tell, b"x")
+        time.sleep(5)
+        os._exit(0)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+
+
+def test_the_time_budget_stops_after_its_minutes_and_not_before(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    flag = StopFlag(time_budget_min=2.0)
+    now[0] += 119
+    assert flag.agree(COUNTS)[0] is None
+    now[0] += 2
+    assert flag.agree(COUNTS)[0] == "time budget"
+
+
+def test_without_a_time_budget_time_does_not_stop_a_run(monkeypatch):
+    flag = StopFlag()
+    monkeypatch.setattr("time.monotonic", lambda: 1e12)
+    assert flag.agree(COUNTS)[0] is None
+
+
+def test_one_rank_that_caught_a_signal_stops_every_rank(monkeypatch):
+    signalled = StopFlag()
+    signalled._note(signal.SIGUSR1, None)
+    theirs = noted_by(signalled, COUNTS)
+    monkeypatch.setattr(stopping, "dist", Ranks([theirs, theirs]))
+    reason, counts = StopFlag().agree(COUNTS)
+    assert reason == "SIGUSR1"
+    assert torch.equal(counts, 3 * COUNTS)
+
+
+def read(error, good):
+    for step in range(good):
+        yield step, [f"rows of step {step}"]
+    raise error
+
+
+def test_a_failure_to_read_becomes_one_last_step_and_is_raised_at_the_end():
+    flag = StopFlag()
+    steps = list(flag.guard(read(DataError("torn shard"), good=3)))
+    assert steps == [*((i, [f"rows of step {i}"]) for i in range(3)), (3, None)]
+    assert flag.agree(COUNTS)[0] == "failure"
+    with pytest.raises(DataError, match="torn shard"):
+        flag.raise_failure()
+
+
+def test_a_failure_outweighs_a_signal():
+    flag = StopFlag()
+    flag._note(signal.SIGTERM, None)
+    list(flag.guard(read(DataError("torn shard"), good=0)))
+    assert flag.agree(COUNTS)[0] == "failure"
+
+
+def test_guard_passes_everything_on_and_leaves_other_errors_alone():
+    flag = StopFlag()
+    assert list(flag.guard(iter([(4, []), (5, [])]))) == [(4, []), (5, [])]
+    flag.raise_failure()
+    with pytest.raises(ZeroDivisionError):
+        list(flag.guard(read(ZeroDivisionError(), good=1)))
+
+
+@pytest.mark.parametrize("error", [DataError("torn shard"), SystemFault("no space left")])
+def test_a_failure_of_one_rank_is_the_error_of_every_rank_and_names_it(monkeypatch, error):
+    failing, other = StopFlag(), StopFlag()
+    list(failing.guard(read(error, good=0)))
+    theirs = noted_by(failing, COUNTS)
+    raisers = []
+    monkeypatch.setattr(stopping, "on_all", lambda action, world: raisers.append(action))
+    for flag, others in ((failing, [0 * theirs]), (other, [theirs])):
+        monkeypatch.setattr(stopping, "dist", Ranks(others))
+        assert flag.agree(COUNTS)[0] in ("failure", "machine failure")
+        with contextlib.suppress(FitbError):
+            flag.raise_failure()
+    own, none = raisers  # what each rank hands to all of them
+    none()
+    with pytest.raises(type(error), match=f"rank 0 on .*: {error}"):
+        own()
