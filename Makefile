@@ -1,10 +1,11 @@
 # make demo   the whole road on this machine        make test   all tests, a real Slurm included
 # make check  style, types, layers                  make fmt    formatting
+# make quick  check, and the unit tests of what has changed: a minute
 # make soak   one run under 42 faults, a quarter of an hour: SOAK="--seed 7 --out soak.json"
 # make bench  the benchmarks of docs/benchmarks.md, half an hour: BENCH="attention duplicates"
 # make slurm  a Slurm of two hosts on this machine, until Ctrl-C (as root on Debian)
 # make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out
-# make sizes  how long modules and functions are
+# make sizes  how long modules and functions are, held against the limits
 # make wheelhouse PYTHON=3.12 TORCH=cpu   what nodes without a network install from, in wheelhouse/
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,6 +32,13 @@ bench: $(VENV)/ready
 
 slurm: $(VENV)/ready slurm-packages
 	python tests/cluster/slurm_cluster.py
+
+quick: $(VENV)/ready
+	ruff check .
+	ruff format --check .
+	lint-imports
+	mypy fitb launch
+	python -m pytest -q -n 2 --dist loadfile $$(python tests/quick.py $(SINCE))
 
 check: $(VENV)/ready
 	ruff check .
@@ -88,4 +96,4 @@ browser:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
-.PHONY: demo test soak bench slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser
+.PHONY: demo test quick soak bench slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fitb.base.errors import DataError
 from fitb.base.hub import find_file, not_found
+from fitb.shards.tokenizer import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,8 +60,6 @@ def check_finite(model: nn.Module, source: str) -> None:
 
 def tokenizer_fingerprint_of(source: str) -> str | None:
     """Return the fingerprint of the tokenizer in a folder or hub name; None where there is none."""
-    from fitb.shards.tokenizer import tokenizer_fingerprint
-
     try:
         found = find_file(source, "tokenizer.json")
         return tokenizer_fingerprint(found.parent) if found else None

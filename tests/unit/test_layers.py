@@ -122,3 +122,50 @@ assert not taken, taken
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def every_import(path):
+    """Modules of fitb that a module imports anywhere, functions included."""
+    for name in imports_of(path):
+        if name.startswith("fitb."):
+            yield name if name in MODULES else name.rpartition(".")[0]
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def test_no_circle_of_imports_hides_in_functions():
+    waits_for = {
+        name: {other for other in every_import(path) if other in MODULES and other != name}
+        for name, path in MODULES.items()
+    }
+    while free := [name for name, others in waits_for.items() if not others]:
+        for name in free:
+            del waits_for[name]
+        for others in waits_for.values():
+            others.difference_update(free)
+    assert not waits_for
+
+
+# Why modules import another room inside a function.
+INSIDE_FUNCTIONS = {
+    "cli": "help, and errors of flags, come without torch",
+    "tools": "a command loads what it needs; the doctor starts where libraries are missing",
+    "fitb.bench.scorers": "onnxruntime belongs to an extra",
+    "fitb.bench.text": "only where no shards are given",
+    "fitb.cluster.slurm": "the doctor imports it where the parser's libraries are missing",
+}
+
+
+def test_imports_of_other_rooms_inside_functions_have_a_reason_each():
+    found = set()
+    for name, path in MODULES.items():
+        room = name.split(".")[1] if "." in name else ""
+        top = set(imports_of(path, top_level_only=True))
+        inside = {other.split(".")[1] for other in set(imports_of(path)) - top if "fitb." in other}
+        if inside - {room}:
+            found.add(room if room in INSIDE_FUNCTIONS else name)
+    assert found == set(INSIDE_FUNCTIONS)
