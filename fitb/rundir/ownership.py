@@ -25,8 +25,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import psutil
-
 from fitb.base import fsio
 from fitb.base.errors import ConfigError, FitbError, SystemFault, TrainingError
 from fitb.base.world import job_id
@@ -271,6 +269,8 @@ def _heartbeats(folder: Path) -> dict[str, str]:
 
 
 def _runs(owner: Owner) -> bool:
+    import psutil  # here, as the doctor starts where it is missing
+
     try:
         process = psutil.Process(owner.pid)
         same = _started(owner.pid) == owner.started
@@ -287,6 +287,8 @@ def _started(pid: int) -> float:
     try:
         return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
+        import psutil
+
         return float(psutil.Process(pid).create_time())
 
 

@@ -11,7 +11,7 @@ from conftest import ROOT, Payload, Run
 from machine import run, wait_until
 from slurm_cluster import Cluster
 from small import quick
-from soak import SLOW, weights
+from soak import SITE, weights
 from test_real_training import steps, wait_for_step
 
 from fitb.base.fsio import read_lines
@@ -37,8 +37,9 @@ def test_an_attempt_on_a_host_that_was_cut_off_cannot_write_into_the_run_it_has_
     with LocalRun(command, 1, env={"OMP_NUM_THREADS": "1"}) as straight:
         assert straight.wait(300) == 0
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
-    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    path = f"{tmp_path / 'site'}:{ROOT}:{ROOT / 'tests'}"
+    env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     payload = Payload(sys.executable, "fitb.training.loop:train", flags, env, STEPS)
     job = Run(cluster, payload, tmp_path / "run")
     number = job.sbatch("--nodes=1")

@@ -112,7 +112,7 @@ def test_a_reader_never_sees_a_gap_or_a_part(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from fitb import fsio, renameat2
+from fitb.base import fsio, renameat2
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 setattr(os, sys.argv[2], die)
 fsio.write_atomic(pathlib.Path(sys.argv[1]), "new")
