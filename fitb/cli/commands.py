@@ -22,7 +22,7 @@ def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
 _ROWS = (
     Command(
         "doctor",
-        "check this machine and site; each problem with the command that fixes it",
+        "report what is missing or wrong on this machine, with the command that fixes it",
         (
             "fitb doctor",
             "fitb doctor --config tinybert4 --model.teacher models/bert --data.shards data/shards",
@@ -114,7 +114,7 @@ _ROWS = (
     ),
     Command(
         "rehearse",
-        "stop a test job as Slurm would, and check that its saves fit the warning times",
+        "stop your job on your cluster as Slurm would, and time its saves against the limits",
         (
             'fitb rehearse --sbatch "--nodes=2 --partition=low" -- --config tinybert4'
             " --run_dir runs/tb4 --model.teacher models/bert",
@@ -162,7 +162,7 @@ _ROWS = (
     ),
     Command(
         "fill",
-        "fill the blanks of sentences: ___ is a word, [MASK] one subword, [SPAN] several",
+        "fill the blanks of sentences: ___ is a word, [MASK] one subword, [SPAN] any number",
         (
             'fitb fill "Returns a ___ of strings." --model runs/tb4/export',
             'fitb fill "She felt ___." --model runs/tb4/export --candidates+=happy'
