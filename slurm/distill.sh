@@ -1,42 +1,46 @@
 #!/usr/bin/env bash
 # Distil on several hosts:   sbatch [sbatch options] slurm/distill.sh [flags of `fitb train`]
 #
-# Submit from the root of the repository, or from anywhere if fitb is installed; `fitb scripts` says
-# where pip has put this file. Options on the command line win over the #SBATCH lines. On hosts
-# without GPUs: --gpus-per-node=0.
+# Submit from the root of the repository, or from anywhere if fitb is installed; `fitb scripts`
+# prints where pip has put this file. Options on the command line override the #SBATCH lines.
+# On hosts without GPUs: --gpus-per-node=0.
 # FITB_PYTHON names the interpreter (default: python). Task logs: RUN_DIR/logs/JOB.TASK.out.
-# What your site needs (account, modules, container, scratch) is in slurm/site.env, made once by
-# `fitb site init`: `. slurm/site.env` in the shell before sbatch; the job reads it once more.
-#   bash slurm/distill.sh --dry-run [flags]      prints the script, the options that hold and the
+# Site settings (account, modules, container, scratch) are in slurm/site.env, made once by
+# `fitb site init`. Run `. slurm/site.env` in the shell before sbatch; the job sources it again.
+#   bash slurm/distill.sh --dry-run [flags]      prints the script, the effective options and the
 #                                                configuration; submits and writes nothing
-# FITB_PREFLIGHT=1 looks at every host before the tasks start, and comes back without the bad ones.
-# FITB_LAUNCHER=torchrun starts one task on each host, and torchrun in it as many ranks as the host
-# has GPUs, or without GPUs as many as srun would have; FITB_PROCESSES_PER_NODE says otherwise.
+# FITB_PREFLIGHT=1 checks every host before the tasks start, and requeues without the bad ones.
+# FITB_LAUNCHER=torchrun starts one task on each host, in which torchrun starts one rank per GPU, or
+# on CPUs as many ranks as srun would; FITB_PROCESSES_PER_NODE overrides the number.
 #
-# Where a site forbids requeueing, submit a chain of jobs instead, each of which goes on where the
-# one before it left; those that come after the end of the run end at once:
+# Where a site forbids requeueing, submit a chain of jobs instead. Each continues where the one
+# before stopped; jobs that start after the end of the run exit at once:
 #   export FITB_CHAIN=tb4-$(date +%s)
 #   for i in 1 2 3; do sbatch -J $FITB_CHAIN --no-requeue -d singleton slurm/distill.sh [flags]; done
 #
 # Invariants
-# - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks one.
-#   torchrun's ranks have the numbers that srun's would have, and leave and end with the same codes.
+# - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks
+#   one. torchrun's ranks have the same numbers as srun's, and shut down and exit with the same
+#   codes.
 # - The job keeps its id and its run directory for all its attempts; without --run_dir that is
 #   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself. The jobs
-#   of a chain have ids of their own, and one name: singleton lets them run one after another.
-# - USR1 300 s before the time limit reaches this shell alone (B:), which passes it to srun and so to
-#   all tasks. A preemption sends the tasks SIGTERM directly. Either way they save and leave with 85.
-# - No exit code is lost: srun runs in the background, and a wait that a signal cut short is repeated.
-#   None is believed to be success: a run is finished when its attempt has written so (see
+#   of a chain have different ids and one name: singleton makes them run one after another.
+# - USR1 300 s before the time limit reaches this shell alone (B:), which forwards it to srun and so
+#   to all tasks. A preemption sends the tasks SIGTERM directly. Either way they save and exit with
+#   85.
+# - No exit code is lost: srun runs in the background, and a wait interrupted by a signal is
+#   repeated. No exit code proves success: a run is finished when its attempt has written so (see
 #   fitb/rundir/restart.py); srun exits with 0 where it has started nothing.
-# - srun does not kill on a bad exit: 85 is one, and the first rank to leave would take the code, and
-#   the last words to W&B, from the others. A rank that hangs after another crashed has 60 seconds.
+# - srun does not kill on a bad exit: 85 is one, and the first rank to exit would replace the codes
+#   of the others and cut off their final messages to W&B. A rank that hangs after another crashed
+#   has 60 seconds.
 # - fitb.rundir.restart alone decides about a requeue. A job that Slurm is ending (scancel) or has
 #   already requeued is left alone; scancel is final. In a chain nothing is requeued: after 85 the
-#   next link goes on, and RUN_DIR/done.json keeps the links after a 0 or a 93 from starting tasks.
-# - The script writes about a run only while the run is its own. A host that was cut off from the
+#   next job continues, and after a 0 or a 93 RUN_DIR/done.json keeps later jobs from starting
+#   tasks.
+# - The script writes about a run only while the job owns it. A host that was cut off from the
 #   network still runs an attempt that Slurm has started elsewhere, and a second job may be started
-#   on a run that is alive: either ends with 93, says which attempt the run belongs to, and leaves
+#   on a run that is alive: either ends with 93, says which attempt owns the run, and leaves
 #   events.jsonl and done.json as they are.
 #
 #SBATCH --job-name=fitb-distill
@@ -53,28 +57,29 @@ srun_pid='' signalled=0
 # shellcheck disable=SC2317 # the trap calls it
 pass_on() {
   signalled=1
-  echo "fitb: told to leave; passing it on to the tasks"
+  echo "fitb: stop signal received; forwarding it to the tasks"
   [[ -z $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null
 }
 trap pass_on USR1 TERM # srun would answer TERM by killing the tasks
 
-# What a submitting shell hands on without meaning it: --export=NONE, for which srun would keep all
-# exports of this script from the tasks, and of a job that the shell is in its CPUs and its memory.
+# Variables inherited from the submitting shell by accident: --export=NONE, with which srun would
+# hide this script's exports from the tasks, and, if that shell is itself in a job, its CPUs and
+# memory.
 unset SLURM_EXPORT_ENV
 [[ -z ${SLURM_CPU_BIND_LIST:-} ]] || unset "${!SLURM_CPU_BIND@}"
-memory=("${!SLURM_MEM_PER_@}") # of two bounds, which srun refuses, one is not this job's
+memory=("${!SLURM_MEM_PER_@}") # srun refuses two limits; one of them is inherited
 ((${#memory[@]} < 2)) || unset "${memory[@]}"
 
-# The site's settings (slurm/site.example.env). What sbatch itself reads, it has read by now.
+# Site settings (slurm/site.example.env). sbatch has already read its own variables by now.
 held=${!SBATCH_*} site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
-read_site() { # a function, as some `activate` would read our arguments
+read_site() { # a function, since some `activate` scripts read the caller's arguments
   # shellcheck source=/dev/null
   if [[ -r $site ]]; then . "$site"; fi
   [[ -r $site || -z ${FITB_SITE:-} ]] || echo "fitb: FITB_SITE=$site cannot be read here" >&2
 }
 read_site
 if [[ -z $held && -n ${!SBATCH_*} ]]; then
-  echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: \`. $site\` in the shell that submits" >&2
+  echo "fitb: sbatch has not seen ${!SBATCH_*} of $site: run \`. $site\` before sbatch" >&2
 fi
 python=("${FITB_PYTHON:-python}")
 if [[ -n ${FITB_APPTAINER:-} ]]; then
@@ -85,7 +90,7 @@ for word; do
   [[ $word != --dry[-_]run ]] || exec "${python[@]}" -m fitb.tools.dry_run distill "$0" "$held" "$@"
 done
 
-set -uo pipefail # not -e: exit codes are the point; not sooner: modules have unset variables
+set -uo pipefail # not -e: exit codes are handled below; not earlier: modules use unset variables
 
 cpus=${SLURM_CPUS_PER_TASK:-1} # of a rank
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
@@ -96,7 +101,7 @@ if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
   export FITB_PROCESSES_PER_NODE=${FITB_PROCESSES_PER_NODE:-$per_host}
 fi
 
-for try in 1 2 3; do # a sick filesystem may come back; a typing error or a missing python does not
+for try in 1 2 3; do # filesystem errors may pass; a mistyped flag or a missing python does not
   job_plan=$("${python[@]}" -m fitb.cluster.slurm "$@")
   case $? in 0) break ;; 10) exit 0 ;; 2 | 93 | 126 | 127) exit 93 ;; esac
   ((try == 3)) && exit 1
@@ -106,18 +111,18 @@ done
   <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
-# A task of an array: its own number may be that of the whole array to Slurm's commands.
+# An array task's own job id may mean the whole array to Slurm's commands.
 export FITB_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 FITB_JOB=${FITB_JOB:-$SLURM_JOB_ID}
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
-unset RANK LOCAL_RANK WORLD_SIZE # of the shell that submitted; the tasks take Slurm's
-# Each task opens its own log: --output is a pattern, which a path must not be part of. A host that
-# cannot is named in the log of the job, and ends the step, as no other task can begin without it.
+unset RANK LOCAL_RANK WORLD_SIZE # inherited; the tasks take Slurm's
+# Each task opens its own log, since --output is a pattern and must not contain a user's path. A
+# host that cannot is named in the job's log and ends the step: no other task can begin without it.
 # shellcheck disable=SC2016 # the task expands it
 in_log='log=$0/$FITB_JOB.$SLURM_PROCID.out
 why=$({ true >>"$log"; } 2>&1) && exec "$@" >>"$log" 2>&1
 echo "fitb: $SLURMD_NODENAME cannot write $log: ${why##*: }" >&2
-sleep 1 # for the words of other hosts
+sleep 1 # for the messages of other hosts
 scancel --signal=KILL "$FITB_JOB.$SLURM_STEP_ID"
 exit 1'
 tasks=(--kill-on-bad-exit=0 --wait=60 bash -c "$in_log" "$run_dir/logs")
@@ -129,8 +134,8 @@ else
   tasks+=("${python[@]}" -m fitb train)
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
-if ((!${SLURM_GPUS_ON_NODE:-0})); then # malloc keeps what a step frees: faulting it in again costs
-  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} # more than the arithmetic
+if ((!${SLURM_GPUS_ON_NODE:-0})); then # malloc keeps freed memory: page faults would cost
+  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} # more time than the arithmetic
   export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
 fi
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
@@ -140,12 +145,12 @@ fi
 echo "fitb: job $FITB_JOB restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
 code=0
 if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
-  echo "fitb: FITB_PREFLIGHT starts steps of its own, which a container cannot; leave one out"
+  echo "fitb: FITB_PREFLIGHT starts Slurm steps, which FITB_APPTAINER prevents; unset one of them"
   exit 93
-elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # over in 270 s, sooner than the warning lasts
+elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # at most 270 s, less than the 300 s warning
   "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
   code=$?
-  ((code == 85 || code == 93)) && exit "$code" # it has decided, and requeued the job
+  ((code == 85 || code == 93)) && exit "$code" # it has already decided, and requeued the job
 fi
 if ((signalled)); then
   code=85
@@ -162,7 +167,7 @@ elif ((code == 0)); then
 fi
 echo "fitb: tasks ended with $code"
 
-ending() { # whether Slurm is ending this job: then it is left alone
+ending() { # whether Slurm is ending this job; if so, it is left alone
   for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
     state=$(scontrol show job --oneliner "$FITB_JOB" |
       grep --only-matching 'JobState=[A-Z_]*') && break

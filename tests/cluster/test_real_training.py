@@ -131,7 +131,7 @@ def test_sbatch_job_at_its_time_limit_ends_bitwise_where_an_uninterrupted_run_en
     run.cluster("scancel", "--signal=STOP", job)
     run_s = run.cluster.run_time_s(job)
     run.cluster("scontrol", "update", f"JobId={job}", f"TimeLimit={math.ceil((run_s + 45) / 60)}")
-    wait_until(lambda: "told to leave" in run.batch_log.read_text(), 60, "the warning")
+    wait_until(lambda: "stop signal received" in run.batch_log.read_text(), 60, "the warning")
     run.cluster("scancel", "--signal=CONT", job)
     run.cluster.wait_restart(job, timeout_s=TIMEOUT_S)
     run.cluster("scontrol", "update", f"JobId={job}", "TimeLimit=30")
