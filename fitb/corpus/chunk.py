@@ -1,16 +1,16 @@
-"""Documents to rows of fixed length, without loss and almost without padding.
+"""Packing of tokenised documents into rows of fixed length, or windows of one document each.
 
-A row is `[CLS] tokens [SEP] tokens [SEP] ...`. A document that does not fit goes on in the next
-row. Three rules settle the end of a row:
+`pack` makes rows `[CLS] tokens [SEP] tokens [SEP] ...`. A document that does not fit continues in
+the next row. Three rules decide where a row ends:
 
-- The last place is [SEP], and only the last row of a shard is padded.
-- A word is not cut: the row closes before it, and the places left take [SEP], as does a single
-  place left after a document. Full rows need no attention mask.
-- Except that a word of more than a quarter row may be cut; what follows in the next row has no
-  word start, so no mask falls on it.
+- The last position is [SEP], and only the last row of a shard is padded.
+- Words are not cut: the row ends before the word, and [SEP] fills the positions left, as it does a
+  single position left after a document. Full rows need no attention mask.
+- A word of more than L / 4 subwords may be cut; its tail in the next row has no word start, so it
+  is never masked.
 
-The other way, `windows`, gives every document rows of its own: windows of its tokens, each padded,
-the next beginning `stride` tokens after the one before, at the start of a word.
+`windows` gives every document its own padded rows: windows of its tokens, each of which begins
+`stride` tokens after the one before, at the start of a word.
 
 Dimensions: T tokens of a stream (each document followed by its [SEP]), B rows, L length.
 """
@@ -35,15 +35,15 @@ _BATCH_CHARS = 1_000_000
 
 @dataclass(frozen=True)
 class Stream:
-    """Tokens of consecutive documents, one [SEP] after each.
+    """Tokens of consecutive documents, each followed by [SEP].
 
     Args:
-        ids: (T,) int64.
-        starts: (T,) bool, true on the first piece of each word.
+        ids: (T,) int64, token ids.
+        starts: (T,) bool, true on the first subword of each word.
         ends: (T,) bool, true on the [SEP] after a document.
         document: (T,) int64, ordinal of the document in its shard.
         begin: (T,) int32, first character of the token in the normalised text; 0 for [SEP].
-        end: (T,) int32, one past its last character; 0 for [SEP].
+        end: (T,) int32, one past the last character of the token; 0 for [SEP].
     """
 
     ids: NDArray[np.int64]
@@ -54,17 +54,17 @@ class Stream:
     end: NDArray[np.int32]
 
     def after(self, place: int) -> Stream:
-        """Return the tokens from `place` on."""
+        """Return the tokens from index `place` on."""
         return Stream(*(getattr(self, field.name)[place:] for field in fields(self)))
 
     def then(self, other: Stream) -> Stream:
-        """Return the tokens of both."""
+        """Return the concatenation of two streams."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return Stream(*(np.concatenate(pair) for pair in pairs))
 
 
 def concatenate(parts: list[Columns]) -> Columns:
-    """Return the rows of all parts in order."""
+    """Concatenate rows."""
     names = [field.name for field in fields(Columns)]
     return Columns(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -74,36 +74,22 @@ def token_streams(
 ) -> Iterator[tuple[Stream | None, NDArray[np.bool_]]]:
     """Encode texts in batches of about a million characters.
 
-    A text without any token that the vocabulary knows is left out and gets no ordinal.
+    A text in which every token is [UNK] is left out and gets no ordinal.
 
     Args:
-        texts: normalised.
-        tokenizer: from tokenizer.open_tokenizer.
-        special: its special ids.
-    Yields: the stream of a batch, None where nothing was kept, and (texts of the batch,) bool,
-        true where one was kept.
+        texts: normalised texts.
+        tokenizer: from shards.tokenizer.open_tokenizer.
+        special: special ids of the tokenizer.
+    Yields: the stream of a batch, None if no text was kept, and (number of texts in the batch,)
+        bool, true for texts that were kept.
     """
     ordinal = 0
     for batch in _batches(texts):
         encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
-        kept = np.array([len(encoding) > 0 for encoding in encodings])
-        stream = _stream_of_kept(encodings, kept, special, ordinal)
-        if stream is not None:
-            known = (stream.ids != special.unk) & ~stream.ends
-            begins = np.flatnonzero(np.append(True, stream.ends[:-1]))
-            speaks = np.logical_or.reduceat(known, begins)
-            if not speaks.all():  # rare
-                kept[kept] = speaks
-                stream = _stream_of_kept(encodings, kept, special, ordinal)
-        ordinal += int(kept.sum())
-        yield stream, kept
-
-
-def _stream_of_kept(
-    encodings: list[Encoding], kept: NDArray[np.bool_], special: SpecialIds, first_document: int
-) -> Stream | None:
-    chosen = [encoding for encoding, keep in zip(encodings, kept, strict=True) if keep]
-    return stream_of(chosen, special.sep, first_document=first_document) if chosen else None
+        kept = np.array([any(number != special.unk for number in e.ids) for e in encodings])
+        chosen = [encoding for encoding, keep in zip(encodings, kept, strict=True) if keep]
+        yield stream_of(chosen, special.sep, first_document=ordinal) if chosen else None, kept
+        ordinal += len(chosen)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -120,14 +106,14 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def stream_of(encodings: list[Encoding], sep_id: int, *, first_document: int = 0) -> Stream:
-    """Join the encodings of documents, none of them empty.
+    """Join the encodings of documents, none of them empty, into a stream.
 
-    Word starts come from the pre-tokenizer's word ids: gaps between offsets miss the words of
-    "don't" or of Chinese.
+    Word starts come from the pre-tokenizer's word ids: gaps between offsets would miss those in
+    "don't" and in Chinese.
     """
     sizes = np.array([len(encoding) for encoding in encodings])
     num_tokens = int(sizes.sum())
-    # Place of every ordinary token once each document before it has its [SEP].
+    # Index of every ordinary token after a [SEP] is inserted behind each document.
     places = np.arange(num_tokens) + np.repeat(np.arange(len(sizes)), sizes)
     firsts = np.cumsum(sizes) - sizes
     words = np.fromiter(chain.from_iterable(e.word_ids for e in encodings), np.int64, num_tokens)
@@ -153,10 +139,10 @@ def stream_of(encodings: list[Encoding], sep_id: int, *, first_document: int = 0
 
 
 def pack(streams: Iterable[Stream], length: int, special: SpecialIds) -> Iterator[Columns]:
-    """Pack streams into rows; tokens left over from one stream begin the next.
+    """Pack streams into rows; the last tokens of a stream may begin the first row of the next.
 
     Args:
-        streams: in order, each of whole documents.
+        streams: streams of whole documents, in order.
         length: L, at least 8.
         special: ids of [CLS], [SEP] and [PAD].
     """
@@ -172,13 +158,13 @@ def pack(streams: Iterable[Stream], length: int, special: SpecialIds) -> Iterato
 
 
 def row_cuts(stream: Stream, length: int) -> list[int]:
-    """Return where rows begin: 0, then one place after each row that the stream fills."""
+    """Return the index of the first token of each row: 0, then one after each full row."""
     total = len(stream.ids)
     word = _word_begins(stream)
-    room = length - 2  # tokens between [CLS] and the [SEP] that closes the row
+    room = length - 2  # tokens between [CLS] and the last [SEP]
     cuts = [0]
     while (cut := cuts[-1] + room) < total:
-        if stream.ends[cut]:  # the document's own [SEP] closes the row
+        if stream.ends[cut]:  # the document's own [SEP] is the last of the row
             cut += 1
         elif cut - word[cut] <= length // 4:
             cut = int(word[cut])
@@ -192,11 +178,11 @@ def windows(
     """Give each document its own rows `[CLS] tokens [SEP] [PAD] ...`.
 
     Args:
-        streams: in order, each of whole documents.
+        streams: streams of whole documents, in order.
         length: L, at least 8.
         special: ids of [CLS], [SEP] and [PAD].
-        stride: tokens from the begin of a window to that of the next, at most L - 2; the next
-            begins earlier where that is inside a word.
+        stride: tokens from the begin of a window to the begin of the next, at most L - 2; less if
+            that would be inside a word.
     """
     for stream in streams:
         begins, ends = window_bounds(stream, length, stride)
@@ -206,9 +192,9 @@ def windows(
 
 
 def window_bounds(stream: Stream, length: int, stride: int) -> tuple[list[int], list[int]]:
-    """Return the begins and ends of all windows: together they hold every token of a document.
+    """Return the begins and ends of all windows, which cover every token.
 
-    No window is part of another, and a word of at most L/4 pieces is whole in at least one.
+    No window lies inside another, and a word of at most L / 4 subwords is whole in at least one.
     """
     word = _word_begins(stream)
     room = length - 2
@@ -233,7 +219,7 @@ def window_bounds(stream: Stream, length: int, stride: int) -> tuple[list[int], 
 
 
 def _word_begins(stream: Stream) -> NDArray[np.int64]:
-    """(T,) the last word start at or before each token."""
+    """(T,) int64: index of the last word start at or before each token."""
     return np.maximum.accumulate(np.where(stream.starts, np.arange(len(stream.ids)), 0))
 
 
@@ -246,7 +232,7 @@ def _rows(
     *,
     fill: int,
 ) -> Columns:
-    """Cut rows out of a stream; each holds at least one ordinary token."""
+    """Return rows begin .. end - 1 of a stream, each with at least one ordinary token."""
     begin, end = np.array(begins), np.array(ends)
     steps = np.arange(length - 1)
     filled = steps < (end - begin)[:, None]

@@ -1,7 +1,7 @@
-"""Text to its normal form, and the rules by which a document is kept or dropped.
+"""Text normalisation, and the rules that drop a document.
 
 Normal form: NFC or NFKC, no control characters, single spaces. Character offsets in the shards
-refer to it. The optional steps come from libraries that are loaded only where they are on.
+refer to it. The libraries of optional steps are imported only if the step is on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fitb.base.errors import ConfigError, nearest
 
 STEPS = ("html", "ftfy", "control", "unicode", "whitespace")
 
-# Control, format, surrogate and private use: invisible, and BERT's own normaliser drops them.
+# Control, format, surrogate and private-use characters, which BERT's own normaliser drops too.
 _DROPPED = {"Cc", "Cf", "Cs", "Co"}
 _JOINERS = "\u200c\u200d"  # ZWNJ and ZWJ
 _ASCII = {code: " " if chr(code).isspace() else None for code in (*range(32), 127)}
@@ -30,21 +30,21 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--|<!doctype\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class CleanConfig:
-    """What is done to the text of a document, and which documents are left out.
+    """Cleaning steps, and rules that drop documents.
 
     Args:
-        unicode: normal form; NFKC also folds ligatures, wide letters and superscripts.
-        ftfy: mend text that was decoded with the wrong encoding, and HTML entities in plain text.
+        unicode: Unicode normal form; NFKC also folds ligatures, wide letters and superscripts.
+        ftfy: repair text decoded with the wrong encoding, and HTML entities in plain text.
         html: documents are HTML: keep their main text, without navigation and other boilerplate.
-        min_chars: drop shorter documents, in characters of the normal form.
-        max_chars: drop longer documents.
-        language: keep documents in this language only, an ISO 639-1 code such as en.
-        language_threshold: least probability of that language.
-        joiners: keep the zero-width joiner and non-joiner, with which Persian and Indic scripts
-            spell; BERT's own tokenizers drop them, so it needs --tokenizer.
-        keep: regular expression; keep only documents in whose normal form it is found.
-        drop: regular expression; drop documents in whose normal form it is found.
-    Raises: ConfigError for a value out of range, or a regular expression that is none.
+        min_chars: drop documents with fewer characters in normal form.
+        max_chars: drop documents with more characters in normal form; null keeps them.
+        language: keep only documents in this language, an ISO 639-1 code such as en.
+        language_threshold: smallest probability of that language.
+        joiners: keep the zero-width joiner and non-joiner, which are part of the spelling in
+            Persian and Indic scripts; BERT's own tokenizers drop them, so it needs --tokenizer.
+        keep: regular expression; keep only documents whose normal form contains a match.
+        drop: regular expression; drop documents whose normal form contains a match.
+    Raises: ConfigError for a value out of range or an invalid regular expression.
     """
 
     unicode: Literal["NFC", "NFKC"] = "NFC"
@@ -59,8 +59,6 @@ class CleanConfig:
     drop: str | None = None
 
     def __post_init__(self) -> None:
-        if self.unicode not in ("NFC", "NFKC"):
-            raise ConfigError(f"unicode is {self.unicode!r}; take NFC or NFKC")
         if self.min_chars < 1:
             raise ConfigError(f"min_chars is {self.min_chars}, expected 1 or more characters")
         if self.max_chars is not None and self.max_chars < self.min_chars:
@@ -78,7 +76,7 @@ class CleanConfig:
                 re.compile(pattern or "")
             except re.error as error:
                 raise ConfigError(
-                    f"{name} is {pattern!r}, which is no regular expression: {error}; mend it"
+                    f"{name} is {pattern!r}, not a valid regular expression: {error}; correct it"
                 ) from error
 
 
@@ -87,8 +85,9 @@ class Cleaned:
     """A document after cleaning.
 
     Args:
-        text: its normal form.
-        dropped: html_empty, empty, too_short, too_long, language, keep or drop; None if kept.
+        text: the normal form.
+        dropped: rule that drops it: html_empty, empty, too_short, too_long, language, keep or drop;
+            None if it is kept.
     """
 
     text: str
@@ -96,10 +95,10 @@ class Cleaned:
 
 
 class _Visible(dict[int, str | None]):
-    """Translation table that looks a character up once: space, nothing, or itself.
+    """Lazy table for str.translate: maps white space to a space and control characters to None.
 
     Args:
-        kept: characters that stay whatever they are.
+        kept: characters that are never removed.
     """
 
     def __init__(self, kept: str) -> None:
@@ -114,13 +113,13 @@ class _Visible(dict[int, str | None]):
 
 
 class Cleaner:
-    """Cleans documents by one configuration; a process has its own.
+    """Cleaner of documents; each process has its own.
 
     Args:
-        config: what to do; every library that it needs is loaded and tried here.
+        config: the configuration, whose libraries are loaded and tried here.
     Attributes:
-        changed: how many documents each of STEPS changed, dropped ones included.
-    Raises: ConfigError where a library is missing or the language is unknown to it.
+        changed: number of documents that each of STEPS changed, dropped ones included.
+    Raises: ConfigError if a library is missing or does not know the language.
     """
 
     def __init__(self, config: CleanConfig) -> None:
@@ -134,7 +133,7 @@ class Cleaner:
         self._drop = re.compile(config.drop) if config.drop is not None else None
 
     def clean(self, text: str) -> Cleaned:
-        """Return the normal form of a text, and the rule that drops it, if one does."""
+        """Return the normal form of a text and the rule that drops it, if any."""
         if self._main_text and _TAG.search(text):
             text = self._main_text(text)
             self.changed["html"] += 1
@@ -149,10 +148,10 @@ class Cleaner:
         return Cleaned(normal, self._rule(normal))
 
     def _normalized(self, text: str) -> str:
-        """Return the normal form, which is its own, and count what each step changed.
+        """Return the normal form (an idempotent operation) and count the steps that change it.
 
-        No character's NFKC holds a control character, so those go first; some hold spaces, so those
-        are joined last.
+        The NFKC of a character never contains control characters, so they are removed first; it may
+        contain spaces, so they are merged last.
         """
         visible = text.translate(_ASCII if text.isascii() else self._visible)
         formed = unicodedata.normalize(self.config.unicode, visible)
@@ -163,7 +162,7 @@ class Cleaner:
                 self.changed["control"] += 1
             if formed != visible:
                 self.changed["unicode"] += 1
-            # Where nothing was left out, a difference is a space that was another kind of space.
+            # If no character was removed, a difference is white space that became a space.
             odd = _ODD_SPACE.search(text) is not None if is_shorter else visible != text
             if odd or normal != formed:
                 self.changed["whitespace"] += 1
@@ -200,7 +199,7 @@ def _library(name: str, option: str) -> Any:
 
 
 def _mender() -> Callable[[str], str]:
-    """Return ftfy set to mend what is broken and to leave alone what is typography."""
+    """Return ftfy's repair of wrong encodings, without its changes of typography."""
     ftfy = _library("ftfy", "ftfy")
     config = ftfy.TextFixerConfig(
         normalization=None,
@@ -219,13 +218,13 @@ def _mender() -> Callable[[str], str]:
 
 
 def _html_reader() -> Callable[[str], str]:
-    """Return a function from HTML to its main text, or all its text where it has no main text."""
+    """Return a function from HTML to its main text, or to all its text if none is found."""
     trafilatura = _library("trafilatura", "html")
     logging.getLogger("trafilatura").setLevel(logging.ERROR)  # it warns of every empty page
 
     def main_text(html: str) -> str:
         page = html.encode(errors="ignore").decode()  # lxml refuses lone surrogates
-        if not _PAGE.search(page):  # trafilatura takes a bare fragment for something else
+        if not _PAGE.search(page):  # trafilatura does not recognise a bare fragment
             page = f"<html><body>{page}</body></html>"
         main = trafilatura.extract(page, include_comments=False)
         return str(main or trafilatura.html2txt(page) or "")
@@ -235,7 +234,7 @@ def _html_reader() -> Callable[[str], str]:
 
 
 def _language_reader(language: str) -> Callable[[str], tuple[str, float]]:
-    """Return a function from text to its language and that language's probability."""
+    """Return a function from a text to its language and the probability of that language."""
     langid = _library("py3langid.langid", "language")
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     if language not in identifier.labels:

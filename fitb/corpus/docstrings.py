@@ -1,6 +1,6 @@
-"""English docstrings of Python files, by parsing only: nothing that is read is imported or run.
+"""English docstrings of Python files, parsed and never imported: a corpus that needs no download.
 
-Every Python installation has this corpus. Files come in one order: roots as given, paths sorted.
+Files have one order: root folders as given, paths in them sorted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STOP_WORDS = {
     "into", "is", "it", "its", "may", "not", "of", "on", "or", "that", "the", "then", "this",
     "to", "used", "was", "when", "which", "will", "with", "without", "you",
 }  # fmt: skip
-# Installed packages get their own walk; tests repeat themselves and hold broken files on purpose.
+# Installed packages are a root folder of their own; tests are repetitive or broken on purpose.
 _SKIPPED_FOLDERS = {"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"}
 _MAX_SOURCE_BYTES = 4_000_000  # larger modules are generated tables
 _TEXT_SHARE = 0.15  # measured: 0.16 over 15,000 files, 0.12 in torch, 0.17 in transformers
@@ -36,12 +36,12 @@ _HOLDERS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def python_files(folders: Sequence[str] = ()) -> list[InputFile]:
-    """Return the Python files of some folders, named relative to their folder.
+    """Return the Python files of root folders, named relative to their root.
 
     Args:
-        folders: to walk; none takes the standard library, then the installed packages. Where two
-            hold the same name the first counts, as it does for import.
-    Raises: DataError for a folder that is missing.
+        folders: root folders; none means the standard library, then the installed packages. Of
+            files with the same name the first counts, as for import.
+    Raises: DataError if a folder does not exist.
     """
     found: dict[str, InputFile] = {}
     for root in _roots(folders):
@@ -54,13 +54,14 @@ def python_files(folders: Sequence[str] = ()) -> list[InputFile]:
 
 
 def cut(files: Sequence[InputFile], split_bytes: int, room: float) -> Iterator[Cut]:
-    """Yield runs of Python files.
+    """Yield ranges of consecutive Python files, one for each input split.
 
     Args:
-        split_bytes: a run ends with the file that reaches an eighth of it in source code, because
-            parsing a byte costs some ten times what reading one of text does.
-        room: bytes of text to take, by the share that source code has; the file that reaches it is
-            the last.
+        files: the files, from `python_files`.
+        split_bytes: nominal size of a split; a range ends with the file that reaches an eighth of
+            it, because parsing code costs about ten times what reading text does.
+        room: bytes of text to take, estimated from the size of the code; the file that reaches it
+            is the last.
     """
     begin, size = 0, 0
     for end, file in enumerate(files, 1):
@@ -75,7 +76,7 @@ def cut(files: Sequence[InputFile], split_bytes: int, room: float) -> Iterator[C
 
 
 def read(folders: Sequence[str], plan: ReadPlan, split: InputSplit) -> Iterator[Document]:
-    """Yield the English docstrings of a range of files; a file that is broken has none."""
+    """Yield the English docstrings of an input split; a file that cannot be parsed has none."""
     roots = _roots(folders)
     for number in range(split.begin, split.end):
         paths = (root / plan.files[number] for root in roots)
@@ -86,10 +87,10 @@ def read(folders: Sequence[str], plan: ReadPlan, split: InputSplit) -> Iterator[
 
 
 def is_english(text: str) -> bool:
-    """Tell English prose by rule: long enough, mostly ASCII letters, with common English words.
+    """Whether a text is English prose, by three rules.
 
-    At least 40 characters; at least 65 % of the characters that are not space are ASCII letters;
-    at least two different words are among the commonest of English.
+    It has at least 40 characters; at least 65 % of its non-space characters are ASCII letters; at
+    least two different words are English stop words.
     """
     solid = re.sub(r"\s+", "", text)
     if len(text) < _MIN_CHARS or not solid:
@@ -100,7 +101,7 @@ def is_english(text: str) -> bool:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """Yield a file's docstrings in the order of its syntax tree; nothing for a broken file."""
+    """Yield the docstrings of a file in the order of its syntax tree; none if parsing fails."""
     try:
         if path.stat().st_size > _MAX_SOURCE_BYTES:
             return
@@ -113,7 +114,7 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def _parsed(code: bytes) -> ast.Module:
-    """Parse without collecting garbage meanwhile: a tree is all live, and a quarter of the time."""
+    """Parse without garbage collection, which would free nothing and take a quarter of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -132,7 +133,7 @@ def _roots(folders: Sequence[str]) -> list[Path]:
     roots = [Path(folder) for folder in dict.fromkeys(folders)]
     for root in roots:
         if not root.is_dir():
-            raise DataError(f"docstrings of {root}: it is no folder; name one that holds .py files")
+            raise DataError(f"docstrings of {root}: not a folder; name one that holds .py files")
     return roots
 
 

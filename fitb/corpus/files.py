@@ -1,4 +1,4 @@
-"""Names of input files to bytes: globs, URLs, compression, and errors that say which file."""
+"""Opening of input files: globs, URLs, compression, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ _MAGIC = {
     "a zip archive; unpack it": rb"PK\x03\x04",
     "UTF-16; convert it with iconv -f utf-16 -t utf-8": rb"\xff\xfe|\xfe\xff",
 }
-# First bytes of what these read; a frame of Zstandard may be one to skip.
+# First bytes of the formats that are decompressed; Zstandard may begin with a skippable frame.
 _COMPRESSED = {
     "gzip": re.compile(rb"\x1f\x8b"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
 }
 _NO_MORE_OF_IT = re.compile("Not a gzipped file|Unknown frame descriptor")
 HEAD_BYTES = 10
-_FED_BYTES = 1 << 14  # at a time: highly compressible, they are many times as much
+_FED_BYTES = 1 << 14  # decompressed at a time, perhaps to many times as much
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that exists.
+    """An existing input file.
 
     Args:
         name: path or URL.
-        num_bytes: as stored.
-        stamp: changes when the file does: time of change, or what its server says.
+        num_bytes: stored size in bytes.
+        stamp: modification time or ETag, which changes when the content does.
     """
 
     name: str
@@ -57,7 +57,7 @@ class InputFile:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What reading may raise: the libraries of remote files only where something loaded them."""
+    """Return the exceptions that reading may raise, without importing the remote libraries."""
     kinds: list[type[Exception]] = [
         OSError, EOFError, ImportError, ValueError, zlib.error, lzma.LZMAError
     ]  # fmt: skip
@@ -73,10 +73,13 @@ def failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def naming(name: str, remedy: str = "check the file and fetch it again") -> Iterator[None]:
-    """Turn what libraries raise while they read into an error of one line that names the file.
+    """Turn exceptions of libraries into one-line errors that name the file.
 
-    Raises: DataError; SystemFault where a network or server failed, and trying again may help;
-        ConfigError where a protocol's library is not installed.
+    Args:
+        name: path or URL of the file.
+        remedy: last part of the message of a DataError.
+    Raises: DataError; SystemFault if a network or server failed, so that a retry may help;
+        ConfigError if the library of a protocol is not installed.
     """
     name = redacted(name)
     try:
@@ -88,19 +91,19 @@ def naming(name: str, remedy: str = "check the file and fetch it again") -> Iter
     except failures() as error:
         reason = f"cannot read {name}: {redacted(first_line(error))}"
         if is_remote(name) and _is_passing(error):
-            raise SystemFault(f"{reason}; start again, what is done stays") from error
+            raise SystemFault(f"{reason}; start again, finished work is kept") from error
         raise DataError(f"{reason}; {remedy}") from error
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether it is the way to a remote file that failed, not the file."""
+    """Whether a remote read failed for a transient reason, not because of the file."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return _is_passing(error.__cause__)  # fsspec's word for any failure to ask for the size
-    refused = getattr(error, "status", None) in (404, 410)  # a key that ran out may be renewed
+        return _is_passing(error.__cause__)  # fsspec raises it if any request for the size fails
+    refused = getattr(error, "status", None) in (404, 410)  # other codes: keys may be renewed
     settled = (FileNotFoundError, BadGzipFile, ValueError, EOFError)
     content = (*settled, zlib.error, lzma.LZMAError)
-    told_by_arrow = type(error) is OSError and error.errno is None  # of bytes that it cannot unpack
-    return not refused and not told_by_arrow and not isinstance(error, content)
+    from_arrow = type(error) is OSError and error.errno is None  # bytes that it cannot decompress
+    return not refused and not from_arrow and not isinstance(error, content)
 
 
 def first_line(error: BaseException) -> str:
@@ -110,11 +113,11 @@ def first_line(error: BaseException) -> str:
 
 
 def expand(patterns: Sequence[str]) -> list[InputFile]:
-    """Return the files that names and globs mean, each once, a glob's in sorted order.
+    """Return the files that match, without repeats; the files of one glob are sorted.
 
     Args:
-        patterns: paths, URLs, or globs of either; ** crosses folders.
-    Raises: DataError that names what is missing, empty or a folder.
+        patterns: paths, URLs, or globs of either; ** matches any number of folders.
+    Raises: DataError that names a pattern which matches no file or a folder.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -145,7 +148,7 @@ def _expand_url(pattern: str) -> list[InputFile]:
 
     with naming(pattern, "check the URL and the credentials"):
         fs, path = fsspec.core.url_to_fs(pattern)
-        # A URL first means itself: a query holds a question mark and is no glob.
+        # Try a URL literally first: the question mark of a query is not a glob.
         with contextlib.suppress(FileNotFoundError):
             info = fs.info(path)
             if info["type"] != "file":
@@ -163,7 +166,7 @@ def _sized(name: str, info: dict[str, Any]) -> InputFile:
     size = info.get("size")
     if size is None:
         raise DataError(
-            f"the server does not tell the size of {name}; download it and name the copy"
+            f"the server does not report the size of {name}; download it and name the copy"
         )
     stamps = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))
     return InputFile(name, size, str(next((stamp for stamp in stamps if stamp), "")))
@@ -177,9 +180,9 @@ def _nothing(pattern: str, is_folder: bool, is_glob: bool) -> DataError:
 
 
 def compression_of(name: str) -> str | None:
-    """Return the compression that a suffix (gz, bz2, xz, zst) means, None without one.
+    """Return the compression by file suffix (gz, bz2, xz, zst), or None.
 
-    Raises: DataError for an archive.
+    Raises: DataError if it is a zip archive.
     """
     from fsspec.utils import infer_compression
 
@@ -191,12 +194,12 @@ def compression_of(name: str) -> str | None:
 
 @contextlib.contextmanager
 def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed by its suffix.
+    """Open a file for reading, decompressed according to its suffix.
 
     Args:
         name: path or URL.
-        block_bytes: what a remote file fetches at once.
-    Raises: DataError, also for what goes wrong while the caller reads.
+        block_bytes: bytes per request to a remote file.
+    Raises: as `naming`, also for errors while the caller reads.
     """
     import fsspec
 
@@ -204,7 +207,7 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
     with naming(name), contextlib.ExitStack() as stack:
         if "://" in name:
             fs, path = fsspec.core.url_to_fs(name)
-        else:  # fsspec reads more than a path into a colon
+        else:  # fsspec would interpret a colon in a path
             fs, path = fsspec.filesystem("file"), os.path.abspath(name)
         inner = None if compression == "zstd" else compression
         file = stack.enter_context(fs.open(path, "rb", block_bytes, compression=inner))
@@ -220,20 +223,20 @@ def opened(name: str, block_bytes: int = 1 << 22) -> Iterator[IO[bytes]]:
 
 
 def _foreign(name: str, compression: str, head: bytes) -> str:
-    """Say what is wrong with a file in which something else than compressed data was met."""
+    """Return the message for a file that holds other than compressed data."""
     if not _COMPRESSED[compression].match(head):
-        return f"{name} is no {compression}, though its suffix says so; take the suffix away"
+        return f"{name} is not {compression}, though its suffix says so; remove the suffix"
     return (
-        f"{name}: something that is no {compression} follows the compressed data; unpack it with"
-        f" `{compression} -dc`, which writes all that is before and warns, and name what it wrote"
+        f"{name}: the compressed data is followed by bytes that are not {compression}; decompress"
+        f" it with `{compression} -dc`, which warns and writes all before them, and name the output"
     )
 
 
 class _ZstandardFrames(io.RawIOBase):
-    """Frames of Zstandard one after another, with windows of up to 2 GB, as `zstd --long=31` has.
+    """Reader of concatenated Zstandard frames, with windows of up to 2 GB (`zstd --long=31`).
 
-    The readers of zstandard and fsspec take a torn file for a whole one, Arrow's refuses windows of
-    more than 128 MB; it is as fast as this one.
+    The readers of zstandard and fsspec do not notice a truncated file, and Arrow's, which is as
+    fast, refuses windows of more than 128 MB.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -250,7 +253,7 @@ class _ZstandardFrames(io.RawIOBase):
             self._raw = self._raw or self._file.read(_FED_BYTES)
             if not self._raw:
                 if self._frame is not None:
-                    raise EOFError("its last frame is torn")
+                    raise EOFError("its last frame is cut off")
                 return 0
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
@@ -266,11 +269,11 @@ class _ZstandardFrames(io.RawIOBase):
 
 
 def check_is_text(name: str, head: bytes) -> None:
-    """Refuse a file whose first bytes say that it is something else than text.
+    """Raise DataError if the first bytes of a file are those of another format than text.
 
     Args:
-        head: the first HEAD_BYTES bytes, or all of them.
-    Raises: DataError that says what it is and what to do.
+        name: path or URL of the file, for the message.
+        head: the first HEAD_BYTES bytes of the file, or all of them.
     """
     for what, magic in _MAGIC.items():
         if re.match(magic, head, re.DOTALL):

@@ -1,37 +1,32 @@
-"""What a source of text is, how it is cut into splits for tasks, and what a split yields."""
+"""Types of the source text: a source, its input splits, and the documents that a split yields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from fitb.base.errors import ConfigError, nearest
-
-Kind = Literal["docstrings", "text", "jsonl", "parquet", "hf"]
-
-KINDS = ("docstrings", "text", "jsonl", "parquet", "hf")
 TO_THE_END = -1
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where text lies and what makes a document of it.
+    """Where the source text is, and what one document of it is.
 
     Args:
-        kind: docstrings of Python files, UTF-8 text, JSON lines, Parquet, or a dataset of Hugging
-            Face's.
-        files: paths, globs or fsspec URLs; for hf one name or folder; for docstrings folders to
-            walk, none for the running interpreter's own.
-        document: what makes a document of a text file: a block between blank lines, or a line.
-        column: key or column that holds the text, for jsonl, parquet and hf.
-        subset: configuration of a Hugging Face dataset.
+        kind: docstrings of Python files, UTF-8 text, JSON lines, Parquet, or a Hugging Face
+            dataset.
+        files: paths, globs or fsspec URLs; for hf one hub name or folder; for docstrings the
+            folders to walk, or none for those of the running interpreter.
+        document: for text: a block between blank lines, or a line.
+        column: name of the key or column that holds the text, for jsonl, parquet and hf.
+        subset: configuration name of a Hugging Face dataset.
         split: split of a Hugging Face dataset.
-        max_document_mb: longer documents (10**6 bytes of UTF-8; of JSON the whole line) are
-            skipped, and never held where they are text or JSON lines.
-    Raises: ConfigError for a value that is not one of those.
+        max_document_mb: largest document, in 10**6 bytes of UTF-8 (for JSON of the line); larger
+            ones are skipped, and never loaded from text or JSON lines.
     """
 
-    kind: Kind
+    kind: Literal["docstrings", "text", "jsonl", "parquet", "hf"]
     files: tuple[str, ...] = ()
     document: Literal["block", "line"] = "block"
     column: str = "text"
@@ -39,25 +34,12 @@ class TextSource:
     split: str = "train"
     max_document_mb: float = 16
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(
-                f"source {self.kind!r} is unknown{nearest(str(self.kind), KINDS)};"
-                f" take one of {', '.join(KINDS)}"
-            )
-        if self.document not in ("block", "line"):
-            raise ConfigError(f"document is {self.document!r}; take block or line")
-        if not self.max_document_mb > 0:
-            raise ConfigError(
-                f"max_document_mb is {self.max_document_mb}, expected more than 0; take 16"
-            )
-        if self.kind == "hf" and len(self.files) != 1:
-            raise ConfigError(
-                f"source 'hf' got {len(self.files)} names, expected one: a hub name or a folder;"
-                " prepare several into one corpus one after the other"
-            )
-        if self.kind in ("text", "jsonl", "parquet") and not self.files:
-            raise ConfigError(f"source {self.kind!r} got no files; name paths, globs or URLs")
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> TextSource:
+        """Return the source in the settings of a preparation, as PrepareConfig names them."""
+        names = [field.name for field in fields(cls)[2:]]
+        others = {name: settings[name] for name in names}
+        return cls(settings["source"], tuple(settings["files"]), **others)
 
     @property
     def max_document_bytes(self) -> int:
@@ -66,14 +48,14 @@ class TextSource:
 
 @dataclass(frozen=True)
 class InputSplit:
-    """What one task reads, alone and without knowing of the others.
+    """A range of the source text that one task reads.
 
     Args:
-        number: of the input split in its plan.
-        file: number of the file in the plan; of the first one for docstrings.
+        number: number of the input split in its plan.
+        file: number of the file in the plan; for docstrings of the first file.
         begin: text and jsonl: byte of the (decompressed) file; parquet: row group; hf: row of the
-            shard, which is its file; docstrings: number of the first file.
-        end: the same, excluded; -1 is the end of the file.
+            dataset's shard, which counts as a file; docstrings: number of the first file.
+        end: end of the range in the same unit, excluded; -1 means the end of the file.
     """
 
     number: int
@@ -84,14 +66,14 @@ class InputSplit:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Every split of a source; a function of the input and the sizes asked for, never of workers.
+    """The input splits of a source; they do not depend on the number of workers.
 
     Args:
-        files: names for people: path or URL; relative to its root for docstrings; dataset and
-            shard for hf. With a bound on the input they may hold more than the splits read.
-        file_bytes: size as stored; an estimate of the text for hf, 0 where it tells none.
-        splits: in the order of the input.
-        stamps: of the files; another one tells of another content of the same size.
+        files: name of each file: path or URL; for docstrings relative to its root; for hf dataset
+            and shard. With max_mb, some may be outside all splits.
+        file_bytes: stored size of each file in bytes; for hf an estimate of the text, or 0.
+        splits: the input splits, in the order of the input.
+        stamps: a value for each file that changes when its content does.
     """
 
     files: tuple[str, ...]
@@ -102,13 +84,13 @@ class ReadPlan:
 
 @dataclass(frozen=True)
 class Document:
-    """A text as found.
+    """A document before cleaning.
 
     Args:
         file: number of its file in the plan.
-        place: text and jsonl: its first byte in the (decompressed) file; parquet and hf: row of the
-            file or shard; docstrings: how many docstrings of the file lie before it.
-        text: not yet cleaned, without its last line end.
+        place: text and jsonl: its first byte in the (decompressed) file; parquet and hf: its row in
+            the file or shard; docstrings: number of docstrings before it in the file.
+        text: its text, without the last line end.
     """
 
     file: int
@@ -121,7 +103,8 @@ class Dropped:
     """A document that could not be read.
 
     Args:
-        file, place: as in Document.
+        file: as in Document.
+        place: as in Document.
         rule: too_big, invalid_utf8, invalid_json or no_text.
     """
 
@@ -135,8 +118,9 @@ class Cut:
     """An input split before it has a number.
 
     Args:
-        begin, end: as in InputSplit.
-        text_bytes: what it counts for max_mb, an estimate where only reading would tell.
+        begin: as in InputSplit.
+        end: as in InputSplit.
+        text_bytes: bytes of text that count towards max_mb, estimated unless they are known.
     """
 
     begin: int
@@ -145,7 +129,7 @@ class Cut:
 
 
 def decoded(file: int, place: int, raw: bytes | None) -> Document | Dropped:
-    """Return the document of some bytes; None stands for bytes that were too many to hold."""
+    """Decode a document; None stands for one larger than max_document_mb."""
     if raw is None:
         return Dropped(file, place, "too_big")
     try:

@@ -1,7 +1,7 @@
-"""Text files cut where no document is hurt, and read as lines or blocks in bounded memory.
+"""Text and JSONL files, cut between documents and read in bounded memory.
 
-A line ends with a newline byte; a blank line holds ASCII whitespace only; a block is a run of
-lines that are not blank. A safe place is the end of a line, for blocks the end of a blank one.
+A line ends with a newline byte; a blank line holds ASCII whitespace only; a block is a maximal
+sequence of lines that are not blank. A safe place is the end of a line, for blocks of a blank line.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from fitb.base.errors import DataError, nearest
-from fitb.corpus.files import (
-    HEAD_BYTES,
-    InputFile,
-    check_is_text,
-    compression_of,
-    opened,
-)
+from fitb.corpus.files import HEAD_BYTES, InputFile, check_is_text, compression_of, opened
 from fitb.corpus.input_splits import (
     TO_THE_END,
     Cut,
@@ -34,15 +28,17 @@ _READ_BYTES = 1 << 20
 _SEEK_BYTES = 1 << 16
 _LINE_END = re.compile(rb"\n")
 _BLANK_LINE = re.compile(rb"\n[ \t\r\v\f]*\n")
-_EXPANSION = 4  # bytes of text in a byte of compressed English, about, for any common compression
+_EXPANSION = 4  # estimated bytes of English text in a compressed byte, for any compression
 
 
 def cut(source: TextSource, found: InputFile, split_bytes: int, room: float) -> Iterator[Cut]:
-    """Yield the pieces of a text or JSONL file, in order.
+    """Yield ranges of a text or JSONL file, one for each input split, in order.
 
     Args:
-        split_bytes: nominal size of a piece; each boundary moves on to the next safe place.
-        room: bytes of text to take at most, up to the next safe place.
+        source: the source text.
+        found: the file.
+        split_bytes: nominal size of a range; each boundary moves on to the next safe place.
+        room: bytes of text to take; the last boundary moves on to the next safe place too.
     """
     blocks = source.kind == "text" and source.document == "block"
     begin, size = 0, found.num_bytes
@@ -67,7 +63,7 @@ def cut(source: TextSource, found: InputFile, split_bytes: int, room: float) -> 
 
 
 def _whole(found: InputFile, blocks: bool, room: float) -> Cut:
-    """Return a compressed file as one piece; its text is counted only if it may not fit."""
+    """Return a compressed file as one range; decompress it to find the end only if need be."""
     estimate = _EXPANSION * found.num_bytes
     if estimate <= room:
         return Cut(0, TO_THE_END, estimate)
@@ -84,12 +80,12 @@ def _whole(found: InputFile, blocks: bool, room: float) -> Cut:
 
 
 def safe_place(file: IO[bytes], nominal: int, blocks: bool) -> int:
-    """Return a safe place at or after an offset, or the end of the file.
+    """Return the offset of the next safe place, or of the end of the file.
 
     Args:
-        file: stands one byte before `nominal`, which is at least 1.
-        nominal: offset from the file's start.
-        blocks: the end of a blank line that is seen whole, rather than of any line.
+        file: positioned one byte before `nominal`.
+        nominal: offset from the begin of the file in bytes, at least 1.
+        blocks: search for the end of a blank line, rather than of any line.
     """
     pattern = _BLANK_LINE if blocks else _LINE_END
     offset, before = nominal - 1, b""
@@ -98,7 +94,7 @@ def safe_place(file: IO[bytes], nominal: int, blocks: bool) -> int:
         if match := pattern.search(window):
             return offset - len(before) + match.end()
         offset += len(piece)
-        # One newline stands for a line that is blank so far, however long it is.
+        # A line that is blank so far, however long, is represented by its newline.
         tail = window[window.rfind(b"\n") :] if b"\n" in window else b""
         before = b"\n" if tail.isspace() else b""
     return offset
@@ -107,7 +103,12 @@ def safe_place(file: IO[bytes], nominal: int, blocks: bool) -> int:
 def read(source: TextSource, name: str, split: InputSplit) -> Iterator[Document | Dropped]:
     """Yield the documents of an input split of a text or JSONL file.
 
-    Raises: DataError for a torn or foreign file, or where a file's first record has no such column.
+    Args:
+        source: the source text.
+        name: path or URL of the file.
+        split: range of bytes to read.
+    Raises: DataError if the file is truncated or of another format, or if its first record lacks
+        the column.
     """
     with opened(name) as file:
         found = lines(*_pieces(file, name, split), source.max_document_bytes)
@@ -122,7 +123,7 @@ def read(source: TextSource, name: str, split: InputSplit) -> Iterator[Document 
 
 
 def _pieces(file: IO[bytes], name: str, split: InputSplit) -> tuple[Iterator[bytes], int]:
-    """Return an input split's bytes, without a byte order mark, and the offset of the first."""
+    """Return the bytes of an input split without a byte order mark, and their offset."""
     left = None if split.end == TO_THE_END else split.end - split.begin
     if split.begin:
         file.seek(split.begin)
@@ -146,8 +147,8 @@ def _limited(file: IO[bytes], name: str, head: bytes, left: int | None) -> Itera
         if not piece:
             if left is not None:
                 raise DataError(
-                    f"{name} ended {left} bytes before it should; it changed since it was planned:"
-                    " plan again"
+                    f"{name} ended {left} bytes early: it has changed since the preparation began;"
+                    " start again"
                 )
             return
         left = None if left is None else left - len(piece)
@@ -157,35 +158,36 @@ def _limited(file: IO[bytes], name: str, head: bytes, left: int | None) -> Itera
 def lines(
     pieces: Iterable[bytes], begin: int, max_bytes: int
 ) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (offset, line without its newline) of pieces of a file, wherever those are cut.
+    """Yield (offset, line without its newline).
 
     Args:
-        begin: offset of the first piece, which is the beginning of a line.
-        max_bytes: a longer line is never held: it comes as None, or empty if it is blank.
+        pieces: consecutive bytes of a file, cut anywhere.
+        begin: offset of the first piece, which begins a line.
+        max_bytes: longest line that is loaded; a longer one is None, or empty if it is blank.
     """
-    held: list[bytes] = []
+    pending: list[bytes] = []
     size, is_blank, offset = 0, True, begin
     for piece in pieces:
         *ended, last = piece.split(b"\n")
         for part in ended:
             size += len(part)
-            line: bytes | None = b"".join([*held, part]) if held else part
+            line: bytes | None = b"".join([*pending, part]) if pending else part
             if size > max_bytes:
                 line = b"" if is_blank and _is_blank(part) else None
             yield offset, line
             offset += size + 1
-            held, size, is_blank = [], 0, True
+            pending, size, is_blank = [], 0, True
         size += len(last)
         is_blank = is_blank and _is_blank(last)
-        held = [*held, last] if last and size <= max_bytes else []
+        pending = [*pending, last] if last and size <= max_bytes else []
     if size:
-        yield offset, b"".join(held) if size <= max_bytes else b"" if is_blank else None
+        yield offset, b"".join(pending) if size <= max_bytes else b"" if is_blank else None
 
 
 def blocks(
     found: Iterable[tuple[int, bytes | None]], max_bytes: int
 ) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (offset, block without its last newline) of lines; None for one that is too long."""
+    """Yield (offset, block without its last newline); None for a block above max_bytes."""
     block = bytearray()
     begin, is_big = -1, False
     for place, line in found:
@@ -219,9 +221,9 @@ def _records(
         if isinstance(line, Dropped):
             yield line
             continue
-        record = _object(line.text)
-        if record is None:
-            if not checked and (what := _other_json(line.text)):
+        record = _parsed(line.text)
+        if not isinstance(record, dict):
+            if not checked and (what := _other_json(line.text, record)):
                 raise DataError(f"{name} is JSON, but {what}")
             yield Dropped(split.file, place, "invalid_json")
             continue
@@ -235,37 +237,28 @@ def _records(
             yield Dropped(split.file, place, "no_text")
 
 
-def _other_json(first: str) -> str | None:
-    """Say what is wrong where the first line begins a value that is no object on a line."""
+def _other_json(first: str, value: Any) -> str | None:
+    """Return what is wrong with a file whose first line is not an object but other JSON."""
     start = first.strip("\ufeff \t\r")
     if start == "{":
-        return "its objects go over several lines; `jq -c .` puts each on one"
-    if start in ("[", "[{") or (start[:1] == "[" and _is_list(start)):
-        return (
-            "an array; `jq -c '.[]'` puts its objects on lines, and --source hf reads it as it is"
-        )
+        return "its objects span several lines; `jq -c .` puts each on one"
+    if start in ("[", "[{") or (
+        isinstance(value, list) and any(isinstance(each, dict) for each in value)
+    ):
+        return "an array; `jq -c '.[]'` puts its objects on lines, and --source hf reads arrays"
     return None
 
 
-def _is_list(text: str) -> bool:
-    """Whether it is an array of objects, and not only of something else that is dropped."""
+def _parsed(text: str) -> Any:
+    """Return the JSON value of a line, None if it has none."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text.removeprefix("\ufeff"))  # files that were joined keep their BOM
+        return json.loads(text.removeprefix("\ufeff"))  # concatenated files keep their BOMs
     except (ValueError, RecursionError):  # a hostile line may be a thousand brackets deep
         return None
-    return value if isinstance(value, dict) else None
 
 
 def no_column(name: str, column: str, known: list[str], where: str) -> DataError:
-    """Return the error for a column that is not there."""
+    """Return the error for a column that does not exist."""
     return DataError(
         f"{name} has no column {column!r}{nearest(column, known)}; {where} has"
         f" {', '.join(map(repr, known)) or 'none'}: name one of them with --column"

@@ -1,18 +1,17 @@
-"""Near-duplicates: MinHash signatures, buckets, candidate pairs, clusters, and what to remove.
+"""Near-duplicate removal: MinHash signatures, LSH buckets, candidate pairs, and clusters.
 
-Documents are alike when the sets of their word 5-grams are: |A & B| / |A | B|, the Jaccard
-similarity (Broder 1997). A signature of 256 minima keeps it: the share of equal minima estimates it
-within 0.02. Documents that agree in all minima of one of some buckets are candidates, found by
-sorting instead of comparing every pair; a candidate pair is a duplicate where the estimate over the
-whole signatures reaches the threshold. Of a cluster of duplicates the first document stays, in the
-order of (shard, ordinal), whatever the number of workers.
+The similarity of two documents is the Jaccard similarity |A & B| / |A | B| of their sets of word
+5-grams (Broder 1997). The share of equal minima in two signatures of 256 minima estimates it within
+0.02. Documents that agree in all minima of a bucket are candidate pairs, found by sorting; a pair
+counts as a duplicate if the estimate over the whole signatures reaches the threshold. The first
+document of each cluster is kept, in the order of (shard, ordinal), for any number of workers.
 
 Dimensions: n documents, H minima (256), P pairs.
 
-    folder/buckets/bucket_000/00000.minhash.sig   per bucket and shard; minima, ordinal; sorted
-    folder/whole/00000.npy, 00000.ordinals.npy    (n, H) uint32 and (n,) int64 of a shard
-    folder/pairs/00000.pairs                      per bucket; shard, ordinal, shard, ordinal
-    folder/removed/00000.npy                      per shard; ordinals, sorted, int64
+    folder/buckets/bucket_000/00000.minhash.sig   per bucket and shard: minima, ordinal; sorted
+    folder/whole/00000.npy, 00000.ordinals.npy    per shard: (n, H) uint32 and (n,) int64
+    folder/pairs/00000.pairs                      per bucket: shard, ordinal, shard, ordinal
+    folder/removed/00000.npy                      per shard: ordinals, sorted, int64
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from fitb.base.errors import ConfigError, DataError
+from fitb.base.errors import DataError
 from fitb.base.fsio import folder_written_whole, write_atomic
 
 NUM_HASHES = 256
@@ -39,17 +38,17 @@ JACCARD = 0.8
 
 _NO_WORD = np.uint32(0xFFFFFFFF)  # all minima of a text without words
 _SHINGLE_WORDS = 5
-_SEED = 1  # of the hash functions; part of the format, as signatures of other seeds never meet
-_BLOCK_WORDS = 8192  # hashed at a time: the shingles of a long text are never all in memory
-_MAX_BUCKETS = 20  # a task and a sorted file each
+_SEED = 1  # of the hash functions; signatures of different seeds cannot be compared
+_BLOCK_WORDS = 8192  # hashed at a time, which bounds the shingles in memory
+_MAX_BUCKETS = 20  # each costs a task and a sorted file
 _RECALL = 0.99
 _BLOCK_PAIRS = 1 << 15  # 64 MB of signatures at a time
 _BLOCK_BYTES = 1 << 26  # of a bucket's records, sorted at a time
-_SAMPLED = 256  # one record in so many tells where the blocks end
+_SAMPLED = 256  # one record in 256 is sampled to find the ends of the blocks
 _OPEN_FILES = 128
-WORDS = 2  # how texts are cut into words; 1 took the vowel signs of many scripts for spaces
+WORDS = 2  # version of the word splitting; 1 took the vowel signs of many scripts for spaces
 _WORD = regex.compile(r"\w+")
-# Scripts that put no space between words: kana, Han and its extensions.
+# Scripts without spaces between words: kana, Han and its extensions.
 _UNSPACED = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -57,13 +56,13 @@ _UNSPACED = re.compile(
 
 @dataclass(frozen=True)
 class Clusters:
-    """What clustering found.
+    """Counts of a clustering.
 
     Args:
-        candidates: different pairs of documents that share a bucket.
-        pairs: those whose estimated similarity reaches the threshold.
-        clusters: of two documents or more.
-        removed: documents; all but the first of each cluster.
+        candidates: number of distinct pairs of documents that share a bucket.
+        pairs: number of pairs whose estimated similarity reaches the threshold.
+        clusters: number of clusters of at least two documents.
+        removed: number of documents removed: all but the first of each cluster.
     """
 
     candidates: int
@@ -73,16 +72,12 @@ class Clusters:
 
 
 def bands(jaccard: float) -> tuple[int, int]:
-    """Return (buckets, hashes in each) that find pairs at the threshold.
+    """Return (number of buckets, hashes per bucket) for a Jaccard threshold from 0.5 to 1.
 
-    A pair of similarity s shares a bucket of r hashes with probability s^r. The longest r is taken
-    with which at most 20 buckets and 256 hashes miss no more than 1 % of the pairs at the
-    threshold: longer buckets hold fewer pairs that are not alike.
-
-    Raises: ConfigError where the threshold is not in 0.5 .. 1.
+    A pair of similarity s shares a bucket of r hashes with probability s^r. This is the largest r
+    with which at most 20 buckets and 256 hashes miss at most 1 % of the pairs at the threshold:
+    longer buckets hold fewer pairs below it.
     """
-    if not 0.5 <= jaccard <= 1:
-        raise ConfigError(f"jaccard={jaccard}; from 0.5 to 1, as less makes candidates of all")
     best = (1, NUM_HASHES)
     if jaccard == 1:
         return best
@@ -96,9 +91,9 @@ def bands(jaccard: float) -> tuple[int, int]:
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     """Return the MinHash signatures of texts: (n, H) uint32, the same on every machine.
 
-    Words are runs of letters, digits and underscores, lower-cased; a Han or kana character is a
-    word. A text of fewer than five words is one shingle. A text without any gets the signature of
-    nothing, which `write_signatures` leaves out. Memory: 1 kB a text, a few MB, and three more
+    A word is a sequence of letters, digits and underscores, lowercased, or one Han or kana
+    character. A text of fewer than five words is one shingle. A text without words gets an empty
+    signature, which `write_signatures` leaves out. Memory: 1 kB per text, a few MB, and three
     copies of the longest text.
     """
     from rensa import RMinHash
@@ -118,15 +113,15 @@ def _shingles(text: str) -> Iterator[list[str]]:
     if _UNSPACED.search(lower):
         lower = _UNSPACED.sub(r" \g<0> ", lower)
     words = (match.group() for match in _WORD.finditer(lower))
-    held = list(islice(words, _SHINGLE_WORDS - 1))
+    last = list(islice(words, _SHINGLE_WORDS - 1))
     block = list(islice(words, _BLOCK_WORDS))
-    if held and not block:
-        yield [" ".join(held)]
+    if last and not block:
+        yield [" ".join(last)]
     while block:
-        run = held + block
-        shifted = (run[i:] for i in range(_SHINGLE_WORDS))
+        joined = last + block
+        shifted = (joined[i:] for i in range(_SHINGLE_WORDS))
         yield [" ".join(gram) for gram in zip(*shifted, strict=False)]
-        held = run[1 - _SHINGLE_WORDS :]
+        last = joined[1 - _SHINGLE_WORDS :]
         block = list(islice(words, _BLOCK_WORDS))
 
 
@@ -137,19 +132,19 @@ def write_signatures(
     ordinals: NDArray[np.int64],
     jaccard: float = JACCARD,
 ) -> int:
-    """Write what the buckets and the clustering read of one shard; each file whole or not at all.
+    """Write the signatures of one shard for `find_pairs` and `cluster`, each file atomically.
 
     Args:
-        folder: of this deduplication; the same for all shards and steps.
+        folder: folder of this deduplication, the same for all shards and steps.
         shard: number of the shard, below 2**32.
-        sigs: (n, H) uint32 from `signatures`.
-        ordinals: (n,) of the documents in their shard, ascending, below 2**32.
-        jaccard: threshold; the same for all shards and steps.
-    Returns: number of documents with a word; the others are never duplicates.
+        sigs: (n, H) uint32, from `signatures`.
+        ordinals: (n,) int64, ordinals of the documents in their shard, ascending, below 2**32.
+        jaccard: threshold, the same for all shards and steps.
+    Returns: number of documents with at least one word; others are never duplicates.
     """
     assert len(sigs) == len(ordinals) and np.all(np.diff(ordinals) > 0), "ordinals must ascend"
-    spoken = (sigs != _NO_WORD).any(axis=1)
-    sigs, ordinals = sigs[spoken], np.asarray(ordinals, dtype=np.int64)[spoken]
+    has_words = (sigs != _NO_WORD).any(axis=1)
+    sigs, ordinals = sigs[has_words], np.asarray(ordinals, dtype=np.int64)[has_words]
     num_buckets, num_hashes = bands(jaccard)
     whole = folder / "whole"
     whole.mkdir(parents=True, exist_ok=True)
@@ -173,21 +168,21 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 
 def pairs_of(folder: Path, bucket: int) -> Path:
-    """Return the file of a bucket's candidates."""
+    """Return the path of the candidate pairs of a bucket."""
     return folder / "pairs" / f"{bucket:05d}.pairs"
 
 
 def find_pairs(folder: Path, bucket: int, jaccard: float = JACCARD) -> None:
-    """Write the candidates of a bucket, after the signatures of all shards.
+    """Write the candidate pairs of a bucket, once the signatures of all shards exist.
 
-    The documents of equal minima become a chain in the order of (shard, ordinal): (A, B), (B, C).
-    Memory: that of a block of records, and more only where so many documents share a minimum.
+    Documents with equal minima form a chain in the order of (shard, ordinal): (A, B), (B, C).
+    Memory: one block of records, more only if that many documents share a minimum.
     """
     num_hashes = bands(jaccard)[1]
     shards: list[int] = []
     records: list[NDArray[np.uint32]] = []
     for path in sorted((folder / "buckets" / f"bucket_{bucket:03d}").glob("*.minhash.sig")):
-        if path.stat().st_size:  # else no document of the shard has a word
+        if path.stat().st_size:  # empty if no document of the shard has a word
             shards.append(int(path.name.partition(".")[0]))
             records.append(np.memmap(path, "<u4", "r").reshape(-1, num_hashes + 1))
     chains = b""
@@ -203,10 +198,10 @@ def find_pairs(folder: Path, bucket: int, jaccard: float = JACCARD) -> None:
 
 
 def _chains(shards: Sequence[int], parts: Sequence[NDArray[np.uint32]]) -> bytes:
-    """Return the pairs among records of several shards: (P, 4) shard, ordinal, shard, ordinal."""
+    """Return the pairs of adjacent equal records: (P, 4) uint32 shard, ordinal, shard, ordinal."""
     records = np.concatenate(parts)
     shard = np.repeat(np.array(shards, dtype=np.uint32), [len(part) for part in parts])
-    order = np.lexsort(records[:, :-1].T[::-1])  # stable: equal minima stay in their order
+    order = np.lexsort(records[:, :-1].T[::-1])  # stable: keeps the order of equal minima
     minima = records[order, :-1]
     first = np.flatnonzero((minima[1:] == minima[:-1]).all(axis=1))
     one, other = order[first], order[first + 1]
@@ -215,11 +210,11 @@ def _chains(shards: Sequence[int], parts: Sequence[NDArray[np.uint32]]) -> bytes
 
 
 def cluster(folder: Path, jaccard: float = JACCARD) -> Clusters:
-    """Join duplicates into clusters and write the removal list of each shard.
+    """Cluster the duplicates and write the ordinals to remove from each shard.
 
-    Memory: about 200 bytes for each candidate pair that a bucket found, and 100 MB.
+    Memory: about 200 bytes per candidate pair of a bucket, and 100 MB.
 
-    Raises: DataError where a bucket's pairs are missing or cut off.
+    Raises: DataError if the pairs of a bucket are missing or cut off.
     """
     keys, a, b = _candidates(folder, bands(jaccard)[0])
     alike = _similarities(folder, keys, a, b) >= jaccard
@@ -239,12 +234,12 @@ def cluster(folder: Path, jaccard: float = JACCARD) -> Clusters:
 
 
 def removed(folder: Path, shard: int) -> NDArray[np.int64]:
-    """Return the ordinals of a shard's documents to remove, ascending; none is an empty array.
+    """Return the ordinals of the documents to remove from a shard, ascending: (m,) int64.
 
-    Raises: DataError where `cluster` has not run.
+    Raises: DataError if `cluster` has not run.
     """
     if not (folder / "removed").is_dir():
-        raise DataError(f"{folder} holds no clusters; run the clustering step first")
+        raise DataError(f"{folder} holds no clusters; start again")
     path = folder / "removed" / f"{shard:05d}.npy"
     ordinals: NDArray[np.int64] = np.load(path) if path.exists() else np.empty(0, np.int64)
     return ordinals
@@ -253,11 +248,12 @@ def removed(folder: Path, shard: int) -> NDArray[np.int64]:
 def _candidates(
     folder: Path, num_buckets: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the documents of candidate pairs, as ascending keys, and each pair once.
+    """Return the documents of candidate pairs and the distinct pairs.
 
-    Each document of a chain is compared with the one before it and with the first.
+    Each document of a chain is paired with the one before it and with the first.
 
-    Returns: (documents,) shard * 2**32 + ordinal; two arrays (P,) of places in it, first < second.
+    Returns: ascending keys shard * 2**32 + ordinal of the documents; two arrays (P,) int64 of
+        indices into them, first < second.
     """
     lefts, rights = [], []
     for bucket in range(num_buckets):
@@ -278,11 +274,11 @@ def _read_pairs(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     try:
         numbers = np.fromfile(path, dtype="<u4")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; run the bucket step of this bucket again") from error
+        raise DataError(f"{path} is missing; start again") from error
     if path.stat().st_size % 16:
         raise DataError(
-            f"{path} has {path.stat().st_size} bytes, no multiple of 16: it is cut off; run the"
-            " bucket step of this bucket again"
+            f"{path} is cut off: {path.stat().st_size} bytes, not a multiple of 16; remove it and"
+            " start again"
         )
     shard_1, ordinal_1, shard_2, ordinal_2 = numbers.reshape(-1, 4).astype(np.uint64).T
     return shard_1 << np.uint64(32) | ordinal_1, shard_2 << np.uint64(32) | ordinal_2
@@ -291,7 +287,7 @@ def _read_pairs(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 def _similarities(
     folder: Path, keys: NDArray[np.uint64], a: NDArray[np.int64], b: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Estimate the similarity of pairs: (P,) float64, the share of equal minima."""
+    """Return the estimated similarity of pairs, their share of equal minima: (P,) float64."""
 
     @lru_cache(maxsize=_OPEN_FILES)
     def shard_of(number: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -302,9 +298,9 @@ def _similarities(
         out = np.empty((len(places), NUM_HASHES), dtype=np.uint32)
         shards, ordinals = keys[places] >> np.uint64(32), keys[places] & np.uint64(0xFFFFFFFF)
         for number in np.unique(shards):
-            sigs, held = shard_of(int(number))
+            sigs, known = shard_of(int(number))
             mine = shards == number
-            out[mine] = sigs[np.searchsorted(held, ordinals[mine].astype(np.int64))]
+            out[mine] = sigs[np.searchsorted(known, ordinals[mine].astype(np.int64))]
         return out
 
     found = np.empty(len(a), dtype=np.float64)
@@ -315,10 +311,10 @@ def _similarities(
 
 
 def _roots(number: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the lowest member of each one's cluster: (number,) int64.
+    """Return the smallest member of each document's cluster (union-find): (number,) int64.
 
-    Every round hangs the roots that have a pair with a lower root under it and flattens the trees;
-    pairs within one tree are done. It takes a handful of rounds, each linear in the pairs.
+    Each round links every root to the lowest root it has a pair with, flattens the trees, and drops
+    the pairs within a tree. It takes a few rounds, each linear in the number of pairs.
     """
     root = np.arange(number)
     while len(a):

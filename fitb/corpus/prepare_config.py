@@ -1,4 +1,4 @@
-"""What a preparation is asked to do."""
+"""Configuration of `fitb prepare`."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from typing import Literal
 from fitb.base.errors import ConfigError
 from fitb.corpus.chunk import MIN_LENGTH
 from fitb.corpus.clean import CleanConfig
-from fitb.corpus.sources import TextSource
 from fitb.corpus.tokenizer import MIN_VOCAB_SIZE
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """A shard set: which text, cleaned, deduplicated, tokenised and cut how.
+    """A shard set: its source text, cleaning, deduplication, tokenizer, rows and splits.
 
     Args:
-        out: the folder to make.
+        out: folder to create.
         source: docstrings of this Python and its packages (no download), text files in UTF-8, JSON
             lines, Parquet, or a Hugging Face dataset, streamed.
-        files: paths, globs and URLs, compressed or not; of hf one folder or hub name.
-        document: what makes a document of a text file; block is what stands between blank lines.
-        column: that holds the text, of jsonl, parquet and hf.
-        subset: configuration of a Hugging Face dataset.
-        split: of a Hugging Face dataset.
-        max_document_mb: a larger document is skipped and counted.
-        max_mb: read no more than about this many megabytes of text; null reads all.
-        clean: what is mended and what is dropped.
-        near_duplicates: drop all but one of documents whose word 5-grams have at least this
-            Jaccard similarity; null drops only equal texts.
-        tokenizer: Hugging Face folder or hub name; null trains one on the train documents.
-        vocab_size: of a trained tokenizer.
-        lowercase: whether a trained tokenizer takes the case away.
-        strip_accents: whether it takes accents and other marks away, which in Hindi and German are
-            part of the spelling; null does with the case.
-        add_tokens: file of words, one a line, that become tokens of the tokenizer.
-        rows: packed fills rows with one document after another; document gives each its own rows.
-        length: tokens in a row, special ones included.
-        stride: tokens from one window of a document to the next; null is no overlap.
-        validation_fraction: share of documents held out, chosen by their text.
-        shard_mb: megabytes of text in a shard, and in memory for each worker.
-        seed: of the order of documents.
-        workers: processes on this machine; null takes one for each core.
+        files: paths, globs and URLs, compressed or not; for hf one folder or hub name.
+        document: unit of a text file that is one document; block is the text between blank lines.
+        column: name of the column or key that holds the text, for jsonl, parquet and hf.
+        subset: configuration name of a Hugging Face dataset.
+        split: split of a Hugging Face dataset.
+        max_document_mb: largest document, in megabytes; larger ones are skipped and counted.
+        max_mb: megabytes of text to read, approximately; null reads all.
+        clean: cleaning steps, and rules that drop documents.
+        near_duplicates: Jaccard similarity of word 5-grams from which documents count as
+            duplicates, of which one is kept; null drops only equal texts.
+        tokenizer: Hugging Face folder or hub name; null trains one on the train split.
+        vocab_size: vocabulary size of a trained tokenizer.
+        lowercase: whether a trained tokenizer lowercases.
+        strip_accents: whether a trained tokenizer removes accents and other marks, which are part
+            of the spelling in German and Hindi; null removes them if it lowercases.
+        add_tokens: file of words, one per line, to add to the tokenizer as tokens.
+        rows: packed concatenates documents and fills rows; document gives each document its own
+            rows.
+        length: tokens in a row, special tokens included.
+        stride: tokens from one window of a document to the next; null means no overlap.
+        validation_fraction: share of documents in the validation split, chosen by a hash of their
+            text.
+        shard_mb: megabytes of text in a shard, and in the memory of each worker.
+        seed: seed of the order of documents.
+        workers: number of processes on this machine; null means one per core.
     """
 
     out: str
@@ -78,14 +79,18 @@ class PrepareConfig:
                 " other source needs --files",
             ),
             (
+                self.source != "hf" or len(self.files) == 1,
+                f"source hf and files {self.files}: name one dataset, a hub name or a folder",
+            ),
+            (
                 self.vocab_size >= MIN_VOCAB_SIZE,
                 f"vocab_size={self.vocab_size}; at least {MIN_VOCAB_SIZE}",
             ),
             (self.length >= MIN_LENGTH, f"length={self.length}; at least {MIN_LENGTH}"),
             (
                 stride is None or 0 < stride <= self.length - 2,
-                f"stride={stride}; from 1 to {self.length - 2}, the tokens that a row of length"
-                f" {self.length} holds",
+                f"stride={stride}; from 1 to {self.length - 2}, the ordinary tokens in a row of"
+                f" length {self.length}",
             ),
             (
                 stride is None or self.rows == "document",
@@ -101,15 +106,3 @@ class PrepareConfig:
         for holds, message in checks:
             if not holds:
                 raise ConfigError(message)
-
-    def text_source(self) -> TextSource:
-        """Return where the text lies."""
-        return TextSource(
-            kind=self.source,
-            files=tuple(self.files),
-            document=self.document,
-            column=self.column,
-            subset=self.subset,
-            split=self.split,
-            max_document_mb=self.max_document_mb,
-        )

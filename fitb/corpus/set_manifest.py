@@ -1,4 +1,4 @@
-"""The last file of a shard set: what it is, how it was made, and what was left out."""
+"""The last files of a shard set: its manifest, and the table of dropped documents."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import importlib.metadata
 import logging
 import shutil
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import fitb
 from fitb.base.errors import DataError
-from fitb.base.fsio import fsync_dir, read_json, write_json
+from fitb.base.fsio import fsync_dir, naming_full_disk, read_json, write_json, written_whole
 from fitb.base.redact import redacted
-from fitb.corpus.dropped import join_dropped
 from fitb.corpus.sorted_runs import SPLITS
 from fitb.corpus.tokenizer import describe_tokenizer
-from fitb.corpus.work import Work, too_few
+from fitb.corpus.work import Work
 from fitb.shards.manifest import ALGORITHMS, FORMAT_VERSION, MANIFEST, fingerprint_of
 
 INPUTS = "inputs.json"
@@ -24,15 +27,30 @@ DROPPED_FILE = "dropped.parquet"
 LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers")
 NUM_SAMPLES = 5
 
-_MANY_UNKNOWN = 0.005  # of all tokens
+_MANY_UNKNOWN = 0.005  # share of all tokens
+_DROPPED = pa.schema([("file", pa.int32()), ("place", pa.int64()), ("rule", pa.string())])
 
 logger = logging.getLogger(__name__)
 
 
-def write_manifest(work: Work) -> None:
-    """Complete work.set: tokenizer, inputs, what was dropped, and the manifest.
+def write_dropped(path: Path, rows: Iterable[tuple[int, int, str]]) -> None:
+    """Write the dropped documents of an input split or a shard; their text is never kept.
 
-    Raises: DataError where a shard is missing or a split has no row.
+    Args:
+        path: Arrow file to write.
+        rows: file number, place in the file and rule of each document.
+    """
+    table = pa.Table.from_pylist(
+        [dict(zip(_DROPPED.names, row, strict=True)) for row in rows], _DROPPED
+    )
+    with written_whole(path) as part, pa.ipc.new_stream(str(part), _DROPPED) as writer:
+        writer.write_table(table)
+
+
+def write_manifest(work: Work) -> None:
+    """Complete work.set: tokenizer, names of the inputs, dropped documents, and the manifest.
+
+    Raises: DataError if a shard is missing or a split has no row.
     """
     pieces = {}
     for shard in work.shards:
@@ -40,22 +58,20 @@ def write_manifest(work: Work) -> None:
             raise DataError(f"shard {shard.name} is not written; start again")
         pieces[shard] = read_json(work.piece(shard))
     entries = [piece["entry"] for piece in pieces.values() if piece["entry"]]
-    dropped = Counter(work.totals.dropped)
-    for piece in pieces.values():
-        dropped.update(piece["dropped"])
+    dropped = sum((Counter(piece["dropped"]) for piece in pieces.values()), work.totals.dropped)
     for split in SPLITS:
         if not any(entry["split"] == split for entry in entries):
-            totals = replace(work.totals, dropped=dropped)
-            raise DataError(too_few(split, totals, work.config))
+            raise work.too_few(split, work.totals.documents, dropped)
     shutil.copytree(work.tokenizer, work.set / "tokenizer", dirs_exist_ok=True)
     write_json(work.set / INPUTS, [redacted(name) for name in work.plan.files])
-    runs = [work.run(input_split).with_suffix(".arrow") for input_split in work.plan.splits]
-    parts = [work.piece(shard).with_suffix(".arrow") for shard in work.shards]
-    join_dropped(work.set / DROPPED_FILE, [*runs, *parts])
+    _join_dropped(work)
     tokenizer = describe_tokenizer(work.set / "tokenizer")
     content = {"length": work.config.length, "shards": entries, "tokenizer": tokenizer}
-    splits = {split: _totals(pieces, split) for split in SPLITS}
-    statistics = _statistics(splits, work.config.length)
+    splits = {split: Counter[str]() for split in SPLITS}
+    for shard, piece in pieces.items():
+        if piece["entry"]:
+            splits[shard.split].update(documents=piece["entry"]["documents"], **piece["counts"])
+    statistics = _statistics(sum(splits.values(), Counter()), work.config.length)
     manifest = {
         "format": "fitb-shards",
         "format_version": FORMAT_VERSION,
@@ -76,26 +92,28 @@ def write_manifest(work: Work) -> None:
     }
     if statistics["unknown_share"] > _MANY_UNKNOWN:
         logger.warning(
-            "%.1f %% of the tokens are [UNK], which nobody can learn to fill: name a --tokenizer of"
-            " this language, or a larger --vocab_size",
+            "%.1f %% of the tokens are [UNK], which no model can learn to fill: use a --tokenizer"
+            " of this language, or a larger --vocab_size",
             100 * statistics["unknown_share"],
         )
     write_json(work.set / MANIFEST, manifest)
     fsync_dir(work.set)
 
 
-def _totals(pieces: dict[Any, Any], split: str) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for shard, piece in pieces.items():
-        if shard.split == split and piece["entry"]:
-            total.update({"documents": piece["entry"]["documents"], **piece["counts"]})
-    return dict(total)
+def _join_dropped(work: Work) -> None:
+    """Join the tables of dropped documents into one Parquet file, one at a time in memory."""
+    path = work.set / DROPPED_FILE
+    parts = [*map(work.run, work.plan.splits), *map(work.piece, work.shards)]
+    with naming_full_disk(path), pq.ParquetWriter(path, _DROPPED) as writer:
+        for part in parts:
+            with (
+                pa.memory_map(str(part.with_suffix(".arrow"))) as source,
+                pa.ipc.open_stream(source) as reader,
+            ):
+                writer.write_table(reader.read_all())
 
 
-def _statistics(splits: dict[str, dict[str, int]], length: int) -> dict[str, Any]:
-    total: Counter[str] = Counter()
-    for counts in splits.values():
-        total.update(counts)
+def _statistics(total: Counter[str], length: int) -> dict[str, Any]:
     return {
         "documents": total["documents"],
         "tokens": total["tokens"],

@@ -1,7 +1,7 @@
-"""The same stages as Slurm arrays, each waiting for the one before: `python -m launch.prepare`.
+"""The stages of a preparation as a chain of Slurm arrays: `python -m launch.prepare`.
 
-The submitter checks everything and leaves. A stage that fails cancels those that wait for it;
-submitting again makes what is missing.
+The submitter checks everything and exits. A stage that fails cancels the stages that depend on it;
+submitting again makes the missing targets.
 """
 
 from __future__ import annotations
@@ -25,51 +25,47 @@ from fitb.cluster.site_env import HANDED_ON
 from fitb.config.launcher import LauncherArguments
 from fitb.config.parser import parse
 from fitb.config.yaml import to_yaml
-from fitb.corpus.prepare import prepare
+from fitb.corpus.prepare import begin, prepare
 from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.stages import Task, missing, stages_of
-from fitb.corpus.work import Work, begin
-from fitb.corpus.work_lock import JOBS, alone, folder_of
+from fitb.corpus.work import JOBS, alone, folder_of
 from fitb.shards.manifest import MANIFEST
 
-SINGLE = ("cluster", "tokenizer", "finish")  # stages that one task does
+SINGLE = ("cluster", "tokenizer", "finish")  # stages of one task
 _POLL_S = 2.0
 
 logger = logging.getLogger(__name__)
 
 
 def submit(config: PrepareConfig, where: argparse.Namespace) -> dict[str, str]:
-    """Submit all stages; return the job id of each that has something to do.
+    """Submit the stages that have missing targets; return the job id of each.
 
     Args:
-        config: what to make.
-        where: of `front`.
-    Raises: as prepare; SystemFault where Slurm refuses.
+        config: the preparation.
+        where: values of `launcher_arguments`.
+    Raises: as `prepare`; SystemFault if Slurm refuses a job.
     """
     if where.tasks < 1:
         raise ConfigError(f"tasks={where.tasks}; at least 1")
-    _executor(folder_of(config), stages_of(config)[0], where)  # what is refused, before any work
-    with alone(config):
-        return _submit(begin(config), where)
-
-
-def _submit(work: Work, where: argparse.Namespace) -> dict[str, str]:
-    stages = stages_of(work.config)
-    is_read = not missing(work, stages[0])
+    stages = stages_of(config)
+    _executor(folder_of(config), stages[0], where)  # reports wrong options before any work
     jobs: dict[str, str] = {}
-    for stage in stages:
-        if (is_read or stage == stages[0]) and not missing(work, stage):
-            continue
-        executor = _executor(work.folder, stage, where, next(reversed(jobs.values()), ""))
-        num = _num_tasks(stage, where)
-        tasks = [Task(str(work.folder), stage, rank, num) for rank in range(num)]
-        try:
-            first = submit_tasks(executor, tasks)[0]
-        except SystemFault as error:
-            others = f"cancel the jobs {' '.join(jobs.values())}, and " if jobs else ""
-            raise SystemFault(f"stage {stage}: {error}; {others}submit again") from error
-        jobs[stage] = first.job_id.partition("_")[0]
-        write_json(work.folder / JOBS, jobs)
+    with alone(config):
+        work = begin(config)
+        is_read = not missing(work, stages[0])
+        for stage in stages:
+            if (is_read or stage == stages[0]) and not missing(work, stage):
+                continue
+            executor = _executor(work.folder, stage, where, next(reversed(jobs.values()), ""))
+            num = _num_tasks(stage, where)
+            tasks = [Task(str(work.folder), stage, rank, num) for rank in range(num)]
+            try:
+                first = submit_tasks(executor, tasks)[0]
+            except SystemFault as error:
+                others = f"cancel the jobs {' '.join(jobs.values())}, and " if jobs else ""
+                raise SystemFault(f"stage {stage}: {error}; {others}submit again") from error
+            jobs[stage] = first.job_id.partition("_")[0]
+            write_json(work.folder / JOBS, jobs)
     return jobs
 
 
@@ -80,7 +76,16 @@ def _num_tasks(stage: str, where: argparse.Namespace) -> int:
 def _executor(
     work: Path, stage: str, where: argparse.Namespace, after: str = ""
 ) -> submitit.Executor:
-    """Make the executor of a stage; of the site it takes account, partition and the like alone."""
+    """Return the submitit executor of a stage.
+
+    Of the site's SBATCH_ variables only HANDED_ON (account, partition, ...) apply.
+
+    Args:
+        work: the working folder.
+        stage: name of the stage.
+        where: values of `launcher_arguments`.
+        after: id of the job that must succeed first; empty if there is none.
+    """
     of_stage = argparse.Namespace(**{**vars(where), "job_name": f"{where.job_name}-{stage}"})
     executor = make_executor(of_stage, work / "stages" / stage, after=after)
     for name in [name for name in os.environ if name.startswith("SBATCH_")]:
@@ -90,13 +95,16 @@ def _executor(
 
 
 def dry_run(where: argparse.Namespace, flags: Sequence[str]) -> str:
-    """Return the scripts of all stages, and the configuration as YAML; write nothing.
+    """Return the batch scripts of all stages, and the configuration as YAML; write nothing.
 
-    Raises: ConfigError, as `launch`.
+    Args:
+        where: values of `launcher_arguments`.
+        flags: flags of `fitb prepare`.
+    Raises: ConfigError if a flag is wrong.
     """
     config = _parse(where, flags)
     if not slurm.is_chosen(where.cluster):
-        return f"# no Slurm: the stages are processes of this machine\n\n{to_yaml(config)}"
+        return f"# no Slurm: the stages run as processes of this machine\n\n{to_yaml(config)}"
     parts: list[str] = []
     after = ""
     for stage in stages_of(config):
@@ -107,7 +115,7 @@ def dry_run(where: argparse.Namespace, flags: Sequence[str]) -> str:
 
 
 def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
-    """Wait for the end of the last stage; return FINISHED or CRASH."""
+    """Wait until the last stage ends; return exit code FINISHED or CRASH."""
     for last in list(jobs.values())[-1:]:
         while slurm.job_state(last) not in ENDED:
             time.sleep(_POLL_S)
@@ -118,13 +126,13 @@ def wait_for(config: PrepareConfig, jobs: dict[str, str]) -> int:
 
 
 def launcher_arguments() -> LauncherArguments:
-    """Build the parser of the flags that say how a preparation is spread."""
+    """Return the parser of launcher arguments: how the stages are submitted."""
     parser = submission_parser("python -m launch.prepare")
     add = parser.add_argument
-    add("--tasks", type=int, default=16, help="tasks of a stage: the size of its array")
-    add("--max_running", type=int, help="tasks of a stage that run at the same time")
-    add("--cpus_per_task", type=int, default=1, help="CPU cores of a task; it uses one")
-    add("--mem_per_cpu_gb", type=int, default=2, help="in GB; 0 leaves it to the site")
+    add("--tasks", type=int, default=16, help="number of tasks of a stage: its array size")
+    add("--max_running", type=int, help="number of tasks of a stage that run at the same time")
+    add("--cpus_per_task", type=int, default=1, help="CPU cores per task, which uses one")
+    add("--mem_per_cpu_gb", type=int, default=2, help="memory per core in GB; 0: site default")
     add("--time_min", type=float, default=240, help="time limit of a task, in minutes")
     parser.set_defaults(job_name="fitb-prepare")
     return parser
@@ -135,11 +143,11 @@ def _parse(where: argparse.Namespace, flags: Sequence[str]) -> PrepareConfig:
 
 
 def launch(where: argparse.Namespace, flags: Sequence[str]) -> int:
-    """Submit, or prepare here where there is no Slurm.
+    """Submit the stages, or prepare on this machine if Slurm is not chosen.
 
     Args:
-        where: of `launcher_arguments`.
-        flags: of `fitb prepare`.
+        where: values of `launcher_arguments`.
+        flags: flags of `fitb prepare`.
     """
     config = _parse(where, flags)
     if where.dry_run:

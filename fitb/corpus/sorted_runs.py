@@ -1,15 +1,15 @@
-"""Cleaned documents on disk between reading and writing, sorted, so that memory stays bounded.
+"""External sort of cleaned documents, in bounded memory (Knuth, TAOCP 3, section 5.4).
 
-Each input split becomes one file of sorted blocks (a sorted run, as in external sorting; Knuth, The
-Art of Computer Programming 3, section 5.4). The key of a document is a keyed hash of its text:
-neighbours are unrelated, the order of the files does not count, and equal texts meet. A shard is a
-range of keys, so any process can gather any shard by itself, and how the input was split leaves no
-trace.
+Each input split becomes one sorted run: an Arrow stream of sorted blocks. The sort key of a
+document is a keyed hash of its text, so neighbours are unrelated, the order of the input files does
+not matter, and equal texts are adjacent. A shard is a range of keys: any process can gather any
+shard alone, and the rows do not depend on how the input was split.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation")
 
 _SCHEMA = pa.schema(
     [
-        ("high", pa.uint64()),  # the key's first and last 8 bytes, big-endian
+        ("high", pa.uint64()),  # first and last 8 bytes of the key, big-endian
         ("low", pa.uint64()),
         ("file", pa.int32()),
         ("place", pa.int64()),
@@ -36,29 +36,38 @@ _SCHEMA = pa.schema(
 
 
 @dataclass
-class Kept:
-    """What a sorted run holds.
+class Totals:
+    """Counts of an input split, or of all of them.
 
     Args:
-        documents: number by split.
-        bytes: of text in UTF-8, by split.
-        digest_sum: of the sha256 sums of all texts, modulo 2**256: the same in any order.
+        documents: number of documents that were kept, by split (train, validation).
+        bytes: UTF-8 bytes of their texts, by split.
+        digest_sum: sum of the sha256 digests of their texts, modulo 2**256: order-independent.
+        dropped: number of dropped documents, by rule.
+        changed: number of documents that a cleaning step changed, by step.
     """
 
-    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    documents: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
     digest_sum: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def fingerprint(self) -> str:
+        """Order-independent hash of all cleaned texts, repeated ones included."""
+        return f"{self.digest_sum:064x}"
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The different documents of one shard, in order.
+    """The n distinct documents of one shard, in order.
 
     Args:
-        texts: (n,) normalised.
-        file: (n,) int32, number of the input file.
-        place: (n,) int64, where in that file.
-        duplicates: (m, 2) int64, file and place of each text left out because another is equal.
+        texts: (n,) large_string, normalised texts.
+        file: (n,) int32, numbers of the input files.
+        place: (n,) int64, positions in those files, as in `input_splits.Document`.
+        duplicates: (m, 2) int64, file and place of each document dropped as an exact duplicate.
     """
 
     texts: pa.Array
@@ -70,33 +79,33 @@ class Documents:
         return len(self.texts)
 
     def without(self, ordinals: NDArray[np.int64]) -> Documents:
-        """Return the documents but for some."""
+        """Return all documents except those with the given ordinals."""
         return self.only(np.delete(np.arange(len(self)), ordinals))
 
     def only(self, ordinals: NDArray[np.int64]) -> Documents:
-        """Return some of the documents."""
+        """Return the documents with the given ordinals."""
         texts = self.texts.take(pa.array(ordinals))
         return Documents(texts, self.file[ordinals], self.place[ordinals], self.duplicates)
 
 
 def text_digest(text: str) -> bytes:
-    """Return the sha256 of a text's UTF-8, 32 bytes: the identity of a document."""
+    """Return the sha256 of a text in UTF-8 (32 bytes), which identifies a document."""
     return hashlib.sha256(text.encode()).digest()
 
 
 def split_of(digest: bytes, validation_fraction: float) -> str:
-    """Return the side of a document, by its text alone: no seed, no position.
+    """Return the split of a document, which depends on its text alone.
 
     Args:
-        digest: of the text.
-        validation_fraction: expected share of documents for validation.
+        digest: sha256 of the text.
+        validation_fraction: expected share of documents in the validation split.
     """
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "validation" if place < validation_fraction else "train"
 
 
 def order_key(digest: bytes, seed: int) -> bytes:
-    """Return 16 bytes by which documents are sorted."""
+    """Return the 16-byte sort key of a document."""
     key = (seed % 2**64).to_bytes(8, "big")
     return hashlib.blake2b(digest, key=key, digest_size=16).digest()
 
@@ -108,17 +117,17 @@ def write_run(
     seed: int,
     validation_fraction: float,
     block_bytes: int,
-) -> Kept:
-    """Sort documents in blocks and write them; the file appears whole or not at all.
+) -> Totals:
+    """Write documents as one sorted run, atomically; return its counts.
 
     Args:
-        path: written anew.
-        documents: (file, place, normalised text), read once.
-        seed: of the order.
-        validation_fraction: expected share of documents for validation.
-        block_bytes: of text held in memory at a time.
+        path: file to write; an existing one is replaced.
+        documents: (file, place, normalised text), iterated once.
+        seed: seed of the sort order.
+        validation_fraction: expected share of documents in the validation split.
+        block_bytes: bytes of text sorted in memory at a time.
     """
-    kept = Kept()
+    kept = Totals()
     with (
         written_whole(path) as part,
         pa.OSFile(str(part), "wb") as sink,
@@ -146,9 +155,9 @@ def _blocks(
 
 
 def _sorted(
-    block: list[tuple[int, int, str]], seed: int, validation_fraction: float, kept: Kept
+    block: list[tuple[int, int, str]], seed: int, validation_fraction: float, kept: Totals
 ) -> Iterator[pa.RecordBatch]:
-    """Yield a batch for each split, sorted by key, file and place; empty ones too."""
+    """Yield a batch for each split, even an empty one, sorted by key, file and place."""
     sides: dict[str, list[tuple[bytes, int, int, str]]] = {split: [] for split in SPLITS}
     for file, place, text in block:
         digest = text_digest(text)
@@ -175,14 +184,14 @@ def _sorted(
 
 
 def gather(runs: Sequence[Path], split: str, number: int, num_shards: int) -> Documents:
-    """Return the different documents of one shard, in order.
+    """Return the distinct documents of one shard, in order.
 
     Args:
-        runs: all of them; their order does not count.
+        runs: all sorted runs, in any order.
         split: train or validation.
-        number: of the shard, in 0 .. num_shards - 1: an equal range of keys each.
-        num_shards: of the split.
-    Raises: DataError where a run is damaged.
+        number: number of the shard in its split; shard i of n has the i-th of n ranges of keys.
+        num_shards: number of shards of the split.
+    Raises: DataError if a sorted run is damaged.
     """
     begin, end = (-(-(bound << 64) // num_shards) for bound in (number, number + 1))
     parts = [part for run in runs for part in _range(run, SPLITS.index(split), begin, end)]
@@ -197,16 +206,17 @@ def gather(runs: Sequence[Path], split: str, number: int, num_shards: int) -> Do
     return Documents(texts, file[first], place[first], again)
 
 
-def _range(run: Path, side: int, begin: int, end: int) -> Iterator[pa.RecordBatch]:
-    """Yield, of each block of a run, the slice of one split whose keys lie in begin .. end - 1."""
+def _range(path: Path, split: int, begin: int, end: int) -> Iterator[pa.RecordBatch]:
+    """Yield the slice of each block of a split whose keys are in begin .. end - 1."""
     try:
-        with pa.memory_map(str(run)) as source:
-            reader = pa.ipc.open_stream(source)
-            for number, batch in enumerate(reader):
-                if number % len(SPLITS) == side:
+        with pa.memory_map(str(path)) as source:
+            for number, batch in enumerate(pa.ipc.open_stream(source)):
+                if number % len(SPLITS) == split:
                     keys = batch["high"].to_numpy()
                     first = int(np.searchsorted(keys, np.uint64(begin)))
                     last = len(keys) if end >= 2**64 else int(np.searchsorted(keys, np.uint64(end)))
                     yield batch.slice(first, last - first)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{run} is damaged ({error}); remove its folder and start again") from error
+        raise DataError(
+            f"{path} is damaged ({error}); remove its folder and start again"
+        ) from error

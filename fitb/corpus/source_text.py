@@ -1,17 +1,15 @@
-"""The text of documents as it was before the tokenizer, read again from where it lies.
+"""Source text of documents with its capitals, read again from the input files.
 
-Shards hold ids, and a lowercase tokenizer forgets capitals. The table of documents says where each
-one came from: there it is read and cleaned again, and taken only if its digest is the same.
+Shards hold token ids, and a lowercasing tokenizer loses capitals. The table of documents of a shard
+says where each came from: it is read and cleaned again, and used only if its digest is the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +20,24 @@ from fitb.corpus import docstrings, lines, tables
 from fitb.corpus.clean import CleanConfig, Cleaner
 from fitb.corpus.files import compression_of
 from fitb.corpus.input_splits import TO_THE_END, Document, Dropped, InputSplit, ReadPlan, TextSource
+from fitb.corpus.sorted_runs import text_digest
 from fitb.shards.documents import MOST_DOCUMENTS, documents_at
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.write import DIGEST_BYTES
 
 _INPUTS = "inputs.json"
-_MOST_BYTES = 4e9  # of files to read through: some minutes
+_MOST_BYTES = 4e9  # of input files to read: some minutes
 _BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class SourceTexts:
-    """Normalised texts of documents, capitals and all.
+    """Normalised texts of documents, with capitals.
 
     Args:
-        texts: by the document's number in its split, as `documents_at` gives it.
-        wanted: how many were asked for.
-        reason: why some, or all, are not there; empty where none is missing.
+        texts: text by document number, as from `documents_at`.
+        wanted: number of documents asked for.
+        reason: why some or all texts are missing; empty if none is.
     """
 
     texts: Mapping[int, str]
@@ -46,43 +45,41 @@ class SourceTexts:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A document to read again, and the digest that its text must have."""
-
-    number: int
-    digest: bytes
+_Places = Mapping[int, Mapping[int, tuple[int, bytes]]]  # file, place: document number, digest
 
 
 def read_source_texts(
     shards: ShardSet, rows: NDArray[np.int64], *, sep_id: int, pad_id: int
 ) -> SourceTexts:
-    """Read the documents of some rows again from the input that the shards were made of.
+    """Read the documents of some rows again from the input files of the shards.
 
-    Returns: what was found; never raises for an input that is gone, changed or far.
-    Raises: as ShardSet.read does.
+    Args:
+        shards: one split of a shard set.
+        rows: (n,) int64, row numbers.
+        sep_id: id of [SEP].
+        pad_id: id of [PAD].
+    Returns: the texts found; an input that is missing, changed or remote is no error.
+    Raises: as ShardSet.read.
     """
     numbers = _documents_of(shards, rows, sep_id, pad_id)
-    places: dict[int, dict[int, _Wanted]] = defaultdict(dict)  # by file and place in it
+    places: dict[int, dict[int, tuple[int, bytes]]] = defaultdict(dict)
     try:
         for shard in np.unique(numbers // MOST_DOCUMENTS):
             mine = numbers[numbers // MOST_DOCUMENTS == shard]
             table = shards.documents(int(shard)).take(mine % MOST_DOCUMENTS).to_pylist()
             for number, entry in zip(mine.tolist(), table, strict=True):
-                places[entry["file"]][entry["place"]] = _Wanted(number, entry["digest"])
+                places[entry["file"]][entry["place"]] = number, entry["digest"]
         texts = _read(shards, places)
     except (DataError, ConfigError, OSError) as error:
         return SourceTexts({}, len(numbers), str(error))
-    reason = (
-        "" if len(texts) == len(numbers) else "the input has changed since the shards were made"
-    )
-    return SourceTexts(texts, len(numbers), reason)
+    changed = "the input has changed since the shards were made"
+    return SourceTexts(texts, len(numbers), changed if len(texts) < len(numbers) else "")
 
 
 def _documents_of(
     shards: ShardSet, rows: NDArray[np.int64], sep_id: int, pad_id: int
 ) -> NDArray[np.int64]:
-    """Return the numbers of all documents with tokens in some rows, ascending."""
+    """Return the numbers of all documents that have tokens in the rows, ascending."""
     found = [np.empty(0, dtype=np.int64)]
     for begin in range(0, len(rows), _BLOCK_ROWS):
         block = rows[begin : begin + _BLOCK_ROWS]
@@ -92,9 +89,11 @@ def _documents_of(
     return numbers[numbers >= 0]
 
 
-def _read(shards: ShardSet, places: Mapping[int, Mapping[int, _Wanted]]) -> dict[int, str]:
+def _read(shards: ShardSet, places: _Places) -> dict[int, str]:
     settings = shards.manifest["settings"]
-    source = _source(settings)
+    source = TextSource.of(settings)
+    if source.kind == "hf":
+        raise DataError("the text of a Hugging Face dataset is not read again")
     plan = ReadPlan(tuple(_inputs(shards)), (), ())
     if source.kind != "docstrings":
         size = sum(os.path.getsize(plan.files[file]) for file in places)
@@ -105,39 +104,29 @@ def _read(shards: ShardSet, places: Mapping[int, Mapping[int, _Wanted]]) -> dict
     for file, in_file in places.items():
         last = max(in_file)
         for document in _documents(source, plan, file, min(in_file)):
-            wanted = in_file.get(document.place)
-            if wanted and isinstance(document, Document):
+            if document.place in in_file and isinstance(document, Document):
+                number, digest = in_file[document.place]
                 text = cleaner.clean(document.text).text
-                if hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES] == wanted.digest:
-                    texts[wanted.number] = text
+                if text_digest(text)[:DIGEST_BYTES] == digest:
+                    texts[number] = text
             if document.place >= last:
                 break
     return texts
 
 
-def _source(settings: Mapping[str, Any]) -> TextSource:
-    names = ("document", "column", "subset", "split", "max_document_mb")
-    source = TextSource(
-        settings["source"], tuple(settings["files"]), **{name: settings[name] for name in names}
-    )
-    if source.kind == "hf":
-        raise DataError("a Hugging Face dataset is not read through again for its capitals")
-    return source
-
-
 def _inputs(shards: ShardSet) -> list[str]:
     if shards.cache is not None:
-        raise DataError("the shards are remote, and the input that they were made of is elsewhere")
+        raise DataError("the shards are remote, so their input files are not on this machine")
     path = shards.tokenizer_folder.parent / _INPUTS
     if not path.is_file():
-        raise DataError(f"{path} is missing, which names the input")
+        raise DataError(f"{path}, which lists the input files, is missing")
     return list(read_json(path))
 
 
 def _documents(
     source: TextSource, plan: ReadPlan, file: int, first: int
 ) -> Iterator[Document | Dropped]:
-    """Yield the documents of a file in order, from some place on where that can be reached."""
+    """Yield the documents of a file in order, from place `first` on if the file can be seeked."""
     name = plan.files[file]
     if source.kind == "docstrings":
         return docstrings.read(source.files, plan, InputSplit(0, file, file, file + 1))

@@ -1,7 +1,7 @@
-"""Documents from where text lies, in input splits that any number of tasks can share.
+"""Planning and reading of input splits of the source text, whatever its kind.
 
-A plan cuts the input into splits; each document of the input is in exactly one of them, whatever
-their size. Reading is lazy and in bounded memory, and the only order is that of the input.
+Each document is in exactly one input split, whatever the size of the splits. Reading is lazy, in
+bounded memory, and in the order of the input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from fitb.base.errors import ConfigError, DataError
+from fitb.base.errors import DataError
 from fitb.corpus import docstrings, lines, tables
 from fitb.corpus.files import InputFile, expand
 from fitb.corpus.input_splits import Cut, Document, Dropped, InputSplit, ReadPlan, TextSource
@@ -20,20 +20,18 @@ _TRIED = 100
 
 
 def plan(source: TextSource, *, split_mb: float = 64, max_mb: float | None = None) -> ReadPlan:
-    """Cut a source into input splits and try to read a document.
+    """Cut a source into input splits, and try to read a document of the first.
 
     Args:
+        source: the source text.
         split_mb: nominal size of a split, in 10**6 bytes of the file; a boundary moves on to the
-            next safe place. A compressed file and a shard of a dataset are one split whole.
-        max_mb: take this much text (10**6 bytes of UTF-8) from the front of the input, and what
-            it takes to end a document, row group or Python file. A compressed file counts four
-            times its size, Parquet what its text column takes uncompressed, a Python file 0.15
-            of its own, a shard of a dataset what the dataset tells.
-    Raises: DataError where a file is missing or foreign, or there is nothing to read.
+            next safe place. A compressed file and a shard of a dataset are always one split.
+        max_mb: 10**6 bytes of UTF-8 text to take from the front of the input, rounded up to a whole
+            document, row group or Python file. A compressed file counts as four times its size,
+            Parquet as the uncompressed size of its text column, a Python file as 0.15 of its size,
+            a shard of a dataset as the size that the dataset reports.
+    Raises: DataError if a file is missing or of another format, or if there is nothing to read.
     """
-    for name, value in (("split_mb", split_mb), ("max_mb", max_mb)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} is {value}, expected more than 0 megabytes")
     split_bytes = max(1, round(split_mb * 1e6))
     found = _found(source, split_bytes)
     splits: list[InputSplit] = []
@@ -51,7 +49,7 @@ def plan(source: TextSource, *, split_mb: float = 64, max_mb: float | None = Non
         raise DataError(
             f"source {source.kind!r} found nothing to read in {where}; name other files"
         )
-    # A wrong column is told now, not by a task.
+    # Report a wrong column now rather than in a task.
     for item in islice(read_split(source, result, splits[0]), _TRIED):
         if isinstance(item, Document):
             break
@@ -61,9 +59,9 @@ def plan(source: TextSource, *, split_mb: float = 64, max_mb: float | None = Non
 def read_split(
     source: TextSource, plan: ReadPlan, split: InputSplit
 ) -> Iterator[Document | Dropped]:
-    """Yield what a split holds, in order: documents, and places where one could not be read.
+    """Yield the documents of an input split in order, and records of unreadable ones.
 
-    Raises: DataError where a file is torn, foreign, changed, or has no such column.
+    Raises: DataError if a file is truncated, has changed, is of another format or lacks the column.
     """
     if source.kind == "docstrings":
         return docstrings.read(source.files, plan, split)
@@ -84,7 +82,7 @@ def _found(source: TextSource, split_bytes: int) -> list[InputFile]:
 def _cut(
     source: TextSource, found: list[InputFile], split_bytes: int, room: float
 ) -> Iterator[tuple[int, Cut]]:
-    """Yield (number of the file, piece) until `room` bytes of text are reached."""
+    """Yield (file number, range) until `room` bytes of text are reached."""
     if source.kind == "docstrings":
         for piece in docstrings.cut(found, split_bytes, room):
             yield piece.begin, piece

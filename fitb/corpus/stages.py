@@ -1,11 +1,10 @@
-"""The stages of a preparation, and what a task of each does.
+"""The stages of a preparation and their targets.
 
     read -> (sign -> buckets -> cluster) -> tokenizer -> write -> finish
 
-The stages in brackets run where near-duplicates are dropped. A stage makes targets (one for each
-input split, shard or bucket, or a single one), each whole or not at all. A task takes every n-th
-target; what it makes does not depend on how many tasks there are, and what is there is not made
-again.
+The stages in brackets run only with near_duplicates. Each stage makes targets: one per input split,
+shard or bucket, or a single one. Targets are written atomically, existing ones are skipped, and
+their bytes do not depend on the number of tasks, each of which takes every n-th target.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,19 +36,12 @@ from fitb.base.fsio import (
 from fitb.corpus import minhash
 from fitb.corpus.chunk import concatenate, pack, token_streams, windows
 from fitb.corpus.clean import Cleaner
-from fitb.corpus.dropped import write_dropped
 from fitb.corpus.prepare_config import PrepareConfig
-from fitb.corpus.set_manifest import NUM_SAMPLES, write_manifest
+from fitb.corpus.set_manifest import NUM_SAMPLES, write_dropped, write_manifest
 from fitb.corpus.sorted_runs import Documents, text_digest, write_run
-from fitb.corpus.sources import Document, InputSplit, read_split
-from fitb.corpus.tokenizer import (
-    add_tokens,
-    describe_tokenizer,
-    read_tokens,
-    train_tokenizer,
-)
-from fitb.corpus.work import Shard, Work
-from fitb.corpus.work_lock import FOLDERS, SETTINGS
+from fitb.corpus.sources import Document, InputSplit, TextSource, read_split
+from fitb.corpus.tokenizer import add_tokens, describe_tokenizer, read_tokens, train_tokenizer
+from fitb.corpus.work import FOLDERS, GIVEN, SETTINGS, TOKENIZER, Shard, Work
 from fitb.shards.tokenizer import SpecialIds, open_tokenizer
 from fitb.shards.write import DIGEST_BYTES, Columns, write_documents, write_shard
 
@@ -62,11 +54,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """What is made whole or not at all.
+    """One output of a stage, written atomically.
 
     Args:
-        place: file or folder that is there once it is made; None where it is made at every start.
-        make: makes it.
+        place: file or folder that exists once the target is made; None to make it at every start.
+        make: function that makes the target.
     """
 
     place: Path | None
@@ -78,15 +70,15 @@ class Target:
 
 
 def stages_of(config: PrepareConfig) -> tuple[str, ...]:
-    """Return the stages of a preparation in order."""
+    """Return the names of the stages of a preparation, in order."""
     between = () if config.near_duplicates is None else ("sign", "buckets", "cluster")
     return ("read", *between, "tokenizer", "write", "finish")
 
 
 def targets_of(work: Work, stage: str) -> list[Target]:
-    """Return what a stage makes; of all stages but the first once every input split is read.
+    """Return the targets of a stage.
 
-    Raises: DataError where that is not so, or a split has no document.
+    Raises: DataError if a stage needs an input split that is not read, or a split has no document.
     """
     splits, similar = work.plan.splits, work.folder / "minhash"
     if stage == "read":
@@ -114,19 +106,19 @@ def targets_of(work: Work, stage: str) -> list[Target]:
 
 
 def missing(work: Work, stage: str, rank: int = 0, tasks: int = 1) -> list[Target]:
-    """Return the targets that a task of a stage has still to make: of every tasks-th."""
+    """Return the unmade targets of one task of a stage, which has every tasks-th target."""
     return [target for target in targets_of(work, stage)[rank::tasks] if not target.is_made]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stage, in whatever process; pickled, so it holds nothing but words.
+    """One task of a stage, pickled to run in another process or Slurm job.
 
     Args:
-        folder: where the preparation works.
-        stage: its name.
-        rank: of the task.
-        tasks: of the stage.
+        folder: path of the working folder.
+        stage: name of the stage.
+        rank: number of the task, from 0.
+        tasks: number of tasks of the stage.
     """
 
     folder: str
@@ -142,12 +134,12 @@ class Task:
 
 
 def _read_split(work: Work, input_split: InputSplit) -> None:
-    """Clean and sort the documents of an input split."""
+    """Clean and sort the documents of an input split; write its counts last."""
     cleaner = Cleaner(work.config.clean)
     dropped: list[tuple[int, int, str]] = []
 
     def documents() -> Iterator[tuple[int, int, str]]:
-        for found in read_split(work.config.text_source(), work.plan, input_split):
+        for found in read_split(TextSource.of(vars(work.config)), work.plan, input_split):
             if not isinstance(found, Document):
                 dropped.append((found.file, found.place, found.rule))
                 continue
@@ -158,28 +150,20 @@ def _read_split(work: Work, input_split: InputSplit) -> None:
                 dropped.append((found.file, found.place, cleaned.dropped))
 
     run = work.run(input_split)
-    kept = write_run(
+    totals = write_run(
         run,
         documents(),
         seed=work.config.seed,
         validation_fraction=work.config.validation_fraction,
         block_bytes=int(work.config.shard_mb * 1e6),
     )
+    totals.dropped = Counter(rule for _, _, rule in dropped)
+    totals.changed = cleaner.changed
     write_dropped(run.with_suffix(".arrow"), dropped)
-    counts = Counter(rule for _, _, rule in dropped)
-    write_json(
-        run.with_suffix(".json"),
-        {
-            **asdict(kept),
-            "digest_sum": f"{kept.digest_sum:064x}",
-            "dropped": counts,
-            "changed": cleaner.changed,
-        },
-    )
-    size_mb = sum(kept.bytes.values()) / 1e6
+    write_json(run.with_suffix(".json"), {**vars(totals), "digest_sum": totals.fingerprint})
     logger.info(
         "unit=%d documents=%d dropped=%d text_mb=%.1f",
-        *(input_split.number, sum(kept.documents.values()), len(dropped), size_mb),
+        *(input_split.number, totals.documents.total(), len(dropped), totals.bytes.total() / 1e6),
     )
 
 
@@ -203,22 +187,22 @@ def _sign(work: Work, shard: Shard) -> None:
 
 
 def _cluster(work: Work) -> None:
-    """Decide which near-duplicates go."""
+    """Choose the near-duplicates to drop."""
     assert work.config.near_duplicates is not None
     found = minhash.cluster(work.folder / "minhash", work.config.near_duplicates)
     logger.info("near_duplicates=%d clusters=%d", found.removed, found.clusters)
 
 
 def _train_tokenizer(work: Work) -> None:
-    """Train the tokenizer, of the different texts of the training shards."""
+    """Train the tokenizer on the distinct texts of the train split, and add tokens to it."""
     texts = (
         text
         for shard in work.shards
         if shard.split == "train"
         for text in _texts(work.documents(shard)[0])
     )
+    config = work.config
     with folder_written_whole(work.tokenizer) as scratch:
-        config = work.config
         train_tokenizer(
             texts,
             config.vocab_size,
@@ -232,9 +216,9 @@ def _train_tokenizer(work: Work) -> None:
 
 
 def _write_piece(work: Work, shard: Shard) -> None:
-    """Tokenise, cut and write a shard."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what is parallel
-    documents, alike = work.documents(shard)
+    """Tokenise the documents of a shard, cut them into rows, and write them; its counts last."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run in parallel already
+    documents, near_duplicates = work.documents(shard)
     encoder, special = open_tokenizer(work.tokenizer)
     texts = documents.texts.to_pylist()
     kept: list[NDArray[np.bool_]] = []
@@ -254,7 +238,7 @@ def _write_piece(work: Work, shard: Shard) -> None:
     unknown = np.flatnonzero(~np.concatenate([np.empty(0, bool), *kept]))
     dropped = [
         *((*pair, "duplicate") for pair in documents.duplicates.tolist()),
-        *((*pair, "near_duplicate") for pair in _places(alike)),
+        *((*pair, "near_duplicate") for pair in _places(near_duplicates)),
         *((*pair, "unknown") for pair in _places(documents.only(unknown))),
     ]
     write_dropped(work.folder / "pieces" / f"{shard.name}.arrow", dropped)
@@ -262,7 +246,10 @@ def _write_piece(work: Work, shard: Shard) -> None:
     piece: dict[str, Any] = {
         "dropped": Counter(rule for *_, rule in dropped),
         "entry": None,
-        "sample": [_shortened(text) for text in islice(_texts(documents), NUM_SAMPLES)],
+        "sample": [
+            text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
+            for text in islice(_texts(documents), NUM_SAMPLES)
+        ],
     }
     if parts:
         rows = concatenate(parts)
@@ -275,7 +262,7 @@ def _write_piece(work: Work, shard: Shard) -> None:
 def _write_shard(
     work: Work, shard: Shard, rows: Columns, documents: Documents, vocab_size: int
 ) -> dict[str, Any]:
-    """Write the two files of a shard and return its entry in the manifest."""
+    """Write the two files of a shard; return its manifest entry."""
     path = work.set / f"{shard.name}.arrow"
     table = work.set / f"{shard.name}.documents.arrow"
     texts = list(_texts(documents))
@@ -308,11 +295,11 @@ def _write_shard(
 
 
 def _counts(rows: Columns, special: SpecialIds) -> dict[str, int]:
-    """Return totals of a shard; tokens are ordinary ones, [UNK] among them."""
-    no_text = np.isin(rows.input_ids, (special.pad, special.cls, special.sep))
+    """Count the rows and tokens of a shard; `tokens` are ordinary tokens, [UNK] included."""
+    is_special = np.isin(rows.input_ids, (special.pad, special.cls, special.sep))
     return {
         "rows": len(rows),
-        "tokens": int(no_text.size - no_text.sum()),
+        "tokens": int((~is_special).sum()),
         "unknown_tokens": int((rows.input_ids == special.unk).sum()),
         "padding_tokens": int((rows.input_ids == special.pad).sum()),
     }
@@ -326,24 +313,20 @@ def _places(documents: Documents) -> list[tuple[int, int]]:
     return list(zip(documents.file.tolist(), documents.place.tolist(), strict=True))
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
-
-
 def _finish(work: Work) -> None:
-    """Put the manifest to the shards and the set in its place."""
+    """Write the manifest, move the set to the output folder, and clear the working folder."""
     if work.is_made():
         logger.info("out=%s already holds this shard set; nothing to do", work.out)
     else:
         write_manifest(work)
         if work.out.exists():
-            work.out.rmdir()  # `begin` found it empty
-        for leftover in work.set.glob(".*.part"):  # of a killed task
+            work.out.rmdir()  # an empty folder: see check_place
+        for leftover in work.set.glob(".*.part"):  # written by a killed task
             leftover.unlink()
         fsync_tree(work.set)
         work.set.rename(work.out)
         fsync_dir(work.out.parent)
-    (work.folder / SETTINGS).unlink()  # first: what is left is rubbish now
-    for name in ("given", "tokenizer", *FOLDERS):
-        if name != "stages":  # which holds the files of this very job
+    (work.folder / SETTINGS).unlink()  # first: without it the rest is ignored
+    for name in (GIVEN, TOKENIZER, *FOLDERS):
+        if name != "stages":  # which holds the files of this job
             shutil.rmtree(work.folder / name, ignore_errors=True)

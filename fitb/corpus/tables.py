@@ -1,4 +1,4 @@
-"""Columns of text in Parquet files and Hugging Face datasets, read in pieces and never whole."""
+"""Text columns of Parquet files and Hugging Face datasets, streamed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ _BATCH_ROWS = 256
 def cut_parquet(
     source: TextSource, found: InputFile, split_bytes: int, room: float
 ) -> Iterator[Cut]:
-    """Yield runs of row groups of a Parquet file, by the uncompressed size of the text column.
+    """Yield ranges of row groups of a Parquet file, one for each input split.
 
     Args:
-        split_bytes: a piece ends with the row group that reaches it.
+        source: the source text.
+        found: the file.
+        split_bytes: uncompressed bytes of the text column; a range ends when it has as many.
         room: bytes of text to take; the row group that reaches it is the last.
-    Raises: DataError for a file that is no Parquet, or a column that is missing or no text.
+    Raises: DataError if the file is not Parquet, or its column is missing or not text.
     """
     if not found.num_bytes:
         return
@@ -58,7 +60,7 @@ def cut_parquet(
 def read_parquet(source: TextSource, name: str, split: InputSplit) -> Iterator[Document | Dropped]:
     """Yield the documents of a range of row groups.
 
-    Raises: DataError for a torn file, or a column that is missing or no text.
+    Raises: DataError if the file is truncated, or its column is missing or not text.
     """
     import pyarrow as pa
 
@@ -70,7 +72,7 @@ def read_parquet(source: TextSource, name: str, split: InputSplit) -> Iterator[D
             column = batch.column(0)
             if pa.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
-            # As bytes, so that one value that is no UTF-8 does not cost its neighbours.
+            # As bytes, so that a value that is not UTF-8 does not fail the whole batch.
             for raw in column.cast(pa.large_binary()).to_pylist():
                 if raw is None:
                     yield Dropped(split.file, place, "no_text")
@@ -92,7 +94,7 @@ def _parquet(name: str) -> Iterator[pq.ParquetFile]:
 
 
 def _text_column(file: pq.ParquetFile, name: str, column: str) -> int:
-    """Return the number of the text column among a row group's column chunks."""
+    """Return the index of the text column among the column chunks of a row group."""
     schema = file.schema_arrow
     if column not in schema.names:
         raise no_column(name, column, schema.names, "its schema")
@@ -110,20 +112,19 @@ def _text_column(file: pq.ParquetFile, name: str, column: str) -> int:
 def _is_text(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    types = pa.types
-    if types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    tests = [types.is_string, types.is_large_string, types.is_string_view]
-    tests += [types.is_binary, types.is_large_binary, types.is_binary_view]  # as Spark writes them
-    return any(test(kind) for test in tests)
+    strings = (pa.string(), pa.large_string(), pa.string_view())
+    return kind in (*strings, pa.binary(), pa.large_binary(), pa.binary_view())  # Spark: binary
 
 
 def shards_of(source: TextSource, split_bytes: int) -> list[InputFile]:
-    """Return the shards of a Hugging Face dataset, with the bytes of text that each may hold.
+    """Return the shards of a Hugging Face dataset, with estimated bytes of text (0 if unknown).
 
-    A folder that save_to_disk wrote has as many as splits of `split_bytes` fit in; others have
-    their own. Bytes are 0 where the dataset does not tell.
-    Raises: DataError.
+    Args:
+        source: the source text.
+        split_bytes: size of the shards of a save_to_disk folder; other datasets have their own.
+    Raises: DataError if the dataset or its column does not exist.
     """
     name = source.files[0]
     with _naming_dataset(name):
@@ -146,9 +147,9 @@ def shards_of(source: TextSource, split_bytes: int) -> list[InputFile]:
 def cut_shard(
     source: TextSource, number: int, shards: list[InputFile], room: float
 ) -> Iterator[Cut]:
-    """Yield a shard as one piece, cut at the row that passes `room` bytes of text.
+    """Yield a shard as one range that ends at the row that reaches `room` bytes of text.
 
-    Rows are counted, which reads them once more, only where the shard may hold more than `room`.
+    The rows are read to find it only if the shard may hold more than `room`.
     """
     estimate = shards[number].num_bytes
     if room == float("inf") or 0 < estimate <= room:
@@ -170,7 +171,7 @@ def read_shard(
 ) -> Iterator[Document | Dropped]:
     """Yield the documents of a shard of a Hugging Face dataset, streamed.
 
-    Raises: DataError; SystemFault where the stream breaks off.
+    Raises: DataError if the dataset cannot be read; SystemFault if the network fails.
     """
     name, limit = plan.files[split.file], source.max_document_bytes
     end = None if split.end == TO_THE_END else split.end
@@ -196,8 +197,8 @@ def _rows(source: TextSource, number: int, num_shards: int) -> Iterator[dict[str
         dataset = _streaming(source)
     if dataset.num_shards != num_shards:
         raise DataError(
-            f"dataset {name} has {dataset.num_shards} shards, {num_shards} when it was planned:"
-            " plan again"
+            f"dataset {name} has {dataset.num_shards} shards, {num_shards} when the preparation"
+            " began; start again"
         )
     yield from dataset.shard(num_shards=num_shards, index=number)
 
@@ -228,14 +229,14 @@ def _streaming(source: TextSource) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(name: str, subset: str | None, split: str) -> Any:
-    """Open a stream once in a process: every opening lists the files on the hub anew."""
+    """Open a stream once per process, because opening lists the files on the hub."""
     import datasets
 
     return datasets.load_dataset(name, subset, split=split, streaming=True)
 
 
 def _only_text(dataset: Any, source: TextSource) -> Any:
-    """Return the text column alone; a stream that does not know its columns stays as it is."""
+    """Select the text column, unless a stream does not know its columns."""
     if dataset.features is None:
         return dataset
     name, features = source.files[0], dataset.features
@@ -264,14 +265,14 @@ def _naming_dataset(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming_break(name: str) -> Iterator[None]:
-    """Tell a network that fails in the middle from a dataset that cannot be read."""
+    """Raise SystemFault if the network fails while rows are read."""
     try:
         yield
     except Exception as error:
-        kinds = {kind.__name__ for kind in type(error).__mro__}  # of whichever client the hub uses
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # of any client library of the hub
         if not kinds & {"ConnectionError", "TimeoutError", "TransportError"}:
             raise
         raise SystemFault(
-            f"dataset {name} broke off: {first_line(error)}; start the same command again, what is"
-            " done stays"
+            f"the stream of dataset {name} failed: {first_line(error)}; start the same command"
+            " again, finished work is kept"
         ) from error

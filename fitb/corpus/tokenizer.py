@@ -1,7 +1,7 @@
-"""A WordPiece tokenizer like BERT's: trained here, or taken from a folder or the hub.
+"""WordPiece tokenizers like BERT's: training one, copying one, and adding tokens to it.
 
-Added tokens (words of a field) come after the vocabulary and lie in tokenizer.json alone: what they
-replace, and the tokenizer without them, follow from it.
+Added tokens (words of a domain) have the ids after the vocabulary and are only in tokenizer.json,
+from which the subwords they replace and the tokenizer without them can be derived.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MIN_VOCAB_SIZE = 256
 
 logger = logging.getLogger(__name__)
-_TRAINING_CHARS = 200_000_000  # documents come in random order, so the first are a fair sample
+_TRAINING_CHARS = 200_000_000  # a fair sample, because documents are in random order
 _MAX_WORD_CHARS = 100  # BERT's limit; a longer word is [UNK]
 
 
@@ -51,15 +51,15 @@ def train_tokenizer(
     lowercase: bool = True,
     strip_accents: bool | None = None,
 ) -> None:
-    """Train a WordPiece and write it as a Hugging Face folder.
+    """Train a WordPiece tokenizer and write it as a Hugging Face folder.
 
     Args:
-        texts: normalised; those after the first 200 million characters are not looked at.
-        vocab_size: at least 256; fewer where the text does not give as many.
+        texts: normalised texts, of which the first 200 million characters are used.
+        vocab_size: vocabulary size, at least 256; the result is smaller if the text is too short.
         folder: created; gets tokenizer.json, tokenizer_config.json and vocab.txt.
-        lowercase, strip_accents: as BERT's normaliser has them; None does with the accents what it
-            does with the case.
-    Raises: DataError where there is no word to learn from.
+        lowercase: whether the normaliser lowercases.
+        strip_accents: whether the normaliser removes accents; None: if it lowercases.
+    Raises: DataError if the texts hold no word.
     """
     tokenizer = _bert_tokenizer({}, lowercase, strip_accents)
     words = _count_words(texts, tokenizer)
@@ -109,17 +109,17 @@ def _bert_tokenizer(
 
 
 def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
-    """Count words as the tokenizer splits them; every different stretch is split once."""
-    stretches: Counter[str] = Counter()
+    """Count words as the tokenizer splits them; each distinct space-separated string once."""
+    strings: Counter[str] = Counter()
     seen_chars = 0
     for text in texts:
-        stretches.update(text.split(" "))
+        strings.update(text.split(" "))
         seen_chars += len(text)
         if seen_chars > _TRAINING_CHARS:
             break
     words: Counter[str] = Counter()
-    for stretch, count in stretches.items():
-        normal = tokenizer.normalizer.normalize_str(stretch)
+    for string, count in strings.items():
+        normal = tokenizer.normalizer.normalize_str(string)
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
             if len(word) <= _MAX_WORD_CHARS:
                 words[word] += count
@@ -127,9 +127,9 @@ def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or hub name, with the names of BERT's five tokens.
+    """Load a tokenizer from a folder or hub name, with BERT's five special tokens set.
 
-    Raises: DataError, as read_tokenizer does.
+    Raises: as `read_tokenizer`.
     """
     tokenizer = read_tokenizer(str(source))
     vocabulary = tokenizer.get_vocab()
@@ -144,25 +144,24 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def take_tokenizer(name: str, folder: Path) -> None:
-    """Copy a given tokenizer into a folder, in Hugging Face's format, its tokenizer.json verbatim.
+    """Copy a tokenizer in Hugging Face's format, tokenizer.json verbatim.
 
-    What added_tokens.json adds to it is then written into it.
+    If added_tokens.json adds tokens to it, they are written into tokenizer.json.
 
     Args:
         name: Hugging Face folder or hub name; HF_HUB_OFFLINE is respected.
-        folder: created.
-    Raises: DataError where it cannot be loaded, is not fast, knows no word, or lacks one of the
-        five tokens.
+        folder: folder to create.
+    Raises: DataError if it cannot be loaded, is not fast, has no words, or lacks a special token.
     """
     tokenizer = load_tokenizer(name)
     if not tokenizer.is_fast:
-        raise DataError(f"tokenizer {name!r} is not a fast one; give one that has tokenizer.json")
+        raise DataError(f"tokenizer {name!r} is not fast; give one that has tokenizer.json")
     missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_id") is None]
     if missing:
         raise DataError(
             f"tokenizer {name!r} has no {', '.join(missing)}; give one of the BERT family"
         )
-    if len(tokenizer) <= len(SPECIAL_TOKENS):  # transformers 5 says nothing when files are missing
+    if len(tokenizer) <= len(SPECIAL_TOKENS):  # transformers 5 does not report missing files
         raise DataError(
             f"tokenizer {name!r} has {len(tokenizer)} tokens and no words; its folder lacks"
             " tokenizer.json or vocab.txt"
@@ -174,10 +173,10 @@ def take_tokenizer(name: str, folder: Path) -> None:
 
 
 def describe_tokenizer(folder: Path) -> dict[str, Any]:
-    """Return the manifest's entry: fingerprint, files, vocab_size (largest id + 1), special_ids.
+    """Return the manifest entry: fingerprint, files, vocab_size (largest id + 1), special_ids.
 
-    Where tokens were added, also `added`, as `added_tokens` gives them, and `base_fingerprint`, of
-    the tokenizer without them.
+    If tokens were added, also `added`, from `added_tokens`, and `base_fingerprint`, the fingerprint
+    of the tokenizer without them.
     """
     tokenizer, special = open_tokenizer(folder)
     entry = {
@@ -193,16 +192,18 @@ def describe_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def read_tokens(path: Path) -> list[str]:
-    """Return the tokens of a file to add: one a line, in UTF-8; blank and repeated ones left out.
+    """Return the tokens to add from a UTF-8 file, one per line, without blank and repeated lines.
 
     A token is one word: it may hold punctuation (c++, state-of-the-art) but no space.
 
-    Raises: DataError where there is no file, or with the number of the line that is no such token.
+    Raises: DataError if the file does not exist, or with the number of a line that is not a token.
     """
     try:
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
-        raise DataError(f"tokens={path}: {error.strerror}; expected a file, one a line") from error
+        raise DataError(
+            f"tokens={path}: {error.strerror}; expected a file, one per line"
+        ) from error
     tokens = []
     for number, line in enumerate(lines, 1):
         try:
@@ -221,17 +222,17 @@ def read_tokens(path: Path) -> list[str]:
 
 
 def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
-    """Add words to a tokenizer in place; those that are one piece already are left out.
+    """Add words to a tokenizer in place, except those that already are one token.
 
-    An added token is found where it stands as a word, in the form that the normaliser gives it: in
-    any case where that lowercases. Every other word is cut as before. Adding again does nothing.
+    An added token matches a whole word after normalisation: in any case if the normaliser
+    lowercases. All other words are tokenised as before. Adding a token again does nothing.
 
     Args:
-        folder: Hugging Face folder of a fast tokenizer; only its tokenizer.json changes.
-        tokens: each one word, as from `read_tokens`.
-    Returns: the new ones, as `added_tokens`.
-    Raises: DataError where the tokenizer would not find a token again, such as one of several Han
-        characters, each of which is a word to BERT.
+        folder: Hugging Face folder of a fast tokenizer, of which only tokenizer.json changes.
+        tokens: words, from `read_tokens`.
+    Returns: the new tokens, as `added_tokens`.
+    Raises: DataError if the tokenizer could not match a token, such as one of several Han
+        characters, each of which is a word for BERT.
     """
     tokenizer, special = open_tokenizer(folder)
     content, vocabulary = read_content(folder), tokenizer.get_vocab()
@@ -261,7 +262,7 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def added_tokens(folder: Path) -> list[dict[str, Any]]:
-    """Return by id what was added: `token` (normalised), `id`, `pieces` (its ids before)."""
+    """Return the added tokens by id: `token` (normalised), `id`, `pieces` (subword ids before)."""
     base, added = _split(read_content(folder))
     if not added:
         return []
@@ -273,7 +274,7 @@ def added_tokens(folder: Path) -> list[dict[str, Any]]:
 
 
 def _split(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a tokenizer.json without the tokens added after its vocabulary, and these."""
+    """Split a tokenizer.json into one without added tokens, and the entries of added tokens."""
     size = len(content["model"]["vocab"])
     entries = content.get("added_tokens", [])
     added = [entry for entry in entries if entry["id"] >= size and not entry["special"]]

@@ -1,8 +1,8 @@
-"""Tokenizers that others wrote: read, refused where their files leave open what they do, compared.
+"""Loading and comparing tokenizers of other people's models; ambiguous ones are refused.
 
-A folder of a model holds its vocabulary as tokenizer.json, as vocab.txt with or without settings,
-or for a tokenizer written in Python, and further tokens in added_tokens.json. Whatever the form,
-what counts is which ids a text becomes.
+A model folder holds its vocabulary as tokenizer.json, as vocab.txt with or without settings, or for
+a tokenizer written in Python, and more tokens in added_tokens.json. Two tokenizers are equal if
+they turn every text into the same ids.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ EDGE_CASES = (
     "tab\there\u00a0and\u200bthere, soft\u00adhyphen, 3.14159e-10, $1,000.50, \u20ac5",
 )
 _WHOLE, _PIECES, _SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
-# Share of pieces that the rules can never produce. BERT's own uncased vocabulary has none among
-# 29,523; of a cased one it is every third, and an alphabet with accents stays below this.
+# Share of subwords that the normaliser can never produce. BERT's uncased vocabulary has none among
+# 29,523, a cased one a third, an alphabet with accents less than this.
 _MOST_LOST = 0.01
-_CONFIG = "config.json"  # of the model, whose type says which tokenizer it has
+_CONFIG = "config.json"  # of the model; its model_type implies a tokenizer class
 _NAMED = 3  # examples in a message
 
 
 def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub name as its own files say, and none of its code.
+    """Load the tokenizer of a folder or hub name from its files, without running its code.
 
     AutoTokenizer rebuilds the normaliser of a BERT tokenizer from tokenizer_config.json, where a
-    missing `do_lower_case` turns a cased tokenizer into a lowercasing one; so it is only asked
-    where there is no tokenizer.json.
+    missing `do_lower_case` turns a cased tokenizer into a lowercasing one; it is used only if there
+    is no tokenizer.json.
 
-    Raises: DataError where there is no tokenizer, it is code, its files contradict each other, or
-        a default would stand in for a setting that its vocabulary speaks against.
+    Raises: DataError if there is no tokenizer, it needs its own code, its files contradict each
+        other, or the default of a missing setting contradicts its vocabulary.
     """
     from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
@@ -55,12 +55,12 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
         said = json.loads(settings.read_text(encoding="utf-8")) if settings else {}
         if whole is None and "auto_map" in said:
             raise DataError(
-                f"tokenizer {source!r} is code of its own (auto_map in {_SETTINGS}), which is never"
+                f"tokenizer {source!r} needs its own code (auto_map in {_SETTINGS}), which is never"
                 f" run; expected {_WHOLE}; save it as a fast tokenizer, or name another"
             )
         kind: Any = PreTrainedTokenizerFast if whole else AutoTokenizer
         if whole is None and pieces and not _names_class(source, said):
-            kind = BertTokenizer  # vocab.txt alone is a BERT's, as TinyBERT's authors left theirs
+            kind = BertTokenizer  # vocab.txt alone means BERT, as in TinyBERT's releases
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source, trust_remote_code=False)
         if whole is None:
             _check_settings(source, tokenizer, said)
@@ -70,7 +70,7 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def _names_class(source: str, said: Mapping[str, Any]) -> bool:
-    """Whether a folder says what kind of tokenizer it holds."""
+    """Whether the files name the class of the tokenizer."""
     config = find_file(source, _CONFIG)
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config else None
     return "tokenizer_class" in said or kind is not None
@@ -79,8 +79,8 @@ def _names_class(source: str, said: Mapping[str, Any]) -> bool:
 def _check_settings(
     source: str, tokenizer: PreTrainedTokenizerBase, said: Mapping[str, Any]
 ) -> None:
-    """Raise DataError where a default decides what the vocabulary says otherwise."""
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 says nothing
+    """Raise DataError if the default of a missing setting contradicts the vocabulary."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 does not report it
         raise DataError(
             f"tokenizer {source!r} has {len(tokenizer)} tokens and no words: it holds no {_WHOLE},"
             f" and no {_PIECES} that its class reads; copy one of them there"
@@ -90,17 +90,17 @@ def _check_settings(
         lost = [p for p in pieces if rule.normalize_str(p).strip() != p] if on else []
         if said.get(key) is None and lost and len(lost) >= _MOST_LOST * len(pieces):
             raise DataError(
-                f"tokenizer {source!r}: its {_SETTINGS} does not say {key}, and {len(lost)} of the"
-                f" {len(pieces)} pieces of its vocabulary, such as {_some(lost)}, could never come"
-                f' out if the default, true, stood in for it; write {{"{key}": false}} there, or'
-                " true where the model was trained so"
+                f"tokenizer {source!r}: its {_SETTINGS} lacks {key}, and with the default, true,"
+                f" {len(lost)} of the {len(pieces)} subwords of its vocabulary, such as"
+                f' {_some(lost)}, could never be produced; add {{"{key}": false}} there, or true'
+                " if the model was trained with it"
             )
 
 
 def _rules(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[str, bool, normalizers.BertNormalizer]]:
-    """Yield the settings of a BERT normaliser that change letters: key, whether on, that rule."""
+    """Yield the settings of a BERT normaliser that change letters: key, value, normaliser."""
     off = {
         "clean_text": False,
         "handle_chinese_chars": False,
@@ -119,7 +119,7 @@ def _rules(
 
 
 def _word_pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yield what a vocabulary writes words with, by id: no special or [unused] token, no ##."""
+    """Yield the subwords of a vocabulary by id, without ##, special and [unused] tokens."""
     special, vocabulary = set(tokenizer.all_special_tokens), tokenizer.get_vocab()
     for piece in sorted(vocabulary, key=vocabulary.__getitem__):
         if piece not in special and not _in_brackets(piece):
@@ -131,9 +131,9 @@ def _in_brackets(piece: str) -> bool:
 
 
 def _check_pieces(source: str, tokenizer: PreTrainedTokenizerBase, pieces: Path) -> None:
-    """Raise DataError where vocab.txt is not the vocabulary of the tokenizer.json beside it."""
+    """Raise DataError if vocab.txt is not the vocabulary of the tokenizer.json beside it."""
     if type(tokenizer.backend_tokenizer.model).__name__ != "WordPiece":
-        return  # another kind of file
+        return  # its vocab.txt has another format
     with pieces.open(encoding="utf-8") as lines:
         listed = {line.rstrip("\n"): number for number, line in enumerate(lines)}
     vocabulary = tokenizer.get_vocab()
@@ -144,8 +144,8 @@ def _check_pieces(source: str, tokenizer: PreTrainedTokenizerBase, pieces: Path)
     ]
     if other:
         raise DataError(
-            f"tokenizer {source!r} is two: {len(other)} pieces of {_PIECES}, such as"
-            f" {_some(other)}, have another id in {_WHOLE}, or none; remove the file that is not"
+            f"tokenizer {source!r} has two vocabularies: {len(other)} subwords of {_PIECES}, such"
+            f" as {_some(other)}, have another id in {_WHOLE}, or none; remove the file that is not"
             " the model's"
         )
 
@@ -155,17 +155,16 @@ def difference(
     theirs: PreTrainedTokenizerBase,
     added: Mapping[str, int] | None = None,
 ) -> str | None:
-    """Say how a text could become other ids; None where it cannot.
+    """Describe how a text could become different ids; None if it cannot.
 
-    Vocabularies must be equal. Of two fast tokenizers the rules must be equal too: how they are
-    written down does not matter, nor what they do with special tokens, which no text holds. A
-    tokenizer in Python cannot be looked into: it reads the edge cases, and its own words in lower
-    case and capitals.
+    Vocabularies must be equal. The rules of two fast tokenizers must be equal too, except for how
+    they are written and for special tokens, which no text holds. A tokenizer in Python is compared
+    on EDGE_CASES, and on its own vocabulary in lower and upper case.
 
     Args:
-        ours: compared with the other, and named first.
-        theirs: of the shards.
-        added: ids of tokens that ours lacks and its model has meanwhile been given rows for.
+        ours: tokenizer of a model, described by the result.
+        theirs: tokenizer of the shards.
+        added: ids of tokens that ours lacks but its model has embedding rows for.
     """
     added = added or {}
     vocabularies = {**ours.get_vocab(), **added}, theirs.get_vocab()
@@ -180,10 +179,11 @@ def difference(
             if value != other[part]:
                 return f"its {part} is {_short(value)}, that of the shards {_short(other[part])}"
         return None
-    for text in [*EDGE_CASES, *_own_words(theirs)]:
+    words = " ".join(_word_pieces(theirs))
+    for text in [*EDGE_CASES, words, words.lower(), words.upper()]:
         if _ids(ours, text) != _ids(theirs, text):
-            words = (word for word in text.split() if _ids(ours, word) != _ids(theirs, word))
-            return f"it cuts {next(words, text)!r} into other pieces"
+            differing = (word for word in text.split() if _ids(ours, word) != _ids(theirs, word))
+            return f"it splits {next(differing, text)!r} into other subwords"
     return None
 
 
@@ -195,15 +195,15 @@ def _other_pieces(mine: Mapping[str, int], theirs: Mapping[str, int]) -> str:
         f"{piece!r} is {mine.get(piece, 'none')} there, {theirs.get(piece, 'none')} in the shards"
         for piece in other[:_NAMED]
     )
-    return f"{len(other)} pieces have other ids ({examples})"
+    return f"{len(other)} subwords have other ids ({examples})"
 
 
 def _canonical(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of a tokenizer.json that decide about ids, each in one way of writing it."""
+    """Return the parts of a tokenizer.json that decide the ids, in a canonical form."""
     model = {
         key: value
         for key, value in content["model"].items()
-        if key != "vocab" or not isinstance(value, dict)  # compared already
+        if key != "vocab" or not isinstance(value, dict)  # compared before
     }
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     return {
@@ -226,11 +226,6 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     if step["type"] == "BertNormalizer" and step["strip_accents"] is None:
         return [step | {"strip_accents": step["lowercase"]}]
     return [step]
-
-
-def _own_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    text = " ".join(_word_pieces(tokenizer))
-    return [text, text.lower(), text.upper()]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,9 +1,9 @@
-"""The pieces of a WordPiece vocabulary, learnt from counted words, and pieces back to text.
+"""WordPiece: learning a vocabulary from word counts, and joining subwords into text.
 
-Training is repeatable to the byte. The trainer of `tokenizers` numbers the pieces that continue a
-word in the order of a hash table with a random seed, and ties between merges follow those numbers,
-so two runs give two vocabularies. Here every character gets one private symbol for the start of a
-word and another for its inside; on words spelt in these symbols the same trainer has no choice.
+Training is deterministic. The WordPiece trainer of `tokenizers` numbers continuing subwords in the
+order of a hash table with a random seed, and breaks ties between merges by those numbers, so two
+runs give two vocabularies. Here every character has one private-use symbol for the begin of a word
+and another for its inside; on words spelt in these symbols the BPE trainer has no ties to break.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-CONTINUED = "##"  # begins a piece that continues a word
-_SYMBOLS = 2000  # of a vocabulary; more where they are frequent, as in Chinese
+CONTINUED = "##"  # prefix of a subword that continues a word
+_SYMBOLS = 2000  # characters in a vocabulary; more if they are frequent, as in Chinese
 _FREQUENT = 1e-6  # share of all characters
 _MIN_FREQUENCY = 2
-_PRIVATE = 0xF0000  # first code point of a plane that text, once normalised, does not use
+_PRIVATE = 0xF0000  # first code point of a private-use plane, which normalised text lacks
 _CAPITAL = re.compile("[A-Z]")
 _NO_SPACE_BEFORE = set(".,;:!?)]}%'\u2019-/_@")
 _NO_SPACE_AFTER = set("([{'\u2019-/_@$#")
-# Scripts written without spaces, which BERT cuts into single characters: kana and Han.
+# Scripts without spaces, which BERT splits into single characters: kana and Han.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
-    """Return single characters, sorted, then merges in the order they were learnt.
+    """Return the subwords: single characters, sorted, then merges in the order of learning.
 
-    Where the text gives no more merges, the places that are left go to more characters.
+    If the text gives too few merges, more characters fill the vocabulary.
+
+    Args:
+        words: count of each word.
+        num_pieces: number of subwords to learn.
     """
     characters, room = _characters(words), 0
     while True:
@@ -43,7 +47,7 @@ def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
 
 
 def _merged(words: Counter[str], symbols: list[tuple[str, bool]], num_pieces: int) -> list[str]:
-    """Return the symbols as pieces, and merges of them."""
+    """Return the symbols as subwords, and merges of them."""
     code = {symbol: chr(_PRIVATE + number) for number, symbol in enumerate(symbols)}
     spelt = Tokenizer(models.BPE())
     spelt.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -72,12 +76,14 @@ def _symbols(
 ) -> list[tuple[str, bool]]:
     """Return the (character, inside a word) pairs of the vocabulary, sorted.
 
-    Printable ASCII is always there, so that no plain word is unknown; then the most frequent: up to
-    a quarter of the vocabulary, 2,000 at most, and of those that are not rare as many as fill half
-    of what ASCII leaves.
+    Printable ASCII is always included, so that no ASCII word is unknown. The most frequent others
+    follow: up to a quarter of the vocabulary and 2,000; frequent ones up to half of what ASCII
+    leaves.
 
     Args:
-        room: how many more.
+        counts: count of each pair.
+        num_pieces: size of the vocabulary.
+        room: number of pairs beyond these limits.
     """
     plain = string.ascii_lowercase + string.digits
     if any(_CAPITAL.search(character) for character, _ in counts):
@@ -97,7 +103,7 @@ def _symbols(
 def _spell(words: Counter[str], code: dict[tuple[str, bool], str]) -> Iterator[str]:
     for word, count in words.items():
         symbols = [code.get((character, place > 0)) for place, character in enumerate(word)]
-        if None in symbols:  # holds a rare character: [UNK] for the model as well
+        if None in symbols:  # a rare character makes the word [UNK] for the model, too
             continue
         spelt = "".join(symbols) + " "  # type: ignore[arg-type]
         for begin in range(0, count, 10_000):
@@ -110,17 +116,17 @@ def _unspell(piece: str, symbols: list[tuple[str, bool]]) -> str:
 
 
 def continues(piece: str) -> bool:
-    """Whether a piece continues a word."""
+    """Whether a subword continues a word."""
     return piece.startswith(CONTINUED) and piece != CONTINUED
 
 
 def bare(piece: str) -> str:
-    """Return a piece as it stands in text, without what says that it continues a word."""
+    """Return a subword without its ## prefix."""
     return piece.removeprefix(CONTINUED) if continues(piece) else piece
 
 
 def join(pieces: Iterable[str]) -> str:
-    """Join pieces into text for people; a first piece that continues a word loses its '##'."""
+    """Join subwords into readable text; a leading ## is dropped."""
     text = ""
     for piece in pieces:
         text = append(text, piece)
@@ -128,13 +134,13 @@ def join(pieces: Iterable[str]) -> str:
 
 
 def append(text: str, piece: str) -> str:
-    """Put one more piece behind a text that was made of pieces."""
+    """Append a subword to a text made of subwords."""
     apart = not continues(piece) and text and not touch(text, piece)
     return f"{text} {piece}" if apart else text + bare(piece)
 
 
 def touch(text: str, word: str) -> bool:
-    """Whether no space stands between a text and the word behind it."""
+    """Whether a word follows a text without a space."""
     last, first = text[-1], word[0]
     if _UNSPACED.match(last) and _UNSPACED.match(first):
         return True

@@ -1,73 +1,62 @@
-"""The folder where a preparation works: beside the one it makes, and kept if it is interrupted.
+"""The working folder of a preparation: what its files are called, its lock, and what they hold.
 
-What fitb writes in it appears by a rename, so what is there is done. A second start of the same
-preparation does what is missing; another one is refused, and so is a second one at the same time.
+It lies hidden beside the output folder and is kept when a preparation is interrupted. Every file in
+it appears by a rename, so one that exists is complete. The folder may also hold files of a user:
+only files with the names below, in a folder that has fitb's marker, are ever removed.
 
-    settings.json plan.json        what is made, of which input splits of the input
-    tokenizer/                     given, or trained
-    runs/00017.run .arrow .json    documents of an input split, sorted; what was dropped; counts
+    made-by-fitb-prepare           the marker
+    settings.json plan.json        what is made, from which input splits
+    given/ tokenizer/              a copy of --tokenizer; the tokenizer in use
+    runs/00017.run .arrow .json    an input split: sorted documents, dropped documents, counts
     minhash/ signed/               near-duplicates
-    pieces/train-00003.json        a shard that is written, in set/
+    pieces/train-00003.json        counts of a finished shard, whose file is in set/
     set/                           becomes the shard set
-    jobs.json                      Slurm's ids of the stages
-    stages/                        Slurm's logs and submitit's files of the stages
+    jobs.json                      Slurm job id of each stage
+    stages/                        logs and submitit's files of each stage
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import os
+import re
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-import fitb
-from fitb.base.errors import DataError
-from fitb.base.fsio import folder_written_whole, read_json, sha256_json, write_json
-from fitb.base.job_states import ENDED
-from fitb.cluster import slurm
+from fitb.base.errors import DataError, SystemFault
+from fitb.base.fsio import read_json
 from fitb.corpus import minhash
-from fitb.corpus.clean import CleanConfig, Cleaner
+from fitb.corpus.clean import CleanConfig
 from fitb.corpus.prepare_config import PrepareConfig
-from fitb.corpus.sorted_runs import SPLITS, Documents, Kept, gather
-from fitb.corpus.sources import InputSplit, ReadPlan, plan
-from fitb.corpus.tokenizer import add_tokens, read_tokens, take_tokenizer
-from fitb.corpus.work_lock import (
-    FOLDERS,
-    JOBS,
-    PLAN,
-    SETTINGS,
-    check_place,
-    clear_work,
-    enter_work,
-    folder_of,
-    leave_work,
-    place_of,
-)
-from fitb.shards.manifest import FORMAT_VERSION, MANIFEST, check_files, read_manifest
-from fitb.shards.tokenizer import tokenizer_fingerprint
+from fitb.corpus.sorted_runs import SPLITS, Documents, Totals, gather
+from fitb.corpus.sources import InputSplit, ReadPlan
+from fitb.shards.manifest import MANIFEST, check_files, read_manifest
 from fitb.shards.write import shard_name
 
-# Names of places do not count: texts and tokenizers are compared by their fingerprints.
-_PLACES = ("files", "tokenizer", "add_tokens")
-
-_NEWER = {"joiners", "lowercase", "strip_accents"}  # keys that format_version 2 began without
-logger = logging.getLogger(__name__)
+JOBS, PLAN, SETTINGS = "jobs.json", "plan.json", "settings.json"
+GIVEN, TOKENIZER = "given", "tokenizer"
+FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")
+_MARKER = "made-by-fitb-prepare"
+_OWN = (_MARKER, JOBS, PLAN, SETTINGS, GIVEN, TOKENIZER, *FOLDERS)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A range of keys of one split, before and after it is a file.
+    """A shard, written or not: one of equal ranges of the sort keys of a split.
 
     Args:
-        index: over both splits, training first.
+        index: number over both splits, train first.
         split: train or validation.
-        number: in its split.
-        of: shards of its split.
+        number: number in its split.
+        of: number of shards in its split.
     """
 
     index: int
@@ -81,29 +70,15 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What all input splits gave: documents, text, and what was mended or dropped on the way."""
-
-    kept: Kept
-    dropped: dict[str, int]
-    changed: dict[str, int]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all cleaned texts, repeated ones too, whatever their order."""
-        return f"{self.kept.digest_sum:064x}"
-
-
-@dataclass(frozen=True)
 class Work:
-    """A preparation under way, seen from any process.
+    """The working folder of one preparation; any process can open it.
 
     Args:
-        folder: where it works, absolute.
-        out: the folder to make, absolute.
-        config: what is asked for.
-        settings: what the manifest will say of it.
-        plan: input splits of the input.
+        folder: absolute path of the working folder.
+        out: absolute path of the output folder.
+        config: the configuration of the preparation.
+        settings: the settings recorded in the manifest.
+        plan: input splits of the source text.
     """
 
     folder: Path
@@ -114,7 +89,7 @@ class Work:
 
     @classmethod
     def open(cls, folder: Path) -> Work:
-        """Enter a preparation that `begin` began."""
+        """Open the working folder of a preparation that has begun."""
         saved = read_json(folder / SETTINGS)
         config = saved["config"]
         return cls(
@@ -122,12 +97,12 @@ class Work:
             Path(saved["out"]),
             PrepareConfig(**{**config, "clean": CleanConfig(**config["clean"])}),
             saved["settings"],
-            _read_plan(folder / PLAN),
+            read_plan(folder / PLAN),
         )
 
     @property
     def tokenizer(self) -> Path:
-        return self.folder / "tokenizer"
+        return self.folder / TOKENIZER
 
     @property
     def set(self) -> Path:
@@ -144,56 +119,50 @@ class Work:
 
     @cached_property
     def totals(self) -> Totals:
-        """Sums over all input splits.
+        """Sum the counts of all input splits.
 
-        Raises: DataError where an input split is not read, or a split has no document.
+        Raises: DataError if an input split is not read yet, or if a split has no document.
         """
-        totals = Totals(Kept(), Counter(), Counter())
+        totals = Totals()
         for input_split in self.plan.splits:
             path = self.run(input_split).with_suffix(".json")
             if not path.exists():
                 raise DataError(f"input split {input_split.number} is not read; start again")
             found = read_json(path)
-            for split in SPLITS:
-                totals.kept.documents[split] += found["documents"][split]
-                totals.kept.bytes[split] += found["bytes"][split]
-            digest_sum = totals.kept.digest_sum + int(found["digest_sum"], 16)
-            totals.kept.digest_sum = digest_sum % 2**256
-            for name in ("dropped", "changed"):
-                for rule, count in found[name].items():
-                    getattr(totals, name)[rule] += count
+            for name in ("documents", "bytes", "dropped", "changed"):
+                getattr(totals, name).update(found[name])
+            totals.digest_sum = (totals.digest_sum + int(found["digest_sum"], 16)) % 2**256
         for split in SPLITS:
-            if not totals.kept.documents[split]:
-                raise DataError(too_few(split, totals, self.config))
+            if not totals.documents[split]:
+                raise self.too_few(split, totals.documents, totals.dropped)
         return totals
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """All shards, of about shard_mb of text each."""
+        """All shards, each of about shard_mb of text."""
         shards: list[Shard] = []
         for split in SPLITS:
-            of = max(1, round(self.totals.kept.bytes[split] / (self.config.shard_mb * 1e6)))
+            of = max(1, round(self.totals.bytes[split] / (self.config.shard_mb * 1e6)))
             shards += [Shard(len(shards) + n, split, n, of) for n in range(of)]
         return shards
 
     def gather(self, shard: Shard) -> Documents:
-        """Return the different documents of a shard."""
+        """Return the distinct documents of a shard."""
         runs = [self.run(input_split) for input_split in self.plan.splits]
         return gather(runs, shard.split, shard.number, shard.of)
 
     def documents(self, shard: Shard) -> tuple[Documents, Documents]:
-        """Return the documents that a shard is made of, and its near-duplicates, left out."""
+        """Return the documents that a shard keeps, and its near-duplicates, which it drops."""
         documents = self.gather(shard)
-        near = self.config.near_duplicates is not None
-        alike = (
-            minhash.removed(self.folder / "minhash", shard.index) if near else np.empty(0, np.int64)
-        )
-        return documents.without(alike), documents.only(alike)
+        dropped = np.empty(0, np.int64)
+        if self.config.near_duplicates is not None:
+            dropped = minhash.removed(self.folder / "minhash", shard.index)
+        return documents.without(dropped), documents.only(dropped)
 
     def is_made(self) -> bool:
-        """Whether the folder holds this shard set already, all of it.
+        """Whether the output folder already holds this shard set with all its files.
 
-        Raises: DataError where it holds a set of other text, or files are missing or cut off.
+        Raises: DataError if it holds a set made of other text, or if files are missing or cut off.
         """
         if not (self.out / MANIFEST).exists():
             return False
@@ -206,94 +175,31 @@ class Work:
         check_files(self.out)
         return True
 
+    def too_few(self, split: str, documents: Counter[str], dropped: Counter[str]) -> DataError:
+        """Return the error for a split without documents.
 
-def too_few(split: str, totals: Totals, config: PrepareConfig) -> str:
-    """Say that a split has no document, and what would give it one."""
-    remedy = "raise" if split == "validation" else "lower"
-    finer = ", or document=line" if config.source == "text" and config.document == "block" else ""
-    dropped = ", ".join(f"{rule} {count}" for rule, count in sorted(totals.dropped.items()))
-    kept = sum(totals.kept.documents.values())
-    if not kept:
-        return f"no document was kept (dropped: {dropped}); check --source, --column and --clean"
-    return (
-        f"no document fell into the {split} split: {kept} documents (repeated ones too) at"
-        f" validation_fraction={config.validation_fraction} (dropped: {dropped or 'none'});"
-        f" give more text, {remedy} the fraction{finer}"
-    )
-
-
-def begin(config: PrepareConfig) -> Work:
-    """Begin a preparation, or go on with one of the same settings and input.
-
-    Raises: ConfigError, DataError; then nothing new is left.
-    """
-    folder = folder_of(config)
-    check_place(place_of(config))
-    _refuse_twins(config, folder)
-    Cleaner(config.clean)  # a library that is missing is told now, not by a task
-    enter_work(folder)
-    if (folder / SETTINGS).exists():
-        return _begin(config, folder, read_json(folder / SETTINGS))
-    clear_work(folder)
-    try:
-        return _begin(config, folder, None)
-    except BaseException:
-        leave_work(folder)
-        raise
-
-
-def _refuse_twins(config: PrepareConfig, folder: Path) -> None:
-    """Refuse a preparation whose Slurm jobs are queued or running."""
-    if not (folder / JOBS).exists() or not slurm.is_here():
-        return
-    name, job = list(read_json(folder / JOBS).items())[-1]
-    state = slurm.job_state(job)
-    if state not in ENDED:
-        raise DataError(
-            f"out={config.out} is being made by Slurm jobs (the last, {name}, is {job}: {state});"
-            " wait for its end, or cancel them, or name another folder"
+        Args:
+            split: train or validation.
+            documents: number of documents by split, repeated ones included.
+            dropped: number of dropped documents by rule.
+        """
+        rules = ", ".join(f"{rule} {count}" for rule, count in sorted(dropped.items()))
+        if not documents.total():
+            return DataError(
+                f"no document was kept (dropped: {rules}); check --source, --column and --clean"
+            )
+        config, remedy = self.config, "raise" if split == "validation" else "lower"
+        finer = config.source == "text" and config.document == "block"
+        return DataError(
+            f"no document fell into the {split} split: {documents.total()} documents (repeated ones"
+            f" too) at validation_fraction={config.validation_fraction} (dropped:"
+            f" {rules or 'none'}); give more text, {remedy} the fraction"
+            f"{', or document=line' if finer else ''}"
         )
 
 
-def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> Work:
-    out = place_of(config)
-    tokens = read_tokens(Path(config.add_tokens)) if config.add_tokens else []
-    given = folder / "given"  # taken anew at every start, and compared with the one before
-    shutil.rmtree(given, ignore_errors=True)
-    if config.tokenizer is not None:
-        with folder_written_whole(given) as scratch:
-            take_tokenizer(config.tokenizer, scratch)
-            if tokens:
-                add_tokens(scratch, tokens)
-    settings = _settings(config, given, tokens)
-    if (out / MANIFEST).exists():
-        _compare(read_manifest(out)["settings"], settings, f"out={out} holds a shard set")
-    if old is not None:
-        _compare(old["settings"], settings, f"{folder} holds an unfinished preparation")
-    planned = plan(config.text_source(), split_mb=4 * config.shard_mb, max_mb=config.max_mb)
-    if old is not None and _read_plan(folder / PLAN) != planned:
-        logger.warning("the input has changed since %s was begun; starting anew", folder)
-        for name in FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        if config.tokenizer is None:
-            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    for name in FOLDERS:
-        (folder / name).mkdir(exist_ok=True)
-    if config.tokenizer is not None and not (folder / "tokenizer").exists():
-        given.rename(folder / "tokenizer")
-    shutil.rmtree(given, ignore_errors=True)
-    write_json(folder / PLAN, _plan_json(planned))
-    saved = {"out": str(out), "config": asdict(config), "settings": settings}
-    write_json(folder / SETTINGS, saved)
-    return Work(folder, out, config, settings, planned)
-
-
-def _plan_json(found: ReadPlan) -> dict[str, Any]:
-    content = asdict(found)
-    return {"units" if key == "splits" else key: value for key, value in content.items()}
-
-
-def _read_plan(path: Path) -> ReadPlan:
+def read_plan(path: Path) -> ReadPlan:
+    """Read plan.json, whose key for input splits is `units`."""
     found = read_json(path)
     return ReadPlan(
         tuple(found["files"]),
@@ -303,34 +209,101 @@ def _read_plan(path: Path) -> ReadPlan:
     )
 
 
-def _settings(config: PrepareConfig, tokenizer: Path, tokens: list[str]) -> dict[str, Any]:
-    """Return what the manifest keeps: what decides the bytes, and the names of places."""
-    settings = asdict(config)
-    for name in ("out", "workers"):
-        del settings[name]
-    for keys, default in ((settings, PrepareConfig("")), (settings["clean"], CleanConfig())):
-        for name in _NEWER & keys.keys():
-            if keys[name] == getattr(default, name):
-                del keys[name]  # sets made before there was this key are the same
-    given = config.tokenizer is not None
-    settings["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer) if given else None
-    settings["added_tokens"] = sha256_json(tokens) if tokens else None
-    if config.near_duplicates is not None:
-        settings["near_duplicate_words"] = minhash.WORDS
-    settings["fitb_version"] = fitb.__version__
-    settings["format_version"] = FORMAT_VERSION
-    return settings
+def place_of(config: PrepareConfig) -> Path:
+    """Return the absolute path of the output folder, links resolved: it appears by a rename."""
+    return Path(os.path.realpath(config.out))
 
 
-def _compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    keys = sorted((before.keys() | now.keys()) - set(_PLACES))
-    changed = [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in keys
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
+def folder_of(config: PrepareConfig) -> Path:
+    """Return the path of the working folder: hidden, beside the output folder."""
+    out = place_of(config)
+    return out.parent / f".{out.name}.work"
+
+
+@contextlib.contextmanager
+def alone(config: PrepareConfig) -> Iterator[None]:
+    """Hold the lock of the working folder; the lock file is removed afterwards.
+
+    Raises: SystemFault if the output folder cannot be created; DataError if another process holds
+        the lock, or another file has its name.
+    """
+    folder = folder_of(config)
+    path = folder.parent / f"{folder.name}.lock"
+    lock = FileLock(path)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # its errors are more precise than those of the lock
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
+            raise DataError(
+                f"{path} is not a lock file of fitb, which would be empty; move it away, or name"
+                " another folder with --out"
+            )
+        lock.acquire(timeout=0)
+    except Timeout as error:
         raise DataError(
-            f"{what} of other settings ({'; '.join(changed)}); name a new folder, or remove this"
-            " one"
+            f"out={config.out} is being made by another preparation right now; wait until it ends,"
+            " or name another folder"
+        ) from error
+    except OSError as error:
+        raise SystemFault(
+            f"out={config.out} cannot be made: {error.strerror or error}; name another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def check_place(out: Path) -> None:
+    """Raise DataError if the output path holds anything but a shard set or an empty folder."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"out={out} is a file; name a new folder")
+    if not (out / MANIFEST).exists():
+        if any(out.iterdir()):
+            raise DataError(f"out={out} holds files that are no shard set; name a new folder")
+        if os.path.ismount(out):
+            raise DataError(
+                f"out={out} is a mount point, which cannot be replaced by a rename; name a folder"
+                " inside it"
+            )
+
+
+def enter_work(folder: Path) -> None:
+    """Create the working folder and its marker unless they exist.
+
+    Raises: DataError if the folder holds files but no marker.
+    """
+    folder.mkdir(exist_ok=True)
+    names = sorted(path.name for path in folder.iterdir())
+    if names and _MARKER not in names:
+        raise DataError(
+            f"{folder} holds files that no preparation made ({', '.join(names)[:200]}); move it"
+            " away, or name another folder with --out"
         )
+    (folder / _MARKER).touch()
+
+
+def clear_work(folder: Path) -> None:
+    """Remove fitb's files from the working folder, except the marker; files of a user stay."""
+    for path in list(folder.iterdir()):
+        written = re.fullmatch(r"\.(.+)\.\d+\.(?:part|old)", path.name)  # temporary names of fsio
+        name = written[1] if written else path.name
+        if name not in _OWN or path.name == _MARKER:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def leave_work(folder: Path) -> None:
+    """Clear the working folder, and remove it if nothing else is in it."""
+    clear_work(folder)
+    if [path.name for path in folder.iterdir()] == [_MARKER]:  # removed last: a kill may come
+        (folder / _MARKER).unlink()
+        folder.rmdir()

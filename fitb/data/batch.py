@@ -1,4 +1,4 @@
-"""Masked rows as tensors: what a model and a loss read."""
+"""Batches of masked rows as tensors, the input of models and losses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fitb.data.masking import IGNORE_INDEX, Masked
 
 @dataclass(frozen=True)
 class Batch:
-    """Masked rows; the tensors are those of Masked, int64 of the same shapes.
+    """Masked rows as int64 tensors, with the names and shapes of `Masked`.
 
     Args:
-        padded: whether a row may end in padding; known before the rows leave the host, so that no
-            device is asked.
-        rows: (n,) int64, numbers in the split of what was read, for the record; parts and copies of
-            a batch keep those of the whole.
+        padded: whether a row may end in padding; known on the host, so that no device is
+            synchronised for it.
+        rows: (n,) int64, row numbers in the split, for logs; parts and copies of a batch keep those
+            of the whole batch.
     """
 
     input_ids: torch.Tensor
@@ -34,7 +34,7 @@ class Batch:
 
     @classmethod
     def of(cls, masked: Masked, rows: NDArray[np.int64] | None = None) -> Batch:
-        """Share the memory of masked rows."""
+        """Make a batch that shares the memory of masked rows."""
         tensors = {f.name: torch.from_numpy(getattr(masked, f.name)) for f in fields(masked)}
         return cls(**tensors, padded=not masked.attention_mask.all(), rows=rows)
 
@@ -42,23 +42,21 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """Copy into memory that a GPU reads by itself, while the host goes on."""
+        """Copy into pinned memory, from which a GPU copies asynchronously."""
         return self._each(torch.Tensor.pin_memory)
 
     def part(self, begin: int, end: int) -> Batch:
         return self._each(lambda tensor: tensor[begin:end])
 
     def real(self) -> torch.Tensor | None:
-        """(B, L) bool, false on padding; None where there is none."""
+        """(B, L) bool, false on padding; None if there is no padding."""
         return self.attention_mask.bool() if self.padded else None
 
     def coverage(self) -> torch.Tensor:
-        """(4,) float64: rows, real tokens, used slots, sum over rows of used slots squared."""
+        """(4,) float64: rows, real tokens, masked positions, squared masked positions of a row."""
         used = (self.labels != IGNORE_INDEX).sum(1).double()
-        rows = torch.tensor(len(used), dtype=torch.float64)
-        return torch.stack(
-            [rows, self.attention_mask.sum().double(), used.sum(), used.square().sum()]
-        )
+        rows, tokens = used.new_tensor(len(used)), self.attention_mask.sum().double()
+        return torch.stack([rows, tokens, used.sum(), used.square().sum()])
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         names = (field.name for field in fields(self) if field.name not in ("padded", "rows"))

@@ -14,12 +14,12 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class CachedRows:
-    """Some rows of a split, in memory; 5 L bytes each.
+    """Some rows of a split in memory, 5 L bytes each.
 
     Args:
-        numbers: (n,) int64, ascending.
-        input_ids: (n, L) int32.
-        word_starts: (n, L) bool.
+        numbers: (n,) int64, row numbers, ascending.
+        input_ids: (n, L) int32, token ids.
+        word_starts: (n, L) bool, true on the first subword of each word.
     """
 
     numbers: NDArray[np.int64]
@@ -28,9 +28,9 @@ class CachedRows:
 
     @classmethod
     def of(cls, shards: ShardSet, rows: NDArray[np.int64]) -> CachedRows:
-        """Read rows, in any order, repeated or not.
+        """Read the rows with the given numbers, in any order and with repeats.
 
-        Raises: as ShardSet.read does.
+        Raises: as ShardSet.read.
         """
         numbers = np.unique(rows)
         ids = np.empty((len(numbers), shards.length), dtype=np.int32)
@@ -42,6 +42,6 @@ class CachedRows:
         return cls(numbers, ids, starts)
 
     def read(self, rows: NDArray[np.int64]) -> Rows:
-        """Return rows in the order asked for, each of them cached."""
+        """Return cached rows in the given order."""
         places = np.searchsorted(self.numbers, rows)
         return Rows(self.input_ids[places].astype(np.int64), self.word_starts[places])

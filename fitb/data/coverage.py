@@ -1,4 +1,4 @@
-"""What masks of given rows cover, measured: shares of tokens, and what stands in the slots.
+"""Measured statistics of masks: share of masked positions, and of what replaces the tokens.
 
 Legend: B rows, L length.
 """
@@ -22,15 +22,17 @@ def mask_coverage(
     config: MaskConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Mask sample rows and count.
+    """Mask sample rows and count their masked positions.
 
     Args:
-        input_ids: (B, L) int64.
-        word_starts: (B, L) bool, true on the first piece of each word.
-        seed: of the masks.
-    Returns: JSON-able: rows, strategy and fraction; as measured, mask_share and random_share of
-        slots, coverage (share of ordinary tokens that are slots), slots_mean and slots_std over
-        rows. Shares of nothing are 0.
+        input_ids: (B, L) int64, token ids.
+        word_starts: (B, L) bool, true on the first subword of each word.
+        vocabulary: vocabulary of the tokenizer.
+        config: masking settings.
+        seed: seed of the masks.
+    Returns: JSON-able: rows, strategy and fraction; measured shares mask_share and random_share of
+        masked positions, coverage (share of ordinary tokens that are masked), mean and standard
+        deviation per row slots_mean and slots_std. A share of nothing is 0.
     """
     rows = np.arange(len(input_ids), dtype=np.int64)
     masked = mask_rows(

@@ -1,7 +1,8 @@
-"""The one collator: masked rows as a pure function of (seed, epoch, row, position); no torch.
+"""Masking: a pure function of (seed, epoch, row, position) in numpy, used by all commands.
 
-Legend: B rows, L length, K slots per row (fixed by L and the settings, so shapes are static), W the
-most words of any row, T ordinary tokens and M used slots of all rows, one after the other.
+A slot is a masked position. Legend: B rows, L length, K slots per row (fixed by L and the settings,
+so that shapes are static), W largest number of words in a row, T ordinary tokens and M used slots
+of all rows, concatenated.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-_CHOICE, _SHOWN, _RANDOM, _LENGTH = 11, 12, 13, 14  # what a key is for
+_CHOICE, _SHOWN, _RANDOM, _LENGTH = 11, 12, 13, 14  # purposes of random keys
 _NEVER = np.uint64(2**64 - 1)
-_BLOCK_TOKENS = 2**14  # masked at a time: arrays of 128 kB that stay in a core's cache
-_SPAN_LENGTHS = 16  # drawn at a time, for the rows that still need them: most rows need no more
+_BLOCK_TOKENS = 2**14  # masked at a time: arrays of 128 kB fit into a core's cache
+_SPAN_LENGTHS = 16  # drawn at a time for the rows that need more; most rows need no second draw
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking must know of a tokenizer.
+    """The ids of a tokenizer that masking needs.
 
     Args:
         size: number of token ids.
-        pad_id: of [PAD].
-        mask_id: of [MASK].
+        pad_id: id of [PAD].
+        mask_id: id of [MASK].
         special_ids: ids that are never masked and never drawn as random replacements.
-        sep_id: of [SEP], which ends a document.
+        sep_id: id of [SEP], which ends a document.
     """
 
     size: int
@@ -59,7 +60,7 @@ class Vocabulary:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Vocabulary:
-        """Read the same from a tokenizer's folder, without transformers."""
+        """Return the same for a tokenizer folder, without importing transformers."""
         tokenizer, special = open_tokenizer(folder)
         added = tokenizer.get_added_tokens_decoder().items()
         marked = {number for number, token in added if token.special}
@@ -67,9 +68,9 @@ class Vocabulary:
         size = tokenizer.get_vocab_size(with_added_tokens=True)
         return cls(size, special.pad, special.mask, tuple(sorted(ids)), special.sep)
 
-    @lru_cache(maxsize=8)  # noqa: B019, a few small values, and equal ones share
+    @lru_cache(maxsize=8)  # noqa: B019, few small values; equal vocabularies share one
     def is_special(self) -> NDArray[np.bool_]:
-        """(size,) bool, read-only."""
+        """(size,) bool, read-only: whether an id is special."""
         table = np.zeros(self.size, dtype=bool)
         table[list(self.special_ids)] = True
         table.setflags(write=False)
@@ -77,7 +78,7 @@ class Vocabulary:
 
     @lru_cache(maxsize=8)  # noqa: B019
     def ordinary_ids(self) -> NDArray[np.int64]:
-        """(size less special ids,) int64, ascending, read-only."""
+        """(size - number of special ids,) int64, read-only: the ordinary ids, ascending."""
         ids = np.flatnonzero(~self.is_special())
         ids.setflags(write=False)
         return ids
@@ -88,11 +89,11 @@ class Masked:
     """Masked rows.
 
     Args:
-        input_ids: (B, L) int64, slots replaced.
-        attention_mask: (B, L) int64, 1 on real tokens.
-        slots: (B, K) int64, positions in the row, ascending; 0 where unused.
-        labels: (B, K) int64, the true token; IGNORE_INDEX where the slot is unused.
-        slot_words: (B, K) int64, number of the slot's word in its row; -1 where unused.
+        input_ids: (B, L) int64, token ids with masked positions replaced.
+        attention_mask: (B, L) int64, 1 on real tokens, 0 on padding.
+        slots: (B, K) int64, masked positions in the row, ascending; 0 if unused.
+        labels: (B, K) int64, true token ids; IGNORE_INDEX if unused.
+        slot_words: (B, K) int64, number of each masked position's word in its row; -1 if unused.
     """
 
     input_ids: NDArray[np.int64]
@@ -103,17 +104,17 @@ class Masked:
 
 
 def num_slots(length: int, config: MaskConfig) -> int:
-    """K: the budget of a row with no other special tokens than [CLS] and one [SEP]."""
+    """K: number of masked positions in a row whose only special tokens are [CLS] and one [SEP]."""
     return max(1, round(config.fraction * (length - 2)))
 
 
 def word_numbers(
     input_ids: NDArray[np.int64], word_starts: NDArray[np.bool_], vocabulary: Vocabulary
 ) -> NDArray[np.int64]:
-    """(B, L) int64: the number of each token's word in its row.
+    """(B, L) int64: number of each token's word in its row.
 
-    It is -1 for special tokens, and for the tail of a word that was cut before the row began: such
-    tokens are never masked.
+    It is -1 for tokens that are never masked: special ones, and the tail of a word that began in
+    the row before.
     """
     words = np.cumsum(word_starts, axis=1, dtype=np.int64)
     words -= 1
@@ -122,12 +123,14 @@ def word_numbers(
 
 
 def budgets(words: NDArray[np.int64], length: int, config: MaskConfig) -> NDArray[np.int64]:
-    """(B,) int64, the most slots of each row.
+    """(B,) int64: largest number of masked positions of each row.
 
-    It is round(fraction x ordinary tokens), at least 1 where there is one, at most num_slots.
+    It is round(fraction x ordinary tokens), at least 1 if the row has one, at most num_slots.
 
     Args:
-        words: (B, L) int64, of word_numbers.
+        words: (B, L) int64, from word_numbers.
+        length: L.
+        config: masking settings.
     """
     ordinary = np.count_nonzero(words >= 0, axis=1)
     wanted = np.round(config.fraction * ordinary).astype(np.int64)
@@ -146,19 +149,21 @@ def mask_rows(
     config: MaskConfig,
     version: int = AlgorithmsConfig.masks,
 ) -> Masked:
-    """Mask rows: choose slots, then show [MASK], a random token or the token itself in each.
+    """Choose masked positions, and replace each by [MASK], a random token or the token itself.
 
-    `token` meets the budget of a row exactly; `whole_word` and `span` never cut a word and so may
-    fall short by less than the shortest word left. 80/10/10 after Devlin et al. 2019, section 3.1,
-    per token.
+    The strategy `token` reaches the budget of a row exactly; `whole_word` and `span` never cut a
+    word, so they may miss it by less than the shortest word left. 80/10/10 per token as in Devlin
+    et al. 2019, section 3.1.
 
     Args:
-        input_ids: (B, L) int64.
-        word_starts: (B, L) bool, true on the first piece of each word.
-        rows: (B,) int64, row numbers: part of the key.
-        epochs: (B,) int64, part of the key; evaluation uses its own constant.
-        seed: of the run.
-        version: of the algorithm, `algorithms.masks`.
+        input_ids: (B, L) int64, token ids.
+        word_starts: (B, L) bool, true on the first subword of each word.
+        rows: (B,) int64, row numbers, part of the random key.
+        epochs: (B,) int64, epoch numbers, part of the random key; evaluation uses a constant.
+        seed: seed of the run.
+        vocabulary: vocabulary of the tokenizer.
+        config: masking settings.
+        version: version of the algorithm, `algorithms.masks`.
     """
     num_rows, length = input_ids.shape
     shape = (num_rows, num_slots(length, config))
@@ -175,7 +180,7 @@ def mask_rows(
         words = word_numbers(input_ids[block], word_starts[block], vocabulary)
         where = (epochs[block], rows[block])
         row, place = _choose(words, where, seed, config, version)
-        number = np.arange(len(row)) - np.searchsorted(row, row)  # of the slot in its row
+        number = np.arange(len(row)) - np.searchsorted(row, row)  # index of the slot in its row
         row_in_batch = row + begin
         labels = input_ids[row_in_batch, place]
         masked.slots[row_in_batch, number] = place
@@ -193,7 +198,7 @@ def _show(
     vocabulary: Vocabulary,
     config: MaskConfig,
 ) -> NDArray[np.int64]:
-    """(M,) what stands in each slot: [MASK], a random ordinary token, or the token itself."""
+    """(M,) int64: [MASK], a random ordinary token, or the token itself for each slot."""
     drawn = rng.uniform(seed, _SHOWN, *key)
     random = np.flatnonzero(
         (drawn >= config.mask_share) & (drawn < config.mask_share + config.random_share)
@@ -212,7 +217,7 @@ def _choose(
     config: MaskConfig,
     version: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(M,) rows and (M,) places of all slots, in row-major order."""
+    """(M,) rows and (M,) positions of all slots, in row-major order."""
     length = words.shape[1]
     budget = budgets(words, length, config)
     row_key = tuple(part[:, None] for part in where)
@@ -227,7 +232,7 @@ def _choose(
     sizes, first = _word_table(tokens, word, (len(words), width), length)
     key = rng.keyed(seed, _CHOICE, *row_key, first)
     key[sizes == 0] = _NEVER
-    order = np.argsort(key, axis=1)  # no two keys of a row are equal: a place is hashed one to one
+    order = np.argsort(key, axis=1)  # keys of a row are distinct: hashing a position is bijective
     if config.strategy == "whole_word":
         taken = _first_fit(order, sizes, budget)
     else:
@@ -238,7 +243,7 @@ def _choose(
 
 
 def _smallest(key: NDArray[np.uint64], budget: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(B, L) bool, true at the `budget` smallest keys of each row, which are all different."""
+    """(B, L) bool: true at the `budget` smallest keys of each row; the keys are distinct."""
     most = int(budget.max(initial=0))
     if most == 0:
         return np.zeros(key.shape, dtype=bool)
@@ -250,11 +255,13 @@ def _smallest(key: NDArray[np.uint64], budget: NDArray[np.int64]) -> NDArray[np.
 def _word_table(
     tokens: NDArray[np.int64], word: NDArray[np.int64], shape: tuple[int, int], length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(B, W) tokens in each word, 0 where there is none, and (B, W) places of their first tokens.
+    """(B, W) number of tokens in each word (0: no word) and (B, W) position of its first token.
 
     Args:
-        tokens: (T,) flat places of ordinary tokens, ascending.
-        word: (T,) the flat number of each one's word in a table of this shape, ascending.
+        tokens: (T,) int64, flat positions of ordinary tokens, ascending.
+        word: (T,) int64, flat index of each token's word in a table of this shape, ascending.
+        shape: (B, W).
+        length: L.
     """
     sizes, first = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     new = np.ones(len(word), dtype=bool)
@@ -269,23 +276,23 @@ def _word_table(
 def _first_fit(
     order: NDArray[np.int64], sizes: NDArray[np.int64], budget: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Take words in order, passing over those that do not fit any more: (B, W) bool by word.
+    """Choose words in order, skipping those that do not fit the rest of the budget: (B, W) bool.
 
-    Done in rounds, each taking the longest run that fits: a word passed over never fits later.
+    Each round takes the longest prefix that fits: a skipped word never fits later.
     """
     by_word = np.zeros(order.shape, dtype=bool)
     todo = np.flatnonzero(budget > 0)
     left = budget[todo]
-    end = int(left.max(initial=0))  # of the first round: so many words often are enough
+    end = int(left.max(initial=0))  # of the first round, which often suffices
     while len(todo):
         words = order[todo, :end]
         size = np.where(by_word[todo[:, None], words], 0, sizes[todo[:, None], words])
         size[size > left[:, None]] = 0
         ends = np.cumsum(size, axis=1)
-        run = (ends <= left[:, None]) & (size > 0)
-        row, place = np.nonzero(run)
+        fits = (ends <= left[:, None]) & (size > 0)
+        row, place = np.nonzero(fits)
         by_word[todo[row], words[row, place]] = True
-        left = left - np.where(run, ends, 0).max(axis=1, initial=0)
+        left = left - np.where(fits, ends, 0).max(axis=1, initial=0)
         more = (left > 0) & ((ends[:, -1] > 0) | (end < order.shape[1]))
         todo, left, end = todo[more], left[more], order.shape[1]
     return by_word
@@ -294,13 +301,13 @@ def _first_fit(
 def _span_lengths(
     seed: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], config: MaskConfig, version: int
 ) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Return a function from some rows (n,) and span numbers (s,) to lengths in words (n, s).
+    """Return a function from rows (n,) and span numbers (s,) to span lengths in words, (n, s).
 
-    They are geometric among the lengths up to the longest, as in the code of Joshi et al. 2020:
-    their mean of 3.8 words, section 3.1, is of this. Version 1 clipped longer ones to the longest.
+    The distribution is geometric, truncated at the longest span as in the code of Joshi et al.
+    2020, whose mean is 3.8 words (section 3.1). Version 1 clipped longer spans instead.
     """
     p, longest = config.span_p, config.span_max_words
-    within = 1.0 if version == 1 else 1 - (1 - p) ** longest  # the share of lengths up to it
+    within = 1.0 if version == 1 else 1 - (1 - p) ** longest  # probability of a length up to it
 
     def lengths_of(rows: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.int64]:
         if p == 1:
@@ -320,14 +327,14 @@ def _spans(
     lengths_of: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]],
     longest: int,
 ) -> NDArray[np.bool_]:
-    """Take spans of words, the i-th beginning at the i-th word in order: (B, W) bool by word.
+    """Choose spans of words, of which the i-th begins at the i-th word in order: (B, W) bool.
 
-    A span stops before the first word that does not fit into what is left of the budget; a word
-    that an earlier span took costs nothing. In a packed row a span may run on into the next text.
+    A span stops before the first word that exceeds the rest of the budget; words of earlier spans
+    cost nothing. In a packed row a span may continue into the next document.
     """
     num_words = sizes.shape[1]
     longest = min(longest, num_words)
-    after = ((0, 0), (0, longest))  # words that do not exist, where a span ends
+    after = ((0, 0), (0, longest))  # padding of size 0, which ends a span
     sizes, taken = np.pad(sizes, after), np.zeros((len(sizes), num_words + longest), dtype=bool)
     todo = np.flatnonzero(budget > 0)
     left, steps = budget[todo], np.arange(longest)
@@ -342,7 +349,7 @@ def _spans(
         which, step = np.nonzero(fits)
         taken[todo[which], words[which, step]] = True
         left = left - np.where(fits, ends, 0).max(axis=1)
-        more = (left > 0) & (size[:, 0] > 0)  # words that do not exist come last
+        more = (left > 0) & (size[:, 0] > 0)  # padding comes last
         todo, left, lengths = todo[more], left[more], lengths[more]
         if not len(todo):
             break

@@ -1,8 +1,8 @@
-"""Which row is read when: a keyed two-level permutation with O(1) memory and O(1) seek.
+"""Order of the rows: a keyed two-level permutation with O(1) memory and O(1) seek.
 
-Position p of a run is position p mod N of epoch p div N. In each epoch the shards are permuted, cut
-into windows of a few shards, and the rows of a window are permuted among each other, so that a
-filesystem sees whole shards in turn. World size, workers and micro-batches are unknown here.
+Position p of a run is position p mod N of epoch p div N. In each epoch the shards are permuted and
+grouped into windows of a few shards, and the rows of a window are shuffled, so that files are read
+one window after another. The order does not depend on world size, workers or micro-batches.
 
 Legend: n positions, S shards, W windows of an epoch.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fitb.base import rng
 
-_SHARDS, _ROWS = 1, 2  # what a key is for
+_SHARDS, _ROWS = 1, 2  # purposes of random keys
 
 
 def rows_at(
@@ -28,13 +28,13 @@ def rows_at(
     seed: int,
     window_shards: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the epoch and the row at each position of a run.
+    """Return the epoch and the row number of each position of a run.
 
     Args:
-        positions: (n,) int64, each at least 0: rows consumed before this one.
-        shard_rows: (S,) rows in each shard, in the manifest's order; an array spares a conversion.
-        seed: of the run.
-        window_shards: shards whose rows are shuffled among each other.
+        positions: (n,) int64, at least 0: number of rows read before this one.
+        shard_rows: (S,) int64, rows in each shard, in the order of the manifest.
+        seed: seed of the run.
+        window_shards: number of shards whose rows are shuffled together.
     Returns: epochs (n,) and row numbers (n,) in 0 .. sum(shard_rows) - 1, int64; over one epoch
         the row numbers are a permutation.
     """
@@ -56,13 +56,16 @@ def windows_between(
     seed: int,
     window_shards: int,
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield the windows that a run reads: the position after the last row, and the shards, of each.
+    """Yield the windows of a range of positions: position after the last row, shard numbers.
 
     Args:
-        begin, end: positions; the first window holds `begin`, the last one `end` - 1.
-        shard_rows, seed, window_shards: as in rows_at.
-    Yields: shards as (at most window_shards,) int64, numbers in the epoch's order; the last window
-        of an epoch may be shorter, and a shard comes again in the next epoch.
+        begin: first position, in the first window.
+        end: position after the last one, which is in the last window.
+        shard_rows: as in rows_at.
+        seed: as in rows_at.
+        window_shards: as in rows_at.
+    Yields: shard numbers as (at most window_shards,) int64, in the order of the epoch; the last
+        window of an epoch may be shorter.
     """
     sizes = np.asarray(shard_rows, np.int64)
     num_rows = int(sizes.sum())
@@ -79,13 +82,13 @@ def windows_between(
 
 @dataclass(frozen=True)
 class _Shards:
-    """The shards of an epoch in its order.
+    """The shards of an epoch, in its order.
 
     Args:
-        numbers: (S,) int64, in the manifest.
-        ends: (S,) int64, places of the epoch up to the end of each shard.
-        shift: (S,) int64, row number less place: what the shards before it do not have in common.
-        window_ends: (W,) int64, places of the epoch up to the end of each window.
+        numbers: (S,) int64, shard numbers of the manifest.
+        ends: (S,) int64, position in the epoch after the last row of each shard.
+        shift: (S,) int64, row number minus position in the epoch, constant in a shard.
+        window_ends: (W,) int64, position in the epoch after the last row of each window.
     """
 
     numbers: NDArray[np.int64]

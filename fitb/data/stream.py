@@ -1,6 +1,6 @@
-"""From a step number to this rank's share of the batch, read ahead of need by one thread.
+"""The training rows of a rank by step, prefetched by one thread.
 
-Where the shards are remote, a second thread fetches the window that is read and then the next.
+For remote shards a second thread fetches the window that is being read, and the next one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,29 +25,30 @@ from fitb.data.order import rows_at, windows_between
 from fitb.shards.cache import GB, ShardCache
 from fitb.shards.shard_set import ShardSet
 
-WINDOWS_AHEAD = 2  # the one that is read and the next: so many must fit into the cache
-_LATE_S = 0.2  # rows that take longer: look whether they are still wanted
-_LEAVE_S = 1.0  # for a fetch to notice that nobody wants it any more
+WINDOWS_AHEAD = 2  # windows that must fit into the cache: the current and the next
+_LATE_S = 0.2  # interval of asking `given_up` while rows are late
+_LEAVE_S = 1.0  # for a cancelled fetch to end
 
 
 def positions_of_rank(step: int, global_batch: int, world: World) -> NDArray[np.int64]:
-    """Positions of the run that this rank reads in a step: a contiguous share of the batch.
+    """Positions of the run that a rank reads in a step: a contiguous share of the batch, int64.
 
     Args:
-        step: 0-based.
-        global_batch: of all ranks; their shares differ by one row where they must.
+        step: step number, from 0.
+        global_batch: rows per step over all ranks, whose shares differ by at most one row.
+        world: rank and world size.
     """
     begin, end = (global_batch * rank // world.size for rank in (world.rank, world.rank + 1))
     return step * global_batch + np.arange(begin, end, dtype=np.int64)
 
 
 def bytes_ahead(shard_bytes: Sequence[int], window_shards: int) -> int:
-    """Return what the largest WINDOWS_AHEAD windows of any order take together."""
+    """Return an upper bound of the bytes of WINDOWS_AHEAD consecutive windows."""
     return sum(sorted(shard_bytes)[-WINDOWS_AHEAD * window_shards :])
 
 
 def check_cache(cache: ShardCache, shard_bytes: Sequence[int], window_shards: int) -> None:
-    """Raise ConfigError where the cache does not hold the windows that are needed together."""
+    """Raise ConfigError if WINDOWS_AHEAD windows do not fit into the cache."""
     needed = bytes_ahead(shard_bytes, window_shards)
     if needed <= cache.max_bytes:
         return
@@ -63,11 +65,11 @@ def check_cache(cache: ShardCache, shard_bytes: Sequence[int], window_shards: in
 
 
 class FetchAhead:
-    """Fetches windows in turn on a thread of its own: the one that is read, and the next.
+    """Background thread that fetches the window that is being read, and the next.
 
     Args:
-        shards: remote.
-        windows: as `windows_between` yields them.
+        shards: a remote shard set.
+        windows: windows to fetch, from `windows_between`.
     """
 
     def __init__(self, shards: ShardSet, windows: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
@@ -76,16 +78,16 @@ class FetchAhead:
         self._reading = self._wanted = self._fetched = 0  # positions
         self._closed = False
         self._error: BaseException | None = None
-        # A daemon, so that a server that does not answer cannot hold up the end of the process.
+        # A daemon, so that an unresponsive server does not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="fitb-fetch", daemon=True)
         self._thread.start()
 
     def wait_for(self, begin: int, end: int) -> None:
-        """Wait until the shards of the positions begin .. end - 1 are here.
+        """Wait until the shards of positions begin .. end - 1 are fetched.
 
-        Positions before `begin` count as read: their windows may leave the cache.
+        Positions before `begin` count as read: their windows may be removed from the cache.
 
-        Raises: what ShardSet.fetch raised on the thread.
+        Raises: exceptions of ShardSet.fetch on the thread.
         """
         with self._changed:
             self._reading, self._wanted = max(self._reading, begin), max(self._wanted, end)
@@ -95,7 +97,7 @@ class FetchAhead:
                 raise self._error
 
     def close(self) -> None:
-        """End every wait, that for a fetch of the same shards on another thread included."""
+        """End every wait, also for a fetch of the same shards on another thread."""
         cache = self._shards.cache
         if cache is not None:
             cache.remote.cancelled.set()
@@ -104,7 +106,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait a moment for the thread, then allow fetches again."""
+        """Wait up to a second for the thread to end, then allow fetches again."""
         self._thread.join(_LEAVE_S)
         cache = self._shards.cache
         if cache is not None:
@@ -121,13 +123,13 @@ class FetchAhead:
                 with self._changed:
                     self._fetched = end
                     self._changed.notify_all()
-        except Exception as error:  # raised where rows are waited for
+        except Exception as error:  # raised again by wait_for
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
     def _may_fetch(self, read_until: int, begin: int) -> bool:
-        """Wait until the window before the last is read, or this one wanted; False when closed."""
+        """Wait until the window before the last is read, or this one is wanted; False if closed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._reading >= read_until or self._wanted > begin
@@ -139,12 +141,17 @@ class RowStream:
     """The training rows of one rank.
 
     Args:
-        shards: the training split.
+        shards: the train split.
+        vocabulary: vocabulary of the tokenizer.
+        mask: masking settings.
+        world: rank and world size.
         global_batch: rows per step over all ranks.
-        prefetch_steps: steps read ahead.
-        pin: hand over batches in memory that a GPU reads by itself.
-        mask_version: of the masks, `algorithms.masks`.
-    Raises: ConfigError where the cache of remote shards does not hold WINDOWS_AHEAD windows.
+        window_shards: number of shards whose rows are shuffled together.
+        prefetch_steps: number of steps to read ahead.
+        seed: seed of order and masks.
+        pin: whether to return batches in pinned memory.
+        mask_version: version of the masks, `algorithms.masks`.
+    Raises: ConfigError if WINDOWS_AHEAD windows of remote shards do not fit into the cache.
     """
 
     def __init__(
@@ -164,21 +171,19 @@ class RowStream:
         if shards.cache is not None:
             check_cache(shards.cache, shards.shard_bytes, window_shards)
         self._shards, self._vocabulary, self._mask, self._world = shards, vocabulary, mask, world
-        self._shard_rows = np.asarray(shards.shard_rows, np.int64)
-        self._global_batch, self._pin = global_batch, pin
-        self._window_shards, self._seed = window_shards, seed
+        self._order: dict[str, Any] = {
+            "shard_rows": np.asarray(shards.shard_rows, np.int64),
+            "seed": seed,
+            "window_shards": window_shards,
+        }
+        self._global_batch, self._pin, self._seed = global_batch, pin, seed
         self._prefetch_steps, self._mask_version = prefetch_steps, mask_version
-        self.waited_s = 0.0  # in iter_from, for rows that were not there yet
+        self.waited_s = 0.0  # seconds that iter_from waited for rows
 
     def batch(self, step: int) -> Batch:
-        """Return what this rank consumes in a step (0-based); any step, in any order."""
+        """Return this rank's batch of a step (from 0); steps may be asked in any order."""
         positions = positions_of_rank(step, self._global_batch, self._world)
-        epochs, rows = rows_at(
-            positions,
-            shard_rows=self._shard_rows,
-            seed=self._seed,
-            window_shards=self._window_shards,
-        )
+        epochs, rows = rows_at(positions, **self._order)
         read = self._shards.read(rows)
         masked = mask_rows(
             read.input_ids,
@@ -199,7 +204,9 @@ class RowStream:
         """Yield (step, batch) for steps begin .. end - 1.
 
         Args:
-            given_up: asked while rows are late; then there is no batch, and nothing after it.
+            begin: first step.
+            end: step after the last one.
+            given_up: polled while rows are late; if true, the batch is None and the iterator ends.
         """
         with self._fetching(begin, end) as (read, pool):
             ahead: deque[tuple[int, Future[Batch]]] = deque()
@@ -227,18 +234,12 @@ class RowStream:
     def _fetching(
         self, begin: int, end: int
     ) -> Iterator[tuple[Callable[[int], Batch], ThreadPoolExecutor]]:
-        """Yield what reads a step, and the thread to do it on; remote shards are fetched first."""
-        with contextlib.ExitStack() as stack:  # left from the end: close, pool, join
+        """Yield a function that reads a step, fetching remote shards first, and its thread."""
+        with contextlib.ExitStack() as stack:  # unwinds in reverse order: close, pool, join
             fetch = None
             if self._shards.cache is not None:
-                windows = windows_between(
-                    begin * self._global_batch,
-                    end * self._global_batch,
-                    shard_rows=self._shard_rows,
-                    seed=self._seed,
-                    window_shards=self._window_shards,
-                )
-                fetch = FetchAhead(self._shards, windows)
+                first, last = begin * self._global_batch, end * self._global_batch
+                fetch = FetchAhead(self._shards, windows_between(first, last, **self._order))
                 stack.callback(fetch.join)
             pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="fitb-rows"))
             if fetch is not None:

@@ -1,6 +1,6 @@
-"""Ranks that load alike: what each has read is hashed, and compared before it is used.
+"""Cross-rank check of loaded files: every rank hashes what it read, and the hashes must be equal.
 
-Each host reads through a cache of its own, so an equal name does not mean equal bytes.
+Each host has its own cache, so equal names do not imply equal bytes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ _SHOWN = 3  # ranks in a message
 
 
 def load_alike(load: Callable[[], T], digests: Callable[[T], Mapping[str, str]], world: World) -> T:
-    """Load on every rank, and return it where every rank has loaded the same; collective.
+    """Load on every rank and check that all ranks loaded the same; a collective call.
 
     Args:
-        load: reads files, each rank for itself; waits for no other rank.
-        digests: of what was loaded, by names for people.
-    Raises: what `load` raised where it failed on every rank; SystemFault on every rank where it
-        failed on some only, or where digests differ, naming what, the rank and its host.
+        load: function that reads files, without collective calls.
+        digests: function from what was loaded to a digest of each of its parts, by name.
+        world: rank and world size.
+    Raises: the exception of `load` if it failed on every rank; SystemFault on every rank if it
+        failed on some ranks only, or if digests differ, with the part, the rank and its host.
     """
     if world.size == 1:
         return load()
@@ -38,7 +39,7 @@ def load_alike(load: Callable[[], T], digests: Callable[[T], Mapping[str, str]],
     try:
         loaded.append(load())
         said = dict(digests(loaded[0]))
-    except Exception as error:  # whatever it is: the others must not wait for this rank
+    except Exception as error:  # of any kind: the other ranks must not wait
         failure, said = error, f"{type(error).__name__}: {error}"
     everyone: list[Any] = [None] * world.size
     dist.all_gather_object(everyone, (socket.gethostname(), said))
@@ -49,16 +50,16 @@ def load_alike(load: Callable[[], T], digests: Callable[[T], Mapping[str, str]],
         more = f"; and {len(apart) - _SHOWN} ranks more" if len(apart) > _SHOWN else ""
         raise SystemFault(
             f"the ranks have not read the same: {'; '.join(apart[:_SHOWN])}{more}. Start again; if"
-            " it is the same host again, do without it, for its disk, cache or memory is at fault"
+            " the same host fails again, exclude it: its disk, cache or memory is faulty"
         ) from failure
     return loaded[0]
 
 
 def differences(everyone: Sequence[tuple[str, Mapping[str, str] | str]]) -> list[str]:
-    """Say for each rank what it holds other than the first one that could load.
+    """Describe how each rank differs from the first rank that could load.
 
     Args:
-        everyone: of each rank, its host, and its digests or why it could not load.
+        everyone: host of each rank, and its digests or the reason why it could not load.
     """
     number, (host, expected) = next(
         (number, each) for number, each in enumerate(everyone) if not isinstance(each[1], str)
@@ -80,10 +81,11 @@ def differences(everyone: Sequence[tuple[str, Mapping[str, str] | str]]) -> list
 
 
 def digest_of_model(module: torch.nn.Module, config: Any) -> str:
-    """Return the sha256 of every parameter and buffer (name, type, shape, values) and a config.
+    """Return the sha256 of all parameters and buffers (name, dtype, shape, values) and a config.
 
     Args:
-        config: of transformers.
+        module: the model.
+        config: its configuration, from transformers.
     """
     digest = hashlib.sha256(config.to_json_string().encode())
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -93,5 +95,5 @@ def digest_of_model(module: torch.nn.Module, config: Any) -> str:
 
 
 def digest_of_tokenizer(tokenizer: Any) -> str:
-    """Return the sha256 of what a fast tokenizer does, special tokens included."""
+    """Return the sha256 of a fast tokenizer with its special tokens."""
     return sha256_json([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map])

@@ -1,4 +1,4 @@
-"""Softmax attention in the form that is fastest on the device at hand.
+"""Softmax attention, fused (SDPA) or unfused, whichever is faster on the device.
 
 Legend: B rows, H heads, L length, d head size.
 """
@@ -8,14 +8,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_UNFUSED_TOKENS = 2048  # up to which L x L weights in bf16 are worth their memory on a CPU
+_UNFUSED_TOKENS = 2048  # largest L at which unfused attention in bf16 on a CPU is worth its memory
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, length: int) -> str:
-    """Resolve `auto`: fused attention, but for bf16 on a CPU.
+    """Resolve `auto`: fused attention, except for bf16 on a CPU.
 
     There torch's fused kernel is no faster than in fp32, while unfused matmuls go through oneDNN:
     2 to 2.5 times as fast up to 2,048 tokens (docs/experiments.md).
+
+    Args:
+        wanted: auto, sdpa or eager.
+        device: device of the forward pass.
+        dtype: dtype of its matmuls.
+        length: L.
+    Returns: sdpa or eager.
     """
     if wanted != "auto":
         return wanted
@@ -35,11 +42,14 @@ def attend(
     """Return softmax(query key^T x scale) value (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        query, key, value: (B, H, L, d).
-        mask: (B, 1, 1, L) bool, false on keys that do not exist; None where all do.
-        scale: of the scores.
-        dropout: probability that a weight is zeroed.
-        how: sdpa is torch's fused attention, without L x L memory; eager builds the scores.
+        query: (B, H, L, d).
+        key: (B, H, L, d).
+        value: (B, H, L, d).
+        mask: (B, 1, 1, L) bool, false on padding; None if there is none.
+        scale: factor of the scores.
+        dropout: probability that an attention weight is zeroed.
+        how: sdpa, torch's fused attention without L x L memory, or eager, which stores scores.
+    Returns: (B, H, L, d).
     """
     if how == "sdpa":
         return F.scaled_dot_product_attention(

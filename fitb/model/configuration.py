@@ -1,4 +1,4 @@
-"""A BERT's config.json: read, and refused where it asks for arithmetic that fitb does not do."""
+"""Reading config.json of a BERT; configurations that fitb does not implement are refused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fitb.base.errors import ConfigError
 from fitb.base.hub import find_file, reading
 
 CONFIG = "config.json"
-_BERTS_OWN = "bert.embeddings."  # how the names of its weights begin
-# Sizes that no tensor's shape tells: a default in their place would be another model.
-_TOLD_BY_NOTHING = ("num_attention_heads", "hidden_act")
-# Keys of published configurations that BertConfig does not know and that change no logit.
+_BERTS_OWN = "bert.embeddings."  # prefix of weights that only a BERT has
+# Settings that no tensor's shape implies: a default could be wrong.
+_REQUIRED = ("num_attention_heads", "hidden_act")
+# Keys of published configurations that BertConfig does not know and that do not change a logit.
 _NOTES = {
     *("model_type", "_name_or_path", "name_or_path", "name", "language"),
     *("dtype", "torch_dtype", "torchscript", "use_bfloat16", "xla_device"),
@@ -29,17 +29,17 @@ _NOTES = {
     *("use_return_dict", "attn_implementation", "_attn_implementation", "tf_legacy_loss"),
     *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
     *("pooler_size_per_head", "pooler_type", "_commit_hash", "sentence_transformers"),
-    "trained_length",  # tokens of a row, by fitb itself
+    "trained_length",  # tokens in a row, written by fitb
     *("transformers.js_config", "cross_attention_hidden_size", "_attn_implementation_autoset"),
 }
 
 
 def read_config(source: str) -> BertConfig:
-    """Read the configuration of a folder or hub name; its code, if it names some, is not run.
+    """Read the configuration of a folder or hub name, without running its code.
 
     Raises:
-        ConfigError: it is not that of a BERT encoder as fitb computes it; every key is named.
-        DataError: it is not there or cannot be read.
+        ConfigError: it is not a BERT encoder that fitb implements; names every key.
+        DataError: it is missing or cannot be read.
     """
     with reading("model", source, CONFIG):
         path = find_file(source, CONFIG)
@@ -48,21 +48,21 @@ def read_config(source: str) -> BertConfig:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if said.get("model_type") is None:
             if not any(name.startswith(_BERTS_OWN) for name in weight_names(source)):
-                raise ValueError('it says no model_type; add "model_type": "bert" if it is a BERT')
-            said["model_type"] = "bert"  # as TinyBERT's authors left theirs, and many others
+                raise ValueError('it has no model_type; add "model_type": "bert" if it is a BERT')
+            said["model_type"] = "bert"  # as in TinyBERT's releases and many others
         _check(source, said)
         return BertConfig.from_dict(said)
 
 
 def weight_names(source: str) -> Iterator[str]:
-    """Yield the names of the weights of a folder or hub name; none where there are none."""
+    """Yield the names of the weights of a folder or hub name, if any."""
     if path := find_file(source, "model.safetensors"):
         with safe_open(path, "pt") as tensors:
             yield from tensors.keys()
     elif path := find_file(source, "model.safetensors.index.json"):
         yield from json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     elif path := find_file(source, "pytorch_model.bin"):
-        yield from load_state_dict(path, map_location="meta")  # which runs no code of the file
+        yield from load_state_dict(path, map_location="meta")  # weights_only: runs no code
 
 
 def _check(source: str, said: Mapping[str, Any]) -> None:
@@ -73,11 +73,11 @@ def _check(source: str, said: Mapping[str, Any]) -> None:
             f"model {source!r} is {named}; expected a BERT encoder (model_type 'bert');"
             " choose such a checkpoint"
         )
-    absent = [key for key in _TOLD_BY_NOTHING if key not in said]
+    absent = [key for key in _REQUIRED if key not in said]
     if absent:
         raise ConfigError(
-            f"model {source!r}: its {CONFIG} does not say {' and '.join(absent)}, which its weights"
-            f" do not tell; add to {CONFIG} what the model was trained with"
+            f"model {source!r}: its {CONFIG} lacks {' and '.join(absent)}, which cannot be derived"
+            f" from its weights; add to {CONFIG} what the model was trained with"
         )
     if said["hidden_act"] not in ACT2FN:
         raise ConfigError(
@@ -87,15 +87,14 @@ def _check(source: str, said: Mapping[str, Any]) -> None:
     strange = [f"{key}={value!r}" for key, value in said.items() if _changes(key, value, said)]
     if strange:
         raise ConfigError(
-            f"model {source!r}: its {CONFIG} has {', '.join(strange)}, which BERT's arithmetic does"
-            " not know; choose a plain BERT, or, if that changes no number, remove it from"
-            f" {CONFIG}"
+            f"model {source!r}: its {CONFIG} has {', '.join(strange)}, which is not part of BERT;"
+            f" choose a plain BERT, or, if it does not change the results, remove it from {CONFIG}"
         )
 
 
 def _changes(key: str, value: Any, said: Mapping[str, Any]) -> bool:
-    """Whether a key may change what a BERT computes: anything unknown that is not off."""
-    if key == "auto_map":  # code for the tokenizer is its own matter
+    """Whether a key may change the results of a BERT: any unknown key with a true value."""
+    if key == "auto_map":  # code of a tokenizer is checked with the tokenizer
         return not isinstance(value, dict) or any(name != "AutoTokenizer" for name in value)
     if key == "is_encoder_decoder":
         return bool(value)
@@ -108,9 +107,5 @@ def _changes(key: str, value: Any, said: Mapping[str, Any]) -> bool:
     }
     if not value or key in _NOTES or value == plain.get(key):
         return False
-    return key not in {field.name for field in fields(BertConfig)} | _of_generation()
-
-
-def _of_generation() -> set[str]:
-    """Return the keys that older configurations hold for models that write text."""
-    return set(vars(GenerationConfig()))  # type: ignore[no-untyped-call]
+    generation = vars(GenerationConfig())  # type: ignore[no-untyped-call]  # in old files
+    return key not in generation and key not in {field.name for field in fields(BertConfig)}

@@ -1,7 +1,7 @@
-"""The contract of models: teacher, student, tokenizer and shards fit together, or all is refused.
+"""Contract check: teacher, student, tokenizer and shards must fit together.
 
-Checked before a row is read, and reported all at once: a job that waited a day in a queue should
-not learn of its mistakes one day at a time.
+It runs before a row is read and reports all failures at once: a job that waited a day in a queue
+should not fail for one reason per day.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def check_contract(
     layer_map: LayerMap | None = None,
     in_windows: bool = False,
 ) -> None:
-    """Check that everything fits together.
+    """Check that models, tokenizer and shards fit together.
 
     Args:
-        tokenizer: that of the shards.
-        manifest: of the shards (`length`, `tokenizer.fingerprint`, `tokenizer.vocab_size`); None
-            where there are none and the tokenizer is the model's own.
-        student: trained, evaluated or asked; called the model where nothing trains it.
-        teacher: None where there is none.
-        needs_teacher_head: its logits are used.
-        needs_student_head: it is evaluated or asked, so its checkpoint must have trained its head.
-        attention: attention scores are compared, head by head.
-        layer_map: teacher layer for each student layer; None where no layers are compared.
-        in_windows: rows longer than a model was trained at are cut.
-    Raises: ContractError with every failure, each with its value, what was expected, a remedy.
+        tokenizer: tokenizer of the shards.
+        manifest: manifest of the shards (`length`, `tokenizer.fingerprint`,
+            `tokenizer.vocab_size`); None if the tokenizer is the model's own.
+        student: model that is trained or used; messages call it the model if it is not trained.
+        teacher: teacher of the distillation, or None.
+        needs_teacher_head: whether the teacher's logits are used.
+        needs_student_head: whether the student is used, so that its head must be trained already.
+        attention: whether attention scores are compared, head by head.
+        layer_map: teacher layer of each student layer; None if no layers are compared.
+        in_windows: whether rows longer than a model's trained length are cut into windows.
+    Raises: ContractError with every failure: its value, the expected value, a remedy.
     """
     asked = "model" if needs_student_head else "student"
     models = {asked: student} | ({"teacher": teacher} if teacher else {})
@@ -129,8 +129,8 @@ def _length(role: str, loaded: Loaded, rows: int) -> Iterator[str]:
     elif trained < rows:
         yield (
             f"the {role} ({loaded.source}) was trained on rows of {trained} tokens, these have"
-            f" {rows}: what it says of the others is chance; prepare shards of length {trained} or"
-            " less"
+            f" {rows}: its predictions for the rest are random; prepare shards of length {trained}"
+            " or less"
         )
 
 
@@ -140,7 +140,7 @@ def _vocabulary(
     tokenizer: PreTrainedTokenizerBase,
     manifest: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    """Demand evidence that the model was trained with the vocabulary of the shards."""
+    """Yield a failure unless the model's files show that its vocabulary is that of the shards."""
     if manifest is None or loaded.is_random:
         return
     of_set = loaded.shards_fingerprint
@@ -154,8 +154,8 @@ def _vocabulary(
         other = difference(load_tokenizer(source), tokenizer, loaded.added)
     except DataError as error:
         yield (
-            f"nothing tells whether the vocabulary of the {role} ({loaded.source}) is that of the"
-            f" shards: {error}; copy the tokenizer that it was trained with beside its weights"
+            f"it is unknown whether the {role} ({loaded.source}) has the vocabulary of the shards:"
+            f" {error}; copy the tokenizer that it was trained with beside its weights"
         )
         return
     if other:
@@ -164,19 +164,19 @@ def _vocabulary(
         if found not in (None, expected):
             named = f"has the fingerprint {found[:12]}, that of the shards {expected[:12]}"
         yield (
-            f"the tokenizer beside the {role} ({source}) {named}: {other}: the same text would be"
+            f"the tokenizer beside the {role} ({source}) {named}: {other}: the same text would give"
             f" other ids; prepare the shards with the {role}'s tokenizer"
         )
 
 
 def _fingerprint(role: str, loaded: Loaded, entry: Mapping[str, Any]) -> Iterator[str]:
-    """Judge by the fingerprint alone, as that of a checkpoint without an export."""
+    """Compare fingerprints alone, as for a checkpoint without an export."""
     found = loaded.tokenizer_fingerprint
     if found is None:
         yield (
-            f"nothing tells whether the vocabulary of the {role} ({loaded.source}) is that of the"
-            " shards: its run has no export, and its own shards are not there any more; put them"
-            " back, or copy the tokenizer that it was trained with into the run's export/"
+            f"it is unknown whether the {role} ({loaded.source}) has the vocabulary of the shards:"
+            " its run has no export, and its own shards are missing; put them back, or copy the"
+            " tokenizer that it was trained with into the run's export/"
         )
         return
     added = {each["token"]: each["id"] for each in entry.get("added", ())}
@@ -184,8 +184,8 @@ def _fingerprint(role: str, loaded: Loaded, entry: Mapping[str, Any]) -> Iterato
     if found != entry["base_fingerprint" if as_added else "fingerprint"]:
         yield (
             f"the tokenizer beside the {role} ({loaded.source}) has the fingerprint {found[:12]},"
-            f" that of the shards {entry['fingerprint'][:12]}: the same text would be other ids;"
-            f" prepare the shards with the {role}'s tokenizer"
+            f" that of the shards {entry['fingerprint'][:12]}: the same text would give other"
+            f" ids; prepare the shards with the {role}'s tokenizer"
         )
 
 
@@ -207,18 +207,18 @@ def _weights(role: str, loaded: Loaded, needs_head: bool) -> Iterator[str]:
 
 
 def _places(role: str, loaded: Loaded, *, learns: bool) -> Iterator[str]:
-    """Refuse weights without a place, but for a student that begins as the first layers of one."""
+    """Yield a failure for unexpected weights, except further layers of a student to be trained."""
     if loaded.unexpected and not (learns and _are_further_layers(loaded)):
         yield (
-            f"the checkpoint of the {role} ({loaded.source}) holds {len(loaded.unexpected)} weights"
-            f" for which a BERT of its config.json has no place ({_some(loaded.unexpected)}), so"
-            " its answers would be others; put back the config.json that was saved with them, or"
-            " choose a plain BERT"
+            f"the checkpoint of the {role} ({loaded.source}) has {len(loaded.unexpected)} weights"
+            f" that a BERT of its config.json lacks ({_some(loaded.unexpected)}), so its outputs"
+            " would differ; put back the config.json that was saved with them, or choose a plain"
+            " BERT"
         )
 
 
 def _are_further_layers(loaded: Loaded) -> bool:
-    """Whether the weights without a place are whole layers on top of those that the model has."""
+    """Whether the unexpected weights are whole layers above those of the model."""
     depth = int(loaded.model.config.num_hidden_layers)
     names = [match.groups() for name in loaded.model.state_dict() if (match := _LAYER.match(name))]
     whole = {name for layer, name in names if layer == "0"}
@@ -262,16 +262,16 @@ def _round_trips(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         problem = _round_trip_problem(tokenizer, text)
         if problem:
             yield (
-                f"the tokenizer does not give back {text!r}: {problem}; use a WordPiece tokenizer"
+                f"the tokenizer does not reproduce {text!r}: {problem}; use a WordPiece tokenizer"
                 " with offsets, such as BERT's"
             )
 
 
 def _round_trip_problem(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """Compare each piece with the text at its offsets; None where all is well.
+    """Compare each subword with the text at its offsets; return None if all are equal.
 
-    The text is normalised first, and offsets are into that: normalising may decompose a
-    character into several (Hangul), whose pieces would share one place in the text as written.
+    Offsets refer to the normalised text: normalising may decompose a character (Hangul) into
+    several, whose subwords would share one offset in the original text.
     """
     normalizer = tokenizer.backend_tokenizer.normalizer
     normal = normalizer.normalize_str(text) if normalizer else text
@@ -280,7 +280,7 @@ def _round_trip_problem(tokenizer: PreTrainedTokenizerBase, text: str) -> str | 
         for form in (normal, text)
     )
     if coded.ids != written.ids:
-        return "normalised text is read differently from the text as written"
+        return "normalised text gives other ids than the original text"
     previous_word, previous_end = None, 0
     for piece, (begin, end), word in zip(coded.tokens, coded.offsets, coded.word_ids, strict=True):
         inside = continues(piece) and word == previous_word
@@ -291,7 +291,7 @@ def _round_trip_problem(tokenizer: PreTrainedTokenizerBase, text: str) -> str | 
             if spelled != normal[begin:end]:
                 return f"token {piece!r} stands for {normal[begin:end]!r}"
             if (word == previous_word) != inside:
-                return f"token {piece!r} says that a word starts, its place says otherwise"
+                return f"token {piece!r} marks the begin of a word, its offset does not"
         previous_word, previous_end = word, end
     if normal[previous_end:].strip():
         return f"{normal[previous_end:]!r} at the end has no token"

@@ -1,10 +1,9 @@
-"""A BERT's forward pass, written out: what each layer computes, and the states that are asked for.
+"""Forward pass of a BERT that returns chosen hidden states, queries and keys.
 
-The weights stay where transformers keeps them and keep their names; only the order of the
-operations is ours, so that queries, keys and hidden states are returned instead of caught, no mask
-is looked at on the host, and a compiler sees one graph.
+It uses the modules and weights of transformers, but calls them itself, so that states are returned
+without hooks, no mask is inspected on the host, and torch.compile sees one graph.
 
-Legend: B rows, L length, K slots of a row, D hidden, H heads, d head size.
+Legend: B rows, L length, K masked positions (slots) of a row, D hidden, H heads, d head size.
 """
 
 from __future__ import annotations
@@ -21,20 +20,19 @@ from transformers import BertForMaskedLM
 from fitb.model.attention import attend
 from fitb.model.load import encoder, mlm_head
 
-_HEAD_MULTIPLE = 8  # head sizes that fused attention on GPUs takes as they are
-_VOCABULARY_MULTIPLE = 64  # logits of whole cache lines, for the tensor cores' kernels
-_NEVER = torch.finfo(torch.float16).min  # a logit that every precision holds and softmax makes 0
+_HEAD_MULTIPLE = 8  # of head sizes that fused attention on GPUs need not pad
+_VOCABULARY_MULTIPLE = 64  # of vocabulary sizes that tensor cores' kernels are fast at
+_NEVER = torch.finfo(torch.float16).min  # a logit of probability 0 in every precision
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """How a forward pass is executed; what it computes stays the same, to rounding.
+    """Execution options of a forward pass, which change results by rounding only.
 
     Args:
         attention: sdpa or eager, as in `attend`.
-        pad: compute with heads of a multiple of 8 and a vocabulary of a multiple of 64, which GPU
-            kernels are made for. Weights of further columns are zero, and further logits so low
-            that softmax makes 0 of them.
+        pad: whether to pad head sizes to a multiple of 8 and the vocabulary to a multiple of 64,
+            for GPU kernels. Padding weights are zero, padding logits so low that softmax gives 0.
     """
 
     attention: str = "sdpa"
@@ -46,12 +44,12 @@ DEFAULT = Kernels()
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder says about a batch.
+    """Outputs of an encoder for a batch.
 
     Args:
-        last: (B, L, D), after the last layer; (B, K, D) where slots were given.
-        hidden: (B, L, D) each: the embeddings, then the layers that were asked for, in their order.
-        pairs: queries and keys, (B, H, L, d) each, of those layers.
+        last: (B, L, D), states after the last layer; (B, K, D) if slots were given.
+        hidden: (B, L, D) each: the embeddings, then the requested layers in the requested order.
+        pairs: queries and keys, (B, H, L, d) each, of these layers.
     """
 
     last: torch.Tensor
@@ -71,24 +69,25 @@ def encode(
     """Run the encoder of a BERT (Devlin et al. 2019, section 3; layers as in Vaswani et al. 2017).
 
     Args:
-        model: its dropout is as in transformers: on in train mode.
-        input_ids: (B, L) int64.
-        real: (B, L) bool, false on padding; None where there is none, which is faster.
-        layers: numbers of the layers whose states are returned, 1 is the first, in any order; not
-            the last one where slots are given.
-        slots: (B, K) int64; the last layer answers at these positions alone, a fifth of the work
-            of four layers less.
+        model: the model; dropout is on in train mode, as in transformers.
+        input_ids: (B, L) int64, token ids.
+        real: (B, L) bool, false on padding; None if there is none, which is faster.
+        layers: numbers of the layers whose states are returned, from 1, in any order; not the last
+            one if slots are given.
+        slots: (B, K) int64, positions at which the last layer is computed; None: all. Saves a fifth
+            of the work of four layers.
+        kernels: execution options.
     """
     bert: Any = encoder(model)
     mask = None if real is None else real[:, None, None, :]
     state = bert.embeddings(input_ids)
     hidden, pairs = {0: state}, {}
     for number, layer in enumerate(bert.encoder.layer, 1):
-        asked = state if slots is None or number < len(bert.encoder.layer) else _at(state, slots)
-        context, pair = _self_attention(layer.attention, asked, state, mask, kernels)
-        between = layer.attention.output(context, asked)
+        queried = state if slots is None or number < len(bert.encoder.layer) else _at(state, slots)
+        context, pair = _self_attention(layer.attention, queried, state, mask, kernels)
+        between = layer.attention.output(context, queried)
         state = layer.output(layer.intermediate(between), between)
-        if number in layers:  # the others' memory is free again
+        if number in layers:  # other states are freed
             hidden[number], pairs[number] = state, pair
     return Encoded(
         state,
@@ -100,11 +99,13 @@ def encode(
 def logits_at(
     model: BertForMaskedLM, last: torch.Tensor, slots: torch.Tensor, kernels: Kernels = DEFAULT
 ) -> torch.Tensor:
-    """Return the logits of the MLM head at the slots alone: (B * K, V), or a padded V.
+    """Return the logits of the MLM head at masked positions only: (B * K, V), or a padded V.
 
     Args:
-        last: (B, L, D), after the last layer.
-        slots: (B, K) int64, positions in the row.
+        model: the model.
+        last: (B, L, D), states after the last layer.
+        slots: (B, K) int64, masked positions in the row.
+        kernels: execution options.
     """
     head: Any = mlm_head(model)
     at_slots = _at(last, slots).flatten(0, 1)
@@ -119,25 +120,25 @@ def logits_at(
 
 
 def _at(state: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """(B, L, D) -> (B, K, D)."""
+    """(B, L, D) -> (B, K, D): select positions."""
     return state.gather(1, slots[..., None].expand(-1, -1, state.shape[-1]))
 
 
 def _self_attention(
     module: Any,
-    asked: torch.Tensor,
+    queried: torch.Tensor,
     state: torch.Tensor,
     mask: torch.Tensor | None,
     kernels: Kernels,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the context of the states asked for, and the queries and keys it came from."""
+    """Return the context of the queried states, and the queries and keys."""
     this = module.self
     size = this.attention_head_size
-    pads = kernels.pad and isinstance(this.query, nn.Linear)  # 8-bit maps are as they are
+    pads = kernels.pad and isinstance(this.query, nn.Linear)  # not 8-bit or packed maps
     width = size + -size % _HEAD_MULTIPLE if pads else size
     query, key, value = (
         _heads(projection, of, this.num_attention_heads, width)
-        for projection, of in ((this.query, asked), (this.key, state), (this.value, state))
+        for projection, of in ((this.query, queried), (this.key, state), (this.value, state))
     )
     dropout = this.dropout.p if this.training else 0.0
     context = attend(query, key, value, mask, size**-0.5, dropout, kernels.attention)
@@ -146,7 +147,7 @@ def _self_attention(
 
 
 def _heads(projection: Any, state: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
-    """(B, L, D) -> (B, H, L, width): project, with columns of zeros up to that width."""
+    """(B, L, D) -> (B, H, L, width): project, and pad each head with zeros to `width`."""
     if num_heads * width == projection.out_features:
         projected: torch.Tensor = projection(state)
     else:
@@ -156,7 +157,7 @@ def _heads(projection: Any, state: torch.Tensor, num_heads: int, width: int) -> 
 
 
 def _with_zero_rows(weight: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
-    """(H * d, ...) -> (H * width, ...)."""
+    """(H * d, ...) -> (H * width, ...): pad the weights of each head with zero rows."""
     per_head = weight.view(num_heads, -1, *weight.shape[1:])
     below = width - per_head.shape[1]
     return F.pad(per_head, (*[0, 0] * (weight.ndim - 1), 0, below)).flatten(0, 1)

@@ -1,8 +1,7 @@
-"""Whether a run's export is what was written: the record of its files, and what an old one shows.
+"""Integrity of an export: export.json records its step and the size and sha256 of its files.
 
-A power cut or a bad disk leaves files of zeros under good names. So an export holds export.json,
-which says of which step it is, and the size and sha256 of each file; README.md, which people may
-edit, is only asked to be text. Nothing here needs torch.
+A power cut or a bad disk can leave files of zeros. README.md, which people may edit, is not
+recorded. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ _UNRECORDED = (*_OBJECTS, _WEIGHTS, "vocab.txt", "special_tokens_map.json", "add
 
 
 def seal(folder: Path, step: int) -> None:
-    """Record the files of a whole folder; the last thing that is written into it.
+    """Write export.json, the last file of an export.
 
     Args:
-        step: of the weights.
+        folder: folder of the export, complete but for export.json.
+        step: training step of the weights.
     """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": fsio.sha256_file(path)}
@@ -37,10 +37,11 @@ def seal(folder: Path, step: int) -> None:
 
 
 def keep_others(old: Path, new: Path) -> None:
-    """Copy into a new export what somebody has put beside the files of the old one.
+    """Copy files that a user added to an old export into the new one.
 
     Args:
-        new: sealed; what is copied is not part of its record.
+        old: folder of the old export.
+        new: folder of the new export, sealed; the copied files are not recorded.
     """
     try:
         ours = {*_record(old)["files"], RECORD, _CARD}
@@ -56,7 +57,7 @@ def keep_others(old: Path, new: Path) -> None:
 
 
 def step_of(folder: Path) -> int | None:
-    """Return the step of an export; None where it has no record, or one that is damaged."""
+    """Return the training step of an export; None if its record is missing or damaged."""
     try:
         return int(_record(folder)["step"])
     except (OSError, ValueError):
@@ -64,12 +65,12 @@ def step_of(folder: Path) -> int | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Say what of an export is not as it was written, or return None.
+    """Return what is damaged in an export, or None.
 
-    Of one without a record, as it used to be, that is what can be seen: files that are missing or
-    no JSON, weights that do not fit their header, are not finite or are all zero.
+    For an old export without a record: files that are missing or not JSON, weights that do not fit
+    their header, are not finite or are all zero.
 
-    Raises: OSError where the filesystem fails to read it.
+    Raises: OSError if the filesystem fails to read it.
     """
     try:
         _check(folder)
@@ -81,9 +82,9 @@ def damage(folder: Path) -> str | None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Read the record.
+    """Read export.json.
 
-    Raises: ValueError where it is not what was written.
+    Raises: ValueError if it is damaged.
     """
     record: dict[str, Any] = _object(folder / RECORD, "step", "files", "sha256")
     rest = {key: value for key, value in record.items() if key != "sha256"}
@@ -98,12 +99,12 @@ def _object(path: Path, *keys: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it is no object")
+        raise ValueError(f"{path} is damaged: it is not an object")
     return found
 
 
 def _check(folder: Path) -> None:
-    """Raise ValueError or FileNotFoundError for the first thing that is wrong."""
+    """Raise ValueError or FileNotFoundError for the first damaged file."""
     try:
         files = _record(folder)["files"]
     except FileNotFoundError:
@@ -118,7 +119,7 @@ def _check(folder: Path) -> None:
     card = folder / _CARD
     text = card.read_bytes() if card.is_file() else b"removed by its owner"
     if not text.strip() or b"\0" in text:
-        raise ValueError(f"{card} is no text")
+        raise ValueError(f"{card} is not text")
 
 
 def _check_without_record(folder: Path) -> None:

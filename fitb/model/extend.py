@@ -1,9 +1,8 @@
-"""New embedding rows for tokens that were added to the vocabulary a model was trained with.
+"""Embedding rows for tokens added to the vocabulary of a trained model.
 
-A new row is the mean of the rows of the pieces that the token was cut into before, so the model
-starts from what it knew of the word. (A random row can outweigh all others in the softmax; a mean
-of trained rows cannot: J. Hewitt, Initializing New Word Embeddings for Pretrained Language Models,
-2021.)
+A new row is the mean of the rows of the subwords that it replaces: a random row can dominate the
+softmax, a mean of trained rows cannot (J. Hewitt, Initializing New Word Embeddings for Pretrained
+Language Models, 2021).
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from fitb.model.loaded import Loaded
 
 
 def extend_embeddings(model: BertForMaskedLM, added: Sequence[Mapping[str, Any]]) -> None:
-    """Give a model one row for each added token; the rows that it has stay bitwise the same.
+    """Add one embedding row for each added token; existing rows stay bitwise the same.
 
-    Input embeddings, the decoder tied to them, and its bias grow; so does `config.vocab_size`.
+    Input embeddings, the decoder tied to them, its bias and `config.vocab_size` grow.
 
     Args:
-        model: on the CPU, its vocabulary smaller by exactly the added tokens.
-        added: as from tokenizer.added_tokens: ids from the vocabulary size on, in order.
+        model: a model on the CPU that lacks exactly the added tokens.
+        added: added tokens from corpus.tokenizer.added_tokens, ids from the vocabulary size on.
     """
     size = model.config.vocab_size
     assert [entry["id"] for entry in added] == list(range(size, size + len(added)))
-    with torch.random.fork_rng(devices=[]):  # the rows that transformers draws are overwritten
+    with torch.random.fork_rng(devices=[]):  # the random rows are overwritten
         model.resize_token_embeddings(size + len(added), mean_resizing=False)
     rows: torch.Tensor = model.bert.embeddings.word_embeddings.weight
     biases: torch.Tensor = model.cls.predictions.bias
@@ -40,14 +39,13 @@ def extend_embeddings(model: BertForMaskedLM, added: Sequence[Mapping[str, Any]]
 
 
 def extended(loaded: Loaded, tokenizer: Mapping[str, Any]) -> Loaded:
-    """Extend a model that lacks exactly the added tokens of the shards; leave any other alone.
+    """Extend a model that lacks exactly the added tokens of the shards; return others unchanged.
 
-    A model that has them already, or is otherwise unlike the tokenizer, is for the contract to
-    judge; so is one whose tokenizer lies there in another form than tokenizer.json, or not at all.
+    Models that have the tokens already or do not fit the tokenizer are left to the contract check.
 
     Args:
-        loaded: of a folder or hub name; a geometry has the whole vocabulary from the start.
-        tokenizer: the manifest's entry, from tokenizer.describe_tokenizer.
+        loaded: a loaded model.
+        tokenizer: manifest entry of the tokenizer, from corpus.tokenizer.describe_tokenizer.
     """
     added = tokenizer.get("added", ())
     lacks = loaded.model.config.vocab_size == tokenizer["vocab_size"] - len(added)

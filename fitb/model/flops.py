@@ -1,8 +1,8 @@
-"""Operations and parameters of a BERT by its sizes: what MFU and `fitb plan` count.
+"""Model FLOPs and parameters of a BERT by its geometry, for MFU and `fitb plan`.
 
-A multiplication and an addition are two; LayerNorm, softmax, GELU and losses count nothing, nor do
-the maps from student to teacher states (7 of 220 MFLOP more for TinyBERT-4): what an implementation
-does besides is overhead. Both heads run at the slots alone.
+A multiply-add counts as two operations. LayerNorm, softmax, GELU, losses and the maps from student
+to teacher states (7 of 220 MFLOP for TinyBERT-4) are not counted. MLM heads run at masked positions
+only.
 
 Legend: L length, D hidden, F intermediate, V vocabulary.
 """
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 from fitb.config import Geometry
 
-_STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, fp32
+_STATE_BYTES = 12  # bytes of a parameter in a checkpoint: weight and two moments, fp32
 BACKWARD = 2  # a backward pass has twice the matmuls of its forward pass
 
 
 @dataclass(frozen=True)
 class TokenFlops:
-    """Of one token, on average, in operations.
+    """Mean number of operations per token in a training step.
 
     Args:
-        teacher: its encoder, forward.
-        student: its encoder, forward and backward.
-        heads: both MLM heads at the slots, the student's forward and backward.
+        teacher: operations of the teacher's encoder, forward.
+        student: operations of the student's encoder, forward and backward.
+        heads: operations of both MLM heads, the student's forward and backward.
     """
 
     teacher: float
@@ -37,14 +37,14 @@ class TokenFlops:
 
 
 def encoder_flops(geometry: Geometry, length: int) -> float:
-    """Of one token through the encoder, forward: 2 N (4 D^2 + 2 D F) + 4 N D L."""
+    """Operations per token of an encoder's forward pass: 2 N (4 D^2 + 2 D F) + 4 N D L."""
     width, layers = geometry.hidden_size, geometry.num_hidden_layers
     linear = 2 * layers * (4 * width**2 + 2 * width * geometry.intermediate_size)
     return linear + 4 * layers * width * length
 
 
 def head_flops(geometry: Geometry, vocabulary: int) -> float:
-    """Of one slot through the MLM head, forward: 2 D^2 + 2 D V."""
+    """Operations per masked position of an MLM head's forward pass: 2 D^2 + 2 D V."""
     return 2 * geometry.hidden_size**2 + 2 * geometry.hidden_size * vocabulary
 
 
@@ -57,11 +57,14 @@ def work_per_token(
     slots_per_token: float,
     teacher_head: bool = True,
 ) -> TokenFlops:
-    """Count a training step, divided by its tokens.
+    """Return the operations of a training step per token.
 
     Args:
-        teacher: None trains plain MLM.
-        slots_per_token: masked positions over tokens.
+        student: geometry of the student.
+        teacher: geometry of the teacher; None for plain MLM.
+        length: L, tokens in a row.
+        vocabulary: V, vocabulary size.
+        slots_per_token: masked positions per token.
         teacher_head: whether a term needs the teacher's logits.
     """
     trained = 1 + BACKWARD
@@ -78,9 +81,9 @@ def work_per_token(
 def trained_parameters(
     student: Geometry, teacher: Geometry | None, *, vocabulary: int, length: int
 ) -> int:
-    """Count what is trained: the student, its head, and a map to the teacher for each state.
+    """Count the trained parameters: student, MLM head, and a map to the teacher for each state.
 
-    The embedding that is also the decoder counts once.
+    The embedding, which is tied to the decoder, counts once.
     """
     width, inner = student.hidden_size, student.intermediate_size
     positions = max(512, length)
@@ -92,5 +95,5 @@ def trained_parameters(
 
 
 def checkpoint_bytes(parameters: int) -> int:
-    """Return the size of one checkpoint of so many trained parameters."""
+    """Return the bytes of a checkpoint with this number of trained parameters."""
     return parameters * _STATE_BYTES

@@ -1,11 +1,8 @@
-"""A frozen teacher's matrices, kept in the form that multiplies fastest.
-
-Only the teacher's: its weights never change, so they are rearranged or rounded once.
-"""
+"""Faster linear layers for a frozen teacher, whose weights can be packed or quantised once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,14 +18,14 @@ _FP8_MULTIPLE = 16  # rows and columns of a matrix
 
 
 class PackedLinear(nn.Module):
-    """A linear map, and GELU after it, through oneDNN, whose blocked weights it keeps.
+    """Linear layer through oneDNN with packed weights, optionally fused with GELU.
 
-    torch sends fp32 matmuls to MKL, which on AMD processors runs at half of oneDNN's speed; GELU
-    applied to the block that was just computed saves a pass over memory.
+    torch sends fp32 matmuls to MKL, which on AMD processors runs at half of oneDNN's speed; the
+    fused GELU saves a pass over memory.
 
     Args:
-        linear: replaced; on the CPU.
-        gelu: whether the exact GELU follows.
+        linear: layer to replace, on the CPU.
+        gelu: whether to apply the exact GELU to the output.
     """
 
     def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
@@ -48,9 +45,12 @@ class PackedLinear(nn.Module):
 
 
 class Float8Linear(nn.Module):
-    """A linear map of 8-bit floats (e4m3): one scale per output, and one per token as it comes.
+    """Linear layer in 8-bit floats (e4m3) with a scale per output and a dynamic one per token.
 
-    Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433. Sums are in fp32.
+    Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433. Accumulation is in fp32.
+
+    Args:
+        linear: layer to replace.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -63,7 +63,7 @@ class Float8Linear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rounded, scale = _to_float8(inputs.flatten(0, -2))
-        # GPUs' kernels for a scale per row write bf16, and not all of them anything else.
+        # Not all GPU kernels with a scale per row can write anything but bf16.
         dtype = torch.bfloat16 if inputs.is_cuda else inputs.dtype
         outputs: torch.Tensor = torch._scaled_mm(
             rounded, self.weight.mT, scale_a=scale, scale_b=self.scale, out_dtype=dtype
@@ -73,14 +73,14 @@ class Float8Linear(nn.Module):
 
 
 def _to_float8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, k) -> (n, k) float8_e4m3fn and its scales (n, 1) fp32."""
+    """(n, k) float -> (n, k) float8_e4m3fn and scales (n, 1) fp32."""
     values = values.float()
     scale = (values.abs().amax(1, keepdim=True) / _E4M3_MAX).clamp(min=1e-12)
     return (values / scale).to(torch.float8_e4m3fn), scale
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch multiplies this type through oneDNN on this device."""
+    """Whether torch supports oneDNN matmuls of this dtype on this device."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if device.type != "cpu" or not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -92,27 +92,27 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(model: BertForMaskedLM) -> None:
-    """Replace the linear maps of a frozen BERT on the CPU, in its precision, in place.
+    """Replace the linear layers of a frozen BERT on the CPU by packed ones, in place.
 
-    Maps that were rounded to 8 bits stay as they are.
+    Its precision is kept, and Float8Linear layers are not replaced.
     """
     gelu = model.config.hidden_act == "gelu"
     bert: Any = encoder(model)
     for layer in bert.encoder.layer:
         dense = layer.intermediate.dense
-        if gelu and isinstance(dense, nn.Linear):  # before the walk below sees it
+        if gelu and isinstance(dense, nn.Linear):  # before _replace does
             layer.intermediate = PackedLinear(dense, gelu=True)
     _replace(model, PackedLinear)
 
 
 def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
-    """Round the encoder's matrices of a frozen BERT to 8-bit floats, in place.
+    """Quantise the encoder of a frozen BERT to 8-bit floats, in place.
 
-    The MLM head stays as it is: its logits are what the student is asked to match.
+    The MLM head keeps its precision: its logits are the student's target.
 
     Raises:
         SystemFault: the GPU has no 8-bit matmuls.
-        ConfigError: a matrix is no multiple of 16 high and wide, which 8-bit matmuls ask for.
+        ConfigError: a matrix size is not a multiple of 16, as 8-bit matmuls require.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
         error = SystemFault(
@@ -132,12 +132,6 @@ def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
 
 
 def _replace(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
-    for parent, name, linear in list(_linears(module)):
-        setattr(parent, name, make(linear))
-
-
-def _linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    for parent in module.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear):
-                yield parent, name, child
+    for name, child in list(module.named_modules()):
+        if isinstance(child, nn.Linear):
+            module.set_submodule(name, make(child))

@@ -1,4 +1,4 @@
-"""Which layer of the teacher each layer of the student learns from."""
+"""Mapping from student layers to teacher layers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ LayerMap = Literal["uniform"] | Sequence[int]
 
 
 def resolve(layer_map: LayerMap, num_student: int, num_teacher: int) -> tuple[int, ...]:
-    """Return the teacher's layer for each student layer, 1 is the first (TinyBERT, section 3.1).
+    """Return the teacher layer of each student layer, numbered from 1 (TinyBERT, section 3.1).
 
-    Raises: ConfigError where the map has another length, or names a layer that is not there.
+    Args:
+        layer_map: uniform, or a teacher layer for each student layer.
+        num_student: number of student layers.
+        num_teacher: number of teacher layers.
+    Raises: ConfigError if the map has another length, or names a layer that does not exist.
     """
     if layer_map == "uniform":
         if num_student > num_teacher:

@@ -1,4 +1,4 @@
-"""Teacher and student: from a folder, a hub name or a geometry, with what their files lacked."""
+"""Loading a teacher or student from a folder, a hub name, a run or a geometry."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ from fitb.rundir.checkpoints import checkpoint_of
 
 logger = logging.getLogger(__name__)
 _BIASES = ("cls.predictions.decoder.bias", "cls.predictions.bias")
-_MIN_POSITIONS = 512  # BERT's own, so that a student of a given geometry has the published size
+_MIN_POSITIONS = 512  # as in BERT, so that a student of a published geometry has its size
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# Of other tasks, on top of the encoder: no logit of a blank depends on them. And constants.
+# Heads of other tasks, on which no MLM logit depends, and constants.
 _NO_PART = re.compile(
     r"(bert\.)?pooler\.|cls\.seq_relationship\.|fit_dense|classifier\.|qa_outputs\."
     r"|(bert\.)?embeddings\.(position|token_type)_ids$"
@@ -42,20 +43,20 @@ def load_model(
     seed: int = 0,
     attn_implementation: str = "sdpa",
 ) -> Loaded:
-    """Load a BERT with its MLM head, or make one with random weights.
+    """Load a BERT with its MLM head, or create one with random weights.
 
     Args:
         source: Hugging Face folder or hub name, a run or one of its checkpoints, or a geometry.
-        tokenizer: gives a geometry its vocabulary size and pad id.
-        length: tokens in a row; a geometry will be trained at it and gets at least so many
-            positions; None states no trained length.
-        dropout: replaces both dropout probabilities; None keeps those of the source.
-        seed: of random weights; the global random state is left alone.
-        attn_implementation: as transformers names it.
+        tokenizer: tokenizer whose vocabulary size and pad id a geometry gets.
+        length: tokens in a row that a geometry will be trained at: its trained length and smallest
+            number of positions; None: unknown.
+        dropout: both dropout probabilities; None keeps those of the source.
+        seed: seed of random weights; the global random state does not change.
+        attn_implementation: name of the attention in transformers.
     Raises:
-        ConfigError: the source is not a BERT encoder, or not one as fitb computes it.
-        DataError: the source is not there, or its weights cannot be read, have other shapes or are
-            not finite.
+        ConfigError: the source is not a BERT encoder that fitb implements.
+        DataError: the source does not exist, or its weights cannot be read, have other shapes or
+            are not finite.
     """
     if dropout is not None and not 0 <= dropout < 1:
         raise ConfigError(f"model.dropout={dropout}; at least 0, below 1")
@@ -65,7 +66,8 @@ def load_model(
         config._attn_implementation = attn_implementation
         with _seeded(seed):
             model = BertForMaskedLM(config)
-        return Loaded(_at_rest(model), source=f"random {source}", is_random=True)
+        model.train(False)
+        return Loaded(model, source=f"random {source}", is_random=True)
     try:
         is_saved = checkpoint_of(source) is not None
     except PermissionError as error:
@@ -76,63 +78,48 @@ def load_model(
         )
     model, missing, unexpected = _from_pretrained(source, dropout, seed, attn_implementation)
     fingerprint = tokenizer_fingerprint_of(source)
-    if model.config.vocab_size > len(tokenizer) and _has(source, fingerprint, tokenizer):
-        _cut_padding(model, len(tokenizer), source)
+    size, padded = len(tokenizer), model.config.vocab_size
+    if padded > size and _has(source, fingerprint, tokenizer):
+        # NVIDIA's checkpoints have 30,528 rows for 30,522 tokens. The other logits do not change.
+        logger.info("model %r: %d rows for %d tokens; the rest is removed", source, padded, size)
+        model.resize_token_embeddings(size)
     return Loaded(model, source, missing, fingerprint, unexpected, tokenizer_source=source)
 
 
 def encoder(model: BertForMaskedLM) -> nn.Module:
-    """Return the module from token ids (B, L) to hidden states (B, L, D)."""
+    """Return the module that maps token ids (B, L) to hidden states (B, L, D)."""
     return model.bert
 
 
 def mlm_head(model: BertForMaskedLM) -> nn.Module:
-    """Return the module from hidden states (..., D) to logits (..., V)."""
+    """Return the module that maps hidden states (..., D) to logits (..., V)."""
     return model.cls
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Count parameters; the embedding that is also the decoder counts once."""
+    """Count parameters; the embedding, which is tied to the decoder, counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _cut_padding(model: BertForMaskedLM, size: int, source: str) -> None:
-    """Leave out the rows of a vocabulary that was padded, for which its tokenizer has no piece.
-
-    NVIDIA's checkpoints have 30,528 rows for 30,522 pieces. What stays computes the same logits.
-    """
-    padded = model.config.vocab_size
-    logger.info("model %r: %d rows for %d pieces; the rest is left out", source, padded, size)
-    model.resize_token_embeddings(size)
-
-
 def _has(source: str, fingerprint: str | None, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer is the one that lies beside a model's weights."""
+    """Whether a tokenizer is that of the model's own folder."""
     own = tokenizer.name_or_path
     return own == source or bool(
         own and fingerprint and fingerprint == tokenizer_fingerprint_of(own)
     )
 
 
-def _at_rest(model: BertForMaskedLM) -> BertForMaskedLM:
-    model.train(False)
-    return model
-
-
 def _config_of(
     geometry: Geometry, tokenizer: PreTrainedTokenizerBase, length: int | None
 ) -> BertConfig:
     config = BertConfig(
+        **asdict(geometry),
         vocab_size=len(tokenizer),
-        hidden_size=geometry.hidden_size,
-        num_hidden_layers=geometry.num_hidden_layers,
-        num_attention_heads=geometry.num_attention_heads,
-        intermediate_size=geometry.intermediate_size,
         max_position_embeddings=max(_MIN_POSITIONS, length or 0),
         pad_token_id=tokenizer.pad_token_id,
     )
     if length is not None:
-        config.trained_length = length  # transformers keeps keys that it does not know
+        config.trained_length = length  # transformers keeps unknown keys
     return config
 
 
@@ -145,7 +132,7 @@ def _set_dropout(config: BertConfig, dropout: float | None) -> None:
 def _from_pretrained(
     source: str, dropout: float | None, seed: int, attn_implementation: str
 ) -> tuple[BertForMaskedLM, tuple[str, ...], tuple[str, ...]]:
-    """Return the model, the weights that it lacked, and those for which it has no place."""
+    """Return the model, the names of missing weights, and those of unexpected weights."""
     config = read_config(source)
     settle(config, source)
     _set_dropout(config, dropout)
@@ -154,7 +141,7 @@ def _from_pretrained(
             source,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, all at once and by name
+            ignore_mismatched_sizes=True,  # reported below, all at once
             attn_implementation=attn_implementation,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -173,13 +160,14 @@ def _from_pretrained(
     _settle_biases(model, missing)
     check_finite(model, source)
     unexpected = (name for name in report["unexpected_keys"] if not _NO_PART.match(name))
-    return _at_rest(model), tuple(sorted(missing)), tuple(sorted(unexpected))
+    model.train(False)
+    return model, tuple(sorted(missing)), tuple(sorted(unexpected))
 
 
 def _settle_biases(model: BertForMaskedLM, missing: set[str]) -> None:
-    """Give a decoder of its own the bias that files of old hold under its other name alone.
+    """Set the bias of an untied decoder from predictions.bias, the only name in old files.
 
-    With a tied decoder both names mean one tensor; without, transformers 5 reads decoder.bias.
+    With a tied decoder both names are one tensor; otherwise transformers 5 reads decoder.bias.
     """
     if model.config.tie_word_embeddings or not missing.intersection(_BIASES):
         return
@@ -192,7 +180,7 @@ def _settle_biases(model: BertForMaskedLM, missing: set[str]) -> None:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside, and leave torch's global CPU generator as it was."""
+    """Seed torch's CPU generator, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -200,7 +188,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back transformers' own report and progress bar: fitb says what is to be said."""
+    """Silence the load report and progress bars of transformers."""
     verbosity = transformers_logging.get_verbosity()
     bars: Any = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

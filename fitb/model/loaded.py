@@ -1,4 +1,4 @@
-"""A loaded model with what its source said about itself, and what is asked of any; no torch."""
+"""A loaded model with the properties of its source, and checks of it; imports no torch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and what its source said about itself.
+    """A model and the properties of its source.
 
     Args:
-        model: in eval mode, float32, on the CPU.
-        source: folder, hub name, or a rendering of the geometry.
-        missing: weights that the checkpoint did not hold and that are random now, sorted; empty
-            for a geometry, whose weights are random on purpose.
-        tokenizer_fingerprint: of the tokenizer in the same folder, or that a checkpoint names; None
-            where there is none.
-        unexpected: weights of the checkpoint for which the model has no place, sorted; heads of
-            other tasks left out.
-        tokenizer_source: folder or hub name whose tokenizer the weights were trained with; None
-            where only its fingerprint is known, or nothing.
-        shards_fingerprint: of the set that a checkpoint was trained on; None for others.
-        added: ids of tokens that it was given rows for, which its tokenizer lacks.
-        is_random: whether nothing was learnt yet, so that any vocabulary is its own.
+        model: the model, in eval mode, float32, on the CPU.
+        source: folder, hub name, or representation of a geometry.
+        missing: names of weights that the checkpoint lacks and that are random now, sorted; empty
+            for a geometry.
+        tokenizer_fingerprint: fingerprint of the tokenizer in the same folder, or named by a
+            checkpoint; None if there is none.
+        unexpected: names of weights of the checkpoint that the model lacks, sorted, without heads
+            of other tasks.
+        tokenizer_source: folder or hub name of the tokenizer that the weights were trained with;
+            None if it is unknown.
+        shards_fingerprint: fingerprint of the shard set that a checkpoint was trained on; None for
+            other sources.
+        added: ids by token of tokens that its tokenizer lacks but it has embedding rows for.
+        is_random: whether the weights are untrained, so that any vocabulary fits.
     """
 
     model: BertForMaskedLM
@@ -47,19 +48,18 @@ class Loaded:
 
 
 def check_finite(model: nn.Module, source: str) -> None:
-    """Raise DataError with the names of weights that hold an infinity or NaN."""
+    """Raise DataError with the names of weights that hold infinities or NaN."""
     found = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if found:
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise DataError(
-            f"model {source!r}: {', '.join(found[:4])}{more} not finite (NaN or infinity), so every"
-            " answer would be; training it diverged, or 16 bits overflowed: use an earlier or"
-            " another checkpoint"
+            f"model {source!r}: {', '.join(found[:4])}{more} not finite (NaN or infinity): its"
+            " training diverged, or 16 bits overflowed; use an earlier or another checkpoint"
         )
 
 
 def tokenizer_fingerprint_of(source: str) -> str | None:
-    """Return the fingerprint of the tokenizer in a folder or hub name; None where there is none."""
+    """Return the fingerprint of the tokenizer.json of a folder or hub name, None without one."""
     try:
         found = find_file(source, "tokenizer.json")
         return tokenizer_fingerprint(found.parent) if found else None

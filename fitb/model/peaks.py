@@ -1,8 +1,8 @@
 """Published dense peak TFLOP/s of accelerators, the denominators of MFU.
 
-Of matrix units without sparsity: data sheets that print figures with sparsity print twice these.
-fp16 and bf16 accumulate in fp32; fp32 is full fp32, as PyTorch leaves TF32 off. A device is known
-by its whole name, so a slice of it (MIG) or a variant (4090 D, 3090 Ti) is unknown.
+They are without sparsity; some data sheets print twice as much, with sparsity. fp16 and bf16
+accumulate in fp32; fp32 is full fp32, as PyTorch leaves TF32 off. Names must match whole, so a MIG
+slice or a variant (4090 D, 3090 Ti) is unknown.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _COLUMNS = {"fp16": 0, "bf16": 1, "fp32": 2}
 
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
-    """Return 10^12 operations per second of one device at most; None where it is unknown.
+    """Return the peak of one device in 10^12 operations per second; None if it is unknown.
 
     Args:
         device_name: as torch.cuda.get_device_name() returns it.

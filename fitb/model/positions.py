@@ -1,8 +1,7 @@
-"""Which positions of a model were trained: its own statement, else what its run or card tells.
+"""Trained length of a model: from its config.json, else from its run or model card.
 
-A BERT has a vector for each position, and one that no row of its training reached is as random as
-at the start: what the model says there is chance. So a model is trusted up to its trained length,
-which stands in its config.json, and not up to `max_position_embeddings`.
+Position embeddings beyond the longest row of training are random, and so are the predictions there.
+So the limit of a model is `trained_length` in its config.json, not `max_position_embeddings`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import BertConfig, BertForMaskedLM
 
 logger = logging.getLogger(__name__)
-KEY = "trained_length"  # of config.json, and of the manifest of a checkpoint
+KEY = "trained_length"  # in config.json, and in the manifest of a checkpoint
 _LEAST = 3  # [CLS], one token, [SEP]
 _CARD = "README.md"
 _OUR_CARD = "Made by fitb"
@@ -33,17 +32,17 @@ _ROWS_OF_CARD = re.compile(r"^\| tokens in a row \| (\d+) \|$", re.MULTILINE)
 
 
 def trained_length(config: BertConfig) -> int:
-    """Return how many tokens of a row a model was trained on; without a statement, all it has."""
+    """Return the tokens in a row that a model was trained on; by default all its positions."""
     return int(getattr(config, KEY, None) or config.max_position_embeddings)
 
 
 def settle(config: BertConfig, source: str | Path) -> None:
-    """Write into a configuration at which length its model was trained, in place.
+    """Set the trained length of a configuration, in place.
 
     Args:
-        config: as read from the source.
+        config: configuration read from the source.
         source: folder or hub name, or a checkpoint of a run.
-    Raises: DataError where config.json states something that cannot be.
+    Raises: DataError if config.json has an impossible trained length.
     """
     most: int = config.max_position_embeddings
     stated: Any = None if checkpoint_of(source) else getattr(config, KEY, None)
@@ -52,9 +51,8 @@ def settle(config: BertConfig, source: str | Path) -> None:
         if known is None:
             logger.log(
                 _level(source),
-                "nothing tells at which length model %s was trained: taken for"
-                " max_position_embeddings=%d; where its rows were shorter, export it and write"
-                ' "%s": N into the config.json',
+                "the trained length of model %s is unknown: using max_position_embeddings=%d; if"
+                ' its rows were shorter, export it and add "%s": N to config.json',
                 source,
                 most,
                 KEY,
@@ -69,9 +67,9 @@ def settle(config: BertConfig, source: str | Path) -> None:
 
 
 def known_length(source: str | Path) -> int | None:
-    """Return at which length a local model was trained; None where nothing tells. No torch needed.
+    """Return the trained length of a local model; None if it is unknown. Imports no torch.
 
-    Runs and exports of before it was stated are held to the row length of the run or the card.
+    For runs and exports that do not state it, it is the row length of the run or the model card.
     """
     checkpoint = checkpoint_of(source)
     if checkpoint:
@@ -90,9 +88,9 @@ def known_length(source: str | Path) -> int | None:
 
 
 def take_positions(student: BertForMaskedLM, teacher: BertForMaskedLM) -> None:
-    """Begin with the teacher's position vectors, as many as both have, in place.
+    """Copy the teacher's position embeddings, as many as both have, in place.
 
-    Raises: ConfigError where the two differ in width.
+    Raises: ConfigError if hidden sizes differ.
     """
     import torch
 
@@ -109,7 +107,7 @@ def take_positions(student: BertForMaskedLM, teacher: BertForMaskedLM) -> None:
 
 
 def _stated(path: Path, key: str = KEY) -> int | None:
-    """Return a number that stands in a JSON file; None where there is none, or no such file."""
+    """Return an integer of a JSON file; None if the key or the file is missing."""
     try:
         found = fsio.read_json(path)
     except (OSError, ValueError):
@@ -119,7 +117,7 @@ def _stated(path: Path, key: str = KEY) -> int | None:
 
 
 def _of_card(folder: Path) -> int | None:
-    """Return the row length that a card of fitb names."""
+    """Return the row length in a model card written by fitb."""
     text = _card(folder)
     found = _ROWS_OF_CARD.search(text) if _OUR_CARD in text else None
     return int(found[1]) if found else None
@@ -149,7 +147,7 @@ def _of_run(run: Path) -> int | None:
 
 
 def _of_shards(shards: str, checkpoint: Path | None) -> int | None:
-    """Return the row length of local shards, unless the checkpoint was trained on others."""
+    """Return the row length of local shards if the checkpoint was trained on them."""
     if is_remote(shards):
         return None
     try:
@@ -162,7 +160,7 @@ def _of_shards(shards: str, checkpoint: Path | None) -> int | None:
 
 
 def _level(source: str | Path) -> int:
-    """Return how loud not to know is: fitb's own models may be shorter than they say."""
+    """Return the log level of an unknown length: for fitb's own models it is likely too long."""
     folder = Path(source)
     in_run = folder.name == names.EXPORT and names.is_run(folder.parent)
     if checkpoint_of(folder) or in_run or _OUR_CARD in _card(folder):

@@ -1,13 +1,13 @@
-"""The student of a training run's checkpoint, read without the training code.
+"""Loading the student of a checkpoint without the training code.
 
-A checkpoint holds whole fp32 tensors under `param/student.model.NAME`; the sizes that no tensor
-tells (heads, dropout) are in the run's config.yaml. Nothing here needs torch until weights are
-read.
+A checkpoint has whole fp32 tensors named `param/student.model.NAME`; settings that no tensor's
+shape implies (heads, dropout) are in the run's config.yaml. torch is imported only to read weights.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _STUDENT = "param/student.model."
-_TIED = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}  # to what is saved
+_TIED = {
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+}  # to tensors that are saved
 _EMBEDDINGS = "bert.embeddings."
 
 
@@ -36,18 +39,16 @@ def load_saved(
     dropout: float | None = None,
     attn_implementation: str = "sdpa",
 ) -> Loaded:
-    """Load the student of a checkpoint, or of a run's newest one.
+    """Load the student of a checkpoint, or of the newest checkpoint of a run.
 
-    Every file is held against the checkpoint's manifest before it is used. Where the run has
-    exported a student, the tokenizer beside that one is the model's.
+    Every file is hashed before it is used. The tokenizer is that of the run's export, if any.
 
     Args:
-        path: as in `checkpoint_of`.
-        tokenizer: gives a student that began as a geometry its pad id; None leaves BERT's, 0.
-        dropout: replaces both dropout probabilities; None keeps those of the run.
-        attn_implementation: as transformers names it.
-    Raises: DataError where the path is neither, a file is missing or not what was written, or a
-        weight of the student is not there.
+        path: a run or a checkpoint, as in `checkpoint_of`.
+        tokenizer: tokenizer whose pad id a student made from a geometry gets; None: BERT's 0.
+        dropout: both dropout probabilities; None keeps those of the run.
+        attn_implementation: name of the attention in transformers.
+    Raises: DataError if the path is neither, a file is missing or damaged, or a weight is missing.
     """
     import torch
     from transformers import BertForMaskedLM
@@ -68,7 +69,7 @@ def load_saved(
     if dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     config._attn_implementation = attn_implementation
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         model = BertForMaskedLM(config)
     _fill(model, weights, folder)
     check_finite(model, str(folder))
@@ -84,7 +85,7 @@ def load_saved(
 
 
 def _of_shards(run: Path, manifest: dict[str, Any]) -> str | None:
-    """Return the fingerprint of the tokenizer of a run's shards, if the very same lie there yet."""
+    """Return the fingerprint of the tokenizer of a run's shards if they still exist unchanged."""
     shards = Path(_began(run).data.shards) / "manifest.json"
     try:
         found: dict[str, Any] = fsio.read_json(shards)
@@ -97,7 +98,7 @@ def _of_shards(run: Path, manifest: dict[str, Any]) -> str | None:
 
 
 def _saved_with(export: Path) -> str | None:
-    """Return the fingerprint of the tokenizer beside an export; None where it cannot be read."""
+    """Return the fingerprint of the tokenizer of an export; None if it cannot be read."""
     try:
         return tokenizer_fingerprint_of(str(export)) if export.is_dir() else None
     except DataError as error:
@@ -106,9 +107,9 @@ def _saved_with(export: Path) -> str | None:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the student's tensors in a checkpoint, named as in its module, every file hashed.
+    """Return the student's tensors in a checkpoint by parameter name, after hashing every file.
 
-    Raises: DataError where the manifest or a file is not as it was written.
+    Raises: DataError if the manifest or a file is damaged.
     """
     return _weights(folder, read_manifest(folder))
 
@@ -116,7 +117,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint.
 
-    Raises: DataError where it is not what was written, or of a newer format.
+    Raises: DataError if it is damaged or of a newer format.
     """
     try:
         return checkpoints.read_manifest(folder)
@@ -125,10 +126,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the student's tensors, named as in its module.
-
-    Raises: DataError where a file is not as it was written.
-    """
     from safetensors import safe_open
 
     weights: dict[str, torch.Tensor] = {}
@@ -149,7 +146,7 @@ def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
 def _sizes(
     run: Path, weights: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase | None
 ) -> BertConfig:
-    """Return the student's configuration: from config.yaml, and vocabulary and positions as saved.
+    """Return the student's configuration: config.yaml, with vocabulary and positions as saved.
 
     Tokens may have been added to the vocabulary, and rows may be longer than BERT's.
     """
@@ -158,13 +155,8 @@ def _sizes(
     began = _began(run)
     student = began.model.student
     if isinstance(student, Geometry):
-        config = BertConfig(
-            hidden_size=student.hidden_size,
-            num_hidden_layers=student.num_hidden_layers,
-            num_attention_heads=student.num_attention_heads,
-            intermediate_size=student.intermediate_size,
-            pad_token_id=0 if tokenizer is None else tokenizer.pad_token_id,
-        )
+        pad_id = 0 if tokenizer is None else tokenizer.pad_token_id
+        config = BertConfig(**asdict(student), pad_token_id=pad_id)
     else:
         config = _config_of_start(student, run / names.EXPORT)
     if began.model.dropout is not None:
@@ -182,12 +174,12 @@ def _sizes(
 def _began(run: Path) -> Config:
     path = run / names.CONFIG
     if not path.is_file():
-        raise DataError(f"{path} is missing, which gives the student's sizes; put it back")
+        raise DataError(f"{path} is missing, and the student's sizes with it; put it back")
     return parse(Config, "fitb", ["--config", str(path)])
 
 
 def _config_of_start(start: str, export: Path) -> BertConfig:
-    """Return the configuration of what a student began from, else that of its export."""
+    """Return the configuration of the model that a student began as, else of its export."""
     from fitb.model.configuration import read_config
 
     earlier = checkpoint_of(start)
@@ -196,11 +188,11 @@ def _config_of_start(start: str, export: Path) -> BertConfig:
     for source in (start, str(export)):
         try:
             return read_config(source)
-        except DataError:  # not there; what is there and no BERT is told
+        except DataError:  # missing; if it is not a BERT, ConfigError passes
             continue
     raise DataError(
-        f"the student began as {start!r}, which is not there any more, and {export} holds no"
-        " config.json; put one of them back: they give the student's sizes"
+        f"the student began as {start!r}, which no longer exists, and {export} has no config.json;"
+        " put one of them back: they hold the student's sizes"
     )
 
 

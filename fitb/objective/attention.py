@@ -1,13 +1,13 @@
-"""Attention-score distillation without a single L x L matrix.
+"""Attention-score distillation loss without L x L matrices.
 
 Legend: B rows, H heads, L length, d head size (t teacher, s student).
 
-The squared Frobenius norm of a difference of scores opens into three inner products,
+The squared Frobenius norm of a difference of scores expands into three inner products,
     |Qt Kt^T / sqrt(dt) - Qs Ks^T / sqrt(ds)|^2
         = <Qt^T Qt, Kt^T Kt> / dt - 2 <Qt^T Qs, Kt^T Ks> / sqrt(dt ds) + <Qs^T Qs, Ks^T Ks> / ds,
-each of d x d matrices: an affair of (dt + ds)^2 numbers instead of L^2, and both models are free to
-run fused attention. The price is cancellation where teacher and student nearly agree, so it is done
-in fp32 (torch keeps TF32 off unless it is asked for), and the three are added in fp64.
+each of d x d matrices: (dt + ds)^2 numbers instead of L^2, and both models can use fused attention.
+Nearly equal teacher and student cancel, so matmuls are in fp32 (TF32 is off by default in torch)
+and the three terms are added in fp64.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def attention_loss(
 
     Args:
         student: queries and keys, each (B, H, L, ds), any float dtype.
-        teacher: queries and keys, each (B, H, L, dt).
-        query_mask: (B, L), 1 on the query rows that count, 0 elsewhere; None where all count.
-        key_mask: (B, L), the same for key columns; what stands in masked cells has no effect.
-    Returns: scalar fp32; its mean is over H x queries x keys.
+        teacher: queries and keys, each (B, H, L, dt), any float dtype.
+        query_mask: (B, L), 1 on queries that count, 0 elsewhere; None if all count.
+        key_mask: (B, L), the same for keys; the values at other positions have no effect.
+    Returns: scalar fp32, to be divided by H x queries x keys for the mean.
     """
     with torch.autocast(teacher[0].device.type, enabled=False):
         qt, qs = (
@@ -40,7 +40,7 @@ def attention_loss(
 
 
 def _counted(states: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """(B, H, L, d) fp32, scaled, head after head in memory; zero where it does not count."""
+    """(B, H, L, d) fp32, contiguous and scaled; zero at positions that do not count."""
     states = states.to(torch.float32, memory_format=torch.contiguous_format)
     states = states * scale if scale != 1 else states
     return states if mask is None else states.masked_fill(mask[:, None, :, None] == 0, 0.0)

@@ -1,9 +1,8 @@
-"""The terms as pure functions: each returns its sum in fp32 and divides nothing.
+"""Loss terms as pure functions, each of which returns an undivided sum in fp32.
 
-Legend: B rows, L length, D hidden, H heads, M masked positions, V vocabulary. What a sum is
-divided by is known from the batch alone (objective.counts), so it is divided once, by the count
-over the whole global batch: neither accumulation nor padding nor world size changes a loss.
-TinyBERT is Jiao et al. 2020 (https://arxiv.org/abs/1909.10351).
+Legend: B rows, L length, D hidden, H heads, M masked positions, V vocabulary. A sum is divided
+once, by its count over the global batch (Objective.counts), so that a loss does not depend on
+gradient accumulation, padding or world size. TinyBERT is Jiao et al. 2020 (https://arxiv.org/abs/1909.10351).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 
 from fitb.data.masking import IGNORE_INDEX
 
-_BLOCK = 2**20  # numbers at a time on a CPU: 4 MB, which caches hold
+_BLOCK = 2**20  # logits at a time on a CPU: 4 MB, which fit into caches
 
 
 def hidden_loss(
@@ -25,8 +24,8 @@ def hidden_loss(
     Args:
         student: (B, L, D) float, after the projection to the teacher's width.
         teacher: (B, L, D) float.
-        mask: (B, L), 1 on tokens that count; None where all do.
-    Returns: scalar fp32; its mean is over tokens x D.
+        mask: (B, L), 1 on tokens that count, 0 elsewhere; None if all count.
+    Returns: scalar fp32, to be divided by tokens x D for the mean.
     """
     difference = student.float() - teacher.float()
     if mask is not None:
@@ -37,20 +36,19 @@ def hidden_loss(
 def slot_losses(
     student: torch.Tensor, teacher: torch.Tensor | None, labels: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Soft and hard cross-entropy at the slots, in one pass over the logits, and hits.
+    """Soft and hard cross-entropy and top-1 hits at masked positions, in one pass over the logits.
 
-    The soft one is that of the student under the teacher (TinyBERT, eq. 10), both at a temperature
-    and multiplied by its square, which keeps the size of its gradient (Hinton et al. 2015, section
-    2.1); the hard one is that of the true tokens (Devlin et al. 2019, section 3.1).
+    The soft loss is the cross-entropy of student and teacher (TinyBERT, eq. 10) at a temperature,
+    multiplied by its square to keep the scale of its gradient (Hinton et al. 2015, section 2.1);
+    the hard loss is that of the true tokens (Devlin et al. 2019, section 3.1).
 
     Args:
-        student: (M, V) float logits.
-        teacher: (M, V) float logits; None leaves the soft loss 0.
-        labels: (M,) int64; positions with IGNORE_INDEX do not count.
-        temperature: of the soft loss.
-    Returns: soft, hard, and the number of slots whose likeliest token is the true one: scalars,
-        fp32; no counted position gives zeros that have a graph. Their means are over counted
-        positions.
+        student: (M, V) float, logits.
+        teacher: (M, V) float, logits; None: the soft loss is 0.
+        labels: (M,) int64, true token ids; positions with IGNORE_INDEX do not count.
+        temperature: temperature of the soft loss.
+    Returns: soft loss, hard loss, and number of positions whose most likely token is the true one:
+        scalars, fp32, to be divided by the counted positions; zeros with a graph if there are none.
     """
     sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     sums = _SlotLosses.apply(student, teacher, labels, temperature)  # type: ignore[no-untyped-call]
@@ -58,7 +56,7 @@ def slot_losses(
 
 
 class _SlotLosses(torch.autograd.Function):
-    """Keeps the logits and three numbers a slot; probabilities live for one block of rows."""
+    """Saves the logits and up to three numbers per position; probabilities exist for one block."""
 
     @staticmethod
     def forward(
@@ -119,7 +117,7 @@ class _SlotLosses(torch.autograd.Function):
 
 
 def _blocks(logits: torch.Tensor) -> list[slice]:
-    """Rows that are worked on together: all on a GPU, what fits into a cache on a CPU."""
+    """Slices of rows processed together: all on a GPU, as many as fit into a cache on a CPU."""
     num_rows, width = logits.shape
     step = max(1, _BLOCK // width) if logits.device.type == "cpu" else max(1, num_rows)
     return [slice(begin, begin + step) for begin in range(0, num_rows, step)]

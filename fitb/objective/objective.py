@@ -1,7 +1,7 @@
-"""What is minimised: the student, its projections and the weighted sum of the terms.
+"""The training objective: student, projections and the weighted loss terms.
 
-The module holds the student and the projections, so that one wrapper (DeepSpeed) sees every
-trained parameter; the teacher stays outside and hands over plain tensors.
+One module has all trained parameters, the student and the projections, so that DeepSpeed wraps one
+module; the teacher stays outside and provides plain tensors.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """What one model says about a batch, at the layers that are compared.
+    """Outputs of a model for a batch, at the compared layers.
 
     Args:
-        hidden: (B, L, D) each; the embedding output first, then the compared layers.
-        attention: queries and keys, (B, H, L, d), of the compared layers.
-        logits: (B * K, V) at the slots; None where no term needs them.
+        hidden: (B, L, D) each: the embedding output, then the compared layers.
+        attention: queries and keys, (B, H, L, d) each, of the compared layers.
+        logits: (B * K, V) at masked positions; None if no term needs them.
     """
 
     hidden: tuple[torch.Tensor, ...]
@@ -41,7 +41,7 @@ class Features:
     logits: torch.Tensor | None
 
     def part(self, begin: int, end: int, num_rows: int) -> Features:
-        """Those of the rows begin .. end - 1 out of num_rows."""
+        """Return the features of rows begin .. end - 1, of num_rows."""
         logits = self.logits
         if logits is not None:
             per_row = len(logits) // num_rows
@@ -54,15 +54,15 @@ class Features:
 
 
 class Tap(nn.Module):
-    """A BERT that hands out features; no L x L matrix is among them.
+    """A BERT that returns features, none of which is an L x L matrix.
 
     Args:
-        model: left as it is.
-        layers: numbers of the layers to tap, 1 is the first; empty taps nothing.
-        attention: whether queries and keys are wanted.
-        head: whether logits are wanted.
-
-    `kernels` says how it is executed, and may be set at any time before the first call.
+        model: the model, which is not changed.
+        layers: numbers of the layers to return, from 1; empty returns no hidden states.
+        attention: whether to return queries and keys.
+        head: whether to return logits.
+    Attributes:
+        kernels: execution options, to be set before the first call.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ class Tap(nn.Module):
 
 
 class Objective(nn.Module):
-    """Student, projections and terms.
+    """Student, projections and loss terms.
 
     Args:
-        student: trained.
-        teacher: its geometry only; None trains plain MLM, and then only the mlm term counts.
+        student: model to train.
+        teacher: teacher, of which only the geometry is used; None: plain MLM, only the mlm term.
         config: weights, temperature, layer map, form.
-
-    `names` lists the terms in the order of the vectors below; `weights` their weights. The last
-    name is student/top1, of weight 0: what share of slots the student gets right.
+    Attributes:
+        names: names of the terms; the last is student/top1, the accuracy at masked positions.
+        weights: weights of the terms; 0 for student/top1.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class Objective(nn.Module):
         }
         if not any(self._uses.values()):
             raise ConfigError("without a teacher only objective.mlm counts, and its weight is 0")
-        compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
+        self._compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
         self.student = Tap(
             student,
-            range(1, num_layers + 1) if compares else (),
+            range(1, num_layers + 1) if self._compares else (),
             attention=self._uses["attention"],
             head=self._uses["logits"] or self._uses["mlm"],
         )
@@ -131,7 +131,7 @@ class Objective(nn.Module):
         self.names, self.weights = self._names_and_weights(num_layers)
 
     def _build_projections(self, student: Any, teacher: Any) -> list[nn.Module]:
-        """One bias-free map per compared state (eq. 8, 9), or the one shared map of the code."""
+        """Bias-free map per compared state (eq. 8, 9), or the shared one of TinyBERT's code."""
         if not (self._uses["embedding"] or self._uses["hidden"]):
             return []
         narrow, wide = student.config.hidden_size, teacher.config.hidden_size
@@ -160,46 +160,43 @@ class Objective(nn.Module):
         return names, weights
 
     def teacher_tap(self, teacher: BertForMaskedLM) -> Tap:
-        """Freeze the teacher and tap the layers that this objective compares."""
+        """Freeze the teacher, and return a Tap of the layers that this objective compares."""
         nn.Module.eval(teacher)
         teacher.requires_grad_(False)
-        compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
         return Tap(
             teacher,
-            self.layers if compares else (),
+            self.layers if self._compares else (),
             attention=self._uses["attention"],
             head=self._uses["logits"],
         )
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """What each term's sum is divided by, from the batch alone: (terms,) float64.
+        """Divisors of the terms' sums, from the batch alone: (terms,) float64.
 
-        The original code averages hidden states over padding too, and divides scores, of which it
-        zeroes the padded key columns, by all L x L of them.
+        TinyBERT's code averages hidden states over padding too, and divides scores by L x L, though
+        it zeroes the padded key columns.
         """
         reference = self.config.form == "tinybert_reference"
         real = torch.ones_like(batch.attention_mask) if reference else batch.attention_mask
-        hidden = real.sum().double() * self._width()
+        width = int(self.projections[0].out_features) if len(self.projections) else 0  # type: ignore[arg-type]
+        hidden = real.sum().double() * width
         scores = real.sum(1).square().sum().double() * self.student.num_heads
         slots = (batch.labels != IGNORE_INDEX).sum().double()
         kinds = {"embedding": hidden, "hidden": hidden, "attention": scores}
         return torch.stack([kinds.get(name.split("/")[1], slots) for name in self.names])
-
-    def _width(self) -> int:
-        return int(self.projections[0].out_features) if len(self.projections) else 0  # type: ignore[arg-type]
 
     def forward(self, batch: Batch, teacher: Features | None) -> torch.Tensor:
         """Run the student on a batch.
 
         Args:
             batch: masked rows.
-            teacher: its features of the same batch; None where there is no teacher.
-        Returns: the sum of each term, (terms,) fp32 with a graph.
+            teacher: features of the teacher for the batch; None without a teacher.
+        Returns: sums of the terms, (terms,) fp32 with a graph.
         """
         return self._terms(self.student(batch), batch, teacher)
 
     def compile(self) -> None:
-        """Compile the student and the losses, two graphs without a break each."""
+        """Compile the student and the losses into one graph each."""
         self.student.compile()
         self._terms = torch.compile(self._terms, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 

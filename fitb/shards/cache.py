@@ -1,13 +1,13 @@
-"""Files of a remote shard set: fetched with patience, kept on this node within a bound.
+"""LRU disk cache of remote shard sets, bounded in size and shared by all processes of a node.
 
-All processes of a node share the folder. A file's lock is held alone while it is fetched or
-removed, shared while it is being mapped, so a part whose lock is free has no owner. A file removed
-while it is mapped keeps its pages. Only what fitb put there is counted and removed (`marked`).
+The lock of a file is exclusive while the file is fetched or removed, and shared while it is being
+mapped, so a partial file whose lock is free has no owner. A file that is removed while mapped stays
+readable. Only files that fitb put there are counted and removed (cache_files.py).
 
     fitb-shard-cache-UID/                 in data.cache_dir
-        fitb-cache.lock                   the mark; held while files are counted, removed or placed
-        KEY/                              a set; KEY is the hash of set.json
-            set.json                      the mark: the names of its files, and their bytes
+        fitb-cache.lock                   marker; locked while files are counted, removed or renamed
+        KEY/                              a shard set; KEY is the hash of set.json
+            set.json                      marker: names and bytes of its files
             train-00000.arrow .lock .part
             tokenizer/
 """
@@ -34,9 +34,9 @@ from fitb.shards.remote import Remote
 from fitb.shards.tokenizer import tokenizer_fingerprint
 
 GB = 1e9
-TOKENIZER = "tokenizer"  # folder of a set
+TOKENIZER = "tokenizer"  # folder in a shard set
 _SET_MARK = "set.json"
-# Not among what a fitb without marks takes for shards of its own, where it is at work there too.
+# A name that older versions, which know no markers, do not take for a shard of theirs.
 _HOME_MARK = "fitb-cache" + LOCK
 _HOME_CONTENT = b"fitb keeps shards of remote sets here, and removes them.\n"
 
@@ -45,13 +45,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where remote files are kept, and for how long a fetch is tried.
+    """Place and size of the cache, and time limit of a fetch.
 
     Args:
-        folder: on this node, to make a folder for the cache in; None takes $SLURM_TMPDIR, else
-            $TMPDIR.
-        max_gb: of all files together, those being fetched included; 1 GB is 1e9 bytes.
-        deadline_s: seconds after which a file that no server gives is a fault.
+        folder: folder of this node in which to create the cache; None: $SLURM_TMPDIR, else $TMPDIR.
+        max_gb: size of all files together in 1e9 bytes, those being fetched included.
+        deadline_s: seconds after which fetching a file fails, all tries together.
     """
 
     folder: str | None = None
@@ -59,10 +58,10 @@ class CacheSettings:
     deadline_s: float = 600.0
 
     def home(self) -> Path:
-        """Return the folder of the cache, made and marked if need be.
+        """Return the folder of the cache; create it with its marker if need be.
 
-        Raises: ConfigError where it cannot be made, or is not one that fitb made for this user;
-            SystemFault where the disk is full.
+        Raises: ConfigError if it cannot be created, or fitb did not create it for this user;
+            SystemFault if the disk is full.
         """
         where = self.folder
         if where is None:
@@ -75,28 +74,28 @@ class CacheSettings:
         except OSError as error:
             raise ConfigError(
                 f"cannot make {home} for data.cache_dir={self.folder}: {error.strerror}; set"
-                " data.cache_dir to a folder of this node that you may write"
+                " data.cache_dir to a writable folder of this node"
             ) from error
         return home
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the manifest says of a file."""
+    """Size and sha256 of a file according to the manifest."""
 
     num_bytes: int
     sha256: str
 
 
 class ShardCache:
-    """Some files of a remote folder, on this node.
+    """The cached files of one remote shard set.
 
     Args:
-        remote: where they come from.
-        settings: where they are kept, with those of all other sets; the bound of all together.
-        expected: every file that may be asked for, by its plain name.
-        version: what tells this set from others with the same files.
-    Raises: ConfigError where one of the files alone is larger than the bound; as `home` does.
+        remote: folder to fetch files from.
+        settings: settings of the cache, which all shard sets share.
+        expected: size and sha256 of every file that may be requested, by name.
+        version: hash that distinguishes this set from others with the same files.
+    Raises: ConfigError if one file is larger than the cache; as `home`.
     """
 
     def __init__(
@@ -112,8 +111,8 @@ class ShardCache:
         largest = max(file.num_bytes for file in expected.values())
         if largest > self.max_bytes:
             raise ConfigError(
-                f"data.cache_gb={self.max_bytes / GB:g} does not hold a file of"
-                f" {largest / GB:.4g} GB of {remote.name}; raise it above that"
+                f"data.cache_gb={self.max_bytes / GB:g} is smaller than a file of"
+                f" {remote.name} of {largest / GB:.4g} GB; raise it above that"
             )
         sums = {name: file.sha256 for name, file in expected.items()}
         described = {
@@ -133,13 +132,13 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _entered(self) -> Iterator[int]:
-        """Yield a descriptor of the set's folder, made again where somebody has removed it."""
+        """Yield a descriptor of the set's folder, created again if somebody removed it."""
         with contextlib.ExitStack() as stack:
             for again in (True, False):
                 try:
                     home = stack.enter_context(entered(self._home))
                     folder = stack.enter_context(entered(self.folder, home))
-                    # What cleans a folder of temporary files goes by these times.
+                    # Cleaners of temporary folders look at these times.
                     os.utime(_HOME_MARK, dir_fd=home, follow_symlinks=False)
                     os.utime(_SET_MARK, dir_fd=folder, follow_symlinks=False)
                     break
@@ -156,16 +155,16 @@ class ShardCache:
             yield entry
 
     def _take(self, entry: Entry, *, shared: bool = False, wait: bool = True) -> bool:
-        """Take the lock of a file; return False where another holds it and `wait` is false."""
+        """Acquire the lock of a file; return False if another process holds it and not `wait`."""
         while not (taken := take(entry.lock, shared=shared)) and wait:
             self.remote.pause()
         return taken
 
     @contextlib.contextmanager
     def pinned(self, name: str) -> Iterator[Path]:
-        """Yield a file that is what the manifest says; it stays there until the block ends.
+        """Yield the path of a verified file, which is not removed until the block ends.
 
-        Raises: as `fetch` does.
+        Raises: as `fetch`.
         """
         while True:
             self.fetch(name)
@@ -180,28 +179,29 @@ class ShardCache:
                 self._take(entry)
                 with self._accounts():
                     if self._is_here(entry) and not self._is_right(name):
-                        logger.warning("%s is damaged; it is fetched again", entry.path)
+                        logger.warning("%s is damaged; fetching it again", entry.path)
                         entry.clear()
 
     def _is_right(self, name: str) -> bool:
         return sha256_file(self.folder / name) == self._expected[name].sha256
 
     def _is_here(self, entry: Entry) -> bool:
-        """Whether a file is there in its size; then it has been used now."""
+        """Whether a file of the right size exists; if so, update its time of last use."""
         here = entry.size() == self._expected[entry.path.name].num_bytes
         if here:
             entry.note_use()
         return here
 
     def fetch(self, name: str, *, wait: bool = True) -> bool:
-        """Bring a file to this node unless it is there.
+        """Fetch a file to this node unless it is cached.
 
         Args:
-            wait: for another process that fetches it.
-        Returns: False where another process is fetching it and `wait` is false.
-        Raises: MissingFile or DataError where the server refuses, or what it gives is not what the
-            manifest says, twice; SystemFault where no server answers in time, the disk is full,
-            or the wait was cancelled; ConfigError where something in its place is not fitb's.
+            name: name of the file.
+            wait: whether to wait for another process that is fetching it.
+        Returns: False if another process is fetching it and not `wait`.
+        Raises: MissingFile or DataError if the server refuses, or sends a wrong file twice;
+            SystemFault if no server answers in time, the disk is full, or the wait was cancelled;
+            ConfigError if a file of this name is not fitb's.
         """
         until_s = time.monotonic() + self.remote.deadline_s
         with self._entry(name) as entry:
@@ -214,7 +214,7 @@ class ShardCache:
         return True
 
     def _download(self, entry: Entry, until_s: float) -> None:
-        """Fetch a file under its lock: twice, if the first copy is not what the manifest says."""
+        """Fetch a file whose lock is held; once more if the first copy is wrong."""
         name, found = entry.path.name, ""
         expected = self._expected[name]
         for _ in range(2):
@@ -228,7 +228,7 @@ class ShardCache:
                         entry.place()
                     self._trusted.add(name)
                     return
-                logger.warning("%s/%s came damaged: sha256 %s", self.remote.name, name, found)
+                logger.warning("%s/%s arrived damaged: sha256 %s", self.remote.name, name, found)
             finally:
                 os.close(part)
                 entry.drop_part()
@@ -238,12 +238,12 @@ class ShardCache:
         )
 
     def fetch_tokenizer(self, described: Mapping[str, Any]) -> None:
-        """Fetch the tokenizer unless the right one is there: twice, if the first is another.
+        """Fetch the tokenizer unless it is cached; once more if the first copy is wrong.
 
         Args:
-            described: the manifest's entry.
-        Raises: DataError where it stays another; ConfigError where a file in its place is not
-            fitb's; as Remote.fetch does.
+            described: manifest entry of the tokenizer.
+        Raises: DataError if both copies are wrong; ConfigError if a file of this name is not
+            fitb's; as Remote.fetch.
         """
         where, found = self.folder / TOKENIZER, None
         with self._entry(TOKENIZER) as whole:
@@ -278,9 +278,9 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _accounts(self) -> Iterator[int]:
-        """Hold the lock under which files are counted, removed, and given their names.
+        """Hold the lock for counting, removing and renaming files.
 
-        Yields a descriptor of the folder of all sets.
+        Yields: descriptor of the folder of all shard sets.
         """
         with entered(self._home) as home, opened(home, self._home / _HOME_MARK) as lock:
             while not take(lock):
@@ -288,9 +288,9 @@ class ShardCache:
             yield home
 
     def _make_room(self, entry: Entry, num_bytes: int, until_s: float) -> int:
-        """Remove the files unused for longest until another fits; return its part, empty.
+        """Remove least recently used files until another fits; return its empty partial file.
 
-        A file is safe while its lock is held, so there may be nothing to remove for a moment.
+        Files whose lock is held are not removed, so this may have to wait.
         """
         while True:
             with self._accounts() as home:
@@ -306,19 +306,19 @@ class ShardCache:
                 raise SystemFault(
                     f"no room for {num_bytes} bytes in {self._home}: all of"
                     f" data.cache_gb={self.max_bytes / GB:g} is in use or being fetched; raise it,"
-                    " or name a data.cache_dir that no other job fills"
+                    " or name a data.cache_dir that no other job uses"
                 )
             self.remote.pause()
 
     def _count(self, home: int) -> tuple[int, list[tuple[int, int, Path]]]:
-        """Return bytes used, and (time of last use, bytes, path) of each whole file."""
+        """Return bytes used, and (time of last use in ns, bytes, path) of each complete file."""
         used, files = 0, []
         for entry, num_bytes in _entries(home, self._home):
             if entry.owns(entry.part):
                 if take(entry.lock):
-                    entry.drop_part()  # of a killed process
+                    entry.drop_part()  # left by a killed process
                 else:
-                    used += num_bytes  # of the whole; the part still grows
+                    used += num_bytes  # its final size
             if entry.owns(entry.path):
                 size = entry.size() or 0
                 used += size
@@ -327,11 +327,10 @@ class ShardCache:
 
 
 def open_cache(remote: Remote, manifest: dict[str, Any], settings: CacheSettings) -> ShardCache:
-    """Make a cache for the shards of a set, and bring the tokenizer beside them.
+    """Open the cache of a shard set, and fetch its tokenizer into the folder TOKENIZER.
 
-    Returns: the cache; its folder has the tokenizer of the manifest in TOKENIZER.
-    Raises: DataError where a name of the manifest is one of the cache's own, or the tokenizer is
-        another; what Remote, ShardCache and CacheSettings raise.
+    Raises: DataError if a file name of the manifest is reserved by the cache, or the tokenizer is
+        wrong; as Remote, ShardCache and CacheSettings.
     """
     expected = {}
     for entry in manifest["shards"]:
@@ -354,14 +353,14 @@ def open_cache(remote: Remote, manifest: dict[str, Any], settings: CacheSettings
 
 
 def _key(mark: bytes) -> str:
-    """Return the name of a set's folder: its mark, copied into another, means nothing there."""
+    """Return the folder name of a set, which ties its marker to this folder."""
     return hashlib.sha256(mark).hexdigest()[:32]
 
 
 def _entries(home: int, path: Path) -> Iterator[tuple[Entry, int]]:
-    """Yield the files of all sets that may be there, and the bytes that they should have.
+    """Yield the files of all sets that may exist, and their expected bytes.
 
-    What is no folder with the mark of a set, or stands where a lock should, is passed over.
+    Folders without a valid marker and files in the place of a lock are skipped.
     """
     for key in os.listdir(home):
         if not re.fullmatch("[0-9a-f]{32}", key):
@@ -376,7 +375,7 @@ def _entries(home: int, path: Path) -> Iterator[tuple[Entry, int]]:
 
 
 def _recorded(folder: int, path: Path) -> dict[str, int]:
-    """Return the names and bytes that the mark of a set tells; none where it is not its own."""
+    """Return names and bytes of the files in a set's marker; none if it is another folder's."""
     with opened(folder, path / _SET_MARK) as handle:
         mark = os.pread(handle, os.fstat(handle).st_size, 0)
     found: dict[str, int] = json.loads(mark)["files"] if _key(mark) == path.name else {}
@@ -384,7 +383,7 @@ def _recorded(folder: int, path: Path) -> dict[str, int]:
 
 
 def _removed(home: int, path: Path) -> bool:
-    """Remove a file of a set unless a process holds its lock; return whether it is gone."""
+    """Remove a file of a set unless a process holds its lock; return whether it was removed."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(ConfigError, FileNotFoundError))
         folder = stack.enter_context(entered(path.parent, home))

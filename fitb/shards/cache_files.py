@@ -1,7 +1,7 @@
-"""Folders that fitb made and marked, and the files that it put there: nothing else is changed.
+"""File operations of the cache that only ever change folders and files that fitb created.
 
-Everything is reached through a descriptor of its folder, opened without following a link, so what
-takes the place of a folder or of a file meanwhile stays as it is.
+Folders are marked by a file. Every file is accessed through a descriptor of its folder, opened
+without following links, so that a folder or file that replaces another is never changed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _LONGEST_RECORD = 64  # bytes
 
 
 def foreign(path: Path, why: str) -> ConfigError:
+    """Return the error for a path that fitb did not create."""
     return ConfigError(
         f"{path} {why}; move it away, or set data.cache_dir (without one, TMPDIR) to another folder"
         " of this node that you may write"
@@ -35,9 +36,9 @@ def entered(path: Path, parent: int | None = None) -> Iterator[int]:
     """Yield a descriptor of a folder of this user.
 
     Args:
-        path: no link itself; the folders above it may be.
-        parent: descriptor of the folder above it; None goes by the path.
-    Raises: ConfigError where it is a link, a file or another user's; FileNotFoundError.
+        path: path of the folder, not a link; its parents may be links.
+        parent: descriptor of its parent; None: open it by path.
+    Raises: ConfigError if it is a link, a file or another user's; FileNotFoundError.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -57,15 +58,16 @@ def entered(path: Path, parent: int | None = None) -> Iterator[int]:
 
 
 def make(path: Path, mark: str, content: bytes, parent: int | None = None) -> None:
-    """Make a folder and mark it; one that is there and has the mark is left as it is.
+    """Create a folder with a marker file unless it exists and has the marker.
 
-    Several processes may do so at once: all write the same bytes, and nothing else before them.
+    Several processes may do so at once: all write the same bytes.
 
     Args:
-        path, parent: as in `entered`; the folder above exists.
-        mark: name of a file in it.
-        content: of that file.
-    Raises: ConfigError where the folder holds anything without that mark; as `entered` does.
+        path: as in `entered`.
+        mark: name of the marker file.
+        content: content of the marker file.
+        parent: as in `entered`; the parent exists.
+    Raises: ConfigError if the folder holds files but no such marker; as `entered`.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(path if parent is None else path.name, 0o700, dir_fd=parent)
@@ -87,12 +89,13 @@ def make(path: Path, mark: str, content: bytes, parent: int | None = None) -> No
 
 @contextlib.contextmanager
 def opened(folder: int, path: Path, flags: int = 0) -> Iterator[int]:
-    """Yield a descriptor of a mark or a lock: a regular file that has no other name.
+    """Yield a descriptor of a marker or lock: a regular file with a single hard link.
 
     Args:
-        folder: descriptor of the folder that it is in.
-        flags: os.O_CREAT, or none.
-    Raises: ConfigError where it is anything else; FileNotFoundError.
+        folder: descriptor of its folder.
+        path: path of the file.
+        flags: os.O_CREAT or 0.
+    Raises: ConfigError if it is anything else; FileNotFoundError.
     """
     why = f"holds a {path.name} that fitb did not make"
     try:
@@ -111,7 +114,7 @@ def opened(folder: int, path: Path, flags: int = 0) -> Iterator[int]:
 
 
 def take(handle: int, *, shared: bool = False) -> bool:
-    """Lock a file until its descriptor is closed; return False where another process has."""
+    """Lock a file until its descriptor is closed; return False if another process holds it."""
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,15 +124,15 @@ def take(handle: int, *, shared: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a marked folder, and the lock beside it.
+    """A file in a marked folder, and its lock file.
 
-    The lock holds the number of the inode that fitb put under the name; its time is that of the
-    last use. The kernel frees the locks of a killed process.
+    The lock file contains the inode number of the file that fitb wrote; its modification time is
+    that of the last use. The kernel releases the locks of a killed process.
 
     Args:
-        path: of the file.
-        folder: descriptor of the folder.
-        lock: descriptor of the lock.
+        path: path of the file.
+        folder: descriptor of its folder.
+        lock: descriptor of its lock file.
     """
 
     path: Path
@@ -138,11 +141,11 @@ class Entry:
 
     @property
     def part(self) -> Path:
-        """The file while it is being fetched."""
+        """Path of the partial file during a fetch."""
         return self.path.with_name(self.path.name + PART)
 
     def size(self) -> int | None:
-        """Return the bytes of the regular file of this name, whoever put it there."""
+        """Return the bytes of the regular file of this name, even if fitb did not write it."""
         found = self._found(self.path.name)
         return found.st_size if found and stat.S_ISREG(found.st_mode) else None
 
@@ -150,21 +153,21 @@ class Entry:
         os.utime(self.lock)
 
     def last_use(self) -> int:
-        """Return when the file was last used, in ns."""
+        """Return the time of last use in ns."""
         return os.fstat(self.lock).st_mtime_ns
 
     def owns(self, path: Path) -> bool:
-        """Whether the file or its part is there and fitb put it there."""
+        """Whether the file or its partial file exists and fitb wrote it."""
         found = self._found(path.name)
         if found is None or not stat.S_ISREG(found.st_mode):
             return False
-        just_begun = path == self.part and found.st_size == 0  # killed before its record
+        just_begun = path == self.part and found.st_size == 0  # killed before it was recorded
         return just_begun or self._record() == b"fitb %d\n" % found.st_ino
 
     def clear(self) -> None:
-        """Remove the file and its part; to be called with the lock held alone.
+        """Remove the file and its partial file; requires the exclusive lock.
 
-        Raises: ConfigError where fitb did not put them there.
+        Raises: ConfigError if fitb did not write them.
         """
         for path in (self.path, self.part):
             if self.owns(path):
@@ -173,12 +176,12 @@ class Entry:
                 raise foreign(path, "was not put there by fitb")
 
     def drop_part(self) -> None:
-        """Remove the part, if it is there; to be called with the lock held alone."""
+        """Remove the partial file, if any; requires the exclusive lock."""
         if self.owns(self.part):
             os.unlink(self.part.name, dir_fd=self.folder)
 
     def begin(self) -> int:
-        """Make an empty part where `clear` has been, and return a descriptor of it."""
+        """Create an empty partial file after `clear`, and return its descriptor."""
         flags = _FILE | os.O_CREAT | os.O_EXCL
         part = os.open(self.part.name, flags, 0o600, dir_fd=self.folder)
         os.pwrite(self.lock, b"fitb %d\n" % os.fstat(part).st_ino, 0)
@@ -186,9 +189,9 @@ class Entry:
         return part
 
     def place(self) -> None:
-        """Give a whole part its name.
+        """Rename a complete partial file to its name.
 
-        Raises: ConfigError where there is a file of this name by now.
+        Raises: ConfigError if a file of this name exists by now.
         """
         if self._found(self.path.name):
             raise foreign(self.path, "was not put there by fitb")
@@ -207,9 +210,9 @@ class Entry:
 
 @contextlib.contextmanager
 def entry_of(folder: int, path: Path) -> Iterator[Entry]:
-    """Yield an entry of a marked folder, its lock not taken; the lock is made if need be.
+    """Yield an entry of a marked folder without locking it; create its lock file if need be.
 
-    Raises: ConfigError where the lock is another file.
+    Raises: ConfigError if the lock file is not fitb's.
     """
     lock = path.with_name(path.name + LOCK)
     with opened(folder, lock, os.O_CREAT) as handle:

@@ -1,4 +1,4 @@
-"""Which document each position of a row lies in, from the row's ids and its first document.
+"""Document numbers of the positions of rows, derived from the ids and the first document.
 
 Dimensions: B rows, L length.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_DOCUMENTS = 2**40  # of a shard
+MOST_DOCUMENTS = 2**40  # upper bound of the documents in a shard
 
 
 def documents_at(
     input_ids: NDArray[np.int64], first: NDArray[np.int64], *, sep_id: int, pad_id: int
 ) -> NDArray[np.int64]:
-    """Return the number of the document at each position: (B, L) int64, -1 at special tokens.
+    """Return the document number of each position: (B, L) int64, -1 at special tokens.
 
     A row is `[CLS] document [SEP] document [SEP] ... [PAD]`, and its documents are consecutive.
 
     Args:
-        input_ids: (B, L) int64, not masked.
-        first: (B,) int64, number of each row's first document.
+        input_ids: (B, L) int64, unmasked.
+        first: (B,) int64, number of the first document of each row.
+        sep_id: id of [SEP].
+        pad_id: id of [PAD].
     """
     is_special = (input_ids == sep_id) | (input_ids == pad_id)
     is_special[:, 0] = True

@@ -1,7 +1,7 @@
-"""The manifest of a shard set, held against itself: nothing in it is believed alone.
+"""Reading and checking the manifest of a shard set.
 
-Its fingerprint is that of its own entries, its totals are their sums, its names have no folders: it
-is what `fitb prepare` wrote, or it is refused.
+A manifest is refused unless its fingerprint matches its entries, its totals are their sums, and its
+file names have no folders.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from fitb.shards.remote import MissingFile, Remote
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-DOCUMENTS = "documents_file"  # of an entry; optional, with its count, bytes and sha256
+DOCUMENTS = "documents_file"  # optional key of an entry, with a count, bytes and sha256
 
-# Versions of what makes rows of text: order of documents, cuts, word starts. Sets without them have
-# the first; a version is added where one of these changes, so that runs on older sets go on.
+# Versions of the algorithms that make rows of text (order of documents, cuts, word starts); 1 where
+# a set names none. A change adds a version, so that runs on older sets continue.
 ALGORITHMS = {"rows": 1}
 
-_MOST = 2**48  # rows or bytes of a file: sums of them fit into 64 bits
+_MOST = 2**48  # rows or bytes of a file, so that sums fit into 64 bits
 _KEYS = ("fingerprint", "length", "shards", "splits", "tokenizer", "settings")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a shard set.
 
-    Raises: DataError where there is none, it is damaged, contradicts itself, or another version
-        wrote it.
+    Raises: DataError if it is missing, damaged, inconsistent, or of another version.
     """
     path = folder / MANIFEST
     try:
@@ -44,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def remote_manifest(remote: Remote) -> dict[str, Any]:
-    """Return the manifest of a remote shard set; raise as `read_manifest` and Remote.read do."""
+    """Return the manifest of a remote shard set; raise as `read_manifest` and `Remote.read`."""
     try:
         return _checked_manifest(remote.read(MANIFEST), f"{remote.name}/{MANIFEST}")
     except MissingFile as error:
@@ -58,7 +57,7 @@ def _no_set(where: str) -> DataError:
 
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """Return the hash of what rows are made of: `length`, `shards` and `tokenizer.fingerprint`."""
+    """Return the hash of `length`, `shards` and `tokenizer.fingerprint`, which decide the rows."""
     content = {
         "format_version": FORMAT_VERSION,
         "length": manifest["length"],
@@ -76,31 +75,31 @@ def _checked_manifest(content: bytes, path: str) -> dict[str, Any]:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format_version {version}, this fitb reads {FORMAT_VERSION}; use the fitb"
-            " that wrote it, or run `fitb prepare` again"
+            f"{path} has format_version {version}, expected {FORMAT_VERSION}; use the version of"
+            " fitb that wrote it, or run `fitb prepare` again"
         )
     algorithms = manifest.get("algorithms", {})
     if not isinstance(algorithms, dict) or any(
         version not in range(1, ALGORITHMS.get(name, 0) + 1) for name, version in algorithms.items()
     ):
         raise DataError(
-            f"{path} was prepared with algorithms {algorithms}, this fitb has {ALGORITHMS}; use the"
-            " fitb that wrote it, or run `fitb prepare` again"
+            f"{path} was prepared with algorithms {algorithms}, expected at most {ALGORITHMS}; use"
+            " the version of fitb that wrote it, or run `fitb prepare` again"
         )
     missing = [key for key in _KEYS if key not in manifest]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
     try:
         wrong = next(_wrong(manifest), None)
-    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
-        wrong = f"it holds a text that is none ({error})"
+    except UnicodeEncodeError as error:  # JSON can hold lone surrogates
+        wrong = f"it holds a string that is not valid Unicode ({error})"
     if wrong:
         raise DataError(f"{path}: {wrong}; {REMEDY}")
     return dict(manifest)
 
 
 def _wrong(manifest: dict[str, Any]) -> Iterator[str]:
-    """Say what no manifest of `fitb prepare` has; later checks take earlier ones for granted."""
+    """Yield what is wrong with a manifest; each check assumes that the ones before passed."""
     objects = dict.fromkeys(("splits", "tokenizer", "settings"), dict)
     for name, kind in {"shards": list, **objects}.items():
         if not isinstance(manifest[name], kind):
@@ -161,7 +160,7 @@ def _not_counts(values: Mapping[str, Any], key: str, where: str = "") -> Iterato
 
 
 def check_files(folder: Path) -> None:
-    """Raise DataError where a file of a local set is missing or has another size."""
+    """Raise DataError if a file of a local set is missing or has another size."""
     manifest = read_manifest(folder)
     for entry in manifest["shards"]:
         check_size(folder / entry["file"], entry["bytes"])

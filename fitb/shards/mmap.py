@@ -1,4 +1,4 @@
-"""Memory maps of shard files, few at a time: the pages that are read are the pages hashed."""
+"""Memory-mapped shard files, a bounded number at a time, hashed when they are mapped."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ REMEDY = "copy the folder again, or remove it and run `fitb prepare` again"
 
 
 def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest unsigned integer type that holds every id below vocab_size."""
+    """Return the smallest unsigned integer type for ids below vocab_size."""
     return np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 class MappedShards:
-    """The shards that are mapped now; the one unused for longest makes room for the next.
+    """LRU cache of memory-mapped shards.
 
     Args:
-        manifest: of the set.
-        entries: of the manifest, those of one split.
-        folder: of the files.
-        cache: brings them there; None where they lie there.
-        limit: shards mapped at a time.
+        manifest: manifest of the shard set.
+        entries: manifest entries of the shards of one split.
+        folder: folder of the files.
+        cache: cache that fetches remote files into the folder; None for a local set.
+        limit: largest number of shards mapped at a time.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class MappedShards:
     def columns(self, number: int) -> dict[str, NDArray[Any]]:
         """Return the columns of a shard as read-only views of its file.
 
-        Raises: DataError where rows, types, ids or bytes are not what the manifest says, and as
-            `table` does.
+        Raises: DataError if rows, types, ids or bytes differ from the manifest; as `table`.
         """
         with self._locks[number]:
             return self._mapped(number)
 
     def _map(self, number: int) -> dict[str, NDArray[Any]]:
-        """Map a shard and check it, every time: since the last one the file may have changed."""
+        """Map a shard and check it, each time it is mapped: the file may have changed."""
         entry = self._entries[number]
         table = self.table(entry["file"], entry["sha256"], entry["rows"])
         path = self._folder / entry["file"]
@@ -68,23 +67,23 @@ class MappedShards:
             "word_starts": pa.list_(pa.uint8(), math.ceil(self._length / 8)),
         }
         for name, expected in lists.items():
-            found = table.schema.field(name).type if name in table.column_names else "not there"
+            found = table.schema.field(name).type if name in table.column_names else "missing"
             if found != expected:
                 raise DataError(f"{path}: column {name} is {found}, expected {expected}; {REMEDY}")
         columns = {name: _view(table.column(name)) for name in table.column_names}
         largest = int(columns["input_ids"].max())
         if largest >= self._vocab_size:
             raise DataError(
-                f"{path} holds the id {largest}, expected ids below the {self._vocab_size} of the"
-                f" tokenizer; {REMEDY}"
+                f"{path} holds the id {largest}, expected ids below the tokenizer's"
+                f" {self._vocab_size}; {REMEDY}"
             )
         return columns
 
     def table(self, name: str, sha256: str, num_rows: int) -> pa.Table:
-        """Map a file of the set, brought here if need be, as `map_table` does.
+        """Fetch a file of the set if it is remote, and map it as `map_table`.
 
-        Raises: DataError as `map_table` does, of a local set; SystemFault where the cached file is
-            not what was fetched; what ShardCache.fetch raises.
+        Raises: as `map_table` for a local set; for a remote one SystemFault if the cached file has
+            changed since it was fetched, and as ShardCache.fetch.
         """
         if self._cache is None:
             return map_table(self._folder / name, sha256, num_rows)
@@ -93,15 +92,15 @@ class MappedShards:
                 return map_table(path, sha256, num_rows)
             except DataError as error:
                 raise SystemFault(
-                    f"{path} is not what was fetched any more ({error}); start again, which"
-                    " fetches it again"
+                    f"{path} has changed since it was fetched ({error}); start again, which fetches"
+                    " it again"
                 ) from error
 
 
 def map_table(path: Path, sha256: str, num_rows: int) -> pa.Table:
-    """Map an Arrow stream of one record batch; what is hashed is what the table's views show.
+    """Map an Arrow stream of one record batch; the pages that are mapped are the pages hashed.
 
-    Raises: DataError where the file is missing, or its content is other than expected.
+    Raises: DataError if the file is missing or its content is not as expected.
     """
     try:
         pages = pa.memory_map(str(path)).read_buffer()
@@ -113,12 +112,12 @@ def map_table(path: Path, sha256: str, num_rows: int) -> pa.Table:
     try:
         table = pa.ipc.open_stream(pages).read_all()
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no Arrow stream: {error}; {REMEDY}") from error
+        raise DataError(f"{path} is not an Arrow stream: {error}; {REMEDY}") from error
     batches = [len(batch) for batch in table.to_batches()]
     if sum(batches) != num_rows or len(batches) > 1:
         raise DataError(
-            f"{path} has rows {batches} in its record batches, expected one of the {num_rows} rows"
-            f" that the manifest says; {REMEDY}"
+            f"{path} has rows {batches} in its record batches, expected one of {num_rows} rows, as"
+            f" in the manifest; {REMEDY}"
         )
     return table
 
@@ -133,6 +132,7 @@ def _view(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def check_size(path: Path, expected: int) -> None:
+    """Raise DataError if a file is missing or does not have the expected number of bytes."""
     try:
         found = path.stat().st_size
     except FileNotFoundError as error:

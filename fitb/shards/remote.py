@@ -1,4 +1,4 @@
-"""One file at a time from a folder at a URL, through fsspec: with patience, and without secrets."""
+"""Fetching files from a folder at a URL through fsspec: retries, and no secrets in messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fitb.base.errors import ConfigError, DataError, FitbError, SystemFault, nea
 from fitb.base.fsio import naming_full_disk
 from fitb.base.redact import redacted
 
-REFUSALS = 3  # answers in a row that a file is not there, or not allowed, before one is believed
+REFUSALS = 3  # consecutive answers "not found" or "forbidden" before one is final
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # between two tries
-SILENCE_S = 30.0  # of an http server that has accepted, before the next try
-_POLL_S = 0.05  # for what another process holds
+SILENCE_S = 30.0  # timeout for an http connection and for each read from it
+_POLL_S = 0.05  # interval of polling for a lock of another process
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class MissingFile(DataError):
-    """A server that answers says that there is no such file."""
+    """A server answered that a file does not exist."""
 
 
 def is_remote(where: str | Path) -> bool:
@@ -33,7 +33,7 @@ def is_remote(where: str | Path) -> bool:
 
 
 def local_folder(where: str | Path) -> Path:
-    """Return the folder that a path or a file:// URL names."""
+    """Return the folder of a path or a file:// URL."""
     return Path(where.removeprefix("file://")) if isinstance(where, str) else where
 
 
@@ -41,45 +41,46 @@ class Remote:
     """The folder at a URL.
 
     Args:
-        url: of any protocol that fsspec knows; a query goes behind the name of every file.
-        deadline_s: for one file, all tries together.
-    Raises: ConfigError for a protocol that is not known, or whose library is missing.
+        url: URL of an fsspec protocol; its query is appended to the name of every file.
+        deadline_s: seconds for one file, all tries together.
+    Raises: ConfigError if the protocol is unknown or its library is missing.
     """
 
     def __init__(self, url: str, deadline_s: float) -> None:
         self.name = redacted(url).rstrip("/")
         self.deadline_s = deadline_s
-        self.cancelled = threading.Event()  # while it is set, whatever waits gives up
+        self.cancelled = threading.Event()  # while it is set, every wait ends with SystemFault
         self._fs, base = _filesystem(url)
         self._base, mark, query = base.partition("?") if "://" in base else (base, "", "")
         self._query = mark + query
 
     def read(self, name: str) -> bytes:
-        """Return a small file; raise as `fetch` does."""
+        """Return the content of a small file; raise as `fetch`."""
         return bytes(self._patiently(name, lambda: self._fs.cat_file(self._at(name))))
 
     def fetch(self, name: str, handle: int, path: Path, until_s: float | None = None) -> None:
-        """Copy a file into one that is open.
+        """Copy a remote file into an open local file.
 
         Args:
-            handle: descriptor of it, for reading and writing.
-            path: of it, for messages.
-            until_s: time.monotonic() of the last try; None is deadline_s from now.
-        Raises: MissingFile or DataError where the server refuses; SystemFault where none answers
-            in time, the disk is full, or the wait was cancelled.
+            name: name of the remote file.
+            handle: descriptor of the local file, readable and writable.
+            path: path of the local file, for messages.
+            until_s: time.monotonic() of the last try; None means deadline_s from now.
+        Raises: MissingFile or DataError if the server refuses; SystemFault if no server answers in
+            time, the disk is full, or the wait was cancelled.
         """
         callback = _callback(self._check_cancelled)
 
         def copy() -> None:
-            os.ftruncate(handle, 0)  # of what an earlier try left
+            os.ftruncate(handle, 0)  # an earlier try may have written
             os.lseek(handle, 0, os.SEEK_SET)
-            with naming_full_disk(path):  # by its path another file may be there by now
+            with naming_full_disk(path):  # the path itself may name another file by now
                 self._fs.get_file(self._at(name), f"/dev/fd/{handle}", callback=callback)
 
         self._patiently(name, copy, until_s)
 
     def pause(self) -> None:
-        """Wait a moment for another process; raise SystemFault if the wait is cancelled."""
+        """Sleep one polling interval; raise SystemFault if waits are cancelled."""
         self.cancelled.wait(_POLL_S)
         self._check_cancelled()
 
@@ -88,7 +89,7 @@ class Remote:
 
     def _check_cancelled(self) -> None:
         if self.cancelled.is_set():
-            raise SystemFault(f"reading {self.name} was given up; start again")
+            raise SystemFault(f"reading {self.name} was cancelled; start again")
 
     def _patiently(self, name: str, work: Callable[[], T], until_s: float | None = None) -> T:
         from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
@@ -108,7 +109,7 @@ class Remote:
             wait_s = state.next_action.sleep
             logger.warning("%s/%s: %s; again in %.1f s", self.name, name, reason, wait_s)
 
-        # Every filesystem has exceptions of its own, so all are taken to pass, but for refusals.
+        # Every filesystem has its own exceptions, so all but refusals count as transient.
         tries = Retrying(
             retry=retry_if_exception(lambda e: not isinstance(e, FitbError)),
             stop=give_up,
@@ -127,19 +128,19 @@ class Remote:
     def _fault(self, name: str, error: Exception) -> FitbError:
         where = f"{self.name}/{name}"
         if self.cancelled.is_set():
-            return SystemFault(f"reading {self.name} was given up; start again")
+            return SystemFault(f"reading {self.name} was cancelled; start again")
         if isinstance(error, FileNotFoundError):
             return MissingFile(f"{where} is missing; copy the set there again")
         if _refuses(error):
             return DataError(f"{where} is refused: {_reason(error)}; give this job the credentials")
         return SystemFault(
-            f"no server gave {where} within {self.deadline_s:g} s, at last {_reason(error)}; mend"
-            " the server or the network and start again, or raise data.fetch_deadline_s"
+            f"no server sent {where} within {self.deadline_s:g} s (last error: {_reason(error)});"
+            " repair the server or the network and start again, or raise data.fetch_deadline_s"
         )
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """Return a filesystem that no other part of the process uses, and the path in it."""
+    """Return an unshared fsspec filesystem, and the path in it."""
     import fsspec
 
     protocol = url.partition("://")[0]
@@ -149,13 +150,13 @@ def _filesystem(url: str) -> tuple[Any, str]:
             import aiohttp
 
             silence = aiohttp.ClientTimeout(sock_connect=SILENCE_S, sock_read=SILENCE_S)
-            # fsspec's own limit is five minutes a file; proxies are read from the environment.
+            # Without this, fsspec allows five minutes per file. Proxies come from the environment.
             options["client_kwargs"] = {"timeout": silence, "trust_env": True}
         filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
     except ImportError as error:
         raise ConfigError(
-            f"{redacted(url)} needs a library that is not here ({error}); pip install"
-            " 'fitb[remote]' brings those of http and s3"
+            f"{redacted(url)} needs a library that is not installed ({error}); pip install"
+            " 'fitb[remote]' (http and s3)"
         ) from error
     except ValueError as error:
         near = nearest(protocol, fsspec.available_protocols())
@@ -167,7 +168,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _callback(check: Callable[[], None]) -> Any:
-    """A progress callback of fsspec that lets `check` raise between two pieces of a file."""
+    """Return an fsspec progress callback that calls `check` between two parts of a file."""
     from fsspec.callbacks import Callback
 
     class Checking(Callback):  # type: ignore[misc]
@@ -178,13 +179,13 @@ def _callback(check: Callable[[], None]) -> Any:
 
 
 def _refuses(error: BaseException) -> bool:
-    """Whether a server that answers says no; botocore's error is named so as not to import it."""
+    """Whether a server answered with a refusal; botocore's error by name, to avoid its import."""
     no = isinstance(error, (FileNotFoundError, PermissionError))
     status = getattr(error, "status", None)
     return no or status in (401, 403, 410) or type(error).__name__ == "NoCredentialsError"
 
 
 def _reason(error: BaseException) -> str:
-    told = error if str(error) else error.__cause__ or error  # fsspec's timeouts say nothing
+    told = error if str(error) else error.__cause__ or error  # fsspec's timeouts have no message
     first = str(told).strip().partition("\n")[0]
     return redacted(f"{type(told).__name__}: {first}")

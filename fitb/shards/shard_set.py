@@ -1,9 +1,9 @@
-"""Shards: Arrow files of fixed-length rows, read through memory maps as views without copies.
+"""Shards: Arrow files of fixed-length rows, read by memory mapping without copies.
 
-A file is an Arrow IPC stream of one uncompressed record batch, which `datasets.Dataset.from_file`
-opens as well. The manifest beside the files says what they are: `ShardSet.open` checks it against
-its fingerprint, the tokenizer against the manifest, and the size of every file; a shard is checked
-against its entry whenever it is mapped. Files of a remote set pass through the cache of this node.
+A shard is an Arrow IPC stream of one uncompressed record batch, which `datasets.Dataset.from_file`
+opens too. `ShardSet.open` checks the manifest against its fingerprint, the tokenizer against the
+manifest, and the size of every file; a shard is hashed whenever it is mapped. Files of a remote set
+are fetched into a cache on this node.
 
 Dimensions: n rows asked for, L length.
 """
@@ -30,11 +30,11 @@ from fitb.shards.tokenizer import tokenizer_fingerprint
 
 @dataclass(frozen=True)
 class Rows:
-    """What training reads.
+    """Rows for training.
 
     Args:
-        input_ids: (n, L) int64.
-        word_starts: (n, L) bool, true on the first piece of each word.
+        input_ids: (n, L) int64, token ids.
+        word_starts: (n, L) bool, true on the first subword of each word.
     """
 
     input_ids: NDArray[np.int64]
@@ -43,7 +43,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Offsets:
-    """Where the tokens of validation rows lie in their documents' normalised text.
+    """Character offsets of the tokens of validation rows in their documents' normalised text.
 
     Args:
         offset_begin: (n, L) int32, first character; 0 for special tokens.
@@ -56,20 +56,20 @@ class Offsets:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The rows of one split, by number.
+    """The rows of one split of a shard set.
 
-    Rows are numbered through the shards in the manifest's order. Reading is thread-safe; a copy
-    sent to another process opens the set again.
+    Rows are numbered consecutively over the shards, in the order of the manifest. Reading is
+    thread-safe; unpickling opens the set again.
 
     Args:
-        name: of the set in messages, without passwords.
+        name: name of the set in messages, without passwords.
         split: train or validation.
         length: L, tokens in a row.
-        fingerprint: of the whole set, both splits.
-        shard_rows: rows of each shard.
-        manifest: all of it.
-        tokenizer_folder: on this machine.
-        cache: of a remote set; None for a local one.
+        fingerprint: fingerprint of the set with all its splits.
+        shard_rows: number of rows of each shard.
+        manifest: content of the manifest.
+        tokenizer_folder: path of the tokenizer on this machine.
+        cache: cache of a remote set; None for a local one.
     """
 
     name: str
@@ -82,8 +82,8 @@ class ShardSet:
     cache: ShardCache | None = field(repr=False, compare=False)
     _entries: tuple[dict[str, Any], ...] = field(repr=False, compare=False)
     _mapped: MappedShards = field(repr=False, compare=False)
-    _ends: NDArray[np.int64] = field(repr=False, compare=False)  # of each shard, in rows
-    _again: tuple[Any, ...] = field(repr=False, compare=False)  # arguments of open
+    _ends: NDArray[np.int64] = field(repr=False, compare=False)  # first row after each shard
+    _again: tuple[Any, ...] = field(repr=False, compare=False)  # arguments of `open`
 
     @classmethod
     def open(
@@ -93,14 +93,15 @@ class ShardSet:
         settings: CacheSettings | None = None,
         max_mapped: int = 64,
     ) -> ShardSet:
-        """Open a split; manifest, tokenizer and sizes are checked now, shards when they are mapped.
+        """Open a split; check manifest, tokenizer and sizes now, and shards when they are mapped.
 
         Args:
-            where: folder, or a URL that fsspec knows.
-            settings: of the cache of a remote set.
-            max_mapped: shards mapped at a time; the shards of one read should be no more.
-        Raises: DataError that names the folder, split or file that is not as it should be; for a
-            remote set ConfigError and SystemFault too, as Remote does.
+            where: folder, or URL of an fsspec protocol.
+            split: train or validation.
+            settings: settings of the cache of a remote set.
+            max_mapped: largest number of shards mapped at a time; at least those of one read.
+        Raises: DataError that names the wrong folder, split or file; for a remote set ConfigError
+            and SystemFault too, as Remote.
         """
         cache = None
         if is_remote(where):
@@ -119,10 +120,8 @@ class ShardSet:
                 f"{name} has no split {split!r}{nearest(split, known)}; it has {', '.join(known)}"
             )
         if cache is None:
-            found, expected = (
-                tokenizer_fingerprint(folder / TOKENIZER),
-                manifest["tokenizer"]["fingerprint"],
-            )
+            expected = manifest["tokenizer"]["fingerprint"]
+            found = tokenizer_fingerprint(folder / TOKENIZER)
             if found != expected:
                 raise DataError(
                     f"{folder / TOKENIZER} is not the tokenizer of these shards: expected"
@@ -158,9 +157,11 @@ class ShardSet:
         return tuple(entry["bytes"] for entry in self._entries)
 
     def fetch(self, numbers: Iterable[int]) -> None:
-        """Bring shards of a remote set to this node, those that no other process fetches first.
+        """Fetch shards of a remote set to this node, those that another process fetches last.
 
-        Raises: as ShardCache.fetch does.
+        Args:
+            numbers: numbers of shards.
+        Raises: as ShardCache.fetch.
         """
         if self.cache is not None:
             files = [self._entries[number]["file"] for number in numbers]
@@ -168,25 +169,25 @@ class ShardSet:
                 self.cache.fetch(file)
 
     def documents(self, number: int) -> pa.Table:
-        """Return where the documents of a shard come from: what `write_documents` wrote.
+        """Return the table of source documents of a shard, as written by `write_documents`.
 
-        Raises: DataError where the set does not say, or the file is missing or damaged.
+        Raises: DataError if the set has none, or the file is missing or damaged.
         """
         entry = self._entries[number]
         if DOCUMENTS not in entry:
             raise DataError(
-                f"{self.name} does not say where the documents of {entry['file']} come from; run"
-                " `fitb prepare` again"
+                f"{self.name} has no table of the documents of {entry['file']}; run `fitb prepare`"
+                " again"
             )
         return self._mapped.table(entry[DOCUMENTS], entry["documents_sha256"], entry["documents"])
 
     def read(self, rows: NDArray[np.int64]) -> Rows:
-        """Return rows in the order asked for.
+        """Return rows in the given order.
 
         Args:
-            rows: (n,) int64, each in [0, num_rows); repeats are allowed.
-        Raises: DataError where a touched shard is damaged; IndexError where a row does not exist;
-            what ShardCache.fetch raises.
+            rows: (n,) int64, row numbers in [0, num_rows); repeats are allowed.
+        Raises: DataError if a shard is damaged; IndexError if a row does not exist; as
+            ShardCache.fetch.
         """
         ids = np.empty((len(rows), self.length), dtype=np.int64)
         starts = np.empty((len(rows), self.length), dtype=bool)
@@ -198,11 +199,11 @@ class ShardSet:
         return Rows(ids, starts)
 
     def read_offsets(self, rows: NDArray[np.int64]) -> Offsets:
-        """Return where the tokens of rows lie in their documents.
+        """Return the character offsets of the tokens of rows.
 
         Args:
-            rows: (n,) int64, each in [0, num_rows).
-        Raises: DataError where the split has no offsets; as `read` does.
+            rows: (n,) int64, row numbers in [0, num_rows).
+        Raises: DataError if the split has no offsets; as `read`.
         """
         begin = np.empty((len(rows), self.length), dtype=np.int32)
         end = np.empty((len(rows), self.length), dtype=np.int32)
@@ -216,14 +217,14 @@ class ShardSet:
         return Offsets(begin, end)
 
     def document_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of each row's first document, for `documents.documents_at`: (n,) int64.
+        """Return the number of each row's first document, for `documents_at`: (n,) int64.
 
-        No two documents of the split have one number: it is the shard's times MOST_DOCUMENTS, and
-        the document's ordinal in the shard.
+        The number is unique in the split: number of the shard x MOST_DOCUMENTS + ordinal of the
+        document in the shard.
 
         Args:
-            rows: (n,) int64, each in [0, num_rows).
-        Raises: as `read` does.
+            rows: (n,) int64, row numbers in [0, num_rows).
+        Raises: as `read`.
         """
         numbers = np.empty(len(rows), dtype=np.int64)
         for asked, columns, local in self._by_shard(rows):
@@ -233,7 +234,7 @@ class ShardSet:
     def _by_shard(
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]], NDArray[np.int64]]]:
-        """Yield (places in `rows`, columns, rows inside the shard) for every shard concerned."""
+        """Yield (indices into `rows`, columns, rows inside the shard) for each shard."""
         rows = np.asarray(rows, dtype=np.int64)
         if not len(rows):
             return

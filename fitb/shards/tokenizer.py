@@ -1,4 +1,4 @@
-"""The tokenizer of a shard set: its special tokens, its fingerprint, and opened for whole texts."""
+"""The tokenizer of a shard set: opening it for whole documents, special ids, fingerprint."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class SpecialIds:
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
-    """Load a tokenizer for whole documents: no truncation, no padding, no special token from text.
+    """Load a tokenizer for whole documents, without truncation, padding and special tokens in text.
 
-    Without the last, a text that speaks of "[MASK]" or "[SEP]" would put one into a row.
+    "[MASK]" or "[SEP]" in a text is tokenised as characters, not as the special token.
 
-    Raises: DataError where a file is missing or a special token has no id.
+    Raises: DataError if a file is missing or a special token has no id.
     """
     try:
         tokenizer = for_text((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -50,13 +50,13 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
         token = token.get("content") if isinstance(token, dict) else token
         number = None if token is None else tokenizer.token_to_id(token)
         if number is None:
-            raise DataError(f"{folder} gives no id for {name}={token!r}; it must be in its files")
+            raise DataError(f"{folder} has no id for {name}={token!r}; add it to its files")
         ids[name.removesuffix("_token")] = number
     return tokenizer, SpecialIds(**ids)
 
 
 def for_text(content: str) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json, as `open_tokenizer` sets it."""
+    """Return the tokenizer of a tokenizer.json, with the options of `open_tokenizer`."""
     tokenizer = Tokenizer.from_str(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -65,9 +65,9 @@ def for_text(content: str) -> Tokenizer:
 
 
 def read_content(folder: Path) -> dict[str, Any]:
-    """Return what a folder's tokenizer.json says.
+    """Return the content of a folder's tokenizer.json.
 
-    Raises: DataError where it is missing or damaged.
+    Raises: DataError if it is missing or damaged.
     """
     path = Path(folder) / "tokenizer.json"
     try:
@@ -78,14 +78,13 @@ def read_content(folder: Path) -> dict[str, Any]:
 
 
 def content_fingerprint(content: dict[str, Any]) -> str:
-    """Return the sha256 of what a tokenizer does, whatever its file's layout.
+    """Return the sha256 of a tokenizer's canonical JSON.
 
-    It is that of the canonical JSON of tokenizer.json without truncation and padding, which callers
-    set at will.
+    Truncation and padding, which callers set as they need, are left out.
     """
     return sha256_json({k: v for k, v in content.items() if k not in ("truncation", "padding")})
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """Return `content_fingerprint` the tokenizer in a folder; raise as `read_content` does."""
+    """Return the `content_fingerprint` of the tokenizer in a folder; raise as `read_content`."""
     return content_fingerprint(read_content(folder))

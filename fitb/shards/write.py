@@ -1,4 +1,4 @@
-"""Shard files as they are written: rows, and the table of where their documents come from.
+"""Writing of shard files: rows, and the table of their source documents.
 
 Dimensions: B rows, L length, n documents.
 """
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from fitb.base.fsio import naming_full_disk
 from fitb.shards.mmap import id_type
 
-DIGEST_BYTES = 16  # of a document
+DIGEST_BYTES = 16  # of a document's sha256
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows, column by column.
+    """Rows as columns.
 
     Args:
-        input_ids: (B, L) int64.
-        word_starts: (B, L) bool, true on the first piece of each word.
+        input_ids: (B, L) int64, token ids.
+        word_starts: (B, L) bool, true on the first subword of each word.
         doc_begin: (B,) int64, ordinal of the first document with tokens in the row.
         offset_begin: (B, L) int32, first character of each token in its document; 0 if special.
-        offset_end: (B, L) int32, one past its last character; 0 if special.
+        offset_end: (B, L) int32, one past the last character of each token; 0 if special.
     """
 
     input_ids: NDArray[np.int64]
@@ -46,12 +46,12 @@ def write_shard(path: Path, rows: Columns, *, vocab_size: int, with_offsets: boo
     """Write rows as one Arrow file; equal rows give equal bytes.
 
     Args:
-        path: written anew; on disk when the function returns.
-        rows: at least one.
-        vocab_size: decides the type of input_ids.
-        with_offsets: add the characters of every token, for validation.
-    Returns: size in bytes.
-    Raises: SystemFault where the disk is full.
+        path: file to write, synced to disk.
+        rows: at least one row.
+        vocab_size: vocabulary size, which decides the type of input_ids.
+        with_offsets: whether to write the offset columns, as for validation.
+    Returns: size of the file in bytes.
+    Raises: SystemFault if the disk is full.
     """
     columns: dict[str, pa.Array] = {
         "input_ids": _lists(rows.input_ids.astype(id_type(vocab_size))),
@@ -71,16 +71,16 @@ def write_documents(
     chars: NDArray[np.int32],
     digest: NDArray[np.uint8],
 ) -> int:
-    """Write where the documents of a shard come from, one row each, in the shard's order.
+    """Write the source of each document of a shard, in the shard's order.
 
     Args:
-        path: written anew; on disk when the function returns.
-        file: (n,) int32, which of the set's input files.
-        place: (n,) int64, where in that file.
-        chars: (n,) int32, characters of the normalised text.
+        path: file to write, synced to disk.
+        file: (n,) int32, number of the input file.
+        place: (n,) int64, position in that file.
+        chars: (n,) int32, number of characters of the normalised text.
         digest: (n, 16) uint8, first half of the sha256 of the normalised text in UTF-8.
-    Returns: size in bytes.
-    Raises: SystemFault where the disk is full.
+    Returns: size of the file in bytes.
+    Raises: SystemFault if the disk is full.
     """
     digests = pa.py_buffer(np.ascontiguousarray(digest, dtype=np.uint8))
     columns = {

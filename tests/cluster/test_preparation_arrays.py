@@ -14,7 +14,7 @@ from fitb.base.errors import DataError
 from fitb.base.fsio import read_json
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
-from fitb.corpus.work_lock import folder_of
+from fitb.corpus.work import folder_of
 
 pytestmark = pytest.mark.cluster
 

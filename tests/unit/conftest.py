@@ -33,6 +33,8 @@ SYLLABLES = "ba de ki lo mu ra se ti vo nu pel dor gan fis wex"
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("NO_PROXY", "no_proxy"):  # servers of tests are on this machine
+        monkeypatch.setenv(name, "127.0.0.1")
 
 
 @pytest.fixture(scope="session")

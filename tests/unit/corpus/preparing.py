@@ -11,7 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fitb.base.fsio import read_json
+from fitb.corpus import stages
+from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,6 +35,17 @@ def but_for_names(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     for name in ("files", "tokenizer"):
         del manifest["settings"][name]
     return found, manifest
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
+    """Run a preparation until a call of stages.`place`."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, place, interrupted)
+        prepare(config)
 
 
 def started(config: PrepareConfig, folder: Path, patch: str) -> subprocess.Popen[str]:

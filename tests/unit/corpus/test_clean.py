@@ -127,7 +127,6 @@ def test_without_options_every_text_that_is_not_empty_is_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"unicode": "NFD"}, "NFD.*NFC or NFKC"),
         ({"min_chars": 0}, "min_chars is 0"),
         ({"min_chars": 5, "max_chars": 4}, "max_chars is 4.*min_chars=5"),
         ({"language_threshold": 0.0}, "language_threshold is 0"),

@@ -48,10 +48,10 @@ def test_what_follows_compressed_data_is_not_to_be_fetched_again(suffix, tool, t
     packed = (gzip.compress if suffix == "gz" else zstandard.compress)(b"one line\n" * 500)
     path = tmp_path / f"a.txt.{suffix}"
     path.write_bytes(packed + b"\r\n\r\n\r\n")
-    with pytest.raises(DataError, match=f"follows the compressed data; .*`{tool} -dc`"):
+    with pytest.raises(DataError, match=f"compressed data is followed by .*.*`{tool} -dc`"):
         read(path)
     path.write_bytes(b"no compressed text\n" * 9)
-    with pytest.raises(DataError, match="take the suffix away"):
+    with pytest.raises(DataError, match="remove the suffix"):
         read(path)
     if suffix == "gz":
         path.write_bytes(packed + bytes(100))  # padding
@@ -70,8 +70,8 @@ def test_zstandard_with_a_long_window_is_read_and_a_torn_one_refused(tmp_path, l
     path.write_bytes(whole.getvalue())
     assert read(path) == b"a\nb\n"
     path.write_bytes(whole.getvalue()[:-3])
-    with pytest.raises(DataError, match="torn"):
+    with pytest.raises(DataError, match="cut off"):
         read(path)
     path.write_bytes(whole.getvalue() + b"\r\n\r\n\r\n")
-    with pytest.raises(DataError, match="follows the compressed data; .*`zstd -dc`"):
+    with pytest.raises(DataError, match="compressed data is followed by .*.*`zstd -dc`"):
         read(path)

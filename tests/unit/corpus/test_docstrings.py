@@ -81,7 +81,7 @@ def test_max_mb_counts_a_share_of_the_code(tmp_path):
 
 
 def test_a_folder_that_is_missing_or_holds_no_code_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="gone: it is no folder"):
+    with pytest.raises(DataError, match="gone: not a folder"):
         plan(TextSource("docstrings", (str(tmp_path / "gone"),)))
     (tmp_path / "__init__.py").touch()
     with pytest.raises(DataError, match="nothing to read"):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import regex
 
-from fitb.base.errors import ConfigError, DataError
+from fitb.base.errors import DataError
 from fitb.corpus import minhash
 from fitb.corpus.minhash import (
     NUM_HASHES,
@@ -100,12 +100,6 @@ def test_buckets_share_99_of_100_pairs_at_the_threshold(threshold):
     buckets, hashes = bands(threshold)
     assert 1 <= buckets <= 20 and buckets * hashes <= NUM_HASHES
     assert 1 - (1 - threshold**hashes) ** buckets >= 0.99
-
-
-@pytest.mark.parametrize("threshold", [0.3, 1.01, -1.0, float("nan")])
-def test_a_threshold_out_of_range_is_refused(threshold):
-    with pytest.raises(ConfigError, match="jaccard=.*from 0.5 to 1"):
-        bands(threshold)
 
 
 def test_signatures_are_the_same_in_processes_with_other_hash_seeds():
@@ -263,10 +257,10 @@ def test_missing_and_cut_off_pairs_are_errors_that_name_the_file(done):
     again()
     path = folder / "pairs" / "00003.pairs"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="00003.pairs has 15 bytes.*run the bucket step"):
+    with pytest.raises(DataError, match="00003.pairs is cut off: 15 bytes.*start again"):
         again()
     path.unlink()
-    with pytest.raises(DataError, match="00003.pairs is missing; run the bucket step"):
+    with pytest.raises(DataError, match="00003.pairs is missing; start again"):
         again()
     assert removed(folder, 1).tolist() == [0]  # the lists of before are whole
 
@@ -278,7 +272,7 @@ def test_lists_of_an_earlier_clustering_do_not_stay(done):
     again()
     assert removed(folder, 1).size == 0
     shutil.rmtree(folder / "removed")
-    with pytest.raises(DataError, match="run the clustering step first"):
+    with pytest.raises(DataError, match="holds no clusters; start again"):
         removed(folder, 1)
 
 

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preparing import MakeConfig, but_for_names, contents, started, wait_until
+from preparing import (
+    MakeConfig,
+    but_for_names,
+    contents,
+    interrupted_at,
+    started,
+    wait_until,
+)
 
 from fitb.base.errors import DataError, SystemFault
 from fitb.base.fsio import read_json
 from fitb.corpus import stages
 from fitb.corpus.prepare import prepare
-from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.tokenizer import train_tokenizer
-from fitb.corpus.work_lock import folder_of
+from fitb.corpus.work import folder_of
 
 
 def test_preparing_again_does_nothing_and_says_so(
@@ -58,18 +64,6 @@ def test_a_folder_with_other_files_is_refused_and_an_empty_one_used(
     assert contents(out) == {"thesis.tex": b"precious"}
     (out / "thesis.tex").unlink()
     assert prepare(make_config(out)).exists()
-
-
-def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
-    """Run a preparation until a call of stages.`place`."""
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stages, place, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
 
 
 PLACES = ["write_run", "train_tokenizer", "write_shard", "write_documents", "write_manifest"]

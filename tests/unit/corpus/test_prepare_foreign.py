@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from preparing import MakeConfig, but_for_names
+from preparing import MakeConfig, but_for_names, interrupted_at
 from snapshot import snapshot, touched
 
 from fitb.base.errors import DataError
-from fitb.corpus import stages
 from fitb.corpus.prepare import prepare
-from fitb.corpus.prepare_config import PrepareConfig
 
 
 def a_work_of_the_user(out: Path) -> None:
@@ -60,24 +58,12 @@ def test_a_hidden_folder_or_lock_that_no_preparation_made_is_refused_and_stays(
     assert but_for_names(place / "out") == but_for_names(shard_set)
 
 
-@pytest.mark.parametrize("earlier", [False, True])
 def test_what_a_user_put_beside_an_interrupted_preparation_outlives_it(
-    earlier: bool,
-    make_config: MakeConfig,
-    shard_set: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config: PrepareConfig = make_config(tmp_path / "out")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stages, "write_manifest", interrupt)
-        prepare(config)
+    config = make_config(tmp_path / "out")
+    interrupted_at(monkeypatch, config, "write_manifest")
     work = tmp_path / ".out.work"
-    if earlier:  # than the mark: gone on with, while it holds nothing else
-        (work / "made-by-fitb-prepare").unlink()
-        prepare(config)
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        return
     (work / "notes").mkdir()
     (work / "notes" / "why.txt").write_text("mine")
     before = snapshot(work / "notes")
@@ -86,7 +72,3 @@ def test_what_a_user_put_beside_an_interrupted_preparation_outlives_it(
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
     assert touched(before, work / "notes") == []
     assert {path.name for path in work.iterdir()} == {"notes", "made-by-fitb-prepare"}
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 
 from fitb.base.errors import DataError
-from fitb.corpus.sorted_runs import (
-    SPLITS,
-    Kept,
-    gather,
-    split_of,
-    text_digest,
-    write_run,
-)
+from fitb.corpus.sorted_runs import SPLITS, Totals, gather, split_of, text_digest, write_run
 
 
 def runs_of(folder, texts, *, seed=0, splits=1, block_bytes=10_000, fraction=0.2):
     """Write texts as runs; a text's place is its number in the list."""
     folder.mkdir()
-    total, paths = Kept(), []
+    total, paths = Totals(), []
     for split in range(splits):
         path = folder / f"{split:05d}.run"
         numbered = [(0, place, text) for place, text in enumerate(texts)][split::splits]
@@ -29,9 +22,8 @@ def runs_of(folder, texts, *, seed=0, splits=1, block_bytes=10_000, fraction=0.2
             path, numbered, seed=seed, validation_fraction=fraction, block_bytes=block_bytes
         )
         paths.append(path)
-        for split in SPLITS:
-            total.documents[split] += kept.documents[split]
-            total.bytes[split] += kept.bytes[split]
+        total.documents += kept.documents
+        total.bytes += kept.bytes
         total.digest_sum = (total.digest_sum + kept.digest_sum) % 2**256
     return paths, total
 

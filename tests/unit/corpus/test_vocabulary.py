@@ -52,7 +52,7 @@ def test_a_setting_that_the_vocabulary_speaks_against_must_be_said(
         load_tokenizer(folder)
     said = str(caught.value)
     assert key in said and all(repr(piece) in said for piece in pieces)
-    remedy = re.search(r'write (\{"\w+": false\})', said)[1]
+    remedy = re.search(r'add (\{"\w+": false\})', said)[1]
     settings = json.loads(remedy) | {k: v for k, v in (settings or {}).items() if v is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(folder).tokenize(text) == (read or [text])
@@ -72,7 +72,7 @@ def test_a_vocabulary_that_its_rules_can_write_needs_no_settings(put, words):
 def test_a_few_pieces_among_many_speak_against_nothing(put):
     many = [f"word{number}" for number in range(1000)]
     assert load_tokenizer(put([*many, *(f"W{number}" for number in range(9))]))
-    with pytest.raises(DataError, match="11 of the 1011 pieces"):
+    with pytest.raises(DataError, match="11 of the 1011 subwords"):
         load_tokenizer(put([*many, *(f"W{number}" for number in range(11))]))
 
 
@@ -90,7 +90,7 @@ def test_two_vocabularies_in_one_folder_are_refused(put):
     load_tokenizer(folder).save_pretrained(folder)
     assert load_tokenizer(folder)
     (folder / "vocab.txt").write_text("".join(f"{w}\n" for w in [*SPECIAL, *LOWER[::-1]]))
-    with pytest.raises(DataError, match="is two: 10 pieces of vocab.txt"):
+    with pytest.raises(DataError, match="has two vocabularies: 10 subwords of vocab.txt"):
         load_tokenizer(folder)
     (folder / "vocab.txt").unlink()
     assert load_tokenizer(folder).tokenize("the") == ["the"]

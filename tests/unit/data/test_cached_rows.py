@@ -1,4 +1,4 @@
-"""Held rows are those of the shards, and need them no more."""
+"""Cached rows are those of the shards, and need no files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fitb.shards.shard_set import ShardSet
 from fitb.training.setup import Validation
 
 
-def test_held_rows_are_those_of_the_shards_after_the_files_are_gone(shard_set, tmp_path):
+def test_cached_rows_are_those_of_the_shards_after_the_files_are_gone(shard_set, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(shard_set, folder)
     shards = ShardSet.open(folder, "train")

@@ -55,10 +55,18 @@ def naive_choice(ids, starts, vocabulary, config, key):
     return sorted(place for number in taken for place in words[number])
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("fraction", [0.01, 0.15, 0.5, 0.9])
-def test_slots_are_those_that_a_loop_over_words_finds(vocabulary, make_rows, strategy, fraction):
-    config = settings(strategy, fraction=fraction)
+SPANS = ((0.05, 10), (0.5, 3), (0.99, 10), (0.2, 1), (1.0, 10))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(settings(s, fraction=part) for s in STRATEGIES for part in (0.01, 0.15, 0.5, 0.9)),
+        *(settings("span", span_p=p, span_max_words=most, fraction=0.4) for p, most in SPANS),
+    ],
+    ids=str,
+)
+def test_slots_are_those_that_a_loop_over_words_finds(vocabulary, make_rows, config):
     for length, longest in ((8, 2), (33, 6), (64, 3)):
         rows = make_rows(40, length, seed=length, longest_word=longest, tails=False)
         chosen = chosen_of(masked(rows, vocabulary, config, epoch=2))
@@ -67,16 +75,6 @@ def test_slots_are_those_that_a_loop_over_words_finds(vocabulary, make_rows, str
                 rows.input_ids[row], rows.word_starts[row], vocabulary, config, (2, row * 7 + 3)
             )
             assert places == naive
-
-
-def test_every_span_setting_gives_the_slots_of_the_loop(vocabulary, make_rows):
-    rows = make_rows(30, 64, tails=False)
-    for span_p, longest in ((0.05, 10), (0.5, 3), (0.99, 10), (0.2, 1), (1.0, 10)):
-        config = settings("span", span_p=span_p, span_max_words=longest, fraction=0.4)
-        chosen = chosen_of(masked(rows, vocabulary, config))
-        for row, places in enumerate(chosen):
-            ids, starts = rows.input_ids[row], rows.word_starts[row]
-            assert places == naive_choice(ids, starts, vocabulary, config, (0, row * 7 + 3))
 
 
 def test_span_lengths_have_the_mean_and_the_longest_of_the_spanbert_paper():

@@ -112,7 +112,7 @@ def unnamed(folder):
 
 @pytest.mark.parametrize(
     ("harm", "said"),
-    [(gone, "No such file"), (changed, "has changed"), (unnamed, "which names the input")],
+    [(gone, "No such file"), (changed, "has changed"), (unnamed, "which lists the input")],
 )
 def test_without_the_input_no_name_is_told_and_the_rest_is(tmp_path, harm, said):
     make(tmp_path)

@@ -1,6 +1,7 @@
 """A config.json that asks for what fitb does not compute is refused with the key."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,11 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from fitb.base.errors import ConfigError, ContractError, DataError
 from fitb.config import Config, ModelConfig
-from fitb.corpus.tokenizer import describe_tokenizer
 from fitb.infer.scorer import load_scorer
 from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 
 EXTRA = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
-
-
-@pytest.fixture
-def manifest(tokenizer_folder):
-    return {"length": 32, "tokenizer": describe_tokenizer(tokenizer_folder)}
 
 
 def edit_config(folder, without=(), **changes):
@@ -75,7 +70,7 @@ def test_a_size_that_no_weight_tells_is_not_filled_in_by_a_default(make_folder, 
     folder = make_folder(num_attention_heads=4)
     said = json.loads(Path(folder, "config.json").read_text())[key]
     edit_config(folder, without=[key])
-    with pytest.raises(ConfigError, match=f"does not say {key}"):
+    with pytest.raises(ConfigError, match=f"lacks {key}"):
         load_model(folder, tokenizer=tokenizer)
     edit_config(folder, **{key: said})
     assert getattr(load_model(folder, tokenizer=tokenizer).model.config, key) == said
@@ -148,7 +143,7 @@ def test_a_weight_without_a_place_is_refused_by_name(
     (failure,) = caught.value.failures
     assert name in failure and role in failure and "1 weights" in failure
     if kind is BertForMaskedLM:
-        with pytest.raises(ContractError, match="no place"):
+        with pytest.raises(ContractError, match=re.escape(name)):
             load_scorer(folder)
 
 

@@ -127,7 +127,7 @@ def test_rows_for_added_tokens_are_no_evidence_for_the_vocabulary_below_them(
     with pytest.raises(ContractError) as caught:
         check(loaded, new, entry)
     (failure,) = caught.value.failures
-    assert ("would be other ids" if change == "swapped" else "copy the tokenizer") in failure
+    assert ("would give other ids" if change == "swapped" else "copy the tokenizer") in failure
 
 
 def test_a_geometry_has_the_whole_vocabulary_from_the_start(added_folder, entry):
@@ -164,7 +164,7 @@ def test_a_model_of_another_vocabulary_is_left_to_the_contract(
     path.write_text(json.dumps(content))
     for folder, words in zip(
         others,
-        (f"vocabulary of {size - 1}", f"vocabulary of {size + 1}", "would be other ids"),
+        (f"vocabulary of {size - 1}", f"vocabulary of {size + 1}", "would give other ids"),
         strict=True,
     ):
         loaded = load_model(folder, tokenizer=new)

@@ -135,7 +135,7 @@ def test_a_model_that_nothing_is_known_of_is_taken_at_its_word_and_that_is_said(
         assert loaded_length(folder, tokenizer) == 64
     (record,) = [record for record in caplog.records if record.name.startswith("fitb")]
     assert record.levelname == level
-    assert "nothing tells at which length" in record.message and "=64" in record.message
+    assert "trained length of model" in record.message and "=64" in record.message
 
 
 def test_models_and_rows_longer_than_they_were_trained_at_are_no_contract(

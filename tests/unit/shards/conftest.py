@@ -1,6 +1,7 @@
 """A set of ten shards, and servers that hold it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from fitb.shards.tokenizer import tokenizer_fingerprint
 
 @pytest.fixture()
 def impatient(monkeypatch):
-    """Servers of this machine, asked again at once where they fail."""
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
+    """Servers are asked again at once where they fail."""
     monkeypatch.setattr(fetching, "FIRST_WAIT_S", 0.02)
     monkeypatch.setattr(fetching, "LONGEST_WAIT_S", 0.1)
+
+
+@pytest.fixture()
+def copied(shard_set, tmp_path):
+    return shutil.copytree(shard_set, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
