@@ -93,7 +93,7 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
         return Rehearsal(str(run_dir), job.name, shutdowns, grace_periods(shutdowns, inputs), [])
     if script is None:
         raise ConfigError("slurm/distill.sh is not found; give --script")
-    return _on_slurm(SlurmJob(script, words, flags, run_dir), run_dir, where.minutes, lead_s)
+    return _on_slurm(SlurmJob(script, options, flags, run_dir), run_dir, where.minutes, lead_s)
 
 
 def _on_slurm(job: SlurmJob, run_dir: Path, minutes: float, lead_s: float | None) -> Rehearsal:
