@@ -1,9 +1,9 @@
-"""What a script of slurm/ would do, printed: `bash slurm/distill.sh --dry-run [flags]` calls this.
+"""Dry run of a batch script: `bash slurm/distill.sh --dry-run [flags]` calls this.
 
     python -m fitb.tools.dry_run KIND SCRIPT "NAMES" [flags]
 
-KIND is distill, evaluate or prepare; NAMES are the SBATCH_ variables of the shell that would
-submit, without those that the script itself reads from slurm/site.env too late for sbatch.
+KIND is distill, evaluate or prepare; NAMES are the SBATCH_ variables of the submitting shell,
+without those that the script reads from slurm/site.env, too late for sbatch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ SPELLINGS = ("--dry-run", "--dry_run")
 
 
 def render(option: Option) -> str:
-    """Return an option as a comment of the script, beside what says so."""
+    """Render an option as a comment of the script, with its source."""
     value = "" if option.value is None else f"={shlex.quote(option.value)}"
     return f"#   --{option.name + value:<32} {option.source}"
 
 
 def configuration(kind: str, flags: Sequence[str], given: Mapping[str, str]) -> str:
-    """Return the resolved configuration as YAML; of a preparation after its stages.
+    """Return the resolved configuration as YAML; for prepare, its stages come first.
 
-    Raises: ConfigError where the command would refuse the flags.
+    Raises: ConfigError if the command would refuse the flags.
     """
     if kind == "prepare":
         from fitb.corpus.slurm_stages import dry_run, launcher_arguments
@@ -53,12 +53,12 @@ def configuration(kind: str, flags: Sequence[str], given: Mapping[str, str]) -> 
 
 
 def _check(config: Config, given: Mapping[str, str]) -> None:
-    """Raise ConfigError where the job would find at its start that it cannot train so."""
+    """Raise ConfigError for what the job would refuse at its start."""
     read_ds_config(config.ds_config)
     hosts, tasks = hosts_and_tasks(given)
     env = {"SLURM_NTASKS": str(hosts * tasks), "SLURM_JOB_NUM_NODES": str(hosts)}
     env |= {"FITB_PROCESSES_PER_NODE": str(tasks)}
-    env |= {name: os.environ[name] for name in os.environ if name.startswith("FITB_")}
+    env |= {name: value for name, value in os.environ.items() if name.startswith("FITB_")}
     config.grad_accum(num_ranks(env))
 
 
@@ -74,7 +74,7 @@ def main(args: Sequence[str]) -> int:
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    heading = "# -- options that hold; those on the command line of sbatch win over them"
+    heading = "# -- options that hold; the command line of sbatch overrides them"
     print(script, heading, *map(render, options.values()), "", sep="\n")
     print(follows, end="")
     if why := leaves_at_once(given.get("time"), given.get("signal")):

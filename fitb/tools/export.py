@@ -1,4 +1,4 @@
-"""Write a trained model as a folder that others can load, with its card: `fitb export`."""
+"""`fitb export`: write a trained model as a Hugging Face folder with a model card."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ _COSTS = ("loss", "top1", "top5")
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a model as a Hugging Face folder, and for onnxruntime.
+    """Write a model as a Hugging Face folder, and as ONNX.
 
     Args:
-        source: Hugging Face folder or hub name; a run, whose export is taken, or else its newest
-            checkpoint; or a checkpoint of a run.
-        out: folder to make.
-        onnx: write model.onnx too.
-        int8: write model-int8.onnx too, whose encoder multiplies 8-bit numbers; with model.onnx.
-        metrics: what `fitb evaluate --json` printed of this model, for the card.
-        shards: folder or URL on whose validation rows the cost of int8 is measured.
-        rows: of those, spread evenly; 0 means all.
+        source: Hugging Face folder or hub name; a run (its export, or else its newest checkpoint);
+            or a checkpoint of a run.
+        out: folder to write.
+        onnx: also write model.onnx.
+        int8: also write model.onnx and model-int8.onnx, whose encoder has int8 matmuls.
+        metrics: file with the output of `fitb evaluate --json` for this model, for the card.
+        shards: folder or URL of shards, on whose validation rows to measure the cost of int8.
+        rows: number of these rows, spread evenly; 0 means all.
         json: print JSON.
     """
 
@@ -66,23 +66,23 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.rows < 0:
-            raise ConfigError(f"rows={self.rows}; at least 0, where 0 means all")
+            raise ConfigError(f"rows={self.rows}; expected 0 (all) or more")
         if self.shards is not None and not self.int8:
             raise ConfigError(
-                f"--shards {self.shards} is for measuring what int8 costs; add --int8, or evaluate"
-                " with `fitb evaluate` and give its JSON to --metrics"
+                f"--shards {self.shards} measures the cost of int8; add --int8, or give the JSON of"
+                " `fitb evaluate` to --metrics"
             )
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from.
+    """Origin of a model.
 
     Args:
-        model: what load_model takes.
-        tokenizer: what load_tokenizer takes.
-        run: the run that made it; None where none is known.
-        step: of the weights in that run; None where it is not known.
+        model: source for load_model.
+        tokenizer: source for load_tokenizer.
+        run: run that trained it; None if unknown.
+        step: step of the weights in that run; None if unknown.
     """
 
     model: str
@@ -92,14 +92,14 @@ class Origin:
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Write the folder; it appears whole, by one rename.
+    """Write the folder atomically.
 
-    Returns: JSON-able: the folder, its files and their bytes, what was checked and measured.
+    Returns: JSON-able: the folder, its files and their sizes, differences measured.
     Raises:
         ConfigError: the folder exists.
-        DataError: there is no such model, or a file given is not what it should be.
+        DataError: there is no such model, or a given file is invalid.
         ContractError: the model has no trained MLM head or does not fit its tokenizer.
-        SystemFault: ONNX was asked for and is not installed, or differs from PyTorch.
+        SystemFault: onnx is not installed, or the ONNX model differs from PyTorch's.
     """
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.model.contract import check_contract
@@ -131,7 +131,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
                 card = _with_onnx(card, config, loaded.model, tokenizer, folder)
             (folder / "README.md").write_text(model_card(card), encoding="utf-8")
     except FileExistsError:
-        _refuse_existing(out)  # made meanwhile by another process
+        _refuse_existing(out)  # another process has made it meanwhile
         raise
     return {
         "folder": str(out),
@@ -147,38 +147,34 @@ def render(result: dict[str, Any]) -> str:
     """Render a result of `export` for people."""
     lines = [f"{result['folder']}:"]
     lines += [f"  {size:13,}  {name}" for name, size in result["files"].items()]
-    if result["onnx_largest_difference"] is not None:
-        difference = result["onnx_largest_difference"]
+    difference = result["onnx_largest_difference"]
+    if difference is not None:
         lines.append(f"model.onnx: logits within {difference:.1e} of PyTorch's")
-    for each in result["int8_cost"]:
-        lines.append(
-            f"int8 - fp32: {each['metric']} {each['difference']:+.4f}, 95 % interval"
-            f" {each['low']:+.4f} to {each['high']:+.4f}"
-        )
-    return "\n".join(lines)
+    cost = "int8 - fp32: {metric} {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+    return "\n".join([*lines, *(cost.format(**each) for each in result["int8_cost"])])
 
 
 def find(source: str) -> Origin:
-    """Say what a source means; of a run whose export is damaged its best checkpoint.
+    """Resolve a source; for a run whose export is damaged to its best checkpoint.
 
-    Raises: DataError where a run holds no model yet, or a checkpoint's tokenizer is out of reach.
+    Raises: DataError if a run holds no model yet, or a checkpoint's tokenizer cannot be found.
     """
     path = Path(source)
     if why := denied(path):
         raise DataError(f"{source} cannot be read: {why}")
-    names_export = path.name == names.EXPORT and names.is_run(path.parent)
-    run = path.parent if names_export else path
-    if names.is_run(run) and (run / names.EXPORT).is_dir():
-        reason = damage(run / names.EXPORT)
+    run = path.parent if path.name == names.EXPORT and names.is_run(path.parent) else path
+    exported = run / names.EXPORT
+    if names.is_run(run) and exported.is_dir():
+        reason = damage(exported)
         if reason is None:
-            return Origin(str(run / names.EXPORT), str(run / names.EXPORT), run, _best_step(run))
+            return Origin(str(exported), str(exported), run, _best_step(run))
         instead = best_checkpoint_of(run)
         if instead is None:
             raise DataError(
                 f"the export of {run} is damaged ({reason}), and there is no checkpoint; start the"
-                " run again, which makes it anew, or name another"
+                " run again, which rewrites it, or choose another run"
             )
-        logger.warning("the export of %s is damaged (%s); taken instead: %s", run, reason, instead)
+        logger.warning("the export of %s is damaged (%s); using %s instead", run, reason, instead)
         path = instead
     checkpoint = checkpoint_of(path)
     if checkpoint is not None:
@@ -188,20 +184,20 @@ def find(source: str) -> Origin:
             step = int(manifest["step"])
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
-                f"{checkpoint / 'manifest.json'} cannot be read: {error}; name another checkpoint"
+                f"{checkpoint / names.MANIFEST} cannot be read: {error}; choose another checkpoint"
             ) from error
         return Origin(str(checkpoint), _tokenizer_of(run, manifest.get("fingerprint")), run, step)
     if names.is_run(path):
         raise DataError(
-            f"{source} is a run that holds neither an export nor a checkpoint yet; let it train,"
-            " or name another"
+            f"{source} is a run that has neither an export nor a checkpoint yet; let it train, or"
+            " choose another"
         )
     return Origin(source, source)
 
 
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"--out {out} exists already; name a new folder, or remove that one")
+        raise ConfigError(f"--out {out} already exists; choose a new folder, or remove that one")
 
 
 def _config_of(run: Path) -> Config:
@@ -209,7 +205,7 @@ def _config_of(run: Path) -> Config:
 
 
 def _tokenizer_of(run: Path, trained_on: str | None) -> str:
-    """Return the tokenizer of a run: beside its export, else that of the shards it trained on."""
+    """Return the tokenizer of a run: that of its export, else that of the shards it trained on."""
     if (run / names.EXPORT).is_dir() and damage(run / names.EXPORT) is None:
         return str(run / names.EXPORT)
     shards = _config_of(run).data.shards
@@ -217,14 +213,14 @@ def _tokenizer_of(run: Path, trained_on: str | None) -> str:
         found = _open(shards)
     except FitbError as error:
         raise DataError(
-            f"the tokenizer of {run} is out of reach: it has no whole export, and its shards"
-            f" cannot be opened: {error}"
+            f"the tokenizer of {run} cannot be found: no export is intact, and its shards cannot"
+            f" be opened: {error}"
         ) from error
     if found.fingerprint != trained_on:
         raise DataError(
-            f"the tokenizer of {run} is out of reach: it has no export, and {shards} holds other"
-            f" shards ({found.fingerprint[:12]}) than it was trained on ({str(trained_on)[:12]});"
-            " put these back"
+            f"the tokenizer of {run} cannot be found: it has no intact export, and {shards} holds"
+            f" other shards ({found.fingerprint[:12]}) than those that it was trained on"
+            f" ({str(trained_on)[:12]}); put these back"
         )
     return str(found.tokenizer_folder)
 
@@ -236,30 +232,31 @@ def _open(shards: str, split: str = "train") -> ShardSet:
 
 
 def _best_step(run: Path) -> int | None:
-    """Return the step of a run's export: what it says, else that of the lowest validation loss
-    or the last that was logged; None where lines are damaged, which may be the one that counts."""
+    """Return the step of a run's export, else of its lowest validation loss, else its last step.
+
+    None if lines of metrics.jsonl are damaged, because the right one may be among them.
+    """
     step = step_of(run / names.EXPORT)
     if step is not None:
         return step
     try:
         records = list(fsio.read_lines(run / names.METRICS, STEP))
     except fsio.DamagedFile as error:
-        logger.warning("the step of %s is not known: %s", run / names.EXPORT, error)
+        logger.warning("the step of %s is unknown: %s", run / names.EXPORT, error)
         return None
     best = best_validation(records)
     return best[1] if best else max((int(record[STEP]) for record in records), default=None)
 
 
 def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
-    """Return what the card can say about how a model came to be."""
+    """Return the parts of the card about the training of a model."""
     found: dict[str, Any] = {}
     code = None
     if origin.run is not None:
         config = _config_of(origin.run)
         found["training"] = training_facts(config, origin.step)
         found["data"] = _data(origin.run, config)
-        validated = _validation(origin.run, origin.step)
-        if validated:
+        if validated := _validation(origin.run, origin.step):
             found["metrics"] = validated
             found["measured_on"] = "validation rows, during training"
         code = newest_code(origin.run)
@@ -269,27 +266,25 @@ def _history(origin: Origin, metrics_file: str | None) -> dict[str, Any]:
             result = fsio.read_json(Path(metrics_file))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"--metrics {metrics_file} cannot be read: {error}; give it the file into which"
-                " `fitb evaluate --json` was written"
+                f"--metrics {metrics_file} cannot be read: {error}; give a file with the output of"
+                " `fitb evaluate --json`"
             ) from error
         found["metrics"], found["measured_on"] = metrics_of_evaluation(result, metrics_file)
     return found
 
 
 def _data(run: Path, config: Config) -> Mapping[str, Any]:
-    """Say what a run was trained on; statistics where its very shards can still be reached."""
-    checkpoint = checkpoint_of(run)
+    """Describe the shards of a run; with statistics only if the same shards are still there."""
     trained_on = None
-    if checkpoint:
+    if checkpoint := checkpoint_of(run):
         trained_on = fsio.read_json(checkpoint / names.MANIFEST, "fingerprint")["fingerprint"]
     try:
-        manifest: dict[str, Any] | None = _open(config.data.shards).manifest
+        manifest = _open(config.data.shards).manifest
     except FitbError:
-        manifest = None
-    if manifest is not None and trained_on not in (None, manifest["fingerprint"]):
-        manifest = None  # other shards lie there now
-    fingerprint = trained_on or (manifest["fingerprint"] if manifest else None)
-    return data_facts(fingerprint, manifest) if fingerprint else {}
+        return data_facts(trained_on, None) if trained_on else {}
+    if trained_on in (None, manifest["fingerprint"]):
+        return data_facts(manifest["fingerprint"], manifest)
+    return data_facts(trained_on, None)
 
 
 def _validation(run: Path, step: int | None) -> list[Metric]:
@@ -321,14 +316,14 @@ def _with_onnx(card: Card, config: ExportConfig, model: Any, tokenizer: Any, fol
     if shards.manifest["tokenizer"]["fingerprint"] != scorers[FP32].tokenizer_fingerprint:
         raise DataError(
             f"--shards {config.shards} were prepared with another tokenizer than this model's;"
-            " prepare shards with it, or leave --shards out"
+            " prepare shards with this one, or leave --shards out"
         )
     from fitb.evaluation.count import choose_rows
 
     rows = choose_rows(shards.num_rows, config.rows)
-    plain, rounded = (_count(scorers[name], shards, rows) for name in (FP32, INT8))
+    fp32, int8 = (_count(scorers[name], shards, rows) for name in (FP32, INT8))
     on = f"{len(rows):,} validation rows of shards {shards.fingerprint[:12]}"
-    return replace(card, int8=True, cost=compare(plain, rounded), cost_on=on)
+    return replace(card, int8=True, cost=compare(fp32, int8), cost_on=on)
 
 
 def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
@@ -341,12 +336,13 @@ def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
     return count(Onnx(scorer), shards, rows, vocabulary=vocabulary, mask=MaskConfig())
 
 
-def compare(plain: RowCounts, rounded: RowCounts) -> list[Comparison]:
-    """Return each cost of int8 with its paired interval."""
+def compare(fp32: RowCounts, int8: RowCounts) -> list[Comparison]:
+    """Return the cost of int8 in each metric, with its paired interval."""
     from fitb.evaluation.metrics import differences
 
-    costs, found = differences(rounded, plain)[0], []
-    for metric in _COSTS:
-        cost = costs[metric]
-        found.append(Comparison(metric, cost.second, cost.first, cost.value, cost.low, cost.high))
-    return found
+    found = differences(int8, fp32)[0]
+    return [
+        Comparison(metric, cost.second, cost.first, cost.value, cost.low, cost.high)
+        for metric in _COSTS
+        if (cost := found[metric])
+    ]

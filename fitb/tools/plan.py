@@ -1,14 +1,13 @@
-"""What a run will take before it is submitted: time, traffic, checkpoints, losses. `fitb plan`.
+"""`fitb plan`: cost model of a run: time, network traffic, checkpoints, losses to faults.
 
-A model of a few lines, not a simulation: a step is arithmetic at a given rate, then communication
-that nothing hides, as ds_configs/zero2.json has it. tests/benchmarks/plan.py holds it against real
-steps.
+A step is arithmetic at a given rate, then communication without overlap, as ds_configs/zero2.json
+sets it. tests/benchmarks/plan.py compares it with real steps.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fitb.base.errors import ConfigError
@@ -16,37 +15,38 @@ from fitb.config import Geometry, MaskConfig
 from fitb.data.masking import num_slots
 from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
 
-_COLLECTIVES = 5  # of a step: agreement, gradients, their norm, weights of both parameter groups
-_OVERFLOW = 1  # and in fp16 whether a gradient overflowed
+_COLLECTIVES = 5  # per step: agreement, gradients, their norm, weights of two parameter groups
+_OVERFLOW = 1  # per step in fp16: whether a gradient overflowed
+_ZERO_OK = ("latency_us", "node_failures_per_day", "preemptions_per_day", "queue_min", "start_min")
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Time, GPU hours, communication, checkpoints and expected losses of a run under ZeRO 2.
+    """Estimate time, GPU hours, traffic, checkpoints and losses to faults of a run with ZeRO 2.
 
     Args:
-        nodes: of the job.
-        gpus: processes on each node.
-        tokens: of the whole run; 1e10 is ten billion.
-        length: tokens in a row.
-        rows: of each process in a step: micro_batch times accumulation.
-        precision: of gradients and weights on the network.
-        vocabulary: entries of the tokenizer.
-        teacher: BERT-base, or another geometry.
-        student: TinyBERT-4, or another geometry.
-        tokens_per_s: of one process alone, as `fitb bench step` prints; null takes mfu x peak.
-        mfu: share of peak_tflops that the step reaches; an assumption until you measure it.
-        peak_tflops: of one GPU in this precision; 989 is an H100's in 16 bits.
-        node_link_gb_per_s: of the network of one node, each way; 50 is 400 Gbit/s.
-        gpu_link_gb_per_s: between two GPUs of a node, each way.
-        latency_us: of an all-reduce of one number, as `fitb bench comm` prints.
-        checkpoint_every: steps.
-        keep_last: checkpoints kept, and the best one.
-        disk_gb_per_s: at which one process writes a checkpoint.
-        preemptions_per_day: of the job while it runs, with a signal ahead.
-        node_failures_per_day: of one node, without a word; Llama 3 saw 419 in 54 days on 2,048
-            nodes (https://arxiv.org/abs/2407.21783, section 3.3.4).
-        queue_min: minutes that a stopped job waits for its nodes.
+        nodes: number of nodes.
+        gpus: processes (GPUs) per node.
+        tokens: tokens of the whole run; 1e10 is ten billion.
+        length: tokens per row.
+        rows: rows per process and step: micro_batch times accumulation.
+        precision: precision of gradients and weights on the network.
+        vocabulary: vocabulary size.
+        teacher: geometry of the teacher; default BERT-base.
+        student: geometry of the student; default TinyBERT-4.
+        tokens_per_s: speed of one process alone, as `fitb bench step` prints; null for mfu x peak.
+        mfu: share of peak_tflops that a step reaches; an assumption until you measure it.
+        peak_tflops: peak of one GPU in this precision; 989 is an H100's in 16 bits.
+        node_link_gb_per_s: network bandwidth of a node, each way; 50 is 400 Gbit/s.
+        gpu_link_gb_per_s: bandwidth between two GPUs of a node, each way.
+        latency_us: latency of an all-reduce of one number, as `fitb bench comm` prints.
+        checkpoint_every: steps between two checkpoints.
+        keep_last: number of checkpoints kept beside the best one.
+        disk_gb_per_s: speed at which one process writes a checkpoint.
+        preemptions_per_day: preemptions per day of running, each after a signal.
+        node_failures_per_day: failures per node and day, without a signal; Llama 3 had 419 in 54
+            days on 2,048 nodes (https://arxiv.org/abs/2407.21783, section 3.3.4).
+        queue_min: minutes that a stopped job waits in the queue.
         start_min: minutes from its start to the next step.
         json: print one JSON object.
     """
@@ -76,31 +76,28 @@ class PlanConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {key.name: getattr(self, key.name) for key in fields(self)}
-        numbers = {n: v for n, v in numbers.items() if isinstance(v, int | float)}
-        may_be_zero = {"latency_us", "preemptions_per_day", "node_failures_per_day"}
-        may_be_zero |= {"queue_min", "start_min", "json"}
         wrong = [
             f"{name}={value}"
-            for name, value in numbers.items()
-            if not (0 <= value < math.inf if name in may_be_zero else 0 < value < math.inf)
+            for name, value in vars(self).items()
+            if type(value) in (int, float)
+            and not (0 < value < math.inf or (value == 0 and name in _ZERO_OK))
         ]
         if wrong:
-            zero = ", ".join(sorted(may_be_zero - {"json"}))
             raise ConfigError(
-                f"{', '.join(wrong)}; expected finite numbers above 0 ({zero} may be 0)"
+                f"{', '.join(wrong)}; expected finite numbers above 0"
+                f" ({', '.join(_ZERO_OK)} may be 0)"
             )
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one step sends.
+    """Network traffic of one step.
 
     Args:
-        all_reduce_mb: gradients, the message.
-        all_gather_mb: weights, the message.
-        sent_mb: by each process in a ring, (n - 1) / n of a message, twice for the all-reduce.
-        node_link_mb: out of each node: in a ring all of it crosses one link; 0 on one node.
+        all_reduce_mb: size of the gradients.
+        all_gather_mb: size of the weights.
+        sent_mb: sent by each process in a ring: (n - 1) / n of a message, twice for an all-reduce.
+        node_link_mb: sent by each node: in a ring all of it crosses one link; 0 on one node.
     """
 
     all_reduce_mb: float
@@ -111,31 +108,30 @@ class Traffic:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run, in numbers; hours without faults and, from `preemptions` on, with those expected.
+    """Estimate of a run, first without faults, then, from `preemptions` on, with expected ones.
 
     Args:
-        config: that was asked about.
+        config: settings of the estimate.
         processes: nodes x gpus.
-        parameters: that are trained.
-        steps: of the run.
-        step_tokens: of the global batch.
-        compute_ms: of a step.
-        communication_ms: of a step, hidden behind nothing.
-        tokens_per_s: of the job.
-        hours: without faults, checkpoints included.
-        gpu_hours: of these hours.
-        traffic: of a step.
-        checkpoint_mb: one.
-        checkpoints: written.
-        checkpoints_gb: written in all.
-        kept_gb: on disk at the end, the best one included.
-        preemptions: expected.
-        failures: expected.
-        steps_lost: done twice, in the mean.
-        hours_expected: with stops and what they cost, the queue included.
-        gpu_hours_expected: while nodes are held.
-        best_checkpoint_every: steps between checkpoints that lose least to failures; None where
-            there are none.
+        parameters: trained parameters.
+        steps: optimiser steps of the run.
+        step_tokens: tokens of the global batch.
+        compute_ms: arithmetic of a step.
+        communication_ms: communication of a step.
+        tokens_per_s: speed of the job.
+        hours: duration, checkpoints included.
+        gpu_hours: hours x processes.
+        traffic: traffic of a step.
+        checkpoint_mb: size of a checkpoint.
+        checkpoints: number written.
+        checkpoints_gb: total size written.
+        kept_gb: size on disk at the end, the best one included.
+        preemptions: expected number.
+        failures: expected number.
+        steps_lost: expected steps done twice.
+        hours_expected: duration with faults and time in the queue.
+        gpu_hours_expected: GPU hours with faults.
+        best_checkpoint_every: checkpoint interval in steps that loses least; None without failures.
     """
 
     config: PlanConfig
@@ -162,7 +158,7 @@ class RunPlan:
 
 
 def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
-    """What a step of ZeRO 2 sends, whatever its accumulation; nothing in one process."""
+    """Return the traffic of a step of ZeRO 2, at any accumulation; none with one process."""
     processes = nodes * gpus
     if processes == 1:
         return Traffic(0.0, 0.0, 0.0, 0.0)
@@ -172,13 +168,13 @@ def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
 
 
 def plan(config: PlanConfig) -> RunPlan:
-    """Predict a run.
+    """Estimate a run.
 
-    A graceful stop costs a save and a start, a failure half a checkpoint interval and a start; both
+    A preemption costs a save and a start, a failure half a checkpoint interval and a start; both
     wait in the queue. The best interval is Young's, CACM 17 (9), 1974: the square root of twice the
-    time of a save over the rate of failures.
+    duration of a save divided by the failure rate.
 
-    Raises: ConfigError where faults come faster than the run can go on.
+    Raises: ConfigError if faults are too frequent for any progress.
     """
     processes = config.nodes * config.gpus
     parameters = trained_parameters(
@@ -233,8 +229,8 @@ def _with_stops(
     lost = preempted * (save_s + start_s) + failed * (again_s + start_s)
     if lost >= 1:
         raise ConfigError(
-            f"the job would lose {24 * lost:.1f} hours a day to stops and never end; lower"
-            " checkpoint_every or start_min, or look at preemptions_per_day and"
+            f"the job would lose {24 * lost:.1f} hours a day to faults and never end; lower"
+            " checkpoint_every or start_min, or check preemptions_per_day and"
             " node_failures_per_day"
         )
     held_s = work_s / (1 - lost)
@@ -251,7 +247,7 @@ def _with_stops(
 
 
 def process_tokens_per_s(config: PlanConfig) -> float:
-    """Return what one process computes alone: as given, or mfu x peak over the work of a token."""
+    """Return the speed of one process alone: as given, or mfu x peak / FLOPs per token."""
     if config.tokens_per_s is not None:
         return config.tokens_per_s
     work = work_per_token(
@@ -269,13 +265,12 @@ def as_json(found: RunPlan) -> dict[str, Any]:
 
 
 def render(found: RunPlan) -> str:
-    """Return a page for people."""
+    """Render the estimate for people."""
     config = found.config
     step_ms = found.compute_ms + found.communication_ms
     share = found.communication_ms / step_ms
     traffic = found.traffic
     best = found.best_checkpoint_every
-    every = f"every {config.checkpoint_every:,} steps"
     lines = {
         "processes": f"{found.processes} ({config.nodes} x {config.gpus})",
         "steps": f"{found.steps:,} of {found.step_tokens:,} tokens",
@@ -285,18 +280,19 @@ def render(found: RunPlan) -> str:
         "time": f"{found.hours:.1f} h, {found.gpu_hours:,.1f} GPU hours, without faults",
         "traffic of a step": f"{traffic.sent_mb:.1f} MB sent by each process,"
         f" {traffic.node_link_mb:.1f} MB out of each node",
-        "checkpoints": f"{found.checkpoints:,} of {found.checkpoint_mb:.0f} MB, {every}:"
-        f" {found.checkpoints_gb:.1f} GB written, {found.kept_gb:.2f} GB kept",
+        "checkpoints": f"{found.checkpoints:,} of {found.checkpoint_mb:.0f} MB, every"
+        f" {config.checkpoint_every:,} steps: {found.checkpoints_gb:.1f} GB written,"
+        f" {found.kept_gb:.2f} GB kept",
         "expected stops": f"{found.preemptions:.2f} preemptions, {found.failures:.3f} failures,"
         f" {found.steps_lost:.0f} steps done twice",
-        "expected time": f"{found.hours_expected:.1f} h,"
-        f" {found.gpu_hours_expected:,.1f} GPU hours, the queue included in the hours",
+        "expected time": f"{found.hours_expected:.1f} h with time in the queue,"
+        f" {found.gpu_hours_expected:,.1f} GPU hours",
     }
     if best is not None:
         lines["best interval"] = f"a checkpoint every {best:,} steps loses least to failures"
     if config.tokens_per_s is None:
         lines["assumed"] = (
-            f"{config.mfu:.0%} of {config.peak_tflops:g} TFLOP/s a process; measure yours with"
-            " `fitb bench step` and give --tokens_per_s"
+            f"MFU {config.mfu:.0%} of {config.peak_tflops:g} TFLOP/s; measure your speed with"
+            " `fitb bench step` and give it as --tokens_per_s"
         )
     return "\n".join(f"{name:18} {line}" for name, line in lines.items())

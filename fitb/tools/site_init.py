@@ -1,7 +1,7 @@
-"""`fitb site init`: slurm/site.env written from what Slurm says of this site.
+"""`fitb site init`: write slurm/site.env from Slurm's answers about this site.
 
-What was found stands in the file as a setting, or beside one as a comment; what could not be found
-is said there, too, with the reason. slurm/site.example.env is this file where nothing was found.
+The file holds what was found as settings or comments, and the reason for what was not found.
+slurm/site.example.env is the same file with nothing found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +24,17 @@ from fitb.cluster.scripts import find_script
 from fitb.cluster.site_env import NAME
 from fitb.tools.doctor.slurm import Hosts, gather
 
-ASKED_S = 4 * 3600.0  # that slurm/distill.sh asks for
+ASKED_S = 4 * 3600.0  # time limit in slurm/distill.sh
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:
-    """Write slurm/site.env from what Slurm says; it is then yours to change.
+    """Write slurm/site.env from Slurm's answers about this site, for you to edit.
 
     Args:
-        action: the one thing there is to do.
+        action: action to perform; there is only one.
         out: file to write.
-        force: write over one that is there.
+        force: overwrite an existing file.
         json: print what was found as JSON.
     """
 
@@ -46,16 +46,16 @@ class SiteConfig:
 
 @dataclass(frozen=True)
 class Partition:
-    """What a partition offers.
+    """A partition.
 
     Args:
         name: partition name.
-        default: whether a job without --partition goes there.
-        limit: its longest time, as Slurm writes it.
-        hosts: their number.
-        cpus: of the host with the most GPUs.
-        gpus: of that host.
-        option: of sbatch for all of them, where their number alone would mean others too.
+        default: whether it is the default partition.
+        limit: longest time limit, in Slurm's notation.
+        hosts: number of hosts.
+        cpus: CPUs of the host with the most GPUs.
+        gpus: GPUs of that host.
+        option: value of --gpus-per-node that excludes MIG slices; empty if a plain number does.
     """
 
     name: str
@@ -77,15 +77,15 @@ class Partition:
 
 @dataclass(frozen=True)
 class Found:
-    """What this machine says of its site.
+    """Facts about a site.
 
     Args:
-        partitions: the default one first.
-        accounts: of this user.
-        qos: that this user may ask for.
-        python: this interpreter; empty where nobody looked.
-        interfaces: of the network of this host.
-        missing: what could not be found, and why, a sentence each.
+        partitions: partitions, the default one first.
+        accounts: accounts of this user.
+        qos: QOS that this user may request.
+        python: this interpreter; empty if unknown.
+        interfaces: network interfaces of this host.
+        missing: what was not found and why, a sentence each.
     """
 
     partitions: tuple[Partition, ...] = ()
@@ -93,51 +93,45 @@ class Found:
     qos: tuple[str, ...] = ()
     python: str = ""
     interfaces: tuple[str, ...] = ()
-    missing: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...] = ()
 
 
 def find() -> Found:
-    """Ask sinfo, scontrol and sacctmgr; none of them need be there."""
-    missing: list[str] = []
-    asked = gather()
-    partitions: tuple[Partition, ...] = ()
-    accounts: tuple[str, ...] = ()
-    qos: tuple[str, ...] = ()
-    if not asked.there:
-        missing.append(
-            "no Slurm here: none of its commands is on PATH; run `fitb site init` on a login node"
-        )
-    else:
-        told = {name: answer for name, answer in asked.answers.items() if name != "munge"}
-        missing += [answer.problem for answer in told.values() if not answer.ok]
-        partitions = tuple(partitions_of(asked.partitions, asked.hosts))
-        accounts, qos, why = _associations(asked.config)
-        missing += [why] if why else []
+    """Ask sinfo, scontrol and sacctmgr, any of which may be missing."""
     names = tuple(sorted(name for _, name in socket.if_nameindex() if name != "lo"))
-    return Found(partitions, accounts, qos, sys.executable, names, tuple(missing))
+    found = Found(python=sys.executable, interfaces=names)
+    slurm_says = gather()
+    if not slurm_says.there:
+        why = "no Slurm here: none of its commands is on PATH; run `fitb site init` on a login node"
+        return replace(found, missing=(why,))
+    answers = [answer for name, answer in slurm_says.answers.items() if name != "munge"]
+    accounts, qos, why = _associations(slurm_says.config)
+    return replace(
+        found,
+        partitions=tuple(partitions_of(slurm_says.partitions, slurm_says.hosts)),
+        accounts=accounts,
+        qos=qos,
+        missing=tuple(filter(None, [*(answer.problem for answer in answers), why])),
+    )
 
 
 def partitions_of(
     records: Mapping[str, Mapping[str, str]], hosts: Iterable[Hosts]
 ) -> Iterator[Partition]:
-    """Join what scontrol and sinfo say of each partition, the default one first.
-
-    Args:
-        records: name -> fields, of `scontrol show partition`.
-        hosts: of sinfo.
-    """
+    """Join the records of scontrol and the hosts of sinfo by partition, the default one first."""
     groups = list(hosts)
     for name, fields in sorted(records.items(), key=lambda pair: pair[1].get("Default") != "YES"):
         own = [group for group in groups if group.partition == name]
-        best = max(own, key=lambda group: (group.gpus, group.cpus), default=None)
+        none = Hosts(name, number=0, cpus=0, gpus=0)
+        best = max(own, key=lambda group: (group.gpus, group.cpus), default=none)
         yield Partition(
             name,
             fields.get("Default") == "YES",
             fields.get("MaxTime", "UNLIMITED"),
             sum(group.number for group in own),
-            best.cpus if best else 0,
-            best.gpus if best else 0,
-            best.option if best else "",
+            best.cpus,
+            best.gpus,
+            best.option,
         )
 
 
@@ -145,7 +139,7 @@ def _associations(config: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str
     """Return accounts and QOS of this user, and why there are none."""
     storage = config.get("AccountingStorageType", "unknown")
     if storage.endswith(("none", "(null)")):
-        return (), (), f"accounts and QOS: Slurm keeps none here (AccountingStorageType={storage})"
+        return (), (), f"accounts and QOS: there are none (AccountingStorageType={storage})"
     user = getpass.getuser()
     words = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}")
     try:
@@ -158,7 +152,7 @@ def _associations(config: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str
 
 
 def parse_associations(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return accounts and QOS of lines such as nlp|normal,long, each once and in their order."""
+    """Return the distinct accounts and QOS in lines such as nlp|normal,long."""
     rows = [line.split("|") for line in text.splitlines() if "|" in line]
     accounts = dict.fromkeys(row[0] for row in rows if row[0])
     qos = dict.fromkeys(name for row in rows for name in row[1].split(",") if name)
@@ -172,21 +166,21 @@ def _setting(name: str, value: str, active: bool, comment: str = "") -> str:
 
 
 def render(found: Found) -> str:
-    """Return the text of the file: the example, with what was found in place of its lines."""
+    """Return the text of the file: the example with lines replaced by what was found."""
     example = find_script("site.example.env")
     if example is None:
-        raise ConfigError("slurm/site.example.env is neither here nor with the package; reinstall")
+        raise ConfigError("slurm/site.example.env is not found; reinstall fitb")
     where, lines = _where(found), []
     for line in example.read_text().splitlines():
         name = re.match(r"(?:# )?export (\w+)=", line)
         lines += where.get(name[1], [line]) if name else [line]
-        if name and name[1] == "FITB_SITE":  # the last line of the head
+        if name and name[1] == "FITB_SITE":  # last line of the header
             lines += [f"# not found: {_one_line(why)}" for why in found.missing]
     return "\n".join([*lines, ""])
 
 
 def _where(found: Found) -> dict[str, list[str]]:
-    """Return the lines in place of a variable's, of the variables of which something was found."""
+    """Return variable -> lines that replace the example's, for what was found."""
     lines: dict[str, list[str]] = {}
     if found.accounts:
         one, shown = len(found.accounts) == 1, ", ".join(map(_one_line, found.accounts))
@@ -199,7 +193,7 @@ def _where(found: Found) -> dict[str, list[str]]:
         lines["SBATCH_PARTITION"] = [*sentences, setting, *_options(best)]
         most_s = slurm_config.seconds(best.limit)
         if most_s is not None:
-            comment = "of an attempt; the next one goes on"
+            comment = "of an attempt; the next one resumes"
             limit = _setting("SBATCH_TIMELIMIT", best.limit, most_s < ASKED_S, comment)
             lines["SBATCH_TIMELIMIT"] = [limit]
     if found.qos:
@@ -219,13 +213,13 @@ def _options(best: Partition) -> list[str]:
         return []
     option = f"--gpus-per-node={best.option or best.gpus} --ntasks-per-node={best.gpus}"
     return [
-        "# a rank for each GPU of a host of it, on the command line of sbatch:",
+        "# to run one rank per GPU:",
         f"#     sbatch {option} --cpus-per-task={best.cpus // best.gpus} slurm/distill.sh ...",
     ]
 
 
 def _choice(partitions: Sequence[Partition]) -> Partition | None:
-    """The default partition, or where it has no GPUs the first that has some."""
+    """Return the default partition, or if it has no GPUs the first that has some."""
     default = [partition for partition in partitions if partition.default]
     with_gpus = [partition for partition in (*default, *partitions) if partition.gpus]
     return next(iter([*with_gpus, *default, *partitions]), None)
@@ -236,9 +230,9 @@ def _one_line(text: str) -> str:
 
 
 def init(config: SiteConfig) -> dict[str, Any]:
-    """Write the file; return what was found and where it was written.
+    """Write the file; return what was found and the path.
 
-    Raises: ConfigError where there is one already; SystemFault where it cannot be written.
+    Raises: ConfigError if the file exists; SystemFault if it cannot be written.
     """
     out = Path(config.out)
     if out.exists() and not config.force:
@@ -254,10 +248,10 @@ def init(config: SiteConfig) -> dict[str, Any]:
 
 
 def say(result: dict[str, Any]) -> str:
-    """Render what `init` did."""
+    """Render a result of `init` for people."""
     lines = [f"not found: {why}" for why in result["missing"]]
     lines += [Partition(**each).sentence() for each in result["partitions"]]
     if result["accounts"]:
         lines.append(f"accounts: {', '.join(result['accounts'])}")
     path = shlex.quote(result["path"])
-    return "\n".join([*lines, f"wrote {path}: look it through, then `. {path}` and submit"])
+    return "\n".join([*lines, f"wrote {path}; check it, then `. {path}` and submit"])

@@ -1,4 +1,4 @@
-"""A run's status as a page, a line or JSON, once or again and again."""
+"""`fitb status`: a run's status as text or JSON, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from fitb.base.errors import ConfigError
 from fitb.base.fsio import to_json
 from fitb.cluster.slurm import reported_state
 from fitb.rundir.history import Attempt
-from fitb.rundir.status import OVER, Status, duration, status
+from fitb.rundir.status import OVER, Save, Status, duration, status
 
 logger = logging.getLogger(__name__)
-CLEAR = "\033[H\033[J"  # cursor to the top, then nothing below it
+CLEAR = "\033[H\033[J"  # cursor to the top, erase below it
 MAX_HOSTS = 4
 
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """Where a run stands.
+    """Print a run's status.
 
     Args:
-        run: its folder.
-        watch: draw again until the run ends or Ctrl-C; a line each time where it is no terminal.
-        every_s: seconds between two drawings.
-        json: print one JSON object, or one a line with watch.
+        run: folder of the run.
+        watch: repeat until the run ends or Ctrl-C; one line each time if not on a terminal.
+        every_s: seconds between two repetitions.
+        json: print one JSON object; with watch, one per line.
     """
 
     run: str
@@ -46,18 +46,18 @@ class StatusConfig:
 
 
 def show(config: StatusConfig) -> int:
-    """Print the status, with `watch` until the run ends or Ctrl-C; return an exit code.
+    """Print the status, with `watch` repeatedly, until the run ends or Ctrl-C; return an exit code.
 
-    With `watch` a run whose job has not begun yet, so that its folder is not there, is waited for.
+    With `watch`, wait for the run's folder, which its job may not have made yet.
 
-    Raises: ConfigError where the folder is not a run's.
+    Raises: ConfigError if the folder is not a run's.
     """
     run = Path(config.run)
-    tell = functools.cache(logger.warning)  # once, however often it is drawn
+    tell = functools.cache(logger.warning)  # each warning once
     drawn = config.watch and not config.json and sys.stdout.isatty()
     try:
         if config.watch and not run.exists():
-            logger.info("%s is not there yet; waiting for its first attempt", run)
+            logger.info("%s does not exist yet; waiting for its first attempt", run)
         while config.watch and not run.exists():
             time.sleep(config.every_s)
         while True:
@@ -77,15 +77,16 @@ def show(config: StatusConfig) -> int:
 
 
 def as_json(found: Status) -> dict[str, Any]:
-    """Return plain values; times are ISO 8601, and of an attempt's saves there is the number."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(found), default=_iso))
+    """Return JSON-able values: times in ISO 8601, `saves` of an attempt as their number."""
+    iso = functools.partial(datetime.datetime.isoformat, timespec="milliseconds")
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(found), default=iso))
     for attempt in plain["attempts"]:
         attempt["saves"] = len(attempt["saves"])
     return plain
 
 
 def line(found: Status) -> str:
-    """Return the state in one line."""
+    """Render the state on one line."""
     of = f" of {found.steps:,} ({found.step / found.steps:.1%})" if found.steps else ""
     text = {"waiting": "waiting for its next attempt"}.get(found.state, found.state)
     if found.attempts:
@@ -96,18 +97,12 @@ def line(found: Status) -> str:
 
 
 def render(found: Status) -> str:
-    """Return a page for people, times in the local zone."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Status) -> Iterator[str]:
-    yield line(found)
-    for name, text in _facts(found):
-        yield f"{name:10} {text}"
+    """Render the status for people, with times in the local time zone."""
+    lines = [line(found), *(f"{name:10} {text}" for name, text in _facts(found))]
     if found.attempts:
-        yield "attempts"
-        yield from map(_attempt, found.attempts[:-1])
-        yield _attempt(replace(found.attempts[-1], last_step=found.step))
+        last = replace(found.attempts[-1], last_step=found.step)
+        lines += ["attempts", *map(_attempt, [*found.attempts[:-1], last])]
+    return "\n".join(lines)
 
 
 def _facts(found: Status) -> Iterator[tuple[str, str]]:
@@ -119,7 +114,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
             text += f", ends about {_local(found.expected_end)}"
         yield "rate", text
     if found.save:
-        yield "last save", _save(found)
+        yield "last save", _save(found, found.save)
     if found.best_loss is not None:
         step = f" at step {found.best_step:,}" if found.best_step is not None else ""
         yield "best", f"validation loss {found.best_loss:.4f}{step}"
@@ -136,9 +131,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         yield "code", found.commit
 
 
-def _save(found: Status) -> str:
-    save = found.save
-    assert save is not None
+def _save(found: Status, save: Save) -> str:
     text = f"step {save.step:,}"
     if save.time:
         ago_s = datetime.datetime.now(datetime.timezone.utc) - save.time
@@ -178,7 +171,3 @@ def _hosts(hosts: list[str]) -> str:
 
 def _local(moment: datetime.datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _iso(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec="milliseconds")

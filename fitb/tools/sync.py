@@ -1,8 +1,8 @@
-"""A run's metrics to Weights & Biases as one run, however many attempts it took and W&B missed.
+"""`fitb sync`: send a run's metrics to Weights & Biases as one run, whatever its attempts sent.
 
-Online it asks the server for the last step it holds and sends what follows, so it may be called
-again at any time, also while the run is still being written. Offline it writes one segment that
-`wandb sync` uploads; the segments of the attempts, one after another, would overwrite each other.
+Online it asks the server for its last step and sends what follows, so it can be repeated at any
+time, even while the run is training. Offline it writes one segment for `wandb sync`, because the
+segments of several attempts would overwrite each other.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from fitb.training.wandb_mirror import (
 )
 
 MERGED = "wandb-merged"
-_LOOKS, _LOOK_WAIT_S = 3, 2.0  # at what the server holds after an upload; it may be behind
+_CHECKS, _CHECK_WAIT_S = 3, 2.0  # of the server's last step after an upload; it may lag
 
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """Send a run's metrics to Weights & Biases as one run, whatever its attempts did.
+    """Send a run's metrics to Weights & Biases as one run, whatever its attempts sent.
 
     Args:
         run: run folder; may stand first without its flag.
-        offline: write one segment under RUN/wandb-merged instead, for `wandb sync`.
-        project: W&B project; null takes the run's own.
-        entity: W&B team or user; null takes the run's own.
-        wait_s: seconds that the upload may take.
+        offline: write one segment into RUN/wandb-merged instead, for `wandb sync`.
+        project: W&B project; null for the run's own.
+        entity: W&B team or user; null for the run's own.
+        wait_s: longest time for the upload, seconds.
     """
 
     run: str = ""
@@ -65,24 +65,24 @@ class SyncConfig:
 def sync(config: SyncConfig) -> str:
     """Send a run's metrics, or write them as one segment; return a sentence on what was done.
 
-    Raises: ConfigError for a folder that is no run, DataError for one without metrics, or with a
-        damaged line: W&B takes no line behind later ones; SystemFault where W&B refuses or cannot
-        be reached.
+    Raises:
+        ConfigError: the folder is not a run's.
+        DataError: the run has no metrics, or a damaged line, after which W&B would take no step.
+        SystemFault: W&B refuses or cannot be reached.
     """
     run = Path(config.run)
     target = _target(run, config)
     records = list(records_after(fsio.read_lines(run / names.METRICS, STEP), -1))
     if not records:
         raise DataError(
-            f"{run}/metrics.jsonl holds no metrics; a run has some after {STEP} reached"
-            " track.every_steps"
+            f"{run / names.METRICS} holds no metrics; they begin at {STEP} = track.every_steps"
         )
     events = list(read_events(run))
     return (_write if config.offline else _send)(run, target, records, events, config.wait_s)
 
 
 def summary_of(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a run's events come to: how many of each, and how the last attempt ended."""
+    """Return the number of events of each kind, and how the last attempt ended."""
     counts: Counter[str] = Counter()
     last: dict[str, Any] = {}
     for event in events:
@@ -92,7 +92,7 @@ def summary_of(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {f"events/{name}": number for name, number in sorted(counts.items())}
     if last.get("event") == "stop":
         found["events/last_stop"] = redacted(str(last.get("reason", "")))
-        found["events/exit_code"] = last.get("exit_code", CRASH)  # without its word no success
+        found["events/exit_code"] = last.get("exit_code", CRASH)  # no code is no success
     return found
 
 
@@ -100,35 +100,30 @@ def _target(run: Path, config: SyncConfig) -> Target:
     path = run / names.CONFIG
     if not config.run or not path.is_file():
         raise ConfigError(
-            f"{config.run or 'no folder'!r} is not a run: {path} is missing; give the folder that"
-            " `fitb train` had as --run_dir"
+            f"{config.run or 'no folder'!r} is not a run: {path} is missing; give the --run_dir of"
+            " `fitb train`"
         )
     try:
         saved = yaml.safe_load(path.read_text())
         track = saved["track"]
         track |= {k: v for k in ("project", "entity") if (v := getattr(config, k)) is not None}
-        name = run.resolve().name
-        return target_of(_wandb_id(run), name, saved)
+        run_id = wandb_id.read_id(run)
+        if run_id is None:
+            raise ConfigError(
+                f"{run / names.WANDB_ID} is missing or holds no id; put back what `fitb train`"
+                " wrote, or write an id of your own into it"
+            )
+        return target_of(run_id, run.resolve().name, saved)
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path} is not the configuration of a run ({type(error).__name__}); put it back"
+            f"{path} is not the configuration of a run ({type(error).__name__}); restore it"
         ) from error
-
-
-def _wandb_id(run: Path) -> str:
-    found = wandb_id.read_id(run)
-    if found is None:
-        raise ConfigError(
-            f"{run / names.WANDB_ID} is missing or holds no id, so the W&B run cannot be told;"
-            " `fitb train` writes it: put it back, or write an id of your own into it"
-        )
-    return found
 
 
 def _send(
     run: Path, target: Target, records: list[dict[str, Any]], events: list[Any], wait_s: float
 ) -> str:
-    """Send what the server lacks, and ask it again."""
+    """Send what the server lacks, then check its last step."""
     last = records[-1][STEP]
     with tempfile.TemporaryDirectory(prefix="fitb-sync-") as folder:
         with _wandb(target, "online", Path(folder), wait_s, events) as started:
@@ -136,16 +131,16 @@ def _send(
             missing = list(records_after(records, held))
             _log(started, missing)
             started.summary.update(summary_of(events))
-        for look in range(_LOOKS if missing else 0):
-            time.sleep(look * _LOOK_WAIT_S)
+        for check in range(_CHECKS if missing else 0):
+            time.sleep(check * _CHECK_WAIT_S)
             with _wandb(target, "online", Path(folder), wait_s, events) as started:
                 held = held_step(started)
             if held >= last:
                 break
     if held < last:
         raise SystemFault(
-            f"W&B holds {redacted(url or target.run_id)} up to step {held}, expected {last}: it"
-            " refused what was sent; look at its limits and your rights there, and sync again"
+            f"W&B has {redacted(url or target.run_id)} up to step {held}, expected {last}: it"
+            " refused what was sent; check its limits and your permissions, and sync again"
         )
     sent = f"sent {len(missing)} of {len(records)} lines, up to step {last}"
     return f"{sent}: {redacted(url or target.run_id)}"
@@ -154,15 +149,15 @@ def _send(
 def _write(
     run: Path, target: Target, records: list[dict[str, Any]], events: list[Any], wait_s: float
 ) -> str:
-    """Write one segment of all attempts, in place of one written before.
+    """Write one segment of all attempts, replacing an earlier one.
 
-    Raises: ConfigError where something else is in that place.
+    Raises: ConfigError if the folder holds anything else.
     """
     others = {path.name for path in (run / MERGED).glob("*")} - {"wandb"}
     if others:
         raise ConfigError(
-            f"{run / MERGED} holds what fitb did not write ({', '.join(sorted(others))}); move it"
-            " away, it would be replaced"
+            f"{run / MERGED} would be replaced, and holds what fitb did not write"
+            f" ({', '.join(sorted(others))}); move it away"
         )
     with (
         fsio.folder_written_whole(run / MERGED) as scratch,
@@ -183,7 +178,7 @@ def _log(started: Any, records: Iterable[dict[str, Any]]) -> None:
 def _wandb(
     target: Target, mode: str, folder: Path, wait_s: float, events: list[Any]
 ) -> Iterator[Any]:
-    """A started W&B run, finished as the run's last attempt was; one at work is left running."""
+    """Start a W&B run and finish it as the last attempt ended, unless that still runs."""
     exit_code = summary_of(events).get("events/exit_code")
     try:
         begin_service()
@@ -193,7 +188,7 @@ def _wandb(
             folder,
             wait_s,
             symlink=False,
-            x_disable_stats=True,  # of this machine, which is not the run's
+            x_disable_stats=True,  # this is not the machine of the run
             x_save_requirements=False,
             x_update_finish_state=exit_code is not None,
         )

@@ -1,1 +1,1 @@
-"""What a stranger runs first on a cluster's login node: is all there that a run will need?"""
+"""Checks of a machine before the first run: packages, GPUs, Slurm, folders, network, models."""

@@ -1,4 +1,4 @@
-"""One line of what the doctor found, and how lines become a page, JSON and an exit code."""
+"""Result of one check, and a list of results as text, JSON and an exit code."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _LONGEST = 600
 _SECRET_NAME = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.I
 )
-_SHORTEST_SECRET = 6  # a value like 1 or true would take every such word out of the page
+_SHORTEST_SECRET = 6  # a value like 1 or true would blank out every such word
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one thing.
+    """Result of one check.
 
     Args:
-        status: ok; warn: know this; bad: a run will fail or will not come back; skipped: it cannot
-            be looked at here, or is not there to be looked at.
-        name: of the thing.
-        found: what it is like.
-        fix: a command or a setting that can be typed; of warn and bad.
+        status: ok; warn: worth knowing; bad: a run will fail or will not come back; skipped: not
+            checked, because it does not apply or cannot be checked here.
+        name: name of the check.
+        found: state that was found.
+        fix: command or setting to type; empty unless the status is warn or bad.
     """
 
     status: Status
@@ -38,28 +38,28 @@ class Check:
 
 
 def of_sentence(name: str, sentence: str, fix: str = "fitb train --help") -> Check:
-    """Return an error of fitb as a bad check: what it says last is what to do.
+    """Turn an error message of fitb into a bad check; what follows its last "; " is the fix.
 
     Args:
-        fix: where it says nothing of that kind.
+        fix: fix of a message that names none.
     """
     found, _, remedy = sentence.rpartition("; ")
     return Check("bad", name, found or remedy, remedy if found else fix)
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """Return 0 where all is fine, 1 where something is to be known, 2 where something is bad."""
+    """Return 2 if any check is bad, else 1 if any is a warning, else 0."""
     return max((EXIT_CODES[check.status] for check in checks), default=0)
 
 
 def secrets_of(env: Mapping[str, str]) -> list[str]:
-    """Return the values of variables that are named like secrets, longest first."""
+    """Return the values of variables whose names look like secrets, longest first."""
     found = {v for name, v in env.items() if _SECRET_NAME.search(name)}
     return sorted((v for v in found if len(v) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
 def hidden(check: Check, secrets: Sequence[str]) -> Check:
-    """Return the check on one line, shortened, without secrets."""
+    """Return a check with its texts on one line, truncated, and without secrets."""
 
     def clean(text: str) -> str:
         text = " ".join(text.split())
@@ -76,7 +76,7 @@ def as_json(checks: Iterable[Check]) -> list[dict[str, Any]]:
 
 
 def render(checks: Sequence[Check]) -> str:
-    """Return one line per check, and a last one that counts them."""
+    """Render one line per check and a last line with the number of each status."""
     width = max((len(check.name) for check in checks), default=0)
     lines = [
         f"{check.status:<8}{check.name:<{width}}  {check.found}"

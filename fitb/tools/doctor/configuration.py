@@ -1,40 +1,39 @@
-"""A run's configuration, without loading a model: flags, DeepSpeed's file, shards, room needed."""
+"""Checks of a run's configuration without loading a model: flags, DeepSpeed's file, shards."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fitb.base.errors import ConfigError, FitbError
+from fitb.base.fsio import read_json
 from fitb.config import Config, Geometry
 from fitb.config.launcher import LauncherArguments
 from fitb.model.flops import checkpoint_bytes, trained_parameters
 from fitb.tools.doctor.check import Check, of_sentence
 from fitb.tools.doctor.job_request import JobRequest
 
-RUN_DIR = "runs/fitb-distill"  # of slurm/distill.sh, where nobody says
-_VOCABULARY, _LENGTH = 30_522, 128  # BERT's, and that of `fitb prepare`
+RUN_DIR = "runs/fitb-distill"  # default of slurm/distill.sh
+_VOCABULARY, _LENGTH = 30_522, 128  # BERT's vocabulary, default row length of `fitb prepare`
 _BERT_BASE = Geometry(12, 768, 3072, 12)
-_EXPORT_BYTES = 4  # of a parameter
-_LOGS_BYTES = 200e6  # of metrics, logs and W&B's segments
+_EXPORT_BYTES = 4  # per parameter
+_LOGS_BYTES = 200e6  # metrics, logs and W&B's segments
 
 
 def read(
     flags: Sequence[str], launcher: LauncherArguments | None = None
 ) -> tuple[Config | None, list[Check]]:
-    """Parse the flags of `fitb train`; None where there are none or they are wrong.
+    """Parse the flags of `fitb train`; the configuration is None if there are none or bad ones.
 
-    The file of DeepSpeed is looked at as far as it goes without DeepSpeed.
+    DeepSpeed's file is checked as far as possible without DeepSpeed.
 
     Args:
-        launcher: that has taken the flags of the doctor itself.
+        launcher: parser that has taken the doctor's own flags.
     """
     name = "configuration"
     if not flags:
-        found = "none was given: the flags of `fitb train` may follow"
-        return None, [Check("skipped", name, found)]
+        return None, [Check("skipped", name, "none given; add the flags of `fitb train`")]
     try:
         from fitb.config.ds_config import read_ds_config
         from fitb.config.parser import parse
@@ -54,7 +53,7 @@ def read(
 
 
 def batch(config: Config, request: JobRequest) -> Check:
-    """Say whether the global batch can be cut for the processes of the job."""
+    """Check that the global batch can be divided among the job's processes."""
     processes = request.nodes * request.tasks
     try:
         number = config.grad_accum(processes)
@@ -65,59 +64,53 @@ def batch(config: Config, request: JobRequest) -> Check:
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
-    """Return the manifest of a local shard set; {} for any other, and where it cannot be read."""
+    """Return the manifest of a local shard set; {} if it is remote or unreadable."""
     try:
-        return dict(json.loads((Path(config.data.shards) / "manifest.json").read_text()))
-    except (OSError, ValueError, TypeError):  # `shards` says so
+        return dict(read_json(Path(config.data.shards) / "manifest.json"))
+    except (OSError, ValueError, TypeError):  # `shards` reports it
         return {}
 
 
 def shards(where: str, needs_validation: bool) -> Check:
-    """Say whether the files of a shard set are there in their sizes.
-
-    Args:
-        where: data.shards.
-        needs_validation: whether the run evaluates.
-    """
+    """Check that the files of a shard set exist with their sizes in the manifest."""
     try:
         from fitb.shards.manifest import check_files, read_manifest
         from fitb.shards.remote import is_remote
     except ImportError as error:
-        return Check("skipped", "shards", f"cannot be looked at: {error}; see packages")
+        return Check("skipped", "shards", f"cannot be checked: {error}; see packages")
     if is_remote(where):
-        return Check("skipped", "shards", "a URL: looked at when the models are")
+        return Check("skipped", "shards", "a URL: checked together with the models")
+    fix = f"fitb prepare --out {where} ..."
     try:
         manifest = read_manifest(Path(where))
         check_files(Path(where))
     except FitbError as error:
-        return of_sentence("shards", str(error), f"fitb prepare --out {where} ...")
-    splits = ["train", *(["validation"] if needs_validation else [])]
-    absent = [split for split in splits if split not in manifest["splits"]]
+        return of_sentence("shards", str(error), fix)
+    wanted = ("train", "validation") if needs_validation else ("train",)
+    absent = [split for split in wanted if split not in manifest["splits"]]
     if absent:
-        found = f"{where} has no split {' and no '.join(absent)}"
-        return Check("bad", "shards", found, f"fitb prepare --out {where} ...")
+        return Check("bad", "shards", f"{where} has no split {', '.join(absent)}", fix)
     size = sum(entry["bytes"] for entry in manifest["shards"]) / 1e9
-    found = f"{len(manifest['shards'])} files of {size:.2f} GB in their sizes, rows of"
-    found += f" {manifest['length']}, fingerprint {manifest['fingerprint'][:12]}"
-    return Check("ok", "shards", found)
+    found = f"{len(manifest['shards'])} files, {size:.2f} GB, rows of {manifest['length']} tokens"
+    return Check("ok", "shards", f"{found}, fingerprint {manifest['fingerprint'][:12]}")
 
 
 def geometry_of(source: Geometry | str | None) -> Geometry | None:
-    """Return the sizes of a model: as given, or of a folder's config.json; None if unknown."""
+    """Return the geometry as given, or that of a folder's config.json; None if unknown."""
     if not isinstance(source, str):
         return source
     try:
-        sizes = json.loads((Path(source) / "config.json").read_text())
+        sizes = read_json(Path(source) / "config.json")
         return Geometry(*(int(sizes[key]) for key in Geometry.__dataclass_fields__))
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
 
 
 def need(config: Config | None, manifest: dict[str, Any]) -> tuple[float, str]:
-    """Return the bytes that a run writes, and what they are.
+    """Return the bytes that a run needs on disk, and what for.
 
-    The checkpoints kept, the best and the one being written, two exports of the student (one of
-    them being written), logs. Unknown sizes are those of TinyBERT-4 under BERT-base.
+    These are the checkpoints kept, the best one and one being written, two exports (one being
+    written), and logs. Unknown geometries count as TinyBERT-4 distilled from BERT-base.
     """
     settings = config or Config("")
     student = geometry_of(settings.model.student) or Geometry()
@@ -135,6 +128,6 @@ def need(config: Config | None, manifest: dict[str, Any]) -> tuple[float, str]:
 
 
 def hub_names(config: Config | None) -> tuple[str, ...]:
-    """Return the models that are no folders here."""
+    """Return the model sources that are not local folders: names on the Hugging Face hub."""
     sources = [config.model.teacher, config.model.student] if config else []
     return tuple(s for s in sources if isinstance(s, str) and not Path(s).is_dir())

@@ -1,4 +1,4 @@
-"""Calls with a deadline, and errors in a line: on a machine that may be sick nothing waits."""
+"""Calls with a deadline, so that nothing on a broken machine can hang the doctor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 def together(calls: Mapping[str, Callable[[], T]], deadline_s: float) -> dict[str, T | Exception]:
-    """Make calls at the same time, each on a thread that the interpreter does not wait for.
+    """Run calls concurrently, each on a daemon thread.
 
-    Returns: for each what it returned or raised; TimeoutError where it was late.
+    Returns: name -> the value returned or the exception raised; TimeoutError after the deadline.
     """
     found: dict[str, T | Exception] = {}
 
@@ -40,7 +40,7 @@ def together(calls: Mapping[str, Callable[[], T]], deadline_s: float) -> dict[st
 
 
 def outputs_of(commands: Mapping[str, Sequence[str]], timeout_s: float) -> dict[str, Output]:
-    """Run commands at the same time, each for at most `timeout_s` seconds."""
+    """Run commands concurrently, each for at most `timeout_s` seconds."""
     calls = {
         name: partial(output_of, *words, timeout_s=timeout_s) for name, words in commands.items()
     }
@@ -49,11 +49,11 @@ def outputs_of(commands: Mapping[str, Sequence[str]], timeout_s: float) -> dict[
 
 
 def within(deadline_s: float, call: Callable[[], T]) -> T | Exception:
-    """Make one call that has no deadline of its own, such as a look-up of a host."""
+    """Run one call that has no timeout of its own, such as a DNS lookup."""
     return together({"call": call}, deadline_s)["call"]
 
 
 def reason(error: object) -> str:
-    """Return an error in one line: its kind, and the first line of its message."""
+    """Render an error on one line: its type and the first line of its message."""
     first: Any = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__

@@ -1,4 +1,4 @@
-"""All checks in order: those of a login node in seconds, and those that load models where asked."""
+"""`fitb doctor`: all checks in order, those that load models last."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fitb.tools.doctor.check import Check, hidden, secrets_of
 from fitb.tools.doctor.deadlines import reason, together, within
 from fitb.tools.doctor.job_request import request_of
 
-_FIRST_S, _ROOMS_S = 4.0, 5.5  # together less than ten seconds, whatever does not answer
-_MANIFEST_S = 0.4  # for the size of the vocabulary, which is no reason to wait
+_FIRST_S, _QUICK_S = 4.0, 5.5  # deadlines; together below ten seconds, whatever hangs
+_MANIFEST_S = 0.4  # deadline of reading the vocabulary size, which has a default
 _SHARDS_S, _MODELS_S, _DEEP_S = 60.0, 300.0, 300.0
 
 
 def launcher_arguments() -> LauncherArguments:
-    """Build the parser of the flags that are the doctor's own."""
+    """Return the parser of the doctor's own flags."""
     parser = LauncherArguments("fitb doctor")
     parser.add_argument("--deep", action="store_true", help="start DeepSpeed and make one step")
     parser.add_sbatch()
@@ -31,12 +31,7 @@ def launcher_arguments() -> LauncherArguments:
 
 
 def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
-    """Look at everything; nothing that is broken stops it.
-
-    Args:
-        where: of `launcher_arguments`.
-        flags: of `fitb train`.
-    """
+    """Run all checks; a failing check does not stop the others."""
     env = dict(os.environ)
     options = [word for text in where.sbatch for word in shlex.split(text)]
     first: dict[str, Any] = together(
@@ -47,12 +42,10 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
         _FIRST_S,
     )
     cluster = first["slurm"] if isinstance(first["slurm"], slurm.Slurm) else slurm.Slurm()
-    config, checks = None, []
-    if isinstance(first["configuration"], Exception):
-        checks = [_late("configuration", first["configuration"])]
-    else:
-        config, checks = first["configuration"]
-    checks = [*checks, *_rooms(config, cluster, options, env)]
+    read = first["configuration"]
+    late = isinstance(read, Exception)
+    config, checks = (None, [_failed("configuration", read)]) if late else read
+    checks = [*checks, *_quick(config, cluster, options, env)]
     if config:
         checks += _configured(config, flags)
     if where.deep:
@@ -63,61 +56,53 @@ def doctor(where: argparse.Namespace, flags: Sequence[str]) -> list[Check]:
 
 
 def _configured(config: Config, flags: Sequence[str]) -> list[Check]:
-    """Look at shards and models; that may take longer, for they are many and large."""
+    """Check shards and models, which may take minutes."""
     needs_validation = config.eval.every_steps > 0
     found = within(_SHARDS_S, partial(configuration.shards, config.data.shards, needs_validation))
-    check = _late("shards", found) if isinstance(found, Exception) else found
+    check = _failed("shards", found) if isinstance(found, Exception) else found
     if check.status in ("bad", "warn"):
-        return [check, Check("skipped", "models", "the shards come first")]
+        return [check, Check("skipped", "models", "fix the shards first")]
     return [check, *worker.run("fitb.tools.doctor.models", flags, "models", _MODELS_S)]
 
 
-def _rooms(
+def _quick(
     config: Config | None, cluster: slurm.Slurm, options: Sequence[str], env: dict[str, str]
 ) -> list[Check]:
-    """Make the checks that load no model, all at the same time."""
+    """Run the checks that load no model, concurrently."""
     request = request_of(slurm.script_text(), options, env)
     settings = config or Config(configuration.RUN_DIR)
     site_gpus = cluster.gpus(request.partition) if cluster.there else 0
     run_dir, where = settings.run_dir, settings.data.shards if config else None
 
-    def look_at_folders() -> Iterable[Check]:
+    def check_folders() -> Iterable[Check]:
         read = within(_MANIFEST_S, partial(configuration.manifest_of, config)) if config else {}
         manifest = {} if isinstance(read, Exception) else read
         need_bytes, why = configuration.need(config, manifest)
         local = None if where is None or "://" in where else where
         return folders.look(run_dir, local, need_bytes, why, env, cluster.num_hosts)
 
-    rooms: dict[str, Callable[[], Iterable[Check]]] = {
+    groups: dict[str, Callable[[], Iterable[Check]]] = {
         "packages": lambda: interpreter.look(env, cluster.there),
         "gpu": lambda: gpu.look(site_gpus),
         "slurm": lambda: slurm.look(cluster, options, request),
         "batch": lambda: [configuration.batch(config, request)] if config and cluster.there else [],
-        "folders": look_at_folders,
+        "folders": check_folders,
         "quota": lambda: folders.look_at_quota(run_dir, env),
         "host": lambda: host.look(
             configuration.hub_names(config), env, request.nodes if cluster.there else 1
         ),
         "W&B": lambda: host.look_at_wandb(settings.track.wandb, env),
     }
-    done: dict[str, list[Check]] = {name: [] for name in rooms}
-    ends = together(
-        {name: partial(_collect, done[name], room) for name, room in rooms.items()}, _ROOMS_S
-    )
-    return [
-        check
-        for name, end in ends.items()
-        for check in [*done[name], *([_late(name, end)] if isinstance(end, Exception) else [])]
-    ]
+    done: dict[str, list[Check]] = {name: [] for name in groups}
+    # Extending a list keeps the checks yielded before an error or the deadline.
+    calls = {name: lambda n=name, g=group: done[n].extend(g()) for name, group in groups.items()}
+    for name, end in together(calls, _QUICK_S).items():
+        if isinstance(end, Exception):
+            done[name] = [*done[name], _failed(name, end)]
+    return [check for name in groups for check in done[name]]
 
 
-def _collect(found: list[Check], room: Callable[[], Iterable[Check]]) -> None:
-    found.extend(room())  # what comes before an error, or before its time is over, stays
-
-
-def _late(name: str, error: Exception) -> Check:
-    if isinstance(error, TimeoutError):
-        found = f"{error}: something on this machine does not answer"
-    else:
-        found = f"could not be looked at: {reason(error)}"
-    return Check("warn", name, found, "fitb doctor  # again; then look at the line above")
+def _failed(name: str, error: Exception) -> Check:
+    late = isinstance(error, TimeoutError)
+    found = f"{error}: something hangs" if late else f"could not be checked: {reason(error)}"
+    return Check("warn", name, found, "fitb doctor  # again; then see the line above")

@@ -1,4 +1,4 @@
-"""Whether DeepSpeed can start here: a group of one process, an engine, one step.
+"""DeepSpeed check: a process group of one, an engine, one optimiser step.
 
 `python -m fitb.tools.doctor.engine [flags of fitb train]` is what `fitb doctor --deep` starts.
 """
@@ -20,9 +20,9 @@ _ROWS = 2
 
 
 def look(flags: Sequence[str]) -> Iterator[Check]:
-    """Yield one line after one step of a linear map under the configuration's ZeRO stage.
+    """Train a linear layer for one step under the configuration's ZeRO stage.
 
-    Raises: whatever torch and DeepSpeed do.
+    Raises: any error of torch or DeepSpeed.
     """
     begin_s = time.monotonic()
     import deepspeed
@@ -34,7 +34,7 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
 
     config = parse(Config, "fitb train", ["--run_dir", RUN_DIR, *flags])
     config = dataclasses.replace(config, global_batch=_ROWS, micro_batch=_ROWS)
-    if not torch.cuda.is_available():  # which says nothing of the hosts that will train
+    if not torch.cuda.is_available():  # a login node; the training hosts may have GPUs
         config = dataclasses.replace(config, precision="fp32")
     os.environ |= World().env("127.0.0.1", 0)
     device = start_distributed(config, World())
@@ -48,12 +48,12 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
     engine.step()
     took_s = time.monotonic() - begin_s
     stage = filled["zero_optimization"]["stage"]
-    found = f"{deepspeed.__version__}, ZeRO {stage}, {config.precision} on {device}: one step,"
-    found += f" {took_s:.0f} s from import to end"
-    if not torch.isfinite(loss):
+    found = f"{deepspeed.__version__}, ZeRO {stage}, {config.precision} on {device}: one step in"
+    found += f" {took_s:.0f} s, imports included"
+    if torch.isfinite(loss):
+        yield Check("ok", "deepspeed", found)
+    else:
         yield Check("bad", "deepspeed", f"{found}, and the loss is {float(loss):g}", "ds_report")
-        return
-    yield Check("ok", "deepspeed", found)
 
 
 if __name__ == "__main__":

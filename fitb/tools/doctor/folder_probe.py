@@ -1,7 +1,7 @@
-"""Look at one folder in a process of its own: a filesystem that is dead holds whoever asks it.
+"""Probe of one folder in its own process, because a dead filesystem blocks whoever accesses it.
 
-`python probe.py FOLDER` prints one JSON object. It is run as a file and imports little, because the
-doctor starts one for every folder.
+`python folder_probe.py FOLDER` prints one JSON object. It is run as a file and imports little,
+because the doctor starts one per folder.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ import time
 
 
 def probe(folder: str) -> dict[str, object]:
-    """Look at a folder, or at the nearest one above it that exists.
+    """Probe a folder, or its nearest existing parent.
 
-    Returns: exists; real, the folder looked at, without links; free_bytes and free_inodes for this
-        user, free_inodes None where the filesystem does not count them; error, of writing, renaming
-        and removing a file, empty where it worked; clock_s, how far the file's time, which a file
-        server gives, is ahead of this host's.
+    Returns: exists; real: the probed folder with links resolved; free_bytes and free_inodes for
+        this user, None if the filesystem does not count inodes; error: why a file cannot be
+        written, renamed and removed, empty if it can; clock_s: seconds by which the file server's
+        clock is ahead of this host's.
     """
     nearest = os.path.abspath(folder)
     while not os.path.isdir(nearest) and not os.path.lexists(nearest):
@@ -31,7 +31,7 @@ def probe(folder: str) -> dict[str, object]:
         "error": "",
         "clock_s": None,
     }
-    # A name that nobody can foresee: a link of another user would be followed in a shared folder.
+    # An unpredictable name: in a shared folder another user could plant a link under a known one.
     name = os.path.join(nearest, f".fitb-doctor-{os.urandom(8).hex()}")
     try:
         with open(name, "xb") as file:

@@ -1,4 +1,4 @@
-"""Where a run and the libraries under it write: what filesystem, how much room, may one write."""
+"""Checks of the folders that a run and its libraries write to: filesystem, free space, quota."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from fitb.cluster.process import Output, output_of
 from fitb.tools.doctor import folder_probe
-from fitb.tools.doctor.check import Check
+from fitb.tools.doctor.check import Check, Status
 from fitb.tools.doctor.deadlines import reason, together
 
 _PROBE_S = 4.0
@@ -24,7 +24,7 @@ _SHARED = {
     *("smb3", "pvfs2", "orangefs", "glusterfs", "fuse.glusterfs", "wekafs", "panfs", "afs"),
     *("fuse.sshfs", "fuse.juicefs", "fuse.dfuse", "fuse.quobyte", "ocfs2", "gfs2"),
 }
-_OF_ONE_HOST = {"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"}
+_LOCAL = {"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"}
 _LEAST_INODES = 10_000
 _CLOCK_S = 5.0  # as in fitb.cluster.preflight
 _SMALL_QUOTA_GB = 20.0  # of a home directory: models, compiled operators and caches fill it
@@ -33,16 +33,16 @@ _FULL = 0.9
 
 @dataclass(frozen=True)
 class Folder:
-    """What was seen of a folder.
+    """Result of probing a folder, or its nearest existing parent.
 
     Args:
-        path: as it was named.
-        kind: of its filesystem, as /proc/mounts has it.
-        exists: whether it is there; the rest is of the nearest folder above it where not.
-        free_bytes: that this user may take.
-        free_inodes: the same in files; None where the filesystem does not count them.
-        error: of writing there; empty where it worked.
-        clock_s: seconds that the file server's clock is ahead; None where nothing was written.
+        path: path of the folder, as given.
+        kind: filesystem type, as in /proc/mounts.
+        exists: whether the folder itself exists.
+        free_bytes: bytes that this user can allocate.
+        free_inodes: inodes that this user can allocate; None if the filesystem does not count them.
+        error: why a file cannot be written there; empty if it can.
+        clock_s: seconds by which the file server's clock is ahead; None if nothing was written.
     """
 
     path: str
@@ -59,10 +59,10 @@ class Cache:
     """A folder that a library writes to.
 
     Args:
-        variable: that moves it.
-        default: of it; {home} and {cache} stand for the home and the XDG cache directory.
-        need_gb: free space below which there is a warning.
-        holds: what lies there.
+        variable: environment variable that sets the folder.
+        default: default folder; {home} and {cache} are the home and the XDG cache directory.
+        need_gb: free space below which to warn.
+        holds: what the folder holds.
     """
 
     variable: str
@@ -77,16 +77,16 @@ CACHES = (
     Cache("TRITON_CACHE_DIR", "{home}/.triton/cache", 0.5, "compiled kernels"),
     Cache("TORCHINDUCTOR_CACHE_DIR", "{tmp}/torchinductor_{user}", 0.5, "compiled graphs"),
     Cache("WANDB_CACHE_DIR", "{cache}/wandb", 0.5, "artifacts of W&B"),
-    Cache("XDG_CACHE_HOME", "{home}/.cache", 1.0, "what has no variable of its own"),
+    Cache("XDG_CACHE_HOME", "{home}/.cache", 1.0, "other caches"),
     Cache("TMPDIR", "/tmp", 1.0, "temporary files"),
 )
 
 
 def filesystem(path: str, mounts: str) -> str:
-    """Return the type of the filesystem that a path without links lies in.
+    """Return the filesystem type of a path.
 
     Args:
-        mounts: text of /proc/mounts; a later line lies over an earlier one.
+        mounts: text of /proc/mounts; a later line covers an earlier one.
     """
     best, kind = "", "unknown"
     for line in mounts.splitlines():
@@ -101,41 +101,31 @@ def filesystem(path: str, mounts: str) -> str:
 
 
 def shared(name: str, folder: Folder, num_hosts: int) -> Check:
-    """Say whether all hosts of a job see a folder.
+    """Check that all hosts of a job see a folder.
 
     Args:
-        name: what the folder is to the run.
-        num_hosts: of the largest partition; 0 or 1 where nothing is to be shared.
+        num_hosts: hosts of the largest partition; below 2 nothing needs to be shared.
     """
     found = f"{folder.path} is on {folder.kind}"
     if folder.kind in _SHARED:
         return Check("ok", f"{name} filesystem", f"{found}, which hosts share")
-    if folder.kind in _OF_ONE_HOST and num_hosts > 1:
-        found += ": of this host alone, unless it exports it; all hosts of a job must see it"
-        fix = f"srun --nodes=2 ls -d {shlex.quote(folder.path)}  # else a path on a shared one"
+    if folder.kind in _LOCAL and num_hosts > 1:
+        found += ", usually local to this host alone; all hosts of a job must see it"
+        fix = f"srun --nodes=2 ls -d {shlex.quote(folder.path)}  # else choose a shared filesystem"
         return Check("warn", f"{name} filesystem", found, fix)
     return Check("ok", f"{name} filesystem", found)
 
 
 def room(name: str, folder: Folder, need_bytes: float, why: str, fix: str) -> Iterator[Check]:
-    """Say whether a run can write into its folder, and enough of it.
-
-    Args:
-        need_bytes: of free space.
-        why: what takes them.
-        fix: for all of it.
-    """
-    state = folder.path if folder.exists else f"{folder.path}, which can be made,"
-    free = f"{folder.free_bytes / 1e9:.2f} GB"
-    if folder.free_inodes is not None and folder.free_inodes < _LEAST_INODES:
-        status = "bad" if folder.free_inodes < 100 else "warn"
-        found = f"{folder.path} has {folder.free_inodes} inodes free, expected {_LEAST_INODES:,}"
-        yield Check(status, f"{name} inodes", found, fix)  # type: ignore[arg-type]
+    """Check that a run can write to its folder, and that it has enough space and inodes."""
+    if few := few_inodes(folder):
+        status: Status = "bad" if (folder.free_inodes or 0) < 100 else "warn"
+        yield Check(status, f"{name} inodes", f"{folder.path} has {few}", fix)
+    found = f"{folder.path} has {folder.free_bytes / 1e9:.2f} GB free, expected"
+    found += f" {need_bytes / 1e9:.2f} for {why}"
     if folder.free_bytes < need_bytes:
-        found = f"{folder.path} has {free} free, expected {need_bytes / 1e9:.2f} for {why}"
         yield Check("bad", f"{name} space", found, fix)
     elif not folder.error:
-        found = f"{state} has {free} free, {need_bytes / 1e9:.2f} expected for {why}"
         yield Check("ok", f"{name} space", found)
     if folder.error:
         found = f"no file can be written, renamed and removed in {folder.path}: {folder.error}"
@@ -144,100 +134,88 @@ def room(name: str, folder: Folder, need_bytes: float, why: str, fix: str) -> It
         yield Check("ok", f"{name} writable", "a file was written, renamed and removed")
 
 
+def few_inodes(folder: Folder) -> str:
+    """Describe a lack of inodes; empty if there are enough or they are not counted."""
+    if folder.free_inodes is None or folder.free_inodes >= _LEAST_INODES:
+        return ""
+    return f"{folder.free_inodes} inodes free, expected {_LEAST_INODES:,}"
+
+
 def moved(variable: str, place: str) -> str:
-    """Return how to have a library write to another folder."""
+    """Return the command that moves a library's folder."""
     return f"export {variable}={place}/{variable.lower()} && mkdir -p ${variable}"
 
 
 def cache(one: Cache, folder: Folder, fix: str) -> Check:
-    """Say whether a library can write where it will."""
+    """Check that a library can write to its folder."""
     what = f"{folder.path} ({one.holds}, {folder.kind})"
     if folder.error:
         return Check("bad", one.variable, f"{what} cannot be written: {folder.error}", fix)
     if folder.free_bytes < one.need_gb * 1e9:
         found = f"{what} has {folder.free_bytes / 1e9:.2f} GB free, expected {one.need_gb:g}"
         return Check("warn", one.variable, found, fix)
-    if folder.free_inodes is not None and folder.free_inodes < _LEAST_INODES:
-        found = f"{what} has {folder.free_inodes} inodes free, expected {_LEAST_INODES:,}"
-        return Check("warn", one.variable, found, fix)
+    if few := few_inodes(folder):
+        return Check("warn", one.variable, f"{what} has {few}", fix)
     return Check("ok", one.variable, f"{what}: {folder.free_bytes / 1e9:.1f} GB free")
 
 
-def cache_paths(env: Mapping[str, str], home: str, user: str) -> dict[str, str]:
-    """Return variable -> folder, as the libraries take it."""
+def cache_paths(env: Mapping[str, str]) -> dict[str, str]:
+    """Return variable -> folder, as the libraries choose it."""
     names = {
-        "home": home,
-        "user": user,
-        "cache": env.get("XDG_CACHE_HOME") or f"{home}/.cache",
+        "home": str(Path.home()),
+        "user": env.get("USER", "user"),
+        "cache": env.get("XDG_CACHE_HOME") or f"{Path.home()}/.cache",
         "tmp": env.get("TMPDIR") or "/tmp",
     }
     return {c.variable: env.get(c.variable) or c.default.format(**names) for c in CACHES}
 
 
-@dataclass(frozen=True)
-class Quota:
-    """One line of `quota`: of a filesystem, in kilobytes and files; 0 is no limit."""
-
-    filesystem: str
-    used_kb: int
-    limit_kb: int
-    files: int
-    files_limit: int
-
-
-def parse_quota(text: str) -> list[Quota]:
-    """Read `quota -w`: blocks, quota, limit, grace, files, quota, limit, grace.
-
-    A number with a star is over its quota, and a grace is there only then.
-    """
-    found = []
-    for line in text.splitlines():
-        words = line.split()
-        numbers = [word for word in words[1:] if re.fullmatch(r"\d+\*?", word)]
-        if len(numbers) < 6 or not re.fullmatch(r"\d+\*?", words[1]):
-            continue
-        used, soft, hard, files, files_soft, files_hard = (int(n.rstrip("*")) for n in numbers[:6])
-        found.append(Quota(words[0], used, hard or soft, files, files_hard or files_soft))
-    return found
-
-
-def quota(answer: Output, in_home: Sequence[str], place: str) -> list[Check]:
-    """Say how full the quotas are.
+def parse_quota(text: str) -> Iterator[tuple[str, int, int, int, int]]:
+    """Yield filesystem, bytes used, their limit, files, their limit; 0 is no limit.
 
     Args:
-        answer: of `quota -w`, which ends with 1 where one is exceeded.
-        in_home: variables of folders that lie in the home directory.
-        place: a folder with room, as a shell writes it.
+        text: output of `quota -w`: kB, quota, limit, grace, files, quota, limit, grace. A number
+            over its quota has a star, and only then there is a grace.
     """
-    rows = parse_quota(answer.text)
-    if answer.missing or not rows:
+    for line in text.splitlines():
+        words = line.split()
+        numbers = [int(word.rstrip("*")) for word in words[1:] if re.fullmatch(r"\d+\*?", word)]
+        if len(numbers) >= 6 and re.fullmatch(r"\d+\*?", words[1]):
+            used, soft, hard, files, files_soft, files_hard = numbers[:6]
+            yield words[0], 1024 * used, 1024 * (hard or soft), files, files_hard or files_soft
+
+
+def quota(answer: Output, in_home: Sequence[str], place: str) -> Iterator[Check]:
+    """Check how full the quotas are.
+
+    Args:
+        answer: output of `quota -w`, whose exit code is 1 if one is exceeded.
+        in_home: variables of the caches in the home directory.
+        place: folder with enough space, in shell syntax.
+    """
+    rows = list(parse_quota(answer.text))
+    if not rows:
         why = "no such command" if answer.missing else answer.problem or "none is set"
-        return [Check("skipped", "quota", f"{why}: ask the site whether homes are limited")]
+        yield Check("skipped", "quota", f"{why}; ask the site whether homes are limited")
     moves = " ".join(f"{name}={place}/{name.lower()}" for name in in_home)
     fix = f"export {moves}" if moves else f"du -sh {place}/* | sort -h"
-    checks = []
-    for row in rows:
-        limit_gb, used_gb = row.limit_kb * 1024 / 1e9, row.used_kb * 1024 / 1e9
-        found = f"{row.filesystem}: {used_gb:.1f} of {limit_gb:.1f} GB"
-        found += f", {row.files} of {row.files_limit} files" if row.files_limit else ""
-        shares = [
-            u / m for u, m in ((row.used_kb, row.limit_kb), (row.files, row.files_limit)) if m
-        ]
-        fullest = max(shares, default=0.0)
+    for name, used, limit, files, files_limit in rows:
+        found = f"{name}: {used / 1e9:.1f} of {limit / 1e9:.1f} GB"
+        found += f", {files} of {files_limit} files" if files_limit else ""
+        fullest = max(used / limit if limit else 0, files / files_limit if files_limit else 0)
         if fullest >= 1:
-            checks.append(Check("bad", "quota", f"{found}: nothing more can be written", fix))
+            yield Check("bad", "quota", f"{found}: nothing more can be written", fix)
         elif fullest >= _FULL:
-            checks.append(Check("warn", "quota", f"{found}: nearly full", fix))
-        elif row.limit_kb and limit_gb < _SMALL_QUOTA_GB and in_home:
+            yield Check("warn", "quota", f"{found}: nearly full", fix)
+        elif in_home and 0 < limit < _SMALL_QUOTA_GB * 1e9:
             found += f": caches fill it ({', '.join(in_home)} lie in the home directory)"
-            checks.append(Check("warn", "quota", found, fix))
+            yield Check("warn", "quota", found, fix)
         else:
-            checks.append(Check("ok", "quota", found))
-    return checks
+            yield Check("ok", "quota", found)
 
 
 def clock(folder: Folder) -> Check:
-    """Say whether this host and the file server agree on the time."""
+    """Check this host's clock against the file server's."""
     if folder.clock_s is None:
         return Check("skipped", "clock", "nothing could be written to compare it with")
     if abs(folder.clock_s) > _CLOCK_S:
@@ -246,36 +224,32 @@ def clock(folder: Folder) -> Check:
     return Check("ok", "clock", f"agrees with the filesystem of {folder.path} to {_CLOCK_S:g} s")
 
 
-def seen(paths: Sequence[str]) -> dict[str, Folder | Exception]:
-    """Look at folders, each in a process of its own, all at once."""
+def probed(paths: Iterable[str]) -> dict[str, Folder | Exception]:
+    """Probe folders concurrently, each in its own process."""
     mounts = Path("/proc/mounts").read_text()
+    words = (sys.executable, "-S", "-E", folder_probe.__file__)
 
-    def one(path: str) -> Folder:
-        answer = output_of(
-            sys.executable, "-S", "-E", folder_probe.__file__, path, timeout_s=_PROBE_S
-        )
+    def probe(path: str) -> Folder:
+        answer = output_of(*words, path, timeout_s=_PROBE_S)
         if not answer.ok:
             late = "no answer" in answer.problem
-            raise OSError(
-                f"its filesystem gave no answer in {_PROBE_S:g} s" if late else answer.problem
-            )
+            raise OSError("its filesystem does not answer" if late else answer.problem)
         found: dict[str, Any] = json.loads(answer.text)
         return Folder(path, filesystem(found.pop("real"), mounts), **found)
 
-    return together({path: partial(one, path) for path in paths}, _PROBE_S + 1)
+    return together({path: partial(probe, path) for path in dict.fromkeys(paths)}, _PROBE_S + 1)
 
 
 def roomy(run_dir: str, env: Mapping[str, str]) -> str:
-    """Return a folder that should have room, as a shell writes it: the site's, or the run's."""
+    """Return a folder with enough space, in shell syntax: the site's scratch, or the run's."""
     scratch = next((name for name in ("SCRATCH", "WORK", "PSCRATCH") if env.get(name)), None)
     return f"${scratch}" if scratch else shlex.quote(str(Path(run_dir).absolute().parent))
 
 
 def look_at_quota(run_dir: str, env: Mapping[str, str]) -> Iterator[Check]:
-    """Gather what there is to say of quotas."""
-    home = str(Path.home())
-    caches = cache_paths(env, home, env.get("USER", "user"))
-    at_home = [n for n, p in caches.items() if p.startswith(f"{home}/") and n != "TMPDIR"]
+    """Yield the checks of quotas."""
+    home = f"{Path.home()}/"
+    at_home = [n for n, path in cache_paths(env).items() if path.startswith(home) and n != "TMPDIR"]
     yield from quota(output_of("quota", "-w", timeout_s=_QUOTA_S), at_home, roomy(run_dir, env))
 
 
@@ -287,41 +261,30 @@ def look(
     env: Mapping[str, str],
     num_hosts: int,
 ) -> Iterator[Check]:
-    """Gather what this room judges.
+    """Yield all checks of folders.
 
     Args:
-        run_dir: of the run.
-        shards: folder of a local set; None where it is remote or not known.
-        need_bytes: that the run will write.
-        why: what takes them.
-        num_hosts: of the largest partition.
+        shards: folder of a local shard set; None if it is remote or unknown.
     """
     home = str(Path.home())
-    caches = cache_paths(env, home, env.get("USER", "user"))
-    wanted = [run_dir, *([shards] if shards else []), *caches.values(), home]
-    folders = seen(list(dict.fromkeys(wanted)))
-    place = roomy(run_dir, env)
-
-    def judged(name: str, path: str, judge: Callable[[Folder], Iterable[Check]]) -> Iterable[Check]:
-        found = folders[path]
-        if isinstance(found, Exception):
-            why = f"{path}: {reason(found)}"
-            return [Check("bad", name, why, f"ls -ld {shlex.quote(path)}")]
-        return judge(found)
-
-    def of_run(folder: Folder) -> Iterator[Check]:
+    caches = dict(zip(CACHES, cache_paths(env).values(), strict=True))
+    caches[Cache("HOME", "", 1.0, "everything else")] = home
+    named = {"run_dir": run_dir} | ({"shards": shards} if shards else {})
+    named |= {one.variable: path for one, path in caches.items()}
+    folders = probed(named.values())
+    for name, path in named.items():
+        if isinstance(error := folders[path], Exception):
+            fix = f"ls -ld {shlex.quote(path)}"
+            yield Check("bad", name, f"{path}: {reason(error)}", fix)
+    if isinstance(folder := folders[run_dir], Folder):
         yield shared("run_dir", folder, num_hosts)
         yield from room("run_dir", folder, need_bytes, why, "--run_dir /a/larger/filesystem/NAME")
         yield clock(folder)
-
-    def of_cache(one: Cache, fix: str, folder: Folder) -> list[Check]:
-        return [cache(one, folder, fix)]
-
-    yield from judged("run_dir", run_dir, of_run)
-    if shards:
-        yield from judged("shards", shards, lambda folder: [shared("shards", folder, num_hosts)])
-    largest = "du -sh ~/.[!.]* ~/* | sort -h  # and remove or move the largest"
-    for one in (*CACHES, Cache("HOME", home, 1.0, "what has no other place")):
-        fix = largest if one.variable == "HOME" else moved(one.variable, place)
-        path = caches.get(one.variable, home)
-        yield from judged(one.variable, path, partial(of_cache, one, fix))
+    if shards and isinstance(folder := folders[shards], Folder):
+        yield shared("shards", folder, num_hosts)
+    for one, path in caches.items():
+        fix = moved(one.variable, roomy(run_dir, env))
+        if one.variable == "HOME":
+            fix = "du -sh ~/.[!.]* ~/* | sort -h  # and remove or move the largest"
+        if isinstance(folder := folders[path], Folder):
+            yield cache(one, folder, fix)

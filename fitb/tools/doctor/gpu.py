@@ -1,7 +1,7 @@
-"""The build of torch against the driver of the GPUs, without importing torch.
+"""Compatibility of the torch build with the NVIDIA driver, without importing torch.
 
-A driver runs what was built for its own major version of CUDA or an older one; a newer minor
-version runs with a limited feature set (NVIDIA, CUDA Compatibility, "Minor Version Compatibility").
+A driver runs builds for its own CUDA major version and older ones; a build for a newer minor
+version has a limited feature set (NVIDIA, CUDA Compatibility, "Minor Version Compatibility").
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from fitb.tools.doctor.deadlines import outputs_of
 from fitb.tools.doctor.interpreter import pip
 
 NAME = "torch"
-_TORCH = "torch>=2.10"  # as setup.cfg has it; a test holds the two equal
+_TORCH = "torch>=2.10"  # as in setup.cfg; a test compares the two
 _WHEELS = "https://download.pytorch.org/whl"
-_INDEXES = ((13, 0, "cu130"), (12, 0, "cu126"))  # least CUDA of a driver, and what it can run
-_SMI_S = 4.0  # a driver that nothing keeps awake takes seconds for eight GPUs
+_INDEXES = ((13, 0, "cu130"), (12, 0, "cu126"))  # lowest CUDA version of a driver, wheel index
+_SMI_S = 4.0  # without persistence mode a driver takes seconds for eight GPUs
 
 
 @dataclass(frozen=True)
 class Build:
-    """Of torch, as torch/version.py says.
+    """Build of torch, from torch/version.py.
 
     Args:
-        version: such as 2.13.0+cpu.
-        cuda: such as 12.6; None for a build without CUDA.
-        hip: the same of ROCm.
+        version: torch version, such as 2.13.0+cpu.
+        cuda: CUDA version, such as 12.6; None for a build without CUDA.
+        hip: ROCm version; None for a build without ROCm.
     """
 
     version: str
@@ -42,12 +42,12 @@ class Build:
 
 @dataclass(frozen=True)
 class Driver:
-    """What nvidia-smi says.
+    """NVIDIA driver and GPUs, from nvidia-smi.
 
     Args:
-        version: of the driver.
-        cuda: newest CUDA that it knows; None where it does not say.
-        gpus: their names.
+        version: driver version.
+        cuda: newest CUDA version that the driver supports; None if unknown.
+        gpus: names of the GPUs.
     """
 
     version: str
@@ -56,7 +56,7 @@ class Driver:
 
 
 def parse_build(text: str) -> Build:
-    """Read torch/version.py; names that are not strings there are None."""
+    """Parse torch/version.py; names whose value is no string are None."""
     values: dict[str, str] = {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
@@ -67,7 +67,7 @@ def parse_build(text: str) -> Build:
 
 
 def parse_driver(page: str, names: str) -> Driver | None:
-    """Read the page of `nvidia-smi` and the lines of `nvidia-smi -L`; None without a GPU."""
+    """Parse the output of `nvidia-smi` and of `nvidia-smi -L`; None without a GPU."""
     gpus = tuple(re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", names, flags=re.MULTILINE))
     version = re.search(r"Driver Version:\s*([\d.]+)", page)
     cuda = re.search(r"CUDA (?:UMD )?Version:\s*(\d+\.\d+)", page)
@@ -82,21 +82,21 @@ def _pair(version: str) -> tuple[int, int]:
 
 
 def install(cuda: str | None) -> str:
-    """Return how to install a torch that a driver of this CUDA version runs."""
+    """Return the command that installs a torch build for a driver of this CUDA version."""
     known = _pair(cuda) if cuda else (13, 0)
     index = next((tag for *least, tag in _INDEXES if known >= tuple(least)), None)
     if index is None:
-        return "ask the site for driver 525 or newer (CUDA 12): nvidia-smi must say so"
+        return "ask the site for driver 525 or newer (CUDA 12)"
     return pip("--upgrade", "--force-reinstall", _TORCH, "--index-url", f"{_WHEELS}/{index}")
 
 
 def torch_and_driver(build: Build | None, driver: Driver | None, site_gpus: int) -> Check:
-    """Say whether this torch runs on these GPUs.
+    """Check that the torch build runs on the GPUs.
 
     Args:
-        build: None where torch is not installed.
-        driver: None where this host has no GPU.
-        site_gpus: of a host of the partition; 0 where it has none or nobody knows.
+        build: torch build; None if torch is not installed.
+        driver: driver; None if this host has no GPU.
+        site_gpus: GPUs on a host of the partition; 0 if none or unknown.
     """
     if build is None:
         return Check("skipped", NAME, "not installed; see packages")
@@ -106,57 +106,56 @@ def torch_and_driver(build: Build | None, driver: Driver | None, site_gpus: int)
         found = f"{what}; hosts of the partition have {site_gpus} GPUs"
         return Check("warn", NAME, found, install(None))
     if driver is None:
-        return Check("ok", NAME, f"{what}; no GPU on this host, which is right for a login node")
+        return Check("ok", NAME, f"{what}; no GPU on this host, as usual for a login node")
     what += f"; {len(driver.gpus)} x {driver.gpus[0]}, driver {driver.version}"
     if build.cuda is None:
         return Check("bad", NAME, f"{what}: this build sees no NVIDIA GPU", install(driver.cuda))
     if driver.cuda is None:
-        return Check("ok", NAME, f"{what}, which does not say its CUDA version")
+        return Check("ok", NAME, f"{what}, CUDA version unknown")
     what += f" (CUDA {driver.cuda})"
     ours, theirs = _pair(build.cuda), _pair(driver.cuda)
     if ours[0] > theirs[0]:
         return Check("bad", NAME, f"{what}: the driver is too old for it", install(driver.cuda))
     if ours > theirs and install(driver.cuda).endswith(f"cu{ours[0]}{ours[1]}"):
-        return Check("ok", NAME, f"{what}, which runs it as it runs every CUDA {ours[0]}")
+        return Check("ok", NAME, f"{what}, which runs every CUDA {ours[0]}")
     if ours > theirs:
-        found = f"{what}: the driver is older, what is compiled to PTX will not run"
+        found = f"{what}: the driver is older, so code compiled to PTX will not run"
         return Check("warn", NAME, found, install(driver.cuda))
     return Check("ok", NAME, what)
 
 
 def smi_check(answer: Output, has_devices: bool) -> Check | None:
-    """Return a line where nvidia-smi is there and cannot say; None where that is no news.
+    """Report an nvidia-smi that fails; None if it works, is missing, or finds no device.
 
     Args:
-        has_devices: whether the kernel shows GPUs on this host.
+        has_devices: whether /dev shows GPUs on this host.
     """
     if answer.ok or answer.missing or "no devices" in answer.problem.lower():
         return None
     if has_devices or "no answer" in answer.problem:
-        fix = "sbatch --exclude=$(hostname -s) ...  # and tell the site what nvidia-smi says"
+        fix = "sbatch --exclude=$(hostname -s) ...  # and report it to the site"
         return Check("bad" if has_devices else "warn", "nvidia-smi", answer.problem, fix)
-    return Check("ok", "nvidia-smi", f"no driver at work on this host ({answer.problem})")
+    return Check("ok", "nvidia-smi", f"no driver loaded on this host ({answer.problem})")
 
 
 def installed_build() -> Build | None:
-    """Return the build of the torch that would be imported, None where there is none."""
+    """Return the build of the torch that would be imported; None if there is none."""
     try:
         spec = importlib.util.find_spec("torch")
         if spec is None or not spec.origin:
             return None
         return parse_build((Path(spec.origin).parent / "version.py").read_text())
-    except (ImportError, ValueError, SyntaxError):  # an empty place in sys.modules is the second
+    except (ImportError, ValueError, SyntaxError):  # ValueError: sys.modules["torch"] is None
         return None
     except OSError:
         return Build("of unknown version", None, None)
 
 
 def look(site_gpus: int) -> Iterator[Check]:
-    """Gather what this room judges."""
+    """Yield all checks of the GPUs and of torch."""
     asked = {"page": ("nvidia-smi",), "names": ("nvidia-smi", "-L")}
     page, names = outputs_of(asked, _SMI_S).values()
     driver = parse_driver(page.text, names.text) if names.ok else None
-    said = smi_check(names, Path("/dev/nvidia0").exists())
-    if said:
-        yield said
+    if failed := smi_check(names, Path("/dev/nvidia0").exists()):
+        yield failed
     yield torch_and_driver(installed_build(), driver, site_gpus)

@@ -1,4 +1,4 @@
-"""The interpreter, the packages that fitb asks for, and the compiler that torch asks for."""
+"""Checks of Python, the packages that fitb requires, and the C compiler that torch requires."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fitb.tools.doctor.check import Check
 
 DISTRIBUTION = "fitb"
-UNREADABLE = "unreadable"  # stands for the version of a package whose metadata are damaged
+UNREADABLE = "unreadable"  # version of a package whose metadata are damaged
 
 
 def pip(*words: str) -> str:
-    """Return a command of pip for the interpreter that asks."""
+    """Return a pip command for this interpreter."""
     return shlex.join([sys.executable, "-m", "pip", "install", *words])
 
 
 def python_version(version: str, wanted: str) -> Check:
-    """Say whether Python is one that fitb runs on.
-
-    Args:
-        version: such as 3.11.2.
-        wanted: a range as in Requires-Python.
-    """
+    """Check the version of Python."""
     from packaging.specifiers import SpecifierSet
 
     if SpecifierSet(wanted).contains(version, prereleases=True):
@@ -37,11 +33,11 @@ def python_version(version: str, wanted: str) -> Check:
 
 
 def requirements(required: Sequence[str], version_of: Callable[[str], str | None]) -> Check:
-    """Say which packages are missing or of a wrong version, with one command for all of them.
+    """Check the installed packages; one command fixes all of them.
 
     Args:
-        required: lines of Requires-Dist; those of extras are passed over.
-        version_of: name -> version, None where it is not installed, or UNREADABLE.
+        required: lines of Requires-Dist; those of extras are ignored.
+        version_of: name -> version, None if it is not installed, or UNREADABLE.
     """
     from packaging.requirements import Requirement
     from packaging.version import InvalidVersion, Version
@@ -64,17 +60,16 @@ def requirements(required: Sequence[str], version_of: Callable[[str], str | None
     if not problems:
         return Check("ok", "packages", f"{len(wanted)} installed and in range")
     found = f"{len(problems)} of {len(wanted)}: {', '.join(problems)}"
-    over = ["--ignore-installed"] if "damaged" in found else []  # pip cannot remove such a one
+    over = ["--ignore-installed"] if "damaged" in found else []  # pip cannot uninstall these
     return Check("bad", "packages", found, pip(*over, *words))
 
 
 def interpreter(running: str, batch: str | None, named: bool) -> Check:
-    """Say whether the batch scripts will start the interpreter that is looked at here.
+    """Check that the batch scripts start the interpreter that is running.
 
     Args:
-        running: sys.executable.
-        batch: what the scripts will start: FITB_PYTHON, or `python` on PATH; None for nothing.
-        named: whether FITB_PYTHON says so.
+        batch: what the scripts start: FITB_PYTHON, or `python` on PATH; None if there is none.
+        named: whether FITB_PYTHON is set.
     """
     fix = f"export FITB_PYTHON={shlex.quote(running)}"
     if batch is None:
@@ -82,37 +77,33 @@ def interpreter(running: str, batch: str | None, named: bool) -> Check:
         return Check("bad", "interpreter", found, fix)
     if Path(batch).parent.resolve() == Path(running).parent.resolve():
         return Check("ok", "interpreter", f"batch scripts start {batch}, which is this one")
-    if named:
-        found = f"FITB_PYTHON is {batch}; what follows is about {running}"
-        return Check("warn", "interpreter", found, f"{shlex.quote(batch)} -m fitb doctor")
-    found = f"batch scripts start {batch}, not {running}, which is looked at here"
+    found = f"batch scripts start {batch}, but these checks are about {running}"
+    fix = f"{shlex.quote(batch)} -m fitb doctor" if named else fix
     return Check("warn", "interpreter", found, fix)
 
 
 def compiler(path: str | None) -> Check:
-    """Say whether there is the C compiler with which torch.compile builds on GPUs."""
+    """Check that torch.compile has a C compiler, which it needs on GPUs."""
     if path:
         return Check("ok", "compiler", path)
-    what = "no C compiler on PATH: on hosts with GPUs torch.compile builds with one"
-    return Check(
-        "warn", "compiler", what, "module load gcc  # or: fitb train --speed.compile false"
-    )
+    fix = "module load gcc  # or: fitb train --speed.compile false"
+    return Check("warn", "compiler", "no C compiler on PATH; torch.compile needs one on GPUs", fix)
 
 
 def version_of(name: str) -> str | None:
-    """Return the version of an installed package, UNREADABLE where it says none."""
+    """Return the version of a package, None if it is not installed, UNREADABLE if damaged."""
     try:
         return importlib.metadata.version(name) or UNREADABLE
     except importlib.metadata.PackageNotFoundError:
         return None
-    except Exception:  # a damaged folder may fail in any way
+    except Exception:  # damaged metadata may raise anything
         return UNREADABLE
 
 
 def declared() -> tuple[str, list[str], bool]:
-    """Return the range of Python, the requirements, and whether fitb itself is installed.
+    """Return the Python range, the requirements, and whether fitb itself is installed.
 
-    Without an installation they are those of the checkout's setup.cfg.
+    If it is not, they come from the checkout's setup.cfg.
     """
     try:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
@@ -127,25 +118,21 @@ def declared() -> tuple[str, list[str], bool]:
 
 
 def look(env: Mapping[str, str], on_slurm: bool) -> Iterator[Check]:
-    """Gather what this room judges."""
+    """Yield all checks of Python and its packages."""
     wanted, required, installed = declared()
     if version_of("packaging") is None:
-        yield Check(
-            "bad", "packages", "packaging is missing: no version can be judged", pip("packaging")
-        )
+        found = "packaging is missing: versions cannot be compared"
+        yield Check("bad", "packages", found, pip("packaging"))
     else:
         yield python_version(".".join(map(str, sys.version_info[:3])), wanted)
         yield requirements(required, version_of)
     if not installed:
-        found = "fitb is not installed: batch scripts find it from the root of the checkout alone"
-        yield Check(
-            "warn", "installation", found, pip("--editable", str(Path(__file__).parents[3]))
-        )
+        found = "fitb is not installed: batch scripts work only from the root of the checkout"
+        fix = pip("--editable", str(Path(__file__).parents[3]))
+        yield Check("warn", "installation", found, fix)
+    which = partial(shutil.which, path=env.get("PATH"))
     if on_slurm:
         named = env.get("FITB_PYTHON")
-        batch = shutil.which(named or "python", path=env.get("PATH"))
-        yield interpreter(sys.executable, batch, bool(named))
+        yield interpreter(sys.executable, which(named or "python"), bool(named))
     names = [*filter(None, [env.get("CC")]), "gcc", "clang", "cc"]
-    yield compiler(
-        next((p for name in names if (p := shutil.which(name, path=env.get("PATH")))), None)
-    )
+    yield compiler(next(filter(None, map(which, names)), None))

@@ -1,4 +1,4 @@
-"""What a job of slurm/distill.sh asks of sbatch, however it is written."""
+"""Resources that slurm/distill.sh requests from sbatch, in whatever form they are written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from fitb.cluster import slurm_config
 from fitb.cluster.sbatch import hosts_and_tasks, number_of, read_options, values
 from fitb.tools.doctor.check import Check
 
-_SLICE = re.compile(r"\d+g\.\d+gb.*")  # of MIG: 1g.10gb
+_SLICE = re.compile(r"\d+g\.\d+gb.*")  # MIG slice, such as 1g.10gb
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a job of slurm/distill.sh asks for, each per host where it is not the hosts."""
+    """Requested resources.
+
+    Args:
+        nodes: number of hosts.
+        tasks: tasks per host.
+        gpus: GPUs per host.
+        cpus: CPUs per task.
+        partition: partition name; None for the default one.
+    """
 
     nodes: int = 1
     tasks: int = 1
@@ -27,7 +35,7 @@ class JobRequest:
 
 
 def gpus_of(gres: str) -> Iterator[tuple[str, int]]:
-    """Yield kind and number of the GPUs of generic resources such as gpu:a100:4(S:0-1),tmp:1."""
+    """Yield type and number of the GPUs in a GRES string such as gpu:a100:4(S:0-1),tmp:1."""
     for one in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *words = one.split(":")
         if name == "gpu":
@@ -36,13 +44,13 @@ def gpus_of(gres: str) -> Iterator[tuple[str, int]]:
 
 
 def num_gpus(gres: str) -> int:
-    """Return the GPUs of generic resources; slices of MIG count where nothing else is there."""
+    """Return the number of whole GPUs in a GRES string, or of MIG slices if there are none."""
     whole = [number for kind, number in gpus_of(gres) if not _SLICE.fullmatch(kind)]
     return sum(whole or [number for _, number in gpus_of(gres)])
 
 
 def gpus_option(gres: str) -> str:
-    """Return what --gpus-per-node is for whole GPUs where slices are beside them; else nothing."""
+    """Return the --gpus-per-node that excludes MIG slices; empty if a plain number does."""
     found = list(gpus_of(gres))
     whole = [(kind, number) for kind, number in found if not _SLICE.fullmatch(kind)]
     if whole in ([], found):
@@ -51,12 +59,7 @@ def gpus_option(gres: str) -> str:
 
 
 def request_of(script: str, words: Sequence[str], env: Mapping[str, str]) -> JobRequest:
-    """Return what sbatch would ask for.
-
-    Args:
-        script: text; its #SBATCH lines give way to the environment, and that to the words.
-        words: options of sbatch.
-    """
+    """Return what sbatch would request; options override the environment, that #SBATCH lines."""
     found, own = values(read_options(script, env, words)), values(read_options(words=words))
     if "ntasks" in own and "ntasks-per-node" not in own:
         found.pop("ntasks-per-node", None)
@@ -70,20 +73,20 @@ def request_of(script: str, words: Sequence[str], env: Mapping[str, str]) -> Job
 
 
 def timing(script: str, words: Sequence[str], env: Mapping[str, str]) -> Iterator[Check]:
-    """Say whether a job has time before it is told to leave."""
-    found, name = values(read_options(script, env, words)), "time limit"
+    """Check that the time limit is longer than the lead of the signal before it."""
+    options, name = values(read_options(script, env, words)), "time limit"
     try:
-        why = slurm_config.leaves_at_once(found.get("time"), found.get("signal"))
+        why = slurm_config.leaves_at_once(options.get("time"), options.get("signal"))
     except ConfigError as error:
         yield Check("bad", name, str(error), "fitb doctor --sbatch=--time=04:00:00 ...")
-        return
-    if why:
-        found_why, _, fix = why.rpartition("; ")
-        yield Check("warn", name, found_why, fix)
+    else:
+        if why:
+            found, _, fix = why.rpartition("; ")
+            yield Check("warn", name, found, fix)
 
 
 def _gpus(found: Mapping[str, str], nodes: int, tasks: int) -> int | None:
-    """Return the GPUs of a host, by whichever option says it; None where none does."""
+    """Return the GPUs per host from whichever option sets them; None if none does."""
 
     def sum_of(amounts: str) -> int:  # 2, or a100:2,v100:2
         return num_gpus(",".join(f"gpu:{amount}" for amount in amounts.split(",")))

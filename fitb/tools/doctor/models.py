@@ -1,4 +1,4 @@
-"""Teacher, student, tokenizer and shards of a configuration: the contract, and a first answer.
+"""Model checks: the contract of teacher, student, tokenizer and shards, and a forward pass.
 
 `python -m fitb.tools.doctor.models [flags of fitb train]` is what `fitb doctor` starts.
 """
@@ -15,18 +15,18 @@ from fitb.tools.doctor.deadlines import reason
 from fitb.tools.doctor.interpreter import pip
 from fitb.tools.doctor.worker import emit
 
-_TEXT = "the ___ of the"  # ours: no text of a user is read
+_TEXT = "the ___ of the"  # never a user's text
 
 
 def look(flags: Sequence[str]) -> Iterator[Check]:
-    """Yield the contract, a forward pass of each model, and a blank filled by one with a head.
+    """Check the contract, one forward pass per model, and one blank if a model has an MLM head.
 
-    Raises: as fitb.training.setup.load_models does.
+    Raises: what fitb.training.setup.load_models raises.
     """
     try:
         import torch
         import transformers
-    except Exception as error:  # a broken library fails in any way
+    except Exception as error:  # a broken library may raise anything
         found = f"torch and transformers cannot be imported: {reason(error)}"
         fix = pip("--force-reinstall", "torch>=2.10", "transformers>=5.17,<6")
         yield Check("bad", "models", found, fix)
@@ -58,16 +58,16 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
         if loaded is None:
             continue
         scorer = TorchScorer(loaded.model, tokenizer)
-        name, finite = f"{role} forward", torch.isfinite(scorer.logits([row], [[1]])).all()
-        if not finite:
-            found = f"logits of a row of {len(row)} tokens are not all finite"
-            yield Check("bad", name, found, f"choose another checkpoint than {loaded.source}")
+        name, what = f"{role} forward", f"logits of a row of {len(row)} tokens"
+        if not torch.isfinite(scorer.logits([row], [[1]])).all():
+            fix = f"choose another checkpoint than {loaded.source}"
+            yield Check("bad", name, f"{what} are not all finite", fix)
             continue
-        yield Check("ok", name, f"logits of a row of {len(row)} tokens are finite")
+        yield Check("ok", name, f"{what} are finite")
         if isinstance(getattr(config.model, role), str) and not loaded.missing:
             (filled,) = fill(scorer, [FillRequest(_TEXT)])
             best = filled.fillings[0].probability
-            yield Check("ok", f"{role} fills", f"a blank, its best word at {best:.1%}")
+            yield Check("ok", f"{role} fills", f"a blank; its likeliest word has {best:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Slurm as the login node sees it: does it answer, what will it do to a job, does the job fit."""
+"""Checks of Slurm from a login node: does it answer, how it treats a job, does the job fit."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,12 +13,12 @@ from fitb.cluster import slurm_config
 from fitb.cluster.process import Output
 from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import COMMANDS, absent
-from fitb.tools.doctor.check import Check
+from fitb.tools.doctor.check import Check, Status
 from fitb.tools.doctor.deadlines import outputs_of
 from fitb.tools.doctor.job_request import JobRequest, gpus_option, num_gpus, timing
 
-_DEADLINE_S = 3.0  # of a command
-_QUESTIONS = {
+_DEADLINE_S = 3.0  # per command
+_QUERIES = {
     "config": ("scontrol", "show", "config"),
     "partitions": ("scontrol", "show", "partition"),
     "hosts": ("sinfo", "--noheader", "--format=%R|%D|%c|%G"),
@@ -27,7 +28,7 @@ _CHAIN = (
     "export FITB_CHAIN=NAME-$(date +%s); for i in 1 2 3; do sbatch --no-requeue"
     " --dependency=singleton slurm/distill.sh ...; done"
 )
-# What to type, by the setting that fitb.cluster.slurm_config has found wanting.
+# Fixes by the setting that fitb.cluster.slurm_config warns of.
 _FIXES = {
     "JobRequeue": "sbatch --requeue slurm/distill.sh ...",
     "Requeue": _CHAIN,
@@ -44,14 +45,14 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Hosts:
-    """Equal hosts of a partition.
+    """Identical hosts of a partition.
 
     Args:
-        partition: its name.
-        number: of hosts.
-        cpus: of each.
-        gpus: of each.
-        option: of sbatch for all of them, where their number alone would mean others too.
+        partition: partition name.
+        number: number of hosts.
+        cpus: CPUs per host.
+        gpus: GPUs per host.
+        option: value of --gpus-per-node that excludes MIG slices; empty if a plain number does.
     """
 
     partition: str
@@ -63,14 +64,14 @@ class Hosts:
 
 @dataclass(frozen=True)
 class Slurm:
-    """What Slurm's commands said.
+    """Output of Slurm's commands.
 
     Args:
-        absent: commands of Slurm that are not on PATH.
-        config: of `scontrol show config`; empty where it did not answer.
-        partitions: of `scontrol show partition`.
-        hosts: of sinfo.
-        answers: by the names of the questions.
+        absent: Slurm commands that are not on PATH.
+        config: settings of `scontrol show config`; empty if it failed.
+        partitions: name -> fields of `scontrol show partition`.
+        hosts: hosts that sinfo lists.
+        answers: query name -> output.
     """
 
     absent: tuple[str, ...] = COMMANDS
@@ -85,30 +86,30 @@ class Slurm:
 
     @property
     def num_hosts(self) -> int:
-        """Of the largest partition: one host may be in several."""
-        sizes: dict[str, int] = {}
-        for one in self.hosts:
-            sizes[one.partition] = sizes.get(one.partition, 0) + one.number
+        """Number of hosts of the largest partition; partitions may share hosts."""
+        sizes: Counter[str] = Counter()
+        for group in self.hosts:
+            sizes[group.partition] += group.number
         return max(sizes.values(), default=0)
 
     def partition(self, name: str | None) -> str | None:
-        """Return the partition that a job goes to, None where nobody says."""
+        """Return the partition that a job goes to; None if that is unknown."""
         try:
             return slurm_config.choose_partition(self.partitions, name).get("PartitionName")
         except ConfigError:
             return None
 
     def gpus(self, name: str | None) -> int:
-        """Return the GPUs of a host of a job's partition."""
+        """Return the most GPUs on a host of a job's partition."""
         wanted = self.partition(name)
-        return max((one.gpus for one in self.hosts if one.partition == wanted), default=0)
+        return max((group.gpus for group in self.hosts if group.partition == wanted), default=0)
 
 
 def gather() -> Slurm:
-    """Ask Slurm everything at once."""
+    """Run all queries concurrently."""
     if absent() == COMMANDS:
         return Slurm()
-    answers = outputs_of(_QUESTIONS, _DEADLINE_S)
+    answers = outputs_of(_QUERIES, _DEADLINE_S)
     return Slurm(
         absent(),
         slurm_config.parse_config(answers["config"].text),
@@ -119,7 +120,7 @@ def gather() -> Slurm:
 
 
 def parse_hosts(text: str) -> Iterator[Hosts]:
-    """Read lines of `sinfo --format=%R|%D|%c|%G`; a number may end with + or K."""
+    """Parse lines of `sinfo --format=%R|%D|%c|%G`; a CPU number may end with +."""
     for line in text.splitlines():
         parts = line.strip().split("|")
         if len(parts) == 4 and parts[1].isdigit():
@@ -129,18 +130,15 @@ def parse_hosts(text: str) -> Iterator[Hosts]:
 
 
 def presence(slurm: Slurm) -> Check:
-    """Say whether Slurm is there and answers."""
+    """Check that Slurm is installed and answers."""
     if not slurm.there:
-        found = (
-            "none of its commands is on PATH; fitb train, torchrun and launch.distill work alone"
-        )
-        return Check("skipped", "slurm", found)
+        return Check("skipped", "slurm", "none of its commands is on PATH")
     if slurm.absent:
         found = f"{', '.join(slurm.absent)} not on PATH, but other commands of Slurm are"
         return Check("bad", "slurm", found, "module load slurm")
-    unanswered = [a.problem for n, a in slurm.answers.items() if not a.ok and n != "munge"]
-    if unanswered:
-        return Check("bad", "slurm", unanswered[0], "scontrol ping  # tell the site what it says")
+    problems = [a.problem for name, a in slurm.answers.items() if not a.ok and name != "munge"]
+    if problems:
+        return Check("bad", "slurm", problems[0], "scontrol ping  # and report it to the site")
     version = slurm.config.get("SLURM_VERSION", "unknown")
     names = ", ".join(slurm.partitions)
     found = f"{version}; partitions {names}; {slurm.num_hosts} hosts in the largest"
@@ -148,19 +146,19 @@ def presence(slurm: Slurm) -> Check:
 
 
 def munge(answer: Output | None, auth: str, slurm_answers: bool) -> Check:
-    """Say whether this host can prove to Slurm who asks.
+    """Check that this host can authenticate to Slurm.
 
     Args:
-        auth: Slurm's AuthType; empty where it did not say.
-        slurm_answers: whether a question was answered, which takes a proof too.
+        answer: output of `munge -n`; None if it was not run.
+        auth: Slurm's AuthType; empty if unknown.
+        slurm_answers: whether a query was answered, which takes authentication too.
     """
     if answer is None or (auth and auth != "auth/munge"):
-        return Check("skipped", "munge", f"Slurm takes {auth or 'nobody knows what'} here")
+        return Check("skipped", "munge", f"Slurm authenticates by {auth or 'an unknown method'}")
     if answer.ok:
         return Check("ok", "munge", "`munge -n` makes a credential")
     if answer.missing and slurm_answers:
-        found = "munge is not on PATH, yet Slurm answers: its library is there"
-        return Check("ok", "munge", found)
+        return Check("ok", "munge", "not on PATH, but Slurm answers: its library is there")
     if answer.missing:
         fix = "apt-get install munge  # with the cluster's /etc/munge/munge.key, by the site"
         return Check("bad", "munge", f"{answer.problem}, and Slurm does not answer", fix)
@@ -168,7 +166,7 @@ def munge(answer: Output | None, auth: str, slurm_answers: bool) -> Check:
 
 
 def settings(slurm: Slurm, partition: str | None) -> Iterator[Check]:
-    """Yield what fitb.cluster.slurm_config finds in the settings, with what to type."""
+    """Yield the findings of fitb.cluster.slurm_config about the settings, each with a fix."""
     if not (slurm.config and slurm.partitions):
         return
     try:
@@ -184,94 +182,79 @@ def settings(slurm: Slurm, partition: str | None) -> Iterator[Check]:
 
 
 def shape(request: JobRequest, hosts: Sequence[Hosts], partition: str) -> Check:
-    """Say whether hosts of the partition can hold what the job asks of each.
-
-    Args:
-        hosts: of all partitions.
-        partition: of the job.
-    """
+    """Check that hosts of the partition have the resources that the job requests."""
     name = "job shape"
-    mine = [one for one in hosts if one.partition == partition]
+    mine = [group for group in hosts if group.partition == partition]
     if not mine:
         return Check("skipped", name, f"sinfo shows no hosts of partition {partition}")
     wanted = f"{request.tasks} tasks x {request.cpus} CPUs and {request.gpus} GPUs on each of"
     wanted += f" {request.nodes} hosts"
-    most = max(mine, key=lambda one: (one.gpus, one.cpus))
-    tasks = min(request.tasks, most.gpus) if most.gpus else max(1, min(request.tasks, most.cpus))
-    gpus = min(request.gpus, most.gpus)
-    cpus = max(1, min(request.cpus, most.cpus // max(1, tasks)))
-    total = sum(one.number for one in mine)
-    fix = f"sbatch --nodes={min(request.nodes, total)} --ntasks-per-node={tasks}"
-    fix += f" --gpus-per-node={gpus} --cpus-per-task={cpus} slurm/distill.sh ..."
+    most = max(mine, key=lambda group: (group.gpus, group.cpus))
     fits = [o for o in mine if o.gpus >= request.gpus and o.cpus >= request.tasks * request.cpus]
-    if sum(one.number for one in fits) < request.nodes:
-        have = f"partition {partition} has {total} hosts, the largest with {most.cpus} CPUs and"
+    if sum(group.number for group in fits) < request.nodes:
+        total = sum(group.number for group in mine)
         others = sorted({o.partition for o in hosts if o.gpus >= request.gpus > most.gpus})
         also = f"; GPUs are in {', '.join(others)}" if others else ""
-        found = f"the job asks for {wanted}; {have} {most.gpus} GPUs{also}: it never starts"
-        return Check("bad", name, found, fix)
+        found = f"the job requests {wanted}; partition {partition} has {total} hosts, the largest"
+        found += f" with {most.cpus} CPUs and {most.gpus} GPUs{also}: it never starts"
+        tasks = max(1, min(request.tasks, most.gpus or most.cpus))
+        cpus = max(1, min(request.cpus, most.cpus // tasks))
+        fix = f"sbatch --nodes={min(request.nodes, total)} --ntasks-per-node={tasks}"
+        fix += f" --gpus-per-node={min(request.gpus, most.gpus)} --cpus-per-task={cpus}"
+        return Check("bad", name, found, f"{fix} slurm/distill.sh ...")
     if request.gpus and request.tasks != request.gpus:
-        found = f"{wanted}: fitb takes one task per GPU"
         fix = f"sbatch --ntasks-per-node={request.gpus} --gpus-per-node={request.gpus} ..."
-        return Check("bad" if request.tasks > request.gpus else "warn", name, found, fix)
+        status: Status = "bad" if request.tasks > request.gpus else "warn"
+        return Check(status, name, f"{wanted}: fitb takes one task per GPU", fix)
     if not request.gpus and most.gpus:
-        found = f"{wanted}, whose {most.gpus} GPUs stay idle"
         fix = f"sbatch --gpus-per-node={most.gpus} --ntasks-per-node={most.gpus} ..."
-        return Check("warn", name, found, fix)
+        return Check("warn", name, f"{wanted}, whose {most.gpus} GPUs stay idle", fix)
     return Check("ok", name, f"{wanted} of partition {partition}")
 
 
 def environment(env: Mapping[str, str], version: str) -> Iterator[Check]:
-    """Yield variables that undo what slurm/distill.sh does.
-
-    Args:
-        version: of Slurm.
-    """
-    undone = []
+    """Yield a warning for each variable that overrides what slurm/distill.sh sets."""
     inside = env.get("SLURM_JOB_ID")
+    overrides = {  # variable -> whether it overrides something, and with what effect
+        "SBATCH_NO_REQUEUE": ("SBATCH_NO_REQUEUE" in env, "a preempted job does not come back"),
+        "SBATCH_SIGNAL": (
+            not env.get("SBATCH_SIGNAL", "B:").startswith("B:"),
+            "overrides B:USR1@300, so the batch script gets no signal",
+        ),
+        "SBATCH_OPEN_MODE": (
+            env.get("SBATCH_OPEN_MODE", "").startswith("t"),
+            "a restart empties the job's log",
+        ),
+        "OMP_NUM_THREADS": (bool(env.get("OMP_NUM_THREADS")), "overrides --cpus-per-task"),
+        "SRUN_CPUS_PER_TASK": (
+            "SRUN_CPUS_PER_TASK" in env and not inside,
+            "srun uses it in a job without --cpus-per-task",
+        ),
+    }
+    found = [
+        (f"{name}={env[name]}: {effect}", f"unset {name}")
+        for name, (overriding, effect) in overrides.items()
+        if overriding
+    ]
     if inside:
+        text = f"this shell is inside job {inside}, whose SLURM_ variables sbatch passes on"
+        found.insert(0, (text, "exit  # and submit from the login shell"))
+    for text, fix in found:
+        yield Check("warn", "job environment", text, fix)
+    if not found:
         yield Check(
-            "warn",
-            "job environment",
-            f"this shell is inside job {inside}, whose SLURM_ variables sbatch hands on",
-            "exit  # and submit from the login shell",
+            "ok", "job environment", f"nothing overrides slurm/distill.sh (Slurm {version})"
         )
-    if "SBATCH_NO_REQUEUE" in env:
-        undone.append(
-            ("SBATCH_NO_REQUEUE", "SBATCH_NO_REQUEUE: a preempted job does not come back")
-        )
-    signal = env.get("SBATCH_SIGNAL", "B:USR1")
-    if not signal.startswith("B:"):
-        text = f"SBATCH_SIGNAL={signal}: in place of B:USR1@300, so the script is not told"
-        undone.append(("SBATCH_SIGNAL", text))
-    if env.get("SBATCH_OPEN_MODE", "append").startswith("t"):
-        undone.append(("SBATCH_OPEN_MODE", "SBATCH_OPEN_MODE: a restart empties the job's log"))
-    if env.get("OMP_NUM_THREADS"):
-        text = f"OMP_NUM_THREADS={env['OMP_NUM_THREADS']}: wins over --cpus-per-task"
-        undone.append(("OMP_NUM_THREADS", text))
-    if "SRUN_CPUS_PER_TASK" in env and "SLURM_JOB_ID" not in env:
-        text = "SRUN_CPUS_PER_TASK: in a job without --cpus-per-task, srun takes it for its tasks"
-        undone.append(("SRUN_CPUS_PER_TASK", text))
-    for name, text in dict(undone).items():
-        yield Check("warn", "job environment", text, f"unset {name}")
-    if not undone and not inside:
-        found = f"nothing undoes slurm/distill.sh, which hands --cpus-per-task on (Slurm {version})"
-        yield Check("ok", "job environment", found)
 
 
 def script_text() -> str:
-    """Return distill.sh as `fitb scripts` finds it; empty where it does not."""
+    """Return the text of distill.sh as `fitb scripts` finds it; empty if it is not found."""
     script = find_script()
     return script.read_text() if script else ""
 
 
 def look(slurm: Slurm, options: Sequence[str], request: JobRequest) -> Iterator[Check]:
-    """Yield everything about Slurm; one line where there is none.
-
-    Args:
-        options: of sbatch.
-        request: what the job asks for under them.
-    """
+    """Yield all checks of Slurm; a single one if it is not installed."""
     yield presence(slurm)
     if not slurm.there:
         return
@@ -281,8 +264,7 @@ def look(slurm: Slurm, options: Sequence[str], request: JobRequest) -> Iterator[
     yield from settings(slurm, request.partition)
     partition = slurm.partition(request.partition)
     if not script:
-        found = "slurm/distill.sh is neither here nor with the package"
-        yield Check("skipped", "job shape", found)
+        yield Check("skipped", "job shape", "slurm/distill.sh is not found")
     elif partition:
         yield shape(request, slurm.hosts, partition)
     yield from timing(script, options, os.environ)

@@ -1,4 +1,4 @@
-"""Checks that need torch, in a process of their own: what breaks there is a finding here."""
+"""Checks that need torch, run in a child process: if it crashes, that is a result too."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fitb.cluster.process import output_of
 from fitb.tools.doctor.check import Check, of_sentence
 from fitb.tools.doctor.deadlines import reason
 
-MARK = "fitb-doctor-check "  # libraries print on standard output too
+MARK = "fitb-doctor-check "  # prefix of our lines: libraries print on standard output too
 
 
 def emit(checks: Iterable[Check], name: str) -> None:
-    """Print each check as it comes, and what ends them early as a last one; then leave at once.
+    """In the child: print each check as it comes, an exception as a last check, and exit.
 
     Args:
-        name: of that last one.
+        name: name of the check that reports an exception.
     """
     try:
         for check in checks:
@@ -34,11 +34,11 @@ def emit(checks: Iterable[Check], name: str) -> None:
         _print(of_sentence(name, str(error)))
     except Exception as error:
         module = f"fitb.tools.doctor.{Path(sys.argv[0]).stem}"
-        fix = f"{sys.executable} -m {module} ...  # says all of it"
+        fix = f"{sys.executable} -m {module} ...  # prints the whole traceback"
         _print(Check("bad", name, reason(error), fix))
         traceback.print_exc()
     sys.stderr.flush()
-    os._exit(0)  # threads of a process group may wait for the network
+    os._exit(0)  # threads of a process group may block on the network
 
 
 def _print(check: Check) -> None:
@@ -46,16 +46,16 @@ def _print(check: Check) -> None:
 
 
 def run(module: str, flags: Sequence[str], name: str, timeout_s: float) -> list[Check]:
-    """Run a module that emits checks, and return them.
+    """Run a module that emits checks in a child process, and return them.
 
     Args:
-        name: of the line that says that the process did not end well.
+        name: name of the check that reports a failed process.
     """
     answer = output_of(sys.executable, "-m", module, *flags, timeout_s=timeout_s)
     lines = [line for line in answer.text.splitlines() if line.startswith(MARK)]
     checks = [Check(**json.loads(line.removeprefix(MARK))) for line in lines]
     if not answer.ok and not any(check.status == "bad" for check in checks):
         words = answer.problem.replace(" ".join([sys.executable, "-m", module]), module)
-        fix = f"{sys.executable} -m {module} ...  # says all of it"
+        fix = f"{sys.executable} -m {module} ...  # prints the whole traceback"
         checks.append(Check("bad", name, words, fix))
     return checks

@@ -1,4 +1,4 @@
-"""Decode ids to text: masked examples, and the round trip from ids to text and back."""
+"""Decoding of ids to text: masked examples, and round trips from ids to text and back."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fitb.shards.tokenizer import open_tokenizer
 from fitb.tools.inspect.sample import Sample
 
 _SHOWN_FAILURES = 5
-_AROUND = 3  # pieces on both sides of the first that differs
+_AROUND = 3  # subwords on both sides of the first difference
 
 
 class TokenDecoder:
     """Decodes ids to text without transformers or torch.
 
-    The decoder of a WordPiece tokenizer also mends spaces ("do not" becomes "don't"); here it only
-    joins pieces, because text is to be read again.
+    Unlike a WordPiece tokenizer's own decoder it does not clean up spaces ("do not" would become
+    "don't"), so that the text can be encoded again.
 
     Args:
-        folder: of the tokenizer.
+        folder: folder of the tokenizer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,11 +35,11 @@ class TokenDecoder:
             self.tokenizer.decoder = decoders.WordPiece(prefix=prefix, cleanup=False)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return each token's piece; that of an id outside the vocabulary is its number."""
+        """Return the subword of each id, or <id> outside the vocabulary."""
         return [self.tokenizer.id_to_token(int(i)) or f"<{int(i)}>" for i in ids]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return pieces joined to words, special tokens as they are written."""
+        """Return the text of ids, special tokens included."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -57,9 +57,10 @@ def examples(
     mask: MaskConfig,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Mask some rows as epoch 0 of a run of this seed does; JSON-able."""
+    """Mask some rows as in epoch 0 of a run with this seed; JSON-able."""
     size = len(sample.rows)
-    chosen = np.arange(min(number, size)) * size // max(1, min(number, size))
+    number = min(number, size)
+    chosen = np.arange(number) * size // max(1, number)
     masked = mask_rows(
         sample.input_ids[chosen],
         sample.word_starts[chosen],
@@ -90,21 +91,17 @@ def examples(
 
 
 def round_trips(sample: Sample, decoder: TokenDecoder) -> dict[str, Any]:
-    """Decode what each row holds of each document, read it again, compare ids.
+    """Decode each segment of a document in a row, encode the text again, and compare the ids.
 
-    Unknown words are left out, as their text is lost, and so is the tail of a word that the row
-    before cut.
+    Unknown words, whose text is lost, and the tail of a word cut at the row's begin are left out.
 
-    Returns: JSON-able: segments compared, failures, and of the first few failures the row and the
-        pieces around the first that differs, before and after.
+    Returns: JSON-able: numbers of segments and failures, and for the first failures the row and
+        the subwords around the first difference, before and after.
     """
     segments = list(_segments(sample, decoder.special.unk))
     again = decoder.encode([decoder.text(ids) for _, ids in segments])
-    failures = [
-        (row, before, after)
-        for (row, before), after in zip(segments, again, strict=True)
-        if before != after
-    ]
+    pairs = zip(segments, again, strict=True)
+    failures = [(row, before, after) for (row, before), after in pairs if before != after]
     return {
         "segments": len(segments),
         "failures": len(failures),
@@ -116,7 +113,7 @@ def round_trips(sample: Sample, decoder: TokenDecoder) -> dict[str, Any]:
 
 
 def _segments(sample: Sample, unk: int) -> Iterator[tuple[int, list[int]]]:
-    """(row number, known ids) of each document in each row, from its first word start on."""
+    """Yield (row number, known ids) of each document in each row, from its first word start on."""
     started = np.logical_or.accumulate(sample.word_starts, axis=1)
     wanted = started & (sample.segments >= 0) & (sample.input_ids != unk)
     for i in range(len(sample.rows)):

@@ -1,4 +1,4 @@
-"""An inspection for people: aligned lines for a terminal, or a self-contained HTML page."""
+"""Rendering of an inspection as text for a terminal or as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from fitb.base.templates import render_template
 
-_NAMES = {"document_tokens": "tokens of a document", "words_per_row": "words of a row"}
+_NAMES = {"document_tokens": "tokens per document", "words_per_row": "words per row"}
 
 
 def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, value) of all that is one line, as the terminal and the page show it."""
+    """Return (name, value) of all one-line facts."""
     facts, numbers, masks = result["facts"], result["statistics"], result["masks"]
     counts = facts["splits"][facts["split"]]
-    tokenizer = "" if facts["tokenizer_matches"] else ", NOT the one beside the shards"
+    tokenizer = "" if facts["tokenizer_matches"] else ", NOT the one stored with the shards"
     trips = result["round_trips"]
     rows = [
         ("shards", f"{facts['shards']}, {facts['format']}, by fitb {facts['fitb_version']}"),
@@ -27,15 +27,15 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("sample", f"{numbers['sample_rows']:,} rows, {numbers['sample_tokens']:,} tokens"),
         ("unknown", f"{numbers['unknown_share']:.4%} of tokens"),
         ("split words", f"{numbers['split_share']:.2%} of words"),
-        ("pieces", f"{numbers['pieces_per_word']:.3f} per word"),
+        ("subwords", f"{numbers['pieces_per_word']:.3f} per word"),
         (
             "masks",
-            f"{masks['strategy']}, {masks['fraction']:.0%} asked, {masks['coverage']:.2%} of"
-            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} positions"
-            " masked in a row",
+            f"{masks['strategy']}, {masks['fraction']:.0%} requested, {masks['coverage']:.2%} of"
+            f" ordinary tokens; {masks['slots_mean']:.2f} +- {masks['slots_std']:.2f} masked"
+            " positions per row",
         ),
         (
-            "shown there",
+            "replaced by",
             f"[MASK] {masks['mask_share']:.2%}, another token {masks['random_share']:.2%}",
         ),
         ("round trips", f"{trips['failures']:,} of {trips['segments']:,} segments differ"),

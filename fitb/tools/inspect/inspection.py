@@ -1,4 +1,4 @@
-"""Inspect a shard set: its manifest, statistics of a sample, masked examples, round trips."""
+"""`fitb inspect`: manifest of a shard set, statistics of a sample, masked examples, round trips."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fitb.tools.inspect.decoding import TokenDecoder, examples, round_trips
 from fitb.tools.inspect.sample import Sample, read_sample
 from fitb.tools.inspect.statistics import statistics
 
-_MODEL_ROWS = 8  # all logits of so many rows of 128: (8, 128, 30522) fp32 is 125 MB
+_MODEL_ROWS = 8  # logits of (8, 128, 30522) in fp32 are 125 MB
 
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Look into a shard set.
+    """Inspect a shard set.
 
     Args:
-        shards: folder or URL that `fitb prepare` wrote; may stand first without its flag.
-        split: of the shards.
-        examples: masked rows to show.
-        rows: sampled for statistics, in ranges of consecutive rows spread over the split.
-        model: Hugging Face folder or hub name to run on one batch; null runs none.
-        seed: of the masks; examples are masked as in epoch 0 of a run of this seed.
-        mask: how rows are masked.
+        shards: folder or URL of shards; may stand first without its flag.
+        split: train or validation.
+        examples: number of masked rows to show.
+        rows: sample size for statistics, in ranges of consecutive rows spread over the split.
+        model: Hugging Face folder or hub name of a model to run on one batch; null for none.
+        seed: seed of the masks; examples are masked as in epoch 0 of a run with this seed.
+        mask: masking settings.
         json: print JSON.
-        html: page to write.
+        html: HTML page to write.
     """
 
     shards: str = "data/shards"
@@ -55,10 +55,10 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Inspect a shard set; without a model this needs no torch.
+    """Inspect a shard set, without torch unless a model is given.
 
-    Returns: JSON-able. It holds text of the corpus, so it must not go to a log.
-    Raises: DataError where the set is damaged; ContractError where the model does not fit it.
+    Returns: JSON-able; holds text of the corpus, so never log it.
+    Raises: DataError if the set is damaged; ContractError if the model does not fit it.
     """
     shards = ShardSet.open(config.shards, config.split)
     decoder = TokenDecoder(shards.tokenizer_folder)
@@ -96,7 +96,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 
 def facts(shards: ShardSet) -> dict[str, Any]:
-    """Return what the manifest says, JSON-able, and whether the tokenizer is the one it names."""
+    """Return facts of the manifest, JSON-able, and whether the tokenizer is the one it names."""
     manifest = shards.manifest
     tokenizer = manifest["tokenizer"]
     return {
@@ -123,9 +123,9 @@ def try_model(
 ) -> dict[str, Any]:
     """Check a model against the shards and run it on the first rows of a sample.
 
-    Returns: JSON-able: shape and dtype of the logits, the loss at masked positions in nats and the
-        loss of uniform guesses: log of the vocabulary size.
-    Raises: ContractError where the model does not fit.
+    Returns: JSON-able: shape and dtype of the logits, the loss at masked positions in nats, and
+        that of uniform guesses, the log of the vocabulary size.
+    Raises: ContractError if the model does not fit.
     """
     import torch
     from torch.nn import functional as F  # noqa: N812

@@ -1,4 +1,4 @@
-"""A sample of a split: ranges of consecutive rows, from which whole documents can be counted.
+"""Sample of a split: ranges of consecutive rows, so that it holds whole documents.
 
 Legend: B rows of the sample, L length.
 """
@@ -20,7 +20,7 @@ _NUM_RANGES = 8
 
 @dataclass(frozen=True)
 class RowRange:
-    """Consecutive rows begin .. end - 1 of a shard, counted in its file."""
+    """Rows begin .. end - 1 of a shard."""
 
     shard: int
     begin: int
@@ -35,9 +35,8 @@ class Sample:
         rows: (B,) int64, row numbers in the split.
         input_ids: (B, L) int64.
         word_starts: (B, L) bool.
-        segments: (B, L) int64, for tokens of text the number of their document in the split; -1 for
-            [CLS], [SEP] and [PAD].
-        ranges: that the rows come from, in order.
+        segments: (B, L) int64, document number of each token of text; -1 for [CLS], [SEP], [PAD].
+        ranges: ranges of the rows, in order.
     """
 
     rows: NDArray[np.int64]
@@ -48,9 +47,9 @@ class Sample:
 
 
 def choose_ranges(shard_rows: Sequence[int], wanted: int) -> tuple[RowRange, ...]:
-    """Return ranges of `wanted` rows in all, or of every row where there are fewer.
+    """Return ranges of `wanted` rows in total, or of all rows if there are fewer.
 
-    Neighbours are one range, so that no document is taken for a cut one.
+    Adjacent ranges are merged, so that the documents at their borders count as whole.
     """
     total = sum(shard_rows)
     wanted = min(wanted, total)
@@ -74,7 +73,7 @@ def choose_ranges(shard_rows: Sequence[int], wanted: int) -> tuple[RowRange, ...
 def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
     """Read about `wanted` rows.
 
-    Raises: DataError where a shard is damaged, and what fetching a remote one raises.
+    Raises: DataError if a shard is damaged, and what fetching a remote one raises.
     """
     ranges = choose_ranges(shards.shard_rows, wanted)
     firsts = np.cumsum(shards.shard_rows) - shards.shard_rows
@@ -91,7 +90,7 @@ def read_sample(shards: ShardSet, wanted: int, special: SpecialIds) -> Sample:
 
 
 def document_lengths(sample: Sample, shard_rows: Sequence[int]) -> NDArray[np.int64]:
-    """(documents,) int64, tokens of each document that lies in a range as a whole."""
+    """Return (documents,) int64, the tokens of each document that a range holds whole."""
     lengths, begin = [np.zeros(0, dtype=np.int64)], 0
     for each in sample.ranges:
         end = begin + each.end - each.begin

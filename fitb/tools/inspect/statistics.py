@@ -19,7 +19,7 @@ from fitb.tools.inspect.sample import Sample, document_lengths
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _NUM_BINS = 16
 _MOST_SPLIT = 10
-_LOOKED_AT = 200  # words, the most split first, that share a place in that list
+_CANDIDATES = 200  # most split words to count
 
 
 def statistics(
@@ -30,11 +30,11 @@ def statistics(
     decoder: TokenDecoder,
     overlapping: bool,
 ) -> dict[str, Any]:
-    """Describe a sample.
+    """Return statistics of a sample.
 
     Args:
-        overlapping: a token of a document may be in several rows, so its length is not known.
-    Returns: JSON-able; shares are of tokens of text (unknown) and of known words (split).
+        overlapping: whether rows overlap, so that the lengths of documents are unknown.
+    Returns: JSON-able; `unknown_share` is of tokens of text, `split_share` of known words.
     """
     text = sample.segments >= 0
     words = word_numbers(sample.input_ids, sample.word_starts, vocabulary)
@@ -63,10 +63,10 @@ def _share(part: int, whole: int) -> float:
 
 
 def word_sizes(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(B, L) int64, the tokens of each row's i-th word; 0 where it has no such word.
+    """Return (B, L) int64, the tokens of each row's i-th word; 0 if it has fewer words.
 
     Args:
-        words: (B, L) int64, of word_numbers.
+        words: (B, L) int64, word_numbers of the rows.
     """
     num_rows, length = words.shape
     flat = (np.arange(num_rows)[:, None] * length + words)[words >= 0]
@@ -76,11 +76,11 @@ def word_sizes(words: NDArray[np.int64]) -> NDArray[np.int64]:
 def most_split(
     input_ids: NDArray[np.int64], words: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> list[tuple[tuple[int, ...], int]]:
-    """Return (ids, occurrences) of the words of most subwords, at least two, most first."""
+    """Return (ids, occurrences) of the words with most subwords, at least two, most first."""
     split = np.sort(sizes[sizes > 1])[::-1]
     if not len(split):
         return []
-    fewest = split[min(_LOOKED_AT, len(split)) - 1]
+    fewest = split[min(_CANDIDATES, len(split)) - 1]
     counts: Counter[tuple[int, ...]] = Counter()
     for row, number in zip(*np.nonzero(sizes >= fewest), strict=True):
         counts[tuple(input_ids[row, words[row] == number].tolist())] += 1
@@ -89,12 +89,11 @@ def most_split(
 
 
 def describe(values: NDArray[np.int64], *, doubling: bool = False) -> dict[str, Any] | None:
-    """Describe whole numbers; None where there are none.
+    """Return mean, std, percentiles and a histogram of half-open bins; None without values.
 
     Args:
-        values: (n,) int64, at least 0.
-        doubling: bins of the histogram double in width, for numbers of all sizes.
-    Returns: count, mean, std, min, max, percentiles, and a histogram of half-open bins.
+        values: (n,) int64, not negative.
+        doubling: whether bins double in width, for values of all magnitudes.
     """
     if not len(values):
         return None

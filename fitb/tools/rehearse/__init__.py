@@ -1,1 +1,1 @@
-"""A rehearsal of the ends that a scheduler makes: the own job, told to leave on purpose."""
+"""Rehearsal of the shutdowns that a scheduler causes, with the user's own job."""

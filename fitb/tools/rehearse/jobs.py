@@ -1,6 +1,6 @@
-"""The job of a rehearsal: submitted to Slurm, or as processes of this machine.
+"""The job of a rehearsal: a Slurm job, or local processes.
 
-Both are started once, told to leave, waited for until they are back, and ended whatever happens.
+Both are started once, signalled, waited for until they run again, and ended in any case.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from fitb.base.errors import RESUME, SystemFault, TrainingError
 from fitb.base.job_states import ENDED, FORGOTTEN
 from fitb.cluster import slurm, slurm_config
 from fitb.cluster.local import LocalRun
+from fitb.rundir import names
 from fitb.rundir.events import read_events
 from fitb.rundir.history import Attempt, attempts_of
 
 logger = logging.getLogger(__name__)
-ASK_S = 1.0  # between two questions to the controller
+ASK_S = 1.0  # between two queries to the controller
 SOON_S = 5.0
 CANCEL_S = 120.0
 
@@ -32,14 +33,20 @@ def attempts(run_dir: Path) -> list[Attempt]:
     return attempts_of(read_events(run_dir))
 
 
+def log_file(run_dir: Path) -> Path:
+    """Make the folder of logs; return the path of the job's log in it."""
+    (run_dir / names.LOGS).mkdir(parents=True, exist_ok=True)
+    return run_dir / names.LOGS / "rehearsal.out"
+
+
 class SlurmJob:
-    """The job of slurm/distill.sh.
+    """A job of slurm/distill.sh.
 
     Args:
-        script: to submit.
-        options: of sbatch.
-        flags: of `fitb train`.
-        run_dir: of the rehearsal.
+        script: batch script.
+        options: options of sbatch.
+        flags: flags of `fitb train`.
+        run_dir: run folder of the rehearsal.
     """
 
     def __init__(
@@ -49,18 +56,16 @@ class SlurmJob:
         self._options, self._run_dir = options, run_dir
         self._asked_s, self._hurried_s = 0.0, 0.0
         self._restarts = 0
-        self._lefts = 0
+        self._shutdowns = 0
         self._id = ""
         self.name = "no job yet"
         self.record: dict[str, str] = {}
-        self.running: dict[str, str] = {}  # its record while it ran
+        self.running: dict[str, str] = {}  # the last record of the running job
 
     def start(self) -> None:
-        """Start it. Raises: SystemFault where it is not accepted."""
-        logs = self._run_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        folder = str(logs).replace("%", "%%")  # to Slurm a pattern
-        own = ("--parsable", f"--output={folder}/rehearsal.out")
+        """Submit the job. Raises: SystemFault if Slurm refuses it."""
+        log = str(log_file(self._run_dir)).replace("%", "%%")  # a pattern to Slurm
+        own = ("--parsable", f"--output={log}")
         answer = slurm.ask("sbatch", *own, *self._options, *self._command, timeout_s=600)
         self._id = answer.splitlines()[-1].split(";")[0]
         self.name = f"job {self._id}"
@@ -71,21 +76,21 @@ class SlurmJob:
 
     def tell(self, number: signal.Signals) -> None:
         """Send a signal as the scheduler would."""
-        # USR1 reaches the batch script, as before a time limit; TERM the tasks, as in a preemption.
+        # A time limit signals the batch script, a preemption the tasks.
         where = ["--batch"] if number == signals.TIME_LIMIT else []
         slurm.ask("scancel", *where, f"--signal={signals.slurm_name(number)}", self._id)
 
     def left(self) -> float | None:
-        """Unix time at which the attempt was left and its return decided; None until then."""
+        """Return the Unix time at which the attempt ended and its requeue was decided, or None."""
         decided = [a for a in attempts(self._run_dir) if a.decision]
-        if len(decided) <= self._lefts:
+        if len(decided) <= self._shutdowns:
             return None
-        attempt = decided[self._lefts]
-        self._lefts += 1
+        attempt = decided[self._shutdowns]
+        self._shutdowns += 1
         return attempt.decided_at.timestamp() if attempt.decided_at else time.time()
 
     def back(self) -> float | None:
-        """Unix time at which the next attempt was seen to run; None until then."""
+        """Return the Unix time at which the next attempt was seen running, or None."""
         self.check()
         if int(self.record.get("Restarts", 0)) <= self._restarts:
             return None
@@ -96,7 +101,7 @@ class SlurmJob:
         return time.time()
 
     def _hurry(self) -> None:
-        """Shorten the two minutes that Slurm makes a requeued job wait, where it lets users."""
+        """Shorten Slurm's delay of two minutes for a requeued job, if users may."""
         if self.record.get("Reason") != "BeginTime" or time.monotonic() - self._hurried_s < SOON_S:
             return
         with contextlib.suppress(ValueError):
@@ -104,13 +109,13 @@ class SlurmJob:
             if (start - datetime.datetime.now()).total_seconds() < SOON_S:
                 return
         self._hurried_s = time.monotonic()
-        try:  # not to nothing: within a second of the requeue a host refuses the new start
+        try:  # not to zero: within a second of the requeue a host refuses the new start
             slurm.ask("scontrol", "update", f"JobId={self._id}", "StartTime=now+2seconds")
         except SystemFault as error:
-            logger.info("it waits as long as Slurm makes it: %s", error)
+            logger.info("Slurm's delay cannot be shortened: %s", error)
 
     def check(self) -> None:
-        """Raise SystemFault where the job is over."""
+        """Raise SystemFault if the job is over, TrainingError if an attempt failed."""
         if time.monotonic() - self._asked_s < ASK_S:
             return
         before = self.record.get("JobState")
@@ -120,19 +125,19 @@ class SlurmJob:
             logger.info("%s: %s%s", self.name, state, f" ({reason})" if reason != "None" else "")
         if state in ENDED:
             raise SystemFault(
-                f"{self.name} is over ({state}, exit code {self.record.get('ExitCode', '?')})"
-                f" before the rehearsal was; {self._run_dir}/logs/rehearsal.out and the task logs"
-                " beside it say why. If all its steps were done, give it more --steps"
+                f"{self.name} ended ({state}, exit code {self.record.get('ExitCode', '?')}) before"
+                f" the rehearsal did; see the logs in {self._run_dir / names.LOGS}, or give it more"
+                " --steps if it finished them"
             )
         for attempt in attempts(self._run_dir):
             if attempt.decision and attempt.exit_code != RESUME:
                 raise TrainingError(
-                    f"attempt {attempt.number} of {self.name} did not leave in good order:"
-                    f" {attempt.decided}; the logs in {self._run_dir}/logs say why"
+                    f"attempt {attempt.number} of {self.name} did not shut down gracefully:"
+                    f" {attempt.decided}; see the logs in {self._run_dir / names.LOGS}"
                 )
 
     def _ask(self) -> str:
-        """The job's state now, or the last that is known where the controller is busy."""
+        """Return the job's state, or the last known one if the controller is busy."""
         self._asked_s = time.monotonic()
         try:
             found = slurm.job_record(self._id)
@@ -147,14 +152,14 @@ class SlurmJob:
         return state
 
     def close(self) -> None:
-        """End it, and see that it stays so."""
+        """Cancel the job, and make sure that it stays cancelled."""
         if not self._id:
             return
         quiet, deadline_s = 0, time.monotonic() + CANCEL_S
         while True:
             state = self._ask()
             quiet = quiet + 1 if state in ENDED else 0
-            if quiet == 2:  # its script may requeue it in the moment in which it is cancelled
+            if quiet == 2:  # its script may requeue it while it is being cancelled
                 break
             if not quiet:
                 with contextlib.suppress(SystemFault):
@@ -167,12 +172,12 @@ class SlurmJob:
 
 
 class LocalJob:
-    """Processes of this machine, to be handled as a SlurmJob.
+    """Local processes with the interface of a SlurmJob.
 
     Args:
-        command: of each.
+        command: command of each process.
         num_processes: world size.
-        run_dir: of the rehearsal.
+        run_dir: run folder of the rehearsal.
     """
 
     def __init__(self, command: Sequence[str], num_processes: int, run_dir: Path) -> None:
@@ -183,9 +188,7 @@ class LocalJob:
         self.name = f"{num_processes} processes"
 
     def start(self) -> None:
-        logs = self._run_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        self._output = self._output or open(logs / "rehearsal.out", "ab")  # noqa: SIM115 - close()
+        self._output = self._output or open(log_file(self._run_dir), "ab")  # noqa: SIM115 - close()
         self._run = LocalRun(self._command, self._num_processes, output=self._output)
 
     def tell(self, number: signal.Signals) -> None:
@@ -206,9 +209,8 @@ class LocalJob:
     def check(self) -> None:
         if self._run and not self._run.running() and (code := self._run.wait()) != RESUME:
             raise SystemFault(
-                f"{self.name} ended with {code} before the rehearsal was over, expected {RESUME};"
-                f" {self._run_dir}/logs/rehearsal.out says why. If all its steps were done, give it"
-                " more --steps"
+                f"{self.name} ended with {code} before the rehearsal did, expected {RESUME}; see"
+                f" {log_file(self._run_dir)}, or give it more --steps if it finished them"
             )
 
     def _end(self) -> None:

@@ -1,7 +1,7 @@
-"""Stop the own job as its cluster would, twice, and time what it does.
+"""`fitb rehearse`: signal a job as its cluster would, twice, and time its shutdown and restart.
 
-It runs under its own options in a run directory of its own. One signal is sent as the time limit
-sends it, one as a preemption does; each time the job saves, leaves, is requeued and goes on.
+The job runs with its own options in a separate run folder. It gets the signal of a time limit,
+then that of a preemption; each time it saves, shuts down, is requeued and resumes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from fitb.config.parser import parse
 from fitb.rundir.events import when
 from fitb.rundir.history import Attempt
 from fitb.rundir.metrics import tail_records
+from fitb.rundir.names import STEP
 from fitb.tools.rehearse.jobs import Job, LocalJob, SlurmJob, attempts
 from fitb.tools.rehearse.verdict import End, Inputs, Rehearsal, Shutdown, grace_periods
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-STEPS = 5  # done before each signal
+STEPS = 5  # before each signal
 POLL_S = 0.1
 KILL_WAIT_S = 30.0  # Slurm's default
 ENDS: dict[End, signal.Signals] = {
@@ -47,15 +48,16 @@ UNFIT = ("array", "wait", "wrap", "hold", "test-only")  # options of sbatch
 
 
 def launcher_arguments() -> LauncherArguments:
-    """Build the parser of the flags that are a rehearsal's own."""
+    """Return the parser of the rehearsal's own flags."""
     parser = LauncherArguments("fitb rehearse")
     add = parser.add_argument
-    add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
+    choices = ("auto", "slurm", "local")
+    add("--cluster", choices=choices, default="auto", help="where to run; auto detects Slurm")
     parser.add_sbatch()
     add("--script", help="batch script; default: distill.sh of `fitb scripts`")
-    add("--processes", type=int, default=2, help="of this machine, where there is no Slurm")
-    add("--minutes", type=float, default=30.0, help="after which it gives up, queue included")
-    add("--rehearsal_dir", help="its run directory; default: RUN_DIR-rehearsal")
+    add("--processes", type=int, default=2, help="number of local processes, without Slurm")
+    add("--minutes", type=float, default=30.0, help="time limit, including time in the queue")
+    add("--rehearsal_dir", help="run folder of the rehearsal; default: RUN_DIR-rehearsal")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -63,11 +65,10 @@ def launcher_arguments() -> LauncherArguments:
 def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     """Run the job, stop it twice and end it.
 
-    Args:
-        where: of `launcher_arguments`.
-        flags: of `fitb train`.
-    Raises: ConfigError before anything is started; SystemFault where the job ends before its
-        time or the minutes are over; TrainingError where it does not leave in good order.
+    Raises:
+        ConfigError: a flag is wrong; nothing was started.
+        SystemFault: the job ended too early, or the time limit was reached.
+        TrainingError: the job did not shut down gracefully.
     """
     script = choose_script(where.script)
     options = [word for text in where.sbatch for word in shlex.split(text)]
@@ -79,7 +80,7 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ConfigError(f"{run_dir} is not empty; remove it, or give another --rehearsal_dir")
     flags = [*flags, "--run_dir", str(run_dir), "--track.every_steps", "1"]
-    if config.track.wandb != "disabled":  # a rehearsal is no run of the project
+    if config.track.wandb != "disabled":  # a rehearsal does not belong into the project
         flags += ["--track.wandb", "offline"]
     lead_s = slurm_config.signal_lead_s(asked.get("signal"))
     if not slurm.is_chosen(where.cluster):
@@ -91,7 +92,7 @@ def rehearse(where: argparse.Namespace, flags: Sequence[str]) -> Rehearsal:
         )
         return Rehearsal(str(run_dir), job.name, shutdowns, grace_periods(shutdowns, inputs), [])
     if script is None:
-        raise ConfigError("slurm/distill.sh is neither here nor with the package; give --script")
+        raise ConfigError("slurm/distill.sh is not found; give --script")
     return _on_slurm(SlurmJob(script, options, flags, run_dir), run_dir, where.minutes, lead_s)
 
 
@@ -113,32 +114,30 @@ def _on_slurm(job: SlurmJob, run_dir: Path, minutes: float, lead_s: float | None
 
 
 def choose_script(name: str | None) -> Path | None:
-    """Return the batch script: as named, or distill.sh as `fitb scripts` finds it.
+    """Return the batch script of that name, or distill.sh as `fitb scripts` finds it.
 
-    Raises: ConfigError where the named one is not there.
+    Raises: ConfigError if the named file does not exist.
     """
     if name and not Path(name).is_file():
-        raise ConfigError(f"--script {name}: there is no such file")
+        raise ConfigError(f"--script {name}: no such file")
     return Path(name) if name else find_script()
 
 
 def sbatch_options(script: str, env: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
-    """Return the options of the job by name, as sbatch would take them.
+    """Return the job's options by name, as sbatch would read them.
 
-    Args:
-        script: text; its #SBATCH lines give way to the environment, and that to the words.
-    Raises: ConfigError for an option under which a job cannot be rehearsed.
+    Raises: ConfigError for an option with which a job cannot be rehearsed.
     """
     options = read_options(script, env, words)
-    unfit = [name for name in UNFIT if name in options]
-    if unfit:
-        message = f"--sbatch has {', '.join(unfit)}: such a job cannot be rehearsed"
-        raise ConfigError(f"{message}; leave it out")
+    if unfit := [name for name in UNFIT if name in options]:
+        raise ConfigError(
+            f"a job with {', '.join(unfit)} cannot be rehearsed; leave that option of sbatch out"
+        )
     return values(options)
 
 
 class _Patience:
-    """Waiting for a job, no longer than some minutes and not against the user's will."""
+    """Waiting for a job with a deadline, interrupted by Ctrl-C."""
 
     def __init__(self, job: Job, minutes: float) -> None:
         self._job, self._minutes = job, minutes
@@ -147,9 +146,9 @@ class _Patience:
 
     @contextlib.contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """Note Ctrl-C, SIGTERM and a closed terminal; `wait` raises KeyboardInterrupt for them.
+        """Defer SIGINT, SIGTERM and SIGHUP until `wait`, which raises KeyboardInterrupt.
 
-        So neither a submission nor the end of a job is cut short halfway.
+        So they never interrupt the submission or the cancellation of a job.
         """
 
         def note(number: int, _frame: FrameType | None) -> None:
@@ -165,7 +164,7 @@ class _Patience:
                 signal.signal(number, handler)
 
     def wait(self, condition: Callable[[], T | None], what: str) -> T:
-        """Wait until the condition is something, and return that."""
+        """Wait until the condition returns something, and return that."""
         while True:
             if self._told:
                 raise KeyboardInterrupt
@@ -175,16 +174,16 @@ class _Patience:
             self._job.check()
             if time.monotonic() > self._deadline_s:
                 raise SystemFault(
-                    f"waiting for {what}: --minutes {self._minutes:g} are over; give more, or look"
-                    " at the queue"
+                    f"waiting for {what}: --minutes {self._minutes:g} are over; give more, or check"
+                    " the queue"
                 )
             time.sleep(POLL_S)
 
 
 def perform(job: Job, run_dir: Path, minutes: float) -> list[Shutdown]:
-    """Start the job, make it leave and come back once for each of ENDS, and end it in any case.
+    """Start the job, let it shut down and restart once for each of ENDS, and end it in any case.
 
-    Raises: SystemFault, TrainingError, KeyboardInterrupt; the job is ended before.
+    Raises: SystemFault, TrainingError, KeyboardInterrupt; the job is ended first.
     """
     patience = _Patience(job, minutes)
     with patience.heeding_signals():
@@ -205,16 +204,16 @@ def _shut_down(job: Job, run_dir: Path, patience: _Patience, end: End) -> Shutdo
     job.tell(number)
     ended = patience.wait(lambda: _ended(run_dir, first.number), f"the end after {number.name}")
     saved_s = elapsed_s(told_s, _committed(ended), time.time())
-    left = patience.wait(job.left, "the decision about a return")
+    left = patience.wait(job.left, "the requeue")
     left_s = elapsed_s(told_s, [left], time.time())
     logger.info("saved step %d in %.2f s, left after %.2f s", ended.last_step, saved_s, left_s)
     decided_s = told_s + left_s
     back_s = patience.wait(job.back, "the next attempt") - decided_s
     runs_s = decided_s + back_s
-    patience.wait(lambda: _reached(run_dir, ended.last_step + 1), "the first step after the return")
+    patience.wait(lambda: _reached(run_dir, ended.last_step + 1), "the first step after a restart")
     start_s = time.time() - runs_s
     again = attempts(run_dir)[-1]
-    logger.info("went on at step %d after %.2f s", again.first_step, back_s + start_s)
+    logger.info("resumed at step %d after %.2f s", again.first_step, back_s + start_s)
     return Shutdown(
         end=end,
         signal=number.name,
@@ -229,13 +228,13 @@ def _shut_down(job: Job, run_dir: Path, patience: _Patience, end: End) -> Shutdo
 
 
 def elapsed_s(told_s: float, moments: Sequence[float], seen_s: float) -> float:
-    """Return the seconds from a signal to what it brought about.
+    """Return the seconds from a signal to its effect.
 
     Args:
         told_s: our clock when the signal was sent.
-        moments: on the clocks of hosts, best first; one that cannot be, because the clocks
-            differ, is passed over.
-        seen_s: our clock when we saw it; never too early.
+        moments: times of the effect on the hosts' clocks, best first; impossible ones, because
+            the clocks differ, are ignored.
+        seen_s: our clock when we saw the effect.
     """
     return next((m for m in moments if told_s <= m <= seen_s), seen_s) - told_s
 
@@ -247,7 +246,7 @@ def _begun(run_dir: Path) -> Attempt | None:
 
 def _reached(run_dir: Path, step: int) -> int | None:
     records = tail_records(run_dir)
-    return step if records and records[-1]["train/step"] >= step else None
+    return step if records and records[-1][STEP] >= step else None
 
 
 def _ended(run_dir: Path, number: int) -> Attempt | None:
@@ -256,7 +255,7 @@ def _ended(run_dir: Path, number: int) -> Attempt | None:
 
 
 def _committed(ended: Attempt) -> list[float]:
-    """Times of the last save, and of the word after it where that save was a regular one."""
+    """Return the times of the last save and of the stop after it, in case that save is older."""
     saves = [when(event) for event in ended.saves[-1:]]
     moments: list[datetime | None] = [*saves, ended.ended]
     return [moment.timestamp() for moment in moments if moment]

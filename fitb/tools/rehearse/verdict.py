@@ -1,4 +1,4 @@
-"""The verdict of a rehearsal: seconds that a shutdown took against those that the cluster gives."""
+"""Verdict of a rehearsal: the time that a shutdown took against the grace period."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any, Literal
 from fitb.cluster import slurm_config
 
 End = Literal["time limit", "preemption"]
-SAFETY = 3.0  # a lead is to be so many times what was needed: no filesystem is always so quick
+_REQUEUED = "save, shut down and requeue"
+SAFETY = 3.0  # grace period over time needed; filesystems are not always equally fast
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """One graceful shutdown and the way back, in seconds.
+    """One graceful shutdown and restart, in seconds.
 
     Args:
-        end: what was played.
-        signal: that was sent.
-        step: at which the job left.
-        saved_s: from the signal to the committed checkpoint.
-        left_s: from the signal until all tasks had ended and the return was decided.
-        back_s: from there until the job ran again; under Slurm hurried where that is allowed.
-        start_s: from there to the first step.
-        start_parts: as the job itself counts, by part; empty where it does not.
-        steps_lost: done again after the return.
+        end: simulated event.
+        signal: signal sent.
+        step: last step before the shutdown.
+        saved_s: time from the signal to the committed checkpoint.
+        left_s: time from the signal until all tasks had ended and the requeue was decided.
+        back_s: time from there until the job ran again; shortened if Slurm allows it.
+        start_s: time from there to the first step.
+        start_parts: duration of each part of the start as the job logs it; may be empty.
+        steps_lost: steps done again after the restart.
     """
 
     end: End
@@ -41,14 +42,14 @@ class Shutdown:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the cluster gives a job at its ends.
+    """Grace periods that the cluster gives a job.
 
     Args:
-        limit_s: lead of --signal; None where there is none.
-        attempt_s: time limit of an attempt; None is none.
-        preemption_s: from the signal of a preemption to SIGKILL; None where there is none.
-        preemption: what that is called.
-        requeues: Slurm itself requeues what it preempts; else the job must do it within its lead.
+        limit_s: seconds of --signal before the time limit; None without --signal.
+        attempt_s: time limit of an attempt, seconds; None for unlimited.
+        preemption_s: seconds from a preemption's signal to SIGKILL; None if jobs are not preempted.
+        preemption: Slurm's name of that period.
+        requeues: whether Slurm requeues preempted jobs; else the job must requeue itself in time.
     """
 
     limit_s: float | None
@@ -60,14 +61,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class GracePeriod:
-    """What an end gives, against what the job needed.
+    """A grace period against the time that the job needed.
 
     Args:
-        name: as Slurm has it.
-        given_s: seconds between the signal and the end; None where there is no such end.
-        needed_s: seconds that the rehearsal took.
-        suffices: given is SAFETY times what is needed.
-        sentence: for people.
+        name: Slurm's name of the period.
+        given_s: seconds between the signal and the kill; None if there is no such period.
+        needed_s: seconds that the job needed.
+        suffices: whether the period is at least SAFETY times that.
+        sentence: the comparison in words.
     """
 
     name: str
@@ -79,14 +80,14 @@ class GracePeriod:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was found.
+    """Result of a rehearsal.
 
     Args:
-        run_dir: of the rehearsal, left behind to be looked at.
-        job: that was run.
-        leaves: one per end.
-        leads: one per end.
-        site: what Slurm does to such a job; empty where there is none.
+        run_dir: run folder of the rehearsal, which is kept.
+        job: name of the job.
+        leaves: one shutdown per simulated event.
+        leads: one grace period per simulated event.
+        site: findings about Slurm's settings; empty without Slurm.
     """
 
     run_dir: str
@@ -97,38 +98,34 @@ class Rehearsal:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the job is not safe here; empty where it is."""
-        lost = [f"{e.steps_lost} steps were lost at the {e.end}" for e in self.leaves]
-        lost = [text for text in lost if not text.startswith("0 ")]
+        """Why the job may lose work on this cluster; empty if it is safe."""
+        ends = [one for one in self.leaves if one.steps_lost]
+        lost = [f"{one.steps_lost} steps were lost at the {one.end}" for one in ends]
         short = [lead.sentence for lead in self.leads if not lead.suffices]
         bad = [f"{f.name}={f.value}: {f.sentence}" for f in self.site if f.verdict == "bad"]
         return [*lost, *short, *bad]
 
 
 def grace_periods(shutdowns: Sequence[Shutdown], inputs: Inputs) -> list[GracePeriod]:
-    """Hold what each end needed against what the cluster gives.
+    """Compare the time that each shutdown needed with its grace period.
 
-    A time limit ends a job that has not requeued itself by then. What is preempted Slurm requeues,
-    so there it is enough to have saved.
+    Before a time limit the job must requeue itself; if Slurm requeues preempted jobs, saving in
+    time is enough there.
     """
-    return [
-        _at_limit(one, inputs) if one.end == "time limit" else _at_preemption(one, inputs)
-        for one in shutdowns
-    ]
+    judges = {"time limit": _at_limit, "preemption": _at_preemption}
+    return [judges[one.end](one, inputs) for one in shutdowns]
 
 
 def _at_limit(shutdown: Shutdown, inputs: Inputs) -> GracePeriod:
     lead_s = inputs.limit_s
     if lead_s is None:
-        sentence = "no --signal: the time limit comes without a word; give --signal=B:USR1@300"
+        sentence = "no --signal: the time limit kills the job; give --signal=B:USR1@300"
         return GracePeriod("--signal", None, shutdown.left_s, False, sentence)
     if inputs.attempt_s is not None and inputs.attempt_s <= lead_s:
-        sentence = (
-            f"--time is {inputs.attempt_s:g} s and the lead of --signal {lead_s:g} s: an attempt"
-            " would be told to leave when it starts; raise --time"
-        )
+        sentence = f"--time={inputs.attempt_s:g} s, and --signal comes {lead_s:g} s before its end:"
+        sentence += " an attempt would stop as it starts; raise --time"
         return GracePeriod("--signal", lead_s, shutdown.left_s, False, sentence)
-    return _weigh("--signal", lead_s, shutdown.left_s, "save, leave and ask to be requeued")
+    return _weigh("--signal", lead_s, shutdown.left_s, _REQUEUED)
 
 
 def _at_preemption(shutdown: Shutdown, inputs: Inputs) -> GracePeriod:
@@ -137,8 +134,7 @@ def _at_preemption(shutdown: Shutdown, inputs: Inputs) -> GracePeriod:
         return GracePeriod(inputs.preemption, None, shutdown.saved_s, True, sentence)
     if inputs.requeues:
         return _weigh(inputs.preemption, inputs.preemption_s, shutdown.saved_s, "save")
-    what = "save, leave and ask to be requeued"
-    return _weigh(inputs.preemption, inputs.preemption_s, shutdown.left_s, what)
+    return _weigh(inputs.preemption, inputs.preemption_s, shutdown.left_s, _REQUEUED)
 
 
 def _weigh(name: str, given_s: float, needed_s: float, what: str) -> GracePeriod:
@@ -155,12 +151,12 @@ def as_json(found: Rehearsal) -> dict[str, Any]:
 
 
 def exit_code(found: Rehearsal) -> int:
-    """Return 0 where the job can be stopped at any time, else 1."""
+    """Return 0 if the job can be stopped at any time, else 1."""
     return 1 if found.reasons else 0
 
 
 def render(found: Rehearsal) -> str:
-    """Return a page for people."""
+    """Render the result for people."""
     return "\n".join(_lines(found))
 
 
@@ -175,7 +171,7 @@ def _lines(found: Rehearsal) -> Iterator[str]:
         )
         if one.start_parts:
             parts = ", ".join(f"{name} {s:.1f}" for name, s in one.start_parts.items())
-            yield f"{'':12} its start: {parts}"
+            yield f"{'':12} start: {parts}"
     yield ""
     for period in found.leads:
         yield f"  {'ok' if period.suffices else 'bad':<5}{period.sentence}"
@@ -183,7 +179,7 @@ def _lines(found: Rehearsal) -> Iterator[str]:
         yield slurm_config.render(found.site)
     yield ""
     if found.reasons:
-        yield "This job may lose work here:"
+        yield "This job may lose work on this cluster:"
         yield from (f"  {reason}" for reason in found.reasons)
     else:
-        yield "This job can be stopped here at any time."
+        yield "This job can be stopped at any time on this cluster."

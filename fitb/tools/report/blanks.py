@@ -1,4 +1,4 @@
-"""The blanks of held-out rows that a model fills best and worst, in their context.
+"""Masked words of validation rows that a model predicts best and worst, with their context.
 
 Legend: B rows of a batch, L length.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitb.base.errors import FitbError
 from fitb.corpus.wordpiece import touch
+from fitb.rundir import names
 from fitb.tools.report.gather import RunData, without_secrets
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ _BATCH_ROWS = 16
 
 @dataclass(frozen=True)
 class FilledBlank:
-    """A masked word, and what the model fills in.
+    """A masked word and the model's prediction.
 
     Args:
-        row: number in the validation split.
-        before, after: context: words, and whether each was masked too.
-        truth: the word that was there.
-        truth_probability: that the model gives it, its subwords independent of each other.
-        given: the model's likeliest word, subword by subword.
-        given_probability: likewise.
-        loss: of the truth, mean over its subwords, nats.
+        row: row number in the validation split.
+        before, after: words of the context, and whether each is masked too.
+        truth: original word.
+        truth_probability: its probability, with subwords independent of each other.
+        given: most likely word, subword by subword.
+        given_probability: its probability.
+        loss: loss of the original word, mean over its subwords, nats.
     """
 
     row: int
@@ -49,7 +50,7 @@ class FilledBlank:
 
 @dataclass(frozen=True)
 class Blanks:
-    """The best and the worst blanks of a run, or a sentence why there are none."""
+    """Best and worst blanks of a run, or a sentence why there are none."""
 
     best: Sequence[FilledBlank] = ()
     worst: Sequence[FilledBlank] = ()
@@ -58,39 +59,37 @@ class Blanks:
 
 
 def blanks_of(run: RunData, number: int, rows: int, shards: str | None = None) -> Blanks:
-    """Fill the blanks of a run's validation rows by its export.
+    """Fill the blanks of validation rows with a run's export.
 
-    Masks are those of `fitb evaluate`'s defaults. A word counts where all its subwords are [MASK]
-    and it has a letter; each word is listed once.
+    Masks are those of `fitb evaluate`'s defaults. A word counts if all its subwords are [MASK] and
+    it has a letter; each word is listed once.
 
     Args:
-        number: of the best, and of the worst.
-        rows: spread evenly over the split; 0 means all.
-        shards: folder; None is that of the run's configuration.
+        number: number of the best blanks, and of the worst.
+        rows: number of validation rows, spread evenly over the split; 0 means all.
+        shards: folder of shards; None for that of the run's configuration.
     """
-    export = run.path / "export"
+    export = run.path / names.EXPORT
     where = shards or run.config.get("data.shards")
     if not number:
-        return Blanks(skipped="Not asked for: --blanks 0.")
+        return Blanks(skipped="No blanks: --blanks 0.")
     if not (export / "config.json").is_file():
         return Blanks(skipped="No blanks: the run has no export yet.")
     if not isinstance(where, str) or not (Path(where) / "manifest.json").is_file():
-        said = f" at {without_secrets(where)}" if where else ""
-        return Blanks(
-            skipped=f"No blanks: there are no shards{said}; --shards names another folder."
-        )
+        at = f" at {without_secrets(where)}" if where else ""
+        return Blanks(skipped=f"No blanks: there are no shards{at}; name a folder with --shards.")
     try:
         found, num_rows = _filled(export, Path(where), rows)
     except ImportError as error:
         return Blanks(skipped=f"No blanks: {error.name} is not installed.")
     except (FitbError, OSError, ValueError) as error:
-        return Blanks(skipped=f"No blanks: {type(error).__name__} while its export was read.")
+        return Blanks(skipped=f"No blanks: {type(error).__name__} while reading its export.")
     if not found:
-        return Blanks(skipped="No blanks: the validation rows hold no word that was masked whole.")
+        return Blanks(skipped="No blanks: no word of the validation rows is masked as a whole.")
     order = sorted(found, key=lambda blank: (blank.loss, blank.row))
     about = (
-        f"{len(found):,} masked words of {num_rows:,} validation rows, masked as `fitb evaluate`"
-        " does; punctuation is left out, and each word is listed once."
+        f"{len(found):,} masked words of {num_rows:,} validation rows, masked like `fitb evaluate`,"
+        " without punctuation, each word once."
     )
     return Blanks(_each_once(order, number), _each_once(order[::-1], number), about)
 
@@ -133,9 +132,9 @@ def _words(
     """Yield the words of a batch that have a letter and all of whose tokens are [MASK].
 
     Args:
-        rows: (B,) int64, numbers in the split.
+        rows: (B,) int64, row numbers in the split.
         ids: (B, L) int64, before masking.
-        hidden: (B, L) bool, where [MASK] is.
+        hidden: (B, L) bool, positions of [MASK].
     """
     import numpy as np
 
@@ -166,11 +165,11 @@ def _words(
 def _around(
     ids: Any, words: Any, word: int, masked: set[int], decoder: TokenDecoder
 ) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Return the words on both sides of one, in its document, as (text, whether masked)."""
+    """Return the words before and after a word in its document, as (text, whether masked)."""
     import numpy as np
 
     at = np.flatnonzero(words == word)
-    ends = np.flatnonzero(words < 0)  # special tokens part documents
+    ends = np.flatnonzero(words < 0)  # special tokens separate documents
     left = int(ends[ends < at[0]].max(initial=-1)) + 1
     right = int(ends[ends > at[-1]].min(initial=len(words)))
     before = list(dict.fromkeys(words[left : at[0]].tolist()))[-AROUND:]
@@ -183,7 +182,7 @@ def _around(
 
 
 def spaced(words: Sequence[tuple[str, bool]], before: str = "") -> list[dict[str, Any]]:
-    """Return words with the space that most likely stood before each, for people."""
+    """Return words with the space that most likely preceded each."""
     found: list[dict[str, Any]] = []
     for text, hidden in words:
         gap = " " if before and not touch(before, text) else ""

@@ -1,4 +1,4 @@
-"""Build a report: gather the runs' files, draw the charts, write the page."""
+"""`fitb report`: gather the runs' files, draw the charts, write the page."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from fitb.tools.report.render import key_figures, render, state_of
 from fitb.tools.report.report_config import ReportConfig
 from fitb.tools.report.timeline import draw_attempts, end_of
 
-_CHARTED = {  # metrics of an evaluation with a chart, and its title
-    "top1": "masked tokens right",
+_CHARTED = {  # metric of an evaluation -> title of its chart
+    "top1": "masked token accuracy",
     "loss": "loss (nats per masked position)",
-    "span_em": "whole masked words right",
+    "span_em": "whole-word accuracy",
 }
 
 
 def report(config: ReportConfig) -> dict[str, Any]:
-    """Write the page, and PNGs where they are asked for.
+    """Write the page, and PNGs if a folder for them is given.
 
-    Returns: JSON-able: the page, its bytes, the PNGs, and of each run its name, its state, its key
-        figures and what is missing.
-    Raises: ConfigError where a folder is no run's or matplotlib is missing; SystemFault where
-        nothing can be written.
+    Returns: JSON-able: the page, its size, the PNGs, and for each run its name, state, key figures
+        and what is missing.
+    Raises: ConfigError if a folder is not a run's or matplotlib is missing; SystemFault if a file
+        cannot be written.
     """
     check_matplotlib()
     paths = [Path(run) for run in config.runs]
@@ -84,7 +84,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Render what `report` returned for people."""
+    """Render a result of `report` for people."""
     lines = []
     for run in result["runs"]:
         lines += [f"{run['name']}: {run['state']}", *(f"  {note}" for note in run["notes"])]
@@ -113,7 +113,7 @@ def _folder(name: str | None) -> Path | None:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemFault(
-            f"cannot write into {name}: {error.strerror}; name a folder of yours with --png"
+            f"cannot write into {name}: {error.strerror}; choose another folder for --png"
         ) from error
     return Path(name)
 
@@ -126,10 +126,9 @@ def _attempts_chart(runs: Sequence[RunData], png: Path | None) -> Chart | None:
     if not any(attempt.began for run in runs for attempt in run.attempts):
         return None
     facts = [
-        f"{run.name}: attempt {attempt.number}, steps {attempt.first_step:,} to"
-        f" {attempt.last_step:,}, {end_of(attempt)}"
+        f"{run.name}: attempt {a.number}, steps {a.first_step:,} to {a.last_step:,}, {end_of(a)}"
         for run in runs
-        for attempt in run.attempts
+        for a in run.attempts
     ]
     title, draw = "steps done, and attempts, over time", partial(draw_attempts, runs)
     return make_chart("attempts", title, facts, draw, png=png, widths=(WIDE, WIDTH))

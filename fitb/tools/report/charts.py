@@ -1,6 +1,6 @@
-"""Charts by matplotlib, each drawn once: for the page as SVG, for papers as PNG.
+"""Charts by matplotlib: SVG for the page, PNG for papers.
 
-Lengths are points (1/72 inch); a chart is as wide as a phone, so that its text can be read on one.
+Lengths are in points (1/72 inch); a chart is as wide as a phone, so that it is legible on one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, WIDE = 384.0, 1180.0
-HEIGHT = 250.0  # of a chart, without its legend
+HEIGHT = 250.0  # without the legend
 PNG_DPI = 300
 _PNG_MARK, _HEAD_BYTES = b"Software\0fitb", 1000
-_POINTS = 72.0  # an inch
-_ROW, _HANDLE, _LETTER = 15.0, 38.0, 5.3  # of a legend: height; widths, the last on average
+_POINTS = 72.0  # per inch
+_ROW, _HANDLE, _LETTER = 15.0, 38.0, 5.3  # legend: row height, handle width, mean letter width
 INK, SOFT, LINE, PAPER = "#24211c", "#6a645a", "#ddd6ca", "#fffefb"
 # Okabe and Ito's colours (jfly.uni-koeln.de/color), without yellow, which is invisible on white;
-# markers tell the lines apart where there is no colour at all.
+# in print without colour the markers tell lines apart.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b", "#8c3b00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--paper"} | {
@@ -44,8 +44,7 @@ VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--paper"} | {
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a run may be called $x$
-    "path.simplify": False,  # downsampling keeps extremes, this would not
-    "figure.constrained_layout.use": True,
+    "path.simplify": False,  # it would lose the extremes that downsampling keeps
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "text.color": INK,
@@ -82,9 +81,9 @@ class Chart:
     """A chart of the page.
 
     Args:
-        name: of its file, and prefix of its ids.
+        name: name of its file, and prefix of its ids.
         facts: its values in words.
-        svgs: one that fits anywhere, or one for wide screens and one for narrow ones.
+        svgs: one SVG, or one for wide screens and one for narrow ones.
     """
 
     name: str
@@ -93,11 +92,11 @@ class Chart:
 
 
 def check_matplotlib() -> None:
-    """Raise ConfigError where charts cannot be drawn."""
+    """Raise ConfigError if matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        message = f"{error.name} is not installed; `pip install 'fitb[plots]'` brings it"
+        message = f"{error.name} is not installed; run `pip install 'fitb[plots]'`"
         raise ConfigError(message) from error
 
 
@@ -113,16 +112,21 @@ def make_chart(
     """Draw a chart.
 
     Args:
-        title: what it shows, for screen readers.
-        draw: makes its figure of a width in points.
-        png: folder, which exists, that gets it as NAME.png, in the first of the widths.
-        widths: one SVG is made of each.
-    Raises: SystemFault where the disk is full; ConfigError where another PNG has that name.
+        draw: returns its figure, given a width in points.
+        png: existing folder for NAME.png, in the first width; None for no PNG.
+    Raises: SystemFault if the disk is full; ConfigError if another PNG has that name.
     """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     svgs = []
     for number, width in enumerate(widths):
         with _style(name):
             figure = draw(width)
+            engine = figure.get_layout_engine()
+            assert engine is not None  # of `new_figure`
+            FigureCanvasSVG(figure)  # its text metrics decide the layout
+            engine.execute(figure)
+            figure.set_layout_engine(None)  # else every savefig draws twice and solves it twice
             text = io.StringIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
             if png and not number:
@@ -136,7 +140,7 @@ def make_chart(
 def _put_png(path: Path, figure: Figure) -> None:
     if path.is_symlink() or (path.exists() and _PNG_MARK not in path.read_bytes()[:_HEAD_BYTES]):
         raise ConfigError(
-            f"{path} is not a chart that fitb drew; move it away, or name another folder with --png"
+            f"{path} was not drawn by fitb; move it away, or choose another folder for --png"
         )
     settings: Any = {"dpi": PNG_DPI, "facecolor": "white", "metadata": {"Software": "fitb"}}
     with written_whole(path) as scratch:
@@ -150,19 +154,19 @@ def _style(salt: str) -> Iterator[None]:
 
     style: Any = {**_STYLE, "svg.hashsalt": salt, "axes.prop_cycle": cycler(color=PALETTE)}
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font has it
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page has other fonts
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure of a size without its legend."""
+    """Return an empty figure; `add_title` makes room for the legend."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width / _POINTS, height / _POINTS), dpi=_POINTS)
+    return Figure(figsize=(width / _POINTS, height / _POINTS), dpi=_POINTS, layout="constrained")
 
 
 def add_title(figure: Figure, title: str, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Write the title and the legend above the plots; the figure grows by the legend."""
+    """Add title and legend above the plots; the figure grows by the legend."""
     width, height = figure.get_size_inches()
     columns = len(labels)
     if labels:
@@ -212,10 +216,10 @@ def draw_panel(panel: Panel, width: float) -> Figure:
 
 
 def _draw_series(axes: Axes, series: Series, shift: float | None) -> Artist:
-    """Draw a line, with five markers beside those of the other series.
+    """Draw a line, with five markers that do not cover those of other series.
 
     Args:
-        shift: of the first marker, as a share of the distance of two; None where it is alone.
+        shift: offset of the first marker, in distances between markers; None for a single series.
     """
     marked = series.dots or (shift is not None and np.isfinite(series.y).any())
     (line,) = axes.plot(
@@ -225,14 +229,14 @@ def _draw_series(axes: Axes, series: Series, shift: float | None) -> Artist:
         marker=MARKERS[series.colour % len(MARKERS)] if marked else None,
         markevery=None if series.dots or shift is None else (0.2 * shift, 0.2),
         clip_on=not series.dots,
-        in_layout=False,  # else an empty line is a point at the corner of the figure
+        in_layout=False,  # an empty line would count as a point at the figure's corner
         zorder=3,
     )
     return line
 
 
 def draw_intervals(rows: Sequence[Row], metric: str, title: str, width: float) -> Figure:
-    """Draw a metric of each model as a point on its 95 % interval."""
+    """Draw a metric of each model as a point with its 95 % interval."""
     figure = new_figure(width, 74 + 18.0 * len(rows))
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
@@ -252,7 +256,7 @@ def draw_intervals(rows: Sequence[Row], metric: str, title: str, width: float) -
 
 
 def shortened(text: str, longest: int = 34) -> str:
-    """Cut a label in the middle: its end tells most."""
+    """Shorten a label in the middle, because its end is most telling."""
     if len(text) <= longest:
         return text
     head = longest // 3
@@ -260,7 +264,7 @@ def shortened(text: str, longest: int = 34) -> str:
 
 
 def set_ticks(axis: Axis, percent: bool = False) -> None:
-    """Put some five round numbers at an axis."""
+    """Set about five ticks at round numbers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -274,7 +278,7 @@ def set_ticks(axis: Axis, percent: bool = False) -> None:
 
 
 def tick(value: float) -> str:
-    """Write a number at an axis in at most some six characters: 0.05, 250, 1.5k, 20M."""
+    """Format the number at a tick in about six characters: 0.05, 250, 1.5k, 20M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"

@@ -1,4 +1,4 @@
-"""Downsample curves of any length to a few hundred points without losing an extreme.
+"""Downsampling of curves to a few hundred points without losing an extreme.
 
 Legend: N points of a curve, B buckets.
 """
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-BUCKETS = 400  # of a curve; a chart is some 330 points wide
+BUCKETS = 400  # a chart is about 330 points wide
 
 
 def downsample(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Floats]:
-    """Keep of each of B equal stretches of points the lowest, the highest and the first gap.
+    """Keep the lowest point, the highest point and the first gap of each of B equal buckets.
 
     Args:
         x, y: (N,) float64; a NaN in y is a gap.
-    Returns: both as they were where N <= 2 B; else, in order, at most 3 B + 2 of their points: the
-        first, the last, and of stretch b, points b N // B .. (b + 1) N // B - 1, the first of the
-        least, the first of the largest and the first NaN, of those that there are.
+    Returns: x and y unchanged if N <= 2 B; else at most 3 B + 2 points in order: the first and the
+        last, and of bucket b (points b N // B .. (b + 1) N // B - 1) the first minimum, the first
+        maximum and the first NaN, if any.
     """
     size = len(y)
     if size <= 2 * buckets:
@@ -28,7 +28,7 @@ def downsample(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Fl
     bucket = np.repeat(np.arange(buckets), np.diff(edges))
     gap = np.isnan(y)
     order = np.lexsort((np.arange(size), np.where(gap, np.inf, y), bucket))
-    lowest = order[edges[:-1]]  # a stretch of gaps alone gives its first
+    lowest = order[edges[:-1]]  # the first gap of a bucket without finite points
     order = np.lexsort((np.arange(size), np.where(gap, np.inf, -y), bucket))
     highest = order[edges[:-1]]
     places = np.flatnonzero(gap)
@@ -37,19 +37,15 @@ def downsample(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Fl
     return x[kept], y[kept]
 
 
-def medians(x: Floats, y: Floats, stretches: int = 24) -> tuple[Floats, Floats]:
-    """Return the medians of x and of y in each of some equal stretches of their finite points.
+def medians(x: Floats, y: Floats, buckets: int = 24) -> tuple[Floats, Floats]:
+    """Return the medians of x and of y in equal buckets of their finite points.
 
     Args:
         x, y: (N,) float64.
-    Returns: at most `stretches` points; none where no point is finite.
+        buckets: largest number of points to return.
     """
     finite = np.isfinite(x) & np.isfinite(y)
-    x, y = x[finite], y[finite]
-    if not len(x):
-        return x, y
-    parts = min(stretches, len(x))
-    return (
-        np.array([np.median(part) for part in np.array_split(x, parts)]),
-        np.array([np.median(part) for part in np.array_split(y, parts)]),
-    )
+    parts = max(1, min(buckets, int(finite.sum())))
+    split = [np.array_split(values[finite], parts) for values in (x, y)]
+    of_x, of_y = (np.array([np.median(part) for part in each if len(part)]) for each in split)
+    return of_x, of_y

@@ -1,4 +1,4 @@
-"""Tables from the files of `fitb evaluate` and `fitb compare`: one for the same rows and masks."""
+"""Tables from files of `fitb evaluate` and `fitb compare`, one for the same rows and masks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from fitb.base.errors import ConfigError
 from fitb.base.fsio import read_json
 from fitb.evaluation.metrics import METRICS
 from fitb.evaluation.printed import covered
+from fitb.rundir import names
 from fitb.tools.report.gather import RunData, printable
 
 FOLDER = "evaluation"  # in a run's folder
 SHARES = ("top1", "top5", "span_em", "span_f1", "ece", "agreement")  # shown in per cent
 _BEYOND = 1e100  # an axis of such values overflows
-_MOST_FILES = 200  # in one folder: a table of more is no table
+_MOST_FILES = 200  # per folder
 
 
 @dataclass(frozen=True)
 class Value:
-    """A number with its 95 % interval; None is no number, as an infinite perplexity is none."""
+    """A number with its 95 % interval; None where it is not finite."""
 
     value: float | None
     low: float | None = None
@@ -31,13 +32,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A model on a set.
+    """Metrics of a model on a set.
 
     Args:
-        label: for people.
-        source: where the model came from.
-        num_parameters: None where the file does not say.
-        metrics: in the order of METRICS.
+        label: short name of the model.
+        source: source of the model.
+        num_parameters: number of parameters; None if unknown.
+        metrics: metric -> value, in the order of METRICS.
         is_run: whether it is the evaluated model, not a baseline.
     """
 
@@ -54,8 +55,8 @@ class Table:
 
     Args:
         title: name of the set.
-        about: the rows and masks, in a sentence.
-        rows: each model once, what was evaluated first.
+        about: rows and masks in a sentence.
+        rows: a row per model, evaluated ones first.
     """
 
     title: str
@@ -72,10 +73,9 @@ class PairedTable:
     """Two models on the same rows.
 
     Args:
-        title: names both.
-        about: the rows and masks, in a sentence.
-        rows: (metric, value of the first, of the second, their difference, p-value); only the
-            difference has an interval.
+        title: names of both.
+        about: rows and masks in a sentence.
+        rows: (metric, value of A, value of B, their difference with its interval, p-value).
     """
 
     title: str
@@ -85,7 +85,7 @@ class PairedTable:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The tables of all files, and a sentence for each file that has none."""
+    """Tables of all files, and a sentence for each file without any."""
 
     tables: Sequence[Table] = ()
     paired: Sequence[PairedTable] = ()
@@ -95,10 +95,10 @@ class Evaluations:
 def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluations:
     """Read RUN/evaluation/*.json of every run, then the named files and folders.
 
-    Raises: ConfigError where a named file or folder is not there.
+    Raises: ConfigError if a named file or folder does not exist.
     """
     notes: list[str] = []
-    labels = {str((run.path / "export").resolve()): run.name for run in runs}
+    labels = {str((run.path / names.EXPORT).resolve()): run.name for run in runs}
     labels |= {str(run.path.resolve()): run.name for run in runs}
     tables: dict[str, Table] = {}
     paired: list[PairedTable] = []
@@ -106,7 +106,7 @@ def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluatio
         try:
             found = read_json(path)
             if not _read(found, labels, tables, paired):
-                notes.append(f"{printable(path.name)} holds no evaluation, and is left out.")
+                notes.append(f"{printable(path.name)} holds no evaluation.")
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
             notes.append(f"{printable(path.name)} cannot be read as an evaluation.")
     ordered = [replace(table, rows=_ordered(table.rows)) for table in tables.values()]
@@ -119,8 +119,8 @@ def _files(runs: Sequence[RunData], named: Iterable[str], notes: list[str]) -> I
     for path in paths:
         if not path.exists():
             raise ConfigError(
-                f"evaluations names {path}, which is not there; give a file of `fitb evaluate"
-                " --json` or `fitb compare --json`, or a folder of such"
+                f"evaluations names {path}, which does not exist; give a file of `fitb evaluate"
+                " --json` or `fitb compare --json`, or a folder of such files"
             )
     seen = set()
     for place in [*folders, *paths]:
@@ -136,31 +136,26 @@ def _files(runs: Sequence[RunData], named: Iterable[str], notes: list[str]) -> I
 
 
 def _read(
-    found: Any,
-    labels: Mapping[str, str],
-    tables: dict[str, Table],
-    paired: list[PairedTable],
+    found: Any, labels: Mapping[str, str], tables: dict[str, Table], paired: list[PairedTable]
 ) -> bool:
-    """Add what a file holds to the tables; False where it holds nothing."""
-    read = False
-    for name, each in found["sets"].items():
+    """Add the results in a file to the tables; return whether there are any."""
+    sets = found["sets"]
+    for name, each in sets.items():
         about = _about(each, found)
         if "differences" in each:
             first, second = (_label(found["models"][role]["source"], labels) for role in "AB")
             title = f"{first} (A) and {second} (B), {printable(name)}"
             paired.append(PairedTable(title, about, list(_differences(each["differences"]))))
-            read = True
         elif "models" in each:
             table = tables.setdefault(_key(name, each, found), Table(printable(name), about, []))
             table.rows.extend(row for row in _rows(each, found, labels) if row not in table.rows)
-            read = True
-    return read
+    return any("differences" in each or "models" in each for each in sets.values())
 
 
 def _key(name: str, each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Name all that makes numbers comparable: the rows and how they are masked."""
+    """Return a key equal for comparable results: the same rows and masks."""
     parts = [each[part] for part in ("fingerprint", "split", "num_rows", "num_slots")]
-    parts.append("num_documents" in each)  # or intervals are over rows
+    parts.append("num_documents" in each)  # older intervals are over rows
     return json.dumps([name, *parts, found["seed"], found["mask"]], sort_keys=True)
 
 
@@ -192,19 +187,18 @@ def _rows(
 
 
 def _ordered(rows: list[Row]) -> list[Row]:
-    """Put what was evaluated first; a baseline that was evaluated too is not shown again."""
+    """Put evaluated models first, and drop baselines that were evaluated too."""
     models = [row for row in rows if row.is_run]
     sources = {row.source for row in models}
     return models + [row for row in rows if not row.is_run and row.source not in sources]
 
 
 def _label(source: str, labels: Mapping[str, str]) -> str:
-    """Call a model by its run where it is one of the page's, else by the end of its path."""
+    """Return the name of the model's run if it is on the page, else the end of its path."""
     path = Path(source)
-    known = labels.get(str(path.resolve()))
-    if known:
+    if known := labels.get(str(path.resolve())):
         return known
-    parts = [part for part in path.parts if part not in ("/", "export", "checkpoints")]
+    parts = [part for part in path.parts if part not in ("/", names.EXPORT, names.CHECKPOINTS)]
     return printable("/".join(parts[-2:] if parts[-1:] and "step-" in parts[-1] else parts[-1:]))
 
 
@@ -223,5 +217,5 @@ def _value(each: Mapping[str, Any]) -> Value:
 
 def _number(value: Any) -> float | None:
     if value is not None and (type(value) not in (int, float) or not abs(value) < _BEYOND):
-        raise ValueError("no number of an evaluation")
+        raise ValueError("not a finite number")
     return None if value is None else float(value)

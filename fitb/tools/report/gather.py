@@ -1,4 +1,4 @@
-"""Read a run's files into plain values; files that are missing, torn or damaged become notes."""
+"""Reading of a run's files into plain values; missing, torn or damaged files become notes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fitb.cluster.slurm import reported_state
 from fitb.config.yaml import flatten
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
-from fitb.rundir.events import Event, read_events
+from fitb.rundir.events import read_events
 from fitb.rundir.history import Attempt, attempts_of
 from fitb.rundir.names import STEP
 from fitb.rundir.status import Status, status
 from fitb.tools.report.downsample import Floats
 
-_LARGEST = 2**53  # steps beyond it are no whole float64
-_BEYOND = 1e100  # no metric is; axes of such values overflow
+_LARGEST = 2**53  # largest step that float64 represents exactly
+_BEYOND = 1e100  # an axis of such values overflows
 
 
 @dataclass(frozen=True)
@@ -36,40 +36,30 @@ class Curve:
     """A metric over steps.
 
     Args:
-        steps: (N,) float64, whole.
-        values: (N,) float64; NaN where what was logged is no finite number.
+        steps: (N,) float64, whole numbers.
+        values: (N,) float64; NaN where no finite number was logged.
     """
 
     steps: Floats
     values: Floats
 
-    def last(self) -> float | None:
-        """Return the last finite value; None where there is none."""
-        finite = self.values[np.isfinite(self.values)]
-        return float(finite[-1]) if len(finite) else None
-
-    def median(self) -> float | None:
-        """Return the median of the finite values; None where there is none."""
-        finite = self.values[np.isfinite(self.values)]
-        return float(np.median(finite)) if len(finite) else None
-
 
 @dataclass(frozen=True)
 class RunData:
-    """What a report reads from the folder of a run.
+    """Content of a run's folder.
 
     Args:
-        path: its folder.
-        name: short, unlike that of any other run of the page.
-        curves: metric -> curve, in the order of their first appearance.
-        num_logged: lines of metrics.jsonl that hold a step.
-        seen: when the last of them was written; None where there is none.
-        attempts: oldest first.
-        status: None where it cannot be told.
-        config: dotted key -> value; empty where there is none.
-        config_text: of config.yaml, as it stands.
-        provenance: one entry for each attempt.
-        checkpoint: manifest of the newest checkpoint; empty where there is none.
+        path: folder of the run.
+        name: short name, unique on the page.
+        curves: metric -> curve, in the order of first appearance.
+        num_logged: number of logged steps.
+        seen: time of the last write to metrics.jsonl; None if no step is logged.
+        attempts: attempts, oldest first.
+        status: status of the run; None if it cannot be read.
+        config: dotted key -> value; empty if it cannot be read.
+        config_text: text of config.yaml.
+        provenance: an entry per attempt.
+        checkpoint: manifest of the newest checkpoint; empty if there is none.
         notes: what is missing or damaged, a sentence each.
     """
 
@@ -87,22 +77,34 @@ class RunData:
     notes: Sequence[str] = ()
 
     def last(self, metric: str) -> float | None:
-        """Return the last value of a metric; None where it was never logged."""
-        return self.curves[metric].last() if metric in self.curves else None
+        """Return the last finite value of a metric; None if there is none."""
+        finite = self._finite(metric)
+        return float(finite[-1]) if len(finite) else None
+
+    def median(self, metric: str) -> float | None:
+        """Return the median of the finite values of a metric; None if there are none."""
+        finite = self._finite(metric)
+        return float(np.median(finite)) if len(finite) else None
+
+    def _finite(self, metric: str) -> Floats:
+        values = self.curves[metric].values if metric in self.curves else np.zeros(0)
+        return values[np.isfinite(values)]
 
     def resumed_at(self) -> list[int]:
-        """Return the steps at which an attempt went on."""
+        """Return the steps at which an attempt resumed."""
         return sorted({a.first_step for a in self.attempts if a.first_step})
 
 
 def gather(path: Path, name: str) -> RunData:
     """Read what a run has written so far.
 
-    Raises: ConfigError where the folder is not a run's.
+    Raises: ConfigError if the folder is not a run's.
     """
     notes: list[str] = []
     found = _status(path, notes)
-    events = list(read_events(path, notes.append))
+    attempts = attempts_of(read_events(path, notes.append))
+    if not attempts:
+        notes.append("No attempt is on record: events.jsonl holds none.")
     curves, num_logged = read_metrics(path / names.METRICS, notes)
     notes += [
         f"The last line of {file} is torn, and left out."
@@ -110,29 +112,30 @@ def gather(path: Path, name: str) -> RunData:
         if is_torn(path / file)
     ]
     config, text = _config(path, notes)
-    provenance = _json(path / names.PROVENANCE, list, notes, "Commit and versions are not known")
+    provenance = _json(path / names.PROVENANCE, list)
+    if provenance is None:
+        notes.append("Commit and versions are not known: provenance.json is missing or damaged.")
     newest = names.checkpoint(path, last_committed_step(path))
-    checkpoint = _json(newest / names.MANIFEST, dict, [], "")
     return RunData(
         path=path,
         name=name,
         curves=curves,
         num_logged=num_logged,
         seen=_written(path / names.METRICS) if num_logged else None,
-        attempts=_attempts(events, notes),
+        attempts=attempts,
         status=found,
         config=config,
         config_text=text,
         provenance=[entry for entry in provenance or [] if isinstance(entry, dict)],
-        checkpoint=checkpoint or {},
+        checkpoint=_json(newest / names.MANIFEST, dict) or {},
         notes=notes,
     )
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each run: the last parts of its path that tell it from the others.
+    """Return a name for each run: the shortest distinct end of its path.
 
-    Raises: ConfigError where a folder is named twice.
+    Raises: ConfigError if a folder is named twice.
     """
     full = [path.resolve() for path in paths]
     if len(set(full)) < len(full):
@@ -140,31 +143,26 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         raise ConfigError(f"runs names {twice} twice; name each run once")
     deepest = max(len(path.parts) for path in full)
     for parts in range(1, deepest + 1):
-        names = [printable("/".join(path.parts[-parts:])) for path in full]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number} {name}" for number, name in enumerate(names, 1)]
+        ends = [printable("/".join(path.parts[-parts:])) for path in full]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [f"{number} {end}" for number, end in enumerate(ends, 1)]
 
 
 def printable(text: object) -> str:
-    """Return a text on one line that any font, HTML and XML can hold."""
+    """Return a text on one line, with control characters replaced."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
 def without_secrets(value: object, lines: bool = False) -> str:
-    """Return a value of a configuration as YAML has it, without the secrets of a URL."""
+    """Return a value of a configuration as in YAML, without the secrets of a URL."""
     plain = {None: "null", True: "true", False: "false"}
     shown = plain[value] if value is None or isinstance(value, bool) else str(value)
-    text = shown if lines else printable(shown)
-    return redacted(text)
+    return redacted(shown if lines else printable(shown))
 
 
 def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:
-    """Return the curves of metrics.jsonl and the number of its records.
-
-    Args:
-        notes: gets a sentence for what could not be read.
-    """
+    """Return the curves of metrics.jsonl and the number of logged steps; append notes."""
     steps: dict[str, array[float]] = {}
     values: dict[str, array[float]] = {}
     num_records = num_broken = 0
@@ -184,16 +182,14 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Curve], int]:
         notes.append("Nothing is logged yet: metrics.jsonl holds no step.")
     if num_broken:
         notes.append(f"{num_broken:,} logged values are not finite; charts have gaps there.")
-    return {name: Curve(np.array(steps[name]), np.array(values[name])) for name in values}, (
-        num_records
-    )
+    curves = {name: Curve(np.array(steps[name]), np.array(values[name])) for name in values}
+    return curves, num_records
 
 
 def differing(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Return the configuration keys whose values differ, each with the value of every run.
+    """Return the configuration keys whose values differ -> the value of every run.
 
-    A key that a run does not have is "absent"; the run's own folder is no difference, and a run
-    without a configuration is left out of the comparison.
+    A missing key counts as "absent". `run_dir`, and runs without a configuration, are ignored.
     """
     known = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in known for key in config if key != "run_dir")
@@ -216,25 +212,19 @@ def _float(value: int | float) -> float:
     return number if abs(number) < _BEYOND else math.nan
 
 
-def _attempts(events: list[Event], notes: list[str]) -> list[Attempt]:
-    attempts = attempts_of(events)
-    if not attempts:
-        notes.append("No attempt is on record: events.jsonl holds none.")
-    return attempts
-
-
 def _status(path: Path, notes: list[str]) -> Status | None:
+    def ignore(_warning: str) -> None:
+        """`gather` reads the events too, and notes the same."""
+
     try:
-        found = status(
-            path, job_state=reported_state, tell=lambda said: None
-        )  # events are read once more, and tell it
+        found = status(path, job_state=reported_state, tell=ignore)
     except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         found = None
     if found is None or not (
         all(type(n) in (int, type(None)) for n in (found.step, found.steps, found.best_step))
         and type(found.best_loss) in (int, float, type(None))
     ):
-        notes.append("Where it stands cannot be told: a file of it is damaged.")
+        notes.append("The status is unknown: a file is damaged.")
         return None
     return found
 
@@ -251,12 +241,9 @@ def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
     return flatten(found), text
 
 
-def _json(path: Path, kind: type, notes: list[str], otherwise: str) -> Any:
+def _json(path: Path, kind: type) -> Any:
     try:
         found = read_json(path)
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, kind):
-        notes.append(f"{otherwise}: {path.name} is missing or damaged.")
         return None
-    return found
+    return found if isinstance(found, kind) else None

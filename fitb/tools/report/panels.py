@@ -1,4 +1,4 @@
-"""The panels of a report: which metrics, by the names of docs/design.md, go into which chart."""
+"""Panels of a report: which metrics go into which chart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fitb.tools.report.downsample import Floats, downsample, medians
 from fitb.tools.report.gather import Curve, RunData
 
 STUDENT, DISTILLED = "student/loss_mlm", "distill/total"
-_LOG_RATIO = 8.0  # largest over least value from which an axis of positive values is logarithmic
-_FEW = 24  # values that are drawn as joined points
+_LOG_RATIO = 8.0  # maximum / minimum from which an axis of positive values is logarithmic
+_FEW = 24  # up to so many values are drawn as points
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Series:
     """A line of a chart, downsampled.
 
     Args:
-        label: in the legend.
-        colour: number of its colour and marker.
+        label: text in the legend.
+        colour: index of its colour and marker.
         x, y: (n,) float64; a NaN in y is a gap.
-        dots: drawn as points joined, as few values far apart are.
+        dots: whether each value gets a marker.
     """
 
     label: str
@@ -41,18 +41,18 @@ class Panel:
     """A chart of series over steps, or of one quantity over another.
 
     Args:
-        name: of its file; unlike that of any other on the page.
-        label: of the vertical axis, with its unit.
-        metrics: regular expression of the metrics' names, in full.
-        log: logarithmic; in SECTIONS only where values are positive and far apart.
-        percent: shares of 1 as per cent.
-        zero: the axis begins at 0.
-        series: empty in SECTIONS.
-        facts: values in words, a sentence for each series.
-        marks: steps at which a dotted line stands.
-        named: a single series is named in a legend too.
-        x_label: of the horizontal axis.
-        x_log: logarithmic.
+        name: name of its file, unique on the page.
+        label: title, with the unit.
+        metrics: regular expression that matches the whole names of its metrics.
+        log: logarithmic y axis; in SECTIONS, if values are positive and far apart.
+        percent: show shares as per cent.
+        zero: begin the y axis at 0.
+        series: lines; empty in SECTIONS.
+        facts: values in words, a sentence per series.
+        marks: steps marked by a dotted line.
+        named: show a legend even for a single series.
+        x_label: label of the x axis.
+        x_log: logarithmic x axis.
     """
 
     name: str
@@ -82,17 +82,15 @@ _RIGHT = r"student/top1|val/top[15]|val/span_em"
 SECTIONS = (
     Section(
         "Student and distillation",
-        "The student's own loss on masked tokens, the distillation loss, and how often its first"
-        " answers are right.",
+        "The student's loss on masked tokens, the distillation loss, and the student's accuracy.",
         (
             Panel("loss", "student and distillation loss", rf"({STUDENT}|{DISTILLED})", log=True),
-            Panel("accuracy", "masked tokens right", _RIGHT, percent=True, zero=True),
+            Panel("accuracy", "masked token accuracy", _RIGHT, percent=True, zero=True),
         ),
     ),
     Section(
         "Loss by term and by layer",
-        "What each term adds to the loss, weight included; then each by itself, unweighted, by"
-        " layer of the student.",
+        "The weighted terms of the loss; then each term unweighted, by layer of the student.",
         (
             Panel("weighted", "weighted terms", r"weighted/(\w+)", log=True),
             Panel("student", "student loss (nats)", r"(student|val)/loss_mlm"),
@@ -106,10 +104,10 @@ SECTIONS = (
     ),
     Section(
         "Masks",
-        "What share of tokens is masked, and how many masked positions a row has.",
+        "The share of tokens that is masked, and the number of masked positions per row.",
         (
             Panel("coverage", "masked share of tokens", r"mask/coverage", percent=True, zero=True),
-            Panel("slots", "masked positions in a row", r"mask/slots_per_row", zero=True),
+            Panel("slots", "masked positions per row", r"mask/slots_per_row", zero=True),
             Panel(
                 "slots-variance", "variance of masked positions", r"mask/\w+_variance", zero=True
             ),
@@ -117,24 +115,24 @@ SECTIONS = (
     ),
     Section(
         "Throughput",
-        "Tokens over all ranks; TFLOP/s of the model on each device, and their share of its"
-        " published peak (MFU) where that is known; the share of time spent waiting for rows.",
+        "Tokens per second over all ranks; model TFLOP/s per device, and their share of its"
+        " published peak (MFU) if that is known; the share of time spent waiting for rows.",
         (
             Panel("tokens-per-s", "tokens per second", r"perf/tokens_per_s", zero=True),
-            Panel("tflops", "TFLOP/s of a device", r"perf/tflops", zero=True),
+            Panel("tflops", "TFLOP/s per device", r"perf/tflops", zero=True),
             Panel("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
             Panel("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
         ),
     ),
     Section(
         "Optimiser",
-        "The learning rate; the gradient's norm before clipping; in fp16 the loss scale, and the"
-        " steps that overflowed and were skipped.",
+        "The learning rate; the gradient norm before clipping; in fp16 the loss scale, and the"
+        " steps skipped because of an overflow.",
         (
             Panel("lr", "learning rate", r"optim/lr", zero=True),
             Panel("grad-norm", "gradient norm", r"optim/grad_norm", log=True, zero=True),
             Panel("loss-scale", "loss scale", r"optim/loss_scale", log=True, zero=True),
-            Panel("skipped-steps", "skipped steps, in all", r"optim/skipped_steps", zero=True),
+            Panel("skipped-steps", "skipped steps in total", r"optim/skipped_steps", zero=True),
             Panel("embeddings", "norm of input embeddings", r"embeddings/\w+", zero=True),
         ),
     ),
@@ -143,20 +141,23 @@ _WORDS = {
     STUDENT: "student loss, training",
     "val/loss_mlm": "student loss, validation",
     DISTILLED: "distillation loss",
-    "student/top1": "training, first answer",
-    "val/top1": "validation, first answer",
-    "val/top5": "validation, first five",
+    "student/top1": "training, top-1",
+    "val/top1": "validation, top-1",
+    "val/top5": "validation, top-5",
     "val/span_em": "validation, whole words",
-    "weighted/mlm": "own loss",
+    "weighted/mlm": "student loss",
     "embeddings/norm": "all other tokens",
     "embeddings/added_norm": "added tokens",
 }
-_TITLES = (STUDENT, "val/loss_mlm", DISTILLED)  # whose words say all by themselves
+_TITLES = (STUDENT, "val/loss_mlm", DISTILLED)  # whose words are a title by themselves
 
 
 def panels_of(section: Section, runs: Sequence[RunData]) -> list[Panel]:
-    """Return a section's panels with their series: of one run a series for each metric, else a
-    panel for each metric with a series for each run."""
+    """Return a section's panels with their series.
+
+    For one run a panel has a series per metric; for several there is a panel per metric with a
+    series per run.
+    """
     found = []
     for panel in section.panels:
         metrics = _matching(panel.metrics, runs)
@@ -171,7 +172,7 @@ def panels_of(section: Section, runs: Sequence[RunData]) -> list[Panel]:
 
 
 def trajectory(runs: Sequence[RunData]) -> Panel | None:
-    """Return the student's loss against the distillation loss; None where no run has both."""
+    """Return a panel of the student's loss over the distillation loss; None if no run has both."""
     series = []
     for number, run in enumerate(runs):
         if STUDENT in run.curves and DISTILLED in run.curves:
@@ -183,12 +184,12 @@ def trajectory(runs: Sequence[RunData]) -> Panel | None:
         return None
     return Panel(
         name="student-distillation",
-        label="student loss (nats) against distillation loss",
+        label="student loss (nats) over distillation loss",
         series=series,
         x_label="distillation loss",
         x_log=_is_wide([each.x for each in series], ratio=4.0),
         named=len(runs) > 1,
-        facts=["each point is the median of an equal part of training; the large one is its end"],
+        facts=["each point is the median of an equal part of training; the large one is the last"],
     )
 
 
@@ -203,7 +204,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _of_runs(panel: Panel, metric: str, runs: Sequence[RunData], several: bool) -> Panel:
-    """Fill a panel with a metric of all runs; the metric names it where the panel has several."""
+    """Fill a panel with a metric of all runs; if the panel has several, the metric names it."""
     curves = [
         (run.name, i, run.curves[metric]) for i, run in enumerate(runs) if metric in run.curves
     ]
@@ -215,7 +216,7 @@ def _of_runs(panel: Panel, metric: str, runs: Sequence[RunData], several: bool) 
 
 
 def _filled(panel: Panel, curves: Sequence[tuple[str, int, Curve]], **changes: Any) -> Panel:
-    """Return a panel with a series for each (label, colour, curve)."""
+    """Return a panel with a series per (label, colour, curve)."""
     series = [
         Series(label, colour, *downsample(curve.steps, curve.values), len(curve.steps) <= _FEW)
         for label, colour, curve in curves
@@ -230,12 +231,12 @@ def _filled(panel: Panel, curves: Sequence[tuple[str, int, Curve]], **changes: A
 
 
 def words(metric: str) -> str:
-    """Call a metric in words."""
+    """Return the name of a metric in words."""
     return _WORDS.get(metric, metric.rpartition("/")[2].replace("_", " "))
 
 
 def number(value: float | None, percent: bool = False) -> str:
-    """Write a value in three or four places; a dash where there is none."""
+    """Format a value with three or four digits; a dash for None."""
     if value is None or not math.isfinite(value):
         return "-"
     if percent:

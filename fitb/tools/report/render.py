@@ -1,4 +1,4 @@
-"""Render a report: the state of each run in words and numbers, around the charts."""
+"""Rendering of a report: the state of each run in words and numbers, around the charts."""
 
 from __future__ import annotations
 
@@ -35,13 +35,12 @@ _MARKER_SIGNS = dict(zip(MARKERS, "\u25cf\u25a0\u25b2\u25c6\u25bc\u271a\u2716\u2
 
 
 def render(runs: Sequence[RunData], now: datetime.datetime, **content: Any) -> str:
-    """Return the page: HTML that needs nothing from elsewhere, whatever the runs are called.
+    """Return the page as self-contained HTML.
 
     Args:
-        now: when it is written.
-        content: sections: of charts, as (title, about, charts); the first comes before the
-            evaluation. tables: of evaluations, as (table, charts). paired: tables of two models.
-            attempts: chart of them, or None. blanks: of each run. notes: besides those of the runs.
+        content: `sections`, (title, about, charts) each, the first before the evaluation; `tables`,
+            (table, charts) each; `paired`, tables of two models; `attempts`, a chart or None;
+            `blanks`, one per run; `notes`, beside those of the runs.
     """
     names = [run.name for run in runs]
     return render_template(
@@ -70,10 +69,10 @@ def render(runs: Sequence[RunData], now: datetime.datetime, **content: Any) -> s
 
 
 def state_of(run: RunData) -> str:
-    """Say in a sentence where a run stands."""
+    """Describe the state of a run in a sentence."""
     found = run.status
     if found is None:
-        return "Where it stands is not known."
+        return "Status unknown."
     if not found.attempts:
         return "Not started: no attempt has begun."
     of = f" of {found.steps:,}" if found.steps else ""
@@ -83,18 +82,16 @@ def state_of(run: RunData) -> str:
 
 
 def key_figures(run: RunData) -> Iterator[tuple[str, str, str]]:
-    """Yield (what, value, remark) of what a run is judged by; a dash where it is not known."""
+    """Yield (name, value, remark) of a run's key figures; the value is a dash if unknown."""
     best = run.status.best_loss if run.status else None
     step = run.status.best_step if run.status else None
     yield "validation loss", number(best), f"best, at step {step:,}" if step else "nats"
     yield "validation top-1", number(run.last("val/top1"), percent=True), "at the last validation"
     yield "student loss", number(run.last(STUDENT)), "training, at the last logged step"
-    speed, tflops, mfu = (
-        run.curves[name].median() if name in run.curves else None
-        for name in ("perf/tokens_per_s", "perf/tflops", "perf/mfu")
-    )
-    share = f"MFU {number(mfu, percent=True)}" if mfu else f"{number(tflops)} TFLOP/s a device"
-    yield "tokens per second", number(speed), f"median; {share}"
+    mfu = run.median("perf/mfu")
+    share = f"{number(run.median('perf/tflops'))} TFLOP/s per device"
+    share = f"MFU {number(mfu, percent=True)}" if mfu else share
+    yield "tokens per second", number(run.median("perf/tokens_per_s")), f"median; {share}"
     numbered = [attempt for attempt in run.attempts if attempt.number]
     began = min((a.began for a in numbered if a.began), default=None)
     ended = max((a.ended for a in numbered if a.ended), default=None)
@@ -105,7 +102,7 @@ def key_figures(run: RunData) -> Iterator[tuple[str, str, str]]:
 
 
 def attempt_row(attempt: Attempt) -> dict[str, str]:
-    """Return an attempt in words, for a table."""
+    """Return the cells of an attempt's row."""
     reasons = [*filter(None, (attempt.reason, attempt.decided)), *attempt.notes]
     code = f" (exit code {attempt.exit_code})" if attempt.exit_code is not None else ""
     ranks = f"{attempt.world_size:,}" if isinstance(attempt.world_size, int) else "-"
@@ -129,7 +126,7 @@ def attempt_row(attempt: Attempt) -> dict[str, str]:
 
 
 def cell(metric: str, value: Value | None, sign: str = "") -> tuple[str, str]:
-    """Return a metric's value and its interval, as a table shows them: shares in per cent."""
+    """Return a metric's value and its interval as text, shares in per cent."""
     if value is None or value.value is None:
         return "-", ""
     unit = ""
@@ -143,14 +140,14 @@ def cell(metric: str, value: Value | None, sign: str = "") -> tuple[str, str]:
 
 
 def chance(probability: float) -> str:
-    """Write a probability; small ones as one in so many."""
+    """Format a probability, small ones as 1 in N."""
     if probability >= 0.0005:
         return f"{probability:.1%}"
     return f"1 in {1 / probability:,.0f}" if probability > 1e-9 else "below 1 in 1,000,000,000"
 
 
 def provenance_of(run: RunData) -> Iterator[tuple[str, str]]:
-    """Yield (what, value) of where a run comes from."""
+    """Yield (name, value) of a run's provenance."""
     yield "folder", printable(run.path.resolve())
     entries = run.provenance
     if entries:
@@ -162,20 +159,18 @@ def provenance_of(run: RunData) -> Iterator[tuple[str, str]]:
         yield "devices", _each(entries, lambda entry: _counted(entry.get("devices")) or "CPU")
         yield "hosts", _each(entries, lambda entry: _counted(entry.get("hosts")))
         yield "seed", _each(entries, lambda entry: entry.get("seed"))
-    saved = run.checkpoint
     for name, key in (
         ("shards", "fingerprint"),
         ("checkpoint", "sha256"),
         ("W&B id", "wandb_id"),
         ("rows consumed", "rows_consumed"),
     ):
-        if saved.get(key):
-            value = saved[key]
+        if value := run.checkpoint.get(key):
             yield name, f"{value:,}" if isinstance(value, int) else printable(value)
 
 
 def _each(entries: Sequence[Mapping[str, Any]], what: Any) -> str:
-    """Return what all attempts have in common, or each value with the attempt it came with."""
+    """Return the value common to all attempts, or each value with its first attempt."""
     found: list[tuple[Any, str]] = []
     for place, entry in enumerate(entries, 1):
         value = what(entry)

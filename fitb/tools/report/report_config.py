@@ -10,19 +10,18 @@ from fitb.base.errors import ConfigError
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write one page about a run, or about several side by side.
+    """Write one HTML page about a run, or about several side by side.
 
     Args:
-        runs: their folders; may stand first without their flag.
-        out: page to write; null is report.html in the folder of the first run.
-        png: folder that gets every chart as a PNG of 300 dpi; null writes none.
-        evaluations: further files that `fitb evaluate` or `fitb compare` wrote as JSON, or folders
-            of such; those in RUN/evaluation are always read.
-        blanks: of the best and of the worst blanks of each run, how many to show; 0 shows none, and
-            then no model is loaded.
-        shards: folder of the shards that they are taken from; null is what each run's configuration
-            names.
-        blank_rows: validation rows that are filled to find them, spread evenly; 0 means all.
+        runs: folders of the runs; may stand first without their flag.
+        out: page to write; null for report.html in the folder of the first run.
+        png: folder for every chart as a PNG of 300 dpi; null for none.
+        evaluations: JSON files of `fitb evaluate` or `fitb compare`, or folders of such files, in
+            addition to RUN/evaluation.
+        blanks: number of best and of worst blanks to show per run; 0 for none, without loading a
+            model.
+        shards: folder of shards to take them from; null for that of each run's configuration.
+        blank_rows: validation rows to fill to find them, spread evenly; 0 means all.
         json: print one JSON object.
     """
 
@@ -40,8 +39,8 @@ class ReportConfig:
             raise ConfigError("runs=[]; name at least one folder of a run: fitb report RUN")
         for name in ("blanks", "blank_rows"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; at least 0")
+                raise ConfigError(f"{name}={getattr(self, name)}; expected 0 or more")
 
     def page(self) -> Path:
-        """Return where the page goes."""
+        """Return the path of the page."""
         return Path(self.out) if self.out else Path(self.runs[0]) / "report.html"

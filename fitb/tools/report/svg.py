@@ -1,4 +1,4 @@
-"""Prepare matplotlib's SVG for a page: no fixed size, a title, ids and colours of the page."""
+"""Adaptation of matplotlib's SVG to a page: size, title, ids and colours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _DROPPED = ("metadata", "style")
 
 
 def inline(svg: str, name: str, title: str, about: str, colours: Mapping[str, str]) -> str:
-    """Return an SVG of matplotlib's for a page of HTML.
+    """Adapt an SVG of matplotlib to an HTML page.
 
-    It scales with its box, is read aloud as an image with a title and a description, its text is
-    set in the page's font, and its ids begin with `name`, so that no two charts share one.
+    It scales with its box, has a title and a description for screen readers, uses the page's font,
+    and its ids begin with `name`, so that no two charts share one.
 
     Args:
-        svg: with text as text.
-        colours: #rrggbb -> name of the CSS variable that takes its place.
+        svg: SVG with text as text.
+        colours: #rrggbb -> name of the CSS variable that replaces it.
     """
     root = ElementTree.fromstring(svg.encode())
     used = set(_references(root))
@@ -39,14 +39,11 @@ def inline(svg: str, name: str, title: str, about: str, colours: Mapping[str, st
         "aria-labelledby": f"{name}-title {name}-about",
         "xmlns": "http://www.w3.org/2000/svg",
     }
-    for place, (tag, text) in enumerate((("title", title), ("desc", about))):
-        element = ElementTree.Element(tag, {"id": f"{name}-{_ID[tag]}"})
+    for place, (tag, key, text) in enumerate((("title", "title", title), ("desc", "about", about))):
+        element = ElementTree.Element(tag, {"id": f"{name}-{key}"})
         element.text = text
         root.insert(place, element)
     return ElementTree.tostring(root, encoding="unicode")
-
-
-_ID = {"title": "title", "desc": "about"}
 
 
 def _references(root: ElementTree.Element) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The timeline of attempts: steps over time, and a bar for each attempt that shows how it ended."""
+"""Timeline of attempts: steps over time, and a bar per attempt that shows how it ended."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ Points = list[tuple[float, int]]  # of an attempt: seconds, step
 
 ENDS = {  # how an attempt ended -> colour of its bar, of its edge, hatch
     "finished": (SOFT, SOFT, ""),
-    "saved and left": (LINE, SOFT, ""),
-    "stopped or crashed": (PAPER, PALETTE[1], "//////"),
-    "no word of its end": (PAPER, SOFT, "...."),
+    "saved and stopped": (LINE, SOFT, ""),
+    "failed": (PAPER, PALETTE[1], "//////"),
+    "end unknown": (PAPER, SOFT, "...."),
 }
 _UNITS = ((172_800, 86_400, "days"), (7200, 3600, "hours"), (300, 60, "minutes"), (0, 1, "seconds"))
 
 
 def end_of(attempt: Attempt) -> str:
-    """Say in one of ENDS how an attempt ended."""
+    """Return the key of ENDS that says how an attempt ended."""
     if attempt.exit_code is None:
-        return "no word of its end"
+        return "end unknown"
     if attempt.exit_code == FINISHED:
         return "finished"
-    return "saved and left" if attempt.exit_code == RESUME else "stopped or crashed"
+    return "saved and stopped" if attempt.exit_code == RESUME else "failed"
 
 
 def points_of(attempt: Attempt, begin: datetime.datetime) -> Points:
-    """Return what is known of an attempt: seconds since `begin`, step; in order of time."""
+    """Return the known (seconds since `begin`, step) of an attempt, in order of time."""
     moments = []
     if attempt.began:
         moments.append((attempt.began, attempt.first_step))
@@ -64,7 +64,7 @@ def points_of(attempt: Attempt, begin: datetime.datetime) -> Points:
 
 
 def draw_attempts(runs: Sequence[RunData], width: float) -> Figure:
-    """Draw steps over time, and below a bar for each attempt; time begins with each run."""
+    """Draw steps over time since the begin of each run, and below a bar per attempt."""
     from matplotlib.patches import Patch
 
     found = [list(timed(run)) for run in runs]
@@ -99,29 +99,28 @@ def draw_attempts(runs: Sequence[RunData], width: float) -> Figure:
 
 
 def timed(run: RunData) -> Iterator[tuple[Attempt, Points]]:
-    """Yield each attempt with its points, in seconds since the first began; none without a time."""
+    """Yield each attempt that has points, with them, in seconds since the first attempt began."""
     begin = min((a.began for a in run.attempts if a.began), default=None)
-    if begin is not None:
-        for attempt in run.attempts:
-            points = points_of(attempt, begin)
-            if points and attempt is run.attempts[-1] and attempt.ended is None and run.seen:
-                logged = max(curve.steps[-1] for curve in run.curves.values())
-                points += _seen((run.seen - begin).total_seconds(), int(logged), points[-1])
-            if points:
-                yield attempt, points
-
-
-def _seen(time_s: float, step: int, last: tuple[float, int]) -> Points:
-    """Return how far an attempt without an end has come, where it is further than what is known."""
-    return [(time_s, step)] if time_s > last[0] and step >= last[1] else []
+    if begin is None:
+        return
+    for attempt in run.attempts:
+        points = points_of(attempt, begin)
+        if points and attempt is run.attempts[-1] and attempt.ended is None and run.seen:
+            # An attempt that still runs has come as far as is logged.
+            time_s = (run.seen - begin).total_seconds()
+            step = int(max(curve.steps[-1] for curve in run.curves.values()))
+            if time_s > points[-1][0] and step >= points[-1][1]:
+                points.append((time_s, step))
+        if points:
+            yield attempt, points
 
 
 def _draw_attempt(axes: Axes, lanes: Axes, attempt: Attempt, points: Points, number: int) -> None:
-    """Draw the steps of an attempt, a dot for each save, and its bar.
+    """Draw the steps of an attempt, a dot per save, and its bar.
 
     Args:
-        points: in the unit of the axis.
-        number: of its run, which is its colour and its lane.
+        points: points of the attempt, in the unit of the axis.
+        number: number of its run, which gives colour and lane.
     """
     (begin, _), (end, _) = points[0], points[-1]
     axes.plot(*zip(*points, strict=True), color=f"C{number}", linewidth=1.6)

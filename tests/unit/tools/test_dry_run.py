@@ -25,9 +25,7 @@ DISTILL = ROOT / "slurm" / "distill.sh"
 
 
 def shown(capsys, *args):
-    code = dry_run.main(args)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return dry_run.main(args), *capsys.readouterr()
 
 
 def test_script_is_printed_as_it_is_with_the_configuration_that_training_would_have(
@@ -67,7 +65,7 @@ def test_what_would_be_refused_is_refused_with_2_and_nothing_is_printed(
     assert message in err
 
 
-@pytest.mark.parametrize("spelling", ["--dry-run", "--dry_run"])
+@pytest.mark.parametrize("spelling", dry_run.SPELLINGS)
 def test_script_in_a_shell_prints_and_leaves_nothing(tmp_path, spelling):
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     env |= {"FITB_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}

@@ -153,8 +153,7 @@ def test_the_command_prints_one_object_or_a_page(capsys):
     flags = ["--nodes", "2", "--gpus", "4", "--tokens", "1e9"]
     assert main(["plan", *flags, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["processes"] == 8
-    assert found["steps"] == -(-1_000_000_000 // found["step_tokens"])
+    assert (found["processes"], found["steps"]) == (8, -(-1_000_000_000 // found["step_tokens"]))
     assert main(["plan", *flags]) == 0
     page = capsys.readouterr().out
     assert f"{found['steps']:,} of {found['step_tokens']:,} tokens" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,17 +20,10 @@ from fitb.tools.doctor.gpu import Build, Driver
 H100 = ("NVIDIA H100 80GB HBM3",) * 8
 
 
-@pytest.mark.parametrize(
-    ("statuses", "code"),
-    [
-        ([], 0),
-        (["ok", "skipped"], 0),
-        (["ok", "warn", "skipped"], 1),
-        (["warn", "bad", "ok"], 2),
-    ],
-)
-def test_the_worst_line_decides_the_exit_code_and_what_is_skipped_is_fine(statuses, code):
-    assert exit_code(Check(status, "x", "y") for status in statuses) == code
+def test_the_worst_line_decides_the_exit_code_and_what_is_skipped_is_fine():
+    many = ["", "ok skipped", "ok warn skipped", "warn bad ok"]
+    codes = [exit_code(Check(s, "x", "y") for s in each.split()) for each in many]
+    assert codes == [0, 0, 1, 2]
 
 
 def test_a_page_has_one_line_per_check_and_json_the_same_fields():
@@ -37,12 +31,9 @@ def test_a_page_has_one_line_per_check_and_json_the_same_fields():
     lines = render(checks).splitlines()
     assert lines[1].split() == ["bad", "longer", "broken", "|", "fix:", "mend", "it"]
     assert lines[2] == "1 ok, 0 skipped, 0 warn, 1 bad" and len(lines) == 3
-    assert as_json(checks)[1] == {
-        "status": "bad",
-        "name": "longer",
-        "found": "broken",
-        "fix": "mend it",
-    }
+    assert list(as_json(checks)[1].items()) == [
+        ("status", "bad"), ("name", "longer"), ("found", "broken"), ("fix", "mend it"),
+    ]  # fmt: skip
 
 
 def test_secrets_of_the_environment_and_of_urls_leave_no_trace():
@@ -75,14 +66,8 @@ def test_a_command_that_is_missing_or_fails_says_so():
 
 
 def test_calls_that_are_late_or_raise_leave_the_others_alone():
-    import threading
-
     never = threading.Event()
-
-    def broken():
-        raise ValueError("no")
-
-    found = together({"late": never.wait, "broken": broken, "good": lambda: 7}, 0.3)
+    found = together({"late": never.wait, "broken": lambda: int("no"), "good": lambda: 7}, 0.3)
     assert found["good"] == 7
     assert isinstance(found["late"], TimeoutError) and isinstance(found["broken"], ValueError)
     never.set()

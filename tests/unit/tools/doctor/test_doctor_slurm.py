@@ -29,7 +29,8 @@ from fitb.tools.doctor.slurm import Hosts
 def test_whole_gpus_are_counted_and_asked_for_by_their_kind_where_slices_are_beside_them(
     gres, number, option
 ):
-    assert (job_request.num_gpus(gres), job_request.gpus_option(gres)) == (number, option)
+    expected = Hosts("p", 4, 64, number, option)
+    assert [*slurm.parse_hosts(f"noise\np|4|64+|{gres}\n")] == [expected]
 
 
 def test_what_a_job_asks_for_is_read_as_sbatch_reads_it():
@@ -45,29 +46,11 @@ def test_what_a_job_asks_for_is_read_as_sbatch_reads_it():
     ("asked", "hosts", "status", "found", "fix"),
     [
         ((2, 4, 4, 4), [Hosts("p", 2, 16, 4)], "ok", "partition p", ""),
-        (
-            (2, 4, 4, 4),
-            [Hosts("p", 4, 64, 2)],
-            "bad",
-            "2 GPUs: it never",
-            "--gpus-per-node=2",
-        ),
+        ((2, 4, 4, 4), [Hosts("p", 4, 64, 2)], "bad", "2 GPUs: it never", "--gpus-per-node=2"),
         ((3, 4, 4, 4), [Hosts("p", 2, 64, 4)], "bad", "has 2 hosts", "--nodes=2"),
         ((2, 4, 4, 8), [Hosts("p", 2, 16, 4)], "bad", "16 CPUs", "--cpus-per-task=4"),
-        (
-            (2, 8, 4, 1),
-            [Hosts("p", 2, 16, 4)],
-            "bad",
-            "one task per",
-            "--ntasks-per-node=4",
-        ),
-        (
-            (2, 2, 4, 1),
-            [Hosts("p", 2, 16, 4)],
-            "warn",
-            "one task per",
-            "--ntasks-per-node=4",
-        ),
+        ((2, 8, 4, 1), [Hosts("p", 2, 16, 4)], "bad", "one task per", "--ntasks-per-node=4"),
+        ((2, 2, 4, 1), [Hosts("p", 2, 16, 4)], "warn", "one task per", "--ntasks-per-node=4"),
         ((1, 4, 0, 1), [Hosts("p", 2, 16, 4)], "warn", "stay idle", "--gpus-per-node=4"),
         (
             (1, 4, 4, 1),
@@ -83,11 +66,6 @@ def test_a_job_is_held_against_the_hosts_of_its_partition(asked, hosts, status, 
     check = slurm.shape(JobRequest(*asked), hosts, "p")
     assert (check.status, bool(check.fix)) == (status, bool(fix))
     assert found in check.found and fix in check.fix
-
-
-def test_hosts_are_read_from_sinfo():
-    text = "gpu|4|64+|gpu:h100:4(S:0-1)\nlow|10|32|(null)\nnoise\n"
-    assert list(slurm.parse_hosts(text)) == [Hosts("gpu", 4, 64, 4), Hosts("low", 10, 32, 0)]
 
 
 @pytest.mark.parametrize(

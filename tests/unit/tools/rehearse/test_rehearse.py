@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -98,7 +97,7 @@ def test_steps_that_are_done_again_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("crashing", "2 processes ended with 1 .* expected 85"), ("short", "ended with 0 .* --steps")],
+    [("crashing", "ended with 1 .* expected 85"), ("short", "ended with 0 .* --steps")],
 )
 def test_job_that_ends_otherwise_is_an_error_that_says_where_to_look(
     tmp_path: Path, how: str, said: str
@@ -109,11 +108,9 @@ def test_job_that_ends_otherwise_is_an_error_that_says_where_to_look(
 
 
 def test_minutes_that_are_over_end_the_job(tmp_path: Path) -> None:
-    began_s = time.monotonic()
     command = [sys.executable, "-c", JOB.replace("step += 1", ""), "well", "--run_dir"]
     with pytest.raises(SystemFault, match="5 steps: --minutes 0.02 are over"):
         perform(LocalJob([*command, str(tmp_path)], 1, tmp_path), tmp_path, 0.02)
-    assert time.monotonic() - began_s < 30
     assert survivors(tmp_path) == []
 
 
@@ -125,17 +122,8 @@ def test_command_rehearses_here_where_it_is_told_to_and_prints_its_verdict(
             "fitb.tools.rehearse.rehearsal.train_command",
             lambda flags, how=how: [sys.executable, "-c", JOB, how, *flags],
         )
-        words = [
-            "--cluster",
-            "local",
-            "--minutes",
-            "1",
-            "--run_dir",
-            f"{tmp_path}/{how}",
-            "--global_batch",
-            "64",
-        ]
-        assert main(["rehearse", "--json", *words]) == code
+        words = ["--cluster=local", "--minutes=1", f"--run_dir={tmp_path}/{how}"]
+        assert main(["rehearse", "--json", *words, "--global_batch", "64"]) == code
         found = json.loads(capsys.readouterr().out)
         assert found["run_dir"] == f"{tmp_path}/{how}-rehearsal"
         assert len(found["reasons"]) == 2 * code

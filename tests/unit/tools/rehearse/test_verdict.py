@@ -16,7 +16,14 @@ from fitb.tools.rehearse.rehearsal import (
     rehearse,
     sbatch_options,
 )
-from fitb.tools.rehearse.verdict import Inputs, Rehearsal, Shutdown, grace_periods, render
+from fitb.tools.rehearse.verdict import (
+    Inputs,
+    Rehearsal,
+    Shutdown,
+    exit_code,
+    grace_periods,
+    render,
+)
 
 ROOT = Path(__file__).resolve().parents[4]
 LIMIT = Shutdown("time limit", "SIGUSR1", 12, 2.0, 5.0, 3.0, 20.0, {}, 0)
@@ -32,45 +39,33 @@ def test_a_lead_suffices_from_three_times_what_was_needed() -> None:
     assert verdicts(GIVEN) == [True, True]
     assert verdicts(replace(GIVEN, limit_s=15.0, preemption_s=6.0)) == [True, True]
     assert verdicts(replace(GIVEN, limit_s=14.9, preemption_s=5.9)) == [False, False]
-
-
-def test_a_job_that_slurm_does_not_requeue_must_have_left_within_its_grace() -> None:
     given = replace(GIVEN, preemption_s=10.0)
-    assert verdicts(given) == [True, True]
+    assert verdicts(given) == [True, True]  # Slurm requeues it; else it must have left by then
     assert verdicts(replace(given, requeues=False)) == [True, False]
 
 
-def test_no_preemption_needs_no_lead_and_no_warning_is_never_enough() -> None:
+def test_no_preemption_needs_no_lead_and_no_signal_or_a_late_limit_is_never_enough() -> None:
     assert verdicts(replace(GIVEN, preemption_s=None)) == [True, True]
-    (short, _) = grace_periods([LIMIT, PREEMPTED], replace(GIVEN, limit_s=None))
-    assert not short.suffices
-    assert "--signal=B:USR1@300" in short.sentence
-
-
-def test_a_time_limit_shorter_than_its_own_warning_is_found() -> None:
-    (lead, _) = grace_periods([LIMIT, PREEMPTED], replace(GIVEN, attempt_s=240.0))
-    assert not lead.suffices
-    assert "raise --time" in lead.sentence
+    for wrong, remedy in (
+        ({"limit_s": None}, "--signal=B:USR1@300"),
+        ({"attempt_s": 240}, "--time"),
+    ):
+        (short, _) = grace_periods([LIMIT, PREEMPTED], replace(GIVEN, **wrong))
+        assert not short.suffices and remedy in short.sentence
 
 
 def test_reasons_are_lost_steps_short_leads_and_what_the_site_forbids() -> None:
     sites = [Finding("KillWait", "5 sec", "warn", "known"), Finding("Requeue", "0", "bad", "no")]
     ends = [replace(LIMIT, steps_lost=7), PREEMPTED]
-    found = Rehearsal(
-        "run", "job 4", ends, grace_periods(ends, replace(GIVEN, preemption_s=3.0)), sites
-    )
-    lost, short, forbidden = found.reasons
-    assert lost == "7 steps were lost at the time limit"
-    assert short.startswith(
-        "KillWait gives 3 s, 1.5 times the 2.00 s that it took to save; at leas"
-    )
-    assert forbidden == "Requeue=0: no"
+    short = grace_periods(ends, replace(GIVEN, preemption_s=3.0))
+    found = Rehearsal("run", "job 4", ends, short, sites)
+    assert found.reasons == [
+        "7 steps were lost at the time limit", short[1].sentence, "Requeue=0: no"
+    ]  # fmt: skip
+    assert not short[1].suffices and "KillWait gives 3 s, 1.5 times" in short[1].sentence
     assert render(found).endswith("\n".join(f"  {reason}" for reason in found.reasons))
-    good = Rehearsal(
-        "run", "job 4", [LIMIT, PREEMPTED], grace_periods([LIMIT, PREEMPTED], GIVEN), []
-    )
-    assert good.reasons == []
-    assert render(good).endswith("can be stopped here at any time.")
+    good = replace(found, leaves=[LIMIT, PREEMPTED], leads=grace_periods(ends, GIVEN), site=[])
+    assert (good.reasons, exit_code(good), exit_code(found)) == ([], 0, 1)
 
 
 def test_a_clock_of_a_host_is_believed_only_where_it_can_be_right() -> None:
@@ -104,17 +99,11 @@ def test_where_flags_and_training_flags_may_be_mixed_or_parted() -> None:
 def test_a_rehearsal_leaves_other_folders_alone_and_checks_the_flags_first(tmp_path: Path) -> None:
     (tmp_path / "run-rehearsal").mkdir()
     (tmp_path / "run-rehearsal" / "here").touch()
-    where, flags = launcher_arguments().split(["--run_dir", f"{tmp_path}/run"])
-    with pytest.raises(ConfigError, match="run-rehearsal is not empty"):
-        rehearse(where, flags)
-    where, flags = launcher_arguments().split(
-        ["--rehearsal_dir", f"{tmp_path}/new", "--stepz", "3"]
-    )
-    with pytest.raises(ConfigError, match="nearest: steps"):
-        rehearse(where, flags)
-    where, flags = launcher_arguments().split(
-        ["--cluster=local", "--processes=300", "--run_dir", f"{tmp_path}/new"]
-    )
-    with pytest.raises(ConfigError, match="300 processes"):
-        rehearse(where, flags)
+    for words, said in (
+        (["--run_dir", f"{tmp_path}/run"], "run-rehearsal is not empty"),
+        (["--rehearsal_dir", f"{tmp_path}/new", "--stepz", "3"], "nearest: steps"),
+        (["--cluster=local", "--processes=300", f"--run_dir={tmp_path}/new"], "300 processes"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            rehearse(*launcher_arguments().split(words))
     assert [path.name for path in tmp_path.iterdir()] == ["run-rehearsal"]

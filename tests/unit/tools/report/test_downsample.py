@@ -1,4 +1,4 @@
-"""Thinned curves against a loop over their stretches."""
+"""Downsampled curves against a loop over their buckets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_a_loop(y: list[float], buckets: int) -> list[int]:
 
 @pytest.mark.parametrize("size", [1, 14, 15, 100, 1001])
 @pytest.mark.parametrize("gaps", [0.0, 0.3, 1.0])
-def test_thinning_keeps_what_a_loop_over_the_stretches_keeps(size: int, gaps: float) -> None:
+def test_downsampling_keeps_what_a_loop_over_the_buckets_keeps(size: int, gaps: float) -> None:
     draw = np.random.default_rng(size)
     y = draw.integers(0, 6, size).astype(float)  # many are equal
     y[draw.random(size) < gaps] = np.nan
@@ -49,6 +49,6 @@ def test_one_peak_in_a_million_points_is_kept() -> None:
 def test_medians_of_stretches_pass_over_what_is_no_number() -> None:
     x = np.array([1.0, 2.0, 3.0, 4.0, 5.0, np.nan, 7.0])
     y = np.array([5.0, np.nan, 1.0, 3.0, 9.0, 8.0, 7.0])
-    found = medians(x, y, stretches=2)  # of 1, 3, 4 and of 5, 7
+    found = medians(x, y, buckets=2)  # of 1, 3, 4 and of 5, 7
     np.testing.assert_array_equal(found, ([3.0, 6.0], [3.0, 8.0]))
     assert len(medians(np.array([np.nan]), np.array([1.0]))[0]) == 0

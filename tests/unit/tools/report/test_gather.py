@@ -133,7 +133,7 @@ def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(
     assert [row.label for row in other_masks.rows] == ["tiny", "unigram"]
     assert [each.title for each in found.paired] == ["a (A) and b (B), validation"]
     assert found.notes == ["bad.json cannot be read as an evaluation."]
-    with pytest.raises(ConfigError, match="not there"):
+    with pytest.raises(ConfigError, match="nowhere.json"):
         read_evaluations(runs, ["nowhere.json"])
 
 

@@ -46,15 +46,11 @@ def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_com
     assert len(set(page.ids)) == len(page.ids)
     text = page.text()
     for part in (
-        "SIGTERM (exit code 85)",
-        "2: a1, b2",
-        "0 to 20",
-        "20 to 40",
-        "all steps done",
+        *("SIGTERM (exit code 85)", "2: a1, b2", "0 to 20", "20 to 40", "all steps done"),
         f"{'c' * 40}; from attempt 2 on {'d' * 40}, with local changes (1 lines",
         "1,234 3.000 2.990 to 3.010 - 50.0% 49.0 to 51.0",
         "lr: 0.002",
-        "Not asked for",
+        "--blanks 0",
     ):
         assert part in text, part
     for name in result["png"]:
@@ -151,18 +147,8 @@ def test_the_command_says_what_it_wrote_and_needs_no_torch(write: Write, tmp_pat
     assert found["runs"][0]["notes"] == ["No blanks: torch is not installed."]
 
 
-def test_without_matplotlib_one_sentence_says_what_to_type(
+def test_what_cannot_be_asked_for_drawn_or_written_is_refused(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write()
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["report", str(folder)]) == 2
-    assert "pip install 'fitb[plots]'" in capsys.readouterr().err
-    assert not (folder / "report.html").exists()
-
-
-def test_what_cannot_be_asked_for_or_written_is_refused(
-    write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(write(metrics=FEW))
     for flags, code, said in (
@@ -174,6 +160,10 @@ def test_what_cannot_be_asked_for_or_written_is_refused(
     ):
         assert main(["report", *flags]) == code
         assert said in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["report", folder]) == 2
+    assert "pip install 'fitb[plots]'" in capsys.readouterr().err
+    assert not Path(folder, "report.html").exists()
 
 
 def test_ticks_are_short_and_words_are_spaced_as_people_do() -> None:
