@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fitb.bench.measure import seconds
+from fitb.bench.timing import seconds
 from fitb.model.frozen import can_pack
 
 _SIZES = {"cuda": 8192, "cpu": 2048}  # of a square matrix

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from fitb.base.world import World
-from fitb.bench.config import CommBenchConfig
-from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.bench_config import CommBenchConfig
 from fitb.bench.processes import in_ranks
+from fitb.bench.timing import Spread, machine, seconds
 from fitb.config import Config
 from fitb.training.execution import DTYPES
 from fitb.training.zero import leave_distributed, start_distributed

@@ -15,9 +15,9 @@ import numpy as np
 
 from fitb.base import rng
 from fitb.base.world import World
-from fitb.bench.config import DataBenchConfig
-from fitb.bench.measure import Spread, machine, peak_mb, seconds
+from fitb.bench.bench_config import DataBenchConfig
 from fitb.bench.text import documents, pool
+from fitb.bench.timing import Spread, machine, peak_mb, seconds
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig

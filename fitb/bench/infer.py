@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from fitb.bench.config import InferBenchConfig
-from fitb.bench.load import serving
-from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.bench_config import InferBenchConfig
+from fitb.bench.load_generator import serving
 from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
+from fitb.bench.timing import Spread, machine, seconds
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.pytorch import TorchScorer

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fitb.bench.measure import Spread, seconds
+from fitb.bench.timing import Spread, seconds
 from fitb.config import Geometry
 from fitb.infer.pytorch import torch_scorer
 from fitb.infer.scorer import Scorer

@@ -20,12 +20,12 @@ import torch
 
 from fitb.base.errors import ConfigError
 from fitb.base.world import World
+from fitb.bench.bench_config import StepBenchConfig
 from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
-from fitb.bench.config import StepBenchConfig
-from fitb.bench.measure import Spread, machine, peak_rss_gb, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
 from fitb.bench.processes import in_ranks
 from fitb.bench.text import shards_of_docstrings
+from fitb.bench.timing import Spread, machine, peak_rss_gb, reset_peak_rss
 from fitb.bench.unfused import UnfusedObjective, UnfusedTeacher
 from fitb.config import (
     Config,

@@ -13,9 +13,9 @@ def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
         f"bench {what}",
         about,
         examples,
-        config=f"fitb.bench.config:{what.title()}BenchConfig",
+        config=f"fitb.bench.bench_config:{what.title()}BenchConfig",
         run=f"fitb.bench.{what}:bench",
-        render="fitb.bench.measure:render",
+        render="fitb.bench.timing:render",
     )
 
 
@@ -169,7 +169,7 @@ _ROWS = (
             " --candidates+=sad",
             "fitb fill - --json --model runs/tb4/export < sentences.txt",
         ),
-        config="fitb.infer.config:FillConfig",
+        config="fitb.infer.fill_config:FillConfig",
         positional="texts",
         run="fitb.cli.functions:fill",
         render="fitb.infer.fill:render",

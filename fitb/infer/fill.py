@@ -11,8 +11,8 @@ from fitb.base.errors import ConfigError, DataError
 from fitb.corpus.wordpiece import CONTINUED, continues, join
 from fitb.infer import surface
 from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare
-from fitb.infer.config import FillConfig
 from fitb.infer.decode import Hypothesis, decode
+from fitb.infer.fill_config import FillConfig
 from fitb.infer.passes import PassLimits, Steps, drive
 from fitb.infer.refine import refine
 from fitb.infer.request import Answer, Filled, Filling, FillRequest, score_of

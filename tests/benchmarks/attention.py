@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.timing import Spread, machine, seconds
 from fitb.objective.attention import attention_loss
 from fitb.training.execution import DTYPES
 

@@ -19,9 +19,9 @@ from typing import Any
 from fitb.base import signals
 from fitb.base.errors import RESUME, SystemFault
 from fitb.base.fsio import read_lines, read_records
-from fitb.bench.config import BERT_BASE
-from fitb.bench.measure import Spread, machine
+from fitb.bench.bench_config import BERT_BASE
 from fitb.bench.text import shards_of_docstrings
+from fitb.bench.timing import Spread, machine
 from fitb.cluster.local import LocalRun, train_command
 from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, TrackConfig
 from fitb.config.yaml import to_yaml

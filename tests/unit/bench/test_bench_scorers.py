@@ -6,7 +6,7 @@ import pytest
 
 from fitb.base.errors import ConfigError
 from fitb.bench import scorers
-from fitb.bench.config import InferBenchConfig
+from fitb.bench.bench_config import InferBenchConfig
 from fitb.config import Geometry
 
 MASK = 4  # the id

@@ -7,7 +7,7 @@ import torch
 
 from fitb.base.errors import ConfigError
 from fitb.bench import step
-from fitb.bench.config import StepBenchConfig
+from fitb.bench.bench_config import StepBenchConfig
 from fitb.bench.parts import Timeline
 from fitb.bench.step import _figures, _parts, _switches, _variants
 from fitb.config import Config

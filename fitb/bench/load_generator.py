@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fitb.base.errors import SystemFault
-from fitb.bench.measure import Spread
+from fitb.bench.timing import Spread
 
 _START_S = 120.0
 _STOP_S = 30.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fitb.base.errors import SystemFault
-from fitb.bench.measure import Spread, machine, peak_mb
+from fitb.bench.timing import Spread, machine, peak_mb
 
 
 def test_a_spread_is_the_median_and_both_ends() -> None:
