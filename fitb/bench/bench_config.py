@@ -1,4 +1,4 @@
-"""Configurations of the benchmarks; without torch, so that flags and their help come fast."""
+"""Configurations of the benchmarks; importing them needs no torch, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, ObjectiveConfig, SpeedConfig
+from fitb.config.schema import check_range
 
 BERT_BASE = Geometry(12, 768, 3072, 12)
 
@@ -16,22 +17,22 @@ class StepBenchConfig:
     """Tokens per second of a training step, its parts, and MFU against the measured peak.
 
     Args:
-        precision: of the student's arithmetic and of the teacher.
-        length: tokens in a row.
-        micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
-        grad_accum: micro-batches of a step.
-        baseline: run the unfused baseline too, turn by turn.
-        baseline_precision: of the unfused baseline; null takes `precision`.
-        switches: run with each switch of `speed` the other way round too, turn by turn.
-        repeats: turns of each.
-        steps: of a run; null takes 2 on a CPU, 20 on a GPU.
-        processes: started on this machine, unless srun or torchrun started this one.
-        shards: a shard set of this length; null makes one of docstrings.
-        ds_config: as in training.
-        teacher: BERT-base with random weights, or another geometry.
-        student: TinyBERT-4, or another geometry.
-        objective: as in training.
-        speed: as in training.
+        precision: arithmetic of the student and of the teacher.
+        length: tokens per row.
+        micro_batch: rows per forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
+        grad_accum: micro-batches per step.
+        baseline: also run the unfused baseline, in turn.
+        baseline_precision: arithmetic of the unfused baseline; null takes `precision`.
+        switches: also run with each switch of `speed` inverted, in turn.
+        repeats: timed turns of each variant.
+        steps: training steps per turn; null takes 2 on a CPU, 20 on a GPU.
+        processes: local processes to start, unless srun or torchrun started this one.
+        shards: shard set with rows of this length; null prepares one from docstrings.
+        ds_config: DeepSpeed configuration, as in training.
+        teacher: geometry of the teacher with random weights; BERT-base by default.
+        student: geometry of the student with random weights; TinyBERT-4 by default.
+        objective: loss weights, as in training.
+        speed: execution settings, as in training.
         json: print one JSON object.
     """
 
@@ -54,20 +55,15 @@ class StepBenchConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        counts = {
-            key: getattr(self, key) for key in ("length", "grad_accum", "repeats", "processes")
-        }
-        counts |= {key: getattr(self, key) or 1 for key in ("micro_batch", "steps")}
-        wrong = [f"{key}={value}" for key, value in counts.items() if value < 1]
-        if wrong:
-            raise ConfigError(f"{', '.join(wrong)}; each at least 1")
+        counts = ("length", "micro_batch", "grad_accum", "repeats", "steps", "processes")
+        check_range("", self, *counts, low=1)
         terms = self.objective
         weights = (terms.embedding, terms.hidden, terms.attention, terms.logits, terms.mlm)
         ordinary = min(weights) > 0 and terms.temperature == 1 and terms.form == "masked_mean"
         if self.baseline and not ordinary:
             raise ConfigError(
-                "the unfused baseline has all five terms, temperature 1 and the form masked_mean;"
-                f" leave out --baseline for {terms}"
+                f"{terms} with --baseline; expected all five terms, temperature 1 and form"
+                " masked_mean, as the unfused baseline has; leave out --baseline"
             )
 
 
@@ -76,10 +72,11 @@ class CommBenchConfig:
     """Latency and bandwidth of the collectives that a training step uses.
 
     Args:
-        mb: megabytes of each message; TinyBERT-4's gradients are 31 MB in 16 bits, 62 MB in fp32.
-        precision: of the numbers in it.
-        processes: started on this machine, unless srun or torchrun started this one.
-        repeats: of each message.
+        mb: message sizes in MB (1e6 bytes); TinyBERT-4's gradients are 31 MB in 16 bits, 62 MB in
+            fp32.
+        precision: dtype of the messages.
+        processes: local processes to start, unless srun or torchrun started this one.
+        repeats: timed calls per collective and message size.
         json: print one JSON object.
     """
 
@@ -90,27 +87,26 @@ class CommBenchConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.processes, self.repeats, len(self.mb)) < 1 or min(self.mb) <= 0:
-            raise ConfigError(
-                f"mb={self.mb}, processes={self.processes}, repeats={self.repeats}; each at least 1"
-            )
+        check_range("", self, "processes", "repeats", low=1)
+        if min(self.mb, default=0) <= 0:
+            raise ConfigError(f"mb={self.mb}; at least one size, each above 0")
 
 
 @dataclass(frozen=True)
 class InferBenchConfig:
-    """Texts per second by batch; logits alone, by scorer; requests per second of the server.
+    """Texts per second by batch size, time of the logits by scorer, requests per second served.
 
     Args:
-        batches: texts per forward pass, tokenising included; one blank in each text.
-        texts: of each run.
-        words: of each text.
-        model: TinyBERT-4 with random weights, or another geometry.
-        teacher: BERT-base with random weights, or another geometry, for student_over_teacher.
-        scorer_batches: rows per call for the comparison of scorers, the first for the ratios.
-        repeats: runs of each.
-        clients: of the server, one request each at a time; 0 leaves it out.
-        load_s: of each measurement of the server, in seconds.
-        server_threads: of its model; 0 leaves the number to PyTorch.
+        batches: texts per forward pass, one blank each; tokenisation is timed too.
+        texts: number of texts per run.
+        words: words per text.
+        model: geometry of the student with random weights; TinyBERT-4 by default.
+        teacher: geometry of the teacher with random weights; BERT-base by default.
+        scorer_batches: rows per call in the comparison of scorers; ratios are of the first.
+        repeats: timed runs of each.
+        clients: concurrent clients of the server, one request in flight each; 0 skips the server.
+        load_s: length of each measurement of the server, in seconds.
+        server_threads: threads of the server's model; 0 leaves the number to PyTorch.
         json: print one JSON object.
     """
 
@@ -127,19 +123,13 @@ class InferBenchConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        batches = self.batches, self.scorer_batches
-        if (
-            min(self.texts, self.words, self.repeats, *(min(some, default=0) for some in batches))
-            < 1
-        ):
-            raise ConfigError(
-                f"batches={self.batches}, scorer_batches={self.scorer_batches},"
-                f" texts={self.texts}, words={self.words}, repeats={self.repeats}; each at least 1"
-            )
-        if self.clients < 0 or not self.load_s > 0:
-            raise ConfigError(
-                f"clients={self.clients}, load_s={self.load_s:g}; at least 0, and more than 0"
-            )
+        check_range("", self, "texts", "words", "repeats", low=1)
+        check_range("", self, "clients", "server_threads", low=0)
+        for name in ("batches", "scorer_batches"):
+            if min(getattr(self, name), default=0) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}; at least one, each at least 1")
+        if not self.load_s > 0:
+            raise ConfigError(f"load_s={self.load_s}; above 0")
 
 
 @dataclass(frozen=True)
@@ -147,9 +137,9 @@ class DataBenchConfig:
     """Speed and memory of preparation, and of reading rows.
 
     Args:
-        mb: megabytes of text that are prepared for the ratios.
-        memory_mb: megabytes of the smallest of the three corpora whose memory is measured.
-        repeats: runs of each figure.
+        mb: size of the corpus in MB (1e6 bytes) for the throughput of preparation.
+        memory_mb: size in MB of the smallest of three corpora whose peak memory is measured.
+        repeats: timed runs of each figure.
         json: print one JSON object.
     """
 
@@ -159,7 +149,4 @@ class DataBenchConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.mb, self.memory_mb) < 1 or self.repeats < 1:
-            raise ConfigError(
-                f"mb={self.mb}, memory_mb={self.memory_mb}, repeats={self.repeats}; each at least 1"
-            )
+        check_range("", self, "mb", "memory_mb", "repeats", low=1)

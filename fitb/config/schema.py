@@ -22,10 +22,19 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_range(
+def check_range(
     section: str, values: object, *names: str, low: float, high: float = math.inf
 ) -> None:
-    """Require low <= value < high of each named field that is not None; NaN is in no range."""
+    """Check that low <= value < high for each named field; None passes, NaN does not.
+
+    Args:
+        section: prefix of the names in messages, such as "optim.".
+        values: dataclass with these fields.
+        names: fields to check.
+        low: smallest allowed value.
+        high: first value that is too large.
+    Raises: ConfigError with the first field that is out of range.
+    """
     for name in names:
         value = getattr(values, name)
         limit = f"at least {low:g}" + (f", below {high:g}" if high < math.inf else "")
@@ -49,7 +58,7 @@ class Geometry:
     num_attention_heads: int = 12
 
     def __post_init__(self) -> None:
-        _check_range("", self, *(key.name for key in fields(self)), low=1)
+        check_range("", self, *(key.name for key in fields(self)), low=1)
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size={self.hidden_size} is not a multiple of"
@@ -79,7 +88,7 @@ class ModelConfig:
     teacher_precision: Literal["same", "fp8"] = "same"
 
     def __post_init__(self) -> None:
-        _check_range("model.", self, "dropout", low=0, high=1)
+        check_range("model.", self, "dropout", low=0, high=1)
         for name in ("teacher", "student"):
             value, sizes = getattr(self, name), [key.name for key in fields(Geometry)]
             _require(
@@ -116,8 +125,8 @@ class DataConfig:
     fetch_deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_range("data.", self, "window_shards", low=1)
-        _check_range("data.", self, "prefetch_steps", "cache_gb", "fetch_deadline_s", low=0)
+        check_range("data.", self, "window_shards", low=1)
+        check_range("data.", self, "prefetch_steps", "cache_gb", "fetch_deadline_s", low=0)
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ class MaskConfig:
             " neither below 0, their sum at most 1",
         )
         _require(0 < self.span_p <= 1, f"mask.span_p={self.span_p}; above 0, at most 1")
-        _check_range("mask.", self, "span_max_words", low=1)
+        check_range("mask.", self, "span_max_words", low=1)
 
 
 @dataclass(frozen=True)
@@ -208,7 +217,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         names = ("lr", "warmup_steps", "eps", "weight_decay", "clip_norm")
-        _check_range("optim.", self, *names, low=0)
+        check_range("optim.", self, *names, low=0)
         _require(all(0 <= b < 1 for b in self.betas), f"optim.betas={self.betas}; in [0, 1)")
 
 
@@ -236,7 +245,7 @@ class SpeedConfig:
     fused_optimizer: bool = True
 
     def __post_init__(self) -> None:
-        _check_range("speed.", self, "teacher_rows", low=1)
+        check_range("speed.", self, "teacher_rows", low=1)
 
 
 @dataclass(frozen=True)
@@ -254,7 +263,7 @@ class EvalConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        _check_range("eval.", self, "every_steps", "rows", "patience", low=0)
+        check_range("eval.", self, "every_steps", "rows", "patience", low=0)
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,7 @@ class CheckpointConfig:
     keep_last: int = 2
 
     def __post_init__(self) -> None:
-        _check_range("checkpoint.", self, "every_steps", low=0)
+        check_range("checkpoint.", self, "every_steps", low=0)
         _require(
             self.keep_last >= 2,
             f"checkpoint.keep_last={self.keep_last}; at least 2, so that a damaged one has a"
@@ -297,7 +306,7 @@ class TrackConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _check_range("track.", self, "every_steps", low=1)
+        check_range("track.", self, "every_steps", low=1)
 
 
 @dataclass(frozen=True)
@@ -314,8 +323,8 @@ class StopConfig:
     hang_s: float | None = 900.0
 
     def __post_init__(self) -> None:
-        _check_range("stop.", self, "time_budget_min", low=0)
-        _check_range("stop.", self, "hang_s", low=1)
+        check_range("stop.", self, "time_budget_min", low=0)
+        check_range("stop.", self, "hang_s", low=1)
 
 
 @dataclass(frozen=True)
@@ -377,7 +386,7 @@ class Config:
     algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
 
     def __post_init__(self) -> None:
-        _check_range("", self, "steps", "global_batch", "micro_batch", low=1)
+        check_range("", self, "steps", "global_batch", "micro_batch", low=1)
 
     def grad_accum(self, world_size: int) -> int:
         """Micro-batches per step and process: as few as hold micro_batch rows at most.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fitb.base.errors import ConfigError
+from fitb.config.schema import check_range
 
 Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]
@@ -51,9 +51,7 @@ class Search:
     top_k: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("beam", "max_pieces", "top_k"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; at least 1")
+        check_range("", self, "beam", "max_pieces", "top_k", low=1)
 
 
 @dataclass(frozen=True)

@@ -73,5 +73,5 @@ def test_without_onnxruntime_the_rest_is_still_measured(monkeypatch, tokenizer) 
 
 def test_batches_of_nothing_are_refused() -> None:
     for change in ({"batches": []}, {"scorer_batches": [0]}, {"repeats": 0}):
-        with pytest.raises(ConfigError, match="each at least 1"):
+        with pytest.raises(ConfigError, match=f"{next(iter(change))}="):
             InferBenchConfig(**change)
