@@ -1,4 +1,4 @@
-"""What a command that fills blanks is asked to do; no torch, so that flags are checked fast."""
+"""Configuration of `fitb fill`; importing it needs no torch, so that flags are checked fast."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class FillConfig:
     """Fill the blanks of sentences.
 
     Args:
-        model: Hugging Face folder or hub name with a trained MLM head, or a run; the demo's
-            student.
-        texts: sentences in which ___ is a missing word, [MASK] one missing piece and [SPAN] any
-            number of pieces; `-` stands for lines of standard input.
-        top_k: fillings of each text.
-        order: which masked position is filled next: that of which the model is surest (confidence),
-            the leftmost (left_to_right), or as confidence and then all again (refine).
-        beam: partial fillings kept; 1 is greedy.
-        max_pieces: pieces of a blank of unknown length at most.
-        candidates: the only answers allowed, each whole.
-        regex: matches every answer as a whole.
-        prefix: every answer begins with it.
-        banned: words that no answer holds.
-        blanks: constraints of each blank in the order of the text instead, as JSON:
+        model: Hugging Face folder or hub name with a trained MLM head, or a run; by default the
+            student of `fitb demo`.
+        texts: sentences in which ___ is a missing word, [MASK] one missing subword and [SPAN] any
+            number of subwords; `-` reads lines of standard input.
+        top_k: fillings returned per text.
+        order: masked position to fill next: the most confident one (confidence), the leftmost
+            (left_to_right), or as confidence with iterative refinement afterwards (refine).
+        beam: beam width; 1 is greedy.
+        max_pieces: most subwords of a blank of unknown length.
+        candidates: the only answers allowed.
+        regex: regular expression that every answer must match as a whole.
+        prefix: prefix of every answer.
+        banned: words that no answer may contain.
+        blanks: separate constraints for each blank in the order of the text, as JSON:
             '[{"candidates": ["red", "blue"]}, {"prefix": "un"}]'.
-        same: groups of blanks, numbered from 1, whose answers are equal: '[[1, 3]]'.
-        backend: torch; onnx or onnx-int8 take a folder that `fitb export` wrote with that file.
+        same: groups of blanks, numbered from 1, that must have the same answer: '[[1, 3]]'.
+        backend: torch; or onnx or onnx-int8, for a folder that `fitb export` wrote with that file.
         json: print JSON.
     """
 
@@ -49,18 +49,21 @@ class FillConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        self.request("")  # what can be checked without a text is
+        self.request("")  # checks all that can be checked without a text
         if self.blanks and self._for_all != Constraint():
-            raise ConfigError("blanks and a constraint for all of them are given; give one of them")
+            raise ConfigError(
+                "--blanks is given with --candidates, --regex, --prefix or --banned; put all"
+                " constraints into --blanks"
+            )
         if any(number < 1 for group in self.same for number in group):
-            raise ConfigError(f"same={self.same}; blanks are numbered from 1")
+            raise ConfigError(f"same={self.same}; expected numbers from 1 on")
 
     @property
     def _for_all(self) -> Constraint:
         return Constraint(tuple(self.candidates), self.regex, self.prefix, tuple(self.banned))
 
     def request(self, text: str) -> FillRequest:
-        """Return what is asked of one text."""
+        """Return the request for one text."""
         search = Search(self.order, self.beam, self.max_pieces, self.top_k)
         constraints = tuple(self.blanks) or (self._for_all,)
         same = tuple(tuple(number - 1 for number in group) for group in self.same)

