@@ -120,9 +120,7 @@ def cut_rows(batch: Batch, most: int) -> Batch:
     for i, places in enumerate(batch.slots):
         asked = places[used[i]].tolist()
         cut += [(i, window) for window in windows_of(num_tokens[i], asked, most) if asked]
-    cut = cut or [
-        (0, Window(0, most, ()))
-    ]  # without a masked position one window is read all the same
+    cut = cut or [(0, Window(0, most, ()))]  # at least one row
     row = torch.tensor([i for i, _ in cut])
     begin = torch.tensor([window.begin for _, window in cut])
     ids, real = (

@@ -31,8 +31,8 @@ HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb")
 LIGHT = (
     "config",
     "config.parser",
-    "fsio",
-    "rng",
+    "base.fsio",
+    "base.rng",
     "cluster.local",
     "cluster.submit",
     "cli.completion",
