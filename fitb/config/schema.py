@@ -24,16 +24,7 @@ def _require(condition: bool, message: str) -> None:
 def check_range(
     section: str, values: object, *names: str, low: float, high: float = math.inf
 ) -> None:
-    """Check that low <= value < high for each named field; None passes, NaN does not.
-
-    Args:
-        section: prefix of the names in messages, such as "optim.".
-        values: dataclass with these fields.
-        names: fields to check.
-        low: smallest allowed value.
-        high: first value that is too large.
-    Raises: ConfigError with the first field that is out of range.
-    """
+    """Raise ConfigError unless low <= value < high for each named field; None passes, NaN fails."""
     for name in names:
         value = getattr(values, name)
         limit = f"at least {low:g}" + (f", below {high:g}" if high < math.inf else "")
@@ -70,8 +61,7 @@ class ModelConfig:
     """Teacher and student.
 
     Args:
-        teacher: Hugging Face folder or hub name, or a geometry; null trains with the mlm term
-            alone.
+        teacher: Hugging Face folder or hub name, or a geometry; null trains the mlm term alone.
         student: Hugging Face folder or hub name, or a geometry with random weights.
         dropout: dropout probability of the student; null keeps that of its configuration.
         positions: initial position embeddings of a student with random weights: random, or copied
@@ -134,8 +124,7 @@ class MaskConfig:
 
     Args:
         strategy: token (Devlin et al. 2019), whole_word, or span (SpanBERT: Joshi et al. 2020).
-        fraction: share of a row's ordinary tokens that are masked positions, an exact count per
-            row.
+        fraction: share of a row's ordinary tokens that are masked, an exact count per row.
         mask_share: share of the masked positions that show [MASK].
         random_share: share of them that show a random ordinary token; the rest keep their token.
         span_p: parameter of the geometric distribution of span lengths in words.
@@ -227,8 +216,7 @@ class SpeedConfig:
     """Execution settings; results stay the same up to rounding.
 
     Args:
-        attention: sdpa is torch's fused attention, eager materialises the scores; auto takes the
-            faster one.
+        attention: sdpa is torch's fused attention, eager materialises the scores; auto: the faster.
         compile: torch.compile the student, the losses and a teacher that is not packed; null
             does so on GPUs without ZeRO 3.
         pad: pad head and vocabulary sizes for GPU kernels; null does so on GPUs without ZeRO 3.
@@ -273,8 +261,7 @@ class CheckpointConfig:
 
     Args:
         every_steps: steps between two checkpoints; 0 saves only at stops and at the end.
-        keep_last: number of newest checkpoints to keep; at least 2, so that a damaged one has a
-            predecessor.
+        keep_last: newest checkpoints to keep; at least 2, so that a damaged one has a predecessor.
     """
 
     every_steps: int = 1000
@@ -394,11 +381,9 @@ class Config:
     def grad_accum(self, world_size: int) -> int:
         """Return the number of micro-batches per step and process.
 
-        A step has the same rows with any number of processes; the shares of processes and the
-        micro-batches of a share differ by at most one row.
+        A step has the same rows with any number of processes (`world_size`); their shares, and the
+        micro-batches of a share, differ by at most one row.
 
-        Args:
-            world_size: number of processes.
         Raises: ConfigError if a micro-batch would be empty.
         """
         least = self.global_batch // world_size

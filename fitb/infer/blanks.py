@@ -160,15 +160,6 @@ def find_blanks(text: str, mask_token: str = "[MASK]") -> tuple[Blank, ...]:
     return tuple(Blank(m.start(), m.end(), m.lastgroup or "span") for m in found)  # type: ignore[arg-type]
 
 
-def _is_text(word: str) -> bool:
-    """Whether a string has no lone surrogates, which stand for bytes that are not UTF-8."""
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length: int) -> Prepared:
     """Tokenise a request and check everything that needs no model.
 
@@ -180,9 +171,12 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
         DataError: the text has no blank, more than MAX_TOKENS tokens, or is not UTF-8.
         ConfigError: constraints do not match the blanks or the vocabulary.
     """
-    words = [w for one in request.constraints for w in (*one.candidates, *one.banned, one.prefix)]
-    if not all(map(_is_text, (request.text, *words))):
-        raise DataError("not UTF-8; convert it, for instance with `iconv -f latin1 -t UTF-8`")
+    try:
+        "".join((request.text, *request.words)).encode()
+    except UnicodeEncodeError:  # lone surrogates stand for bytes that are not UTF-8
+        raise DataError(
+            "not UTF-8; convert it, for instance with `iconv -f latin1 -t UTF-8`"
+        ) from None
     lexicon = lexicon_of(tokenizer)
     text, blanks = request.text, find_blanks(request.text, str(tokenizer.mask_token))
     if not blanks:

@@ -113,7 +113,8 @@ def decode(
         orders: order of filling of each layout; refine begins like confidence.
         limits: limits of a forward pass.
     """
-    beams = [[_open(layout)] for layout in layouts]
+    sizes = [len(layout.variables) for layout in layouts]
+    beams = [[Hypothesis((OPEN,) * size, (0.0,) * size)] for size in sizes]
     while True:
         active = [
             (number, hypothesis)
@@ -216,11 +217,6 @@ def ask(questions: Sequence[Question], take: Take, limits: PassLimits) -> Steps[
         answers = yield from _answers(asked, logits)
         for number, choices in zip(part, answers, strict=True):
             take(number, choices)
-
-
-def _open(layout: Layout) -> Hypothesis:
-    size = len(layout.variables)
-    return Hypothesis((OPEN,) * size, (0.0,) * size)
 
 
 def _askable(layout: Layout, hypothesis: Hypothesis, order: Order) -> tuple[int, ...]:

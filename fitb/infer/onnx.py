@@ -127,7 +127,6 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
 
 def _check_finite(path: Path) -> None:
     """Raise DataError naming the weights of a model file that contain NaN or infinity."""
-    require_extra()
     import onnx
 
     with reading("model", str(path.parent), path.name):

@@ -70,14 +70,11 @@ class FillRequest:
     constraints: tuple[Constraint, ...] = ()
     same: tuple[tuple[int, ...], ...] = ()
 
-
-def constraint_chars(request: FillRequest) -> int:
-    """Return the number of characters of all words in the constraints of a request."""
-    return sum(
-        len(word)
-        for one in request.constraints
-        for word in (*one.candidates, *one.banned, one.prefix)
-    )
+    @property
+    def words(self) -> list[str]:
+        """All candidates, banned words and prefixes of the constraints."""
+        given = self.constraints
+        return [word for one in given for word in (*one.candidates, *one.banned, one.prefix)]
 
 
 @dataclass(frozen=True)

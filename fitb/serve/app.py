@@ -53,15 +53,7 @@ def make_app(
     workers: Mapping[str, Worker],
     stopping: Callable[[], bool],
 ) -> Middleware:
-    """Build the ASGI application.
-
-    Args:
-        config: configuration of the server.
-        token: bearer token that clients must send; None for no authentication.
-        metrics: Prometheus metrics.
-        workers: worker of each model by name; empty until the models are loaded.
-        stopping: returns whether the server is shutting down.
-    """
+    """Build the ASGI application; its arguments are those of FillEndpoint and Middleware."""
     names = list(config.sources)
     model = schema.request_model(config.limits, names)
     endpoint = FillEndpoint(config, token, model, workers)

@@ -24,15 +24,7 @@ from pydantic import (
 )
 
 from fitb.infer.blanks import find_blanks
-from fitb.infer.request import (
-    Constraint,
-    Filled,
-    FillRequest,
-    Kind,
-    Order,
-    Search,
-    constraint_chars,
-)
+from fitb.infer.request import Constraint, Filled, FillRequest, Kind, Order, Search
 from fitb.serve.settings import Limits
 
 _SENTENCE = "Returns a [MASK] of strings."
@@ -186,7 +178,7 @@ def _check_text(number: int, request: FillRequest, limits: Limits) -> None:
         "blanks": (len(find_blanks(request.text)), limits.blanks),
         "candidates": (sum(len(one.candidates) for one in given), limits.candidates),
         "banned words": (sum(len(one.banned) for one in given), limits.candidates),
-        "characters in its constraints": (constraint_chars(request), limits.chars),
+        "characters in its constraints": (sum(map(len, request.words)), limits.chars),
     }
     for what, (found, most) in counted.items():
         if found > most:

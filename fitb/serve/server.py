@@ -31,11 +31,6 @@ _SPARE_FILES = 100  # file descriptors besides those of connections
 _LAME_DUCK_S = 0.5  # after SIGTERM, open connections are served with `connection: close`
 
 
-def load(source: str, config: ServeConfig) -> Scorer:
-    """Load the model of a folder or hub name."""
-    return load_scorer(source, config.backend, config.threads)
-
-
 def serve(config: ServeConfig) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code.
 
@@ -130,8 +125,9 @@ class Server(uvicorn.Server):
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
+            backend, threads = self._settings.backend, self._settings.threads
             sources = self._settings.sources.items()
-            scorers = {name: load(source, self._settings) for name, source in sources}
+            scorers = {name: load_scorer(source, backend, threads) for name, source in sources}
         except BaseException as error:
             self.failure = error
             self.should_exit = True

@@ -17,7 +17,7 @@ from fitb.base.errors import FitbError
 from fitb.infer.blanks import MAX_LAYOUTS, Prepared, prepare
 from fitb.infer.fill import search
 from fitb.infer.passes import PassLimits, Steps, forward
-from fitb.infer.request import FillRequest, constraint_chars
+from fitb.infer.request import FillRequest
 from fitb.infer.scorer import Scorer
 from fitb.serve import schema
 from fitb.serve.metrics import Metrics
@@ -123,7 +123,7 @@ class Worker:
             _Text(partial(self._begin, request), asked, number)
             for number, request in enumerate(requests)
         ]
-        chars = sum(len(one.text) * one.search.top_k + constraint_chars(one) for one in requests)
+        chars = sum(len(one.text) * one.search.top_k + sum(map(len, one.words)) for one in requests)
         expected_s = _TEXT_S * len(requests) + _CHAR_S * chars
         request = Request(texts, deadline_s, expected_s=expected_s)
         left_s = deadline_s - time.monotonic()

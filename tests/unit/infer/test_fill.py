@@ -1,4 +1,5 @@
 import itertools
+import random
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import Answer, Constraint, Filled, Filling, FillRequest, Search
 from fitb.infer.scorer import load_scorer
 from fitb.model.load import load_model
+from tests.unit.infer.conftest import Watched
 
 SINGLE = [
     "The quick brown [MASK] jumps.",
@@ -70,19 +72,27 @@ def test_a_piece_that_continues_a_word_joins_what_is_before_it(scorer):
 
 
 def test_a_special_token_in_a_text_is_text(scorer):
-    ids = []
-    original = scorer.logits
-    scorer.logits = lambda rows, slots: (ids.extend(rows), original(rows, slots))[1]
-    ask(scorer, ["a [SEP] b [CLS] [MASK] [PAD] [sep]"])
-    tokenizer = scorer.tokenizer
-    special = {t: sum(row.count(t) for row in ids) for t in tokenizer.all_special_ids}
+    watched, tokenizer = Watched(scorer), scorer.tokenizer
+    ask(watched, ["a [SEP] b [CLS] [MASK] [PAD] [sep]"])
+    ((ids,),) = watched.passes
+    special = {token: ids.count(token) for token in tokenizer.all_special_ids}
     assert special[tokenizer.sep_token_id] == special[tokenizer.cls_token_id] == 1
     assert special[tokenizer.mask_token_id] == 1
     assert special[tokenizer.pad_token_id] == 0
 
 
-def test_no_texts_give_nothing(scorer):
+def test_a_pass_of_many_rows_is_hardly_padded(scorer):
     assert fill(scorer, []) == []
+    draw, watched = random.Random(1), Watched(scorer)
+    texts = ["the " * draw.randint(1, 60) + "[MASK]" for _ in range(300)]
+    together = ask(watched, texts, beam=1, top_k=1)
+    assert sum(map(len, watched.passes)) == len(texts)
+    for rows in watched.passes:
+        shortest, *_, longest = sorted(map(len, rows))
+        assert longest * len(rows) <= 1024 or longest <= 1.1 * shortest
+    for number in draw.sample(range(300), 12):
+        (alone,) = ask(scorer, texts[number : number + 1], beam=1, top_k=1)
+        assert alone.fillings[0].sentence == together[number].fillings[0].sentence
 
 
 def test_a_text_without_blank_is_named_by_number_not_by_content(scorer):
@@ -213,10 +223,6 @@ def test_the_same_answer_stands_in_all_blanks_of_a_group(tiny):
     found = constrained(tiny, "___ b ___ c [MASK]", same=((0, 1),))
     assert found
     assert all(first.lower() == second.lower() for first, second, _ in found)
-
-
-def test_constraints_that_nothing_meets_give_no_filling(tiny):
-    assert constrained(tiny, "a ___", Constraint(regex="zzz")) == []
 
 
 @pytest.mark.parametrize(
