@@ -58,8 +58,8 @@ def test_a_full_queue_a_deadline_and_an_orderly_stop(held: tuple[Served, Path]) 
         wait_for(lambda: passes(hold) == [1])
         waiting = [pool.submit(served.ask, body=body) for _ in range(4)]
         wait_for(lambda: figure(served, 'fitb_queue_texts{model="student"}') == 4)
-        status, content, headers = served.ask(body=body)
-        assert status == 503 and int(headers["retry-after"]) > 0 and "wait" in content["error"]
+        status, _, headers = served.ask(body=body)
+        assert status == 503 and int(headers["retry-after"]) > 0
         assert served.ask("/healthz")[0] == 200
         served.process.terminate()
         wait_for(lambda: _refuses(served.port))
