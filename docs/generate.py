@@ -68,7 +68,7 @@ def _cli() -> Iterator[str]:
         if command.launcher:
             hands_to = COMMANDS[command.hands_to].program
             yield from _table(_HEAD, _launcher(launcher_of(command)))
-            yield f"Every other flag is one of [`{hands_to}`](#{_anchor(hands_to)}).\n"
+            yield f"All other flags go to [`{hands_to}`](#{_anchor(hands_to)}).\n"
         elif load(command.config) is Config:
             yield "Its flags are all keys of [configuration.md](configuration.md).\n"
         else:

@@ -1,1 +1,1 @@
-"""What everything else stands on; imports nothing else of fitb."""
+"""Foundations used by all other rooms; imports nothing else of fitb."""

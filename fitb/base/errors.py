@@ -3,12 +3,12 @@
     FitbError                1
     +-- ConfigError          2   a flag, a key or a number of the configuration
     +-- DataError            3   shards, manifest, text
-    |   +-- ContractError    3   teacher, student, tokenizer and shards do not fit together
+    |   +-- ContractError    3   teacher, student, tokenizer and shards do not match
     +-- SystemFault          4   the machine: no space, no device, no Slurm
     +-- TrainingError        5   the numbers: minimum loss scale, a loss that is not finite
-    |   +-- CheckpointError  5   checkpoints exist and none can be trusted
+    |   +-- CheckpointError  5   checkpoints exist and none is valid
 
-A training job has its own codes, because its scheduler reads them: FINISHED, RESUME, STOP.
+Training jobs use the exit codes FINISHED, RESUME and STOP, which batch scripts read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import difflib
 from collections.abc import Iterable
 
 FINISHED = 0  # all steps are done
-CRASH = 1  # and everything else that is not here: starting again may help
-RESUME = 85  # saved; start the same command again
-STOP = 93  # starting again would not help
+CRASH = 1  # like any code that is not listed here: restarting may help
+RESUME = 85  # a checkpoint was saved; run the same command again
+STOP = 93  # restarting would not help
 
 
 class FitbError(Exception):
-    """An error that a user can act on: what, the value, what was expected, what to do."""
+    """An error with the value, what was expected and the remedy, in one line."""
 
     exit_code = 1
     restart_helps = False
@@ -38,10 +38,10 @@ class DataError(FitbError):
 
 
 class ContractError(DataError):
-    """All broken clauses of the model contract at once.
+    """All violations of the model contract at once.
 
     Args:
-        failures: one sentence each, with its remedy.
+        failures: one sentence with its remedy per violation.
     """
 
     def __init__(self, failures: Iterable[str]) -> None:
@@ -63,6 +63,6 @@ class CheckpointError(TrainingError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ' (nearest: X)' for the known name most like `name`, or an empty string."""
+    """Return " (nearest: X)" with the most similar known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: {close[0]})" if close else ""

@@ -1,4 +1,4 @@
-"""Files that are whole on the disk or not there: atomic writes, append-only lines, checksums."""
+"""Crash-safe files: atomic writes of files and folders, JSON lines, checksums."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from fitb.base.modes import match_modes
 from fitb.base.renameat2 import EXCHANGE, NOREPLACE, UNSUPPORTED, rename
 
 logger = logging.getLogger(__name__)
-_ASIDE = ".old"  # of a folder between two renames, where names cannot be exchanged
+_ASIDE = ".old"  # suffix of a replaced folder between two renames, without RENAME_EXCHANGE
 
 
 class DamagedFile(DataError, ValueError):
-    """A file that is not what fitb writes."""
+    """A file whose content is not valid."""
 
 
 @contextlib.contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Turn 'no space' and 'over quota' into an error that says where."""
+    """Turn ENOSPC and EDQUOT into a SystemFault that names the path."""
     try:
         yield
     except OSError as error:
@@ -38,12 +38,12 @@ def naming_full_disk(path: Path) -> Iterator[None]:
             raise
         raise SystemFault(
             f"no space left while writing {path}: {error.strerror}; free space or quota there"
-            " and start again, what was saved before is untouched"
+            " and start again; earlier files are untouched"
         ) from error
 
 
 def fsync_dir(path: Path) -> None:
-    """Make renames inside a folder survive a power cut, where its filesystem can promise that."""
+    """Make renames inside a folder durable, if its filesystem supports that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -55,7 +55,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and folder below a folder, and itself, survive a power cut."""
+    """Make a folder and everything below it durable."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             _fsync_file(Path(root, name))
@@ -73,30 +73,21 @@ def _fsync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file: readers see the old one or the new one, never a part.
+    """Write a file atomically: readers see the old or the new content, never a part.
 
-    Raises: SystemFault where the disk or quota is full; the old file stays.
+    Raises: SystemFault if the disk or quota is full; the old file stays.
     """
-    data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with naming_full_disk(path):
-        try:
-            with open(part, "xb") as file:  # never through a link that lies there
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    fsync_dir(path.parent)
+    with written_whole(path) as part, open(part, "xb") as file:  # x: never through a symlink
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a scratch name beside `path` that takes its place when the block ends well.
+    """Yield a temporary path next to `path`, which replaces it after the block succeeds.
 
-    No other process on any host uses that name, so two that write the same file do no harm.
+    The name is unique across processes and hosts. The content is durable before the rename.
+
+    Raises: SystemFault if the disk or quota is full; the old file stays.
     """
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(4)}.part")
     with naming_full_disk(path):
@@ -114,18 +105,18 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_written_whole(
     path: Path, room: Path | None = None, *, replace: bool = True
 ) -> Iterator[Path]:
-    """Yield a scratch folder that takes the place of `path` when the block ends well.
+    """Yield a temporary folder, which replaces `path` after the block succeeds.
 
-    What the block wrote is on the disk before the folder has its name. Where the filesystem can
-    exchange two names, there is no moment without a folder under `path`.
+    The content is durable before the rename. With RENAME_EXCHANGE there is no moment without a
+    folder at `path`.
 
     Args:
-        path: the folder to make or replace.
-        room: where the scratch folders are, which must exist; None is beside `path`.
-        replace: what is there; else nothing may be.
+        path: folder to create or replace.
+        room: existing folder for the temporary one, on the same filesystem; by default the parent.
+        replace: whether an existing folder is replaced; else it is an error.
     Raises:
-        FileExistsError: something is there that must not be replaced.
-        SystemFault: the disk or quota is full; what was there stays.
+        FileExistsError: `path` exists and must not be replaced.
+        SystemFault: the disk or quota is full; the old folder stays.
     """
     if room is None:
         room = path.parent
@@ -148,14 +139,14 @@ def folder_written_whole(
 
 
 def _put(scratch: Path, path: Path, replace: bool) -> Path | None:
-    """Give a folder its name; return where what had that name is now, None for nothing.
+    """Rename a folder to its final name; return the new path of the folder it replaced, or None.
 
     Raises: FileExistsError
     """
     if rename(scratch, path, NOREPLACE):
         return None
     if not replace:
-        raise FileExistsError(f"{path} is there, and must not be replaced")
+        raise FileExistsError(f"{path} already exists")
     if rename(scratch, path, EXCHANGE):
         return scratch
     aside = scratch.with_suffix(_ASIDE)
@@ -170,14 +161,14 @@ def _put(scratch: Path, path: Path, replace: bool) -> Path | None:
 
 
 def put_back(path: Path, room: Path) -> bool:
-    """Give a folder its name back where a kill came between the two renames that replace it.
+    """Restore a folder after a kill between the two renames that replace it.
 
-    A folder that is there keeps its name: a rename onto it fails.
+    An existing folder is kept: the rename onto it fails.
 
     Args:
-        path: as given to `folder_written_whole`.
-        room: as given to it.
-    Returns: whether there was one to put back.
+        path: as in `folder_written_whole`.
+        room: as in `folder_written_whole`.
+    Returns: whether a folder was restored.
     """
     found = False
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -192,7 +183,7 @@ def put_back(path: Path, room: Path) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to a name of its own beside it, and return that."""
+    """Rename a damaged file or folder to PATH.bad, or PATH.badN; return the new path."""
     number = 0
     while os.path.lexists(aside := path.with_name(f"{path.name}.bad{number or ''}")):
         number += 1
@@ -201,12 +192,12 @@ def set_aside(path: Path) -> Path:
 
 
 def to_json(value: Any, **form: Any) -> str:
-    """Return JSON that every reader takes: null where Python has NaN or an infinity."""
+    """Return standard JSON, with null for NaN and infinities."""
     return json.dumps(finite(value), allow_nan=False, **form)
 
 
 def finite(value: Any) -> Any:
-    """Return a JSON-able value with null for NaN and infinities, which JSON does not have."""
+    """Return a JSON-serialisable value with None for NaN and infinities."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -215,6 +206,7 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -222,24 +214,25 @@ def read_json(path: Path, *keys: str) -> Any:
     """Read a JSON file.
 
     Args:
-        keys: which an object must have; without any the value may be of any kind.
-    Raises: DamagedFile where it is none, or lacks a key.
+        path: the file.
+        keys: keys that the object must have; without keys any value is accepted.
+    Raises: DamagedFile if it is not JSON, or lacks a key.
     """
     try:
         return parse_json(path.read_bytes(), *keys)
     except ValueError as error:
         raise DamagedFile(
-            f"{path} is damaged: {error}; put back a copy that is whole, or remove it to have it"
-            " made again"
+            f"{path} is damaged: {error}; restore a copy, or remove it so that it is written again"
         ) from error
 
 
 def parse_json(text: bytes, *keys: str) -> Any:
-    """Parse JSON.
+    """Parse JSON in UTF-8.
 
     Args:
-        keys: which an object must have; without any the value may be of any kind.
-    Raises: ValueError saying what is wrong.
+        text: the JSON.
+        keys: keys that the object must have; without keys any value is accepted.
+    Raises: ValueError with the reason.
     """
     try:
         value = json.loads(text.decode())
@@ -256,9 +249,9 @@ def parse_json(text: bytes, *keys: str) -> Any:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in one write that survives a power cut.
+    """Append one JSON object as a line, durably.
 
-    Raises: SystemFault where the disk or quota is full; the file is as it was.
+    Raises: SystemFault if the disk or quota is full; the file is unchanged.
     """
     handle = open_for_appending(path)
     try:
@@ -268,10 +261,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def create(path: Path) -> bool:
-    """Make an empty file unless there is one, and return whether it was made.
+    """Create an empty file; return False if it exists.
 
-    This proves that a name was free. That a filesystem denies a name does not: on NFS it may answer
-    from memory.
+    True proves that the name was free. A failed lookup does not: NFS may answer it from a cache.
     """
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -281,11 +273,12 @@ def create(path: Path) -> bool:
 
 
 def open_for_appending(path: Path) -> int:
+    """Return a file descriptor for `append_to`."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
 
 def append_to(handle: int, path: Path, record: dict[str, Any]) -> None:
-    """Do what `append_line` does to a file that is open for appending."""
+    """Append like `append_line`, to an open file descriptor."""
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
     with naming_full_disk(path):
         end = os.lseek(handle, 0, os.SEEK_END)
@@ -294,22 +287,23 @@ def append_to(handle: int, path: Path, record: dict[str, Any]) -> None:
                 line = line[os.write(handle, line) :]
             os.fsync(handle)
         except OSError:
-            os.ftruncate(handle, end)  # or the next line would go on after half a line
+            os.ftruncate(handle, end)  # or the next line would follow half a line
             raise
 
 
 def read_lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of lines that must not miss one: numbers, rows, a queue.
+    """Yield the objects of a JSON lines file that must be complete: metrics, rows, a queue.
 
-    A line torn by a kill, at the end, is left out.
+    A last line without a line end, as a kill leaves it, is skipped.
 
     Args:
-        keys: which each object must have.
-    Raises: DamagedFile naming a line that is none.
+        path: the file; none is like an empty one.
+        keys: keys that each object must have.
+    Raises: DamagedFile naming a damaged line.
     """
     for number, record in _records(path, keys):
         if isinstance(record, ValueError):
-            raise DamagedFile(f"{path}:{number}: {record}; mend or remove that line")
+            raise DamagedFile(f"{path}:{number}: {record}; repair or remove that line")
         yield record
 
 
@@ -319,12 +313,13 @@ def read_records(
     tell: Callable[[str], None] = logger.warning,
     tail_bytes: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of lines that only tells what happened, damaged ones passed over.
+    """Yield the objects of a JSON lines file that is only a log; damaged lines are skipped.
 
     Args:
-        keys: which each object must have.
-        tell: gets a sentence on what was passed over, at the end.
-        tail_bytes: read whole lines of the last bytes alone.
+        path: the file; none is like an empty one.
+        keys: keys that each object must have.
+        tell: called at the end with a sentence about skipped lines.
+        tail_bytes: read only the whole lines within the last bytes.
     """
     damaged: list[int] = []
     for number, record in _records(path, keys, tail_bytes):
@@ -335,16 +330,16 @@ def read_records(
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         lines = f"{len(damaged)} damaged lines are" if len(damaged) > 1 else "a damaged line is"
-        tell(f"{path}: {lines} passed over (line {shown})")
+        tell(f"{path}: {lines} skipped (line {shown})")
 
 
 def _records(
     path: Path, keys: tuple[str, ...], tail_bytes: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-    """Yield the number of each line with its end, and its object or what is wrong with it.
+    """Yield the number of each terminated line, and its object or what is wrong with it.
 
     Args:
-        tail_bytes: begin with the first whole line of the last bytes, as number 1.
+        tail_bytes: start at the first whole line within the last bytes, as number 1.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
@@ -369,7 +364,7 @@ def _records(
 
 
 def is_torn(path: Path) -> bool:
-    """Whether a file ends in a line without its end, as a kill leaves it."""
+    """Whether the last line has no line end, as a kill leaves it."""
     try:
         with open(path, "rb") as file:
             file.seek(-1, os.SEEK_END)
@@ -379,12 +374,13 @@ def is_torn(path: Path) -> bool:
 
 
 def mend_tail(path: Path) -> None:
-    """Cut off a last line that a kill left without its end, so that the next append is clean."""
+    """Truncate a last line without a line end, so that the next append starts a line."""
     if is_torn(path):
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -393,6 +389,6 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of a value's canonical JSON: sorted keys, no spaces."""
+    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces), in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What git says of the checkout that this package runs from; None where it runs from none."""
+"""The git commit of the checkout that fitb runs from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(fitb.__file__).parents[1]
 
 
 def git(*words: str) -> str | None:
-    """Return what a command of git prints about the checkout."""
+    """Return the output of a git command in the checkout; None if there is no checkout or git."""
     if not (ROOT / ".git").exists():  # an environment may lie in a repository of its user
         return None
     command = ["git", "-C", str(ROOT), *words]
@@ -23,5 +23,5 @@ def git(*words: str) -> str | None:
 
 
 def describe(dirty: str = "-dirty") -> str | None:
-    """Return the short commit, with `dirty` behind it where files differ from it."""
+    """Return the short commit, with the suffix `dirty` if files differ from it."""
     return git("describe", "--always", f"--dirty={dirty}", "--exclude=*")

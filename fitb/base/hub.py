@@ -1,4 +1,4 @@
-"""Files of a Hugging Face folder or hub name; a download only where the environment allows one."""
+"""Files of a Hugging Face folder or hub model; downloads follow HF_HUB_OFFLINE."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from fitb.base.errors import DataError, FitbError
 from fitb.base.modes import denied
 
-_CODE = "it is a pickle that holds more than tensors, which is code and is never run"
+_CODE = "it is a pickle with more than tensors, which is code and is never run"
 
 
 def find_file(source: str, name: str) -> Path | None:
-    """Return a file of a folder or of a hub model, None where it has none."""
+    """Return the path of a file of a folder or hub model, None if it has none."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
@@ -36,14 +36,14 @@ def find_file(source: str, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def reading(what: str, source: str, *files: str) -> Iterator[None]:
-    """Raise one DataError for whatever a library raises while it reads somebody's files.
+    """Turn any exception of a library that reads a user's files into a DataError.
 
-    A list of exceptions would never be complete: a damaged file can make a parser raise anything.
+    All exceptions are caught, because a damaged file can make a parser raise anything.
 
     Args:
-        what: is read, for the message.
+        what: what is read, for the message.
         source: folder or hub name.
-        files: any of which would do; the first is what is missing where none is there.
+        files: alternative file names; the first is named if none exists.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def reading(what: str, source: str, *files: str) -> Iterator[None]:
 
 
 def not_found(what: str, source: str, file: str, error: BaseException) -> DataError:
-    """Say in one line that something is not there or cannot be read, and what to do."""
+    """Return a DataError that says why a file is missing or unreadable, and the remedy."""
     folder = Path(source)
     if why := denied(folder / file) or _denied_inside(folder):
         return DataError(f"{what} {source!r} cannot be read: {why}")
@@ -68,7 +68,7 @@ def not_found(what: str, source: str, file: str, error: BaseException) -> DataEr
         state = unread if present else f"not there: it holds no {file}"
         return DataError(
             f"{what} {source!r} {state}; expected a folder that save_pretrained wrote; write it"
-            " again or name another"
+            " again or use another"
         )
     return DataError(
         f"{what} {source!r} not found: tried a folder of that name, then the Hugging Face hub and"
@@ -78,6 +78,6 @@ def not_found(what: str, source: str, file: str, error: BaseException) -> DataEr
 
 
 def _denied_inside(folder: Path) -> str:
-    """Say which file of a folder may not be read: a model needs several."""
+    """Return why a file of a folder may not be read; an empty string if all may."""
     inside = sorted(folder.iterdir()) if folder.is_dir() and os.access(folder, os.R_OK) else []
     return next(filter(None, map(denied, inside)), "")

@@ -1,6 +1,6 @@
-"""Slurm's words for the state of a job, as `scontrol show job` has them."""
+"""Slurm job states, as in `scontrol show job`."""
 
-FORGOTTEN = "FORGOTTEN"  # our word: Slurm drops a job from its memory some minutes after its end
+FORGOTTEN = "FORGOTTEN"  # not Slurm's: a job that Slurm dropped some minutes after its end
 ENDED = (
     "COMPLETED",
     "FAILED",

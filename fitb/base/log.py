@@ -1,7 +1,7 @@
-"""Logging: rank 0 speaks at INFO, the others at WARNING, every line with its rank.
+"""Logging: rank 0 at INFO, other ranks at WARNING, every line with its rank.
 
-On a terminal one line below the log says how far the work is, and is drawn again in its place;
-elsewhere progress is a log line every few seconds, in CI every minute.
+On a terminal a progress line is redrawn below the log; elsewhere progress is a log line every 5 s,
+in CI every minute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLEAR = "\r\x1b[K"
 
 
 class Console(logging.StreamHandler[TextIO]):
-    """Writes log lines, and keeps the line of progress below them where there is a terminal."""
+    """Log handler that keeps the progress line of a terminal below the log lines."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -27,7 +27,7 @@ class Console(logging.StreamHandler[TextIO]):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a line can be drawn again."""
+        """Whether a line can be redrawn."""
         there = not self.stream.closed and self.stream.isatty()
         return there and os.environ.get("TERM") != "dumb"
 
@@ -38,7 +38,7 @@ class Console(logging.StreamHandler[TextIO]):
         self._draw(shown)
 
     def show(self, parts: Sequence[str]) -> None:
-        """Draw the line of progress in the place of the one before; without parts take it away."""
+        """Redraw the progress line; without parts, remove it."""
         self.acquire()  # other threads log
         try:
             self._draw(fit(parts, self._columns()))
@@ -47,7 +47,7 @@ class Console(logging.StreamHandler[TextIO]):
 
     def _draw(self, text: str) -> None:
         if text or self._shown:
-            # The cursor goes back, so that what others print does not begin in the middle.
+            # Return the cursor, so that the output of other programs starts at the left.
             self.stream.write(_CLEAR + text + ("\r" if text else ""))
             self.stream.flush()
         self._shown = text
@@ -60,22 +60,22 @@ class Console(logging.StreamHandler[TextIO]):
 
 
 class Progress:
-    """How far one thing is, told as often as the place wants to hear it.
+    """Rate-limited progress of one task.
 
     Args:
-        logger: of its log lines.
+        logger: logger of its log lines.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger, self._last_s = logger, float("-inf")
 
     def tell(self, parts: Sequence[str], plain: str, last: bool = False) -> None:
-        """Draw on a terminal, write a log line elsewhere; or neither, where it is too soon.
+        """Redraw the progress line, or write a log line without a terminal, if it is due.
 
         Args:
-            parts: of the line on a terminal; where it is too narrow the last ones are left out.
-            plain: the log line.
-            last: always a log line.
+            parts: parts of the progress line; a narrow terminal drops the last ones.
+            plain: text of the log line.
+            last: whether to write a log line in any case.
         """
         console, now = _console(), time.monotonic()
         draws = console is not None and console.is_terminal
@@ -89,17 +89,18 @@ class Progress:
             self._logger.info(plain)
 
     def end(self) -> None:
-        """Take the line off the terminal."""
+        """Remove the progress line."""
         console = _console()
         if console is not None:
             console.show([])
 
 
 def fit(parts: Sequence[str], columns: int) -> str:
-    """Return the first parts that a line of a terminal holds, the very first one cut if need be.
+    """Return the first parts that fit into a terminal line; the very first may be cut.
 
     Args:
-        columns: of the terminal; its last one stays free, or some terminals begin a new line.
+        parts: parts of the line.
+        columns: width of the terminal; its last column stays free, because some terminals wrap.
     """
     text = ""
     for number, part in enumerate(parts):
@@ -111,7 +112,7 @@ def fit(parts: Sequence[str], columns: int) -> str:
 
 
 def setup(rank: int = 0) -> None:
-    """Send fitb's log lines to standard error."""
+    """Send the log of fitb to standard error."""
     handler = Console(sys.stderr)
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s [rank {rank}] %(levelname)s %(message)s", "%H:%M:%S")

@@ -1,4 +1,4 @@
-"""Who may have a file: modes as the umask would have them, and why a path is refused."""
+"""File permissions: modes that follow the umask, and the reason for a denied access."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PROBE = ".mode"
 
 
 def match_modes(folder: Path) -> None:
-    """Give files and folders inside a folder the modes that they would get if made there now.
+    """Set the modes inside a folder to those of newly created files and folders.
 
-    Some libraries write their files for the owner alone whatever the umask (safetensors does). A
-    file and a folder are made to see their modes: default ACLs and setgid count, which the umask
-    does not tell, and the umask cannot be read without changing it for other threads.
+    Some libraries, such as safetensors, ignore the umask and write files for the owner only. The
+    modes are read off a probe file and folder, because default ACLs and setgid count too, and the
+    umask cannot be read without changing it for other threads.
     """
     of_file, of_folder = _modes(folder)
     for path in folder.rglob("*"):
@@ -41,15 +41,15 @@ def _modes(folder: Path) -> tuple[int, int]:
 
 
 def denied(path: Path) -> str:
-    """Say which part of a path this user may not read, whose it is, and what to do.
+    """Return which part of a path this user may not read, its owner and the remedy.
 
-    Returns: nothing where all of it may be read, or is not there.
+    Returns: an empty string if the path is readable or does not exist.
     """
     whole = Path(os.path.realpath(path))
     for part in (*reversed(whole.parents), whole):
         try:
             status = part.stat()
-        except OSError:  # it is not there
+        except OSError:  # it does not exist
             return ""
         needed = os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
         if not os.access(part, needed, effective_ids=True):
@@ -62,17 +62,19 @@ def denied(path: Path) -> str:
 
 
 def fault_of(error: OSError, what: str) -> FitbError:
-    """Turn what a filesystem says into an error of ours: a refusal lasts, all else may pass.
+    """Turn an OSError into a ConfigError if it is permanent, else into a SystemFault.
 
-    A refusal that the modes do not bear out may pass, too: file servers answer so for a moment.
+    Permission errors that the modes do not explain count as transient: file servers raise them
+    for moments.
 
     Args:
-        what: was touched, where the error names no file.
+        error: the error.
+        what: what was accessed, if the error names no file.
     """
     name, said = error.filename or what, error.strerror or str(error)
     fault = SystemFault(f"{name}: {said}")
     if error.errno == errno.EROFS:
-        return ConfigError(f"{name}: {said}; mount it for writing, or take another folder")
+        return ConfigError(f"{name}: {said}; mount it for writing, or use another folder")
     if error.errno not in (errno.EACCES, errno.EPERM) or error.filename is None:
         return fault
     there = Path(os.path.realpath(name))
@@ -80,7 +82,7 @@ def fault_of(error: OSError, what: str) -> FitbError:
         there = there.parent
     try:
         status = there.stat()
-    except OSError:  # it was just there
+    except OSError:  # it was removed meanwhile
         return fault
     needed = os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK)
     if os.access(there, needed, effective_ids=True):
@@ -88,12 +90,12 @@ def fault_of(error: OSError, what: str) -> FitbError:
     owner, mode = _name(status.st_uid), stat.S_IMODE(status.st_mode)
     return ConfigError(
         f"{name}: {said}: {there} belongs to {owner} and has mode {mode:04o}; ask {owner} for"
-        f" `chmod -R g+rwX {there}` and `umask 002` in the jobs of both, or take another folder"
+        f" `chmod -R g+rwX {there}` and `umask 002` in the jobs of both, or use another folder"
     )
 
 
 def _name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:  # in containers
+    except KeyError:  # a uid without a name, as in containers
         return f"user {uid}"

@@ -1,4 +1,4 @@
-"""Text without the secrets of its URLs: passwords, and queries, which may hold a signature."""
+"""Removal of secrets from URLs: passwords, and queries, which may contain signatures."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\")]*")
 
 
 def redacted(text: str) -> str:
-    """Return text with the passwords and the queries of its URLs left out."""
+    """Return text with *** for the passwords and queries of its URLs."""
     return _QUERY.sub(r"\1?***", _PASSWORD.sub("://***@", text))

@@ -1,4 +1,4 @@
-"""Renames that never replace, and exchanges of two names, where kernel and filesystem have them."""
+"""renameat2: RENAME_NOREPLACE and RENAME_EXCHANGE, with a fallback for the former."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ _AT_FDCWD = -100
 
 
 def rename(source: Path, target: Path, flag: int) -> bool:
-    """Rename with a flag of renameat2; False where that cannot be.
+    """Rename a folder with a flag of renameat2.
 
-    With NOREPLACE that is where the target exists; with EXCHANGE where the kernel or the
-    filesystem knows no exchange. Where it does not know the other either, a plain rename is as
-    good: it never puts a folder over one that holds anything.
+    Args:
+        source: folder to rename.
+        target: its new name.
+        flag: NOREPLACE or EXCHANGE. Without support for NOREPLACE a plain rename is used, which
+            never replaces a folder that is not empty.
+    Returns: False if the target exists (NOREPLACE), or exchange is not supported (EXCHANGE).
+    Raises: OSError for any other failure.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     number = errno.ENOSYS
@@ -28,7 +32,7 @@ def rename(source: Path, target: Path, flag: int) -> bool:
         number = ctypes.get_errno()
     failure = OSError(number, os.strerror(number), str(target))
     try:
-        if number not in (*UNSUPPORTED, errno.EPERM):  # EPERM: a container's filter of calls
+        if number not in (*UNSUPPORTED, errno.EPERM):  # EPERM: a container's seccomp filter
             raise failure
         if flag == NOREPLACE:
             os.rename(source, target)

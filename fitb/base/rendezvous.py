@@ -1,7 +1,7 @@
-"""The processes of a job join: on loopback alone where all of them are on this host.
+"""Rendezvous of the ranks of a job, on loopback only if all of them are on this host.
 
-torch's store, through which they find each other, asks nobody for a secret and listens on every
-address of its host (docs/slurm.md). What starts here for itself has no need of that.
+torch's TCPStore has no authentication and listens on every address of its host (docs/slurm.md),
+which local runs do not need.
 """
 
 from __future__ import annotations
@@ -19,23 +19,27 @@ from fitb.base.world import World
 
 _INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 _LOOPBACK = "lo"
-_NAME_S = 60.0  # a server of names may be away for a moment
+_NAME_S = 60.0  # a DNS server may be down for a moment
 
 
 def join(world: World, backend: str, timeout: timedelta) -> None:
-    """Make torch's process group, as MASTER_ADDR and MASTER_PORT in the environment say.
+    """Initialise torch's process group at MASTER_ADDR and MASTER_PORT of the environment.
 
-    A job of one process may leave the port to the kernel: 0 becomes the port that it gave.
+    With one process, port 0 takes a free port, which is written to MASTER_PORT.
 
-    Raises: what torch raises where the processes do not find each other; ConfigError where the name
-        of this host keeps them from it; SystemFault where the host of rank 0 has no address.
+    Args:
+        world: this rank.
+        backend: backend of torch.distributed.
+        timeout: timeout of the rendezvous and of collectives.
+    Raises: what torch raises on a timeout; ConfigError if other hosts cannot reach this one by its
+        name; SystemFault if the name of rank 0's host cannot be resolved.
     """
     import torch.distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if not on_this_host(os.environ):
         if _has_several_hosts(os.environ, world) and (why := unreachable(os.environ)):
-            raise ConfigError(f"the processes would not find each other: {why}")
+            raise ConfigError(f"the ranks would not find each other: {why}")
         _wait_for_address(host)
         dist.init_process_group(backend, timeout=timeout)
         return
@@ -57,7 +61,7 @@ def join(world: World, backend: str, timeout: timedelta) -> None:
 
 
 def _wait_for_address(host: str) -> None:
-    """Raise SystemFault where a host has no address for a minute; torch would ask for ever."""
+    """Raise SystemFault if a host name does not resolve for a minute; torch would wait for ever."""
     deadline_s = time.monotonic() + _NAME_S
     while True:
         try:
@@ -65,9 +69,9 @@ def _wait_for_address(host: str) -> None:
         except OSError as error:
             if time.monotonic() > deadline_s:
                 raise SystemFault(
-                    f"MASTER_ADDR={host}, where rank 0 is, has no address on {socket.gethostname()}"
-                    f" ({error.strerror}); expected a name that every host of the job knows;"
-                    " correct FITB_HOST_SUFFIX if it is set, or have the site mend its names"
+                    f"MASTER_ADDR={host} (rank 0) cannot be resolved on {socket.gethostname()}"
+                    f" ({error.strerror}); expected a name that every host of the job resolves;"
+                    " correct FITB_HOST_SUFFIX if it is set, or have the site fix its DNS"
                 ) from error
             time.sleep(1)
         else:
@@ -75,16 +79,16 @@ def _wait_for_address(host: str) -> None:
 
 
 def _has_several_hosts(env: Mapping[str, str], world: World) -> bool:
-    """Whether the processes of a job are on several hosts, as torchrun or Slurm says."""
+    """Whether a job spans several hosts, according to torchrun or Slurm."""
     hosts = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or "1"
     return int(env.get("LOCAL_WORLD_SIZE", world.size)) < world.size or int(hosts) > 1
 
 
 def unreachable(env: Mapping[str, str]) -> str | None:
-    """Say why gloo would send other hosts astray, and the remedy; None where it would not.
+    """Return why other hosts could not reach gloo on this host, with the remedy; else None.
 
-    It tells them the address of this host's own name, loopback where that has none; Debian's
-    installer gives the name of a host 127.0.1.1.
+    gloo announces the address to which this host's own name resolves, loopback if it does not
+    resolve; Debian's installer maps the name of a host to 127.0.1.1.
     """
     if env.get(_INTERFACE_VARIABLE):
         return None
@@ -96,14 +100,14 @@ def unreachable(env: Mapping[str, str]) -> str | None:
     if address and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         return None
     return (
-        f"{name} {f'is {address}' if address else 'has no address'} on {name} itself, so gloo gives"
-        f" other hosts one of loopback; export {_INTERFACE_VARIABLE}={_interface()} for the job, or"
-        f" have the site give {name} its own address in /etc/hosts"
+        f"{name} {f'is {address}' if address else 'has no address'} on {name} itself, so gloo"
+        f" announces loopback; export {_INTERFACE_VARIABLE}={_interface()} for the job, or have the"
+        f" site give {name} its own address in /etc/hosts"
     )
 
 
 def _interface() -> str:
-    """The interface that leads out of this host; eth0 where none does."""
+    """Return the interface of the default route, else the first other one, else eth0."""
     try:
         routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
     except OSError:
@@ -113,7 +117,7 @@ def _interface() -> str:
 
 
 def on_this_host(env: Mapping[str, str]) -> bool:
-    """Whether all processes of a job are on this host; torchrun's have its agent's store."""
+    """Whether MASTER_ADDR is loopback and the store is not that of torchrun's agent."""
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return False
     try:

@@ -1,4 +1,4 @@
-"""The signals that end a job, by who sends them."""
+"""Signals that end a job, by sender."""
 
 import signal
 
@@ -10,5 +10,5 @@ SHUTDOWN = (*BY_SCHEDULER, signal.SIGINT)  # and a terminal: each leads to a gra
 
 
 def slurm_name(number: signal.Signals) -> str:
-    """Return a signal as Slurm's options have it: USR1."""
+    """Return the name of a signal as in Slurm's options, such as USR1."""
     return number.name.removeprefix("SIG")

@@ -1,4 +1,4 @@
-"""Jinja2 templates of the package as text, or as HTML pages that load nothing from the network."""
+"""Jinja2 templates of the package: text, and HTML pages without network access."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _HEAD_BYTES = 1000
 
 
 def render_template(name: str, **values: Any) -> str:
-    """Render a template; in HTML every value is escaped, for text of a corpus may hold markup.
+    """Render a template; values are escaped in HTML, because corpus text may contain markup.
 
     Args:
-        name: its path in the package; pages extend page.html.j2.
-        values: that it shows.
+        name: path of the template in the package; HTML pages extend page.html.j2.
+        values: variables of the template.
     """
     import jinja2
 
@@ -32,20 +32,20 @@ def render_template(name: str, **values: Any) -> str:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page whole, where there is no file or one of fitb's pages.
+    """Write an HTML page atomically; only a page that fitb wrote is replaced.
 
-    Raises: ConfigError where another file is there; SystemFault where it cannot be written.
+    Raises: ConfigError if another file exists there; SystemFault if it cannot be written.
     """
     try:
         if path.is_symlink() or path.exists():
             head = path.read_bytes()[:_HEAD_BYTES]
             if head and not (head.startswith(b"<!DOCTYPE html>") and _MARK in head):
                 raise ConfigError(
-                    f"{path} is not a page that fitb wrote; move it away, or name another file"
+                    f"{path} is not a page that fitb wrote; move it away, or use another file"
                 )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, page + "\n")
     except OSError as error:
         raise SystemFault(
-            f"cannot write {path}: {error.strerror}; name a file in a folder of yours"
+            f"cannot write {path}: {error.strerror}; use a file in a folder that you may write"
         ) from error

@@ -1,4 +1,4 @@
-"""Which W&B a run goes to, and whether this user has a key for it, as W&B itself finds out."""
+"""W&B server, mode and API key of this user, as W&B itself resolves them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Login:
-    """What W&B would do of itself.
+    """The resolved W&B login.
 
     Args:
-        url: of the server.
-        mode: that W&B was told, by its environment or settings files; empty where it was not.
-        key: where there is a key for the server, "WANDB_API_KEY" or "netrc"; else empty.
+        url: URL of the server.
+        mode: mode from W&B's environment or settings files; empty if none is set.
+        key: source of an API key for the server, "WANDB_API_KEY" or "netrc"; empty if none.
     """
 
     url: str
@@ -24,18 +24,18 @@ class Login:
     key: str
 
     def mode_of(self, wanted: str) -> str:
-        """Resolve `auto`: as W&B was told, else online where there is a key, else offline."""
+        """Resolve `auto`: W&B's own mode if set, else online with a key, else offline."""
         if wanted != "auto":
             return wanted
         return self.mode or ("online" if self.key else "offline")
 
 
 def login_of(env: Mapping[str, str]) -> Login:
-    """Look up server, mode and key; takes the second that wandb takes to be imported.
+    """Resolve server, mode and key; importing wandb takes about a second.
 
     Args:
-        env: of this process.
-    Raises: ImportError, and whatever W&B does about its own settings.
+        env: environment variables of this process.
+    Raises: ImportError without wandb, and what wandb raises for its own settings.
     """
     import wandb
     from wandb.sdk import wandb_setup
@@ -45,7 +45,7 @@ def login_of(env: Mapping[str, str]) -> Login:
         settings = wandb_setup.singleton().settings
         url, mode = str(settings.base_url), str(settings.mode)
     finally:
-        wandb.teardown()  # nothing was started; what follows reads its settings itself
+        wandb.teardown()  # a later wandb.init reads its settings anew
     if mode == "online" and not env.get("WANDB_MODE"):  # its default
         mode = ""
     servers = (urlsplit(url).netloc, urlsplit(urls.forge_upstream_url(url)).netloc)
@@ -55,7 +55,7 @@ def login_of(env: Mapping[str, str]) -> Login:
 
 
 def _in_netrc(env: Mapping[str, str], server: str) -> bool:
-    """Whether netrc has a key; W&B's own function would quote a damaged line of it."""
+    """Whether netrc has a key; W&B's own reader would log a damaged line with its secret."""
     named = (env["NETRC"],) if env.get("NETRC") else ("~/.netrc", "~/_netrc")
     for path in (Path(name).expanduser() for name in named):
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Who am I among the processes of a job: ranks read from the environment of whatever started it."""
+"""Rank, world size and local rank of this process, from torchrun's or Slurm's environment."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LOCAL_RANK = re.compile(r"--local[-_]rank(?:=(.*))?")
 
 
 def job_id(env: Mapping[str, str]) -> str:
-    """Return what Slurm's commands call the job of this environment; empty where there is none.
+    """Return the Slurm job id of this environment; empty outside Slurm.
 
-    A task of a job array is ARRAY_INDEX: its SLURM_JOB_ID alone may mean all tasks, as the last to
-    start keeps the number of the array.
+    A task of a job array is ARRAY_INDEX: its SLURM_JOB_ID alone may address all tasks, as the last
+    one to start keeps the id of the array.
     """
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
@@ -23,17 +23,20 @@ def job_id(env: Mapping[str, str]) -> str:
 
 
 def address_of(host: str, env: Mapping[str, str]) -> str:
-    """Return where others reach a host: its name, with what the site has put behind it.
+    """Return the name by which other hosts reach a host: with FITB_HOST_SUFFIX appended.
 
-    On some clusters the bare name is the network of the administration, and NAMEi the fast one.
+    On some clusters NAME is on the management network, and NAMEi on the fast one.
     """
     return host + env.get("FITB_HOST_SUFFIX", "")
 
 
 def without_local_rank(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """Return words without the --local_rank that DeepSpeed's launcher puts behind its program.
+    """Remove the --local_rank flag that DeepSpeed's launcher appends.
 
-    Raises: ConfigError where it says something else than LOCAL_RANK.
+    Args:
+        flags: words of the command line.
+        env: environment variables.
+    Raises: ConfigError if the flag differs from LOCAL_RANK.
     """
     kept, words = [], iter(flags)
     for word in words:
@@ -44,8 +47,8 @@ def without_local_rank(flags: Sequence[str], env: Mapping[str, str]) -> list[str
         given = next(words, "") if found[1] is None else found[1]
         if given != env.get("LOCAL_RANK"):
             raise ConfigError(
-                f"--local_rank={given}, and LOCAL_RANK is {env.get('LOCAL_RANK', 'not set')}; a"
-                " launcher sets both alike: leave the flag out (deepspeed --no_local_rank), or use"
+                f"--local_rank={given}, but LOCAL_RANK is {env.get('LOCAL_RANK', 'not set')};"
+                " expected the same value; leave the flag out (deepspeed --no_local_rank), or use"
                 " torchrun"
             )
     return kept
@@ -53,12 +56,12 @@ def without_local_rank(flags: Sequence[str], env: Mapping[str, str]) -> list[str
 
 @dataclass(frozen=True)
 class World:
-    """One process's place in the job.
+    """This process among all processes of the job.
 
     Args:
-        rank: 0 .. size - 1 over all hosts.
-        size: number of processes.
-        local_rank: place on this host.
+        rank: rank over all hosts, 0 .. size - 1.
+        size: number of processes of the job.
+        local_rank: rank among the processes of this host.
     """
 
     rank: int = 0
@@ -71,11 +74,11 @@ class World:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> World:
-        """Read torchrun's names, else those of the Slurm step, else be alone.
+        """Read torchrun's variables, else those of the Slurm step; else this process is alone.
 
-        A batch script, and the shell of salloc, run once, whatever SLURM_NTASKS of their job says.
+        SLURM_NTASKS is ignored: a batch script and a salloc shell are single processes.
 
-        Raises: ConfigError where a value is not an integer or the ranks contradict each other.
+        Raises: ConfigError if a value is not an integer, or the values contradict each other.
         """
         for names in (
             ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -86,8 +89,8 @@ class World:
                 break
             if len(missing) < len(names) and names[0] == "RANK":
                 raise ConfigError(
-                    f"{', '.join(missing)} is not set but the others of {', '.join(names)} are;"
-                    " set all three, or none to run alone"
+                    f"{', '.join(missing)} not set, but others of {', '.join(names)} are; set all"
+                    " three, or none for a single process"
                 )
         else:
             return cls()
@@ -102,7 +105,7 @@ class World:
         return cls(rank, size, local_rank)
 
     def env(self, master_addr: str, master_port: int) -> dict[str, str]:
-        """The five variables that torch.distributed and DeepSpeed read."""
+        """Return the five environment variables that torch.distributed and DeepSpeed read."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),

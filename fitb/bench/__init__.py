@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat: medians with their spread, taken side by side."""
+"""Benchmarks that users run on their own machine: medians with their spread, taken in turn."""

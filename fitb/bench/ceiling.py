@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fitb.bench.measure import seconds
+from fitb.bench.timing import seconds
 from fitb.model.frozen import can_pack
 
 _SIZES = {"cuda": 8192, "cpu": 2048}  # of a square matrix
@@ -16,10 +16,10 @@ _COPY_MB = {"cuda": 4096, "cpu": 256}
 
 
 def matmul_tflops(dtype: torch.dtype, device: torch.device, repeats: int = 10) -> float:
-    """Return the speed of a large matmul, in 10^12 operations a second, the best of `repeats`.
+    """Return peak TFLOP/s of a square matmul, the best of `repeats`.
 
-    On a CPU the better of torch's own and oneDNN's. Where a small matmul takes long already, as
-    in fp16 on a processor that is not made for it, no large one is tried.
+    On a CPU this is the better of torch's own kernel and oneDNN's. The size doubles until a matmul
+    takes 50 ms, so that fp16 on a CPU without native support does not take minutes.
     """
     size = _LEAST_SIZE
     while True:
@@ -31,7 +31,7 @@ def matmul_tflops(dtype: torch.dtype, device: torch.device, repeats: int = 10) -
 
 
 def copy_gb_per_s(device: torch.device, repeats: int = 10) -> float:
-    """Return the speed of a large copy, bytes read and written, in 10^9 bytes a second."""
+    """Return peak memory bandwidth in GB/s (1e9), read plus written, of a large copy."""
     source = torch.ones(_COPY_MB[device.type] * 250_000, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _best_s(lambda: target.copy_(source), device, repeats) / 1e9

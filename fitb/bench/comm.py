@@ -1,28 +1,27 @@
 """Latency and bandwidth of the collectives between ranks: `fitb bench comm`.
 
-Run it under srun or torchrun for the network of a job; alone it starts processes on this machine.
+Under srun or torchrun it measures the network of the job; alone it starts local processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fitb.base.world import World
-from fitb.bench.config import CommBenchConfig
-from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.bench_config import CommBenchConfig
 from fitb.bench.processes import in_ranks
+from fitb.bench.timing import machine, seconds, spread
 from fitb.config import Config
 from fitb.training.execution import DTYPES
 from fitb.training.zero import leave_distributed, start_distributed
 
 
 def bench(config: CommBenchConfig) -> dict[str, Any]:
-    """Measure on every rank and return one row."""
+    """Measure on every rank; return the result of rank 0."""
     return in_ranks(config, "comm", config.processes, _measure)
 
 
@@ -35,12 +34,12 @@ def _measure(config: CommBenchConfig, world: World) -> dict[str, Any]:
         "processes": world.size,
         "backend": dist.get_backend(),
         "precision": config.precision,
-        "latency_us": asdict(_latency(config, device)),
+        "latency_us": _latency(config, device),
     }
     for mb in config.mb:
         row[f"{mb:g}_mb"] = {
             name: {
-                "ms": asdict(Spread.of([1e3 * s for s in times])),
+                "ms": spread([1e3 * s for s in times]),
                 "bus_gb_per_s": round(_bus_bytes(name, mb, world.size) / min(times) / 1e9, 3),
             }
             for name, times in _collectives(config, mb, world, device).items()
@@ -49,11 +48,11 @@ def _measure(config: CommBenchConfig, world: World) -> dict[str, Any]:
     return row
 
 
-def _latency(config: CommBenchConfig, device: torch.device) -> Spread:
-    """Of an all-reduce of one number, as the norm of the gradients needs in every step."""
+def _latency(config: CommBenchConfig, device: torch.device) -> dict[str, float]:
+    """Latency in us of an all-reduce of one scalar, as gradient clipping needs at every step."""
     number = torch.zeros(1, dtype=torch.float64, device=device)
     times = _times(lambda: dist.all_reduce(number), config.repeats, device)
-    return Spread.of([1e6 * s for s in times], 1)
+    return spread([1e6 * s for s in times], 1)
 
 
 def _collectives(
@@ -81,8 +80,8 @@ def _times(call: Callable[[], Any], repeats: int, device: torch.device) -> list[
 
 
 def _bus_bytes(name: str, mb: float, num_ranks: int) -> float:
-    """Bytes that pass a rank's link: (n - 1) / n of the message, twice for an all-reduce.
+    """Bytes over each rank's link: (n - 1) / n of the message, twice that for an all-reduce.
 
-    As NCCL's tests count them: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
+    Bus bandwidth as in https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
     """
     return (2 if name == "all_reduce" else 1) * mb * 1e6 * (num_ranks - 1) / num_ranks

@@ -1,4 +1,4 @@
-"""How fast text becomes shards and shards become masked rows: `fitb bench data`."""
+"""Throughput of preparation and of reading masked rows: `fitb bench data`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 
 from fitb.base import rng
 from fitb.base.world import World
-from fitb.bench.config import DataBenchConfig
-from fitb.bench.measure import Spread, machine, peak_mb, seconds
+from fitb.bench.bench_config import DataBenchConfig
 from fitb.bench.text import documents, pool
+from fitb.bench.timing import machine, peak_mb, ratios, seconds, spread
 from fitb.config import MaskConfig
 from fitb.corpus import minhash
 from fitb.corpus.clean import CleanConfig
@@ -40,10 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 def bench(config: DataBenchConfig) -> dict[str, Any]:
-    """Measure, and return one flat row.
+    """Measure and return one flat result.
 
-    The text is English docstrings of this machine, their lines drawn anew into documents of some
-    1,500 characters, so that any size has no repeated document.
+    The corpus is synthetic: lines of English docstrings on this machine, resampled into documents
+    of about 1,500 characters, so that no document repeats at any size.
     """
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         folder = Path(name)
@@ -55,11 +54,11 @@ def bench(config: DataBenchConfig) -> dict[str, Any]:
         plain.write_text("\n".join(texts) + "\n", encoding="utf-8")
         result: dict[str, Any] = {"bench": "data", **machine(), "text_mb": config.mb}
         result |= _ratios(config, folder, texts, plain, tokenizer)
-        result["signature_mb_per_s_core"] = asdict(_signatures(texts, config.repeats))
+        result["signature_mb_per_s_core"] = _signatures(texts, config.repeats)
         for strategy in ("whole_word", "token", "span"):
             speed = _rows_per_s(folder / "shards-0", strategy, config.repeats)
-            result["rows_per_s" + f"_{strategy}" * (strategy != "whole_word")] = asdict(speed)
-        result["seek_ms"] = asdict(_seek(config.repeats))
+            result["rows_per_s" + f"_{strategy}" * (strategy != "whole_word")] = speed
+        result["seek_ms"] = _seek(config.repeats)
         result["prepare_peak_mb"] = _memory(config, folder, lines, tokenizer)
     return result
 
@@ -67,7 +66,7 @@ def bench(config: DataBenchConfig) -> dict[str, Any]:
 def _ratios(
     config: DataBenchConfig, folder: Path, texts: list[str], plain: Path, tokenizer: Path
 ) -> dict[str, Any]:
-    """Time the bare tokenizer and whole preparations in turn, on the same text and cores."""
+    """Time the tokenizer alone and whole preparations in turn, on the same text and cores."""
     bare: list[float] = []
     default: list[float] = []
     mended: list[float] = []
@@ -85,14 +84,10 @@ def _ratios(
         )
     size_mb = plain.stat().st_size / 1e6
     return {
-        "tokenizer_mb_per_s": asdict(Spread.of([size_mb / s for s in bare], 2)),
-        "prepare_mb_per_s": asdict(Spread.of([size_mb / s for s in default], 2)),
-        "prepare_over_tokenizer": asdict(
-            Spread.of([a / b for a, b in zip(default, bare, strict=True)])
-        ),
-        "prepare_ftfy_over_tokenizer": asdict(
-            Spread.of([a / b for a, b in zip(mended, bare, strict=True)])
-        ),
+        "tokenizer_mb_per_s": spread([size_mb / s for s in bare], 2),
+        "prepare_mb_per_s": spread([size_mb / s for s in default], 2),
+        "prepare_over_tokenizer": ratios(default, bare),
+        "prepare_ftfy_over_tokenizer": ratios(mended, bare),
     }
 
 
@@ -109,22 +104,23 @@ def _prepare_config(out: Path, plain: Path, tokenizer: Path, clean: CleanConfig)
 
 
 def _encode(texts: list[str], folder: Path) -> None:
-    """What the bare fast tokenizer takes, on all cores."""
+    """Tokenise on all cores, without the rest of the preparation."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer, _ = open_tokenizer(folder)
     for begin in range(0, len(texts), 1000):
         tokenizer.encode_batch(texts[begin : begin + 1000], add_special_tokens=False)
 
 
-def _signatures(texts: list[str], repeats: int) -> Spread:
+def _signatures(texts: list[str], repeats: int) -> dict[str, float]:
+    """MB/s of MinHash signatures on one core."""
     few = texts[:4000]
     size_mb = sum(len(text.encode()) for text in few) / 1e6
     times = [seconds(lambda: minhash.signatures(few)) for _ in range(repeats)]
-    return Spread.of([size_mb / s for s in times], 2)
+    return spread([size_mb / s for s in times], 2)
 
 
-def _rows_per_s(folder: Path, strategy: Any, repeats: int) -> Spread:
-    """Masked, collated batches as training gets them, in one process, shards in the page cache."""
+def _rows_per_s(folder: Path, strategy: Any, repeats: int) -> dict[str, float]:
+    """Rows per second of masked, collated batches in one process, shards in the page cache."""
     shards = ShardSet.open(folder, "train")
     stream = RowStream(
         shards,
@@ -139,11 +135,11 @@ def _rows_per_s(folder: Path, strategy: Any, repeats: int) -> Spread:
     steps = 30
     stream.batch(0)
     times = [seconds(lambda: [stream.batch(step) for step in range(steps)]) for _ in range(repeats)]
-    return Spread.of([steps * _ROWS_PER_BATCH / s for s in times], 0)
+    return spread([steps * _ROWS_PER_BATCH / s for s in times], 0)
 
 
-def _seek(repeats: int) -> Spread:
-    """Milliseconds to know the rows of a batch at a random step of 10^9 rows, caches cold."""
+def _seek(repeats: int) -> dict[str, float]:
+    """Milliseconds to compute the row numbers of a batch at a random step of 1e9 rows, cold."""
     full, rest = divmod(SIMULATED_ROWS, SIMULATED_SHARD_ROWS)
     shard_rows = np.array([SIMULATED_SHARD_ROWS] * full + [rest], dtype=np.int64)
     times = []
@@ -152,13 +148,13 @@ def _seek(repeats: int) -> Spread:
         positions = np.arange(place, place + 256)
         look = partial(rows_at, positions, shard_rows=shard_rows, seed=0, window_shards=16)
         times.append(1e3 * seconds(look))
-    return Spread.of(times)
+    return spread(times)
 
 
 def _memory(
     config: DataBenchConfig, folder: Path, lines: list[str], tokenizer: Path
 ) -> dict[str, float]:
-    """Peak memory of `fitb prepare` and its workers, by megabytes of text."""
+    """Peak memory in MB of `fitb prepare` and its workers, keyed by megabytes of text."""
     peaks = {}
     for factor in SIZES:
         size_mb = config.memory_mb * factor

@@ -1,24 +1,23 @@
-"""How fast blanks are filled: beside transformers' pipeline, a teacher, and through onnxruntime.
+"""Inference throughput: `fitb bench infer`.
 
-`fitb bench infer`; then `fitb serve` under load, beside itself handling each request alone, and
-beside transformers' pipeline behind FastAPI.
+Compares the student with its teacher, with onnxruntime and with transformers' fill-mask pipeline,
+and `fitb serve` under load with an unbatched server and with that pipeline behind FastAPI.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fitb.bench.config import InferBenchConfig
-from fitb.bench.load import serving
-from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.bench_config import InferBenchConfig
+from fitb.bench.load_generator import serving
 from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
+from fitb.bench.timing import machine, ratios, seconds, spread
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.pytorch import TorchScorer
@@ -29,7 +28,7 @@ _VOCABULARY = 30_522
 
 
 def bench(config: InferBenchConfig) -> dict[str, Any]:
-    """Measure all of it, rivals turn by turn."""
+    """Measure and return one result; what is compared takes turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = pool()
     row: dict[str, Any] = {
@@ -63,7 +62,7 @@ def bench(config: InferBenchConfig) -> dict[str, Any]:
 def _beside_the_pipeline(
     config: InferBenchConfig, model: Any, tokenizer: Any, texts: list[str], device: torch.device
 ) -> dict[str, Any]:
-    """Texts per second, from text to candidates, by batch."""
+    """Texts per second from text to answers, by batch size, next to the pipeline."""
     from transformers import pipeline
 
     scorer = TorchScorer(model, tokenizer)
@@ -85,17 +84,15 @@ def _beside_the_pipeline(
                 if turn:
                     speeds[name].append(speed)
         found[f"batch_{batch}"] = {
-            "texts_per_s": asdict(Spread.of(speeds["fitb"], 1)),
-            "pipeline_texts_per_s": asdict(Spread.of(speeds["pipeline"], 1)),
-            "ratio": asdict(
-                Spread.of([a / b for a, b in zip(speeds["fitb"], speeds["pipeline"], strict=True)])
-            ),
+            "texts_per_s": spread(speeds["fitb"], 1),
+            "pipeline_texts_per_s": spread(speeds["pipeline"], 1),
+            "ratio": ratios(speeds["fitb"], speeds["pipeline"]),
         }
     return found
 
 
 def blanked(lines: list[str], config: InferBenchConfig, mask_token: str) -> list[str]:
-    """Return texts of some words, the middle one blanked."""
+    """Return `config.texts` texts of `config.words` words each, the middle one masked."""
     texts = []
     for text in documents(lines, config.texts * 4000, seed=2):
         words = text.split()[: config.words]

@@ -1,8 +1,7 @@
-"""Where the time of a training step goes, measured from outside on the engine that trains.
+"""Time breakdown of a training step, from hooks on the engine that trains.
 
-The parts of the code stay as they are: hooks on modules and a wrapper around three calls note the
-time at the borders. A border inside the backward pass, between losses and student, is a node of the
-graph that does nothing else.
+Module hooks and wrapped calls record a timestamp whenever another part begins. The boundary inside
+the backward pass, between losses and student, is an identity node of the autograd graph.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _OF_DEEPSPEED = (
 
 
 class Timeline:
-    """Seconds under each name; inside a name another one may begin, which then has the time.
+    """Exclusive time of nested parts, in seconds: time in an inner part is not the outer one's.
 
     Args:
-        device: on a GPU borders are events in its queue, and nothing is waited for until the end.
+        device: where the step runs; on a GPU timestamps are CUDA events, read only at the end.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -64,7 +63,7 @@ class Timeline:
         self._names.pop()
 
     def switch(self, name: str) -> None:
-        """Go on under another name."""
+        """Rename the current part from now on."""
         self._border()
         self._names[-1] = name
 
@@ -77,7 +76,7 @@ class Timeline:
             self.leave()
 
     def seconds(self) -> dict[str, float]:
-        """End the timeline and return the seconds under each name."""
+        """Stop and return the exclusive seconds of each part."""
         self._border()
         if self._on_gpu:
             torch.cuda.synchronize()
@@ -90,7 +89,7 @@ class Timeline:
 
 
 class _Border(torch.autograd.Function):
-    """Passes tensors on; in the backward pass tells when the gradients of all have come."""
+    """Identity whose backward pass calls `reached` once the gradients of all tensors are there."""
 
     @staticmethod
     def forward(ctx: Any, reached: Callable[[], None], *tensors: torch.Tensor) -> Any:
@@ -105,7 +104,7 @@ class _Border(torch.autograd.Function):
 
 @contextlib.contextmanager
 def watched(engine: Engine, timeline: Timeline) -> Iterator[None]:
-    """Note the parts of every training step inside."""
+    """Record the parts of every training step that runs in this context."""
     from deepspeed.comm import comm
 
     deepspeed = engine._engine
@@ -126,7 +125,7 @@ def watched(engine: Engine, timeline: Timeline) -> Iterator[None]:
 
 
 def _after_student(features: Any, timeline: Timeline) -> Any:
-    """What follows is the losses; in the backward pass the student follows them."""
+    """Begin the losses, and in the backward pass the student's part behind them."""
     timeline.switch("losses")
     places = [(state,) for state in features.hidden]
     places += list(features.attention)
@@ -159,7 +158,7 @@ def _timed_module(module: nn.Module, timeline: Timeline, name: str) -> Iterator[
 def _timed_calls(
     owner: Any, names: tuple[str, ...], timeline: Timeline, part: str
 ) -> Iterator[None]:
-    """Put the calls of an object or module under a part, whoever makes them."""
+    """Record the named functions of an object or module as a part, whoever calls them."""
     before = {name: getattr(owner, name) for name in names if hasattr(owner, name)}
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:

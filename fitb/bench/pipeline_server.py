@@ -1,7 +1,7 @@
-"""transformers' fill-mask pipeline behind FastAPI: the rival of `fitb serve` in its benchmark.
+"""transformers' fill-mask pipeline behind FastAPI: the baseline of `fitb serve`'s benchmark.
 
-`python -m fitb.bench.pipeline_server MODEL` listens on a free port of loopback and says where. It
-answers `POST /v1/fill` with {"texts": [...]}, as `fitb serve` does, in the pipeline's own words.
+`python -m fitb.bench.pipeline_server MODEL` listens on a free loopback port, prints the URL, and
+answers `POST /v1/fill` with {"texts": [...]} like `fitb serve`, in the pipeline's own format.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 
 def main(model: str) -> None:
-    """Serve until a signal ends it."""
+    """Serve the model of a folder until a signal ends the process."""
     import uvicorn
     from fastapi import Body, FastAPI
     from transformers import pipeline
 
     fill = pipeline("fill-mask", model=model, tokenizer=model, device="cpu")
-    alone = threading.Lock()  # a pipeline is not made for several threads
+    alone = threading.Lock()  # a pipeline is not thread-safe
     app = FastAPI()
     app.get("/healthz")(lambda: {"status": "ready"})
 

@@ -1,4 +1,4 @@
-"""Runs a benchmark in several ranks: those that a launcher started, or some of our own."""
+"""Run a benchmark on several ranks: those of a launcher, or local processes started here."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ _TIMEOUT_S = 3600.0
 def in_ranks(
     config: Any, name: str, processes: int, work: Callable[[Any, World], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Work as one of a launcher's processes, or start `fitb bench NAME` in some of our own.
+    """Run `work` as one rank of a launcher, or start `fitb bench NAME` in local processes.
 
-    Ours are started as those of a training on this machine are: fitb.cluster.local says with what
-    settings of malloc and how many threads.
+    Local processes get the malloc settings and thread counts of a training run
+    (fitb.cluster.local).
 
     Args:
-        config: the dataclass of the benchmark, with `processes` and `json` fields.
-        work: from the configuration and this process's place to a row.
-    Returns: the row of rank 0; nothing on other ranks.
-    Raises: what the process that failed ended with, by its exit code.
+        config: configuration dataclass of the benchmark, with a `json` field.
+        name: benchmark, as in `fitb bench NAME`.
+        processes: number of local processes.
+        work: measures on one rank; takes the configuration and the rank, returns the result.
+    Returns: the result of rank 0; an empty dict on other ranks.
+    Raises: the FitbError that belongs to the exit code of a process that failed.
     """
     world = World.from_env(os.environ)
     if world.size > 1 or "RANK" in os.environ:

@@ -1,22 +1,21 @@
-"""Logits at one slot of a sentence, by who computes them: student, teacher, onnxruntime, 8 bits."""
+"""Time of the logits at one masked position: student, teacher, onnxruntime and int8."""
 
 from __future__ import annotations
 
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fitb.bench.measure import Spread, seconds
+from fitb.bench.timing import ratios, seconds, spread
 from fitb.config import Geometry
 from fitb.infer.pytorch import torch_scorer
 from fitb.infer.scorer import Scorer
 from fitb.model.load import load_model
 
-_RATIOS = {  # name of the row: slower over faster, in seconds
+_RATIOS = {  # JSON key: scorers whose times are divided
     "student_over_teacher": ("teacher", "student"),
     "onnx_over_torch": ("student", "onnx"),
     "int8_over_torch": ("student", "int8"),
@@ -31,15 +30,16 @@ def compare_scorers(
     batches: Sequence[int],
     repeats: int,
 ) -> dict[str, Any]:
-    """Time every scorer on the same rows in turn, tokenising left out; weights are random.
+    """Time every scorer on the same rows in turn, without tokenisation; weights are random.
 
     Args:
-        geometries: of `student` and `teacher`; onnx and int8 are the student.
-        rows: token ids, one [MASK] in each.
-        batches: rows per call; the teacher is timed with one alone.
-        repeats: turns; one before them is not counted.
-    Returns: by batch milliseconds per row of each, and of its rivals the ratio of each turn; what
-        needs onnxruntime is left out where it is not installed.
+        geometries: sizes of `student` and `teacher`; onnx and int8 are exports of the student.
+        tokenizer: fast tokenizer; its size is the vocabulary size of the models.
+        rows: token ids, one [MASK] in each row.
+        batches: rows per call; the teacher is timed only at batch size 1.
+        repeats: counted turns, after one that warms up.
+    Returns: for each batch size the spread of milliseconds per row of each scorer and of the ratios
+        between them; without onnxruntime its scorers are left out.
     """
     slots = [[list(row).index(tokenizer.mask_token_id)] for row in rows]
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as folder:
@@ -83,20 +83,19 @@ def _run(
 def _measured(
     runs: Mapping[str, Callable[[int], None]], num_rows: int, repeats: int
 ) -> dict[str, Any]:
-    """Every turn times each once, in an order that turns round with them."""
+    """Time each run once per turn, in alternating order."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in list(runs.items())[:: -1 if turn % 2 else 1]:
-            run(_WARM_UP_ROWS)  # caches and threads of the one before are not its own
+            run(_WARM_UP_ROWS)  # caches and threads are those of the previous scorer
             elapsed_s = seconds(partial(run, num_rows))
             if turn:
                 times[name].append(elapsed_s)
     found: dict[str, Any] = {
-        f"{name}_ms": asdict(Spread.of([1000 * value / num_rows for value in values]))
+        f"{name}_ms": spread([1000 * value / num_rows for value in values])
         for name, values in times.items()
     }
     for name, (slower, faster) in _RATIOS.items():
         if slower in times and faster in times:
-            pairs = zip(times[slower], times[faster], strict=True)
-            found[name] = asdict(Spread.of([above / below for above, below in pairs]))
+            found[name] = ratios(times[slower], times[faster])
     return found

@@ -1,8 +1,8 @@
 """Tokens per second of a training step, its parts and its MFU: `fitb bench step`.
 
-What is timed is what `fitb train` runs: shards, the row stream, the agreement of the ranks,
-DeepSpeed. With `baseline` an unfused baseline (unfused.py) takes turns with it on the same rows;
-with `switches` so does each switch of `speed` turned the other way.
+It times what `fitb train` runs: shards, the row stream, the all-reduced stop flag, DeepSpeed. With
+`baseline` an unfused baseline (unfused.py) takes turns with it on the same rows; with `switches`
+so does a run with each switch of `speed` inverted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ import torch
 
 from fitb.base.errors import ConfigError
 from fitb.base.world import World
+from fitb.bench.bench_config import StepBenchConfig
 from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
-from fitb.bench.config import StepBenchConfig
-from fitb.bench.measure import Spread, machine, peak_rss_gb, reset_peak_rss
 from fitb.bench.parts import Timeline, watched
 from fitb.bench.processes import in_ranks
 from fitb.bench.text import shards_of_docstrings
+from fitb.bench.timing import machine, peak_rss_gb, ratios, reset_peak_rss, spread
 from fitb.bench.unfused import UnfusedObjective, UnfusedTeacher
 from fitb.config import (
     Config,
@@ -54,7 +54,7 @@ _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
 
 def bench(config: StepBenchConfig) -> dict[str, Any]:
-    """Measure on every rank, and return one flat row on all."""
+    """Measure on every rank; return the result of rank 0."""
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         shards = config.shards or str(shards_of_docstrings(Path(name), config.length, _VOCABULARY))
         length = ShardSet.open(shards, "train").length
@@ -78,7 +78,7 @@ def _measure(config: StepBenchConfig, world: World) -> dict[str, Any]:
         variants[name].seconds(2)  # compiles, fills pools
         reset_peak_rss(device)
         variants[name].seconds(1)
-        peak_gb = peak_gb or peak_rss_gb(device)  # of the first, which has the process for itself
+        peak_gb = peak_gb or peak_rss_gb(device)  # of fitb alone: the first variant
     times: dict[str, list[float]] = {name: [] for name in variants}
     parts: list[dict[str, float]] = []
     unwatched: list[float] = []
@@ -115,43 +115,39 @@ def _setting(
 
 
 def _figures(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
-    """Speeds of every variant, and the ratios of turns that stood side by side."""
+    """Speeds of every variant, and its ratio to fitb's, turn by turn."""
     speeds = {name: [tokens / s for s in seconds] for name, seconds in times.items()}
     figures: dict[str, Any] = {
-        "step_s": asdict(Spread.of(times["fitb"], 4)),
-        "tokens_per_s": asdict(Spread.of(speeds["fitb"], 0)),
-    }
-    ratios = {
-        name: asdict(Spread.of([a / b for a, b in zip(speeds["fitb"], theirs, strict=True)]))
-        for name, theirs in speeds.items()
+        "step_s": spread(times["fitb"], 4),
+        "tokens_per_s": spread(speeds["fitb"], 0),
     }
     if "plain" in speeds:
-        figures["baseline_tokens_per_s"] = asdict(Spread.of(speeds.pop("plain"), 0))
-        figures["ratio"] = ratios["plain"]
-    others = [name for name in speeds if name != "fitb"]
-    if others:
-        figures["switched"] = {name: ratios[name] for name in others}
+        figures["baseline_tokens_per_s"] = spread(speeds["plain"], 0)
+    over = {name: ratios(speeds["fitb"], theirs) for name, theirs in speeds.items()}
+    del over["fitb"]
+    if "plain" in over:
+        figures["ratio"] = over.pop("plain")
+    if over:
+        figures["switched"] = over
     return figures
 
 
 def _parts(parts: list[dict[str, float]], unwatched: list[float]) -> dict[str, Any]:
-    """Medians of each part, and their sum over the step time of the unwatched steps after them."""
+    """Median seconds of each part, and the sum of the parts over the time of an unhooked step."""
     names = sorted({name for one in parts for name in one})
     medians = {n: statistics.median(one.get(n, 0.0) for one in parts) for n in names}
     total = sum(medians.values())
     return {
         "parts_s": {name: round(value, 5) for name, value in medians.items()},
-        "parts_over_step": asdict(
-            Spread.of([sum(one.values()) / s for one, s in zip(parts, unwatched, strict=True)], 4)
-        ),
+        "parts_over_step": ratios([sum(one.values()) for one in parts], unwatched, 4),
         "data_wait_frac": round(medians.get("data_wait", 0.0) / total, 5),
     }
 
 
 def _efficiency(variant: Variant, world: World, tokens_per_s: float) -> dict[str, Any]:
-    """Operations of the model per token, and MFU against the measured peak of this device.
+    """FLOP per token of the model, and MFU against the measured peak of this device.
 
-    Ranks that share a machine measure its peak at the same time, each on its part.
+    Ranks that share a machine measure its peak at the same time, each on its own cores.
     """
     engine, run, device = variant.engine, variant.run, variant.device
     work = work_of(engine.objective, engine.teacher, run, variant.length)
@@ -165,7 +161,7 @@ def _efficiency(variant: Variant, world: World, tokens_per_s: float) -> dict[str
 
 
 def start(config: StepBenchConfig, world: World) -> tuple[torch.device, Config]:
-    """Join the others and return this rank's device and the configuration of a run."""
+    """Initialise torch.distributed; return this rank's device and the run's configuration."""
     probe = "cuda" if torch.cuda.is_available() else "cpu"
     micro_batch = config.micro_batch or max(1, _TOKENS[probe] // config.length)
     run = Config(
@@ -184,11 +180,13 @@ def start(config: StepBenchConfig, world: World) -> tuple[torch.device, Config]:
 
 
 class Variant:
-    """One way to execute the step, with weights, rows and an engine of its own.
+    """One way to execute the step, with its own weights, rows and engine.
 
     Args:
-        run: its `speed` says how.
-        unfused: train the unfused baseline.
+        run: configuration; `run.speed` selects how the step is executed.
+        unfused: whether to train the unfused baseline.
+        world: this rank.
+        device: device of this rank.
     """
 
     def __init__(self, run: Config, unfused: bool, world: World, device: torch.device) -> None:
@@ -224,7 +222,7 @@ class Variant:
         self.losses: list[float] = []
 
     def seconds(self, steps: int, timeline: Timeline | None = None) -> float:
-        """Run some steps as training does, and return the time of one."""
+        """Run `steps` training steps; return the mean seconds per step."""
         begin_s = time.perf_counter()
         results = [self._step(timeline) for _ in range(steps)]
         if self.device.type == "cuda":
@@ -246,7 +244,7 @@ class Variant:
         return self.engine.train_step(step, batch, counts)
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Run some steps and return the seconds of one, by part."""
+        """Run `steps` training steps; return the mean seconds per step of each part."""
         timeline = Timeline(self.device)
         with watched(self.engine, timeline):
             self.seconds(steps, timeline)
@@ -256,10 +254,10 @@ class Variant:
 def _variants(
     config: StepBenchConfig, run: Config, device: torch.device
 ) -> dict[str, tuple[Config, bool]]:
-    """Return what takes turns: name -> configuration, and whether it is the unfused baseline."""
+    """Return the variants by name: configuration, and whether it is the unfused baseline."""
     variants = {"fitb": (run, False)}
     if config.baseline:
-        as_it_comes = SpeedConfig(
+        unoptimised = SpeedConfig(
             attention="eager",
             compile=False,
             pad=False,
@@ -267,7 +265,7 @@ def _variants(
             pack_teacher=False,
         )
         precision = config.baseline_precision or config.precision
-        variants["plain"] = (replace(run, precision=precision, speed=as_it_comes), True)
+        variants["plain"] = (replace(run, precision=precision, speed=unoptimised), True)
     for name, changes in _switches(config, device) if config.switches else ():
         variants[name] = (replace(run, speed=replace(run.speed, **changes)), False)
     return variants
@@ -276,7 +274,7 @@ def _variants(
 def _switches(
     config: StepBenchConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each switch of `speed` the other way round."""
+    """Yield the name of each switch of `speed`, and its inverted value."""
     dtype = DTYPES[config.precision]
     chosen = choose(config.speed.attention, device, dtype, config.length)
     yield "attention", {"attention": "sdpa" if chosen == "eager" else "eager"}

@@ -1,4 +1,4 @@
-"""Text of any size that every machine has: lines of docstrings, drawn anew."""
+"""Synthetic corpora of any size: lines of docstrings on this machine, resampled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DOCUMENT_CHARS = 1500
 
 
 def pool() -> list[str]:
-    """Return different lines of prose, long enough to differ."""
+    """Return distinct lines of docstrings of at least 20 characters."""
     source = TextSource("docstrings")
     splits = plan(source, max_mb=_POOL_MB)
     lines: dict[str, None] = {}
@@ -31,7 +31,7 @@ def pool() -> list[str]:
 
 
 def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
-    """Draw lines into documents of one line each until there are about num_bytes of text."""
+    """Yield one-line documents, resampled from `lines`, of about `num_bytes` of UTF-8 in all."""
     total = number = 0
     while total < num_bytes:
         picks = rng.keyed(seed, number, np.arange(64)) % np.uint64(len(lines))
@@ -49,7 +49,13 @@ def documents(lines: list[str], num_bytes: int, seed: int) -> Iterator[str]:
 
 
 def shards_of_docstrings(folder: Path, length: int, vocabulary: int) -> Path:
-    """Prepare rows of a given length and return their folder; the vocabulary is a full one."""
+    """Prepare a shard set of docstrings in `folder`; return its path.
+
+    Args:
+        folder: existing scratch folder.
+        length: tokens per row.
+        vocabulary: number of entries of the vocabulary.
+    """
     from fitb.corpus.prepare import prepare
     from fitb.corpus.prepare_config import PrepareConfig
 

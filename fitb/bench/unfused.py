@@ -1,8 +1,8 @@
-"""The unfused baseline of `fitb bench step`: the same objective as one writes it first.
+"""The unfused baseline of `fitb bench step`: the same objective, written naively.
 
-It is written with transformers alone: attention with its L x L scores, scores compared as
-they are, both MLM heads at every position, a softmax over all of them, nothing compiled. It has the
-same terms, weights and counts as fitb.objective.objective, and gives the same losses to rounding.
+It materialises the L x L attention scores and compares them directly, runs both MLM heads at every
+position with a softmax over all of them, and compiles nothing. Its terms, weights and counts are
+those of fitb.objective.objective, and its losses are equal to rounding.
 
 Legend: B rows, L length, H heads, D hidden, V vocabulary.
 """
@@ -24,12 +24,12 @@ from fitb.objective.objective import Objective
 
 @dataclass(frozen=True)
 class UnfusedFeatures:
-    """Everything that a model computes.
+    """All activations that the objective compares, in the model's dtype.
 
     Args:
-        hidden: (B, L, D), the embeddings and every layer.
-        scores: (B, H, L, L) before softmax, every layer.
-        logits: (B, L, V).
+        hidden: (B, L, D) each: the embedding output, then the output of each layer.
+        scores: (B, H, L, L) each: attention scores before softmax of each layer.
+        logits: (B, L, V) of the MLM head at every position.
     """
 
     hidden: list[torch.Tensor]
@@ -44,10 +44,10 @@ class UnfusedFeatures:
 
 
 class UnfusedTeacher(nn.Module):
-    """A teacher that answers for every layer and position.
+    """A frozen teacher that returns all activations.
 
     Args:
-        model: a BertForMaskedLM, frozen.
+        model: BertForMaskedLM; its parameters stop requiring gradients.
     """
 
     def __init__(self, model: Any) -> None:
@@ -59,10 +59,10 @@ class UnfusedTeacher(nn.Module):
 
 
 class UnfusedObjective(nn.Module):
-    """Student and projections of an objective, its terms unfused.
+    """The student and projections of an objective, with unfused terms.
 
     Args:
-        objective: in the form masked_mean, with a teacher, all five terms and a temperature of 1.
+        objective: of form masked_mean, with a teacher, all five terms and temperature 1.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -90,7 +90,7 @@ class UnfusedObjective(nn.Module):
         sums.append((per_position * (labels != IGNORE_INDEX)).sum())
         flat = student.logits.flatten(0, 1).float()
         sums.append(F.cross_entropy(flat, labels.flatten(), reduction="sum"))
-        sums.append(torch.zeros_like(sums[0]))  # it counts no hits
+        sums.append(torch.zeros_like(sums[0]))  # no accuracy is counted
         return torch.stack(sums)
 
 
@@ -113,7 +113,7 @@ def _features(model: Any, batch: Batch) -> UnfusedFeatures:
 
 
 def _dense_labels(batch: Batch) -> torch.Tensor:
-    """(B, L) int64: the label at each slot, IGNORE_INDEX everywhere else."""
+    """(B, L) int64: the label at each masked position, IGNORE_INDEX elsewhere."""
     used = batch.labels != IGNORE_INDEX
     labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
     rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(batch.slots)

@@ -1,7 +1,7 @@
-"""The command line: find the command, run it, return its exit code.
+"""Entry point of the command line: find the command, run it, return its exit code.
 
-Every command is a row of fitb/cli/commands.py, which names its modules; they are imported when it
-runs, so that `fitb --help` costs no more than Python's start.
+Every command is a row of fitb/cli/commands.py. Its modules are imported when it runs, so that
+`fitb --help` starts as fast as Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fitb.cli import help
 from fitb.cli.command import Command
 from fitb.cli.commands import COMMANDS
 
-INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         name, *flags = without_local_rank(words, os.environ) or ["--help"]
         code = _run(name, flags)
-        sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
+        sys.stdout.flush()  # raises BrokenPipeError here, not at interpreter exit
         return code
     except KeyboardInterrupt:
         logging.getLogger("fitb").error("interrupted")
@@ -64,7 +64,7 @@ def _run(name: str, args: list[str]) -> int:
 def _find(name: str, args: list[str]) -> tuple[Command, list[str]]:
     """Return a command and the words after its name.
 
-    Raises: ConfigError with the nearest name.
+    Raises: ConfigError with the nearest name if there is no such command.
     """
     if name == "bench":
         name, args = f"bench {args[0]}", args[1:]
@@ -76,6 +76,6 @@ def _find(name: str, args: list[str]) -> tuple[Command, list[str]]:
 
 
 def _version() -> str:
-    """Name the version, and in a checkout the commit."""
+    """Return the version, in a checkout with the commit."""
     commit = git.describe()
     return f"fitb {fitb.__version__}" + (f" ({commit})" if commit else "")

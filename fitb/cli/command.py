@@ -1,6 +1,6 @@
-"""What the table says of a command.
+"""A row of the table of commands.
 
-Functions and classes are named as module:attribute, and imported when the command runs.
+Functions and classes are strings of the form module:attribute, imported when the command runs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ class Command:
 
     Args:
         name: words after `fitb`; launch.X is `python -m launch.X`.
-        about: one line, as a list of commands shows it; no full stop.
+        about: one-line description without a full stop.
         examples: command lines that parse.
-        run: takes the configuration; where there are launcher arguments, these and all other words.
-            It returns a result where there is `render`, else an exit code.
-        config: class of its flags.
-        positional: key of that class that plain words fill, without a flag.
-        render: turns a result into text.
-        as_json: turns a result into what `--json` prints; empty: it is printed as it is.
-        ascii: whether the JSON escapes all other letters.
-        exit_code: turns a result into an exit code; empty: 0.
-        launcher: makes the parser of launcher arguments.
-        hands_to: command whose flags all others are, where there are launcher arguments.
+        run: function of the configuration, or of the launcher arguments and all other words; it
+            returns a result if there is `render`, else an exit code.
+        config: configuration class of its flags.
+        positional: key of that class that positional arguments set.
+        render: function from a result to text.
+        as_json: function from a result to the value that `--json` prints; empty for the result.
+        ascii: whether the JSON escapes non-ASCII characters.
+        exit_code: function from a result to an exit code; empty for 0.
+        launcher: function that builds the parser of launcher arguments; empty for none.
+        hands_to: command that gets all flags that are no launcher arguments.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Command:
 
     @property
     def program(self) -> str:
-        """What a user types before the flags."""
+        """The command line before the flags."""
         return f"{_modules()}{self.name}" if self.launches else f"fitb {self.name}"
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The examples as they are typed here."""
+        """The examples, with the module names of this installation."""
         return tuple(line.replace("python -m ", _modules()) for line in self.examples)
 
 
 def _modules() -> str:
-    """How launch/ is started: in a checkout it lies beside the package, in a wheel within it."""
+    """Return the prefix of launch/ modules: next to the package in a checkout, inside a wheel."""
     installed = (Path(__file__).parents[1] / "launch").is_dir()
     return "python -m fitb." if installed else "python -m "

@@ -1,6 +1,6 @@
 """The table of commands. A new command is a new row here, and nothing elsewhere.
 
-Help, completion, docs/cli.md and the tests of them are made from this table and from the parsers.
+Help, completion, docs/cli.md and their tests are generated from this table and the parsers.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
         f"bench {what}",
         about,
         examples,
-        config=f"fitb.bench.config:{what.title()}BenchConfig",
+        config=f"fitb.bench.bench_config:{what.title()}BenchConfig",
         run=f"fitb.bench.{what}:bench",
-        render="fitb.bench.measure:render",
+        render="fitb.bench.timing:render",
     )
 
 
 _ROWS = (
     Command(
         "doctor",
-        "report what is missing or wrong on this machine, with the command that fixes it",
+        "check this machine and name what is missing or wrong, each with the remedy",
         (
             "fitb doctor",
             "fitb doctor --config tinybert4 --model.teacher models/bert --data.shards data/shards",
@@ -37,7 +37,7 @@ _ROWS = (
     ),
     Command(
         "site",
-        "write slurm/site.env: account, partition and other site settings, from Slurm",
+        "write slurm/site.env: account, partition and so on, as Slurm reports them",
         ("fitb site init && . slurm/site.env", "fitb site init --out /shared/site.env --force"),
         config="fitb.tools.site_init:SiteConfig",
         positional="action",
@@ -46,7 +46,7 @@ _ROWS = (
     ),
     Command(
         "scripts",
-        "print where the batch scripts for sbatch are, or copy them",
+        "print the folder of the batch scripts, or copy them",
         ("fitb scripts", "fitb scripts slurm"),
         config="fitb.cluster.scripts:ScriptsConfig",
         positional="out",
@@ -55,7 +55,7 @@ _ROWS = (
     ),
     Command(
         "prepare",
-        "turn text into shards and a manifest: clean, deduplicate, tokenise",
+        "turn text into shards: clean, deduplicate, tokenise",
         (
             "fitb prepare --out data/shards        # docstrings of this machine: no download",
             "fitb prepare --out data/shards --source parquet --files+='wikipedia/*.parquet'"
@@ -69,7 +69,7 @@ _ROWS = (
     ),
     Command(
         "inspect",
-        "show statistics and masked examples of shards, as text, JSON or a web page",
+        "show statistics and masked examples of shards as text, JSON or an HTML page",
         (
             "fitb inspect data/shards",
             "fitb inspect data/shards --html look.html --mask.strategy span",
@@ -94,7 +94,7 @@ _ROWS = (
     ),
     Command(
         "status",
-        "show the state of a run: attempts, rate, last save, why it stopped",
+        "show the state of a run: attempts, rate, last checkpoint, why it stopped",
         ("fitb status runs/tb4", "fitb status runs/tb4 --watch", "fitb status runs/tb4 --json"),
         config="fitb.tools.status:StatusConfig",
         positional="run",
@@ -102,7 +102,7 @@ _ROWS = (
     ),
     Command(
         "report",
-        "write a report of one or several runs: one HTML page, and charts for papers",
+        "write one or several runs as an HTML report, with charts for papers",
         (
             "fitb report runs/tb4",
             "fitb report runs/tb4 runs/control --out compared.html --png figures",
@@ -114,7 +114,7 @@ _ROWS = (
     ),
     Command(
         "rehearse",
-        "stop your job on your cluster as Slurm would, and time its saves against the limits",
+        "stop a job on your cluster as Slurm would, and check that it saves in time",
         (
             'fitb rehearse --sbatch "--nodes=2 --partition=low" -- --config tinybert4'
             " --run_dir runs/tb4 --model.teacher models/bert",
@@ -129,7 +129,7 @@ _ROWS = (
     ),
     Command(
         "sync",
-        "send a run's metrics to Weights & Biases, all attempts as one run",
+        "send the metrics of a run to Weights & Biases as one run over all attempts",
         ("fitb sync runs/tb4", "fitb sync runs/tb4 --offline && wandb sync runs/tb4/wandb-merged"),
         config="fitb.tools.sync:SyncConfig",
         positional="run",
@@ -138,7 +138,7 @@ _ROWS = (
     ),
     Command(
         "evaluate",
-        "measure how well a model fills masked positions, with baselines and 95 % intervals",
+        "evaluate masked-token prediction next to baselines, with 95 % intervals",
         (
             "fitb evaluate --model runs/tb4/export --shards data/shards",
             "fitb evaluate --model runs/tb4/export --teacher models/bert --json > tb4.json",
@@ -162,14 +162,14 @@ _ROWS = (
     ),
     Command(
         "fill",
-        "fill the blanks of sentences: ___ is a word, [MASK] one subword, [SPAN] any number",
+        "fill the blanks of sentences: ___ is a word, [MASK] a subword, [SPAN] any number",
         (
             'fitb fill "Returns a ___ of strings." --model runs/tb4/export',
             'fitb fill "She felt ___." --model runs/tb4/export --candidates+=happy'
             " --candidates+=sad",
             "fitb fill - --json --model runs/tb4/export < sentences.txt",
         ),
-        config="fitb.infer.config:FillConfig",
+        config="fitb.infer.fill_config:FillConfig",
         positional="texts",
         run="fitb.cli.functions:fill",
         render="fitb.infer.fill:render",
@@ -178,7 +178,7 @@ _ROWS = (
     ),
     Command(
         "serve",
-        "serve blank filling over HTTP, with a web page",
+        "fill blanks over HTTP, and on a web page",
         (
             "fitb serve runs/tb4/export",
             "fitb serve models/tb4 --teacher models/bert --port 8080",
@@ -190,7 +190,7 @@ _ROWS = (
     ),
     Command(
         "export",
-        "export a model as a Hugging Face folder with a model card, or for onnxruntime",
+        "export a model as a Hugging Face folder with a model card, and for onnxruntime",
         (
             "fitb export runs/tb4 --out models/tb4",
             "fitb export runs/tb4 --out models/tb4 --int8 --shards data/shards",
@@ -203,7 +203,7 @@ _ROWS = (
     ),
     Command(
         "plan",
-        "estimate a run: time, traffic, checkpoints, steps lost to preemption",
+        "estimate time, traffic, checkpoints and preemption losses of a run",
         (
             "fitb plan --nodes 4 --gpus 8 --tokens 1e10",
             "fitb plan --nodes 2 --gpus 4 --tokens_per_s 52000 --preemptions_per_day 4",
@@ -215,7 +215,7 @@ _ROWS = (
     ),
     _benchmark(
         "step",
-        "training speed in tokens/s, parts of a step, MFU; --baseline adds an unfused baseline",
+        "measure tokens per second of training, its parts and MFU; --baseline adds a baseline",
         (
             "srun fitb bench step --precision fp16 --baseline",
             "fitb bench step --processes 2 --length 64 --json",
@@ -223,29 +223,29 @@ _ROWS = (
     ),
     _benchmark(
         "comm",
-        "latency and bandwidth of collectives between ranks",
+        "measure latency and bandwidth of the collectives between ranks",
         ("srun fitb bench comm", "fitb bench comm --processes 4 --mb '[1, 31]'"),
     ),
     _benchmark(
         "infer",
-        "filling speed: student, teacher, onnxruntime, transformers' pipeline, the server",
+        "measure filling: student, teacher, onnxruntime, transformers' pipeline, the server",
         ("fitb bench infer", "fitb bench infer --clients 0 --batches '[1, 32]'"),
     ),
     _benchmark(
         "data",
-        "preparation speed against the bare tokenizer; rows/s, seek, memory",
+        "measure preparation against the tokenizer alone, rows per second, seek and memory",
         ("fitb bench data", "fitb bench data --mb 32 --repeats 5"),
     ),
     Command(
         "demo",
-        "run everything on this machine: corpus, teacher, student, controls",
+        "run the whole pipeline on this machine: corpus, teacher, student, controls",
         ("fitb demo", "fitb demo --out runs/tiny --max_mb 2 --teacher_steps 200 --steps 100"),
         config="fitb.tools.demo:DemoConfig",
         run="fitb.tools.demo:demo",
     ),
     Command(
         "completion",
-        "print a shell completion script for commands, flags, presets and choices",
+        "print the shell script that completes commands, flags, presets and choices",
         (
             "fitb completion bash > ~/.local/share/bash-completion/completions/fitb",
             "source <(fitb completion zsh)        # in ~/.zshrc, after compinit",
@@ -257,7 +257,7 @@ _ROWS = (
     ),
     Command(
         "launch.prepare",
-        "prepare shards as Slurm arrays, or on this machine without Slurm",
+        "prepare shards in Slurm arrays, or in local processes without Slurm",
         (
             "python -m launch.prepare --tasks 64 --out data/shards --source parquet"
             " --files+='wikipedia/*.parquet' --tokenizer models/bert",
@@ -271,7 +271,7 @@ _ROWS = (
     ),
     Command(
         "launch.distill",
-        "distil through submitit; the run directory is runs/JOB_NAME unless --run_dir is given",
+        "submit a distillation with submitit; --run_dir defaults to runs/JOB_NAME",
         (
             "python -m launch.distill --nodes 4 --tasks_per_node 8 --gpus_per_node 8"
             " --config tinybert4 --run_dir runs/tb4 --model.teacher models/bert",
@@ -286,7 +286,7 @@ _ROWS = (
     ),
     Command(
         "launch.evaluate",
-        "evaluate through submitit; --wait with --out prints the table of all models",
+        "submit an evaluation with submitit; --wait and --out print the table of all models",
         (
             "python -m launch.evaluate --model runs/tb4/export --shards data/shards",
             "python -m launch.evaluate --array 10 --wait --models+='runs/tb4/checkpoints/step-*'"
@@ -302,5 +302,5 @@ COMMANDS = {command.name: command for command in _ROWS}
 
 
 def benchmarks() -> list[str]:
-    """Names of what `fitb bench` measures."""
+    """Return the names of the benchmarks."""
     return [name.removeprefix("bench ") for name in COMMANDS if name.startswith("bench ")]

@@ -1,7 +1,7 @@
-"""Completion for shells: every command, flag, preset and choice, written into one script.
+"""Shell completion of commands, flags, presets and choices, as one script.
 
-The script holds all words, so that a TAB starts no Python. It is made by `fitb completion bash`
-from the parsers that the commands use; nothing of it is written by hand but how it looks words up.
+`fitb completion bash` generates the script from the parsers. It contains all words, so that
+pressing TAB starts no Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fitb.config.parser import preset_names, resource_names
 Shell = Literal["bash", "zsh"]
 _THEIR_COMPLETION = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
 
-# A word after `=` is a word of its own to bash, and part of its flag to zsh.
+# bash splits a word at `=`, zsh does not.
 _LOOKUP = """
 _fitb() {
   local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}
@@ -46,17 +46,17 @@ complete -o default -F _fitb fitb"""
 
 @dataclass(frozen=True)
 class CompletionConfig:
-    """The script of one shell.
+    """Shell of the completion script.
 
     Args:
-        shell: that it is for.
+        shell: the shell.
     """
 
     shell: Shell = "bash"
 
 
 def script(config: CompletionConfig) -> str:
-    """Return the script that a shell sources."""
+    """Return the completion script for a shell."""
     shell = config.shell
     cases = "".join(
         f"    '{key}') echo '{' '.join(words)}' ;;\n" for key, words in _words() if words
@@ -67,7 +67,7 @@ def script(config: CompletionConfig) -> str:
 
 
 def _words() -> Iterator[tuple[str, list[str]]]:
-    """Yield what may stand after a command, and after a flag of it."""
+    """Yield the words that may follow each command, and each of its flags."""
     yield "", [*commands(), "--help", "--version"]
     yield "bench", [*benchmarks(), "--help"]
     for command in COMMANDS.values():

@@ -1,4 +1,4 @@
-"""One command run: its flags parsed, its function called, its result printed as text or JSON."""
+"""Run one command: parse its flags, call its function, print the result as text or JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from fitb.config.launcher import LauncherArguments
 def execute(command: Command, args: Sequence[str]) -> int:
     """Parse the flags of a command and run it; return its exit code.
 
-    Raises: ConfigError for a wrong flag, and what the command raises.
+    Args:
+        command: row of the table.
+        args: words after the name of the command.
+    Raises: ConfigError for an invalid flag, and what the command raises.
     """
     given: tuple[Any, ...]
     if command.launcher:
@@ -37,9 +40,9 @@ def execute(command: Command, args: Sequence[str]) -> int:
     run = load(command.run)
     if not command.render:
         return int(run(*given))
-    with contextlib.redirect_stdout(sys.stderr):  # libraries talk; the result alone is the output
+    with contextlib.redirect_stdout(sys.stderr):  # keeps libraries' output apart from the result
         result = run(*given)
-    if result is None or result == {}:  # of a rank other than 0
+    if result is None or result == {}:  # a rank other than 0
         return 0
     if as_json:
         plain = load(command.as_json)(result) if command.as_json else result
@@ -50,16 +53,16 @@ def execute(command: Command, args: Sequence[str]) -> int:
 
 
 def launcher_of(command: Command) -> LauncherArguments:
-    """Make the parser of a command's launcher arguments, with its help."""
+    """Build the parser of a command's launcher arguments, with its help."""
     parser: LauncherArguments = load(command.launcher)()
     hands_to = COMMANDS[command.hands_to].program
-    about = f"{help.sentence(command.about)} Every other flag is one of `{hands_to}`."
+    about = f"{help.sentence(command.about)} All other flags go to `{hands_to}`."
     parser.describe(command.program, about, help.examples(command.shown).lstrip(), hands_to)
     return parser
 
 
 def parser_of(command: Command) -> Any:
-    """Make the parser of the flags of a command's configuration, with its help."""
+    """Build the parser of a command's configuration, with its help."""
     from fitb.config.parser import parser_for
 
     return parser_for(
@@ -72,6 +75,6 @@ def parser_of(command: Command) -> Any:
 
 
 def load(name: str) -> Any:
-    """Return what module:attribute names."""
+    """Import and return module:attribute."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""What is left of a command beside one call: standard input, pages, packages of an extra."""
+"""Functions of commands that need more than one call: standard input, pages, extras."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from fitb.base.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from fitb.evaluation.evaluate_config import EvaluateConfig
-    from fitb.infer.config import FillConfig
+    from fitb.infer.fill_config import FillConfig
     from fitb.serve.settings import ServeConfig
     from fitb.tools.inspect.inspection import InspectConfig
 
-_TO_UTF_8 = "convert it, for instance with `iconv -f latin1 -t UTF-8`"
-
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Inspect shards, and write the page where one is asked for."""
+    """Inspect shards; with `html`, write the page too."""
     from fitb.base.templates import write_page
     from fitb.tools.inspect.display import as_page
     from fitb.tools.inspect.inspection import inspect
@@ -33,7 +31,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate one model, or with `out` this task's share of several."""
+    """Evaluate one model, or with `out` this task's share of several models."""
     if config.out:
         from fitb.evaluation.folder import evaluate_all
 
@@ -44,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def render_evaluation(result: dict[str, Any]) -> str:
-    """Render one model's tables, or those of several."""
+    """Render the result of `evaluate`."""
     from fitb.evaluation.printed import evaluation_text, folder_text
 
     return folder_text(result) if "missing" in result else evaluation_text(result)
@@ -60,15 +58,15 @@ def fill(config: FillConfig) -> Any:
 
 
 def _piped() -> bytes:
-    """Return standard input as it is; where it was replaced by a stream of text, as UTF-8."""
+    """Return the bytes of standard input; a replacement without a buffer is encoded as UTF-8."""
     raw = getattr(sys.stdin, "buffer", None)
     return raw.read() if raw else sys.stdin.read().encode()
 
 
 def _lines(data: bytes) -> list[str]:
-    """Return the lines of a pipe, which end at line feeds alone.
+    """Split UTF-8 text into lines, at line feeds only.
 
-    Raises: DataError where they are not UTF-8.
+    Raises: DataError if a line is not UTF-8.
     """
     texts = []
     lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
@@ -76,22 +74,25 @@ def _lines(data: bytes) -> list[str]:
         try:
             texts.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
-            raise DataError(f"text {number} is not UTF-8: {error.reason}; {_TO_UTF_8}") from None
+            raise DataError(
+                f"text {number} is not UTF-8: {error.reason}; convert it, for instance with `iconv"
+                " -f latin1 -t UTF-8`"
+            ) from None
     return texts
 
 
 def serve(config: ServeConfig) -> int:
     """Start the server.
 
-    Raises: ConfigError where packages of its extra are missing.
+    Raises: ConfigError if packages of its extra are missing.
     """
-    # Before torch loads OpenMP: threads that wait awake for one another starve the event loop.
+    # Must be set before torch loads OpenMP: spinning threads would starve the event loop.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         from fitb.serve.server import serve
     except ImportError as error:
         if (error.name or "").split(".")[0] == "fitb":
             raise
-        message = f"{error.name} is not installed; `pip install 'fitb[serve]'` brings it"
+        message = f"{error.name} is not installed; run `pip install 'fitb[serve]'`"
         raise ConfigError(message) from error
     return serve(config)

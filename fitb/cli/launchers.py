@@ -1,4 +1,4 @@
-"""What launch/distill.py and launch/evaluate.py do: submit jobs through submitit, or show them."""
+"""launch/distill.py and launch/evaluate.py: submit jobs with submitit, or print their scripts."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from fitb.evaluation.folder import check_array
 
 
 def distill_arguments() -> LauncherArguments:
-    """Build the parser of the flags that say how a distillation is submitted."""
+    """Build the parser of the launcher arguments of a distillation."""
     parser = resource_parser("python -m launch.distill", job_name="fitb-distill", nodes=1)
     parser.add_argument(
         "--chain",
         type=int,
         default=0,
-        help="submit this many jobs, one after another, in place of one that is requeued",
+        help="submit this many jobs with dependencies, instead of one that is requeued",
     )
     parser.add_argument(
         "--preflight",
         action="store_true",
-        help="look at every host before the tasks start, and come back without the bad ones",
+        help="check every host before the tasks start, and requeue without the bad ones",
     )
     parser.add_argument(
         "--torchrun",
         action="store_true",
-        default=None,  # FITB_LAUNCHER of the site may say so
-        help="one task on each host, in which torchrun starts its --tasks_per_node processes",
+        default=None,  # the site's FITB_LAUNCHER decides
+        help="one task per host, in which torchrun starts --tasks_per_node processes",
     )
     return parser
 
 
 def distill(where: argparse.Namespace, flags: Sequence[str]) -> int:
-    """Submit a distillation and print its jobs; with `wait` return its exit code."""
+    """Submit a distillation and print its jobs; with `wait`, return its exit code."""
     if where.dry_run:
         print(plan_distill(flags, where).render(), end="")
         return FINISHED
@@ -53,18 +53,18 @@ def distill(where: argparse.Namespace, flags: Sequence[str]) -> int:
 
 
 def evaluate_arguments() -> LauncherArguments:
-    """Build the parser of the flags that say how an evaluation is submitted."""
+    """Build the parser of the launcher arguments of an evaluation."""
     parser = resource_parser(
         "python -m launch.evaluate", job_name="fitb-evaluate", signal_delay_s=0
     )
     parser.add_argument(
-        "--array", type=int, default=1, help="tasks that share the --models among them"
+        "--array", type=int, default=1, help="number of tasks that share the --models"
     )
     return parser
 
 
 def evaluate(where: argparse.Namespace, flags: Sequence[str]) -> int:
-    """Submit an evaluation and print its jobs; with `wait` and --out print the table too."""
+    """Submit an evaluation and print its jobs; with `wait` and --out, print the table too."""
     where.nodes = where.tasks_per_node = 1
     config = parse(EvaluateConfig, where.launcher.prog, flags, launcher=where.launcher)
     check_array(config, where.array)

@@ -1,4 +1,4 @@
-"""The typed configuration; `yaml`, `parser` and what they need are modules of their own."""
+"""The typed configuration of a training run; `parser` and `yaml` read and write it."""
 
 from fitb.config.schema import AlgorithmsConfig as AlgorithmsConfig
 from fitb.config.schema import CheckpointConfig as CheckpointConfig

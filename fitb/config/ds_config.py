@@ -1,7 +1,6 @@
-"""A DeepSpeed configuration, read without DeepSpeed: what is fitb's to set, and what cannot be.
+"""Reading and checking DeepSpeed configuration files, without importing DeepSpeed.
 
-Files written for the Hugging Face Trainer leave its numbers to it with the word "auto"; here they
-are fitb's in the same way.
+"auto" leaves a value to fitb, as it does with the Hugging Face Trainer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ OWNED = (
 )
 _STAGES = (1, 2, 3)
 _OBJECTS = ("zero_optimization", "fp16", "bf16")
-_RENAMED = {  # of zero_optimization; DeepSpeed still reads them, later than fitb has to know
+_RENAMED = {  # deprecated keys of zero_optimization, which DeepSpeed resolves too late for fitb
     "cpu_offload": 'offload_optimizer": {"device": "cpu"}',
     "cpu_offload_param": 'offload_param": {"device": "cpu"}',
     "cpu_offload_params": 'offload_param": {"device": "cpu"}',
@@ -32,9 +31,11 @@ _RENAMED = {  # of zero_optimization; DeepSpeed still reads them, later than fit
 
 
 def read_ds_config(name: str) -> dict[str, Any]:
-    """Return a file of ds_configs/, or of one's own, without what it leaves to fitb.
+    """Read a DeepSpeed configuration, without the keys that are "auto".
 
-    Raises: ConfigError where there is none, it is no such file, or it sets what fitb owns.
+    Args:
+        name: path, or name of a file in ds_configs/.
+    Raises: ConfigError if the file is missing or invalid, or sets a key that fitb owns.
     """
     path = resolve_resource(name, "fitb.ds_configs", ".json")
     try:
@@ -68,7 +69,7 @@ def _check_owned(path: Path, found: dict[str, Any]) -> None:
 def _check_zero(path: Path, zero: dict[str, Any]) -> None:
     for key, new in _RENAMED.items():
         if zero.get(key):
-            raise ConfigError(f'{path}: zero_optimization.{key} is now "{new}; write that')
+            raise ConfigError(f'{path}: zero_optimization.{key} is deprecated; use "{new}')
     stage = zero.get("stage")
     if type(stage) is not int or stage not in _STAGES:
         raise ConfigError(f"{path}: zero_optimization.stage={stage!r}; expected 1, 2 or 3")

@@ -1,4 +1,4 @@
-"""Dotted keys of configuration dataclasses: their types, and what other trainers call them."""
+"""Dotted keys of configuration dataclasses: types, choices, and names in other trainers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-# What the Hugging Face Trainer and scripts beside it call ours, and what is different about it.
+# Names in the Hugging Face Trainer and its example scripts: fitb's key, and what differs.
 OF_OTHERS = {
     "adam_beta1": ("optim.betas", "both in a list"),
     "adam_beta2": ("optim.betas", "both in a list"),
@@ -43,7 +43,7 @@ OF_OTHERS = {
         "rows of a forward pass at most: a step has global_batch rows over all processes",
     ),
     "report_to": ("track.wandb", ""),
-    "resume_from_checkpoint": ("run_dir", "a run that is there goes on"),
+    "resume_from_checkpoint": ("run_dir", "an existing run is resumed"),
     "run_name": ("track.name", ""),
     "save_steps": ("checkpoint.every_steps", ""),
     "save_total_limit": ("checkpoint.keep_last", ""),
@@ -59,9 +59,13 @@ OF_OTHERS = {
 
 
 def hints(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of a dataclass and their types, those of nested ones too.
+    """Yield the dotted keys of a dataclass and of nested dataclasses, with their types.
 
-    A section that may be something else as well has a type of its own, beside its keys.
+    A union of a dataclass and other types is yielded itself, besides the keys of the dataclass.
+
+    Args:
+        kind: the dataclass.
+        prefix: prefix of the keys.
     """
     for name, hint in get_type_hints(kind).items():
         key, section = f"{prefix}{name}", section_of(hint)
@@ -72,7 +76,7 @@ def hints(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def hint_of(kind: type[Any], key: str) -> Any:
-    """Return the type of a dotted key; None where the dataclass has no such key."""
+    """Return the type of a dotted key; None if the dataclass has no such key."""
     name, _, rest = key.partition(".")
     hint = get_type_hints(kind).get(name)
     if not rest or hint is None:
@@ -84,12 +88,12 @@ def hint_of(kind: type[Any], key: str) -> Any:
 
 
 def section_of(hint: Any) -> Any:
-    """Return the dataclass that a type is, or may be, or lists; None where there is none."""
+    """Return the dataclass in a type, a union or a list; None if there is none."""
     return next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
 
 
 def choices(hint: Any) -> list[str]:
-    """Return the words that a type allows, as far as it names them; empty where it names none."""
+    """Return the literal values that a type allows; empty if it has none."""
     if hint is bool:
         return ["true", "false"]
     if get_origin(hint) is Literal:
@@ -101,7 +105,7 @@ def choices(hint: Any) -> list[str]:
 
 
 def type_name(hint: Any) -> str:
-    """Return a type as a user would say it: float | null, fp16 | bf16 | fp32, list[int]."""
+    """Return the name of a type for users: float | null, fp16 | bf16 | fp32, list[int]."""
     if get_origin(hint) is Literal:
         return " | ".join(choices(hint))
     if _is_union(hint):

@@ -1,6 +1,6 @@
-"""Launcher arguments: flags of a command that hands all others on to another command.
+"""Launcher arguments: flags of a command that passes all other flags to another command.
 
-Needs nothing but Python, as `fitb doctor` must start where libraries are missing.
+Imports the standard library only, because `fitb doctor` must run if libraries are missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SBATCH = "--sbatch"
 
 
 class RawExamples(argparse.HelpFormatter):
-    """A formatter that wraps text, but not examples."""
+    """A help formatter that wraps text but not examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("examples:"):
@@ -24,11 +24,11 @@ class RawExamples(argparse.HelpFormatter):
 
 
 class LauncherArguments(argparse.ArgumentParser):
-    """Parser of launcher arguments; what it makes of them has it as `launcher`.
+    """Parser of launcher arguments; the namespace that it returns holds it as `launcher`.
 
     Args:
         prog: the command, as a user types it.
-        hands_to: the command that takes all other flags.
+        hands_to: command that gets all other flags.
     """
 
     def __init__(self, prog: str, hands_to: str = "fitb train") -> None:
@@ -37,30 +37,30 @@ class LauncherArguments(argparse.ArgumentParser):
         self.set_defaults(launcher=self)
 
     def describe(self, prog: str, description: str, epilog: str, hands_to: str) -> None:
-        """Set what the help says beside the flags."""
+        """Set the texts of the help; see argparse.ArgumentParser."""
         self.prog, self.description, self.epilog = prog, description, epilog
         self.hands_to = hands_to
         self.usage = f"{prog} [flags] [flags of `{hands_to}`]"
 
     def add_sbatch(self) -> None:
-        """Add the flag that takes options of sbatch; it may be given several times."""
+        """Add --sbatch, a repeatable flag for options of sbatch."""
         self.add_argument(
             SBATCH, action="append", default=[], metavar="OPTIONS", help="options of sbatch"
         )
 
     def split(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Return the launcher arguments, and all other words.
+        """Return the launcher arguments, and all other words of the command line.
 
-        Raises: ConfigError
+        Raises: ConfigError for an invalid value.
         """
         words = [word for word in args if word != "--"]
         for place in reversed(range(len(words) - 1)):
-            if words[place] == SBATCH:  # argparse takes a value with a dash for a flag
+            if words[place] == SBATCH:  # argparse would take the value for a flag
                 words[place : place + 2] = [f"{SBATCH}={words[place + 1]}"]
         return self.parse_known_args(words)
 
     def names(self) -> list[str]:
-        """The flags, without their dashes."""
+        """Return the names of the flags, without dashes."""
         return [
             flag.removeprefix("--")
             for action in self._actions

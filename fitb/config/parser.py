@@ -1,4 +1,4 @@
-"""Flags and YAML into configuration dataclasses, through jsonargparse; nobody else parses."""
+"""Parse flags and YAML files into configuration dataclasses, with jsonargparse."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ from fitb.config.launcher import LauncherArguments, RawExamples
 from fitb.config.schema import DROPPED, Config
 
 T = TypeVar("T")
-Pair = tuple[str, Any]  # a dotted key, with + where a list grows by the value; and the value
+Pair = tuple[str, Any]  # a dotted key and its value; a trailing + appends to a list
 
 
 def preset_names() -> list[str]:
+    """Return the names of the packaged presets."""
     return resource_names("fitb.presets", ".yaml")
 
 
 def resource_names(package: str, suffix: str) -> list[str]:
-    """Names of the packaged files of a kind, without their suffix."""
+    """Return the names of the files of a package with this suffix, without the suffix."""
     return sorted(path.stem for path in _folder_of(package).glob(f"*{suffix}"))
 
 
 def resolve_resource(name: str, package: str, suffix: str) -> Path:
-    """Return the file itself where `name` is a path, else the packaged file of that name.
+    """Return `name` if it is an existing file, else the packaged file of that name.
 
+    Args:
+        name: path, or name of a packaged file.
+        package: package of the files, such as fitb.presets.
+        suffix: suffix of the files.
     Raises: ConfigError with the nearest packaged name.
     """
     if Path(name).is_file():
@@ -50,14 +55,14 @@ def resolve_resource(name: str, package: str, suffix: str) -> Path:
 def _folder_of(package: str) -> Path:
     try:
         return Path(str(resources.files(package)))
-    except ModuleNotFoundError:  # a checkout that is not installed has it beside the package
+    except ModuleNotFoundError:  # not installed: a checkout has it next to the package
         return Path(__file__).parents[2] / package.rpartition(".")[2]
 
 
-# What jsonargparse says in other words.
+# Help texts that replace jsonargparse's.
 _HELP_OF_THEIRS = {
     "help": "show this help message and exit",
-    "print_config": "print what the other flags make, as YAML for --config, and exit",
+    "print_config": "print the resulting configuration as YAML for --config, and exit",
     "model.teacher.help": "show the keys of a geometry and exit",
     "model.student.help": "show the keys of a geometry and exit",
     "blanks.help": "show the keys of a constraint and exit",
@@ -65,15 +70,16 @@ _HELP_OF_THEIRS = {
 
 
 class Formatter(RawExamples, DefaultHelpFormatter):
-    """jsonargparse's help, with examples as they are."""
+    """jsonargparse's help formatter, without wrapping of examples."""
 
 
 def parser_for(kind: type[Any], prog: str, *, positional: str = "", **told: Any) -> ArgumentParser:
     """Build the parser of a configuration dataclass: its keys as dotted flags, and --config.
 
     Args:
+        kind: the dataclass.
         prog: the command, as a user types it.
-        positional: key that plain words fill.
+        positional: key that positional arguments set.
         told: description and epilog of the help.
     """
     lists = _Command(kind, prog, positional).lists
@@ -114,13 +120,13 @@ def _required(parser: ArgumentParser, positional: str) -> str:
 
 @dataclass(frozen=True)
 class _Command:
-    """What a command takes: its words are checked against the fields of its dataclass.
+    """Checks the command line of a command against the fields of its dataclass.
 
     Args:
-        kind: dataclass of its keys.
+        kind: the dataclass.
         prog: the command, as a user types it.
-        positional: key that plain words fill.
-        launcher: that has taken its own flags before.
+        positional: key that positional arguments set.
+        launcher: parser that took its own flags before; None without launcher arguments.
     """
 
     kind: type[Any]
@@ -136,13 +142,13 @@ class _Command:
 
     @property
     def lists(self) -> bool:
-        """Whether any number of plain words may stand."""
+        """Whether several positional arguments are allowed."""
         return get_origin(get_type_hints(self.kind).get(self.positional)) is list
 
     def read(self, words: Sequence[str]) -> tuple[list[str], list[Pair]]:
-        """Return the words as the library takes them, and all pairs that they and files give.
+        """Return the words for jsonargparse, and all pairs of key and value in flags and files.
 
-        Raises: ConfigError for an unknown key, a key without a value and a word too many.
+        Raises: ConfigError for an unknown key, a missing value or an unexpected argument.
         """
         flags: list[str] = []
         plain: list[str] = []
@@ -176,7 +182,7 @@ class _Command:
         return flags, pairs
 
     def missing(self, pairs: Iterable[Pair]) -> list[str]:
-        """Return the keys that must be given and are not."""
+        """Return the required keys that are not given."""
         given = {key.removesuffix("+") for key, _ in pairs}
         required = [
             key.name
@@ -203,7 +209,7 @@ class _Command:
         return ConfigError(f"unknown key {key!r}{near}; {self.remedy}")
 
     def _value(self, key: str, hint: Any, rest: list[str]) -> str:
-        """Take the value of a flag from the words behind it; a switch needs none."""
+        """Take the value of a flag from the next word; a boolean flag needs none."""
         if hint is bool and rest[:1] not in (["true"], ["false"]):
             return "true"
         if not rest or rest[0].startswith("--"):
@@ -220,7 +226,7 @@ class _Command:
     def _file(self, path: str) -> Iterator[Pair]:
         try:
             values = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError):  # jsonargparse says so
+        except (OSError, UnicodeDecodeError):  # jsonargparse reports it
             return
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
@@ -230,7 +236,7 @@ class _Command:
         yield from self._mapping(values or {})
 
     def _mapping(self, values: Mapping[Any, Any], prefix: str = "") -> Iterator[Pair]:
-        """Yield the entries of a file, or of a section that is given whole."""
+        """Yield the entries of a file, or of a section given as one value."""
         for name, value in values.items():
             key = f"{prefix}{name}"
             section = section_of(self._hint(key))
@@ -259,9 +265,11 @@ def parse(
     """Parse flags into an instance of `kind`.
 
     Args:
+        kind: configuration dataclass.
         prog: the command, as a user types it.
-        positional: key that plain words fill.
-        launcher: that has taken its own flags before.
+        args: words after the command.
+        positional: key that positional arguments set.
+        launcher: parser that took its own flags before; None without launcher arguments.
     Raises: ConfigError naming the key, the value and the nearest valid key.
     """
     command = _Command(kind, prog, positional, launcher)
@@ -278,10 +286,10 @@ def parse(
 
 
 def _explained(error: Exception, command: _Command, pairs: Sequence[Pair]) -> str:
-    """Say which value is wrong or missing, or what the library says."""
+    """Return which value is wrong or missing, else the message of jsonargparse."""
     cause: BaseException | None = error
     while cause:
-        if isinstance(cause, FitbError):  # of a section that refuses its values
+        if isinstance(cause, FitbError):  # raised by the checks of a section
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     for key, value in pairs:
@@ -296,7 +304,7 @@ def _explained(error: Exception, command: _Command, pairs: Sequence[Pair]) -> st
 
 
 def _fits(hint: Any, value: Any, grows: bool) -> bool:
-    """Whether a value alone can be parsed; text is that of a flag, all else that of a file."""
+    """Whether a value parses as this type; strings are from flags, other values from files."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     flag = "--value+" if grows else "--value"
@@ -311,7 +319,7 @@ def _fits(hint: Any, value: Any, grows: bool) -> bool:
 
 
 def abouts(kind: type[Any]) -> dict[str, str]:
-    """Return what the docstring of a dataclass, and those of its bases, say of each key."""
+    """Return the description of each key from the docstrings of a dataclass and its bases."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         for key in docstring_parser.parse(base.__doc__ or "").params:

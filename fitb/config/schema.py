@@ -1,8 +1,7 @@
 """The typed configuration: one definition for YAML, dotted flags, --help and the saved config.yaml.
 
-Sections are frozen dataclasses that check what they
-alone can know and never change a value. Every number has one owner: the files of ds_configs/ own
-ZeRO, offload and loss scaling; these sections own everything else.
+Sections are frozen dataclasses whose checks never change a value. Every number has one owner: the
+files of ds_configs/ own ZeRO, offload and loss scaling; these sections own everything else.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 
 from fitb.base.errors import ConfigError
 
-# Keys of earlier versions: a file or a command that still sets them is read, without effect.
+# Keys of earlier versions, which files and command lines may still set without effect.
 DROPPED = ("speed.keep_memory", "track.rows")
 
 
@@ -22,10 +21,10 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_range(
+def check_range(
     section: str, values: object, *names: str, low: float, high: float = math.inf
 ) -> None:
-    """Require low <= value < high of each named field that is not None; NaN is in no range."""
+    """Raise ConfigError unless low <= value < high for each named field; None passes, NaN fails."""
     for name in names:
         value = getattr(values, name)
         limit = f"at least {low:g}" + (f", below {high:g}" if high < math.inf else "")
@@ -37,10 +36,10 @@ class Geometry:
     """A BERT with random weights, by its sizes (TinyBERT: Jiao et al. 2020, section 4.1).
 
     Args:
-        num_hidden_layers: Transformer layers.
-        hidden_size: width; a multiple of the number of heads.
+        num_hidden_layers: number of Transformer layers.
+        hidden_size: width of the hidden states; a multiple of the number of heads.
         intermediate_size: width of the feed-forward layer.
-        num_attention_heads: heads; the same as the teacher's where attention is distilled.
+        num_attention_heads: number of heads; must be the teacher's if attention is distilled.
     """
 
     num_hidden_layers: int = 4
@@ -49,7 +48,7 @@ class Geometry:
     num_attention_heads: int = 12
 
     def __post_init__(self) -> None:
-        _check_range("", self, *(key.name for key in fields(self)), low=1)
+        check_range("", self, *(key.name for key in fields(self)), low=1)
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size={self.hidden_size} is not a multiple of"
@@ -62,14 +61,13 @@ class ModelConfig:
     """Teacher and student.
 
     Args:
-        teacher: Hugging Face folder or hub name, or a geometry; null trains plain MLM, and then
-            only the mlm term counts.
+        teacher: Hugging Face folder or hub name, or a geometry; null trains the mlm term alone.
         student: Hugging Face folder or hub name, or a geometry with random weights.
-        dropout: of the student; null keeps what its configuration says.
-        positions: vectors of positions that a student with random weights begins with: random, or
-            the teacher's, which is as wide.
-        teacher_precision: same as the student's, or fp8: the encoder's products in 8-bit floats,
-            for GPUs that have them.
+        dropout: dropout probability of the student; null keeps that of its configuration.
+        positions: initial position embeddings of a student with random weights: random, or copied
+            from a teacher of the same width.
+        teacher_precision: same as the student's, or fp8 for the matmuls of the encoder, on GPUs
+            that support it.
     """
 
     teacher: Geometry | str | None = None
@@ -79,7 +77,7 @@ class ModelConfig:
     teacher_precision: Literal["same", "fp8"] = "same"
 
     def __post_init__(self) -> None:
-        _check_range("model.", self, "dropout", low=0, high=1)
+        check_range("model.", self, "dropout", low=0, high=1)
         for name in ("teacher", "student"):
             value, sizes = getattr(self, name), [key.name for key in fields(Geometry)]
             _require(
@@ -96,16 +94,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which rows.
+    """Training rows.
 
     Args:
         shards: folder that `fitb prepare` wrote, or its URL: file://, https://, s3:// and others.
-        window_shards: shards whose rows are shuffled among each other.
-        prefetch_steps: global batches read ahead of need.
-        cache_dir: folder on each node; fitb makes one in it for shards of a URL, and counts and
-            removes nothing else there. null takes $SLURM_TMPDIR, then $TMPDIR.
-        cache_gb: what that folder may hold, in units of 1e9 bytes; two windows must fit.
-        fetch_deadline_s: seconds after which a file that no server gives stops the run.
+        window_shards: number of shards whose rows are shuffled together.
+        prefetch_steps: global batches to read ahead.
+        cache_dir: node-local folder in which fitb creates a cache folder for shards of a URL;
+            nothing else in it is counted or removed. null takes $SLURM_TMPDIR, then $TMPDIR.
+        cache_gb: size limit of the cache in GB (1e9 bytes); two windows must fit.
+        fetch_deadline_s: seconds after which a file that cannot be downloaded stops the run.
     """
 
     shards: str = "data/shards"
@@ -116,21 +114,21 @@ class DataConfig:
     fetch_deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_range("data.", self, "window_shards", low=1)
-        _check_range("data.", self, "prefetch_steps", "cache_gb", "fetch_deadline_s", low=0)
+        check_range("data.", self, "window_shards", low=1)
+        check_range("data.", self, "prefetch_steps", "cache_gb", "fetch_deadline_s", low=0)
 
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How rows are masked.
+    """Masking of rows.
 
     Args:
         strategy: token (Devlin et al. 2019), whole_word, or span (SpanBERT: Joshi et al. 2020).
-        fraction: share of a row's ordinary tokens that become slots, an exact count per row.
-        mask_share: share of slots that show [MASK].
-        random_share: share that show a random ordinary token; the rest show the token itself.
-        span_p: parameter of the geometric distribution of span lengths, in words.
-        span_max_words: longest span.
+        fraction: share of a row's ordinary tokens that are masked, an exact count per row.
+        mask_share: share of the masked positions that show [MASK].
+        random_share: share of them that show a random ordinary token; the rest keep their token.
+        span_p: parameter of the geometric distribution of span lengths in words.
+        span_max_words: longest span in words.
     """
 
     strategy: Literal["token", "whole_word", "span"] = "whole_word"
@@ -150,7 +148,7 @@ class MaskConfig:
             " neither below 0, their sum at most 1",
         )
         _require(0 < self.span_p <= 1, f"mask.span_p={self.span_p}; above 0, at most 1")
-        _check_range("mask.", self, "span_max_words", low=1)
+        check_range("mask.", self, "span_max_words", low=1)
 
 
 @dataclass(frozen=True)
@@ -163,9 +161,10 @@ class ObjectiveConfig:
         attention: mean squared error of attention scores, summed over layers (eq. 7).
         logits: soft cross-entropy at masked positions (eq. 10), times temperature squared.
         mlm: cross-entropy with the true tokens at masked positions.
-        temperature: of the soft cross-entropy.
+        temperature: softmax temperature of the soft cross-entropy.
         layer_map: teacher layer (1 = first) for each student layer; uniform spreads them evenly.
-        form: mean over real tokens, or the formulas of the original code, padding included.
+        form: masked_mean averages over real tokens; tinybert_reference uses the formulas of the
+            original code, padding included.
     """
 
     embedding: float = 1.0
@@ -191,11 +190,11 @@ class OptimConfig:
     Args:
         lr: peak learning rate.
         warmup_steps: steps of linear warm-up.
-        schedule: from the peak to the end of the run.
-        betas: decay of the two moments.
-        eps: added to the denominator.
-        weight_decay: decoupled; not for biases and LayerNorm.
-        clip_norm: global gradient norm limit; 0 turns it off.
+        schedule: shape of the learning rate from the peak to the end of the run.
+        betas: decay rates of the two moments.
+        eps: term added to the denominator.
+        weight_decay: decoupled weight decay; not applied to biases and LayerNorm.
+        clip_norm: limit of the global gradient norm; 0 turns clipping off.
     """
 
     lr: float = 5e-4
@@ -208,23 +207,22 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         names = ("lr", "warmup_steps", "eps", "weight_decay", "clip_norm")
-        _check_range("optim.", self, *names, low=0)
+        check_range("optim.", self, *names, low=0)
         _require(all(0 <= b < 1 for b in self.betas), f"optim.betas={self.betas}; in [0, 1)")
 
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """How the arithmetic is executed; what is computed stays the same, to rounding.
+    """Execution settings; results stay the same up to rounding.
 
     Args:
-        attention: sdpa is torch's fused attention, eager builds the scores; auto takes the faster.
-        compile: compile student, losses and a teacher that is not packed; null does on GPUs, but
-            not under ZeRO 3.
-        pad: compute with head and vocabulary sizes that GPU kernels like; null does on GPUs, but
-            not under ZeRO 3.
-        teacher_rows: rows of one forward pass of the teacher at most, rounded to micro-batches;
-            null takes as many as hold 32,768 tokens on a GPU, micro_batch on a CPU.
-        pack_teacher: on a CPU, and without `pad`, multiply the teacher's matrices through oneDNN.
+        attention: sdpa is torch's fused attention, eager materialises the scores; auto: the faster.
+        compile: torch.compile the student, the losses and a teacher that is not packed; null
+            does so on GPUs without ZeRO 3.
+        pad: pad head and vocabulary sizes for GPU kernels; null does so on GPUs without ZeRO 3.
+        teacher_rows: most rows per forward pass of the teacher, rounded to micro-batches; null
+            takes 32,768 tokens on a GPU, micro_batch rows on a CPU.
+        pack_teacher: on a CPU without `pad`, use oneDNN matmuls with packed teacher weights.
         fused_optimizer: update all weights in one kernel.
     """
 
@@ -236,7 +234,7 @@ class SpeedConfig:
     fused_optimizer: bool = True
 
     def __post_init__(self) -> None:
-        _check_range("speed.", self, "teacher_rows", low=1)
+        check_range("speed.", self, "teacher_rows", low=1)
 
 
 @dataclass(frozen=True)
@@ -244,9 +242,9 @@ class EvalConfig:
     """Validation during training, on fixed masks.
 
     Args:
-        every_steps: 0 turns it off.
-        rows: validation rows used; 0 means all.
-        patience: evaluations without a better loss before the run stops; 0 never stops.
+        every_steps: steps between two evaluations; 0 turns them off.
+        rows: number of validation rows used; 0 means all.
+        patience: evaluations without a better loss after which the run stops; 0 never stops.
     """
 
     every_steps: int = 1000
@@ -254,23 +252,23 @@ class EvalConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        _check_range("eval.", self, "every_steps", "rows", "patience", low=0)
+        check_range("eval.", self, "every_steps", "rows", "patience", low=0)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run is saved, apart from every stop and the end.
+    """Checkpoints, besides those at every stop and at the end.
 
     Args:
-        every_steps: 0 saves only at stops and at the end.
-        keep_last: newest checkpoints kept; at least 2, so that a damaged one has a predecessor.
+        every_steps: steps between two checkpoints; 0 saves only at stops and at the end.
+        keep_last: newest checkpoints to keep; at least 2, so that a damaged one has a predecessor.
     """
 
     every_steps: int = 1000
     keep_last: int = 2
 
     def __post_init__(self) -> None:
-        _check_range("checkpoint.", self, "every_steps", low=0)
+        check_range("checkpoint.", self, "every_steps", low=0)
         _require(
             self.keep_last >= 2,
             f"checkpoint.keep_last={self.keep_last}; at least 2, so that a damaged one has a"
@@ -280,14 +278,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrackConfig:
-    """Where numbers go. metrics.jsonl always; W&B mirrors it.
+    """Logging of metrics to metrics.jsonl, which W&B mirrors.
 
     Args:
-        every_steps: steps between two lines.
-        wandb: auto is online where there is a key, else offline.
+        every_steps: steps between two lines of metrics.
+        wandb: mode of W&B; auto is online with an API key, else offline.
         project: W&B project.
         entity: W&B team or user.
-        name: W&B run name; null takes the run folder's name.
+        name: name of the W&B run; null takes the name of the run folder.
     """
 
     every_steps: int = 10
@@ -297,30 +295,31 @@ class TrackConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _check_range("track.", self, "every_steps", low=1)
+        check_range("track.", self, "every_steps", low=1)
 
 
 @dataclass(frozen=True)
 class StopConfig:
-    """When to leave before the end.
+    """Time limits.
 
     Args:
-        time_budget_min: minutes after which this attempt saves and asks to be started again.
-        hang_s: seconds without a step, the start and a save included, after which every rank writes
-            its stacks into the logs and the job fails; null never does.
+        time_budget_min: minutes after which this attempt saves a checkpoint and exits with 85, to
+            be started again; null never does.
+        hang_s: seconds without a step, start-up and saving included, after which every rank logs
+            its stacks and the job fails; null never does.
     """
 
     time_budget_min: float | None = None
     hang_s: float | None = 900.0
 
     def __post_init__(self) -> None:
-        _check_range("stop.", self, "time_budget_min", low=0)
-        _check_range("stop.", self, "hang_s", low=1)
+        check_range("stop.", self, "time_budget_min", low=0)
+        check_range("stop.", self, "hang_s", low=1)
 
 
 @dataclass(frozen=True)
 class AlgorithmsConfig:
-    """Versions of functions that decide what a step computes; a run keeps those it began with.
+    """Versions of functions that decide what a step computes; a run keeps its initial ones.
 
     Args:
         order: version of the permutation of rows.
@@ -339,7 +338,7 @@ class AlgorithmsConfig:
             value, newest = getattr(self, key.name), getattr(type(self), key.name)
             _require(
                 value in range(1, newest + 1),
-                f"algorithms.{key.name}={value}; 1 to {newest}; use the fitb that began the run",
+                f"algorithms.{key.name}={value}; 1 to {newest}; use the fitb that started the run",
             )
 
 
@@ -348,13 +347,13 @@ class Config:
     """A training run.
 
     Args:
-        run_dir: the folder that is the run; if it holds one, the run goes on.
-        steps: optimiser updates.
+        run_dir: folder of the run; an existing run is resumed.
+        steps: number of optimiser updates.
         global_batch: rows per step over all processes.
-        micro_batch: rows per forward pass and process at most; accumulation follows from it.
-        precision: of the student's arithmetic and of the teacher.
-        ds_config: a DeepSpeed file, or the name of one of ours (zero1 zero2 zero2_offload zero3).
-        seed: of weights, order, masks and dropout.
+        micro_batch: most rows per forward pass and process; gradient accumulation follows from it.
+        precision: arithmetic of the student and of the teacher.
+        ds_config: DeepSpeed file, or a packaged one (zero1, zero2, zero2_offload, zero3).
+        seed: seed of weights, order, masks and dropout.
     """
 
     run_dir: str
@@ -377,15 +376,15 @@ class Config:
     algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
 
     def __post_init__(self) -> None:
-        _check_range("", self, "steps", "global_batch", "micro_batch", low=1)
+        check_range("", self, "steps", "global_batch", "micro_batch", low=1)
 
     def grad_accum(self, world_size: int) -> int:
-        """Micro-batches per step and process: as few as hold micro_batch rows at most.
+        """Return the number of micro-batches per step and process.
 
-        A step is the same rows at any number of processes; shares of processes, and micro-batches
-        of a share, differ by one row where nothing divides.
+        A step has the same rows with any number of processes (`world_size`); their shares, and the
+        micro-batches of a share, differ by at most one row.
 
-        Raises: ConfigError where a micro-batch would be empty.
+        Raises: ConfigError if a micro-batch would be empty.
         """
         least = self.global_batch // world_size
         number = math.ceil(math.ceil(self.global_batch / world_size) / self.micro_batch)

@@ -1,4 +1,4 @@
-"""A configuration written down, compared with another one, and rendered as YAML."""
+"""Configurations as YAML, and the keys in which two of them differ."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import yaml
 from fitb.base.errors import ConfigError
 from fitb.config.schema import AlgorithmsConfig, Config
 
-# What may differ between two attempts of one run: how it is executed, not what it computes, but to
-# rounding. (The algorithm versions that count are the run's own: with_algorithms_of.)
+# Keys that may change when a run is resumed: how it is executed, not what it computes, up to
+# rounding. (Algorithm versions are always those of the run, see with_algorithms_of.)
 MAY_CHANGE = ("run_dir", "micro_batch", "precision", "ds_config", "data.shards",
               "data.prefetch_steps", "data.cache_dir", "data.cache_gb", "data.fetch_deadline_s",
               "speed.", "track.", "checkpoint.", "stop.", "algorithms.")  # fmt: skip
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted key -> value for nested dataclasses or dicts."""
+    """Flatten nested dataclasses or dicts to a dict by dotted key."""
     items = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
     flat: dict[str, Any] = {}
     for key, value in items.items():
@@ -30,26 +30,29 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_algorithms_of(old: dict[str, Any], new: Config) -> Config:
-    """Return a configuration with the algorithm versions of a run's saved one.
+    """Return a configuration with the algorithm versions of a run.
 
-    Versions that the saved one does not name are 1: it is older than they are.
-
-    Raises: ConfigError where this fitb has no such algorithm or version.
+    Args:
+        old: saved configuration of the run; versions that it lacks are 1.
+        new: configuration to change.
+    Raises: ConfigError if this fitb has no such algorithm or version.
     """
     known = [key.name for key in fields(AlgorithmsConfig)]
     versions = dict.fromkeys(known, 1) | dict(old.get("algorithms") or {})
     if unknown := sorted(versions.keys() - set(known)):
         raise ConfigError(
-            f"the run was begun with algorithms {', '.join(unknown)}, which this fitb lacks;"
-            f" it has {', '.join(known)}; use the fitb that began the run"
+            f"the run was started with algorithms {', '.join(unknown)}; expected"
+            f" {', '.join(known)}; use the fitb that started the run"
         )
     return replace(new, algorithms=AlgorithmsConfig(**versions))
 
 
 def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
-    """Keys that a resumed run may not change but that differ, as 'key: old -> new'.
+    """Return the keys that differ but must not change on a resume, as "key: old -> new".
 
-    A key that the old configuration did not know yet had its default.
+    Args:
+        old: saved configuration of the run; keys that it lacks had their default.
+        new: configuration of the resume.
     """
     before, after = flatten(old), flatten(new)
     before = {
@@ -64,7 +67,7 @@ def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
 
 
 class _Text(str):
-    """A string that YAML must not take for a number, a date or a switch."""
+    """A string that must be quoted, so that YAML does not read a number, date or boolean."""
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

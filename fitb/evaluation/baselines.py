@@ -1,4 +1,4 @@
-"""Baselines of an evaluation: token frequencies, random weights, the model before training.
+"""Baselines of an evaluation: token frequencies, random weights, drift of embeddings.
 
 Legend: V vocabulary, D hidden.
 """
@@ -23,11 +23,14 @@ _BLOCK_ROWS = 4096
 def count_tokens(
     shards: ShardSet, vocabulary: Vocabulary, wanted: int, ranks: Ranks
 ) -> NDArray[np.int64]:
-    """Count ordinary tokens in rows of a split, streaming; special ones count as nothing.
+    """Count the ordinary tokens in rows of a split, in blocks of 4,096 rows.
 
     Args:
-        wanted: rows, spread evenly over the split; 0 means all.
-    Returns: (V,) int64, the same on every rank.
+        shards: the split.
+        vocabulary: vocabulary of its tokenizer.
+        wanted: number of rows, spread evenly over the split; 0 means all.
+        ranks: processes that share the work.
+    Returns: (V,) int64, counts by token id, 0 for special tokens; the same on every rank.
     """
     rows = choose_rows(shards.num_rows, wanted)
     counts = np.zeros(vocabulary.size, dtype=np.int64)
@@ -42,7 +45,12 @@ def count_tokens(
 
 
 def untrained(model: BertForMaskedLM, seed: int) -> BertForMaskedLM:
-    """Return a model of the same geometry with random weights, in eval mode, on the same device."""
+    """Return a model of the same geometry and device with random weights, in eval mode.
+
+    Args:
+        model: model whose configuration is used.
+        seed: seed of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         fresh = BertForMaskedLM(BertConfig.from_dict(model.config.to_dict()))
@@ -52,12 +60,14 @@ def untrained(model: BertForMaskedLM, seed: int) -> BertForMaskedLM:
 
 
 def drift(before: BertForMaskedLM, after: BertForMaskedLM, num_added: int) -> dict[str, Any] | None:
-    """Tell how far input embeddings moved; None where the two have no common shape.
+    """Measure how far the input embeddings moved; None if their shapes differ.
 
     Args:
-        num_added: tokens at the end of the vocabulary that were added to an earlier one. Before
-            training such a row was the mean of its pieces' rows, and its move counts from there.
-    Returns: for `shared` and, where there are any, `added` tokens: num_tokens, mean and largest
+        before: model before training.
+        after: model after training.
+        num_added: tokens that were added at the end of the vocabulary; before training such a row
+            is the mean of the rows of its subwords.
+    Returns: for `shared` and, if there are any, `added` tokens: num_tokens, mean and largest
         Euclidean distance of a row, mean and smallest cosine.
     """
     first, second = (
@@ -76,7 +86,7 @@ def drift(before: BertForMaskedLM, after: BertForMaskedLM, num_added: int) -> di
 def _moved(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
     distance = (after - before).norm(dim=1)
     cosine = torch.nn.functional.cosine_similarity(before, after, dim=1)
-    cosine[distance == 0] = 1  # that of [PAD] is zero in many models, and has no direction
+    cosine[distance == 0] = 1  # the row of [PAD] is zero in many models
     return {
         "num_tokens": len(before),
         "l2_mean": float(distance.mean()),

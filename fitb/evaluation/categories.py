@@ -1,9 +1,9 @@
-"""Categories of words, by rules on the text around them.
+"""Categories of words, by rules on the surrounding text.
 
-Two families. By subwords: every word is `single_piece` or `multi_piece`. By text, where the text is
-known: at most one of `url`, `identifier`, `number`, `name`, the first that holds. A word here is
-what the tokenizer calls one; BERT's cuts at every punctuation mark, so `my_name` is three words,
-and each of them, the underscore too, belongs to the identifier that it lies in.
+By subwords every word is `single_piece` or `multi_piece`. If the text is known, a word also has at
+most one category by text: `url`, `identifier`, `number` or `name`, the first that applies. Words
+are those of the tokenizer: BERT's splits at every punctuation mark, so `my_name` is three words,
+each of which, the underscore included, belongs to the identifier.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _CAMEL = re.compile(r"[a-z0-9][A-Z]|^[A-Z]{2,}[a-z]{2}")
 _NUMBER = re.compile(r"(?<!\w)[+-]?\d+(?:[.,:/]\d+)*(?:[eE][+-]?\d+)?%?(?!\w)")
 _OPENING = " \"'`([{<*_\u201c\u2018\u00ab-"
-_AROUND = 1000  # characters on each side of a word that are looked at
+_AROUND = 1000  # characters of context on each side of a word
 _SENTENCE_END = ".!?:;\u2026"
 
 
 def category(text: str, begin: int, end: int) -> str | None:
-    """Return the category by text of the word text[begin:end], None for any other word.
+    """Return the category by text of the word text[begin:end], None if none applies.
 
-    The run of a word is what stands around it between two spaces, 1,000 characters on each side at
-    most: the time that a text takes is linear in its length, in scripts without spaces too.
+    The context of a word extends to the next space, at most 1,000 characters on each side, so that
+    the time is linear in the length of a text, also in scripts without spaces.
 
-    - url: it lies in a part of its run that begins with SCHEME:// or www.
-    - identifier: it lies in a name of a programming language, which may be dotted, that has an
-      underscore beside a letter (snake_case, _private), at least two dotted parts of two characters
-      or more each (os.path; not e.g), or a capital inside (camelCase, BertModel, HTTPServer;
-      so McDonald and iPhone count too).
-    - number: it lies in digits, with . , : / between them, a sign, an exponent, a per cent sign.
-    - name: letters only, at least two, the first a capital, and not the first word of a sentence:
-      something other than . ! ? : ; comes before it, opening quotes and brackets apart. The normal
-      form of a text has no line ends, so a heading or an item without a full stop before it gives
-      names that are none. Without capitals in the text there are no names and no camelCase.
+    - url: part of a string that begins with SCHEME:// or www.
+    - identifier: part of a possibly dotted programming-language name with an underscore next to a
+      letter (snake_case, _private), at least two dotted parts of two or more characters each
+      (os.path; not e.g), or a capital inside (camelCase, BertModel, HTTPServer; also McDonald).
+    - number: part of digits with . , : / between them, a sign, an exponent, a per cent sign.
+    - name: two or more letters, the first a capital, not at the start of a sentence: ignoring
+      opening quotes and brackets, the character before it is not one of . ! ? : ; and exists.
+      Normalised text has no line ends, so words after headings can be false positives. Lowercased
+      text has no names and no camelCase.
     """
     left, right = max(0, begin - _AROUND), end + _AROUND
     first = max(left, text.rfind(" ", left, begin) + 1)
@@ -77,6 +76,6 @@ def _is_identifier(name: str) -> bool:
 
 
 def _begins(before: str) -> bool:
-    """Tell whether the word behind a text is, or may be, the first of a sentence."""
+    """Whether a word after this text may be the first of a sentence."""
     before = before.rstrip(_OPENING)
     return not before or before[-1] in _SENTENCE_END

@@ -14,11 +14,12 @@ from fitb.evaluation.score import Bert
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """Compare two models, in one process or in all that a launcher started.
+    """Compare two models, on all ranks of a launcher or in this process.
 
-    Returns: JSON-able: for each set its rows, and for all words and each category each metric's two
-        values, their difference, its interval and the p-value; nothing on ranks other than 0.
-    Raises: as `evaluate` does.
+    Returns: a JSON-serialisable dict: for each set its rows, and for all words and each category
+        the two values of each metric, their difference, its interval and the p-value; empty on
+        ranks other than 0.
+    Raises: see `evaluate`.
     """
     with joined(os.environ) as ranks:
         sets, loaded = load(config, ranks)

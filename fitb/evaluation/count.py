@@ -1,4 +1,4 @@
-"""Count right answers in rows of a split, on masks fixed by a seed."""
+"""Count correct predictions in rows of a split, with masks fixed by a seed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fitb.shards.shard_set import ShardSet
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
 
-EVALUATION_EPOCH = 2**31 - 1  # part of the key of evaluation masks: no training epoch has it
+EVALUATION_EPOCH = 2**31 - 1  # key of evaluation masks, which no training epoch has
 
 
 def choose_rows(num_rows: int, wanted: int) -> NDArray[np.int64]:
-    """Return `wanted` row numbers spread evenly over 0 .. num_rows - 1, all of them for 0."""
+    """Return `wanted` row numbers, int64, spread evenly over 0 .. num_rows - 1; 0 means all."""
     count = min(wanted, num_rows) if wanted else num_rows
     return np.arange(count, dtype=np.int64) * num_rows // max(1, count)
 
@@ -42,18 +42,21 @@ def count(
     batch_rows: int = 64,
     mask_version: int = AlgorithmsConfig.masks,
 ) -> RowCounts:
-    """Count what a model gets right in some rows of a split, on masks fixed by `seed`.
+    """Count a model's correct predictions in rows of a split, with masks fixed by `seed`.
 
-    A row's masks depend on its number alone, so any share of the rows may be counted anywhere and
-    the counts added. Runs where the model lies, in its precision; logits are taken in fp32. A
-    module is in eval mode meanwhile and keeps its training flags.
+    The masks of a row depend on its number alone, so ranks can count disjoint rows and add the
+    counts. The model runs on its device in its precision, in eval mode; logits are fp32. Training
+    flags of its modules are restored.
 
     Args:
+        model: BERT with its MLM head, or a predictor.
+        shards: the split, or its rows in memory.
         rows: (N,) int64, row numbers in the split; may be empty.
-        vocabulary: of the shards' tokenizer.
-        seed: of the masks.
+        vocabulary: vocabulary of the shards' tokenizer.
+        mask: masking of the rows.
+        seed: seed of the masks.
         batch_rows: rows per forward pass.
-        mask_version: of the masks, `algorithms.masks`.
+        mask_version: version of the masks, `algorithms.masks`.
     Returns: the columns of PLAIN, over all words.
     """
     parts = [RowCounts.nothing(len(PLAIN))]
@@ -82,7 +85,7 @@ def masked_batch(
     categoriser: Categoriser | None = None,
     version: int = AlgorithmsConfig.masks,
 ) -> tuple[Batch, Slots]:
-    """Read and mask rows; with a categoriser their words are told apart, else all are one group."""
+    """Read and mask rows; words are grouped by the categoriser, without one in a single group."""
     read = shards.read(rows)
     masked = mask_rows(
         read.input_ids,
@@ -117,13 +120,14 @@ def _parts(
     slots: tuple[NDArray[np.int64], NDArray[np.int64]],
     vocabulary: Vocabulary,
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Return row and document of every part that has a masked position or begins a row, and the
-    part of each masked position.
+    """Return row and document of every part, and the part of each masked position.
 
-    Rows in memory are for totals, which do not ask for documents: each is one part.
+    A part is what one document has in one row; the first part of a row and all parts with a masked
+    position are returned. Rows in memory are for totals only: each of them is one part.
 
     Args:
-        slots: (M,) places of rows in the batch, (M,) positions in the row.
+        slots: (M,) index of the row in the batch and (M,) position in the row, of each masked
+            position.
     """
     if isinstance(shards, CachedRows):
         return (rows, rows), slots[0]

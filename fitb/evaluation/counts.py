@@ -1,4 +1,4 @@
-"""Counts of right answers, as sums per part of a row and category: they add up over rows and ranks.
+"""Counts of correct predictions per part of a row and word category; additive over rows and ranks.
 
 A part of a row is what one document has in it. Legend: N or P parts, B rows, L length, M masked
 positions of a batch, G groups (all words, then categories of words), C columns, V vocabulary.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fitb.corpus.wordpiece import bare
 
-NUM_BINS = 15  # of the calibration error: Guo et al. 2017
+NUM_BINS = 15  # bins of the calibration error (Guo et al. 2017)
 GAPS = tuple(f"gap_{number:02}" for number in range(NUM_BINS))
 PLAIN = ("loss_sum", "num_slots", "top1", "top5", "num_words", "words_right")
 JUDGED = (*PLAIN, "f1_sum", *GAPS)
@@ -23,26 +23,24 @@ COLUMNS = (*JUDGED, "agreed", "kl_sum")
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Right answers of a model in each part of a row.
+    """Counts of a model's correct predictions in each part of a row.
 
     Args:
-        rows: (N,) int64, row numbers in the split; every row has a part, even one without a
-            masked position.
-        documents: (N,) int64, numbers of documents in the split: they key the bootstrap.
-        sums: (N, G, C) float64; C counts the first columns of COLUMNS that were asked for:
-            loss_sum: nats over masked positions.
-            num_slots, top1, top5: masked positions; those whose true token has rank 1, rank 5 or
-                better.
-            num_words: words that start in the row and all of whose tokens are masked.
-            words_right: those of them all of whose tokens have rank 1.
-            f1_sum: over those words, the share of their subwords that is right in any order.
-            gap_BB: over the positions whose prediction has a probability in that bin, 1 where it is
-                right less that probability.
-            agreed, kl_sum: positions where the prediction is the teacher's; KL(teacher || model),
-                nats.
+        rows: (N,) int64, row numbers in the split; a row without masked positions has a part too.
+        documents: (N,) int64, document numbers in the split, the units of the bootstrap.
+        sums: (N, G, C) float64; the first C of COLUMNS:
+            loss_sum: cross-entropy in nats, summed over masked positions.
+            num_slots, top1, top5: number of masked positions, and of those whose true token has
+                rank 1, or at most 5.
+            num_words: number of words that start in the row and are masked as a whole.
+            words_right: number of those words with all tokens of rank 1.
+            f1_sum: sum over those words of the share of subwords that are right in any order.
+            gap_BB: sum of (correct - confidence) over positions whose confidence is in bin BB.
+            agreed, kl_sum: number of positions with the teacher's prediction; sum of
+                KL(teacher || model) in nats.
 
-    A rank is 1 + the number of tokens with a strictly greater logit: ties are won. The prediction
-    is the true token where its rank is 1, else the first of those with the largest logit.
+    A rank is 1 + the number of tokens with a strictly greater logit, so ties count as correct. The
+    prediction is the true token if its rank is 1, else the first token with the largest logit.
     """
 
     rows: NDArray[np.int64]
@@ -50,16 +48,16 @@ class RowCounts:
     sums: NDArray[np.float64]
 
     def column(self, name: str, group: int = 0) -> NDArray[np.float64]:
-        """(N,) float64, one column of one group."""
+        """Return one column of one group, (N,) float64."""
         return self.sums[:, group, COLUMNS.index(name)]
 
     def totals(self) -> NDArray[np.float64]:
-        """(G, C) float64; add those of all ranks, then metrics_of."""
+        """Return the sums over all parts, (G, C) float64, the input of `metrics_of`."""
         return np.asarray(self.sums.sum(axis=0))
 
     @classmethod
     def joined(cls, parts: Sequence[RowCounts]) -> RowCounts:
-        """Return the counts of several sets of rows as one."""
+        """Concatenate the counts of several sets of rows."""
         return cls(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.documents for part in parts]),
@@ -68,22 +66,22 @@ class RowCounts:
 
     @classmethod
     def nothing(cls, num_columns: int, num_groups: int = 1) -> RowCounts:
-        """Return the counts of no rows."""
+        """Return the counts of zero rows."""
         none = np.zeros(0, dtype=np.int64)
         return cls(none, none, np.zeros((0, num_groups, num_columns)))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's answers at the masked positions of a batch, in row-major order.
+    """A model's predictions at the masked positions of a batch, in row-major order.
 
     Args:
-        loss: (M,) float64, nats.
-        rank: (M,) int64, of the true token.
-        predicted: (M,) int64; None where only plain columns are wanted.
-        confidence: (M,) float64, probability of the prediction.
-        agreed: (M,) bool, whether the teacher predicts the same; None where there is none.
-        kl: (M,) float64, KL(teacher || model) in nats.
+        loss: (M,) float64, cross-entropy in nats.
+        rank: (M,) int64, rank of the true token.
+        predicted: (M,) int64, predicted token; None if only the columns of PLAIN are wanted.
+        confidence: (M,) float64, probability of the prediction; None like `predicted`.
+        agreed: (M,) bool, whether the teacher predicts the same; None without a teacher.
+        kl: (M,) float64, KL(teacher || model) in nats; None without a teacher.
     """
 
     loss: NDArray[np.float64]
@@ -96,16 +94,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Slots:
-    """The masked positions of a batch, without any model.
+    """The masked positions of a batch, independent of any model.
 
     Args:
-        rows, documents: (P,) int64, of the parts of rows, as in RowCounts.
-        part: (M,) int64, which of them the position is in.
-        row: (M,) int64, place of its row in the batch.
+        rows, documents: (P,) int64, row and document number of each part, as in RowCounts.
+        part: (M,) int64, index of the part of each masked position.
+        row: (M,) int64, index of its row in the batch.
         labels: (M,) int64, true tokens.
-        words: (B, L) int64, of word_numbers.
-        slot_words: (M,) int64, number of its word in the row.
-        groups: (B, L, G) bool by word number; the first group is of all words.
+        words: (B, L) int64, word number of each position, from `word_numbers`.
+        slot_words: (M,) int64, word number of each masked position.
+        groups: (B, L, G) bool, groups of each word by its number; the first group is all words.
     """
 
     rows: NDArray[np.int64]
@@ -119,10 +117,12 @@ class Slots:
 
 
 def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None = None) -> RowCounts:
-    """Sum masked positions, and words all of whose tokens are masked, by part and group.
+    """Sum over masked positions, and over words masked as a whole, by part and group.
 
     Args:
-        classes: (V,) int64, of `piece_classes`; needed where the scores hold predictions.
+        slots: masked positions of a batch.
+        scores: a model's predictions there.
+        classes: (V,) int64, from `piece_classes`; required if `scores` has predictions.
     """
     num_rows, length = slots.words.shape
     of_slot = slots.row * length + slots.slot_words
@@ -151,7 +151,7 @@ def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None =
     if scores.agreed is not None and scores.kl is not None:
         by_slot |= {"agreed": scores.agreed.astype(np.float64), "kl_sum": scores.kl}
         columns = COLUMNS
-    part_of = np.zeros(num_rows * length, dtype=np.int64)  # of each word: a document's alone
+    part_of = np.zeros(num_rows * length, dtype=np.int64)  # each word is in one document
     part_of[of_slot] = slots.part
     sums = np.zeros((len(slots.rows), slots.groups.shape[2], len(columns)))
     flat = slots.groups.reshape(num_rows * length, -1)
@@ -167,12 +167,14 @@ def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None =
 
 
 def piece_classes(pieces: Iterable[str]) -> NDArray[np.int64]:
-    """Return which subwords are the same text: (V,) int64, equal where their normal form is.
+    """Return equivalence classes of subwords, (V,) int64: equal if their normal forms are.
 
     The normal form is SQuAD's (lower case, no punctuation; Rajpurkar et al. 2016, section 6.1) of
-    a subword without its ##. SQuAD leaves articles out as well, and so would call any two texts
-    equal of which nothing is left. A blank of one word has no other content: where nothing would
-    be left the subword stands as it is, and an article is a word like any other.
+    a subword without its ##. Unlike in SQuAD, articles count, and a subword of punctuation alone
+    stays as it is, because a single word has no other content.
+
+    Args:
+        pieces: subwords by token id.
     """
     known: dict[str, int] = {}
     return np.array([known.setdefault(_normal(piece), len(known)) for piece in pieces], np.int64)
@@ -190,10 +192,10 @@ def _overlap(
     classes: NDArray[np.int64],
     num_words: int,
 ) -> NDArray[np.float64]:
-    """(words,) float64, subwords that true and predicted bags of each word share.
+    """Return the size of the intersection of true and predicted bags, (num_words,) float64.
 
-    Both bags have a subword for each masked token of the word, so precision, recall and F1 are all
-    this number over that one.
+    Both bags have one subword per masked token of the word, so precision, recall and F1 are all
+    this size over that number.
     """
     width = len(classes)
     keys = np.concatenate([word * width + classes[true], word * width + classes[predicted]])
@@ -207,7 +209,7 @@ def _overlap(
 def _gaps(
     confidence: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float64]]:
-    """Right less confidence of each position, in the column of its bin: (b / 15, (b + 1) / 15]."""
+    """Return correct - confidence of each position by bin (b / 15, (b + 1) / 15]."""
     known = np.nan_to_num(confidence, nan=1.0)
     number = np.clip(np.ceil(known * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     gap = right - confidence

@@ -1,4 +1,4 @@
-"""Evaluate a model on masks fixed by a seed, beside baselines, on one or several sets of rows."""
+"""Evaluate a model next to baselines, with masks fixed by a seed, on one or several sets."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # row
 
 
 def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Evaluate `config.model`, in one process or in all that a launcher started.
+    """Evaluate `config.model`, on all ranks of a launcher or in this process.
 
     Args:
-        ranks: that have joined already; None joins those that the environment tells.
-    Returns: JSON-able: `sets`: for each its rows, and for each model its metrics (value, low,
-        high), by category too, and their spread over masks; `metrics`: those of the model on the
-        first set; nothing on ranks other than 0.
-    Raises: ContractError where a model does not fit the shards or has no trained MLM head.
+        config: configuration with one model.
+        ranks: ranks that have joined already; None joins those of the environment.
+    Returns: a JSON-serialisable dict. `sets` has for each set its rows, and for each model its
+        metrics (value, low, high), by category too, and their spread over masks; `metrics` are
+        those of the model on the first set. Empty on ranks other than 0.
+    Raises: ContractError if a model does not match the shards or has no trained MLM head.
     """
     if ranks is None:
         with joined(os.environ) as together:
@@ -61,7 +62,7 @@ def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, An
 
 
 def _summary(config: EvaluateConfig, found: Measured) -> dict[str, Any]:
-    """Return a set and every model's metrics on it."""
+    """Return the description of a set with every model's metrics on it."""
     models = {}
     for role, counts in found.counts.items():
         groups = by_group(summaries(counts[0], config.seed, config.resamples))

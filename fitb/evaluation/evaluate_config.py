@@ -1,4 +1,4 @@
-"""Settings of `fitb evaluate` and `fitb compare`; no torch, so that flags are checked fast."""
+"""Configurations of `fitb evaluate` and `fitb compare`; importing them needs no torch."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from dataclasses import dataclass, field
 
 from fitb.base.errors import ConfigError
 from fitb.config import MaskConfig
+from fitb.config.schema import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """Which rows, masked how.
+    """Rows to evaluate on, and how they are masked.
 
     Args:
         shards: folder that `fitb prepare` wrote, or its URL.
-        sets: several of them by name (--sets.general A --sets.mine B) in place of `shards`; they
-            share a tokenizer.
-        split: of the shards.
-        rows: rows used, spread evenly over the split; 0 means all.
+        sets: several shard sets by name (--sets.general A --sets.mine B) in place of `shards`; they
+            must share a tokenizer.
+        split: split of the shards.
+        rows: number of rows used, spread evenly over the split; 0 means all.
         batch: rows per forward pass.
-        seed: of the masks and of resampling.
-        masks: masks of seed, seed + 1, ... to try, for the spread over them; metrics, intervals and
-            categories are those of the first.
-        mask: how rows are masked.
-        teacher: model that the predictions of the others are compared with.
-        originals: where the tokenizer lowers capitals, read the input of the shards again to tell
-            names; it takes as long as reading that input.
-        resamples: of documents, for intervals and p-values.
+        seed: seed of the masks and of the bootstrap.
+        masks: number of masks (seeds seed, seed + 1, ...) for the spread over masks; metrics,
+            intervals and categories are those of the first.
+        mask: masking of the rows.
+        teacher: model whose predictions the others are compared with.
+        originals: with a lowercasing tokenizer, read the input of the shards again to recognise
+            names; this takes as long as reading that input.
+        resamples: number of bootstrap resamples of documents, for intervals and p-values.
         json: print JSON.
     """
 
@@ -44,14 +45,11 @@ class MeasureConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.rows < 0:
-            raise ConfigError(f"rows={self.rows}; at least 0, where 0 means all")
-        for name in ("batch", "masks", "resamples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; at least 1")
+        check_range("", self, "rows", low=0)
+        check_range("", self, "batch", "masks", "resamples", low=1)
 
     def named_sets(self) -> dict[str, str]:
-        """Return the folder or URL of each set by its name; that of a single one is its split."""
+        """Return the folder or URL of each set by name; a single set is named after its split."""
         return self.sets or {self.split: self.shards}
 
 
@@ -63,17 +61,17 @@ class EvaluateConfig(MeasureConfig):
     their checkpoints.
 
     Args:
-        model: to evaluate.
-        models: several, or globs of several, in place of `model`; needs `out`.
-        out: folder that gets a file for each model; what is there is not done again, and once all
-            are there they are printed as one table.
-        share: do every N-th of the models from the I-th on, as I/N; as an array of Slurm's each
-            task takes its own share.
-        frozen: the model before training, for what was gained, lost and moved.
+        model: model to evaluate.
+        models: several models or glob patterns, in place of `model`; needs `out`.
+        out: folder for one result file per model; existing results are kept, and all of them are
+            printed as one table.
+        share: evaluate every N-th model from the I-th on, as I/N; a task of a Slurm array takes
+            its own share without this flag.
+        frozen: the model before training, to report gains, losses and the drift of embeddings.
         control: the same student trained without a teacher.
-        baselines: evaluate token frequencies and the model with random weights as well.
-        unigram_rows: training rows whose tokens are counted for the frequencies, spread evenly; 0
-            means all.
+        baselines: also evaluate token frequencies and the model with random weights.
+        unigram_rows: number of training rows whose tokens are counted for the frequencies, spread
+            evenly; 0 means all.
     """
 
     model: str | None = None
@@ -94,11 +92,10 @@ class EvaluateConfig(MeasureConfig):
             )
         if self.models and self.out is None:
             raise ConfigError(f"models={self.models} without out; name a folder with --out")
-        if self.unigram_rows < 0:
-            raise ConfigError(f"unigram_rows={self.unigram_rows}; at least 0, where 0 means all")
+        check_range("", self, "unigram_rows", low=0)
 
     def sources(self) -> dict[str, str]:
-        """Return what is loaded, by role."""
+        """Return folder or hub name of each model to load, by role."""
         roles = {role: getattr(self, role) for role in ("model", "frozen", "control", "teacher")}
         return {role: source for role, source in roles.items() if source is not None}
 
@@ -108,7 +105,7 @@ class CompareConfig(MeasureConfig):
     """Compare two models on the same rows and masks.
 
     Args:
-        models: the two: folders, hub names, runs, or checkpoints of runs.
+        models: two folders, hub names, runs, or checkpoints of runs.
     """
 
     models: list[str] = field(default_factory=list)
@@ -116,9 +113,9 @@ class CompareConfig(MeasureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.models) != 2:
-            raise ConfigError(f"models={self.models}; two models: fitb compare A B")
+            raise ConfigError(f"models={self.models}; expected two: fitb compare A B")
 
     def sources(self) -> dict[str, str]:
-        """Return what is loaded, by role."""
+        """Return folder or hub name of each model to load, by role."""
         roles = {"A": self.models[0], "B": self.models[1]}
         return roles | ({"teacher": self.teacher} if self.teacher else {})

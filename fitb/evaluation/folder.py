@@ -1,6 +1,6 @@
-"""Evaluate many models into a folder, a file for each; tasks share them, finished ones are skipped.
+"""Evaluate many models into a folder, one file each; tasks share them and skip finished ones.
 
-Nothing here needs torch until a model has to be evaluated: a login node prints the table.
+torch is imported only if a model has to be evaluated, so that a login node can print the table.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from fitb.model.positions import known_length
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.shard_set import ShardSet
 
-_FORMAT = 2  # of the files; format 1 had intervals over rows, and spans of other lengths
-_NO_PART = ("model", "models", "out", "share", "json")  # of what a result depends on
+_FORMAT = 2  # format of the files; 1 had intervals over rows, and other span lengths
+_NO_PART = ("model", "models", "out", "share", "json")  # settings that no result depends on
 
 
 def evaluate_all(config: EvaluateConfig, env: Mapping[str, str]) -> dict[str, Any]:
-    """Evaluate this task's share of the models, and return what is known of all of them.
+    """Evaluate this task's share of the models, and return the results of all finished ones.
 
-    A result's name tells all that it depends on: the model's files, the settings, the rows. It
-    appears whole or not at all.
+    The file name of a result is a hash of all that it depends on: the model's files, the settings
+    and the rows. Files are written atomically.
 
-    Returns: `models`, label -> result, and `missing`, those that are not evaluated yet; nothing
-        on ranks other than 0.
-    Raises: ConfigError where the share is none, or no model is found; as `evaluate` does.
+    Args:
+        config: configuration with `out`, and `model` or `models`.
+        env: environment variables.
+    Returns: `models`, results by model, and `missing`, models without a result; empty on ranks
+        other than 0.
+    Raises: ConfigError if the share is invalid or a pattern matches nothing; see also `evaluate`.
     """
     models = expand(config.models or [str(config.model)])
     begin, step = share_of(config.share, env)
@@ -57,9 +60,11 @@ def evaluate_all(config: EvaluateConfig, env: Mapping[str, str]) -> dict[str, An
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return models in order, each once; a pattern that is no folder means what it matches.
+    """Expand glob patterns to folders; return each model once, in order.
 
-    Raises: ConfigError where a pattern matches nothing.
+    Args:
+        patterns: folders, hub names or glob patterns.
+    Raises: ConfigError if a pattern matches nothing.
     """
     models: dict[str, None] = {}
     for pattern in patterns:
@@ -72,17 +77,17 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def share_of(share: str | None, env: Mapping[str, str]) -> tuple[int, int]:
-    """Return (first, every how many) of the models that are this task's.
+    """Return the index of this task's first model, and the step to its next one.
 
     Args:
-        share: I/N; None takes the place in a Slurm array, and without one is all.
-        env: SLURM_ARRAY_TASK_ID, _MIN, _MAX, _COUNT, _STEP.
-    Raises: ConfigError where the share is none, or the array has gaps that are not even.
+        share: I/N; None takes the share of the Slurm array task, or all models outside an array.
+        env: environment with SLURM_ARRAY_TASK_ID, _MIN, _MAX, _COUNT and _STEP.
+    Raises: ConfigError if `share` is invalid, or the array's indices are not evenly spaced.
     """
     if share is not None:
         match = re.fullmatch(r"(\d+)/(\d+)", share)
         if not match or not int(match[1]) < int(match[2]):
-            raise ConfigError(f"share={share}; I/N with I from 0 to N - 1, as 0/10")
+            raise ConfigError(f"share={share}; expected I/N with I from 0 to N - 1, such as 0/10")
         return int(match[1]), int(match[2])
     if "SLURM_ARRAY_TASK_ID" not in env:
         return 0, 1
@@ -93,13 +98,13 @@ def share_of(share: str | None, env: Mapping[str, str]) -> tuple[int, int]:
     if (most - least) // step + 1 != count:
         raise ConfigError(
             f"an array of {count} tasks from {least} to {most} in steps of {step} has gaps; submit"
-            " --array=0-N, what is done is not done again"
+            " --array=0-N, finished models are skipped"
         )
     return (place - least) // step, count
 
 
 def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
-    """Return the name of each model's file without its ending."""
+    """Return the file name of each model's result, without suffix."""
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_PART}
     opened = {
         name: ShardSet.open(where, config.split) for name, where in config.named_sets().items()
@@ -116,22 +121,22 @@ def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
         about = [_FORMAT, settings, sets, others, str(folder), _stamp(model)]
         known = [known_length(source) for source in (model, *sources.values())]
         if any(length is not None and length < longest for length in known):
-            about.append(known)  # first such rows were read whole, and by chance
+            about.append(known)  # earlier versions read such rows without windows
         key = fsio.sha256_json(about)
         names[model] = f"{label}-{key[:12]}"
     return names
 
 
 def _stamp(source: str) -> list[list[Any]]:
-    """Return name, size and time of the files of a local model; nothing for a hub name."""
+    """Return name, size and mtime of the files of a local model; nothing for a hub name."""
     folder = checkpoint_of(source) or Path(source)
     files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".json", ".bin"))
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
 def check_array(config: EvaluateConfig, number: int) -> None:
-    """Raise ConfigError where several tasks would not know what to do."""
+    """Raise ConfigError if an array of `number` tasks has nothing to share."""
     if number < 1 or (number > 1 and not config.models):
         raise ConfigError(
-            f"--array {number}: at least 1, and more than 1 only with --models and --out"
+            f"--array {number}; at least 1, and more than 1 only with --models and --out"
         )

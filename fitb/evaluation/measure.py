@@ -1,4 +1,4 @@
-"""Load models and shard sets, check the contract, and count right answers over all ranks."""
+"""Load models and shard sets, check the contract, and count correct predictions on all ranks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from fitb.shards.shard_set import ShardSet
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Rows to evaluate on.
+    """A named set of rows.
 
     Args:
-        name: of the set.
-        where: folder or URL.
+        name: name of the set.
+        where: folder or URL of the shards.
         shards: the split.
-        tokenizer: of the shards.
-        vocabulary: of the tokenizer, for masking.
+        tokenizer: tokenizer of the shards.
+        vocabulary: vocabulary of the tokenizer, for masking.
     """
 
     name: str
@@ -51,10 +51,7 @@ class EvaluationSet:
 
     @classmethod
     def open(cls, name: str, where: str, split: str) -> EvaluationSet:
-        """Open a split of a folder or URL.
-
-        Raises: as ShardSet.open does.
-        """
+        """Open a split of a folder or URL; see ShardSet.open for its errors."""
         shards = ShardSet.open(where, split)
         tokenizer = load_tokenizer(shards.tokenizer_folder)
         return cls(name, where, shards, tokenizer, Vocabulary.of(tokenizer))
@@ -62,12 +59,13 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Measured:
-    """What models got right in a set; empty on ranks other than 0.
+    """Counts of all models on a set; empty on ranks other than 0.
 
     Args:
-        counts: of each model, by mask; the first with categories, the others over all words.
-        about: the set, for people and JSON.
-        tokens_per_s: of each model, over all ranks.
+        counts: counts of each model, one per mask; the first by category, the others over all
+            words.
+        about: description of the set for the JSON.
+        tokens_per_s: tokens per second of each model, over all ranks.
     """
 
     counts: dict[str, list[RowCounts]]
@@ -78,10 +76,10 @@ class Measured:
 def load(
     config: EvaluateConfig | CompareConfig, ranks: Ranks
 ) -> tuple[list[EvaluationSet], dict[str, Loaded]]:
-    """Open the sets of a configuration, and load its models to this rank's device, on every rank.
+    """Open the sets of a configuration and load its models to this rank's device, on every rank.
 
-    Raises: as ShardSet.open and `load_models` do; SystemFault on every rank where they have not
-        read the same.
+    Raises: see ShardSet.open and `load_models`; SystemFault on every rank if the ranks did not read
+        the same bytes.
     """
 
     def read() -> tuple[list[EvaluationSet], dict[str, Loaded]]:
@@ -109,9 +107,13 @@ def load(
 def load_models(
     sources: Mapping[str, str], sets: list[EvaluationSet], seed: int
 ) -> dict[str, Loaded]:
-    """Load models by role, each with the added tokens of the sets.
+    """Load models by role, each extended by the added tokens of the sets.
 
-    Raises: ContractError with every clause that any model breaks with any set.
+    Args:
+        sources: folder or hub name of each model by role.
+        sets: sets that the models must match.
+        seed: seed of weights that are drawn at random.
+    Raises: ContractError with all broken clauses of all models and sets.
     """
     loaded, failures = {}, []
     for role, source in sources.items():
@@ -142,17 +144,20 @@ def measure(
     predictors: Mapping[str, Predictor],
     ranks: Ranks,
 ) -> Measured:
-    """Count what every model gets right in a set.
+    """Count every model's correct predictions on a set.
 
-    Batch i holds the same rows whatever the number of ranks, and goes to one of them whole; rank 0
-    puts the rows together in their order. So the result does not depend on that number.
+    Batches do not depend on the number of ranks, each is scored by one rank, and rank 0 joins them
+    in order, so the result is the same for any number of ranks.
 
     Args:
-        predictors: by role, in eval mode; others are compared with the one called teacher.
+        config: rows, masks and batch size.
+        where: the set.
+        predictors: models by role, in eval mode; the others are compared with `teacher`.
+        ranks: processes that share the work.
     """
     rows = choose_rows(where.shards.num_rows, config.rows)
     batches = [rows[begin : begin + config.batch] for begin in range(0, len(rows), config.batch)]
-    # Every rank reads the texts of all rows: what can be told must not depend on the share.
+    # Every rank reads the texts of all rows, so that categories do not depend on its share.
     categoriser = Categoriser.of(
         where.shards, rows, where.vocabulary, where.tokenizer, originals=config.originals
     )
@@ -196,7 +201,7 @@ def _about(
     counts: dict[str, list[RowCounts]],
     categoriser: Categoriser,
 ) -> dict[str, Any]:
-    """Describe the set; masked positions and words are the same for every model."""
+    """Describe the set for the JSON; masked positions are the same for every model."""
     first = next(iter(counts.values()))[0]
     totals = first.totals()
     slots, words = totals[:, PLAIN.index("num_slots")], totals[:, PLAIN.index("num_words")]
@@ -221,7 +226,7 @@ def _about(
 
 
 def device_of(ranks: Ranks) -> torch.device:
-    """Return where this rank's models go."""
+    """Return the device of this rank."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", ranks.world.local_rank % torch.cuda.device_count())
@@ -230,7 +235,7 @@ def device_of(ranks: Ranks) -> torch.device:
 def models_and_settings(
     config: EvaluateConfig | CompareConfig, loaded: Mapping[str, Loaded]
 ) -> dict[str, Any]:
-    """Return what every number of a result depends on besides the rows, JSON-able."""
+    """Return the models and settings that a result depends on, JSON-serialisable."""
     return {
         "models": {
             role: {

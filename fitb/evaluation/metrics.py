@@ -1,9 +1,9 @@
-"""Metrics of filled masked positions, bootstrap intervals, and paired significance tests.
+"""Metrics of masked-token prediction, bootstrap intervals, and paired significance tests.
 
-A metric is a function of sums, so a resample is a sum with random weights. Documents are resampled:
-the rows of one are not independent, and intervals over rows would be too narrow. What an interval
-covers is another choice of documents of this kind; not another source of text, nor another seed of
-training. Legend: N parts of rows, D documents, G groups, C columns, R resamples.
+A metric is a function of sums, so a resample is a weighted sum. The unit of resampling is the
+document: its rows are not independent, and intervals over rows would be too narrow. An interval
+covers the choice of documents of this kind, not another source of text or another training seed.
+Legend: N parts of rows, D documents, G groups, C columns, R resamples.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fitb.evaluation.categories import GROUPS
 from fitb.evaluation.counts import COLUMNS, JUDGED, PLAIN, RowCounts
 
 METRICS = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
-_RESAMPLE, _FLIP = 21, 22  # what a key is for
-_BLOCK = 2**20  # weights drawn at a time: 8 MB
-_EQUAL = 1e-12  # a relative difference that is rounding
+_RESAMPLE, _FLIP = 21, 22  # keys of the random streams
+_BLOCK = 2**20  # weights drawn at a time, 8 MB
+_EQUAL = 1e-12  # relative rounding error of a difference
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and its 95 % interval."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -37,12 +37,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two models' values of a metric, and whether they differ.
+    """A metric of two models and the significance of its difference.
 
     Args:
         first, second: the two values.
-        value: first less second; its 95 % interval is low to high.
-        p: of the two-sided test that the models are the same.
+        value: first - second.
+        low, high: 95 % confidence interval of `value`.
+        p: two-sided p-value under the null hypothesis that the models are the same.
     """
 
     first: float
@@ -54,15 +55,15 @@ class Difference:
 
 
 def metrics_of(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Turn sums into metrics; NaN where there was nothing to count.
+    """Compute metrics from sums; NaN if the denominator is zero.
 
     Args:
-        totals: (..., C) float64, in the order of COLUMNS: those of PLAIN, JUDGED or all.
-    Returns: (...) float64 for each of the METRICS that the columns give: loss in nats per masked
+        totals: (..., C) float64, the columns of PLAIN, JUDGED or COLUMNS.
+    Returns: (...) float64 for each of the METRICS that the columns allow: loss in nats per masked
         position, ppl = exp(loss), top1 and top5 as shares of positions, span_em and span_f1 per
-        whole masked word, ece the expected calibration error of the prediction's probability in 15
-        bins of equal width (Guo et al. 2017, eq. 3), agreement with the teacher as a share of
-        positions, kl = KL(teacher || model) in nats per position.
+        word masked as a whole, ece = expected calibration error in 15 bins of equal width (Guo et
+        al. 2017, eq. 3), agreement with the teacher as a share of positions, kl = KL(teacher ||
+        model) in nats per position.
     """
     num_columns = totals.shape[-1]
     loss_sum, num_slots, top1, top5, num_words, right = np.moveaxis(totals[..., :6], -1, 0)
@@ -90,7 +91,10 @@ def summaries(
 ) -> list[dict[str, Interval]]:
     """Return each group's metrics with 95 % bootstrap percentile intervals.
 
-    All groups share the resamples of documents.
+    Args:
+        counts: counts of a model.
+        seed: seed of the resamples, which all groups share.
+        num_resamples: number of resamples.
     """
     values = metrics_of(counts.totals())
     resampled = metrics_of(_weighted(counts.documents, counts.sums, seed, num_resamples, _poisson))
@@ -105,12 +109,16 @@ def differences(
 ) -> list[dict[str, Difference]]:
     """Compare two models by every metric in each group.
 
-    The interval is a paired bootstrap's: both models are resampled with the same weights, so what
-    documents have in common cancels. The p-value is that of paired approximate randomisation: were
-    the models the same, their answers to a document could be exchanged; it is the share of random
-    exchanges that leave a difference at least as large, the observed one counted among them.
+    Intervals are from a paired bootstrap: both models get the same weights, so variation between
+    documents cancels. P-values are from paired approximate randomisation: the share of random
+    exchanges of the models' results per document that give a difference at least as large as the
+    observed one, which counts too.
 
-    Raises: DataError where the two were not counted on the same rows with the same masks.
+    Args:
+        first, second: counts of the two models on the same rows and masks.
+        seed: seed of resamples and exchanges.
+        num_resamples: number of resamples, and of exchanges.
+    Raises: DataError if the models were not counted on the same rows with the same masks.
     Source: Noreen, Computer-intensive methods for testing hypotheses, 1989; for metrics that are no
         means: Yeh, More accurate tests for the statistical significance of result differences,
         COLING 2000; Riezler and Maxwell, On some pitfalls in automatic evaluation, 2005.
@@ -147,9 +155,8 @@ def _check_pairs(first: RowCounts, second: RowCounts) -> None:
         if not np.array_equal(ours, theirs):
             raise DataError(
                 f"the two models differ in {name} ({len(np.unique(first.rows))} and"
-                f" {len(np.unique(second.rows))} rows): they can only be compared on the same rows"
-                " with the same masks; evaluate both with the same shards, split, rows, mask and"
-                " seed"
+                f" {len(np.unique(second.rows))} rows); evaluate both with the same shards, split,"
+                " rows, mask and seed"
             )
 
 
@@ -167,13 +174,14 @@ def _weighted(
     num_resamples: int,
     weights_of: Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Sum a table under random weights of its documents, keyed by (seed, resample, document).
-
-    A document's weights do not depend on the other documents.
+    """Sum a table with random weights per document, a function of (seed, resample, document).
 
     Args:
-        documents: (N,) int64, that of each row of the table.
+        documents: (N,) int64, document of each row of the table.
         table: (N, ...) float64.
+        seed: seed of the weights.
+        num_resamples: R.
+        weights_of: returns (R, n) float64 weights of n documents.
     Returns: (R, ...) float64.
     """
     numbers, place = np.unique(documents, return_inverse=True)
@@ -191,7 +199,7 @@ def _weighted(
 def _poisson(
     seed: int, resamples: NDArray[np.int64], documents: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(R, n) float64, Poisson(1): a bootstrap without a fixed number of documents.
+    """Return Poisson(1) weights, (R, n) float64: a bootstrap without a fixed sample size.
 
     Source: Hanley and MacGibbon, Creating non-parametric bootstrap samples using Poisson
         frequencies, 2006.
@@ -203,16 +211,16 @@ def _poisson(
 def _sign(
     seed: int, resamples: NDArray[np.int64], documents: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(R, n) float64, 1 or -1."""
+    """Return random signs, (R, n) float64."""
     return np.where(rng.uniform(seed, _FLIP, resamples, documents) < 0.5, 1.0, -1.0)
 
 
-# P(Poisson(1) <= k) for k = 0 .. 17; what is left is below 1e-16, less than a uniform resolves.
+# P(Poisson(1) <= k) for k = 0 .. 17; the rest is below 1e-16, less than float64 resolves.
 _POISSON_CDF = np.cumsum([np.exp(-1.0) / math.factorial(k) for k in range(18)])
 
 
 def over_masks(counts: Sequence[RowCounts]) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation (of a sample: n - 1) of each metric over masks."""
+    """Return mean and sample standard deviation (n - 1) of each metric over masks."""
     found = {}
     for name, values in metrics_of(np.stack([each.totals()[0] for each in counts])).items():
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
@@ -223,7 +231,7 @@ def over_masks(counts: Sequence[RowCounts]) -> dict[str, dict[str, float]]:
 def by_group(
     found: Sequence[Mapping[str, Interval | Difference]],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what `summaries` or `differences` found as plain values by name of the group."""
+    """Return the results of `summaries` or `differences` as plain dicts by name of the group."""
     return {
         group: {metric: asdict(each) for metric, each in values.items()}
         for group, values in zip(GROUPS, found, strict=True)
@@ -231,10 +239,10 @@ def by_group(
 
 
 def _interval(metric: str, value: float, resampled: NDArray[np.float64]) -> Interval:
-    """Percentiles of the resamples that drew anything to count.
+    """Return the percentile interval over resamples that are not NaN.
 
-    A calibration error is a sum of absolute values: noise makes it larger, and resampling adds
-    noise to that of the sample. Its resamples are moved so that their mean is the value.
+    The calibration error is a sum of absolute values, so the noise of resampling biases it upwards:
+    its resamples are shifted so that their mean is the value.
     """
     drawn = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(drawn):

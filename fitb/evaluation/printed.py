@@ -1,4 +1,4 @@
-"""Evaluations and comparisons as text: aligned tables, numbers beside what they depend on."""
+"""Evaluations and comparisons as text with aligned tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
 
 
 def folder_text(found: Mapping[str, Any]) -> str:
-    """Render a result of `evaluate_all`: a table for each set, a row for each model."""
+    """Render a result of `evaluate_all`: one table per set, one row per model."""
     results, missing = found["models"], found["missing"]
     first: Mapping[str, Any] = next(iter(results.values()), {"sets": {}})
 
@@ -42,11 +42,12 @@ def _render(name: str, result: Mapping[str, Any], **values: Any) -> str:
 
 
 def number(value: float | None, sign: str = "", digits: tuple[int, int] = (4, 2)) -> str:
-    """Write a number in some five places; a dash where there is none.
+    """Format a number with about five significant digits; a dash for None.
 
     Args:
-        sign: "+" writes the sign of positive numbers too.
-        digits: after the point, of numbers below 10 and of those below 1,000.
+        value: the number.
+        sign: "+" also writes the sign of positive numbers.
+        digits: decimal places of numbers below 10, and of those below 1,000.
     """
     if value is None:
         return "-"
@@ -56,7 +57,7 @@ def number(value: float | None, sign: str = "", digits: tuple[int, int] = (4, 2)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines: the first column on the left, the others on the right."""
+    """Align rows of cells: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -66,17 +67,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def covered(found: Mapping[str, Any]) -> str:
-    """Say what the intervals of a set's numbers cover."""
+    """Return the caption of the intervals of a set."""
     if "num_documents" not in found:  # results of format 1
-        return "95 % intervals resample rows: too narrow, where documents are of several rows"
+        return "95 % intervals resample rows: too narrow if documents have several rows"
     return (
-        f"95 % intervals resample the {found['num_documents']:,} documents: they cover other"
-        " documents of this kind, no other source of text and no other seed of training"
+        f"95 % intervals resample the {found['num_documents']:,} documents: they cover the choice"
+        " of documents, not another source of text or another training seed"
     )
 
 
 def interval_table(models: Mapping[str, Any]) -> str:
-    """Return two lines for each model: its metrics, and below them their intervals."""
+    """Return two lines per model: metrics, and their intervals below."""
     return _two_lines(
         models,
         "metrics",
@@ -85,7 +86,7 @@ def interval_table(models: Mapping[str, Any]) -> str:
 
 
 def spread_table(models: Mapping[str, Any]) -> str:
-    """Return two lines for each model: means over masks, and below them standard deviations."""
+    """Return two lines per model: means over masks, and standard deviations below."""
     return _two_lines(
         models, "over_masks", lambda each: (number(each["mean"]), f"+-{number(each['sd'])}")
     )
@@ -103,7 +104,7 @@ def _two_lines(
 
 
 def category_table(found: Mapping[str, Any]) -> str:
-    """Return a line for each category that has a masked word: its size, the model's metrics."""
+    """Return one line per category with masked words: its size and the model's metrics."""
     model = found["models"]["model"]
     metrics = [metric for metric in METRICS if metric in model["metrics"]]
     rows = [["", "positions", "words", *metrics]]
@@ -116,7 +117,7 @@ def category_table(found: Mapping[str, Any]) -> str:
 
 
 def difference_table(found: Mapping[str, Any]) -> str:
-    """Return a line for each metric of two models, over all words and by category."""
+    """Return one line per metric of two models, over all words and by category."""
     rows = [["", "A", "B", "A - B", "95 % interval", "p"]]
     rows += _differences("", found["differences"], METRICS)
     for group, apart in found["by_category"].items():

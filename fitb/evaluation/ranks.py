@@ -1,6 +1,6 @@
-"""Data-parallel evaluation: deal batches to ranks, gather results on rank 0 in order.
+"""Data-parallel evaluation: distribute batches over ranks, gather results on rank 0 in order.
 
-A single process needs no torch here.
+A single process does not import torch here.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ from fitb.base.world import World, address_of
 from fitb.cluster.slurm import first_host, master_port
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(hours=6)  # of ranks that wait for the slowest one
-_SETTLE_S = 0.1  # gloo frees the tensors of its last collective after it was reported done
+_TIMEOUT = timedelta(hours=6)  # for ranks that wait for the slowest one
+_SETTLE_S = 0.1  # gloo frees the tensors of its last collective after reporting it done
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that evaluate together."""
+    """The ranks of an evaluation.
+
+    Args:
+        world: this rank among them.
+    """
 
     world: World
 
     def share(self, number: int) -> range:
-        """Return which of 0 .. number - 1 are this rank's: every size-th."""
+        """Return this rank's share of 0 .. number - 1: every size-th."""
         return range(self.world.rank, number, self.world.size)
 
     def gathered(self, found: dict[int, T]) -> dict[int, T]:
-        """Return what all ranks found, in ascending order, on rank 0; nothing on the others."""
+        """Gather dicts on rank 0 and return their items by ascending key; nothing elsewhere."""
         if self.world.size == 1:
             return dict(sorted(found.items()))
         import torch.distributed as dist
@@ -44,7 +48,7 @@ class Ranks:
         return dict(sorted(item for part in parts or () for item in part.items()))
 
     def given(self, value: T) -> T:
-        """Return rank 0's value on every rank."""
+        """Broadcast rank 0's value."""
         box = [value]
         if self.world.size > 1:
             import torch.distributed as dist
@@ -55,9 +59,11 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined(env: Mapping[str, str]) -> Iterator[Ranks]:
-    """Join the processes that torchrun or srun started with this one, through gloo.
+    """Initialise a gloo process group of the ranks that torchrun or srun started.
 
-    Raises: ConfigError where there are several and nothing says where rank 0 is.
+    Args:
+        env: environment variables.
+    Raises: ConfigError if there are several ranks and the address of rank 0 is unknown.
     """
     world = World.from_env(env)
     if world.size == 1:
@@ -75,14 +81,14 @@ def joined(env: Mapping[str, str]) -> Iterator[Ranks]:
 
 
 def _address(env: Mapping[str, str], world: World) -> tuple[str, int]:
-    """Return host and port of rank 0: as set, else as follows from the Slurm step."""
+    """Return host and port of rank 0 from MASTER_ADDR, else from the Slurm step."""
     if "MASTER_ADDR" in env:
         return env["MASTER_ADDR"], int(env.get("MASTER_PORT", "29500"))
     hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if hosts is None or "SLURM_JOB_ID" not in env:
         raise ConfigError(
-            f"rank {world.rank} of {world.size} does not know where rank 0 is: neither MASTER_ADDR"
-            " nor a Slurm job is set; start with slurm/evaluate.sh, srun or torchrun"
+            f"rank {world.rank} of {world.size} has no address of rank 0: neither MASTER_ADDR nor a"
+            " Slurm job is set; start with slurm/evaluate.sh, srun or torchrun"
         )
     step = env.get("SLURM_STEP_ID", "0")
     return address_of(first_host(hosts), env), master_port(int(env["SLURM_JOB_ID"]), int(step))

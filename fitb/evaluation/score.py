@@ -1,8 +1,8 @@
-"""Score models at the masked positions of a batch: the encoder once, the MLM head there only.
+"""Score models at the masked positions of a batch; the MLM head runs at these positions only.
 
-Rows longer than the trained length are read in windows around their masked positions.
+Rows longer than the training length are read in windows around their masked positions.
 
-Legend: B rows, L length, K masked positions of a row, M of a batch, D hidden, V vocabulary.
+Legend: K masked positions of a row, M of a batch, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
     from fitb.infer.onnx import OnnxScorer
 
-_HEAD_POSITIONS = 2048  # through the head at a time: (2048, 30522) fp32 is 250 MB
+_HEAD_POSITIONS = 2048  # through the head at a time; (2048, 30522) in fp32 is 250 MB
 
 
 class Predictor(Protocol):
-    """A model that gives every token of the vocabulary a logit at each masked position."""
+    """A model that predicts masked tokens, in two steps so that the head can run in blocks."""
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """(M, D), what the logits are made of, in row-major order."""
+        """Return the inputs of the head at the masked positions, (M, D), in row-major order."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(M, V) fp32, for some of those positions."""
+        """Return the logits at some of those positions, (m, V) fp32."""
 
 
 class Bert:
-    """A BERT with its MLM head, where it lies and in its precision; logits in fp32."""
+    """A BERT with its MLM head, on its device and in its precision."""
 
     def __init__(self, model: BertForMaskedLM) -> None:
         self.model = model
@@ -65,7 +65,7 @@ class Bert:
 class Onnx:
     """A model in onnxruntime, whose graph takes a batch and its masked positions at once.
 
-    Its hidden states are the numbers of these in the batch, or in its windows, (M,) int64.
+    Its `hidden` returns flat indices of the masked positions, (M,) int64, in place of states.
     """
 
     def __init__(self, scorer: OnnxScorer) -> None:
@@ -87,10 +87,11 @@ class Onnx:
 
 
 class Unigram:
-    """The frequencies of tokens, whatever the context; add-one smoothed.
+    """Add-one smoothed token frequencies, independent of the context.
 
     Args:
-        counts: (V,) of ordinary tokens in training text.
+        counts: (V,) int64, counts of ordinary tokens in training rows.
+        device: device of the logits.
     """
 
     def __init__(self, counts: NDArray[np.int64], device: torch.device) -> None:
@@ -106,10 +107,10 @@ class Unigram:
 
 
 def cut_rows(batch: Batch, most: int) -> Batch:
-    """Cut rows of more than `most` tokens into windows around their masked positions.
+    """Split rows of more than `most` tokens into windows around their masked positions.
 
-    Each window is a row, and masked positions keep their order. A batch whose rows are no longer is
-    returned as it is.
+    Each window becomes a row; masked positions keep their order. A batch without longer rows is
+    returned unchanged.
     """
     if batch.input_ids.shape[1] <= most:
         return batch
@@ -119,7 +120,7 @@ def cut_rows(batch: Batch, most: int) -> Batch:
     for i, places in enumerate(batch.slots):
         asked = places[used[i]].tolist()
         cut += [(i, window) for window in windows_of(num_tokens[i], asked, most) if asked]
-    cut = cut or [(0, Window(0, most, ()))]  # without a slot a row is read all the same
+    cut = cut or [(0, Window(0, most, ()))]  # at least one row
     row = torch.tensor([i for i, _ in cut])
     begin = torch.tensor([window.begin for _, window in cut])
     ids, real = (
@@ -152,9 +153,11 @@ def score(
     """Score every model at the masked positions of a batch.
 
     Args:
+        predictors: models by name.
+        batch: masked rows.
         judged: whether predictions and their probabilities are wanted.
-        teacher: which of the models the others are compared with.
-        seconds: the time of each model is added here.
+        teacher: name of the model with which the others are compared.
+        seconds: wall-clock seconds of each model are added here.
     """
     order = sorted(predictors, key=lambda name: name != teacher)
     clock = {} if seconds is None else seconds
@@ -190,10 +193,13 @@ def _scores(
 ) -> dict[str, torch.Tensor]:
     """Return the fields of Scores at some masked positions, on the CPU.
 
-    A rank is V + 1 minus the number of tokens with no greater logit, so that NaN loses.
+    A rank is V + 1 - the number of tokens with no greater logit, so that NaN counts as wrong.
 
     Args:
-        taught: log-probabilities and predictions of the teacher.
+        logits: (m, V) fp32.
+        true: (m,) int64, true tokens.
+        judged: whether predictions and their probabilities are wanted.
+        taught: log-probabilities (m, V) and predictions (m,) of the teacher.
     """
     loss = F.cross_entropy(logits, true, reduction="none").double()
     at_true = logits.gather(1, true[:, None])
@@ -221,7 +227,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put every module into eval mode and give each its own flag back."""
+    """Put every module into eval mode, and restore its training flag afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

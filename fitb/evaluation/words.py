@@ -1,4 +1,4 @@
-"""Categories of masked words: rebuild the text around them, then apply the rules.
+"""Categories of masked words, from the source text or from text rebuilt from subwords.
 
 Legend: B rows, L length, G groups, of categories.GROUPS.
 """
@@ -20,20 +20,20 @@ from fitb.evaluation.categories import BY_TEXT, GROUPS, category
 from fitb.shards.documents import documents_at
 from fitb.shards.shard_set import Offsets, ShardSet
 
-_Place = tuple[str, int, int]  # a text, and where in it a word begins and ends
+_Place = tuple[str, int, int]  # a text, begin and end of a word in it
 
 
 @dataclass(frozen=True)
 class Categoriser:
-    """Categorises the words of rows by their text.
+    """Assigns categories to the words of rows.
 
     Args:
         shards: the split.
-        pieces: subwords of the vocabulary, by id.
-        breaks: ids that end a text: [CLS], [SEP], [PAD].
-        originals: text of documents by number; others are rebuilt from subwords.
-        missing: categories that cannot be told here, each with the reason.
-        found: how many of how many documents' texts were read again.
+        pieces: subwords of the vocabulary, by token id.
+        breaks: token ids of [CLS], [SEP] and [PAD].
+        originals: source text of documents by number; others are rebuilt from subwords.
+        missing: categories that cannot be assigned here, with the reason.
+        found: number of documents whose source text was found, and of those wanted.
     """
 
     shards: ShardSet
@@ -53,29 +53,31 @@ class Categoriser:
         *,
         originals: bool = True,
     ) -> Categoriser:
-        """Look at what the shards tell; read original texts where the tokenizer lowers capitals.
+        """Build a categoriser; with a lowercasing tokenizer, read the source texts again.
 
         Args:
-            rows: that will be asked for.
-            tokenizer: a fast one, of the shards.
-            originals: whether original texts may be read.
+            shards: the split.
+            rows: (N,) int64, row numbers that will be evaluated.
+            vocabulary: vocabulary of the tokenizer.
+            tokenizer: fast tokenizer of the shards.
+            originals: whether source texts may be read.
         """
         pieces, breaks, lowers = _of_tokenizer(tokenizer, vocabulary)
         try:
             shards.read_offsets(rows[:1])
         except DataError:
-            reason = f"the {shards.split} split has no offsets, so no text; validation has"
+            reason = f"the {shards.split} split has no offsets; the validation split has"
             missing = dict.fromkeys(BY_TEXT, reason)
             return cls(shards, pieces, breaks, {}, missing, (0, 0))
         if not lowers:
             return cls(shards, pieces, breaks, {}, {}, (0, 0))
-        read = SourceTexts({}, 0, "the input is not to be read again (originals=false)")
+        read = SourceTexts({}, 0, "the source texts were not read (originals=false)")
         if originals:
             read = read_source_texts(shards, rows, sep_id=breaks[1], pad_id=breaks[2])
         missing = {}
         if not read.texts:
-            why = f"the tokenizer lowers capitals, and {read.reason}"
-            missing["name"] = f"{why}; nor is camelCase among the identifiers"
+            why = f"the tokenizer lowercases, and {read.reason}"
+            missing["name"] = f"{why}; camelCase is not recognised either"
         found = (len(read.texts), read.wanted)
         return cls(shards, pieces, breaks, read.texts, missing, found)
 
@@ -86,13 +88,13 @@ class Categoriser:
         words: NDArray[np.int64],
         masked: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
-        """Categorise the masked words: (B, L, G) bool, by word number.
+        """Return the groups of the masked words, (B, L, G) bool by word number.
 
         Args:
-            rows: (B,) int64, numbers in the split.
-            input_ids: (B, L) int64, as in the shards.
-            words: (B, L) int64, of word_numbers.
-            masked: (B, L) bool, by word number: whether any of its tokens is masked.
+            rows: (B,) int64, row numbers in the split.
+            input_ids: (B, L) int64, unmasked token ids.
+            words: (B, L) int64, word number of each position, from `word_numbers`.
+            masked: (B, L) bool by word number, whether a token of the word is masked.
         """
         num_rows, length = words.shape
         index = (np.arange(num_rows)[:, None] * length + words)[words >= 0]
@@ -125,7 +127,7 @@ class Categoriser:
         wanted: NDArray[np.int64],
         offsets: Offsets,
     ) -> Iterator[_Place]:
-        """Yield where each wanted word of row i stands: in its document, or in its row."""
+        """Yield text and offsets of each wanted word of row i, in its document or in its row."""
         is_text = documents >= 0
         begin, end = offsets.offset_begin[i], offsets.offset_end[i]
         row_text: tuple[str, list[int], list[int]] | None = None
@@ -149,12 +151,16 @@ def put_together(
     begin: NDArray[np.int32],
     end: NDArray[np.int32],
 ) -> tuple[str, list[int], list[int]]:
-    """Write a row's text from its pieces, with a space where its offsets leave a gap.
+    """Rebuild the text of a row from its subwords, with a space wherever the offsets have a gap.
+
+    Documents in a row are separated by a full stop, so that each begins a sentence.
 
     Args:
-        pieces: L of them; is_text, words, begin, end: (L,), of the same tokens.
-    Returns: the text, where each token begins in it, and where it ends. Texts of a row are set
-        apart by a full stop, so that what follows it begins a sentence.
+        pieces: L subwords.
+        is_text: (L,) bool, false for special tokens.
+        words: (L,) int64, word number of each position.
+        begin, end: (L,) int32, offsets of each token in its document, in characters.
+    Returns: the text, and begin and end of each token in it.
     """
     text, begins, ends = "", [], []
     for place, piece in enumerate(pieces):
@@ -174,7 +180,7 @@ def put_together(
 def _of_tokenizer(
     fast: Any, vocabulary: Vocabulary
 ) -> tuple[list[str], tuple[int, int, int], bool]:
-    """Return pieces by id, the ids of [CLS], [SEP] and [PAD], and whether capitals are lowered."""
+    """Return subwords by id, ids of [CLS], [SEP] and [PAD], and whether it lowercases."""
     pieces = fast.convert_ids_to_tokens(list(range(vocabulary.size)))
     normalizer = fast.backend_tokenizer.normalizer
     lowers = normalizer is not None and normalizer.normalize_str("A") != "A"

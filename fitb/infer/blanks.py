@@ -1,4 +1,4 @@
-"""A text with blanks becomes rows with masked positions: a layout for each choice of lengths."""
+"""Tokenise a text with blanks into rows with [MASK] tokens, one layout per choice of lengths."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fitb.infer.windows import num_window_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_LAYOUTS = 64  # combinations of lengths that are all looked at
-MAX_TOKENS = 32_768  # of a text; each partial filling holds a copy of it
+MAX_LAYOUTS = 64  # most combinations of lengths that are searched
+MAX_TOKENS = 32_768  # most tokens of a text; each partial filling holds a copy of it
 
 
 @dataclass(frozen=True)
 class Group:
-    """Blanks with one answer: most often a single blank.
+    """Blanks that share one answer; usually a single blank.
 
     Args:
-        blanks: their numbers.
-        rules: by number of pieces, all that must hold; its keys are the lengths it may have.
-        written: candidates as the user wrote them, by their tokens.
+        blanks: indices of the blanks in the text.
+        rules: for each allowed number of subwords, the rules that the answer must satisfy.
+        written: candidates as the user wrote them, by token ids.
     """
 
     blanks: tuple[int, ...]
@@ -41,13 +41,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """A row in which the number of pieces of every blank is chosen.
+    """A row in which every blank has a fixed number of subwords.
+
+    A variable is a token to choose; it stands at one position for each blank of its group.
 
     Args:
-        row: token ids, [MASK] in every masked position.
-        groups: for each group the numbers of its variables, in the order of its pieces.
-        variables: for each variable the positions in the row that hold the same token.
-        rules: of each group.
+        row: token ids, [MASK] at every masked position.
+        groups: for each group the indices of its variables, from left to right.
+        variables: for each variable the positions in the row that hold its token.
+        rules: the rules of each group.
     """
 
     row: tuple[int, ...]
@@ -57,11 +59,11 @@ class Layout:
 
     @property
     def group_of(self) -> list[int]:
-        """The group of each variable."""
+        """The index of the group of each variable."""
         return [number for number, group in enumerate(self.groups) for _ in group]
 
     def filled(self, tokens: Sequence[int]) -> list[int]:
-        """Return the row with the tokens of the variables in it, [MASK] where one is OPEN."""
+        """Return the row with these tokens of its variables; OPEN leaves [MASK]."""
         row = list(self.row)
         for positions, token in zip(self.variables, tokens, strict=True):
             if token != OPEN:
@@ -72,12 +74,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request, tokenised and checked.
+    """A tokenised and checked request.
 
     Args:
-        segments: token ids between the blanks; one more than there are blanks.
-        max_length: tokens of a row at most.
-        window: tokens that the model reads at once.
+        request: the request.
+        lexicon: vocabulary of the model.
+        blanks: blanks of the text, in order.
+        segments: token ids of the text between the blanks; one more than there are blanks.
+        groups: blanks that share an answer.
+        max_length: most tokens of a row.
+        window: tokens of a window, the row length at which the model was trained.
     """
 
     request: FillRequest
@@ -90,12 +96,12 @@ class Prepared:
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """Begin and end of each blank in the text."""
+        """Begin and end of each blank, in characters of the text."""
         return [(blank.begin, blank.end) for blank in self.blanks]
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
-        """How an answer without case is written in each blank."""
+        """The case in which a lowercase answer is written into each blank."""
         return cases(self.request.text, self.places)
 
     @property
@@ -104,22 +110,23 @@ class Prepared:
 
     @property
     def num_tokens(self) -> int:
-        """What the first forward pass costs: rows that the model cannot read whole, by windows."""
+        """Tokens of the first forward pass; long rows count by their windows."""
         layout = self.layout(self.shortest())
         positions = [at for variable in layout.variables for at in variable]
         tokens = num_window_tokens(len(layout.row), positions, self.window)
         return min(self.num_layouts, MAX_LAYOUTS) * tokens
 
     def shortest(self) -> tuple[int, ...]:
+        """Return the smallest allowed number of subwords of each group."""
         return tuple(min(group.rules) for group in self.groups)
 
     def length(self, pieces: Sequence[int]) -> int:
-        """Tokens of the row where each group has so many pieces."""
+        """Return the tokens of the row if each group has this many subwords."""
         ours = sum(n * len(group.blanks) for n, group in zip(pieces, self.groups, strict=True))
         return 2 + sum(map(len, self.segments)) + ours
 
     def lengths(self, allowed: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        """Return the combinations of lengths of the groups with which a row is not too long."""
+        """Return the combinations of allowed group lengths whose row is not too long."""
         return [
             pieces
             for pieces in itertools.product(*allowed)
@@ -127,7 +134,7 @@ class Prepared:
         ]
 
     def layout(self, pieces: Sequence[int]) -> Layout:
-        """Lay the row out where each group has so many pieces."""
+        """Build the layout in which each group has this many subwords."""
         first = list(itertools.accumulate(pieces, initial=0))
         variables = tuple(range(first[-1]))
         positions: list[list[int]] = [[] for _ in variables]
@@ -148,38 +155,34 @@ class Prepared:
 
 
 def find_blanks(text: str, mask_token: str = "[MASK]") -> tuple[Blank, ...]:
-    """Find [MASK], ___ and [SPAN] in a text."""
+    """Return the blanks of a text: [MASK], ___ and [SPAN]."""
     found = re.finditer(rf"(?P<mask>{re.escape(mask_token)})|(?P<word>_{{3,}})|\[SPAN\]", text)
     return tuple(Blank(m.start(), m.end(), m.lastgroup or "span") for m in found)  # type: ignore[arg-type]
 
 
-def _is_text(word: str) -> bool:
-    """Whether a string holds no lone surrogates, which stand for bytes that are no UTF-8."""
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length: int) -> Prepared:
-    """Tokenise a request and check all that can be checked without the model.
+    """Tokenise a request and check everything that needs no model.
 
     Args:
+        tokenizer: fast tokenizer of the model.
+        request: text and constraints.
         max_length: tokens that the model reads at once; a longer text is read in windows.
     Raises:
-        DataError: no blank, or a text of more than MAX_TOKENS.
-        ConfigError: constraints that fit neither the blanks nor the vocabulary.
+        DataError: the text has no blank, more than MAX_TOKENS tokens, or is not UTF-8.
+        ConfigError: constraints do not match the blanks or the vocabulary.
     """
-    words = [w for one in request.constraints for w in (*one.candidates, *one.banned, one.prefix)]
-    if not all(map(_is_text, (request.text, *words))):
-        raise DataError("it is not UTF-8; convert it, for instance with `iconv -f latin1 -t UTF-8`")
+    try:
+        "".join((request.text, *request.words)).encode()
+    except UnicodeEncodeError:  # lone surrogates stand for bytes that are not UTF-8
+        raise DataError(
+            "not UTF-8; convert it, for instance with `iconv -f latin1 -t UTF-8`"
+        ) from None
     lexicon = lexicon_of(tokenizer)
     text, blanks = request.text, find_blanks(request.text, str(tokenizer.mask_token))
     if not blanks:
         raise DataError(
-            "the text has no blank; write ___ for a word, [MASK] for one piece or [SPAN] for any"
-            " number, where something is missing"
+            "the text has no blank; write ___ for a missing word, [MASK] for one subword or [SPAN]"
+            " for any number of subwords"
         )
     edges = [0, *(edge for blank in blanks for edge in (blank.begin, blank.end)), len(text)]
     segments = tuple(
@@ -194,20 +197,20 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: FillRequest, max_length
     shortest = prepared.length(prepared.shortest())
     if shortest > MAX_TOKENS:
         raise DataError(
-            f"the text has {shortest:,} tokens, at most {MAX_TOKENS:,}; cut what is far from its"
-            f" blanks: the model sees {max_length} tokens around each"
+            f"the text has {shortest:,} tokens, at most {MAX_TOKENS:,}; shorten it: the model sees"
+            f" only {max_length} tokens around each blank"
         )
     return prepared
 
 
 def _groups(request: FillRequest, blanks: Sequence[Blank]) -> list[tuple[int, ...]]:
-    """Return which blanks share an answer, ordered by their first."""
+    """Return the groups of blanks that share an answer, ordered by their first blank."""
     together = [tuple(sorted(set(group))) for group in request.same]
     named = [blank for group in together for blank in group]
     if len(named) != len(set(named)) or any(not 0 <= n < len(blanks) for n in named):
         raise ConfigError(
-            f"same={[list(group) for group in request.same]}; expected groups of blanks, each from"
-            f" 0 to {len(blanks) - 1} and in one group only"
+            f"same={[list(group) for group in request.same]}; expected groups of blank numbers from"
+            f" 0 to {len(blanks) - 1}, each in at most one group"
         )
     alone: list[tuple[int, ...]] = [(n,) for n in range(len(blanks)) if n not in named]
     return sorted([group for group in together if group] + alone)
@@ -223,7 +226,7 @@ def _group(
     given = request.constraints
     if len(given) not in (0, 1, len(blanks)):
         raise ConfigError(
-            f"{len(given)} constraints for {len(blanks)} blanks; give one for all, or one for each"
+            f"{len(given)} constraints for {len(blanks)} blanks; give one for all or one per blank"
         )
     constraints = [given[min(n, len(given) - 1)] if given else Constraint() for n in numbers]
     glued = [reader.lexicon.continues_word(request.text, blanks[n].begin) for n in numbers]
@@ -239,13 +242,13 @@ def _group(
     )
     if not lengths:
         raise ConfigError(
-            f"blanks {list(numbers)} are to have the same answer, but no number of pieces is"
-            " possible in all of them; write them alike"
+            f"blanks {list(numbers)} must have the same answer, but no number of subwords is"
+            " allowed in all of them; use the same kind of blank and the same constraints"
         )
     read = sorted(length for length in lengths if length <= max_length - 2)  # [CLS] and [SEP]
     if not read:
         raise DataError(
-            f"the shortest answer to blanks {list(numbers)} has {min(lengths)} pieces, the model"
+            f"the shortest answer to blanks {list(numbers)} has {min(lengths)} subwords, the model"
             f" reads {max_length - 2} at once; give shorter candidates"
         )
     rules: dict[int, tuple[Rule, ...]] = {}
@@ -261,7 +264,7 @@ def _group(
 
 
 def _lengths(blank: Blank, answers: dict[tuple[int, ...], str], max_pieces: int) -> set[int]:
-    """Return the numbers of pieces that a blank may have."""
+    """Return the allowed numbers of subwords of a blank."""
     if answers:
         return {len(tokens) for tokens in answers}
     return {1} if blank.kind == "mask" else set(range(1, max_pieces + 1))

@@ -1,14 +1,14 @@
-"""The model card of an exported folder: what the model is, where it comes from, how to use it."""
+"""Model card of an exported folder: sizes, provenance, metrics and how to use the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fitb.base.errors import DataError
+from fitb.base.templates import render_template
 from fitb.config import Config, Geometry
 from fitb.model.positions import trained_length
 
@@ -18,7 +18,7 @@ _PAIRS = "0 alone: pairs of texts were never seen"
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure, and its 95 % interval where there is one."""
+    """A metric with its 95 % confidence interval, None if there is no interval."""
 
     name: str
     value: float
@@ -28,7 +28,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What 8-bit products cost: a metric of both, and int8 - fp32 with its 95 % interval."""
+    """A metric of the fp32 and the int8 model, and int8 - fp32 with its 95 % interval."""
 
     metric: str
     fp32: float
@@ -40,21 +40,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says; what is empty is left out.
+    """Content of a model card; empty sections are left out.
 
     Args:
-        name: its title.
-        mask_token: as the tokenizer writes a blank.
-        model: sizes, by name.
-        training: teacher, masks, steps and the like, by name.
-        data: shards and the statistics of their corpus, by name.
-        metrics: figures of this model.
-        measured_on: what those were taken on.
-        code: commit and versions, by name.
-        onnx: largest difference of a logit from PyTorch's; None where no file was written.
-        int8: whether there is a file of 8-bit products.
-        cost: what those cost.
-        cost_on: what that was taken on.
+        name: title.
+        mask_token: mask token of the tokenizer.
+        model: sizes, by label.
+        training: teacher, masks, steps and so on, by label.
+        data: shards and the statistics of their corpus, by label.
+        metrics: metrics of this model.
+        measured_on: rows and masks of those metrics.
+        code: commit and versions, by label.
+        onnx: largest absolute difference of a logit from PyTorch's; None without an ONNX file.
+        int8: whether there is an int8 ONNX file.
+        cost: metrics of the int8 model next to those of the fp32 model.
+        cost_on: rows and masks of that comparison.
     """
 
     name: str
@@ -73,17 +73,16 @@ class Card:
 
 def model_card(card: Card) -> str:
     """Render a card as the README.md of a Hugging Face folder."""
-    import jinja2
-
-    source = (resources.files("fitb.infer") / "card.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source).render(card=card).rstrip() + "\n"
+    return render_template("infer/card.md.j2", card=card).rstrip() + "\n"
 
 
 def model_facts(config: Any, num_parameters: int) -> dict[str, Any]:
-    """Return the sizes of a BERT of this configuration."""
+    """Return the sizes of a BERT by label.
+
+    Args:
+        config: BertConfig of the model.
+        num_parameters: number of its parameters.
+    """
     length, positions = trained_length(config), config.max_position_embeddings
     return {
         "type": "BERT encoder with its MLM head",
@@ -99,10 +98,11 @@ def model_facts(config: Any, num_parameters: int) -> dict[str, Any]:
 
 
 def training_facts(config: Config, step: int | None) -> dict[str, Any]:
-    """Return how a run of `fitb train` made its student.
+    """Return how a run of `fitb train` trained its student, by label.
 
     Args:
-        step: of the weights; None where it is not known.
+        config: configuration of the run.
+        step: optimiser step of the weights; None if unknown.
     """
     terms = config.objective
     names = ("embedding", "hidden", "attention", "logits", "mlm")
@@ -124,11 +124,11 @@ def training_facts(config: Config, step: int | None) -> dict[str, Any]:
 
 
 def data_facts(fingerprint: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a model was trained on.
+    """Return the training data of a model, by label.
 
     Args:
-        fingerprint: of the shards.
-        manifest: of the same shards; None where they cannot be reached.
+        fingerprint: fingerprint of the shards.
+        manifest: manifest of the same shards; None if they cannot be read.
     """
     found: dict[str, Any] = {"shards (fingerprint)": fingerprint}
     if manifest is not None:
@@ -142,18 +142,19 @@ def data_facts(fingerprint: str, manifest: Mapping[str, Any] | None) -> dict[str
 
 
 def code_facts(code: Mapping[str, Any]) -> dict[str, Any]:
-    """Return commit and versions of what describe_code said, or a line of provenance.json."""
+    """Return commit and versions, by label, from `describe_code` or an entry of provenance.json."""
     changed = " with local changes" if code.get("diff") else ""
     commit = {"commit": f"{code['commit']}{changed}"} if code.get("commit") else {}
     return {**commit, "fitb": code.get("fitb", "unknown"), **code.get("packages", {})}
 
 
 def metrics_of_evaluation(result: Any, where: str) -> tuple[list[Metric], str]:
-    """Return the metrics of the model in what `fitb evaluate --json` printed, and on what.
+    """Return a model's metrics from the JSON of `fitb evaluate`, and the rows they are of.
 
     Args:
-        where: the file, for messages.
-    Raises: DataError where it is something else.
+        result: parsed JSON.
+        where: file name for messages.
+    Raises: DataError if `result` has another form.
     """
     try:
         if "sets" in result:  # by set, and in each by model
@@ -168,9 +169,9 @@ def metrics_of_evaluation(result: Any, where: str) -> tuple[list[Metric], str]:
         ]
         mask = result["mask"]
         on = (
-            f"{found['num_rows']:,} rows and {found['num_slots']:,} slots of {name}, shards"
-            f" {found['fingerprint'][:12]}, masks {mask['strategy']} at {mask['fraction']:.0%},"
-            f" seed {result['seed']}"
+            f"{found['num_rows']:,} rows and {found['num_slots']:,} masked positions of {name},"
+            f" shards {found['fingerprint'][:12]}, masks {mask['strategy']} at"
+            f" {mask['fraction']:.0%}, seed {result['seed']}"
         )
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(

@@ -1,12 +1,12 @@
-"""A beam over the masked positions of a text: joint answers, by a search that stops for each pass.
+"""Beam search over the masked positions of a text, as a generator that yields forward passes.
 
-A filling's log-probability is the sum over its pieces of log p(piece | the text and the pieces that
-were filled before it, the others still being [MASK]). Pieces that are tied to one another
-(blanks with the same answer) are filled together and count once for each position. In the order
-`confidence` the next position is a function of what was filled, so the fillings are the leaves of a
-tree, and a beam as wide as the tree finds the best of them all.
+The log-probability of a filling is the sum over its subwords of log p(subword | text, subwords
+filled before it), with [MASK] at the positions that are still open. Tied subwords (blanks with the
+same answer) are filled together and count once per position. In the order `confidence` the next
+position is a function of what was filled, so fillings are the leaves of a tree, and a beam as wide
+as the tree finds the best one.
 
-No more is kept of a wave than the beam is wide, however many answers are looked at.
+Memory is bounded by the width of the beam, whatever the number of answers considered.
 
 Legend: V vocabulary, M variables asked about, C choices.
 """
@@ -26,8 +26,8 @@ from fitb.infer.passes import Pass, PassLimits, Steps, packed
 from fitb.infer.request import Order
 from fitb.infer.rules import OPEN, Test
 
-PATIENCE = 128  # tokens that are judged, or hypotheses made, before others may go on
-SLACK = 1e-9  # of sums of log-probabilities in another order
+PATIENCE = 128  # tokens tested, or hypotheses made, between two suspension points
+SLACK = 1e-9  # relative rounding of sums of log-probabilities in another order
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Hypothesis:
     """A partial filling.
 
     Args:
-        tokens: of each variable, OPEN where nothing stands yet.
-        log_probs: of each variable, natural, 0 where it is open.
+        tokens: token id of each variable, OPEN if it is not filled.
+        log_probs: natural log-probability of each of them, 0 if it is not filled.
     """
 
     tokens: tuple[int, ...]
@@ -58,13 +58,14 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the model.
+    """A query to the model about some variables of a partial filling.
 
     Args:
-        hypothesis: what stands in the layout; the variables asked about count as open.
-        variables: of which the surest is answered.
-        width: likeliest tokens wanted of it.
-        first: of a single variable, a token whose log-probability is wanted before those.
+        layout: the row.
+        hypothesis: tokens of the other variables; those asked about are masked.
+        variables: candidates for the next position; the most confident one is answered.
+        width: number of likeliest tokens wanted for it.
+        first: a token whose log-probability comes before those; for a single variable only.
     """
 
     layout: Layout
@@ -79,8 +80,9 @@ class Choices:
     """The likeliest tokens that the rules of a variable allow, likeliest first.
 
     Args:
-        tokens: (C,) int64.
-        log_probs: (C,) float64.
+        variable: index of the variable.
+        tokens: (C,) int64, token ids.
+        log_probs: (C,) float64, natural log-probabilities.
     """
 
     variable: int
@@ -106,11 +108,13 @@ def decode(
     """Fill every layout; return the complete hypotheses of each, the most probable first.
 
     Args:
-        width: of each beam.
-        orders: of each; refine begins as confidence does.
-        limits: of a forward pass.
+        layouts: rows to fill.
+        width: beam width.
+        orders: order of filling of each layout; refine begins like confidence.
+        limits: limits of a forward pass.
     """
-    beams = [[_open(layout)] for layout in layouts]
+    sizes = [len(layout.variables) for layout in layouts]
+    beams = [[Hypothesis((OPEN,) * size, (0.0,) * size)] for size in sizes]
     while True:
         active = [
             (number, hypothesis)
@@ -133,12 +137,12 @@ def decode(
 
 @dataclass
 class Grown:
-    """What hypotheses grow into by one token: no more than the best `width` and their equals.
+    """Extensions of hypotheses by one token, pruned to the best `width` and their ties.
 
     Args:
-        width: of the beam.
-        parts: hypotheses, the tokens that one of their variables may have, and the log-probability
-            to which those of the tokens are added.
+        width: beam width.
+        parts: hypotheses, choices for one of their variables, and the log-probability to which
+            that of the chosen token is added.
     """
 
     width: int
@@ -152,7 +156,7 @@ class Grown:
             self.prune()
 
     def prune(self) -> None:
-        """Drop what is not among the best."""
+        """Drop extensions that are not among the best."""
         if self._size <= self.width:
             return
         scores = [before + choices.log_probs for _, choices, before in self.parts]
@@ -167,7 +171,7 @@ class Grown:
         self._size = sum(kept)
 
     def best(self) -> Steps[list[Hypothesis]]:
-        """Return the best, the most probable first."""
+        """Return the best extensions, the most probable first."""
         self.prune()
         found = []
         for hypothesis, choices, _ in self.parts:
@@ -186,24 +190,24 @@ def _grow(
     choices: Choices | None,
 ) -> None:
     number, hypothesis = active[asked]
-    if choices is not None:  # else nothing may stand in some place: a dead end
+    if choices is not None:  # else some variable has no allowed token: a dead end
         grown[number].add(hypothesis, choices, hypothesis.log_probability)
 
 
 def best(hypotheses: Sequence[Hypothesis], width: int) -> list[Hypothesis]:
-    """Return the most probable, each once; ties go to the lower tokens."""
+    """Return the most probable distinct hypotheses; ties go to the lower token ids."""
     ranked = sorted(set(hypotheses), key=lambda one: (-one.log_probability, one.tokens))
     return ranked[:width]
 
 
 def ask(questions: Sequence[Question], take: Take, limits: PassLimits) -> Steps[None]:
-    """Hand on, for each question, the choices of the surest of its variables, as they come.
-
-    None where nothing may stand in one of the variables asked about. Short rows come first, as many
-    at a time as a forward pass may hold.
+    """Answer questions in as few forward passes as the limits allow, short rows first.
 
     Args:
-        take: is told the number of a question, and its answer.
+        questions: what to ask.
+        take: called with the index of a question and the choices of its most confident variable;
+            with None if no token is allowed for one of its variables.
+        limits: limits of a forward pass.
     """
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].layout.row))
     for part in packed(order, lambda number: _size(questions[number]), limits):
@@ -215,13 +219,8 @@ def ask(questions: Sequence[Question], take: Take, limits: PassLimits) -> Steps[
             take(number, choices)
 
 
-def _open(layout: Layout) -> Hypothesis:
-    size = len(layout.variables)
-    return Hypothesis((OPEN,) * size, (0.0,) * size)
-
-
 def _askable(layout: Layout, hypothesis: Hypothesis, order: Order) -> tuple[int, ...]:
-    """Return the variables of which one is filled next."""
+    """Return the variables of which the next one to fill is chosen."""
     open_ones = [v for v, token in enumerate(hypothesis.tokens) if token == OPEN]
     if order == "left_to_right":
         return (min(open_ones, key=lambda v: layout.variables[v][0]),)
@@ -248,7 +247,7 @@ def _pass(questions: Sequence[Question]) -> Pass:
 
 
 def _answers(questions: Sequence[Question], logits: torch.Tensor) -> Steps[list[Choices | None]]:
-    """Return the choices of the surest variable of each question."""
+    """Return the choices of the most confident variable of each question."""
     log_probs = logits.log_softmax(dim=-1)
     asked = [(question, v) for question in questions for v in question.variables]
     log_probs = _tied(log_probs, [len(q.layout.variables[v]) for q, v in asked])  # (M, V)
@@ -278,7 +277,7 @@ def _answers(questions: Sequence[Question], logits: torch.Tensor) -> Steps[list[
 
 
 def _shown(question: Question) -> list[int]:
-    """The tokens that are shown to the model: what is asked about is not."""
+    """The tokens shown to the model; those asked about are masked."""
     shown = list(question.hypothesis.tokens)
     for variable in question.variables:
         shown[variable] = OPEN
@@ -286,7 +285,7 @@ def _shown(question: Question) -> list[int]:
 
 
 def _tied(log_probs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Add the rows of the positions of each variable up: (sum of sizes, V) -> (M, V)."""
+    """Sum the rows of tied positions: (sum of sizes, V) -> (M, V)."""
     if len(sizes) == len(log_probs):
         return log_probs
     summed = log_probs.new_zeros(len(sizes), log_probs.shape[1])
@@ -295,7 +294,7 @@ def _tied(log_probs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 
 
 def _apply_rules(log_probs: torch.Tensor, questions: Sequence[Question]) -> Steps[list[list[Test]]]:
-    """Make impossible, in place, what no mask allows; return the tests of each row."""
+    """Set forbidden tokens to -inf in place; return the tests of each row."""
     tests: list[list[Test]] = []
     for question in questions:
         layout, shown = question.layout, _shown(question)
@@ -315,7 +314,7 @@ def _apply_rules(log_probs: torch.Tensor, questions: Sequence[Question]) -> Step
 def _surest(
     log_probs: torch.Tensor, questions: Sequence[Question], tests: Sequence[list[Test]]
 ) -> Steps[list[int | None]]:
-    """Return the row of the surest variable of each question; None where one has no choice."""
+    """Return the row of the most confident variable of each question; None for a dead end."""
     likeliest = log_probs.amax(dim=-1).tolist()
     found: list[int | None] = []
     begin = 0
@@ -340,12 +339,12 @@ def _surest(
 def _tested(
     log_probs: torch.Tensor, tests: Sequence[Test], width: int
 ) -> Steps[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Return the likeliest tokens that pass every test, and their log-probabilities.
-
-    All are tried where the first do not do.
+    """Return the `width` likeliest tokens that pass every test, and their log-probabilities.
 
     Args:
-        log_probs: (V,).
+        log_probs: (V,) fp32.
+        tests: tests of a token.
+        width: number of tokens wanted.
     """
     tokens: list[int] = []
     values: list[float] = []
@@ -362,7 +361,7 @@ def _tested(
 
 
 def _ranked(log_probs: torch.Tensor, few: int) -> Iterator[tuple[int, float]]:
-    """Yield all tokens with their values, likeliest first; sort all where a few do not do."""
+    """Yield all tokens with their values, likeliest first; sorts all only after the first few."""
     top = log_probs.topk(few)
     first = top.indices.tolist()
     yield from zip(first, top.values.tolist(), strict=True)

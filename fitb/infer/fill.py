@@ -1,4 +1,4 @@
-"""Fill blanks: joint answers to all blanks of a text, in the person's own words and case."""
+"""Fill the blanks of texts: joint answers, inserted with the case and spacing of the text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fitb.base.errors import ConfigError, DataError
 from fitb.corpus.wordpiece import CONTINUED, continues, join
 from fitb.infer import surface
 from fitb.infer.blanks import MAX_LAYOUTS, Layout, Prepared, prepare
-from fitb.infer.config import FillConfig
 from fitb.infer.decode import Hypothesis, decode
+from fitb.infer.fill_config import FillConfig
 from fitb.infer.passes import PassLimits, Steps, drive
 from fitb.infer.refine import refine
 from fitb.infer.request import Answer, Filled, Filling, FillRequest, score_of
@@ -23,20 +23,23 @@ def fill_from(config: FillConfig) -> list[Filled]:
     """Load the model of a configuration and fill its texts.
 
     Raises:
-        ContractError: the model has no trained MLM head or does not fit its tokenizer.
-        DataError, ConfigError: as `fill`.
+        ContractError: the model has no trained MLM head or does not match its tokenizer.
+        DataError, ConfigError: see `fill`.
     """
     requests = [config.request(text) for text in config.texts]
     return fill(load_scorer(config.model, config.backend), requests)
 
 
 def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
-    """Return the best joint fillings of every text, mixed freely: none sees or waits for another.
+    """Return the best joint fillings of every text; texts share forward passes.
 
+    Args:
+        scorer: masked language model.
+        requests: texts with their constraints.
     Raises:
-        DataError: a text without a blank, or longer than the model reads, by its number.
-        ConfigError: constraints that fit neither the blanks nor the vocabulary, or a regex that is
-            too complex.
+        DataError: a text has no blank or is too long; the message holds its number, not the text.
+        ConfigError: constraints do not match the blanks or the vocabulary, or a regex is too
+            complex.
     """
     prepared = []
     for number, request in enumerate(requests, 1):
@@ -49,11 +52,12 @@ def fill(scorer: Scorer, requests: Sequence[FillRequest]) -> list[Filled]:
 
 
 def search(prepared: Prepared, limits: PassLimits) -> Steps[Filled]:
-    """Fill a prepared text, as a search that whoever drives it gives forward passes.
+    """Fill a prepared text; a search that `drive` or a scheduler supplies with logits.
 
     Args:
-        limits: of a forward pass.
-    Raises: ConfigError where a regex is too complex.
+        prepared: tokenised request.
+        limits: limits of a forward pass.
+    Raises: ConfigError if a regex is too complex.
     """
     layouts = yield from _layouts(prepared, limits)
     width, order = _width(prepared), prepared.request.search.order
@@ -67,14 +71,14 @@ def search(prepared: Prepared, limits: PassLimits) -> Steps[Filled]:
 
 
 def _width(prepared: Prepared) -> int:
-    """The beam: never narrower than what is returned, and candidates are all looked at."""
+    """The beam width: at least top_k, and at least the number of candidates of any blank."""
     search = prepared.request.search
     candidates = max(len(group.written) for group in prepared.groups)
     return max(search.beam, search.top_k, candidates)
 
 
 def _layouts(prepared: Prepared, limits: PassLimits) -> Steps[list[Layout]]:
-    """Return the layouts of a text that are looked at: all of them where there are 64 at most."""
+    """Return the layouts to search: all of them, or the likeliest if there are more than 64."""
     allowed = [sorted(group.rules) for group in prepared.groups]
     if prepared.num_layouts > MAX_LAYOUTS:
         allowed = yield from _likeliest_lengths(prepared, limits)
@@ -82,9 +86,9 @@ def _layouts(prepared: Prepared, limits: PassLimits) -> Steps[list[Layout]]:
 
 
 def _likeliest_lengths(prepared: Prepared, limits: PassLimits) -> Steps[list[list[int]]]:
-    """Return for each group of blanks its likeliest lengths, as many as make 64 combinations.
+    """Return the likeliest lengths of each group of blanks, at most 64 combinations in all.
 
-    Each is judged by a greedy search in which all other groups are at their shortest.
+    Each length is scored by a greedy search in which all other groups have their shortest length.
     """
     shortest, order = prepared.shortest(), prepared.request.search.order
     trials = {
@@ -116,7 +120,7 @@ def _score(layout: Layout, hypothesis: Hypothesis) -> float:
 
 def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> Steps[Filled]:
     ranked = sorted(found, key=lambda one: (-_score(*one), one[1].tokens))
-    fillings: dict[str, Filling] = {}  # by sentence: two ways to spell it are one answer
+    fillings: dict[str, Filling] = {}  # by sentence: two tokenisations of it are one answer
     for layout, hypothesis in ranked:
         filling = _filling(prepared, layout, hypothesis)
         fillings.setdefault(filling.sentence, filling)
@@ -155,7 +159,7 @@ def _filling(prepared: Prepared, layout: Layout, hypothesis: Hypothesis) -> Fill
 def _text(
     prepared: Prepared, number: int, tokens: tuple[int, ...], written: str | None
 ) -> tuple[str, bool]:
-    """Return an answer's text, and whether it continues the word before the blank."""
+    """Return the text of an answer, and whether it continues the word before the blank."""
     lexicon = prepared.lexicon
     goes_on = bool(lexicon.continues[tokens[0]])
     if written is not None:
@@ -167,7 +171,7 @@ def _text(
 
 
 def as_json(filled: Sequence[Filled]) -> list[dict[str, Any]]:
-    """Return what `fitb fill --json` prints: the fields of Filled, and probabilities."""
+    """Return the JSON of `fitb fill`: the fields of Filled, and probabilities."""
     found = []
     for one in filled:
         record = asdict(one)
@@ -180,7 +184,7 @@ def as_json(filled: Sequence[Filled]) -> list[dict[str, Any]]:
 
 
 def render(filled: Sequence[Filled]) -> str:
-    """Render for people: each text with its best filling, then a line for each filling."""
+    """Render as text: the sentence of the best filling, then one line per filling."""
     lines = []
     for one in filled:
         if not one.fillings:

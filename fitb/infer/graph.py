@@ -1,12 +1,11 @@
-"""A BERT with its MLM head as an ONNX graph of standard operators, written out node by node.
+"""A BERT with its MLM head as an ONNX graph of standard operators, built node by node.
 
-What `model/encoder.py` computes, in the same order. Nothing is traced: weights go straight from the
-model into the graph, the last layer and the head run at the masked positions alone, queries, keys
-and values are one product, and the decoder reads the embedding's own matrix, which the file holds
-once.
+It computes what `model/encoder.py` computes, in the same order, without tracing: the last layer and
+the head run at the masked positions only, queries, keys and values are one matmul, and the decoder
+shares the embedding matrix, which the file stores once.
 
-Legend: B rows, L length, K masked positions (`slots`) of a row at most, D hidden, H heads, V
-vocabulary, M of them in all.
+Legend: B rows, L length, K most masked positions (`slots`) of a row, M masked positions in all, D
+hidden, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import BertForMaskedLM
 
 INPUTS = ("input_ids", "attention_mask", "slots")
-OPSET = 23  # the first with Attention; it has LayerNormalization (17) and Gelu (20) too
-_IR_VERSION = 11  # of the file, the one that came with this opset
+OPSET = 23  # the first with Attention; LayerNormalization came with 17, Gelu with 20
+_IR_VERSION = 11  # of the file format, as released with this opset
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("Gelu", {}),
     "gelu_new": ("Gelu", {"approximate": "tanh"}),
@@ -36,7 +35,7 @@ _TRANSFORM = "cls.predictions.transform"
 
 
 class _Graph:
-    """Nodes and weights, in the order in which they are added; names are those of the weights."""
+    """Nodes and initialisers in the order of insertion, named like the weights of the model."""
 
     def __init__(self, model: BertForMaskedLM) -> None:
         self._state: dict[str, NDArray[np.float32]] = {
@@ -54,7 +53,7 @@ class _Graph:
         return name
 
     def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output of the same name; return it."""
+        """Add a node whose only output has the node's name; return that name."""
         self.nodes(kind, inputs, name, [name], **attributes)
         return name
 
@@ -66,13 +65,11 @@ class _Graph:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
 
     def linear(self, x: str, name: str, *sources: str) -> str:
-        """x W^T + b of the maps named, side by side; the product alone is called `name`/MatMul."""
+        """x W^T + b of one or several concatenated linear layers; the matmul is `name`/MatMul."""
         weight = np.concatenate([self.state(f"{source}.weight") for source in sources])
         bias = np.concatenate([self.state(f"{source}.bias") for source in sources])
-        product = self.node(
-            "MatMul", [x, self.weight(f"{name}.weight", weight.T)], f"{name}/MatMul"
-        )
-        return self.node("Add", [product, self.weight(f"{name}.bias", bias)], f"{name}/Add")
+        matmul = self.node("MatMul", [x, self.weight(f"{name}.weight", weight.T)], f"{name}/MatMul")
+        return self.node("Add", [matmul, self.weight(f"{name}.bias", bias)], f"{name}/Add")
 
     def norm(self, x: str, name: str) -> str:
         parts = [
@@ -101,19 +98,19 @@ class _Graph:
 
 
 def graph_of(model: BertForMaskedLM) -> ModelProto:
-    """Write a model as ONNX, in fp32.
+    """Build the ONNX model, in fp32.
 
-    Inputs, all int64: input_ids (B, L); attention_mask (B, L), 0 on padding; slots (B, K), -1 where
-    a row has fewer than K. Output: logits (M, V) fp32 of those that there are, row by row.
+    Inputs, all int64: input_ids (B, L); attention_mask (B, L), 0 on padding; slots (B, K), masked
+    positions, padded with -1. Output: logits (M, V) fp32 at the masked positions, row by row.
 
     Args:
-        model: on the CPU, in fp32.
-    Raises: ConfigError where its activation has no operator.
+        model: BERT with its MLM head, on the CPU, in fp32.
+    Raises: ConfigError if its activation has no ONNX operator.
     """
     config = model.config
     if config.hidden_act not in _ACTIVATIONS:
         raise ConfigError(
-            f"the model's hidden_act is {config.hidden_act!r}; ONNX is written for"
+            f"hidden_act={config.hidden_act!r} has no ONNX operator; expected one of"
             f" {', '.join(_ACTIVATIONS)}; export without --onnx"
         )
     graph = _Graph(model)
@@ -134,7 +131,7 @@ def graph_of(model: BertForMaskedLM) -> ModelProto:
 
 
 def encoder_products(model: ModelProto) -> list[str]:
-    """Names of the nodes that multiply by a matrix of the encoder."""
+    """Return the names of the MatMul nodes of the encoder's linear layers."""
     return [
         node.name
         for node in model.graph.node
@@ -143,7 +140,7 @@ def encoder_products(model: ModelProto) -> list[str]:
 
 
 def _mask(graph: _Graph, queries: str, name: str) -> str:
-    """(B, 1, queries, L) bool: which keys a query sees; onnxruntime does not expand it."""
+    """(B, 1, queries, L) bool attention mask; onnxruntime does not materialise the expansion."""
     from onnx import TensorProto
 
     axes = graph.weight("mask_axes", np.array([1, 2]))
@@ -155,7 +152,7 @@ def _mask(graph: _Graph, queries: str, name: str) -> str:
 
 
 def _at_slots(graph: _Graph, state: str) -> str:
-    """(B, L, D) -> (B, K, D); where a row has none, its first position."""
+    """Gather (B, L, D) -> (B, K, D); padding of `slots` reads position 0."""
     zero = graph.weight("no_position", np.array(0))
     places = graph.node("Max", ["slots", zero], "positions")
     last = graph.weight("last", np.array([2]))
@@ -164,7 +161,7 @@ def _at_slots(graph: _Graph, state: str) -> str:
 
 
 def _embeddings(graph: _Graph, length: str) -> str:
-    """(B, L, D): words + positions + the first token type, normalised."""
+    """(B, L, D): LayerNorm of word + position + first token type embeddings."""
     words, positions, types = (
         f"{_EMBEDDINGS}.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
     )
@@ -178,7 +175,7 @@ def _embeddings(graph: _Graph, length: str) -> str:
 
 
 def _layer(graph: _Graph, asked: str, state: str, keep: str, name: str, config: Any) -> str:
-    """(B, L, D) -> (B, L, D), or (B, K, D) where those are asked for."""
+    """One encoder layer: (B, L, D) -> (B, L, D), or (B, K, D) if `asked` holds K queries."""
     of = f"{name}.attention.self"
     maps = [f"{of}.{part}" for part in ("query", "key", "value")]
     parts = [f"{of}/{part}" for part in ("query", "key", "value")]
@@ -206,14 +203,14 @@ def _layer(graph: _Graph, asked: str, state: str, keep: str, name: str, config: 
 
 
 def _added(graph: _Graph, x: str, before: str, name: str) -> str:
-    """A map, the state before it, and their sum normalised."""
+    """LayerNorm of a linear layer plus the residual `before`."""
     mapped = graph.linear(x, f"{name}.dense", f"{name}.dense")
     total = graph.node("Add", [mapped, before], f"{name}/Add")
     return graph.norm(total, f"{name}.LayerNorm")
 
 
 def _head(graph: _Graph, state: str, activation: str) -> None:
-    """(B, K, D) -> (M, V): the positions that there are."""
+    """The MLM head, without the padding of `slots`: (B, K, D) -> (M, V)."""
     there = graph.node("GreaterOrEqual", ["slots", "no_position"], "there")
     indices = graph.node("Transpose", [graph.node("NonZero", [there], "there/T")], "there/index")
     at_slots = graph.node("GatherND", [state, indices], "at_slots")
@@ -222,10 +219,10 @@ def _head(graph: _Graph, state: str, activation: str) -> None:
     active = graph.node(kind, [mapped], f"{_TRANSFORM}/{kind}", **attributes)
     state = graph.norm(active, f"{_TRANSFORM}.LayerNorm")
     words, decoder = f"{_EMBEDDINGS}.word_embeddings.weight", "cls.predictions.decoder.weight"
-    if not np.array_equal(graph.state(words), graph.state(decoder)):  # a model that is not tied
+    if not np.array_equal(graph.state(words), graph.state(decoder)):  # embeddings are not tied
         words = graph.weight(decoder, graph.state(decoder))
-    # What the head adds; `cls.predictions.bias` is another name for it in tied models alone.
+    # The bias of the decoder; `cls.predictions.bias` is the same tensor in tied models only.
     bias = graph.weight("cls.predictions.bias", graph.state("cls.predictions.decoder.bias"))
     columns = graph.node("Transpose", [words], "cls.predictions.decoder/T", perm=[1, 0])
-    product = graph.node("MatMul", [state, columns], "cls.predictions.decoder/MatMul")
-    graph.node("Add", [product, bias], "logits")
+    matmul = graph.node("MatMul", [state, columns], "cls.predictions.decoder/MatMul")
+    graph.node("Add", [matmul, bias], "logits")

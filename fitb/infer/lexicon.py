@@ -1,4 +1,4 @@
-"""A vocabulary as filling sees it: which pieces begin a word, which go on, which are no words."""
+"""The vocabulary as arrays by token id: word starts, continuations, special tokens."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from fitb.corpus.wordpiece import bare, continues
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LETTER = "x"  # stands for any
-_LONGEST_WORD = 100  # characters; WordPiece knows no longer one either
-_UNKNOWN = "\0"  # no text holds it
-_UNUSED = re.compile(r"\[unused\d+\]")  # BERT's places for words to come
+_LETTER = "x"  # any letter
+_LONGEST_WORD = 100  # characters; WordPiece gives [UNK] for longer words
+_UNKNOWN = "\0"  # occurs in no text
+_UNUSED = re.compile(r"\[unused\d+\]")  # BERT's reserved entries
 
 
 @dataclass(frozen=True, eq=False)
 class Lexicon:
-    """What filling needs of a tokenizer, laid out by token id.
+    """A tokenizer's vocabulary by token id.
 
     Args:
-        pieces: as the tokenizer writes them.
-        continues: (V,) bool, true where a piece continues a word.
-        has_letter: (V,) bool, true where a piece has a letter, a mark (the vowel signs of many
+        pieces: V subwords as the tokenizer writes them, '##' included.
+        continues: (V,) bool, whether the subword continues a word.
+        has_letter: (V,) bool, whether the subword has a letter, a mark (vowel signs of many
             scripts) or a digit.
         is_text: (V,) bool, false for special and unused tokens.
-        lowercases: whether the tokenizer takes the case away.
-        cls, sep, mask, unk: ids.
+        lowercases: whether the tokenizer lowercases.
+        cls, sep, mask, unk: token ids of [CLS], [SEP], [MASK] and [UNK].
+        _tokenizer: a copy of the fast tokenizer that reads special tokens as plain text.
     """
 
     pieces: tuple[str, ...]
@@ -49,14 +50,14 @@ class Lexicon:
     _tokenizer: Tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, in which [SEP] and the like are text as all else is."""
+        """Return the token ids of a text; a written [SEP] is plain text, not the special token."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_continued(self, text: str) -> list[int]:
-        """Return the ids of a text that continues a word: its first piece begins with '##'.
+        """Return the token ids of a text that continues a word: the first subword has a '##'.
 
-        [UNK] where the vocabulary has no such pieces, or the word is too long for it.
+        Gives [UNK] if the vocabulary has no such subwords, or the word is too long.
         """
         normal = self.normalise(text)
         head = self._words(_LETTER + normal)[0][len(_LETTER) :]
@@ -64,22 +65,26 @@ class Lexicon:
         return ids + self.encode(normal[len(head) :])
 
     def _words(self, normal: str) -> list[str]:
-        """Return what the tokenizer takes for single words of a normalised text."""
+        """Split a normalised text into words with the tokenizer's pre-tokenizer."""
         cut = self._tokenizer.pre_tokenizer
         return [word for word, _ in cut.pre_tokenize_str(normal)] if cut else normal.split()
 
     def words(self, text: str) -> list[str]:
-        """Return the single words of a text, normalised."""
+        """Return the normalised words of a text."""
         return self._words(self.normalise(text))
 
     def normalise(self, text: str) -> str:
-        """Return a text as the tokenizer normalises it: lowercase, without accents, if it does."""
+        """Normalise a text as the tokenizer does, for instance to lower case without accents."""
         return _normalised(self._tokenizer, text)
 
     def continues_word(self, text: str, begin: int) -> bool:
-        """Whether what stands at a place of a text goes on with a word.
+        """Whether text inserted at an offset would continue the word before it.
 
-        A letter or digit stands before it, and the tokenizer would not part the two.
+        True if a letter or digit precedes the offset and the tokenizer would not split there.
+
+        Args:
+            text: the text.
+            begin: offset in characters.
         """
         before = text[max(0, begin - _LONGEST_WORD) : begin]
         letters = before.rstrip("".join(char for char in before if category(char)[0] == "M"))
@@ -90,7 +95,7 @@ class Lexicon:
 
     @cached_property
     def parted(self) -> NDArray[np.bool_]:
-        """(V,) bool, true where a piece begins a word even if a letter touches it on its left."""
+        """(V,) bool, whether a subword begins a word even right after a letter, as Han does."""
         begins = self.is_text & ~self.continues & self.has_letter
         for number in np.flatnonzero(begins):
             begins[number] = self.words(_LETTER + self.pieces[number])[0] == _LETTER
@@ -98,7 +103,7 @@ class Lexicon:
 
     @cached_property
     def _inner(self) -> models.WordPiece:
-        """Cuts the rest of a word into the pieces that continue one, here without their '##'."""
+        """A WordPiece model of the continuing subwords, without their '##'."""
         inner = {
             bare(self.pieces[number]): number for number in np.flatnonzero(self.continues).tolist()
         }
@@ -112,7 +117,7 @@ class Lexicon:
 
 @lru_cache(maxsize=4)
 def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> Lexicon:
-    """Lay a fast tokenizer's vocabulary out; once for each tokenizer object."""
+    """Return the lexicon of a fast tokenizer, cached per tokenizer object."""
     own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     own.no_truncation()
     own.no_padding()

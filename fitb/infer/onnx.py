@@ -1,4 +1,4 @@
-"""Scoring through onnxruntime: writing model.onnx, holding it against PyTorch, 8-bit products.
+"""Inference with onnxruntime: export of model.onnx, comparison with PyTorch, int8 quantisation.
 
 Legend: B rows, L length, V vocabulary, M positions asked for.
 """
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FP32, INT8 = "model.onnx", "model-int8.onnx"
-TOLERANCE = 1e-4  # of a logit, in fp32, between onnxruntime and PyTorch
+TOLERANCE = 1e-4  # absolute difference of a logit in fp32 between onnxruntime and PyTorch
 _PACKAGES = ("onnx", "onnxruntime")
 _FINGERPRINT = "fitb.tokenizer"
-_PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}  # nothing to fuse: it was written so
-_CHECKED_LENGTHS = ((1,), (24,), (7, 40, 3, 19))  # rows of the batches that are compared
+_PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}  # nothing to fuse
+_CHECKED_LENGTHS = ((1,), (24,), (7, 40, 3, 19))  # tokens per row of the batches compared
 
 
 class OnnxScorer:
     """A Scorer over onnxruntime, on the CPU.
 
     Args:
-        path: what `export_onnx` or `quantise` wrote.
-        tokenizer: the model's own.
-        max_length: tokens that it was trained to read at once.
-        threads: 0 is one for each core that this process may use.
-    Raises: SystemFault where onnxruntime is not installed; DataError where the file is no model.
+        path: file that `export_onnx` or `quantise` wrote.
+        tokenizer: tokenizer of the model.
+        max_length: row length in tokens at which the model was trained.
+        threads: threads of an operator; 0 takes one per core that this process may use.
+    Raises: SystemFault if onnxruntime is not installed; DataError if the file is no such model.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class OnnxScorer:
         self._session = _session(path, threads)
 
     def logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
-        """As Scorer says."""
+        """See Scorer."""
         return in_windows(self._logits, rows, positions, self.max_length)
 
     def _logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
@@ -66,7 +66,7 @@ class OnnxScorer:
         return finite(torch.from_numpy(self.run(input_ids.numpy(), mask, slots)))
 
     def run(self, input_ids: Any, attention_mask: Any, slots: Any) -> Any:
-        """Return the logits (M, V) fp32 of arrays as `graph_of` takes them."""
+        """Return logits (M, V) fp32 for int64 arrays with the shapes of `graph_of`."""
         feeds = dict(zip(INPUTS, (input_ids, attention_mask, slots), strict=True))
         return self._session.run(["logits"], feeds)[0]
 
@@ -76,18 +76,19 @@ class OnnxScorer:
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Of the tokenizer that the file was written beside."""
+        """Fingerprint of the tokenizer with which the file was exported."""
         return str(self._session.get_modelmeta().custom_metadata_map.get(_FINGERPRINT, ""))
 
 
 def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
-    """Open a model file of an exported folder; its weights in PyTorch's form are not read.
+    """Open an ONNX file of an exported folder; the PyTorch weights are not read.
 
     Args:
         source: folder that `fitb export --onnx` wrote.
-        file: FP32 or INT8.
-    Raises: DataError where the file is not there; ContractError where it does not fit the tokenizer
-        beside it; SystemFault without onnxruntime.
+        file: name of the file, FP32 or INT8.
+        threads: as in OnnxScorer.
+    Raises: DataError if the file is missing or damaged; ContractError if it does not match the
+        tokenizer of the folder; SystemFault without onnxruntime.
     """
     path = Path(source) / file
     if why := denied(path):
@@ -95,8 +96,8 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
     if not path.is_file():
         flag = "--int8" if file == INT8 else "--onnx"
         raise DataError(
-            f"{source!r} holds no {file}; expected a folder that `fitb export {flag}` wrote; write"
-            " one, or use --backend torch"
+            f"{source!r} has no {file}; expected a folder that `fitb export {flag}` wrote; export"
+            " the model, or use --backend torch"
         )
     tokenizer = load_tokenizer(source)
     config = read_config(source)
@@ -104,7 +105,7 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
     scorer = OnnxScorer(path, tokenizer, trained_length(config), threads)
     _check_finite(path)
     config.vocab_size = scorer.vocab_size
-    with torch.device("meta"):  # sizes alone
+    with torch.device("meta"):  # shapes only
         sizes = BertForMaskedLM(config)
     fingerprint = tokenizer_fingerprint_of(source)
     check_contract(
@@ -116,17 +117,16 @@ def load_onnx(source: str, file: str = FP32, threads: int = 0) -> OnnxScorer:
     if scorer.tokenizer_fingerprint != fingerprint:
         raise ContractError(
             [
-                f"{path} was written beside the tokenizer {scorer.tokenizer_fingerprint[:12]}, and"
-                f" {source!r} holds {str(fingerprint)[:12]}: the same text would be other ids;"
-                " export the model again"
+                f"{path} was exported with tokenizer {scorer.tokenizer_fingerprint[:12]}, but"
+                f" {source!r} has {str(fingerprint)[:12]}: token ids would differ; export the model"
+                " again"
             ]
         )
     return scorer
 
 
 def _check_finite(path: Path) -> None:
-    """Raise DataError with the names of weights in a model file that hold NaN or an infinity."""
-    require_extra()
+    """Raise DataError naming the weights of a model file that contain NaN or infinity."""
     import onnx
 
     with reading("model", str(path.parent), path.name):
@@ -134,19 +134,21 @@ def _check_finite(path: Path) -> None:
         found = [w.name for w in weights if not np.isfinite(onnx.numpy_helper.to_array(w)).all()]
     if found:
         raise DataError(
-            f"{path}: {', '.join(found[:4])} not finite (NaN or infinity), so every answer would"
-            " be; export another checkpoint"
+            f"{path}: {', '.join(found[:4])} not finite (NaN or infinity), so no logit would be;"
+            " export another checkpoint"
         )
 
 
 def export_onnx(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
-    """Write FP32 into a folder that holds the tokenizer, and hold it against the model.
+    """Export a model as FP32 and compare its logits with PyTorch's.
 
     Args:
-        model: in eval mode, fp32, on the CPU.
-    Returns: the largest difference of a logit over rows of mixed lengths, random ids.
-    Raises: SystemFault where the difference is above TOLERANCE, or the extra is not installed;
-        ConfigError where the model's activation has no operator.
+        model: BERT with its MLM head, in eval mode, fp32, on the CPU.
+        tokenizer: tokenizer of the model.
+        folder: folder that already holds the tokenizer.
+    Returns: the largest absolute difference of a logit over random rows of mixed lengths.
+    Raises: SystemFault if the difference exceeds TOLERANCE, or the extra is not installed;
+        ConfigError if the model's activation has no ONNX operator.
     """
     require_extra()
     import onnx
@@ -166,12 +168,15 @@ def export_onnx(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def quantise(folder: Path) -> None:
-    """Write INT8 beside FP32: the encoder's products in 8 bits, all else as it is.
+    """Write INT8 next to FP32: dynamic quantisation of the encoder's matmuls.
 
-    Weights are rounded once, symmetric, a scale for each output; activations as they come, one
-    scale for the whole batch, so that rows of a batch change each other's rounding. Embeddings and
-    decoder stay in fp32 (docs/experiments.md). Weights have 7 bits: without VNNI, processors add
-    pairs of 8-bit products in 16 bits, which saturate.
+    Weights are quantised symmetrically per output channel, activations dynamically with one scale
+    per batch, so rows of a batch affect each other's rounding. Embeddings and decoder stay in fp32
+    (docs/experiments.md). Weights use 7 bits: CPUs without VNNI accumulate pairs of 8-bit products
+    in 16 bits, which saturate.
+
+    Args:
+        folder: folder that holds FP32.
     """
     require_extra()
     import onnx
@@ -190,7 +195,7 @@ def quantise(folder: Path) -> None:
 
 
 def largest_difference(ours: OnnxScorer, theirs: TorchScorer) -> float:
-    """Return the largest difference of a logit over rows of mixed lengths, random ids."""
+    """Return the largest absolute difference of a logit over random rows of mixed lengths."""
     worst = 0.0
     for number, lengths in enumerate(_CHECKED_LENGTHS):
         sizes = [min(length, ours.max_length) for length in lengths]
@@ -205,12 +210,12 @@ def largest_difference(ours: OnnxScorer, theirs: TorchScorer) -> float:
 
 
 def require_extra() -> None:
-    """Raise SystemFault where onnx or onnxruntime is not installed."""
+    """Raise SystemFault if onnx or onnxruntime is not installed."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemFault(
-            f"ONNX needs {' and '.join(missing)}, not installed here; run `pip install"
-            " 'fitb[onnx]'`, or do without --onnx"
+            f"{' and '.join(missing)} not installed, needed for ONNX; run `pip install"
+            " 'fitb[onnx]'`, or leave out --onnx"
         )
 
 
@@ -221,12 +226,12 @@ def _session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Threads wait for the next operator awake, and sleep between two calls.
+    # Threads spin while they wait for the next operator, and sleep between two calls.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own kinds derive from Exception alone
+    except Exception as error:  # onnxruntime's exceptions derive from Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} cannot be opened: {reason}; export the model again") from error
     named = sorted(one.name for one in session.get_inputs())

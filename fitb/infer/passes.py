@@ -1,7 +1,7 @@
-"""Searches that stop for each forward pass, so that those of many texts can share passes.
+"""Searches as generators, so that those of many texts share forward passes.
 
-A search is a generator. It yields a Pass and is sent the logits, or yields None at a point where
-others may go on; so whoever drives searches bounds what a pass holds, and chooses who goes on.
+A search yields a Pass and is sent its logits, or yields None where it can be suspended. Whoever
+drives the searches packs and limits the passes, and decides which search continues.
 
 Legend: V vocabulary, M positions asked for.
 """
@@ -19,17 +19,18 @@ from fitb.infer.scorer import Scorer
 Found = TypeVar("Found")
 Item = TypeVar("Item")
 
-_ENOUGH_TOKENS = 1024  # a pass of as many gains little by more rows, and loses by padding
-_GROWTH = 1.1  # of the rows of such a pass
+_ENOUGH_TOKENS = 1024  # a larger pass gains little by more rows, and loses by padding
+_GROWTH = 1.1  # longest over shortest row of such a pass, at most
 
 
 @dataclass(frozen=True)
 class PassLimits:
-    """What a forward pass holds at most; one row with its positions always goes in.
+    """Limits of a forward pass; a single row is always accepted.
 
     Args:
-        tokens: of its rows, padding included.
-        positions: through the head: 1,024 of 30,522 logits in fp32 are 125 MB.
+        tokens: most tokens of all rows, padding included.
+        positions: most positions that go through the head; the logits of 1,024 positions over
+            30,522 tokens are 125 MB in fp32.
     """
 
     tokens: int = 8192
@@ -38,7 +39,7 @@ class PassLimits:
 
 @dataclass(frozen=True)
 class Pass:
-    """Rows for the model, and the positions in each whose logits are wanted."""
+    """Rows of token ids for one forward pass, and the positions of each whose logits are wanted."""
 
     rows: Sequence[Sequence[int]]
     positions: Sequence[Sequence[int]]
@@ -56,16 +57,18 @@ class Pass:
         return self.lengths, self.num_positions
 
 
-Steps = Generator[Pass | None, torch.Tensor | None, Found]  # of a search, and what it finds
+Steps = Generator[Pass | None, torch.Tensor | None, Found]  # a search and its result
 
 
 @dataclass
 class Room:
-    """Room in a forward pass.
+    """A forward pass that is being packed.
 
     Args:
-        limits: of the whole.
-        rows, longest, tokens: of what is in it; tokens with padding.
+        limits: limits of the pass.
+        rows: number of rows packed so far.
+        longest: tokens of the longest of them.
+        tokens: tokens of all of them, padding included.
     """
 
     limits: PassLimits
@@ -76,7 +79,12 @@ class Room:
     _positions: int = 0
 
     def add(self, lengths: Sequence[int], positions: int) -> bool:
-        """Add rows where there is room; say whether there was. For the first there always is."""
+        """Add rows if they fit, and return whether they did; the first rows always fit.
+
+        Args:
+            lengths: tokens of each row.
+            positions: positions asked for in all of them.
+        """
         rows, longest = self.rows + len(lengths), max(self.longest, *lengths)
         shortest = min(self._shortest, *lengths) if self.rows else min(lengths)
         tokens = rows * longest
@@ -92,10 +100,12 @@ class Room:
 def packed(
     items: Iterable[Item], size_of: Callable[[Item], tuple[list[int], int]], limits: PassLimits
 ) -> Iterator[list[Item]]:
-    """Cut items, in their order, into what one forward pass holds each.
+    """Split items, in order, into batches that fit one forward pass each.
 
     Args:
-        size_of: lengths of the rows of an item, and how many positions it asks for.
+        items: what to batch.
+        size_of: returns the tokens of each row of an item, and the number of its positions.
+        limits: limits of a pass.
     """
     room, mine = Room(limits), list[Item]()
     for item in items:
@@ -110,7 +120,7 @@ def packed(
 
 
 def forward(scorer: Scorer, passes: Sequence[Pass]) -> list[torch.Tensor]:
-    """Return the logits that each pass asks for, (M, V) fp32, from one forward pass."""
+    """Run several passes as one; return the logits of each, (M, V) fp32."""
     rows = [row for one in passes for row in one.rows]
     positions = [places for one in passes for places in one.positions]
     sizes = [one.num_positions for one in passes]
@@ -118,7 +128,7 @@ def forward(scorer: Scorer, passes: Sequence[Pass]) -> list[torch.Tensor]:
 
 
 def drive(scorer: Scorer, searches: Sequence[Steps[Found]], limits: PassLimits) -> list[Found]:
-    """Carry searches out, each as far as it comes between two passes; return what they find."""
+    """Run searches to their end, sharing forward passes; return their results in order."""
     found: dict[int, Found] = {}
     wanted: dict[int, Pass] = {}
 

@@ -1,8 +1,8 @@
-"""Regular expressions in linear time, on whole texts and on their beginnings.
+"""Regular expressions matched in linear time, against whole texts and against prefixes.
 
-llguidance matches by derivatives of the expression, states made as they are needed: nothing is
-unrolled, nothing backtracks, and what it may spend on a step is bounded. `regex` and `re` take
-seconds and gigabytes to compile `((a{99}){99}){99}`, and longer to match `(x+x+)+y`.
+llguidance uses derivatives with lazily built states: no unrolling, no backtracking, a bounded cost
+per step. `regex` and `re` need seconds and gigabytes to compile `((a{99}){99}){99}`, and longer to
+match `(x+x+)+y`.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from fitb.base.errors import ConfigError
 
-_END = 256  # behind the 256 bytes
-_MAX_CHARS = 2000  # compiling takes time in proportion
-# Escapes and classes.
+_END = 256  # token after the 256 bytes
+_MAX_CHARS = 2000  # the time to compile is proportional to it
+# Escapes and character classes.
 _LITERAL = re.compile(r"\\[pP]\{\^?\w+\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _POSSESSIVE = re.compile(r"[*+?}]\+")
 _SYNTAX = (
-    "take the syntax of Rust's regex crate: no look-around, \\b, backreferences, atomic groups or"
-    " possessive repeats; the answer is matched as a whole"
+    "use the syntax of Rust's regex crate, without look-around, \\b, backreferences, atomic groups"
+    " and possessive quantifiers; the whole answer must match"
 )
 
 
 class Pattern:
-    """A compiled regular expression, which texts match as a whole.
+    """A compiled regular expression that must match a whole text.
 
     Args:
-        pattern: in the syntax of Rust's regex crate, without \\b.
-        ignore_case: whether case does not count.
-    Raises: ConfigError where it is none, or too large.
+        pattern: regular expression in the syntax of Rust's regex crate, without \\b.
+        ignore_case: whether matching ignores case.
+    Raises: ConfigError if it is invalid, unsupported or too large.
     """
 
     def __init__(self, pattern: str, ignore_case: bool) -> None:
         if len(pattern) > _MAX_CHARS:
             raise ConfigError(f"the regex has {len(pattern):,} characters; at most {_MAX_CHARS:,}")
         if _POSSESSIVE.search(_LITERAL.sub("x", pattern)):  # Rust's would read `a++` as `(a+)+`
-            raise ConfigError(f"the regex has a possessive repeat; {_SYNTAX}")
+            raise ConfigError(f"the regex has a possessive quantifier; {_SYNTAX}")
         grammar = LLMatcher.grammar_from_regex(f"(?i){pattern}" if ignore_case else pattern)
         self._matcher = LLMatcher(_tokenizer(), grammar, log_level=0)
         self._check("does not compile")
 
     def matches(self, text: str) -> bool:
-        """Say whether the whole text matches."""
+        """Return whether the whole text matches."""
         return self._takes([*text.encode(), _END])
 
     def begins(self, text: str) -> bool:
-        """Say whether a longer text, or this one, could match."""
+        """Return whether the text is a prefix of some match."""
         return self._takes(list(text.encode()))
 
     def _takes(self, symbols: list[int]) -> bool:
@@ -67,7 +67,7 @@ class Pattern:
 
 
 class _Bytes:
-    """A vocabulary of all bytes, as llguidance wants one described."""
+    """A byte-level vocabulary in the form that llguidance expects."""
 
     eos_token_id = _END
     bos_token_id = None

@@ -1,6 +1,6 @@
-"""Scoring through PyTorch, on a GPU or with its weights packed for the CPU.
+"""Inference with PyTorch, on a GPU or with weights packed for the CPU.
 
-Legend: B rows, L length, K positions of a row at most, V vocabulary, M positions asked for.
+Legend: B rows, L length, K most positions of a row, V vocabulary, M positions asked for.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fitb.model.positions import trained_length
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
-_PACKED_FROM = 512  # hidden size; narrower matrices lose more by oneDNN's calls than they gain
+_PACKED_FROM = 512  # hidden size; with narrower matrices the overhead of oneDNN exceeds its gain
 
 
 class TorchScorer:
-    """A Scorer over PyTorch, where the model lies and in its precision.
+    """A Scorer over PyTorch, on the model's device and in its precision.
 
     Args:
-        model: in eval mode.
-        tokenizer: its own.
+        model: BERT with its MLM head, in eval mode.
+        tokenizer: tokenizer of the model.
     """
 
     def __init__(self, model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -37,7 +37,7 @@ class TorchScorer:
         self._device = next(model.parameters()).device
 
     def logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
-        """As Scorer says; the last layer and the head run at these positions alone."""
+        """See Scorer; the last layer and the head run at these positions only."""
         return in_windows(self._logits, rows, positions, self.max_length)
 
     def _logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
@@ -55,17 +55,17 @@ class TorchScorer:
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits as they are; raise DataError where one is NaN or an infinity."""
+    """Return logits unchanged; raise DataError if one is NaN or infinite."""
     if not logits.isfinite().all():
         raise DataError(
-            "a logit of this model is not finite (NaN or infinity): its weights hold such a number,"
-            " or are too large for its precision; use another checkpoint"
+            "a logit of this model is not finite (NaN or infinity): its weights are not finite, or"
+            " too large for its precision; use another checkpoint"
         )
     return logits
 
 
 def padded(rows: Rows, pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return rows as (B, L) int64, and which places are real, (B, L) bool; None where all are."""
+    """Pad rows to (B, L) int64; return them and the (B, L) bool mask, None without padding."""
     lengths = [len(row) for row in rows]
     longest = max(lengths)
     if min(lengths) == longest:
@@ -77,16 +77,17 @@ def padded(rows: Rows, pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def padded_positions(positions: Rows) -> torch.Tensor:
-    """Return positions as (B, K) int64, -1 where a row has fewer than K."""
+    """Return positions as (B, K) int64, padded with -1."""
     most = max(map(len, positions))
     return torch.tensor([[*places, *[-1] * (most - len(places))] for places in positions])
 
 
 def torch_scorer(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> TorchScorer:
-    """Put a model where it answers fastest, in place: on a GPU, else packed for the CPU.
+    """Move a model to the GPU if there is one, else pack its weights for the CPU, in place.
 
     Args:
-        model: in eval mode, fp32.
+        model: BERT with its MLM head, in eval mode, fp32.
+        tokenizer: tokenizer of the model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)

@@ -1,9 +1,9 @@
-"""Iterative refinement: each masked position is asked again, given the others, until none changes.
+"""Iterative refinement: predict each masked position again, given the others, until none changes.
 
-A filling is scored by its pseudo-log-likelihood, the sum over its pieces of log p(piece | all other
-pieces) (Salazar et al. 2020, https://arxiv.org/abs/1910.14659, restricted to the blanks); asking
-again and again is the mask-predict of Ghazvininejad et al. 2019, https://arxiv.org/abs/1904.09324,
-one position at a time and with a beam.
+A filling is scored by its pseudo-log-likelihood, the sum over its subwords of log p(subword | all
+other subwords) (Salazar et al. 2020, https://arxiv.org/abs/1910.14659, restricted to the blanks).
+The iteration is mask-predict (Ghazvininejad et al. 2019, https://arxiv.org/abs/1904.09324), one
+position at a time and with a beam.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def refine(
     width: int,
     limits: PassLimits,
 ) -> Steps[list[Hypothesis]]:
-    """Improve complete hypotheses; return the best, each piece scored given all others.
+    """Improve complete hypotheses; return the best, each subword scored given all others.
 
     Args:
-        hypotheses: complete, of one layout.
-        width: of the beam.
-        limits: of a forward pass.
+        layout: the row.
+        hypotheses: complete hypotheses of that layout.
+        width: beam width.
+        limits: limits of a forward pass.
     """
     known: dict[Tokens, _Scored] = {}
     yield from _score(layout, [one.tokens for one in hypotheses], width, known, limits)
@@ -46,16 +47,17 @@ def refine(
             break
         beam = after
         for one in known.keys() - {one.tokens for one in beam}:
-            known[one].changes = None  # it never comes back
+            known[one].changes = None  # it never re-enters the beam
     return best(beam, width)
 
 
 @dataclass
 class _Scored:
-    """A filling, each piece scored given all others.
+    """A filling, each subword scored given all others.
 
     Args:
-        changes: of one piece, the most promising; None where they are not needed.
+        hypothesis: the filling.
+        changes: its most promising changes of one subword; None if no longer needed.
     """
 
     hypothesis: Hypothesis
@@ -69,9 +71,9 @@ def _score(
     known: dict[Tokens, _Scored],
     limits: PassLimits,
 ) -> Steps[None]:
-    """Ask for every variable of every filling that is not known yet, given the others.
+    """Score fillings that are not in `known` yet, and add them to it.
 
-    A piece's own log-probability is looked up among the answers, which always hold it first.
+    Each answer begins with the log-probability of the subword that stands there.
     """
     size = len(layout.variables)
     new = [tokens for tokens in dict.fromkeys(fillings) if tokens not in known]
@@ -96,7 +98,7 @@ def _score(
 
 
 def _changes(filling: Hypothesis, answers: Sequence[Choices], width: int) -> Grown:
-    """Return the most promising changes of one piece; an answer's first token is what stands."""
+    """Return the most promising changes of one subword; each answer begins with the current one."""
     found = Grown(width)
     for choices in answers:
         others = Choices(choices.variable, choices.tokens[1:], choices.log_probs[1:])
@@ -107,7 +109,7 @@ def _changes(filling: Hypothesis, answers: Sequence[Choices], width: int) -> Gro
 
 
 def _neighbours(beam: Sequence[_Scored], width: int) -> Steps[list[Tokens]]:
-    """Return the fillings that differ from one of the beam in one piece and promise most."""
+    """Return the `width` most promising fillings that differ from the beam in one subword."""
     parts = [part for one in beam if one.changes for part in one.changes.parts]
     if not parts:
         return []

@@ -1,4 +1,4 @@
-"""What can be asked of filling, and what it answers."""
+"""Requests and results of filling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fitb.base.errors import ConfigError
+from fitb.config.schema import check_range
 
 Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]
@@ -17,13 +17,13 @@ _LENGTH_EXPONENT = 0.6
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer must be; all that is given must hold.
+    """Constraints of an answer; all of them must hold.
 
     Args:
-        candidates: the only answers allowed, each whole, of any number of pieces.
-        regex: the whole answer, as it will stand in the text, matches it.
-        prefix: the answer begins with it.
-        banned: words that the answer must not hold, in any case.
+        candidates: the only answers allowed, of any number of subwords each.
+        regex: regular expression that the whole answer must match.
+        prefix: prefix of the answer.
+        banned: words that the answer must not contain, ignoring case.
     """
 
     candidates: tuple[str, ...] = ()
@@ -34,15 +34,14 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Search:
-    """How answers are looked for.
+    """Settings of the search.
 
     Args:
-        order: which masked position is filled next: the leftmost; the one where the model is most
-            certain; or, refine, the latter, after which each is asked again given all others
-            until nothing changes.
-        beam: partial fillings kept of each text; 1 is greedy.
-        max_pieces: pieces of a blank of unknown length at most.
-        top_k: fillings returned at most, the best first.
+        order: masked position to fill next: the leftmost (left_to_right), the most confident
+            (confidence), or the latter followed by iterative refinement (refine).
+        beam: beam width; 1 is greedy.
+        max_pieces: most subwords of a blank of unknown length.
+        top_k: most fillings returned, best first.
     """
 
     order: Order = "confidence"
@@ -51,9 +50,7 @@ class Search:
     top_k: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("beam", "max_pieces", "top_k"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; at least 1")
+        check_range("", self, "beam", "max_pieces", "top_k", low=1)
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,11 @@ class FillRequest:
     """A text with blanks.
 
     Args:
-        text: blanks are written [MASK], exactly one piece; ___ (three underscores or more), one
-            word of any number of pieces; [SPAN], any pieces, several words too.
-        search: how answers are looked for.
-        constraints: one for each blank in the order of the text, or one for all, or none.
-        same: groups of blanks, numbered from 0, whose answers are equal.
+        text: text in which [MASK] is one missing subword, ___ (three underscores or more) one word
+            of any number of subwords, and [SPAN] any subwords, also several words.
+        search: settings of the search.
+        constraints: one per blank in the order of the text, or one for all, or none.
+        same: groups of blanks, numbered from 0, that must have the same answer.
     """
 
     text: str
@@ -73,19 +70,16 @@ class FillRequest:
     constraints: tuple[Constraint, ...] = ()
     same: tuple[tuple[int, ...], ...] = ()
 
-
-def constraint_chars(request: FillRequest) -> int:
-    """Characters of all words that the constraints of a text list."""
-    return sum(
-        len(word)
-        for one in request.constraints
-        for word in (*one.candidates, *one.banned, one.prefix)
-    )
+    @property
+    def words(self) -> list[str]:
+        """All candidates, banned words and prefixes of the constraints."""
+        given = self.constraints
+        return [word for one in given for word in (*one.candidates, *one.banned, one.prefix)]
 
 
 @dataclass(frozen=True)
 class Blank:
-    """A blank as the user wrote it: characters begin to end of the request's text."""
+    """A blank of the text, from character `begin` to `end` (excluded)."""
 
     begin: int
     end: int
@@ -94,15 +88,16 @@ class Blank:
 
 @dataclass(frozen=True)
 class Answer:
-    """What stands in one blank.
+    """The answer to one blank.
 
     Args:
-        text: as it stands in the sentence.
+        text: answer as it is written in the sentence.
         begin: first character in the sentence.
-        end: one after the last.
-        tokens: ids in the vocabulary.
+        end: one after the last character.
+        tokens: token ids.
         pieces: the same subwords as the tokenizer writes them; '##' continues a word.
-        log_probability: natural, summed over its pieces, each given what had been filled before it.
+        log_probability: natural log-probability, summed over the subwords, each given those filled
+            before it.
     """
 
     text: str
@@ -118,11 +113,15 @@ class Answer:
 
 
 def score_of(log_probability: float, pieces: int) -> float:
-    """Make fillings of different numbers of pieces comparable.
+    """Return the length-normalised score by which fillings of different lengths are ranked.
 
-    Summed, log-probabilities favour few pieces; their mean favours runs of pieces that follow from
-    one another. A power between is as in Wu et al. (2016, section 7), but of n instead of
-    (5 + n) / 6; its exponent is measured (docs/experiments.md).
+    A sum of log-probabilities favours few subwords; a mean favours long predictable sequences. As
+    in Wu et al. (2016, section 7) the sum is divided by a power of the length, here of n instead
+    of (5 + n) / 6; the exponent is measured (docs/experiments.md).
+
+    Args:
+        log_probability: natural log-probability of the filling.
+        pieces: number of subwords.
     """
     return log_probability / math.pow(pieces, _LENGTH_EXPONENT)
 
@@ -133,10 +132,10 @@ class Filling:
 
     Args:
         sentence: the user's text with the answers in place of the blanks.
-        answers: in the order of the blanks.
-        log_probability: the joint one, natural: the sum of the answers'. Under `refine` it is the
-            pseudo-log-likelihood: every piece given all others.
-        score: log_probability / pieces ** 0.6; fillings are ranked by it.
+        answers: answer to each blank, in order.
+        log_probability: natural joint log-probability, the sum of the answers'; under `refine` the
+            pseudo-log-likelihood: every subword given all others.
+        score: log_probability / number of subwords ** 0.6, by which fillings are ranked.
     """
 
     sentence: str
@@ -151,9 +150,9 @@ class Filling:
 
 @dataclass(frozen=True)
 class Filled:
-    """A text, its blanks, and the best ways to fill them, best first.
+    """A text, its blanks and its fillings, best first.
 
-    There is no filling only where no answer meets the constraints.
+    There are no fillings only if no answer satisfies the constraints.
     """
 
     text: str

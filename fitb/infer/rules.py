@@ -1,9 +1,8 @@
-"""Which pieces may stand where in a blank: its kind, and what the user asks of its answer.
+"""Rules on the subwords of a blank: its kind, and the user's constraints.
 
-A rule sees the pieces of one blank of a known number of pieces, OPEN where nothing stands yet.
-`mask` is fast and says which tokens are possible at a place; `test` judges one token at a time,
-likeliest first, and is only there where a text must be read. Both are asked once for a place: what
-is the same for all tokens is worked out once.
+A rule sees the token ids of one blank of known length, OPEN at positions that are not filled.
+`mask` returns a vector over the vocabulary; `test` checks one token at a time, likeliest first, for
+rules that depend on the text of the answer. Both are called once per position.
 
 Legend: V vocabulary.
 """
@@ -26,8 +25,8 @@ from fitb.infer.lexicon import Lexicon
 from fitb.infer.pattern import Pattern
 from fitb.infer.request import Constraint, Kind
 
-OPEN = -1
-_MAX_CANDIDATES = 10_000
+OPEN = -1  # in place of a token id: not filled yet
+_MAX_CANDIDATES = 10_000  # per blank
 
 Pieces = Sequence[int]
 Test = Callable[[int], bool]  # of a token
@@ -35,27 +34,28 @@ Test = Callable[[int], bool]  # of a token
 
 @dataclass(frozen=True)
 class Rule:
-    """What may stand in a blank; by itself, anything."""
+    """A constraint on the subwords of a blank; the base class allows anything."""
 
     lexicon: Lexicon
-    in_order: ClassVar[bool] = False  # whether its pieces must be filled from left to right
+    in_order: ClassVar[bool] = False  # whether the blank must be filled from left to right
 
     def mask(self, pieces: Pieces, at: int) -> NDArray[np.bool_] | None:
-        """Return which tokens may stand at a place, (V,) bool; None for all."""
+        """Return the tokens allowed at position `at`, (V,) bool; None allows all."""
         return None
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
-        """Return what says whether a token that `mask` lets through may stand there; None: all."""
+        """Return a predicate for tokens that `mask` allows at position `at`; None allows all."""
         return None
 
 
 @dataclass(frozen=True)
 class WordOrSpan(Rule):
-    """A word: one that begins as words do and then goes on. A span: any text.
+    """A whole word (a word start and its continuations) or a span of any text.
 
     Args:
-        glued: whether a word before the blank goes on in it: that word's rest, or a word that the
-            tokenizer parts from any letter before it, as Han behind kana.
+        kind: "word" or "span".
+        glued: whether the blank touches a word on its left; the answer then continues that word,
+            or is a word that the tokenizer splits from any letter before it, like Han after kana.
     """
 
     kind: Kind
@@ -80,7 +80,7 @@ class WordOrSpan(Rule):
 
 @dataclass(frozen=True)
 class OneOf(Rule):
-    """One of these answers, each a tuple of as many tokens as the blank has pieces."""
+    """One of some answers, given as token ids of the length of the blank."""
 
     answers: tuple[tuple[int, ...], ...]
 
@@ -97,7 +97,7 @@ class OneOf(Rule):
 
     @cached_property
     def _having(self) -> dict[tuple[int, int], set[int]]:
-        """The numbers of the answers that have a token at a place."""
+        """Indices of the answers by (position, token)."""
         found = defaultdict(set)
         for number, answer in enumerate(self.answers):
             for place_and_token in enumerate(answer):
@@ -106,7 +106,7 @@ class OneOf(Rule):
 
 
 class ReadInOrder(Rule):
-    """An answer whose text is read as far as it stands: pieces to its right may be open."""
+    """A rule on the text of the answer, which is filled from left to right."""
 
     in_order = True
 
@@ -116,7 +116,7 @@ class ReadInOrder(Rule):
 
 @dataclass(frozen=True)
 class Matches(ReadInOrder):
-    """An answer whose text a regular expression matches as a whole."""
+    """The whole answer matches a regular expression."""
 
     pattern: Pattern
 
@@ -128,7 +128,7 @@ class Matches(ReadInOrder):
 
 @dataclass(frozen=True)
 class Begins(ReadInOrder):
-    """An answer that begins with a prefix, which is normalised."""
+    """The answer begins with a prefix, given in normalised form."""
 
     prefix: str
 
@@ -148,7 +148,7 @@ class Begins(ReadInOrder):
 
 @dataclass(frozen=True)
 class NotBanned(Rule):
-    """An answer that holds none of these words, which are normalised."""
+    """The answer contains none of some words, given in normalised form."""
 
     words: frozenset[str]
 
@@ -163,9 +163,9 @@ class NotBanned(Rule):
 
 
 def _around(lexicon: Lexicon, pieces: Pieces, at: int) -> tuple[Callable[[int], str], bool]:
-    """Return what puts a token at a place, and whether the text is whole then.
+    """Return a function from the token at `at` to the text, and whether that text is complete.
 
-    The text ends behind the token where pieces to its right are open.
+    If subwords to the right are open, the text ends after the token.
     """
     whole = OPEN not in (*pieces[:at], *pieces[at + 1 :])
     before = join(lexicon.pieces[piece] for piece in pieces[:at])
@@ -181,10 +181,10 @@ def _around(lexicon: Lexicon, pieces: Pieces, at: int) -> tuple[Callable[[int], 
 
 
 class ConstraintReader:
-    """Constraints of one text in the form that its rules take; each part is read once.
+    """Cached parsing of the constraints of one text: regexes, banned words and candidates.
 
     Args:
-        lexicon: of the model.
+        lexicon: vocabulary of the model.
     """
 
     pattern: Callable[[str], Pattern]
@@ -209,13 +209,15 @@ def rules_of(
     glued: bool,
     answers: Sequence[tuple[int, ...]],
 ) -> list[Rule]:
-    """Return what must hold in a blank.
+    """Return the rules of a blank of known length.
 
     Args:
-        reader: of the text's constraints.
-        glued: whether a letter or a digit touches the blank on its left.
-        answers: tokens of the constraint's candidates that are as long as the blank.
-    Raises: ConfigError where the regex is none.
+        reader: cache of the text's constraints.
+        kind: kind of the blank.
+        constraint: constraint of the blank.
+        glued: whether the blank continues a word on its left.
+        answers: token ids of those candidates that have the length of the blank.
+    Raises: ConfigError if the regex is invalid.
     """
     lexicon = reader.lexicon
     rules: list[Rule] = []
@@ -235,9 +237,13 @@ def rules_of(
 def tokens_of(
     lexicon: Lexicon, candidates: Sequence[str], glued: bool
 ) -> dict[tuple[int, ...], str]:
-    """Return the tokens of each candidate, with the candidate as the user wrote it.
+    """Return the candidates as the user wrote them, by token ids.
 
-    Raises: ConfigError where the vocabulary cannot write one.
+    Args:
+        lexicon: vocabulary of the model.
+        candidates: the only answers allowed.
+        glued: whether the blank continues a word on its left.
+    Raises: ConfigError if the vocabulary cannot encode a candidate.
     """
     if len(candidates) > _MAX_CANDIDATES:
         raise ConfigError(
@@ -248,7 +254,7 @@ def tokens_of(
         ids = lexicon.encode_continued(candidate) if glued else lexicon.encode(candidate)
         if not ids or lexicon.unk in ids:
             raise ConfigError(
-                f"candidate {number} is empty or has characters that this vocabulary cannot write;"
+                f"candidate {number} is empty or has characters that this vocabulary cannot encode;"
                 " leave it out"
             )
         found.setdefault(tuple(ids), candidate)

@@ -1,6 +1,6 @@
-"""What filling asks of a model: logits at some positions of some rows, and nothing else.
+"""Interface of a masked language model for filling: logits at given positions of given rows.
 
-Legend: B rows, L length, K positions of a row at most, V vocabulary, M positions asked for.
+Legend: V vocabulary, M positions asked for.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """A masked language model and its tokenizer; calls must not overlap.
+    """A masked language model and its tokenizer; not thread-safe.
 
     Args:
-        max_length: tokens that the model was trained to read at once; of longer rows it reads
+        tokenizer: fast tokenizer of the model.
+        max_length: row length in tokens at which the model was trained; longer rows are read in
             windows around the positions asked for.
     """
 
@@ -31,11 +32,11 @@ class Scorer(Protocol):
     max_length: int
 
     def logits(self, rows: Rows, positions: Rows) -> torch.Tensor:
-        """Return the logits at the positions asked for, rows in turn: (M, V) fp32, on the CPU.
+        """Return the logits at the positions asked for, row by row: (M, V) fp32 on the CPU.
 
         Args:
             rows: token ids with [CLS] and [SEP], of any lengths.
-            positions: in each row, in the order wanted; at least one in all.
+            positions: positions in each row, in the order wanted; at least one in total.
         """
         ...
 
@@ -46,11 +47,11 @@ def load_scorer(source: str, backend: Backend = "torch", threads: int = 0) -> Sc
     Args:
         source: Hugging Face folder or hub name, a run or one of its checkpoints; for onnx and
             onnx-int8 a folder that `fitb export` wrote with that file.
-        backend: torch runs on a GPU where there is one, else with its weights packed for the CPU;
-            onnx and onnx-int8 run on the CPU through onnxruntime.
-        threads: of onnxruntime; 0 is one for each core.
-    Raises: ContractError where the model has no trained MLM head or does not fit its tokenizer;
-        DataError where the backend's file is not there; SystemFault without onnxruntime.
+        backend: torch uses a GPU if there is one, else the CPU with packed weights; onnx and
+            onnx-int8 use onnxruntime on the CPU.
+        threads: threads of onnxruntime; 0 takes one per core.
+    Raises: ContractError if the model has no trained MLM head or does not match its tokenizer;
+        DataError if the file of the backend is missing; SystemFault without onnxruntime.
     """
     if backend != "torch":
         from fitb.infer.onnx import FP32, INT8, load_onnx

@@ -1,4 +1,4 @@
-"""Answers in a person's text: in the right case, at known places."""
+"""Insertion of answers into the text: case, spacing and character offsets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Case = Literal["capitals", "first", "as it is"]
 
 
 def cases(text: str, places: Sequence[tuple[int, int]]) -> tuple[Case, ...]:
-    """Return how an answer that has lost its case would be written in each place of a text.
+    """Return the case of a lowercase answer in each blank.
 
-    In capitals where all words but the blanks are; with a first capital at the start of a sentence,
-    unless it is part of something that is no plain word (`os` in `___.join`); else as it is.
+    Capitals if all other words are in capitals; a first capital at the start of a sentence, unless
+    the blank is part of a name (`os` in `___.join`); else unchanged.
 
     Args:
-        places: begin and end of each blank, in order.
+        text: text with blanks.
+        places: begin and end of each blank in characters, in order.
     """
     edges = [0, *(edge for place in places for edge in place), len(text)]
     between = (text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
@@ -39,7 +40,7 @@ def cases(text: str, places: Sequence[tuple[int, int]]) -> tuple[Case, ...]:
 
 
 def in_case(answer: str, case: Case) -> str:
-    """Return an answer in the case of its place."""
+    """Return an answer in the given case."""
     if case == "capitals":
         return answer.upper()
     if case == "first" and answer[:1].isalpha():
@@ -48,7 +49,7 @@ def in_case(answer: str, case: Case) -> str:
 
 
 def _starts_sentence(before: str) -> bool:
-    """Whether a sentence starts behind this text."""
+    """Whether a sentence starts after this text."""
     kept = before.rstrip(_OPENING)
     if not kept.strip():
         return True
@@ -64,11 +65,13 @@ def _starts_sentence(before: str) -> bool:
 def put(
     text: str, places: Sequence[tuple[int, int]], answers: Sequence[tuple[str, bool]]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Put answers into a text.
+    """Insert answers into a text.
 
     Args:
-        places: begin and end of each blank, in order.
-        answers: each with whether it continues the word before it: it takes the space away.
+        text: text with blanks.
+        places: begin and end of each blank in characters, in order.
+        answers: text of each answer, and whether it continues the word before the blank, which
+            removes the space between them.
     Returns: the sentence, and begin and end of each answer in it.
     """
     out, previous, found = "", 0, []

@@ -1,7 +1,7 @@
-"""Rows longer than a model was trained at: cut into windows around the positions asked for.
+"""Sliding windows for rows longer than the model's training length, around the positions asked for.
 
-A window is a stretch of the row as long as the model was trained at, with the row's own [CLS] and
-[SEP] at its ends. Positions near each other share one, and each window lies centred on its own.
+A window is a range of the row of the training length, with the row's own [CLS] and [SEP] at its
+ends. Nearby positions share a window, and each window is centred on its positions.
 
 Legend: M positions asked for, V vocabulary.
 """
@@ -14,15 +14,17 @@ from dataclasses import dataclass
 import torch
 
 Rows = Sequence[Sequence[int]]
-_SHARED = 0.75  # of a window's tokens, for positions that are not neighbours
+_SHARED = 0.75  # share of a window that positions which are not neighbours may span
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens begin to end of a row, end excluded; the first and last are the row's own.
+    """A range of a row, whose first and last token are replaced by the row's [CLS] and [SEP].
 
     Args:
-        numbers: which of the positions asked for it answers.
+        begin: first token.
+        end: one after the last token.
+        numbers: indices of the positions asked for that this window answers.
     """
 
     begin: int
@@ -30,18 +32,19 @@ class Window:
     numbers: tuple[int, ...]
 
     def cut(self, row: Sequence[int]) -> list[int]:
+        """Return the token ids of the window."""
         return [row[0], *row[self.begin + 1 : self.end - 1], row[-1]][: self.end - self.begin]
 
 
 def windows_of(num_tokens: int, positions: Sequence[int], most: int) -> list[Window]:
-    """Choose windows so that each position lies in one; a row that fits is one window, whole.
+    """Choose windows that cover every position; a row that fits is one whole window.
 
     Args:
-        num_tokens: of the row, [CLS] and [SEP] included.
-        positions: in any order, repeated or not.
+        num_tokens: tokens of the row, [CLS] and [SEP] included.
+        positions: positions asked for, in any order, possibly repeated.
         most: tokens of a window; at least 3.
-    Returns: windows of exactly `most` tokens, ascending, in each of which positions ascend. A run
-        of neighbouring positions is never cut where it fits into a window.
+    Returns: windows of exactly `most` tokens, in ascending order, as are their positions. Adjacent
+        positions are never separated if they fit into one window.
     """
     if num_tokens <= most:
         return [Window(0, num_tokens, tuple(range(len(positions))))]
@@ -61,24 +64,27 @@ def windows_of(num_tokens: int, positions: Sequence[int], most: int) -> list[Win
 
 
 def _joins(first: int, last: int, new: int, most: int) -> bool:
-    """Whether a position joins the window of those from `first` to `last`."""
+    """Whether position `new` joins the window of the positions from `first` to `last`."""
     room = most - 2
     return new - first < (room if new - last <= 1 else int(_SHARED * room))
 
 
 def num_window_tokens(num_tokens: int, positions: Sequence[int], most: int) -> int:
-    """Return how many tokens a row takes through a model."""
+    """Return the tokens of all windows of a row; see `windows_of`."""
     return sum(window.end - window.begin for window in windows_of(num_tokens, positions, most))
 
 
 def in_windows(
     logits: Callable[[Rows, Rows], torch.Tensor], rows: Rows, positions: Rows, most: int
 ) -> torch.Tensor:
-    """Ask for logits (M, V) as Scorer does, of rows of any length.
+    """Return logits (M, V) for rows of any length; see Scorer.logits.
 
     Args:
-        logits: does so of rows of `most` tokens at most; is called once, and with the very rows
-            and positions where all of them fit.
+        logits: the same for rows of at most `most` tokens; called once, with `rows` and
+            `positions` themselves if every row fits.
+        rows: token ids of each row.
+        positions: positions asked for in each row.
+        most: tokens of a window.
     """
     if max(map(len, rows)) <= most:
         return logits(rows, positions)

@@ -1,1 +1,1 @@
-"""Blanks filled over HTTP: a queue, one thread that owns the model, and a page for people."""
+"""HTTP server for filling: a queue, one worker thread per model, and a web page."""

@@ -1,4 +1,4 @@
-"""The application: its routes, what FastAPI says of them in the OpenAPI document, and the page."""
+"""ASGI application: routes, OpenAPI document and web page."""
 
 import mimetypes
 from collections.abc import Callable, Mapping
@@ -28,20 +28,20 @@ _PAGE_HEADERS = {
     "cache-control": "no-cache",
 }
 _DESCRIPTION = """
-Fill in the blanks of texts. A blank is written `[MASK]` (one piece of the vocabulary), `___` (one
-word) or `[SPAN]` (any pieces). Offsets count Unicode code points. Every answer other than 200 says
-why in `error`; 503 and 504 are worth another try.
+Fill in the blanks of texts. A blank is written `[MASK]` (one subword), `___` (one word) or `[SPAN]`
+(any subwords). Offsets count Unicode code points. Responses other than 200 give the reason in
+`error`; retry after 503 and 504.
 """
 _REASONS = {
     400: "The body is not JSON in UTF-8.",
     401: "The token is missing or wrong.",
-    408: "The body came too slowly.",
+    408: "The body was sent too slowly.",
     413: "The body is too large.",
     415: "The body is not of type application/json.",
-    421: "The Host header is no name of this server.",
-    422: "It breaks a limit, or cannot be filled.",
-    500: "The server failed.",
-    503: "No model yet, or too many texts wait; Retry-After says when to try again.",
+    421: "The Host header is not a name of this server.",
+    422: "The request exceeds a limit, or cannot be filled.",
+    500: "Internal server error.",
+    503: "The models are loading, or the queue is full; see Retry-After.",
     504: "Not filled before the deadline.",
 }
 
@@ -53,12 +53,7 @@ def make_app(
     workers: Mapping[str, Worker],
     stopping: Callable[[], bool],
 ) -> Middleware:
-    """Return the application.
-
-    Args:
-        workers: by name of their model; empty until these are loaded.
-        stopping: whether the server leaves, and no client should stay.
-    """
+    """Build the ASGI application; its arguments are those of FillEndpoint and Middleware."""
     names = list(config.sources)
     model = schema.request_model(config.limits, names)
     endpoint = FillEndpoint(config, token, model, workers)
@@ -82,19 +77,19 @@ def make_app(
         responses=_problems(*_REASONS),
     )
     def fill(body: model) -> schema.Response:  # type: ignore[valid-type]
-        raise NotImplementedError  # describes the route before it, and is never reached
+        raise NotImplementedError  # documents the plain route before it; never called
 
-    @app.get("/healthz", summary="Ready once every model is loaded", responses=_problems(503))
+    @app.get("/healthz", summary="Ready if every model is loaded", responses=_problems(503))
     async def healthz() -> schema.Health:
         if stopping():
-            raise HTTPException(503, "the server stops")
+            raise HTTPException(503, "the server is shutting down")
         if set(workers) != set(names):
-            raise HTTPException(503, "the model is being loaded", {"retry-after": "5"})
+            raise HTTPException(503, "the models are loading", {"retry-after": "5"})
         return schema.Health(models=names, token_required=token is not None)
 
     @app.get(
         "/metrics",
-        summary="Figures for Prometheus",
+        summary="Metrics for Prometheus",
         dependencies=guarded,
         response_class=Response,
         responses={
@@ -109,12 +104,12 @@ def make_app(
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """Describe answers that say in `error` why there is no other."""
+    """Return the OpenAPI descriptions of error responses by status."""
     return {one: {"model": schema.Problem, "description": _REASONS[one]} for one in statuses}
 
 
 def _page() -> list[Route]:
-    """Return a route for each file of the page."""
+    """Return a route for each file of the web page."""
     routes = []
     for file in (resources.files("fitb.serve") / "page").iterdir():
         path = "/" if file.name == "index.html" else f"/{file.name}"

@@ -1,10 +1,10 @@
-"""Connections bounded in number, in time and in the size of their heads.
+"""Connection limits: number per address, time to send a request, size of headers.
 
-uvicorn bounds none of these: a client that sends nothing, or a byte a second, would keep its place
-for ever. (Its `limit_concurrency` refuses newcomers and lets those stay.)
+uvicorn has none of these: a client that sends nothing, or a byte per second, would keep its
+connection for ever. (Its `limit_concurrency` refuses new clients and keeps idle ones.)
 
-Who comes when all places are taken gets that of the connection which has waited longest for a
-request to come, among those of the address that has most of them: whoever holds many loses first.
+If all slots are taken, a new connection replaces the longest idle connection of the address with
+the most idle ones.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fitb.serve.settings import is_loopback
 
-_HEAD_BYTES = 65_536  # of request line and headers
+_HEAD_BYTES = 65_536  # most bytes of request line and headers
 
 
 class Places:
-    """Places for connections, by address; all on the event loop.
+    """Connection slots by client address; used on the event loop only.
 
     Args:
-        most: of all addresses together.
-        of_address: of one that is not loopback.
+        most: most connections in total, and of loopback.
+        of_address: most connections of any other address.
     """
 
     def __init__(self, most: int, of_address: int) -> None:
         self._most = most
         self._of_address = of_address
         self._taken: Counter[str] = Counter()
-        self._waiting: dict[Bounded, str] = {}  # for a request to come, the longest first
+        self._waiting: dict[Bounded, str] = {}  # idle connections, the longest idle first
 
     def take(self, address: str) -> bool:
-        """Take a place, if need be that of another connection; say whether there was one."""
+        """Take a slot, closing an idle connection if necessary; return whether there was one."""
         most = self._most if is_loopback(address) else self._of_address
         if self._taken[address] >= most and not self._close_one_of(address):
             return False
@@ -46,23 +46,23 @@ class Places:
         return True
 
     def leave(self, connection: Bounded, address: str) -> None:
-        """Give a place back."""
+        """Give a slot back."""
         self.go_on(connection)
         self._taken[address] -= 1
         if not self._taken[address]:
             del self._taken[address]
 
     def wait(self, connection: Bounded, address: str) -> None:
-        """Note that a connection waits for a request to come."""
+        """Mark a connection as idle: it waits for a request."""
         self.go_on(connection)
         self._waiting[connection] = address
 
     def go_on(self, connection: Bounded) -> None:
-        """Note that it does not wait any more."""
+        """Mark a connection as busy."""
         self._waiting.pop(connection, None)
 
     def _close_one_of(self, address: str | None = None) -> bool:
-        """Close what waits longest at an address; None: at the one that has most places."""
+        """Close the longest idle connection of an address, by default of the one with the most."""
         waiting = [each for each in self._waiting.values() if address in (None, each)]
         if not waiting:
             return False
@@ -72,15 +72,15 @@ class Places:
 
 
 class Bounded(HttpToolsProtocol):
-    """A connection of uvicorn; `bounded` makes its bounds."""
+    """uvicorn's HTTP protocol with limits; `bounded` sets the class attributes."""
 
     places: Places
     read_s: float
     _address = ""
     _has_place = False
-    _due: asyncio.TimerHandle | None = None  # set while it waits for a request to come
-    _untaken: asyncio.TimerHandle | None = None  # set while an answer waits for its client
-    _head_bytes = 0  # of a head that is not complete; negative once it is
+    _due: asyncio.TimerHandle | None = None  # set while it waits for a request
+    _untaken: asyncio.TimerHandle | None = None  # set while a response waits to be read
+    _head_bytes = 0  # bytes of an incomplete head; negative once it is complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -92,7 +92,7 @@ class Bounded(HttpToolsProtocol):
             return
         connection = transport.get_extra_info("socket")
         if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Bounds how long an answer may wait for a client that does not read it.
+            # Limits how long a response may wait for a client that does not read it.
             with contextlib.suppress(OSError):  # not a TCP connection
                 connection.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.read_s * 1000)
@@ -117,7 +117,7 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._due is None:  # the first request of a connection has begun to come with it
+        if self._due is None:  # the timer of the first request starts with the connection
             self._wait_for_request()
 
     def on_headers_complete(self) -> None:
@@ -136,12 +136,12 @@ class Bounded(HttpToolsProtocol):
         self._take_in_time()
 
     def give_way(self) -> None:
-        """Close, for another connection to have the place."""
+        """Close, so that another connection gets the slot."""
         self._leave()
         self._close(_TURNED_AWAY)
 
     def _take_in_time(self) -> None:
-        """See to it that an answer is taken in read_s, or given up."""
+        """Abort the connection if its client does not read the response in read_s."""
         if self._untaken is not None:
             self._untaken.cancel()
             self._untaken = None
@@ -162,7 +162,7 @@ class Bounded(HttpToolsProtocol):
         self.places.wait(self, self._address)
 
     def _close(self, answer: bytes) -> None:
-        """Answer, where a request has begun and is not answered yet, and close."""
+        """Close; first send `answer` if a request has begun and has no response yet."""
         begun = self._head_bytes != 0 and self.parser is not None
         if begun and not (self._head_bytes < 0 and self.cycle.response_started):
             self.transport.write(answer)
@@ -177,11 +177,11 @@ class Bounded(HttpToolsProtocol):
 
 
 def bounded(places: Places, read_s: float) -> type[Bounded]:
-    """Return a protocol for uvicorn that bounds the places of connections and cuts slow ones off.
+    """Return a protocol class for uvicorn that limits connections and closes slow ones.
 
     Args:
-        places: of all of them.
-        read_s: in which a request must have come, and an answer be taken.
+        places: connection slots.
+        read_s: seconds in which a client must send its request, and read its response.
     """
     return type("Connection", (Bounded,), {"places": places, "read_s": read_s})
 
@@ -195,7 +195,7 @@ def _plain(status: str, reason: str) -> bytes:
 
 
 _TURNED_AWAY = _plain("503 Service Unavailable", "too many connections are open; try again")
-_TOO_SLOW = _plain("408 Request Timeout", "the request came too slowly")
+_TOO_SLOW = _plain("408 Request Timeout", "the request was sent too slowly")
 _HEAD_TOO_LARGE = _plain(
     "431 Request Header Fields Too Large", f"the headers are larger than {_HEAD_BYTES} bytes"
 )

@@ -1,7 +1,7 @@
-"""POST /v1/fill: from the head of a request to the end of its answer.
+"""POST /v1/fill: authentication, limits, parsing, and the response.
 
-A plain route, which FastAPI describes and does not serve: it would read a body of any size, before
-the token is looked at, and a small model fills a text in the time that it takes for the rest.
+FastAPI only documents this plain Starlette route: it would read a body of any size before it checks
+the token, and its overhead is as large as the time in which a small model fills a text.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from fitb.serve.settings import ServeConfig
 from fitb.serve.worker import Worker
 
 PATH = "/v1/fill"
-_SMALL_BYTES = 65_536  # bodies up to this size are only bounded by the number of connections
-_LARGE_BODIES = 16  # of limits.body_bytes that may be held at a time: parsed, ten times as much
+_SMALL_BYTES = 65_536  # smaller bodies are limited by the number of connections alone
+_LARGE_BODIES = 16  # bodies of limits.body_bytes in memory at a time; parsed, ten times as much
 
 
 class FillEndpoint:
-    """Answers requests to fill texts.
+    """The endpoint.
 
     Args:
-        model: of the body of a request.
-        workers: by name of their model; empty until these are loaded.
+        config: configuration of the server.
+        token: bearer token that clients must send; None for no authentication.
+        model: pydantic model of the request body.
+        workers: worker of each model by name; empty until the models are loaded.
     """
 
     def __init__(
@@ -48,10 +50,13 @@ class FillEndpoint:
         self._model = model
         self._workers = workers
         self._parsing = asyncio.Lock()
-        self._held_bytes = 0  # of large bodies
+        self._held_bytes = 0  # bytes of all large bodies in memory
 
     async def fill(self, request: Request) -> Response:
-        """Raises: HTTPException where it is not served."""
+        """Fill the texts of a request.
+
+        Raises: HTTPException with the status of a request that is not served.
+        """
         deadline_s = time.monotonic() + self._config.deadline_s
         if self._token:
             await self._token(request)
@@ -61,10 +66,8 @@ class FillEndpoint:
             name, texts = await self._read(body)
             del body
             if name not in self._workers:
-                raise HTTPException(
-                    503, "the model is being loaded; try again", {"retry-after": "5"}
-                )
-            # Nothing more comes but the end.
+                raise HTTPException(503, "the models are loading; try again", {"retry-after": "5"})
+            # The body is complete: the next message is the disconnect.
             gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
             try:
                 filled = await self._workers[name].fill(texts, deadline_s, gone)
@@ -73,7 +76,7 @@ class FillEndpoint:
         return Response(schema.response(name, filled), media_type="application/json")
 
     async def _read(self, body: bytes) -> tuple[str, list[FillRequest]]:
-        """Parse a body; large ones, of up to 50 ms, have half of the event loop at most."""
+        """Parse a body; large ones (up to 50 ms) get at most half of the event loop's time."""
         if len(body) <= _SMALL_BYTES:
             return schema.read_request(self._model, body, self._config.limits)
         async with self._parsing:
@@ -85,9 +88,9 @@ class FillEndpoint:
 
     @contextlib.contextmanager
     def _room_for_body(self) -> Iterator[Callable[[int], None]]:
-        """Yield what is told the size of a body while it grows, and raises where there is no room.
+        """Yield a callback for the growing size of a body, in bytes.
 
-        Raises: HTTPException with 503.
+        The callback raises HTTPException 503 if all large bodies together exceed the limit.
         """
         most, mine = _LARGE_BODIES * self._config.limits.body_bytes, 0
 
@@ -96,7 +99,7 @@ class FillEndpoint:
             if size > _SMALL_BYTES:
                 if self._held_bytes - mine + size > most:
                     raise HTTPException(
-                        503, "too many large requests at a time; try again", {"retry-after": "1"}
+                        503, "too many large requests; try again", {"retry-after": "1"}
                     )
                 self._held_bytes += size - mine
                 mine = size

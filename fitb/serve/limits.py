@@ -1,7 +1,7 @@
-"""Who may call, and how large a body may be: what is looked at before a request is parsed.
+"""Checks before a request is parsed: body size, media type, bearer token and Host header.
 
-A client may send a body of any size. It is counted while it comes, whatever its Content-Length
-says; in what time it must have come, `fitb.serve.connection` sees to.
+The size of a body is counted while it is received, whatever its Content-Length claims; its time
+limit is in `fitb.serve.connection`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ _LINGER_S = 2.0
 async def read_body(
     request: Request, most_bytes: int, grow: Callable[[int], None] = lambda size: None
 ) -> bytes:
-    """Return the body of a request; how long it may take is the connection's affair.
+    """Return the body of a request.
 
     Args:
-        grow: told its size as it comes; may raise.
-    Raises: HTTPException with 413 where it is larger, with 408 where it was cut off.
+        request: the request.
+        most_bytes: largest allowed size in bytes.
+        grow: called with the size received so far, in bytes; may raise.
+    Raises: HTTPException 413 if the body is larger, 408 if the connection closed before its end.
     """
     claimed = request.headers.get("content-length", "0")
     parts, body = request.stream(), bytearray()
@@ -47,40 +49,40 @@ async def read_body(
             else:
                 return bytes(body)
         body.clear()
-        if "expect" not in request.headers:  # else it waits to be told to send
+        if "expect" not in request.headers:  # else the client waits for 100 Continue
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(_discard(parts), _LINGER_S)
     except ClientDisconnect:
-        reason = "the request had not come when its connection was closed"
+        reason = "the connection was closed before the body was complete"
         raise HTTPException(408, reason) from None
     reason = f"the body is larger than {most_bytes:,} bytes; send fewer or shorter texts"
     raise HTTPException(413, reason, {"connection": "close"})
 
 
 async def _discard(parts: AsyncIterator[bytes]) -> None:
-    """Read on for a moment: who is cut off while sending may never see why."""
+    """Read and drop the rest: a client that is cut off while sending may not see the response."""
     async for _ in parts:
         pass
 
 
 def check_media_type(headers: Mapping[str, str]) -> None:
-    """Refuse, with 415, what does not call itself plain JSON.
+    """Raise HTTPException 415 unless the body is plain application/json.
 
-    A page of another site can send forms and text to this server, but not this type.
+    This prevents cross-site requests: a page of another origin can send forms and text, not JSON.
     """
     kind, _, parameters = headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
     if kind.strip().lower() != "application/json" or charset not in ("", "utf-8"):
         raise HTTPException(415, "Content-Type is not application/json in UTF-8")
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException(415, "Content-Encoding is not identity; send the body as it is")
+        raise HTTPException(415, "Content-Encoding is not identity; send the body uncompressed")
 
 
 class Token(HTTPBearer):
-    """A bearer token, kept as its digest only; a dependency of the routes that want it.
+    """Bearer token authentication as a FastAPI dependency; only the digest is kept.
 
     Args:
-        secret: what clients must send.
+        secret: token that clients must send.
     """
 
     def __init__(self, secret: str) -> None:
@@ -88,7 +90,7 @@ class Token(HTTPBearer):
         self._digest = hashlib.sha256(secret.encode()).digest()
 
     async def __call__(self, request: HTTPConnection) -> HTTPAuthorizationCredentials:
-        """Refuse, with 401, a request that does not bear it; takes the same time for any."""
+        """Raise HTTPException 401 for another token; compares in constant time."""
         given = await super().__call__(request)
         digest = hashlib.sha256(given.credentials.encode() if given else b"").digest()
         if given is None or not hmac.compare_digest(digest, self._digest):
@@ -101,47 +103,50 @@ class Token(HTTPBearer):
 
 
 class AllowedHosts:
-    """Names by which a server may be called, in any case and with any port.
+    """Allowed values of the Host header, in any case and with any port.
 
-    A page of another site can have its own name point to this machine (DNS rebinding), and is then
-    of one origin with the server; but its requests bear that name.
+    This prevents DNS rebinding: a page of another site whose name resolves to this machine is of
+    one origin with the server, but its requests carry that name.
 
     Args:
-        names: besides localhost and addresses of loopback.
+        names: allowed names besides localhost and loopback addresses.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {"localhost", *map(_without_port, names)}
 
     def check(self, headers: Headers) -> None:
-        """Refuse, with 421, a request whose Host is another one, or missing."""
+        """Raise HTTPException 421 if the Host header is missing or another name."""
         hosts = list(map(_without_port, headers.getlist("host")))
         if not hosts or not all(host in self._names or is_loopback(host) for host in hosts):
             raise HTTPException(
                 421,
-                "the Host header is no name of this server; call it localhost, or start it with"
-                " --allowed_hosts+=NAME",
+                "the Host header is not a name of this server; use localhost, or start the server"
+                " with --allowed_hosts+=NAME",
                 {"connection": "close"},
             )
 
 
 def _without_port(host: str) -> str:
-    """Return a host in lower case, an address without its brackets."""
+    """Return a host in lower case without its port, an IPv6 address without brackets."""
     name = re.sub(r":\d*$", "", host.strip().lower())
     return name.rstrip(".") if "[" not in name else name.strip("[]")
 
 
 def hosts_of(config: ServeConfig, has_token: bool) -> AllowedHosts | None:
-    """Return the names by which a server may be called; None: any."""
+    """Return the allowed Host headers of a server; None allows any."""
     if config.allowed_hosts or (config.is_local and not has_token):
         return AllowedHosts(config.allowed_hosts)
     return None
 
 
 def read_token(path: str | None, environ: Mapping[str, str]) -> Token | None:
-    """Return the token of a file or of the environment; None where there is neither.
+    """Return the token from a file or from the environment; None if neither is set.
 
-    Raises: ConfigError where both are given, or what is given is no token.
+    Args:
+        path: file with the token, or None.
+        environ: environment variables.
+    Raises: ConfigError if both are set, the file cannot be read, or its content is no token.
     """
     secret, where = environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
     if path is not None:
@@ -151,9 +156,9 @@ def read_token(path: str | None, environ: Mapping[str, str]) -> Token | None:
         try:
             secret = Path(path).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where} cannot be read: {type(error).__name__}") from None
+            raise ConfigError(f"cannot read {where}: {type(error).__name__}") from None
     if secret is None:
         return None
     if not secret or not all("!" <= character <= "~" for character in secret):
-        raise ConfigError(f"{where} holds no token; expected printable ASCII without spaces")
+        raise ConfigError(f"{where} is not a token; expected printable ASCII without spaces")
     return Token(secret)

@@ -1,4 +1,4 @@
-"""What Prometheus is told: counts, times and sizes, never a word of a text."""
+"""Prometheus metrics: counts, latencies and sizes, no user text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATHS = ("/v1/fill", "/healthz", "/metrics", "/openapi.json", "/")
 
 
 class Metrics:
-    """The figures of one server, in a registry of its own."""
+    """Metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
@@ -24,31 +24,31 @@ class Metrics:
         )
         self._seconds = Histogram(
             "fitb_fill_seconds",
-            "From the head of a request to the end of its answer, /v1/fill alone.",
+            "Latency of /v1/fill, from the headers of the request to the end of the response.",
             buckets=_SECONDS,
             registry=own,
         )
-        self.in_flight = Gauge("fitb_in_flight_requests", "Requests being answered.", registry=own)
-        self._queue = Gauge("fitb_queue_texts", "Texts that wait.", ["model"], registry=own)
-        texts, tokens = (
-            "Texts that share a forward pass.",
-            "Tokens of a forward pass, padding included.",
-        )
+        self.in_flight = Gauge("fitb_in_flight_requests", "Requests in flight.", registry=own)
+        self._queue = Gauge("fitb_queue_texts", "Texts in the queue.", ["model"], registry=own)
         self._batch_texts = Histogram(
-            "fitb_batch_texts", texts, ["model"], buckets=_TEXTS, registry=own
+            "fitb_batch_texts", "Texts per forward pass.", ["model"], buckets=_TEXTS, registry=own
         )
         self._batch_tokens = Histogram(
-            "fitb_batch_tokens", tokens, ["model"], buckets=_TOKENS, registry=own
+            "fitb_batch_tokens",
+            "Tokens per forward pass, padding included.",
+            ["model"],
+            buckets=_TOKENS,
+            registry=own,
         )
 
     def answered(self, path: str, status: int, seconds: float) -> None:
-        """Count a request; a path that is not served is counted as 'other'."""
+        """Count a request; the label of an unknown path is 'other'."""
         self._requests.labels(path if path in PATHS else "other", str(status)).inc()
         if path == "/v1/fill":
             self._seconds.observe(seconds)
 
     def batches_of(self, model: str) -> Callable[[int, int], None]:
-        """Return what observes the forward passes of a model: their texts and tokens."""
+        """Return a callback for the numbers of texts and tokens of a model's forward passes."""
         texts, tokens = self._batch_texts.labels(model), self._batch_tokens.labels(model)
 
         def observe(num_texts: int, num_tokens: int) -> None:
@@ -58,9 +58,9 @@ class Metrics:
         return observe
 
     def watch_queue(self, model: str, length: Callable[[], int]) -> None:
-        """Ask for the length of a model's queue whenever somebody looks."""
+        """Register a callback that returns the length of a model's queue."""
         self._queue.labels(model).set_function(length)
 
     def text(self) -> bytes:
-        """Return all of it in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The outermost layer: counts and times each request, and answers where something goes wrong."""
+"""Outermost ASGI middleware: metrics, Host check, error responses, `connection: close`."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ _CLOSE = (b"connection", b"close")
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """Say what was refused and why: a request to fill, an unknown path, a method."""
+    """Turn an HTTPException into a JSON response with its reason."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """Say that it was not the client's fault."""
-    return JSONResponse({"error": "the server failed; its log says where"}, 500)
+    """Return 500 for an unexpected exception."""
+    return JSONResponse({"error": "internal server error; see the log of the server"}, 500)
 
 
 class Middleware:
-    """An ASGI application around another.
+    """ASGI middleware.
+
+    Exceptions of the application are logged without their message, which may contain user text.
 
     Args:
-        app: answers requests; what it fails with is logged without its message, which may hold a
-            user's text.
-        metrics: told of every request.
-        hosts: by which it may be called; None: any.
-        stopping: whether every answer asks its client to leave.
+        app: ASGI application.
+        metrics: metrics that count every request.
+        hosts: allowed Host headers; None allows any.
+        stopping: returns whether responses must close their connection.
     """
 
     def __init__(
@@ -75,9 +76,9 @@ class Middleware:
             await (await refused(Request(scope), error))(scope, receive, marked)
         except asyncio.CancelledError:
             if not status:
-                stopped = JSONResponse({"error": "the server stops; try again"}, 503)
+                stopped = JSONResponse({"error": "the server is shutting down; try again"}, 503)
                 await stopped(scope, receive, marked)
-        except Exception as error:  # answered already
+        except Exception as error:  # the 500 is sent already
             _log(error)
         finally:
             self._metrics.in_flight.dec()
@@ -85,7 +86,7 @@ class Middleware:
 
 
 def _log(error: Exception) -> None:
-    """Say what was raised and where."""
+    """Log the type of an exception and the last frames."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
     logger.error("a request failed with %s at %s", type(error).__name__, where)

@@ -1,12 +1,11 @@
-"""Searches of many clients carried out by one thread, a forward pass at a time, fairly by request.
+"""Fair scheduler: one thread runs the searches of all requests, batching their forward passes.
 
-In each turn the request that has had least of the thread comes first, where what it is expected to
-take counts too; others join its pass while there is room. So a lone client waits for nobody, short
-texts that wait share a pass, and what asks for much only delays others by the pass and the slice of
-time that it is in. A request that is late, or whose client has gone, is dropped at the next point
-where its search stops.
+In each turn the request with the least service time comes first, its expected cost included; others
+join its forward pass while they fit. So a single client never waits for a batch to fill, short
+texts share passes, and an expensive request delays others by one pass and one time slice at most. A
+request past its deadline, or whose client disconnected, is dropped at the next suspension point.
 
-It knows neither HTTP nor texts.
+The scheduler knows neither HTTP nor texts.
 """
 
 from __future__ import annotations
@@ -21,33 +20,33 @@ import torch
 
 from fitb.infer.passes import Found, Pass, PassLimits, Room, Steps
 
-_JOB_S = 0.01  # a search may take between two passes before others go on
-_TURN_S = 0.02  # all searches may take before a pass
-_CREDIT_S = 0.02  # that a request may be behind the most served one
-_LIGHT = 8192  # weight of searches of which any number may be under way
+_JOB_S = 0.01  # time slice of a search between two passes
+_TURN_S = 0.02  # time for all searches before a pass
+_CREDIT_S = 0.02  # most service time that a request may lag behind the most served one
+_LIGHT = 8192  # searches of at most this weight are not limited in number
 
 
 class QueueFull(Exception):  # noqa: N818
-    """There is no room for more; later there is."""
+    """The queue is full; try again later."""
 
 
 class TooLate(Exception):  # noqa: N818
-    """The deadline passed, or the client went, before the work was done."""
+    """The deadline passed, or the client disconnected, before the work was done."""
 
 
 class Stopped(Exception):  # noqa: N818
-    """The scheduler takes no more work."""
+    """The scheduler is closed."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is done at a time.
+    """Limits of concurrent work.
 
     Args:
-        texts: searches that share a forward pass.
-        limits: of a forward pass.
-        queue: searches that may wait to be begun.
-        weight: of the searches under way that are not light; one by itself may have more.
+        texts: most searches per forward pass.
+        limits: limits of a forward pass.
+        queue: most searches waiting to start.
+        weight: most total weight of running heavy searches; a single one may exceed it.
     """
 
     texts: int
@@ -58,10 +57,15 @@ class Bounds:
 
 @dataclass(eq=False)
 class SearchJob(Generic[Found]):
-    """A search.
+    """A search and its state.
 
     Args:
-        begin: prepares it; returns its weight in memory and its steps. In the scheduler's thread.
+        begin: prepares the search in the scheduler's thread; returns its weight (memory, in
+            tokens) and its generator.
+        weight: that weight, 0 before it is known.
+        steps: that generator, None before it is started.
+        wants: the forward pass that it waits for.
+        logits: the result of that pass, (M, V) fp32, not yet sent to the generator.
     """
 
     begin: Callable[[], tuple[int, Steps[Found]]]
@@ -73,15 +77,16 @@ class SearchJob(Generic[Found]):
 
 @dataclass(eq=False)
 class Request(Generic[Found]):
-    """Searches of one client, which count together.
+    """Searches of one client, which are scheduled as a unit.
 
     Args:
-        jobs: that are not done.
-        deadline_s: on the clock of time.monotonic; they are dropped then.
-        wanted: False where whoever asked has gone; they are dropped then too.
-        expected_s: time of the thread that it counts beforehand, so that small ones go first.
-        served_s: time of the thread that it has had, counted from what the most served request had
-            when it came: newcomers neither overtake for ever nor wait for what was before them.
+        jobs: unfinished searches.
+        deadline_s: time.monotonic() at which they are dropped, in seconds.
+        wanted: set to False when the client disconnects; they are dropped then too.
+        expected_s: expected service time in seconds, counted in advance so that small requests
+            come first.
+        served_s: service time so far in seconds, starting from that of the most served request on
+            arrival: new requests neither overtake for ever nor wait for earlier ones.
     """
 
     jobs: list[SearchJob[Found]]
@@ -99,12 +104,13 @@ Outcome = tuple[SearchJob[Found], Found | Exception]
 
 
 class Scheduler(Generic[Found]):
-    """Owns the one thread in which searches go on and the model is called.
+    """The thread that runs searches and calls the model.
 
     Args:
-        forward: returns the logits of each of some passes, from one forward pass.
-        settle: is told the results or exceptions of some jobs; in the scheduler's thread.
-        observe: is told texts and tokens of every forward pass before it runs.
+        forward: runs several passes as one; returns the logits of each.
+        bounds: limits of concurrent work.
+        settle: called in the scheduler's thread with finished jobs and their results or exceptions.
+        observe: called with the number of texts and tokens of every forward pass before it runs.
     """
 
     def __init__(
@@ -122,8 +128,8 @@ class Scheduler(Generic[Found]):
         self._requests: list[Request[Found]] = []
         self._settled: list[Outcome[Found]] = []
         self._most_served_s = 0.0
-        self._weight = 0  # of what is under way and not light
-        self._waiting = 0  # not begun
+        self._weight = 0  # of running heavy searches
+        self._waiting = 0  # not started
         self._begun = 0
         self._changed = threading.Condition()
         self._open = True
@@ -131,11 +137,11 @@ class Scheduler(Generic[Found]):
         self._thread.start()
 
     def __len__(self) -> int:
-        """Return how many jobs wait to be begun."""
+        """Return the number of jobs waiting to start."""
         return self._waiting
 
     def submit(self, request: Request[Found]) -> None:
-        """Queue the jobs of a request, all of them or none; any thread may.
+        """Queue all jobs of a request or none; thread-safe.
 
         Raises: QueueFull, Stopped.
         """
@@ -150,7 +156,7 @@ class Scheduler(Generic[Found]):
             self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
-        """Take no more, do what waits, and say whether it was done in time."""
+        """Refuse new work, finish the queue, and return whether it was done in `timeout_s`."""
         with self._changed:
             self._open = False
             self._changed.notify()
@@ -178,21 +184,21 @@ class Scheduler(Generic[Found]):
                 self._settle(settled)
 
     def _drop(self) -> None:
-        """Give up what nobody waits for any more."""
+        """Drop requests that are over."""
         for request in self._requests:
             if request.is_over:
                 for job in list(request.jobs):
                     self._end(request, job, TooLate())
 
     def _mixed(self) -> list[tuple[Request[Found], SearchJob[Found]]]:
-        """Carry searches on to their next pass, in order, and return those that share one."""
+        """Advance searches to their next pass, in order; return those that share the next one."""
         until_s = time.monotonic() + _TURN_S
         room = Room(self._bounds.limits)
         found: list[tuple[Request[Found], SearchJob[Found]]] = []
         for request, job in self._in_order():
             if job.wants is None and time.monotonic() < until_s and self._may_begin(job):
                 spent = self._go_on(request, job)
-                until_s = 0.0 if spent and found else until_s  # a pass waits
+                until_s = 0.0 if spent and found else until_s  # a pass is ready
             wants = job.wants
             if wants and room.add(wants.lengths, wants.num_positions):
                 found.append((request, job))
@@ -212,12 +218,12 @@ class Scheduler(Generic[Found]):
             yield from ((request, jobs[turn]) for request, jobs in ranked if turn < len(jobs))
 
     def _may_begin(self, job: SearchJob[Found]) -> bool:
-        """Whether a job is under way or may be: few heavy ones are at a time."""
+        """Whether a job is running or may start; heavy ones are limited by total weight."""
         fits = not self._weight or self._weight + job.weight <= self._bounds.weight
         return job.steps is not None or job.weight <= _LIGHT or fits
 
     def _go_on(self, request: Request[Found], job: SearchJob[Found]) -> bool:
-        """Carry a search on to its next pass or its end; say whether its slice ended before."""
+        """Advance a search to its next pass or its end; return whether its time slice ran out."""
         began_s = time.monotonic()
         try:
             if job.steps is None and not self._begin(job):
@@ -243,7 +249,7 @@ class Scheduler(Generic[Found]):
         self._most_served_s = max(self._most_served_s, request.served_s)
 
     def _begin(self, job: SearchJob[Found]) -> bool:
-        """Prepare a job; say whether it is under way, or has to wait for other heavy ones."""
+        """Prepare a job; return whether it started, or must wait for other heavy ones."""
         job.weight, steps = job.begin()
         if not self._may_begin(job):
             return False
@@ -271,7 +277,7 @@ class Scheduler(Generic[Found]):
         self._settled.append((job, outcome))
 
     def _run(self, mixed: Sequence[tuple[Request[Found], SearchJob[Found]]]) -> None:
-        """Run one forward pass; where it fails, each job's alone, so that none spoils others."""
+        """Run one forward pass; if it fails, one per job, so that no job fails for another."""
         if not mixed:
             return
         began_s = time.monotonic()
@@ -291,6 +297,6 @@ class Scheduler(Generic[Found]):
             self._count(request, taken_s * mine / sum(tokens))
             job.wants, job.logits = None, logits
         until_s = time.monotonic() + _TURN_S
-        for request, job in mixed:  # those at their end leave before others are begun
+        for request, job in mixed:  # finished ones leave before others start
             if time.monotonic() > until_s or self._go_on(request, job):
                 break

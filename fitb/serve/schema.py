@@ -1,7 +1,7 @@
-"""What a request and an answer look like: models that validate, document, and give examples.
+"""pydantic models of requests and responses: validation, OpenAPI schema and examples.
 
-pydantic parses and validates a body, and stops at the first faults. It writes answers too, from the
-attributes of what filling returns.
+Validation of a body stops at the first few errors. Responses are serialised from the attributes of
+the results of filling.
 """
 
 import json
@@ -24,21 +24,13 @@ from pydantic import (
 )
 
 from fitb.infer.blanks import find_blanks
-from fitb.infer.request import (
-    Constraint,
-    Filled,
-    FillRequest,
-    Kind,
-    Order,
-    Search,
-    constraint_chars,
-)
+from fitb.infer.request import Constraint, Filled, FillRequest, Kind, Order, Search
 from fitb.serve.settings import Limits
 
 _SENTENCE = "Returns a [MASK] of strings."
 _PLAIN, _WHOLE = "a string", "an object"  # the two forms of a text
-_REASONS = 5  # named of those that make a request invalid
-_KEYS = 16  # of an object at most
+_REASONS = 5  # most errors named in a response
+_KEYS = 16  # most keys of an object
 EXAMPLE: dict[str, Any] = {
     "texts": [
         _SENTENCE,
@@ -52,7 +44,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 class _Object(BaseModel):
-    """An object of a request: no unknown keys, and no error of its own for each of many."""
+    """Base of request objects: unknown keys are errors, and too many keys are one error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,10 +57,11 @@ class _Object(BaseModel):
 
 
 def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
-    """Return the model of a request's body within these limits.
+    """Return the pydantic model of a request body.
 
     Args:
-        models: names of those that are loaded.
+        limits: limits of a request.
+        models: names of the loaded models, the default first.
     """
     text = Annotated[str, Field(min_length=1, max_length=limits.chars, examples=[_SENTENCE])]
     either: Any = Annotated[
@@ -78,12 +71,12 @@ def request_model(limits: Limits, models: Sequence[str]) -> type[BaseModel]:
     names: Any = Literal[tuple(models)]
 
     class Request(_Object):
-        """Texts to fill; a plain string is a text of which nothing more is asked."""
+        """Texts to fill; a plain string is a text without settings or constraints."""
 
         model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
         texts: Annotated[list[either], FailFast()] = Field(min_length=1, max_length=limits.texts)
-        model: names = Field(models[0], description="which of the loaded models answers")
+        model: names = Field(models[0], description="name of the model to use")
 
     return Request
 
@@ -120,11 +113,12 @@ def _text_model(limits: Limits, text: Any) -> Any:
 
 
 def _model_of(default: Any, name: str = "", **types: Any) -> Any:
-    """Return a model with the fields of a dataclass, described by its docstring.
+    """Return a pydantic model of a dataclass, documented by its docstring.
 
     Args:
-        default: gives the defaults; Ellipsis where a field must be given.
-        name: in the OpenAPI document; that of the dataclass where it is empty.
+        default: instance with the default values, Ellipsis for required fields.
+        name: name in the OpenAPI document; by default that of the dataclass.
+        types: validated type of each field.
     """
     about = docstring_parser.parse(type(default).__doc__ or "")
     said = {each.arg_name: each.description for each in about.params}
@@ -148,9 +142,13 @@ def _default_search(limits: Limits) -> Search:
 def read_request(
     model: type[BaseModel], body: bytes, limits: Limits
 ) -> tuple[str, list[FillRequest]]:
-    """Return the name of the model asked for, and what it is asked.
+    """Parse a body into the name of the model and its requests.
 
-    Raises: HTTPException with 400 where the body is no JSON, with 422 where it breaks a limit.
+    Args:
+        model: pydantic model of the body.
+        body: JSON in UTF-8.
+        limits: limits of a request.
+    Raises: HTTPException 400 if the body is not JSON, 422 if it is invalid or exceeds a limit.
     """
     try:
         asked: Any = model.model_validate_json(body)
@@ -167,20 +165,20 @@ def read_request(
     if chars > limits.answer_chars:
         raise HTTPException(
             422,
-            f"the answer would have some {chars:,} characters, at most {limits.answer_chars:,};"
-            " lower top_k, or send fewer texts at a time",
+            f"the response would have about {chars:,} characters, at most"
+            f" {limits.answer_chars:,}; lower top_k, or send fewer texts",
         )
     return asked.model, requests
 
 
 def _check_text(number: int, request: FillRequest, limits: Limits) -> None:
-    """Raise HTTPException with 422 where a text as a whole asks for too much."""
+    """Raise HTTPException 422 if a text as a whole exceeds a limit."""
     given = request.constraints
     counted = {
         "blanks": (len(find_blanks(request.text)), limits.blanks),
         "candidates": (sum(len(one.candidates) for one in given), limits.candidates),
         "banned words": (sum(len(one.banned) for one in given), limits.candidates),
-        "characters in its constraints": (constraint_chars(request), limits.chars),
+        "characters in its constraints": (sum(map(len, request.words)), limits.chars),
     }
     for what, (found, most) in counted.items():
         if found > most:
@@ -195,7 +193,7 @@ def _fill_request(text: Any) -> FillRequest:
 
 
 def _refusal(error: ValidationError) -> HTTPException:
-    """Say where a body is wrong, and in what, without repeating what stands there."""
+    """Return the error response for a body, with the paths of wrong values but not the values."""
     found = error.errors(include_url=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         return HTTPException(400, f"the body is not JSON in UTF-8: {found[0]['ctx']['error']}")
@@ -212,14 +210,14 @@ def _refusal(error: ValidationError) -> HTTPException:
 
 
 class AnswerOut(BaseModel):
-    """What stands in one blank."""
+    """The answer to one blank."""
 
-    text: str = Field(description="as it stands in the sentence", examples=["list"])
+    text: str = Field(description="answer as it is written in the sentence", examples=["list"])
     begin: int = Field(description="first character in the sentence", examples=[10])
-    end: int = Field(description="one after its last", examples=[14])
-    pieces: list[str] = Field(description="'##' continues a word", examples=[["list"]])
+    end: int = Field(description="one after the last character", examples=[14])
+    pieces: list[str] = Field(description="subwords; '##' continues a word", examples=[["list"]])
     probability: float = Field(
-        description="of its pieces, each given what was filled before it", examples=[0.28]
+        description="product over the subwords, each given those filled before it", examples=[0.28]
     )
 
 
@@ -228,15 +226,15 @@ class FillingOut(BaseModel):
 
     sentence: str = Field(examples=["Returns a list of strings."])
     answers: list[AnswerOut] = Field(description="in the order of the blanks")
-    probability: float = Field(description="of all answers together", examples=[0.28])
+    probability: float = Field(description="joint probability of all answers", examples=[0.28])
     log_probability: float = Field(description="its natural logarithm", examples=[-1.27])
     score: float = Field(
-        description="log_probability / pieces ** 0.6; fillings are ranked by it", examples=[-1.27]
+        description="log_probability / number of subwords ** 0.6; ranks fillings", examples=[-1.27]
     )
 
 
 class BlankOut(BaseModel):
-    """A blank as it was written; characters are Unicode code points, the end is excluded."""
+    """A blank, from character `begin` to `end` (excluded), in Unicode code points."""
 
     begin: int = Field(examples=[10])
     end: int = Field(examples=[16])
@@ -244,38 +242,38 @@ class BlankOut(BaseModel):
 
 
 class FilledText(BaseModel):
-    """A text's blanks, and the best ways to fill them, best first; none where none is allowed."""
+    """The blanks of a text and its fillings, best first; empty if no answer is allowed."""
 
     blanks: list[BlankOut]
     fillings: list[FillingOut]
 
 
 class Response(BaseModel):
-    """One entry for each text, in their order."""
+    """The results, one per text, in order."""
 
-    model: str = Field(description="which answered", examples=["student"])
+    model: str = Field(description="name of the model", examples=["student"])
     texts: list[FilledText]
 
 
 class Health(BaseModel):
-    """That the server is ready."""
+    """The server is ready."""
 
     status: Literal["ready"] = "ready"
     models: list[str] = Field(examples=[["student", "teacher"]])
-    token_required: bool = Field(description="whether /v1/fill wants a bearer token")
+    token_required: bool = Field(description="whether /v1/fill requires a bearer token")
 
 
 class Problem(BaseModel):
-    """Why a request was not served."""
+    """The reason why a request was not served."""
 
     error: str = Field(examples=["texts[0]: the text has no blank; write [MASK], ___ or [SPAN]"])
 
 
 def response(model: str, texts: Sequence[bytes]) -> bytes:
-    """Return what `Response` describes, of texts that are encoded already."""
+    """Serialise a `Response` from texts that are serialised already."""
     return b'{"model":%s,"texts":[%s]}' % (json.dumps(model).encode(), b",".join(texts))
 
 
 def encoded(filled: Filled) -> bytes:
-    """Return what `FilledText` describes."""
+    """Serialise a result as a `FilledText`."""
     return FilledText.model_validate(filled, from_attributes=True).model_dump_json().encode()

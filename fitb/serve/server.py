@@ -1,4 +1,4 @@
-"""`fitb serve`: listen, load, answer, and leave in order."""
+"""`fitb serve`: listen, load the models, serve, and shut down gracefully."""
 
 from __future__ import annotations
 
@@ -27,26 +27,22 @@ from fitb.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
 _BACKLOG = 2048
-_SPARE_FILES = 100  # besides connections
-_LAME_DUCK_S = 0.5  # open connections are still served, and asked to close, after SIGTERM
-
-
-def load(source: str, config: ServeConfig) -> Scorer:
-    """Load what fills blanks from a folder or a hub name."""
-    return load_scorer(source, config.backend, config.threads)
+_SPARE_FILES = 100  # file descriptors besides those of connections
+_LAME_DUCK_S = 0.5  # after SIGTERM, open connections are served with `connection: close`
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until SIGTERM or SIGINT; return an exit code.
+    """Serve until SIGTERM or SIGINT; return the exit code.
 
     The server listens at once and answers 503 until its models are loaded.
 
-    Raises: FitbError where the configuration, the port or a model is no good.
+    Raises: FitbError if the configuration is invalid, the port is taken or a model cannot be
+        loaded.
     """
     token = read_token(config.token_file, os.environ)
     if not config.is_local and token is None:
         logger.warning(
-            "host=%s: whoever reaches this machine may use the model; set token_file or %s",
+            "host=%s is reachable without authentication; set token_file or %s",
             config.host,
             TOKEN_VARIABLE,
         )
@@ -68,15 +64,16 @@ def serve(config: ServeConfig) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which loads its models, and leaves with 0 once everybody is answered.
+    """uvicorn's server, which loads its models in the background and exits with 0.
 
     Args:
-        token: that clients must send; None for none.
+        config: configuration of the server.
+        token: bearer token that clients must send; None for no authentication.
     """
 
     def __init__(self, config: ServeConfig, token: Token | None) -> None:
         self.workers: dict[str, Worker] = {}  # by name of their model, once all are loaded
-        self.failure: BaseException | None = None  # what loading them raised
+        self.failure: BaseException | None = None  # exception of the loading thread
         self._settings, self._metrics = config, Metrics()
         places = Places(config.max_connections, config.max_connections_per_address)
         super().__init__(
@@ -86,7 +83,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="error",  # what is below tells of clients
+                log_level="error",  # lower levels name clients
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -96,16 +93,16 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then load."""
+        """Listen, then load the models in a thread."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._load, args=(loop,), name="fitb-load", daemon=True).start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, ask who is there to leave, and only then close idle connections.
+        """Stop listening, and close idle connections after a lame-duck period.
 
-        A client that uses its connection just now is answered once more with `connection: close`,
-        instead of finding it closed.
+        A client that uses its connection in that period gets its response with `connection: close`
+        instead of a closed connection.
         """
         for server in self.servers:
             server.close()
@@ -117,7 +114,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, which raises the signal again after an orderly stop."""
+        """Like uvicorn's, but without raising the signal again after a graceful shutdown."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
@@ -128,8 +125,9 @@ class Server(uvicorn.Server):
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
+            backend, threads = self._settings.backend, self._settings.threads
             sources = self._settings.sources.items()
-            scorers = {name: load(source, self._settings) for name, source in sources}
+            scorers = {name: load_scorer(source, backend, threads) for name, source in sources}
         except BaseException as error:
             self.failure = error
             self.should_exit = True
@@ -140,24 +138,24 @@ class Server(uvicorn.Server):
     def _ready(self, scorers: dict[str, Scorer], loop: asyncio.AbstractEventLoop) -> None:
         for name, scorer in scorers.items():
             self.workers[name] = Worker(name, scorer, self._settings, self._metrics, loop)
-        # What is here stays. Looked through for garbage with all else, every now and then, it would
-        # hold up each text under way: 150 ms for the modules of PyTorch and transformers.
+        # Keep the modules of PyTorch and transformers out of garbage collection: each full
+        # collection would stall requests for 150 ms.
         gc.collect()
         gc.freeze()
         logger.info("ready")
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Raises: SystemFault where the address cannot be had."""
+    """Return a listening socket; raise SystemFault if the address is not available."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise SystemFault(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
+        raise SystemFault(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def _allow_files(wanted: int) -> None:
-    """Raise the soft limit of open files, as far as the hard one allows."""
+    """Raise the soft limit of open files to `wanted`, or to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -1,32 +1,32 @@
-"""What `fitb serve` can be told, and the bounds of what its users may ask."""
+"""Configuration of `fitb serve`, and the limits of a request."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from fitb.base.errors import ConfigError
+from fitb.config.schema import check_range
 from fitb.infer.request import Backend
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask.
+    """Upper limits of one request.
 
     Args:
-        body_bytes: of its body.
-        texts: in it.
-        chars: of a text, and of all candidates, prefixes and banned words of a text together.
-        blanks: of a text.
-        beam: partial fillings kept.
-        max_pieces: pieces of a blank of unknown length.
-        top_k: fillings returned.
-        candidates: of a text, over all its constraints; and as many banned words.
-        regex_chars: of a regular expression.
-        text_tokens: tokens that filling a text takes through the model at most, all passes of the
-            search together.
-        answer_chars: of all sentences of an answer together.
+        body_bytes: bytes of the body.
+        texts: texts per request.
+        chars: characters of a text, and of all its candidates, prefixes and banned words together.
+        blanks: blanks per text.
+        beam: beam width.
+        max_pieces: subwords of a blank of unknown length.
+        top_k: fillings returned per text.
+        candidates: candidates per text over all its constraints; the same limit holds for banned
+            words.
+        regex_chars: characters of a regular expression.
+        text_tokens: tokens through the model per text, all forward passes of the search together.
+        answer_chars: characters of all sentences of a response together.
     """
 
     body_bytes: int = 1_000_000
@@ -42,35 +42,35 @@ class Limits:
     answer_chars: int = 1_000_000
 
     def __post_init__(self) -> None:
-        _check_at_least_one(self)
+        check_range("limits.", self, *(key.name for key in fields(self)), low=1)
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Fill blanks over HTTP, and on a page for people.
+    """Fill blanks over HTTP, and on a web page.
 
     Args:
         model: Hugging Face folder or hub name with a trained MLM head.
-        teacher: another one beside it, for comparison.
-        backend: torch; onnx or onnx-int8 where `fitb export` wrote that file, for both models.
-        host: address to listen at; other machines reach only others than loopback.
-        port: to listen at; 0 takes a free one.
-        token_file: file that holds the bearer token which clients must send; FITB_SERVE_TOKEN in
-            the environment does the same.
+        teacher: a second model to serve next to it, for comparison.
+        backend: torch; or onnx or onnx-int8 if `fitb export` wrote that file, for both models.
+        host: address to listen on; loopback is not reachable from other machines.
+        port: port to listen on; 0 takes a free one.
+        token_file: file with the bearer token that clients must send; the environment variable
+            FITB_SERVE_TOKEN does the same.
         threads: threads of the model; 0 leaves the number to PyTorch.
-        max_batch_texts: texts that share a forward pass; 1 handles each alone.
-        max_batch_tokens: tokens of a forward pass, padding included. Between two passes the model
-            is free for others: with fewer, short texts wait less while long ones are filled.
+        max_batch_texts: texts per forward pass; 1 turns batching off.
+        max_batch_tokens: tokens per forward pass, padding included. Requests are scheduled between
+            passes: with a lower number, short texts wait less behind long ones.
         max_queue: texts that may wait for the model.
-        deadline_s: an answer that takes longer is given up, and no longer computed.
-        read_s: a client that takes longer to send its request, or to take its answer, is cut off.
-        stop_s: after SIGTERM, what is not answered by then is given up.
-        max_connections: open at a time; for further ones the oldest that only wait are closed.
-        max_connections_per_address: the same of one client. Loopback, where a reverse proxy may
-            stand, is bounded by max_connections alone.
-        allowed_hosts: names by which clients may call the server (their Host header), besides those
-            of loopback. If empty: on loopback without a token, those alone; else any.
-        limits: of one request.
+        deadline_s: seconds until an unfinished request gets 504 and its computation stops.
+        read_s: seconds in which a client must send its request, and read its response.
+        stop_s: seconds after SIGTERM until unfinished requests are dropped.
+        max_connections: open connections; a further one closes the oldest idle one.
+        max_connections_per_address: open connections per client address; loopback, where a reverse
+            proxy may run, is limited by max_connections alone.
+        allowed_hosts: accepted names in the Host header, besides those of loopback. If empty: only
+            loopback names on loopback without a token; else any name.
+        limits: limits of one request.
     """
 
     model: str
@@ -92,41 +92,34 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        _check_at_least_one(self, but=("port", "threads"))
+        counts = ("max_batch_texts", "max_batch_tokens", "max_queue")
+        connections = ("max_connections", "max_connections_per_address")
+        check_range("", self, *counts, *connections, low=1)
+        check_range("", self, "threads", low=0)
+        check_range("", self, "port", low=0, high=65_536)
         for name in ("deadline_s", "read_s", "stop_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; more than 0")
-        if not 0 <= self.port < 65_536:
-            raise ConfigError(f"port={self.port}; from 0 to 65535, where 0 takes a free one")
-        if self.threads < 0:
-            raise ConfigError(f"threads={self.threads}; at least 0, where 0 leaves it to PyTorch")
+                raise ConfigError(f"{name}={getattr(self, name)}; above 0")
         if self.limits.texts > self.max_queue:
             raise ConfigError(
-                f"limits.texts={self.limits.texts} is more than max_queue={self.max_queue}; such a"
-                " request would never fit, raise max_queue"
+                f"limits.texts={self.limits.texts} is more than max_queue={self.max_queue}: a"
+                " request of that size would never fit; raise max_queue"
             )
 
     @property
     def sources(self) -> dict[str, str]:
-        """Folder or hub name of each model, by the name that requests give it."""
+        """Folder or hub name of each model, by its name in requests."""
         return {"student": self.model} | ({"teacher": self.teacher} if self.teacher else {})
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """Whether the server is reachable from this machine only."""
         return self.host == "localhost" or is_loopback(self.host)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether this is an address of loopback."""
+    """Whether this is a loopback address; a host name is not."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:  # a name
         return False
-
-
-def _check_at_least_one(config: Any, but: tuple[str, ...] = ()) -> None:
-    for key in fields(config):
-        value = getattr(config, key.name)
-        if isinstance(value, int) and key.name not in but and value < 1:
-            raise ConfigError(f"{key.name}={value}; at least 1")

@@ -1,6 +1,6 @@
-"""From requests to filled texts, encoded: prepared, searched and written down by one thread.
+"""The worker of a model: prepares, searches and serialises texts in one thread.
 
-A request crosses threads twice, and the answers of a turn come back to the event loop in one call.
+A request crosses threads twice; the results of a turn return to the event loop in one call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fitb.base.errors import FitbError
 from fitb.infer.blanks import MAX_LAYOUTS, Prepared, prepare
 from fitb.infer.fill import search
 from fitb.infer.passes import PassLimits, Steps, forward
-from fitb.infer.request import FillRequest, constraint_chars
+from fitb.infer.request import FillRequest
 from fitb.infer.scorer import Scorer
 from fitb.serve import schema
 from fitb.serve.metrics import Metrics
@@ -25,17 +25,17 @@ from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJo
 from fitb.serve.settings import ServeConfig
 
 logger = logging.getLogger(__name__)
-_POSITIONS = 128  # of a forward pass: of 30,522 logits in fp32 16 MB
-_PATTERN_WEIGHT = 8192  # a compiled regex takes half a megabyte, as a search of as many tokens may
-# What a text and a character count beforehand, so that small requests go first.
+_POSITIONS = 128  # per forward pass; their logits over 30,522 tokens are 16 MB in fp32
+_PATTERN_WEIGHT = 8192  # a compiled regex takes 0.5 MB, like a search of this many tokens
+# Expected service time per text and per character, so that small requests come first.
 _TEXT_S, _CHAR_S = 0.005, 1e-6
-_HEAVY = 2  # texts of limits.text_tokens that may be under way
+_HEAVY = 2  # texts of limits.text_tokens that may run at a time
 
 Outcome = bytes | Exception
 
 
 class _Asked:
-    """Texts of one request, and what became of them so far."""
+    """The texts of one request and their results so far."""
 
     def __init__(self, texts: int, future: asyncio.Future[list[bytes]]) -> None:
         self.filled: list[bytes] = [b""] * texts
@@ -43,7 +43,7 @@ class _Asked:
         self.future = future
 
     def leave(self, gone: asyncio.Future[object]) -> None:
-        """Give up: the client has gone."""
+        """Give up: the client disconnected."""
         self.settle(0, TooLate())
 
     def settle(self, number: int, outcome: Outcome) -> None:
@@ -70,12 +70,14 @@ class _Text(SearchJob[bytes]):
 
 
 class Worker:
-    """Fills blanks with one model; lives as long as the server.
+    """Fills texts with one model, from the start of the server to its end.
 
     Args:
-        name: of the model in requests and metrics.
-        scorer: called by one thread alone.
-        loop: of the server.
+        name: name of the model in requests and metrics.
+        scorer: the model; called by the worker's thread only.
+        config: configuration of the server.
+        metrics: Prometheus metrics.
+        loop: event loop of the server.
     """
 
     def __init__(
@@ -107,19 +109,21 @@ class Worker:
     async def fill(
         self, requests: Sequence[FillRequest], deadline_s: float, gone: asyncio.Future[object]
     ) -> list[bytes]:
-        """Fill texts, in turn with those of others; return what `schema.encoded` makes of each.
+        """Fill the texts of a request; return each result as serialised by `schema.encoded`.
 
         Args:
-            deadline_s: on the clock of time.monotonic; nothing is computed after it.
-            gone: done when the client leaves, and then nothing is computed either.
-        Raises: HTTPException: 422 what cannot be filled, 503 no room, 504 too late.
+            requests: texts with their constraints.
+            deadline_s: time.monotonic() at which the request is given up, in seconds.
+            gone: done when the client disconnects; the request is given up then too.
+        Raises: HTTPException 422 if a text cannot be filled, 503 if the queue is full, 504 after
+            the deadline.
         """
         asked = _Asked(len(requests), self._loop.create_future())
         texts: list[SearchJob[bytes]] = [
             _Text(partial(self._begin, request), asked, number)
             for number, request in enumerate(requests)
         ]
-        chars = sum(len(one.text) * one.search.top_k + constraint_chars(one) for one in requests)
+        chars = sum(len(one.text) * one.search.top_k + sum(map(len, one.words)) for one in requests)
         expected_s = _TEXT_S * len(requests) + _CHAR_S * chars
         request = Request(texts, deadline_s, expected_s=expected_s)
         left_s = deadline_s - time.monotonic()
@@ -134,23 +138,23 @@ class Worker:
             late.cancel()
             gone.remove_done_callback(asked.leave)
             request.wanted = False
-            # A refusal's traceback holds this frame: what leads back to it would be kept with all
-            # texts until the garbage of all generations is collected.
+            # The traceback of an exception holds this frame: a reference cycle would keep all
+            # texts in memory until a full garbage collection.
             del asked, texts, request
 
     def close(self, timeout_s: float) -> None:
-        """Fill what waits, within a bound, and take no more."""
+        """Refuse new requests, and finish the queue within `timeout_s` seconds."""
         if not self._scheduler.close(timeout_s):
-            logger.warning("%s was still filling after %g s and is left", self.name, timeout_s)
+            logger.warning("%s was not finished after %g s, stopping anyway", self.name, timeout_s)
 
     def _begin(self, request: FillRequest) -> tuple[int, Steps[bytes]]:
-        """Prepare a text; return its weight in memory, and the steps of filling it."""
+        """Prepare a text; return its weight (memory, in tokens) and its search."""
         prepared = prepare(self._scorer.tokenizer, request, self._scorer.max_length)
         tokens, most = work_tokens(prepared), self._limits.text_tokens
         if tokens > most:
             raise HTTPException(
                 422,
-                f"filling it would take some {tokens:,} tokens through the model, at most {most:,};"
+                f"filling it would take {tokens:,} tokens through the model, at most {most:,};"
                 " shorten the text, or lower beam, max_pieces or the number of blanks",
             )
         patterns = {constraint.regex for constraint in request.constraints if constraint.regex}
@@ -164,17 +168,17 @@ class Worker:
     def _to_loop(self, call: object, *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(call, *args)  # type: ignore[arg-type]
-        except RuntimeError:  # the loop is closed: nobody is left to be answered
+        except RuntimeError:  # the loop is closed: no client is left
             if not self._loop.is_closed():
                 raise
 
 
 def work_tokens(prepared: Prepared) -> int:
-    """Return how many tokens filling a text takes through the model at most, over all passes.
+    """Return an upper bound of the tokens through the model for a text, over all forward passes.
 
-    Every layout is read once, and once more for each further masked position by as many rows as its
-    beam is wide; `refine` looks at each twice more, mostly. Where there are too many layouts, each
-    length of each blank is tried before, greedily, all others at their shortest.
+    Each layout is one row, and one row per beam entry for every further masked position; `refine`
+    usually adds two passes over all of them. With too many layouts, the greedy search over the
+    lengths of each blank comes on top.
     """
     asked, groups = prepared.request.search, prepared.groups
     masked = sum(max(group.rules) for group in groups)
@@ -197,13 +201,13 @@ def _settle(settled: Sequence[tuple[SearchJob[bytes], Outcome]]) -> None:
 
 
 def _as_http(number: int, error: Exception) -> Exception:
-    """Turn what stopped a text into an answer; what is nobody's fault stays as it is."""
+    """Turn an exception of a text into an HTTPException; unexpected ones are returned as is."""
     if isinstance(error, QueueFull):
-        return HTTPException(503, "too many texts wait already; try again", {"retry-after": "1"})
+        return HTTPException(503, "the queue is full; try again", {"retry-after": "1"})
     if isinstance(error, Stopped):
-        return HTTPException(503, "the server stops; try again", {"retry-after": "5"})
+        return HTTPException(503, "the server is shutting down; try again", {"retry-after": "5"})
     if isinstance(error, TooLate):
-        return HTTPException(504, "not filled before the deadline; ask for less, or later")
+        return HTTPException(504, "not filled before the deadline; send less, or try again later")
     if isinstance(error, HTTPException):
         return HTTPException(error.status_code, f"texts[{number}]: {error.detail}", error.headers)
     if isinstance(error, FitbError):

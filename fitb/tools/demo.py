@@ -269,7 +269,7 @@ def _differences(counts: dict[str, RowCounts]) -> dict[str, Any]:
 
 
 def _fill(model: Path) -> None:
-    from fitb.infer.config import FillConfig
     from fitb.infer.fill import fill_from, render
+    from fitb.infer.fill_config import FillConfig
 
     print(render(fill_from(FillConfig(model=str(model), texts=list(TEXTS), top_k=3))))

@@ -8,12 +8,11 @@ Forward and backward; memory is what tensors hold at most, counted by the profil
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from fitb.bench.measure import Spread, machine, seconds
+from fitb.bench.timing import machine, ratios, seconds, spread
 from fitb.objective.attention import attention_loss
 from fitb.training.execution import DTYPES
 
@@ -48,10 +47,9 @@ def bench(
                 times[name].append(1e3 * seconds(run, device))
                 if turn == 0:
                     memory[name].append(round(peak_tensor_mb(run, device), 3))
-        turns = list(zip(times["fitb"], times["plain"], strict=True))[1:]
         found[f"length_{length}"] = {
-            **{f"{name}_ms": asdict(Spread.of(taken[1:])) for name, taken in times.items()},
-            "ratio": asdict(Spread.of([plain / ours for ours, plain in turns])),
+            **{f"{name}_ms": spread(taken[1:]) for name, taken in times.items()},
+            "ratio": ratios(times["plain"][1:], times["fitb"][1:]),
             **{f"{name}_mb": megabytes[-1] for name, megabytes in memory.items()},
         }
     found["memory_growth"] = {

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from fitb.base import rng
-from fitb.bench.measure import machine
+from fitb.bench.timing import machine
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.infer.blanks import Layout
 from fitb.infer.decode import decode

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitb.base import rng
-from fitb.bench.measure import machine
 from fitb.bench.text import documents, pool
+from fitb.bench.timing import machine
 from fitb.corpus import minhash
 
 _EDITED = 0.08  # the most words of a copy that are replaced: 0.4 of the similarity is left

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from fitb.bench import comm, step
-from fitb.bench.config import CommBenchConfig, StepBenchConfig
-from fitb.bench.measure import machine
+from fitb.bench.bench_config import CommBenchConfig, StepBenchConfig
+from fitb.bench.timing import machine
 from fitb.cluster.slurm import Plan
 from fitb.tools.plan import PlanConfig, plan, traffic
 

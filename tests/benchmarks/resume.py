@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 from fitb.base import signals
 from fitb.base.errors import RESUME, SystemFault
 from fitb.base.fsio import read_lines, read_records
-from fitb.bench.config import BERT_BASE
-from fitb.bench.measure import Spread, machine
+from fitb.bench.bench_config import BERT_BASE
 from fitb.bench.text import shards_of_docstrings
+from fitb.bench.timing import machine, spread
 from fitb.cluster.local import LocalRun, train_command
 from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, TrackConfig
 from fitb.config.yaml import to_yaml
@@ -82,7 +81,7 @@ def bench(
     row |= {"precision": precision, "length": length, "ds_config": ds_config}
     row["checkpoint_mb"] = round(size / 1e6, 1)
     for name in turns[1]:
-        row[name] = asdict(Spread.of([turn[name] for turn in turns[1:]]))
+        row[name] = spread([turn[name] for turn in turns[1:]])
     return row
 
 

@@ -12,8 +12,8 @@ from fitb.serve import server
 class Held:
     """A scorer that waits before each forward pass, and writes down that it does."""
 
-    def __init__(self, source, config):
-        self._scorer = load(source, config)
+    def __init__(self, *settings):
+        self._scorer = load_scorer(*settings)
         self._hold = Path(os.environ["FITB_TEST_HOLD"])
         self.tokenizer, self.max_length = self._scorer.tokenizer, self._scorer.max_length
 
@@ -25,7 +25,7 @@ class Held:
         return self._scorer.logits(rows, positions)
 
 
-load = server.load
+load_scorer = server.load_scorer
 if __name__ == "__main__":
-    server.load = Held
+    server.load_scorer = Held
     sys.exit(cli.main(["serve", *sys.argv[1:]]))

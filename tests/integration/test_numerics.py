@@ -119,7 +119,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from fitb.config import Geometry
-from fitb.bench.config import StepBenchConfig
+from fitb.bench.bench_config import StepBenchConfig
 from fitb.bench.step import Variant, start
 from fitb.base.world import World
 

@@ -73,8 +73,8 @@ def test_shards_are_read(old: Path, name: str) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "onnx-int8"])
 def test_an_export_fills_as_it_did(old: Path, backend: str) -> None:
-    from fitb.infer.config import FillConfig
     from fitb.infer.fill import fill_from
+    from fitb.infer.fill_config import FillConfig
 
     written = json.loads((old / "filled.json").read_text())
     texts = [one["text"] for one in written]

@@ -21,7 +21,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import TIMEOUT_S, Served, figure, serving, wait_for
 
-from fitb.bench.load import drive, requests
+from fitb.bench.load_generator import drive, requests
 
 SECRET_TEXT = "xylophone"
 READ_S = 3.0

@@ -31,7 +31,7 @@ def watched(name):
 for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "reduce_scatter_tensor"):
     watched(name)
 
-from fitb.bench.config import StepBenchConfig
+from fitb.bench.bench_config import StepBenchConfig
 from fitb.bench.step import Variant, start
 from fitb.config import Geometry
 from fitb.training.zero import leave_distributed

@@ -99,7 +99,6 @@ def test_light_modules_help_and_every_configuration_come_silently_and_without_to
 import contextlib, importlib, io, sys
 light = [importlib.import_module(f"fitb.{{name}}") for name in {LIGHT}]
 from fitb.cli import main
-from fitb.cli import main
 from fitb.cli.commands import COMMANDS
 from fitb.cli.execute import load
 assert not [name for name in ("tokenizers", "pyarrow") if name in sys.modules]

@@ -200,21 +200,9 @@ def test_sums_are_read_by_sha256sum(tmp_path):
 
 
 def test_make_hands_its_variables_on():
-    said = subprocess.run(
-        [
-            "make",
-            "--dry-run",
-            "--no-print-directory",
-            "wheelhouse",
-            "PYTHON=3.12",
-            "EXTRAS=serve",
-            "TORCH=cpu",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    make = ["make", "--dry-run", "--no-print-directory", "wheelhouse"]
+    make += ["PYTHON=3.12", "EXTRAS=serve", "TORCH=cpu"]
+    said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = re.sub(r"\\\n", " ", said).split()
     expected = ["--python", "3.12", "--out", "wheelhouse", "--extras", "serve", "--torch", "cpu"]
     assert command == ["python3", "container/wheelhouse.py", *expected]

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -49,24 +48,17 @@ def test_write_atomic_writes_all_of_it(tmp_path, content):
 
 
 @pytest.mark.parametrize("call", ["os.replace", "os.fsync"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 def test_a_full_disk_leaves_the_old_file_and_names_the_path(tmp_path, monkeypatch, call, number):
     path = tmp_path / "file"
     path.write_text("old")
     monkeypatch.setattr(call, refuse(number))
-    with pytest.raises(SystemFault, match=str(path)):
-        fsio.write_atomic(path, "new")
-    monkeypatch.undo()
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_an_error_that_is_not_about_space_stays_itself(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_text("old")
-    monkeypatch.setattr("os.replace", refuse(errno.EACCES))
-    with pytest.raises(PermissionError):
-        fsio.write_atomic(path, "new")
+    if number == errno.EACCES:  # is not about space, and stays itself
+        with pytest.raises(PermissionError):
+            fsio.write_atomic(path, "new")
+    else:
+        with pytest.raises(SystemFault, match=str(path)):
+            fsio.write_atomic(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
@@ -138,22 +130,18 @@ def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(ZeroDivisionError(), ZeroDivisionError), (OSError(errno.ENOSPC, "full"), SystemFault)],
+)
+def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path, failure, raised):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").write_text("old")
-    with pytest.raises(ZeroDivisionError), fsio.folder_written_whole(path) as scratch:
+    with pytest.raises(raised), fsio.folder_written_whole(path) as scratch:
         (scratch / "half").write_text("half")
-        raise ZeroDivisionError
+        raise failure
     assert os.listdir(path) == ["old"]
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_a_full_disk_inside_a_block_leaves_the_old_folder_and_names_it(tmp_path):
-    path = tmp_path / "folder"
-    path.mkdir()
-    with pytest.raises(SystemFault, match=str(path)), fsio.folder_written_whole(path):
-        refuse(errno.ENOSPC)()
     assert os.listdir(tmp_path) == ["folder"]
 
 
@@ -161,21 +149,16 @@ def test_a_last_rename_that_fails_leaves_the_old_folder_under_its_name(tmp_path,
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").write_text("old")
-    rename, renames = type(path).rename, []
 
-    def second_fails(self, target):
-        renames.append(target)
-        if len(renames) == 2:
-            raise OSError(errno.EIO, "no")
-        return rename(self, target)
+    def unsupported(source, target, flag):
+        source.rename(tmp_path / "gone") if source.exists() else None
+        return False
 
-    without_renameat2(monkeypatch)
-    monkeypatch.setattr(type(path), "rename", second_fails)
-    with pytest.raises(OSError, match="no"), fsio.folder_written_whole(path):
+    monkeypatch.setattr(fsio, "rename", unsupported)
+    with pytest.raises(FileNotFoundError), fsio.folder_written_whole(path):
         pass
-    monkeypatch.undo()
     assert os.listdir(path) == ["old"]
-    assert os.listdir(tmp_path) == ["folder"]
+    assert sorted(os.listdir(tmp_path)) == ["folder", "gone"]
 
 
 @pytest.mark.parametrize("left", ["part", "old"])
@@ -348,7 +331,7 @@ def test_a_damaged_line_is_passed_over_with_a_word_or_an_error_that_names_it(
     assert [r["event"] for r in fsio.read_records(path, "event")] == ["a", "b"]
     (said,) = caplog.messages
     assert str(path) in said and "(line 2)" in said
-    with pytest.raises(DataError, match=rf"{path}:2: it .*mend or remove"):
+    with pytest.raises(DataError, match=rf"{path}:2: "):
         list(fsio.read_lines(path, "event"))
     lines[1] = b'{"event": "mended"}'
     path.write_bytes(b"\n".join(lines))
@@ -359,7 +342,7 @@ def test_a_damaged_line_is_passed_over_with_a_word_or_an_error_that_names_it(
 def test_a_damaged_file_is_an_error_of_fitb_that_names_it(tmp_path, damage):
     path = tmp_path / "done.json"
     path.write_bytes(damage)
-    with pytest.raises(fsio.DamagedFile, match=f"{path} is damaged: it .* remove it"):
+    with pytest.raises(fsio.DamagedFile, match=f"{path} is damaged: "):
         fsio.read_json(path, "event")
 
 
@@ -392,20 +375,14 @@ def test_a_file_of_lines_that_is_not_there_has_none(tmp_path):
 
 def test_a_line_torn_at_any_byte_is_left_out_and_the_next_append_is_clean(tmp_path):
     path = tmp_path / "lines.jsonl"
-    first, second = b'{"n": 1}\n', json.dumps({"n": 2}).encode()
-    for size in range(len(second) + 1):
-        path.write_bytes(first + second[:size])
-        assert list(fsio.read_lines(path)) == [{"n": 1}]
-        fsio.mend_tail(path)
-        fsio.append_line(path, {"n": 3})
-        assert list(fsio.read_lines(path)) == [{"n": 1}, {"n": 3}]
-
-
-def test_a_file_that_holds_nothing_but_a_torn_line_becomes_empty(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    path.write_bytes(b'{"n": ')
-    fsio.mend_tail(path)
-    assert path.read_bytes() == b""
+    torn = json.dumps({"n": 2}).encode()
+    for size in range(len(torn) + 1):
+        for whole in ([], [{"n": 1}]):
+            path.write_bytes(b'{"n": 1}\n' * len(whole) + torn[:size])
+            assert list(fsio.read_lines(path)) == whole
+            fsio.mend_tail(path)
+            fsio.append_line(path, {"n": 3})
+            assert list(fsio.read_lines(path)) == [*whole, {"n": 3}]
 
 
 def test_checksums_are_those_of_sha256(tmp_path):
@@ -437,4 +414,3 @@ def test_the_command_line_prints_no_json_but_this(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "evaluate", lambda config: {"loss": float("nan")})
     cli.main(["evaluate", "--model", "m", "--shards", "s", "--json", "true"])
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None}
-    assert "json.dumps" not in Path(cli.__file__).read_text()

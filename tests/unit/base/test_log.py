@@ -7,14 +7,6 @@ import pytest
 from fitb.base import log
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    logger = logging.getLogger("fitb")
-    before = (logger.handlers, logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-
-
 @pytest.mark.parametrize(("rank", "heard"), [(0, ["one", "two"]), (3, ["two"])])
 def test_the_first_rank_informs_and_the_others_only_warn(capsys, rank, heard):
     log.setup(rank)

@@ -32,11 +32,6 @@ def settings(path, **values):
     path.write_text("[default]\n" + "".join(f"{k} = {v}\n" for k, v in values.items()))
 
 
-def found(home):
-
-    return login_of(os.environ)
-
-
 def as_wandb_has_it(login):
     held = wandb.setup().settings
     key = "WANDB_API_KEY" if held.api_key else "netrc" if read_netrc_auth(host=login.url) else ""
@@ -58,7 +53,7 @@ def test_a_login_counts_for_the_server_that_is_asked(home, monkeypatch, server, 
     if place == "elsewhere":
         monkeypatch.setenv("NETRC", str(home / place))
     netrc(home / place, machine)
-    login = found(home)
+    login = login_of(os.environ)
     assert login.mode_of("auto") == ("online" if machine in (server or CLOUD) else "offline")
     as_wandb_has_it(login)
 
@@ -71,7 +66,7 @@ def test_server_and_mode_of_the_settings_files_count(home, monkeypatch, place):
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(home / "other"))
     settings(home / place, base_url=OWN, mode="offline")
     netrc(home / ".netrc", "wandb.example.org:8443")
-    login = found(home)
+    login = login_of(os.environ)
     assert (login.url, login.mode_of("auto"), login.mode_of("online")) == (OWN, "offline", "online")
     as_wandb_has_it(login)
 
@@ -91,7 +86,7 @@ def test_auto_is_what_the_environment_says_else_online_where_there_is_a_key(
 ):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    login = found(home)
+    login = login_of(os.environ)
     assert login.mode_of("auto") == mode
     assert [login.mode_of(one) for one in ("online", "offline")] == ["online", "offline"]
 
@@ -99,7 +94,7 @@ def test_auto_is_what_the_environment_says_else_online_where_there_is_a_key(
 @pytest.mark.parametrize("text", ["this is no netrc\n", f"machine api.wandb.ai {KEY}\n", "\0\xff"])
 def test_a_damaged_netrc_is_no_login(home, text):
     (home / ".netrc").write_text(text, encoding="latin-1")
-    assert found(home).key == ""
+    assert login_of(os.environ).key == ""
     settings(home / ".config/wandb/settings", mode="offline")
     (home / ".config/wandb/settings").write_text("no section\n")
-    assert found(home).mode == ""
+    assert login_of(os.environ).mode == ""

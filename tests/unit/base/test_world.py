@@ -10,23 +10,18 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2"}
 
 
-def test_torchrun_is_believed():
-    assert World.from_env(TORCHRUN) == World(rank=3, size=8, local_rank=1)
-
-
-def test_slurm_is_believed():
-    assert World.from_env(SLURM) == World(rank=5, size=6, local_rank=2)
-
-
-def test_torchrun_inside_slurm_wins():
-    assert World.from_env(SLURM | TORCHRUN) == World(rank=3, size=8, local_rank=1)
-
-
-def test_without_a_launcher_a_process_is_alone_and_main():
-    alone = World.from_env({"HOME": "/root", "SLURM_JOB_ID": "1"})
-    assert alone == World(rank=0, size=1, local_rank=0)
-    assert alone.is_main
-    assert not World(rank=1, size=2).is_main
+@pytest.mark.parametrize(
+    ("env", "world"),
+    [
+        (TORCHRUN, World(rank=3, size=8, local_rank=1)),
+        (SLURM, World(rank=5, size=6, local_rank=2)),
+        (SLURM | TORCHRUN, World(rank=3, size=8, local_rank=1)),
+        ({"HOME": "/root", "SLURM_JOB_ID": "1"}, World(rank=0, size=1, local_rank=0)),
+    ],
+)
+def test_torchrun_is_believed_before_slurm_and_without_both_a_process_is_alone(env, world):
+    assert World.from_env(env) == world
+    assert world.is_main == (world.rank == 0)
 
 
 @pytest.mark.parametrize("step", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])

@@ -7,7 +7,12 @@ import torch
 
 from fitb.base.errors import ConfigError
 from fitb.bench import step
-from fitb.bench.config import StepBenchConfig
+from fitb.bench.bench_config import (
+    CommBenchConfig,
+    DataBenchConfig,
+    InferBenchConfig,
+    StepBenchConfig,
+)
 from fitb.bench.parts import Timeline
 from fitb.bench.step import _figures, _parts, _switches, _variants
 from fitb.config import Config
@@ -66,11 +71,19 @@ def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off(
         assert variants[name][0].speed != run.speed
 
 
-@pytest.mark.parametrize("values", [{"length": 0}, {"steps": -1}])
-def test_a_number_below_one_is_refused(values) -> None:
-    (name,) = values
-    with pytest.raises(ConfigError, match=f"{name}="):
-        StepBenchConfig(**values)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        *((StepBenchConfig, name, value) for name, value in (("length", 0), ("steps", -1))),
+        *((InferBenchConfig, name, []) for name in ("batches", "scorer_batches")),
+        *((InferBenchConfig, name, 0) for name in ("repeats", "load_s")),
+        *((CommBenchConfig, name, value) for name, value in (("mb", []), ("processes", 0))),
+        (DataBenchConfig, "mb", 0.5),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(kind, name, value) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}="):
+        kind(**{name: value})
 
 
 def test_shards_of_another_length_are_refused_with_the_one_they_have(shard_set) -> None:

@@ -1,11 +1,16 @@
-"""Shard sets of a few made-up documents, on disk and in memory."""
+"""Shard sets of a few made-up documents, on disk and in memory; their masks; sharp models."""
 
 import dataclasses
 
 import numpy as np
+import torch
 
+from fitb.config import Geometry, MaskConfig
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
+from fitb.data.masking import mask_rows
+from fitb.evaluation.count import EVALUATION_EPOCH
+from fitb.model.load import load_model
 from fitb.shards.shard_set import Rows
 
 
@@ -21,6 +26,29 @@ class MemoryShards:
 
     def document_numbers(self, rows):
         return 100 * rows
+
+
+def masked_rows(shards, rows, vocabulary, mask=None, seed=0):
+    """Mask rows as an evaluation does."""
+    return mask_rows(
+        shards.input_ids[rows],
+        shards.word_starts[rows],
+        np.array(rows),
+        np.full(len(rows), EVALUATION_EPOCH),
+        seed=seed,
+        vocabulary=vocabulary,
+        config=mask or MaskConfig(),
+    )
+
+
+def sharp_model(tokenizer, layers=2, seed=0):
+    """A small model of random weights, sharp enough to be right now and then."""
+    sizes = Geometry(layers, hidden_size=24, intermediate_size=32, num_attention_heads=3)
+    model = load_model(sizes, tokenizer=tokenizer, seed=seed).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    return model
 
 
 def write_shards(folder, seed, **changes):

@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluating import MemoryShards
+from evaluating import MemoryShards, masked_rows, sharp_model
 from transformers import BertConfig
 
-from fitb.config import Geometry, MaskConfig
+from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
-from fitb.evaluation.count import EVALUATION_EPOCH, choose_rows, count
+from fitb.data.masking import IGNORE_INDEX, Vocabulary
+from fitb.evaluation.count import choose_rows, count
 from fitb.evaluation.counts import PLAIN
-from fitb.model.load import load_model
 
 LENGTH = 24
 
@@ -38,14 +37,7 @@ def vocabulary(tokenizer):
 
 @pytest.fixture
 def model(tokenizer):
-    sizes = Geometry(
-        num_hidden_layers=2, hidden_size=24, intermediate_size=32, num_attention_heads=3
-    )
-    model = load_model(sizes, tokenizer=tokenizer).model
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8)
-    return model
+    return sharp_model(tokenizer)
 
 
 @pytest.fixture
@@ -84,11 +76,7 @@ class Oracle(torch.nn.Module):
 def naive_row(model, shards, row, vocabulary, mask, seed):
     """One row alone: all logits at all positions, then Python loops."""
     ids, starts = shards.input_ids[row], shards.word_starts[row]
-    masked = mask_rows(
-        ids[None], starts[None], np.array([row]), np.array([EVALUATION_EPOCH]),
-        seed=seed, vocabulary=vocabulary, config=mask,
-    )  # fmt: skip
-    batch = Batch.of(masked)
+    batch = Batch.of(masked_rows(shards, [row], vocabulary, mask, seed))
     with torch.no_grad():
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[0]
     found = dict.fromkeys(("loss_sum", "num_slots", "top1", "top5", "num_words", "words_right"), 0)
@@ -138,10 +126,7 @@ def test_one_wrong_token_spoils_its_word_and_no_other(counted, shards, vocabular
     np.testing.assert_array_equal(right.column("top1"), right.column("num_slots"))
     np.testing.assert_array_equal(right.column("words_right"), right.column("num_words"))
     assert right.column("loss_sum").max() < 1e-3
-    masked = mask_rows(
-        shards.input_ids, shards.word_starts, np.arange(11), np.full(11, EVALUATION_EPOCH),
-        seed=0, vocabulary=vocabulary, config=mask,
-    )  # fmt: skip
+    masked = masked_rows(shards, range(11), vocabulary, mask)
     wrong = ((2, int(masked.slots[2, 1])),)
     spoilt = counted(model=Oracle(shards, vocabulary.size, wrong=wrong), mask=mask)
     lost = (right.rows == 2).astype(int)
@@ -176,10 +161,7 @@ def test_what_two_documents_have_in_a_row_is_counted_apart(counted, shards, voca
     shards.word_starts[4, 10:-1] = False
     first = counted([4], mask=mask)
     assert first.documents.tolist() == [400]
-    whole = mask_rows(
-        shards.input_ids[4:5], shards.word_starts[4:5], np.array([4]), np.array([EVALUATION_EPOCH]),
-        seed=0, vocabulary=vocabulary, config=mask,
-    )  # fmt: skip
+    whole = masked_rows(shards, [4], vocabulary, mask)
     assert first.column("num_slots")[0] == (whole.labels >= 0).sum()
 
 

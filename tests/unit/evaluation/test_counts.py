@@ -6,14 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from evaluating import MemoryShards, masked_rows, sharp_model
 
-from fitb.config import Geometry, MaskConfig
+from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.masking import Vocabulary, mask_rows
+from fitb.data.masking import Vocabulary
 from fitb.evaluation.counts import COLUMNS, GAPS, JUDGED, Scores, Slots, count_rows, piece_classes
 from fitb.evaluation.metrics import metrics_of
 from fitb.evaluation.score import Bert, Unigram, score
-from fitb.model.load import load_model
 
 PIECES = ["the", "a", ".", ",", "##s", "s", "US", "us", "!!", "x-y", "xy", "##.", "caf\u00e9"]
 B, L, G = 20, 12, 3
@@ -142,14 +142,7 @@ def test_pieces_are_equal_where_case_and_punctuation_tell_them_apart():
 
 @pytest.fixture
 def models(tokenizer):
-    sizes = Geometry(
-        num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=3
-    )
-    found = [load_model(sizes, tokenizer=tokenizer, seed=seed).model for seed in (1, 2)]
-    with torch.no_grad():
-        for parameter in [*found[0].parameters(), *found[1].parameters()]:
-            parameter.mul_(8)
-    return found
+    return [sharp_model(tokenizer, layers=1, seed=seed) for seed in (1, 2)]
 
 
 @pytest.fixture
@@ -157,11 +150,8 @@ def batch(tokenizer):
     draw = np.random.default_rng(2)
     ids = draw.integers(5, len(tokenizer), (4, 16))
     ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-    masked = mask_rows(
-        ids, ids >= 5, np.arange(4), np.zeros(4, int), seed=0,
-        vocabulary=Vocabulary.of(tokenizer), config=MaskConfig(fraction=0.4),
-    )  # fmt: skip
-    return Batch.of(masked)
+    shards, mask = MemoryShards(ids, ids >= 5), MaskConfig(fraction=0.4)
+    return Batch.of(masked_rows(shards, range(4), Vocabulary.of(tokenizer), mask))
 
 
 def test_answers_equal_softmaxes_written_out(models, batch, monkeypatch):

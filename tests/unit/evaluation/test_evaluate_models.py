@@ -181,7 +181,7 @@ def test_names_are_not_told_where_the_input_is_not_to_be_read(make_model, genera
     about = result["sets"]["validation"]
     assert "originals=false" in about["not_told"]["name"]
     assert "name" not in about["categories"] and "number" in about["categories"]
-    assert "no name: the tokenizer lowers capitals" in evaluation_text(result)
+    assert "no name: the tokenizer lowercases" in evaluation_text(result)
 
 
 def test_what_an_evaluation_needs_is_said_before_it_starts():
@@ -197,5 +197,5 @@ def test_what_an_evaluation_needs_is_said_before_it_starts():
         with pytest.raises(ConfigError, match=said):
             EvaluateConfig(**wrong)
     for number, config in ((0, {"model": "a"}), (2, {"model": "a"})):
-        with pytest.raises(ConfigError, match=f"--array {number}"):
+        with pytest.raises(ConfigError, match=f"--array {number};"):
             many.check_array(EvaluateConfig(**config), number)

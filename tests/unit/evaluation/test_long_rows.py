@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluating import MemoryShards
+from evaluating import MemoryShards, masked_rows
 
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
+from fitb.data.masking import IGNORE_INDEX, Vocabulary
 from fitb.evaluation import folder as results
 from fitb.evaluation.compare import compare
-from fitb.evaluation.count import EVALUATION_EPOCH, count
+from fitb.evaluation.count import count
 from fitb.evaluation.evaluate import evaluate
 from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig
 from fitb.evaluation.printed import evaluation_text
@@ -47,17 +47,7 @@ def folder(make_folder):
 
 
 def masked(shards, tokenizer, rows):
-    return Batch.of(
-        mask_rows(
-            shards.input_ids[rows],
-            shards.word_starts[rows],
-            rows,
-            np.full(len(rows), EVALUATION_EPOCH),
-            seed=4,
-            vocabulary=Vocabulary.of(tokenizer),
-            config=MaskConfig(),
-        )
-    )
+    return Batch.of(masked_rows(shards, rows, Vocabulary.of(tokenizer), seed=4))
 
 
 def naive(model, shards, tokenizer):

@@ -84,14 +84,10 @@ def test_capitals_of_a_lowercase_tokenizer_come_from_the_input(folder):
     assert categoriser.found[0] == categoriser.found[1] > 9
 
 
-def ends_of(tokenizer):
-    return {"sep_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
-
-
 def test_originals_are_the_text_that_offsets_point_into(folder):
-    shards, _, rows, _ = open_all(folder)
-    tokenizer = load_tokenizer(shards.tokenizer_folder)
-    originals = read_source_texts(shards, rows, **ends_of(tokenizer))
+    shards, vocabulary, rows, _ = open_all(folder)
+    ends = {"sep_id": vocabulary.sep_id, "pad_id": vocabulary.pad_id}
+    originals = read_source_texts(shards, rows, **ends)
     assert originals.reason == "" and len(originals.texts) == originals.wanted
     assert all(text.rsplit(" number ")[0] in DOCUMENTS for text in originals.texts.values())
     assert originals.wanted == shards.manifest["splits"]["validation"]["documents"]
@@ -158,9 +154,9 @@ def test_originals_are_found_in_every_kind_of_local_file(tmp_path, kind):
 
 def test_docstrings_are_read_again_from_their_python_files(shards):
     one = ShardSet.open(shards, "validation")
-    tokenizer = load_tokenizer(one.tokenizer_folder)
+    ends = Vocabulary.of_folder(one.tokenizer_folder)
     rows = np.arange(0, one.num_rows, 40)
-    originals = read_source_texts(one, rows, **ends_of(tokenizer))
+    originals = read_source_texts(one, rows, sep_id=ends.sep_id, pad_id=ends.pad_id)
     assert originals.reason == "" and len(originals.texts) == originals.wanted > 5
     assert any(text != text.lower() for text in originals.texts.values())
 

@@ -34,6 +34,18 @@ def random_scorer(tokenizer, seed=0, spread=1.0):
         return TorchScorer(BertForMaskedLM(config).eval(), tokenizer)
 
 
+class Watched:
+    """A scorer that remembers the rows of each pass."""
+
+    def __init__(self, scorer):
+        self.tokenizer, self.max_length, self._scorer = scorer.tokenizer, scorer.max_length, scorer
+        self.passes = []
+
+    def logits(self, rows, positions):
+        self.passes.append([list(row) for row in rows])
+        return self._scorer.logits(rows, positions)
+
+
 @pytest.fixture
 def tiny():
     """A scorer with a vocabulary of eleven tokens."""

@@ -166,7 +166,7 @@ def test_a_folder_opens_with_the_backend_that_is_asked_for(folder) -> None:
 
 def test_a_missing_file_is_named_with_the_flag_that_writes_it(make_folder) -> None:
     for file, flag in ((FP32, "--onnx"), (INT8, "--int8")):
-        with pytest.raises(DataError, match=f"no {file}; .*`fitb export {flag}` wrote"):
+        with pytest.raises(DataError, match=f"no {file}; .*`fitb export {flag}`"):
             load_onnx(make_folder(), file)
 
 
@@ -217,13 +217,13 @@ def test_a_tokenizer_with_other_ids_is_refused_by_its_fingerprint(folder) -> Non
     if path.read_text() == text:
         path.write_text(text.replace('"lowercase": true', '"lowercase": false'))
     assert path.read_text() != text
-    with pytest.raises(ContractError, match="was written beside the tokenizer"):
+    with pytest.raises(ContractError, match="export the model again"):
         load_onnx(folder)
 
 
 def test_an_activation_without_operator_is_refused(make_folder, tokenizer, tmp_path) -> None:
     model = BertForMaskedLM.from_pretrained(make_folder(hidden_act="silu")).eval()
-    with pytest.raises(ConfigError, match="hidden_act is 'silu'; ONNX is written for gelu"):
+    with pytest.raises(ConfigError, match="hidden_act='silu'.*without --onnx"):
         export_onnx(model, tokenizer, tmp_path)
 
 

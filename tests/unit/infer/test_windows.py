@@ -11,7 +11,7 @@ from transformers import BertForMaskedLM
 
 from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
-from fitb.infer.onnx import export_onnx, load_onnx
+from fitb.infer.onnx import export_onnx
 from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import load_scorer
@@ -111,9 +111,15 @@ def test_answers_come_back_in_the_order_in_which_they_were_asked():
                 assert (before, after) == (row[at - 1], row[at + 1])
 
 
-def check_windows(scorer, model) -> None:
-    """Hold a scorer's answers in a long row against the model's own on each window."""
-    draw = random.Random(1)
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_a_long_row_is_answered_as_its_windows_are(folder, tokenizer, backend):
+    """Positions that no training reached were asked for: answers by chance."""
+    model = BertForMaskedLM.from_pretrained(folder).eval()
+    if backend == "onnx":
+        pytest.importorskip("onnxruntime")
+        export_onnx(model, tokenizer, Path(folder))
+    scorer, draw = load_scorer(folder, backend), random.Random(1)
+    assert scorer.max_length == MOST
     for asked in ([30], [5, 6, 7], [3, 40, 20], [1, 48], [25, 25]):
         row = [2, *(draw.randrange(5, 200) for _ in range(48)), 3]
         found = scorer.logits([row, row[:9]], [asked, [4]])
@@ -126,19 +132,6 @@ def check_windows(scorer, model) -> None:
         assert wanted.abs().max() > 1  # an error of 1e-4 would be seen
         assert (found[:-1] - wanted).abs().max() <= 1e-4
         assert (found[-1] - scorer.logits([row[:9]], [[4]])[0]).abs().max() <= 1e-4
-
-
-def test_a_long_row_is_answered_as_its_windows_are(scorer):
-    """Positions that no training reached were asked for: answers by chance."""
-    check_windows(scorer, scorer._model)
-
-
-def test_a_long_row_is_answered_as_its_windows_are_by_onnxruntime(folder, tokenizer):
-    pytest.importorskip("onnxruntime")
-    model = BertForMaskedLM.from_pretrained(folder).eval()
-    export_onnx(model, tokenizer, Path(folder))
-    assert load_onnx(folder).max_length == MOST
-    check_windows(load_scorer(folder, "onnx"), model)
 
 
 def test_rows_up_to_the_trained_length_are_answered_bitwise_as_without_it(folder, tokenizer):
@@ -181,6 +174,8 @@ def test_blanks_far_apart_do_not_see_each_other_and_have_their_own_best(scorer, 
 
 
 def test_the_work_of_a_long_text_is_that_of_its_windows(scorer, tokenizer):
+    fits = FillRequest("the [MASK] dog")
+    assert prepare(tokenizer, fits, scorer.max_length).num_tokens == 5
     text = " ".join([*words(tokenizer, 500, 1), "[MASK] [MASK]", *words(tokenizer, 400, 2)])
     assert prepare(tokenizer, FillRequest(text), scorer.max_length).num_tokens == MOST
     far = f"[MASK] {text}"
@@ -193,8 +188,3 @@ def test_the_work_of_a_long_text_is_that_of_its_windows(scorer, tokenizer):
     )[1]
     fill(scorer, [FillRequest(far, Search(beam=1, top_k=1))])
     assert seen[0] == 2 * MOST and max(seen) == seen[0]
-
-
-def test_a_text_that_fits_costs_its_own_tokens(scorer, tokenizer):
-    prepared = prepare(tokenizer, FillRequest("the [MASK] dog"), scorer.max_length)
-    assert prepared.num_tokens == 5

@@ -134,16 +134,6 @@ def test_requests_share_the_thread_whatever_the_number_of_their_texts():
     assert order.index(20) <= 2
 
 
-def test_what_counts_beforehand_goes_behind_what_does_not():
-    held = Held(texts=1)
-    held.busy()
-    _, large = held.submit(1, before_s=5.0)
-    _, small = held.submit(2)
-    held.go.set()
-    results([*large, *small])
-    assert held.passes == [[0], [2], [1]]
-
-
 def test_a_small_request_does_not_wait_for_large_ones_that_came_before():
     """It counted as served, from the start, what those had counted beforehand."""
     held = Held(texts=1)

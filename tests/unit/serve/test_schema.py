@@ -18,6 +18,7 @@ from fitb.model.load import load_model
 from fitb.serve import schema
 from fitb.serve.settings import Limits, ServeConfig
 from fitb.serve.worker import work_tokens
+from tests.unit.infer.conftest import Watched
 
 LIMITS = Limits(texts=3, chars=60, blanks=2, beam=4, max_pieces=3, top_k=6, candidates=2)
 MODEL = schema.request_model(LIMITS, ["student", "teacher"])
@@ -178,18 +179,6 @@ def test_an_answer_is_what_its_schema_says(scorer):
         assert len(text["blanks"]) == len(one.blanks)
 
 
-class Counting:
-    """A scorer that counts the tokens of its rows."""
-
-    def __init__(self, scorer):
-        self.tokenizer, self.max_length, self._scorer = scorer.tokenizer, 64, scorer
-        self.tokens = 0
-
-    def logits(self, rows, positions):
-        self.tokens += sum(map(len, rows))
-        return self._scorer.logits(rows, positions)
-
-
 def test_filling_a_text_takes_no_more_tokens_than_were_counted_before(scorer):
     draw = random.Random(5)
     for number in range(25):
@@ -204,9 +193,10 @@ def test_filling_a_text_takes_no_more_tokens_than_were_counted_before(scorer):
         given = () if number % 3 or not blanks else (Constraint(candidates=("the", "lazy dog")),)
         if not 1 <= blanks <= 3 or (given and "[MASK]" in words):
             continue
-        request, counting = FillRequest(" ".join(words), search, given), Counting(scorer)
-        fill(counting, [request])
-        assert 0 < counting.tokens <= work_tokens(prepare(scorer.tokenizer, request, 64)), words
+        request, watched = FillRequest(" ".join(words), search, given), Watched(scorer)
+        fill(watched, [request])
+        tokens = sum(len(row) for rows in watched.passes for row in rows)
+        assert 0 < tokens <= work_tokens(prepare(scorer.tokenizer, request, 64)), words
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ def test_without_its_extra_it_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert cli.main(["serve", "model"]) == 2
     said = capsys.readouterr().err
-    assert "uvicorn is not installed" in said and "pip install 'fitb[serve]'" in said
+    assert "uvicorn" in said and "pip install 'fitb[serve]'" in said
 
 
 def test_an_unknown_flag_names_the_nearest(capsys):

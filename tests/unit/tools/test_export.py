@@ -255,7 +255,7 @@ def test_metrics_that_are_given_stand_in_the_card_with_their_intervals(
     export(ExportConfig(str(make_run()), str(tmp_path / "out"), metrics=str(evaluated)))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| loss | 3.2500 | 3.1250 to 3.5000 |" in card
-    assert f"12 rows and 34 slots of {name}" in card and "masks span at 25%" in card
+    assert f"12 rows and 34 masked positions of {name}" in card and "masks span at 25%" in card
     assert "loss_mlm" not in card and "span_em" not in card
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from fitb.base.errors import SystemFault
-from fitb.bench.measure import Spread, machine, peak_mb
+from fitb.bench.timing import machine, peak_mb, ratios, render, spread
 
 
 def test_a_spread_is_the_median_and_both_ends() -> None:
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
-    assert str(Spread.of([1.0])) == "1 (1 to 1, 1 runs)"
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2, "low": 1, "high": 3, "runs": 3}
+    assert ratios([6.0, 1.0], [2.0, 1.0]) == {"median": 2, "low": 1, "high": 3, "runs": 2}
+    assert render({"a": {"b": spread([1.0])}}).split(maxsplit=1) == ["a.b", "1 (1 to 1, 1 runs)"]
 
 
 def test_the_memory_of_a_command_is_that_of_its_children_too_without_mapped_files(

@@ -1,7 +1,7 @@
-"""`fitb serve` under load, beside itself handling each request alone, and beside a pipeline.
+"""HTTP load generator, and `fitb serve` under load next to two baseline servers.
 
-Clients are HTTP/1.1 by hand over asyncio: on two cores a full HTTP library would take more of the
-machine than the server it measures. They read answers with a Content-Length, as these servers send.
+Clients write HTTP/1.1 themselves over asyncio: on two cores a full HTTP library would use more CPU
+than the server that it measures. They read only responses with a Content-Length.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from fitb.base.errors import SystemFault
-from fitb.bench.measure import Spread
+from fitb.bench.timing import ratios, spread
 
 _START_S = 120.0
 _STOP_S = 30.0
@@ -33,13 +33,13 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did under load.
+    """Throughput and latency of a server under load.
 
     Args:
-        requests_per_s: answered with 200 in the time measured.
-        p50_ms: median time from the first byte sent to the last received.
-        p99_ms: 99 of 100 were answered within it.
-        failures: answers other than 200, and connections lost.
+        requests_per_s: responses with status 200 per second, after the warm-up.
+        p50_ms: median latency in milliseconds, from the first byte sent to the last received.
+        p99_ms: 99th percentile of the same latency, in milliseconds.
+        failures: number of responses with another status, and of connections lost.
     """
 
     requests_per_s: float
@@ -51,14 +51,15 @@ class Load:
 def drive(
     url: str, bodies: Sequence[bytes], clients: int, seconds: float, warm_up_s: float = 1.0
 ) -> Load:
-    """Have clients post bodies in turn, each as soon as its last was answered.
+    """POST bodies from concurrent closed-loop clients.
 
     Args:
-        url: of http, with host, port and path.
-        bodies: JSON.
-        clients: connections, each with one request at a time.
-        seconds: measured, after the warm-up.
-    Raises: SystemFault where nothing was answered.
+        url: http URL with host, port and path.
+        bodies: JSON request bodies, sent in rotation.
+        clients: concurrent connections, each with one request in flight.
+        seconds: length of the measurement, after the warm-up.
+        warm_up_s: seconds before it that are not counted.
+    Raises: SystemFault if no request was answered.
     """
     times_s, failures = asyncio.run(_drive(url, bodies, clients, seconds, warm_up_s))
     if not times_s:
@@ -73,14 +74,14 @@ def drive(
 
 
 def requests(texts: Sequence[str]) -> list[bytes]:
-    """Return a body for each text."""
+    """Return one request body per text."""
     return [json.dumps({"texts": [text]}).encode() for text in texts]
 
 
 async def _drive(
     url: str, bodies: Sequence[bytes], clients: int, seconds: float, warm_up_s: float
 ) -> tuple[list[float], int]:
-    """Return the seconds that each answered request took, and the number of failures."""
+    """Return the latency of each answered request in seconds, and the number of failures."""
     where = urlsplit(url)
     head = (
         f"POST {where.path} HTTP/1.1\r\nhost: {where.netloc}\r\n"
@@ -122,7 +123,7 @@ async def _drive(
 
 
 async def _is_answered(reader: asyncio.StreamReader) -> bool:
-    """Read an answer to its end; return whether it is a 200."""
+    """Read a whole response; return whether its status is 200."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = _LENGTH.search(head)
     await reader.readexactly(int(length[1]) if length else 0)
@@ -131,9 +132,12 @@ async def _is_answered(reader: asyncio.StreamReader) -> bool:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], good_ends: Sequence[int] = (0,)) -> Iterator[str]:
-    """Run a server that says where it listens; yield its URL once it is ready, then SIGTERM it.
+    """Start a server, yield its URL once /healthz answers 200, then stop it with SIGTERM.
 
-    Raises: SystemFault where it does not become ready, or ends otherwise than it should.
+    Args:
+        command: command line of a server that prints "listening at URL,".
+        good_ends: exit codes that are no error.
+    Raises: SystemFault if it does not become ready, or ends with another code.
     """
     what = " ".join(command[1:4])
     with tempfile.TemporaryFile() as said:
@@ -157,7 +161,7 @@ def running(command: Sequence[str], good_ends: Sequence[int] = (0,)) -> Iterator
 
 
 def _ready(process: subprocess.Popen[bytes], what: str, said: Any) -> str:
-    """Wait for a server and return its URL."""
+    """Wait until a server is ready and return its URL."""
     until_s = time.monotonic() + _START_S
     while time.monotonic() < until_s and process.poll() is None:
         found = re.search(r"listening at (\S+),", said())
@@ -177,19 +181,17 @@ def serving(
     repeats: int,
     flags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure the server, turn by turn with itself handling each request alone, and a pipeline.
-
-    Alone means that a batch holds one text and all else is the same: code, model, threads, clients.
+    """Measure `fitb serve` in turn with itself at batch size 1 and with the pipeline server.
 
     Args:
-        model: a folder.
-        texts: one a request.
-        clients: at a time.
-        seconds: of each measurement.
-        repeats: measurements of each.
-        flags: of `fitb serve`.
-    Returns: figures of the server, those of its rivals with `serial_` and `plain_` (the pipeline)
-        before their names, its ratio to each, all with their spread, and `failures` of all.
+        model: model folder.
+        texts: texts to fill, one per request.
+        clients: concurrent clients.
+        seconds: length of each measurement.
+        repeats: measurements of each server.
+        flags: further flags of `fitb serve`.
+    Returns: the spread of throughput and latency of each server, with the prefix `serial_` for
+        batch size 1 and `plain_` for the pipeline; throughput ratios to both; `failures` of all.
     """
     served = [sys.executable, "-m", "fitb", "serve", str(model), "--port", "0", *flags]
     pipeline = [sys.executable, "-m", "fitb.bench.pipeline_server", str(model)]
@@ -206,19 +208,14 @@ def serving(
             for name, url in urls.items():
                 loads[name].append(drive(f"{url}/v1/fill", bodies, clients, seconds))
     speeds = {name: [load.requests_per_s for load in mine] for name, mine in loads.items()}
-
-    def over(rival: str) -> dict[str, Any]:
-        pairs = zip(speeds[""], speeds[rival], strict=True)
-        return asdict(Spread.of([ours / theirs for ours, theirs in pairs]))
-
     return {
-        **{f"{name}requests_per_s": asdict(Spread.of(speeds[name], 1)) for name in rivals},
-        "server_over_serial": over("serial_"),
-        "server_over_plain": over("plain_"),
+        **{f"{name}requests_per_s": spread(speeds[name], 1) for name in rivals},
+        "server_over_serial": ratios(speeds[""], speeds["serial_"]),
+        "server_over_plain": ratios(speeds[""], speeds["plain_"]),
         **{
-            f"{name}p50_ms": asdict(Spread.of([load.p50_ms for load in mine], 1))
+            f"{name}p50_ms": spread([load.p50_ms for load in mine], 1)
             for name, mine in loads.items()
         },
-        "p99_ms": asdict(Spread.of([load.p99_ms for load in loads[""]], 1)),
+        "p99_ms": spread([load.p99_ms for load in loads[""]], 1),
         "failures": sum(load.failures for mine in loads.values() for load in mine),
     }

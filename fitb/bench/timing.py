@@ -1,4 +1,4 @@
-"""Medians, spread, memory of a process tree, and the machine that a figure belongs to."""
+"""Timing of repeated runs, peak memory, and the machine on which they were taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -24,38 +23,32 @@ from fitb.base.errors import SystemFault
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow")
 _SAMPLE_S = 0.01
-_SAMPLES_OF_A_LIST = 10  # listing children is dear
+_SAMPLES_PER_LISTING = 10  # listing child processes is expensive
 _ANONYMOUS = re.compile(r"RssAnon:\s+(\d+) kB")
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A figure of several runs.
+def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Return median, minimum (`low`), maximum (`high`) and number of repeated measurements.
 
     Args:
-        median: of all runs.
-        low: the least.
-        high: the greatest.
-        runs: how many.
+        values: one per run; at least one.
+        digits: decimal places kept.
     """
+    return {
+        "median": round(statistics.median(values), digits),
+        "low": round(min(values), digits),
+        "high": round(max(values), digits),
+        "runs": len(values),
+    }
 
-    median: float
-    low: float
-    high: float
-    runs: int
 
-    @classmethod
-    def of(cls, values: Sequence[float], digits: int = 3) -> Spread:
-        rounded = [round(value, digits) for value in values]
-        median = round(statistics.median(values), digits)
-        return cls(median, min(rounded), max(rounded), len(values))
-
-    def __str__(self) -> str:
-        return f"{self.median:,.6g} ({self.low:,.6g} to {self.high:,.6g}, {self.runs} runs)"
+def ratios(above: Sequence[float], below: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Return the spread of above / below, run by run, for runs that were taken in turn."""
+    return spread([a / b for a, b in zip(above, below, strict=True)], digits)
 
 
 def seconds(work: Callable[[], Any], device: Any = None) -> float:
-    """Return the wall-clock time of a call; on a GPU until the device is done."""
+    """Return the wall-clock seconds of a call, synchronised with `device` if that is a GPU."""
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         import torch
@@ -69,12 +62,12 @@ def seconds(work: Callable[[], Any], device: Any = None) -> float:
 
 
 def peak_mb(command: Sequence[str]) -> float:
-    """Run a command and return the greatest memory of it and its children together, in MB.
+    """Run a command and return the peak memory of its whole process tree, in MB (1e6 bytes).
 
-    Counted is anonymous memory (RssAnon), every 10 ms: pages of mapped files belong to the kernel,
-    which takes them back when it needs them. A page that a fork shares counts for each.
+    Sums anonymous memory (RssAnon) every 10 ms. Pages of mapped files are left out, because the
+    kernel can reclaim them; a page shared after a fork counts once per process.
 
-    Raises: SystemFault where it fails, with the last it said.
+    Raises: SystemFault with the last line of stderr if the command fails.
     """
     import psutil
 
@@ -88,7 +81,7 @@ def peak_mb(command: Sequence[str]) -> float:
         for sample in itertools.count():
             if process.poll() is not None:
                 break
-            if sample % _SAMPLES_OF_A_LIST == 0:
+            if sample % _SAMPLES_PER_LISTING == 0:
                 with contextlib.suppress(psutil.Error):  # ended meanwhile
                     members = [process.pid, *(kid.pid for kid in root.children(recursive=True))]
             peak = max(peak, sum(map(_anonymous_kb, members)))
@@ -101,7 +94,7 @@ def peak_mb(command: Sequence[str]) -> float:
 
 
 def reset_peak_rss(device: Any) -> None:
-    """Begin to look for the highest memory of this process, or of its GPU."""
+    """Reset the peak memory counter of this process, or of its GPU."""
     if device.type == "cuda":
         import torch
 
@@ -112,7 +105,7 @@ def reset_peak_rss(device: Any) -> None:
 
 
 def peak_rss_gb(device: Any) -> float:
-    """Return the highest resident memory of this process since then, or allocated on its GPU."""
+    """Return peak resident memory since `reset_peak_rss`, or peak GPU allocation, in GB (1e9)."""
     if device.type == "cuda":
         import torch
 
@@ -130,7 +123,7 @@ def _anonymous_kb(pid: int) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure depends on besides the code: hardware, versions, commit, date."""
+    """Return hardware, library versions, commit and date of a measurement."""
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": git.describe(dirty="+") or "unknown",
@@ -151,7 +144,7 @@ def _cpu() -> str:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return a row as lines for people, nested figures under their own names."""
+    """Render a result as lines of text, nested figures under dotted names."""
     return "\n".join(_lines(result, ""))
 
 
@@ -159,7 +152,8 @@ def _lines(result: dict[str, Any], prefix: str) -> Iterator[str]:
     for key, value in result.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value.keys() == {"median", "low", "high", "runs"}:
-            yield f"{name:36} {Spread(**value)}"
+            shown = "{median:,.6g} ({low:,.6g} to {high:,.6g}, {runs} runs)".format(**value)
+            yield f"{name:36} {shown}"
         elif isinstance(value, dict):
             yield from _lines(value, f"{name}.")
         else:
