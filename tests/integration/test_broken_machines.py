@@ -140,6 +140,11 @@ def old_driver(machine: Machine) -> None:
     machine.driver("535.104.05", "12.2")
 
 
+def no_munge(machine: Machine) -> None:
+    (machine.folder / "bin" / "munge").unlink()
+    machine.command("scontrol", "slurm_load_ctl_conf error: Unable to contact controller", 1)
+
+
 def dead_munge(machine: Machine) -> None:
     machine.command("munge", "munge: Error: Failed to access /run/munge/munge.socket.2", 6)
 
@@ -171,6 +176,7 @@ def sleeping_slurm(machine: Machine) -> None:
     ("damage", "name", "status", "found", "fix"),
     [
         (old_driver, "torch", "bad", "driver is too old", "download.pytorch.org/whl/cu126"),
+        (no_munge, "munge", "bad", "munge is not on PATH", "apt-get install munge"),
         (dead_munge, "munge", "bad", "munge.socket.2", "systemctl restart munge"),
         (cancels, "PreemptMode", "bad", "cancelled and stays so", "--dependency=singleton"),
         (few_gpus, "job shape", "bad", "never starts", "--gpus-per-node=2"),
