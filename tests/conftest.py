@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from small import make_shards, make_teacher, quick
+from small import make_shards, make_teacher, mounted, quick
 
+# Programs that prove our claims; tests run them in short.
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
 # A shell starts what it puts into the background deaf to Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,16 +37,37 @@ def own_log() -> Iterator[None]:
     logger.handlers, logger.level, logger.propagate = before
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Fill a folder that all workers of a session read: the first that asks for its name does."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, fill: Callable[[Path], object]) -> Path:
+        with open(base / f"{name}.lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_size:
+                (base / name).mkdir()
+                fill(base / name)
+                lock.write("made")
+        return base / name
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def shards(make_once: MakeOnce) -> Path:
     """As `make_shards` makes them."""
-    return make_shards(tmp_path_factory.mktemp("corpus"))
+    return make_once("corpus", make_shards) / "shards"
 
 
 @pytest.fixture(scope="session")
-def teacher(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(shards: Path, make_once: MakeOnce) -> Path:
     """As `make_teacher` makes it."""
-    return make_teacher(tmp_path_factory.mktemp("models"), shards)
+    return make_once("models", lambda folder: make_teacher(folder, shards)) / "teacher"
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +79,5 @@ def quick_flags(shards: Path, teacher: Path) -> list[str]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small filesystem needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as folder:
+        yield folder

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 HEADS = 4
 STUDENT = (
     '{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64,'
     f' "num_attention_heads": {HEADS}}}'
 )
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *words: str | Path) -> Iterator[Path]:
+    """A folder with another filesystem on it; where this user may not mount, a test is skipped."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *words, folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting a filesystem needs root: {done.stderr}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def make_shards(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fitb.base.fsio import naming_full_disk, read_lines
+from fitb.base.fsio import naming_full_disk, read_lines, sha256_file
 
 
 def record_rows() -> None:
@@ -62,6 +62,12 @@ def rows_of_steps(run_dir: Path) -> dict[int, list[int]]:
         for step, part in records:
             rows.setdefault(step, []).extend(part)
     return rows
+
+
+def weights(run_dir: Path) -> dict[str, str]:
+    """File -> hash of the newest checkpoint's tensors."""
+    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _records(folder: Path) -> Iterator[tuple[int, list[tuple[int, list[int]]]]]:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from machine import ClusterUnavailable
 from slurm_cluster import Cluster, a_cluster, tail
+from small import quick
 
 from fitb.cluster.executor import resource_parser
+from fitb.cluster.local import LocalRun, train_command
 from fitb.cluster.submit import submit_distill
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,3 +158,29 @@ def stand_in(folder: Path, steps: int = 60) -> Payload:
 def run(cluster: Cluster, tmp_path: Path) -> Run:
     """A run of the stand-in, not yet submitted."""
     return Run(cluster, stand_in(tmp_path), tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def real(shards: Path, teacher: Path) -> Payload:
+    """The real training of 80 steps, without validation, which is not what is tested here."""
+    flags = quick(shards, teacher, steps=80, eval_every=0)
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return Payload(sys.executable, "fitb.training.loop:train", flags, env, steps=80)
+
+
+@pytest.fixture(scope="session")
+def straight(real: Payload, make_once: Callable[..., Path]) -> Path:
+    """A run of two ranks on this machine that nothing interrupted."""
+
+    def train(folder: Path) -> None:
+        command = train_command([*real.flags, "--run_dir", str(folder / "run")])
+        with LocalRun(command, 2, env=real.env) as ranks:
+            assert ranks.wait(300) == 0
+
+    return make_once("straight", train) / "run"
+
+
+@pytest.fixture
+def real_run(cluster: Cluster, real: Payload, tmp_path: Path) -> Run:
+    """A run of the real training, not yet submitted."""
+    return Run(cluster, real, tmp_path / "run")

@@ -19,7 +19,7 @@ import psutil
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-sys.path += [str(TESTS), str(TESTS / "integration"), str(ROOT)]
+sys.path += [str(TESTS), str(ROOT)]
 
 from machine import run, wait_until  # noqa: E402 - after the path
 from slurm_cluster import Cluster  # noqa: E402 - after the path
@@ -161,7 +161,7 @@ class Soak:
 
     def start_wandb(self) -> None:
         where = ("--host", f"{self.cluster.subnet}.254", "--port", str(self.wandb_port))
-        command = [sys.executable, str(TESTS / "integration" / "wandb_server.py"), *where]
+        command = [sys.executable, str(TESTS / "wandb_server.py"), *where]
         journal = str(self.folder / "wandb.jsonl")
         self._wandb = subprocess.Popen(
             [*command, "--out", journal], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

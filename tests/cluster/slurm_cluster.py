@@ -196,21 +196,10 @@ class Cluster:
 
     def _daemon(self, host: str, *command: str) -> None:
         script = 'hostname "$0" && exec "$@"'
+        start = ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c", script, host]
         with open(self.folder / f"{host}.err", "wb") as output:
             daemon = subprocess.Popen(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    host,
-                    "unshare",
-                    "--uts",
-                    "sh",
-                    "-c",
-                    script,
-                    host,
-                    *command,
-                ],
+                [*start, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

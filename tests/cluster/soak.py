@@ -12,26 +12,23 @@ they would be over before a fault arrives.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from faults import FAULTS, ROOT, Soak, schedule
-from machine import run
 from slurm_cluster import a_cluster
-from small import make_shards, make_teacher, quick
-from traced import rows_of_steps
+from small import make_shards, make_teacher, mounted, quick
+from traced import rows_of_steps, weights
 from wandb_server import KEY, WandbServer
 
-from fitb.base.fsio import read_json, read_lines, sha256_file
+from fitb.base.fsio import read_json, read_lines
 from fitb.cluster.local import LocalRun, hold_port, train_command
 
 INTERVAL = 10  # steps between two checkpoints
@@ -51,22 +48,6 @@ if "train" in sys.orig_argv:
         return step(self, *args)
     Engine.train_step = slow
 """
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder))
-    try:
-        yield
-    finally:
-        run("umount", "-l", str(folder))
-
-
-def weights(run_dir: Path) -> dict[str, str]:
-    """File -> hash of the newest checkpoint's tensors."""
-    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
-    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def count_rows(run_dir: Path, num_rows: int, steps: int) -> tuple[int, int]:
@@ -105,7 +86,8 @@ def soak(num_faults: int, seed: int, steps: int, kinds: list[str], folder: Path)
     (folder / "site" / "sitecustomize.py").write_text(SITE)
     straight = straight_weights(folder / "straight", flags)
     began = time.monotonic()
-    with hold_port() as held, small_disk(folder / "disk"), a_cluster(num_hosts=3) as cluster:
+    disk = ("-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs")
+    with hold_port() as held, mounted(folder / "disk", *disk), a_cluster(num_hosts=3) as cluster:
         port = held.getsockname()[1]
         it = Soak(cluster, folder, flags, port, random.Random(seed))
         it.start_wandb()

@@ -53,7 +53,7 @@ def submitted(cluster: Cluster, out: Path, log: Path, env: dict[str, str]) -> di
     job = cluster.sbatch(
         f"--output={log}",
         ROOT / "slurm" / "prepare.sh",
-        *("--tasks", "4", "--cpus_per_task", "40", "--mem_per_cpu_gb", "0", "--time_min", "10"),
+        *("--tasks", "2", "--cpus_per_task", "40", "--mem_per_cpu_gb", "0", "--time_min", "10"),
         *flags,
         env={"FITB_PYTHON": sys.executable, **env},
         cwd=ROOT,

@@ -31,64 +31,15 @@ def test_batch_script_as_it_is_runs_on_two_hosts_to_its_end_in_a_folder_of_any_n
     assert logs == {f"{job}.{task}.out" for task in range(8)}
 
 
-def test_preempted_job_is_requeued_under_its_id_and_resumes(run: Run) -> None:
-    job = run.sbatch()
-    wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
-    run.cluster.preempt()
-    run.cluster.wait_restart(job)
-    assert run.cluster.wait_end(job) == "COMPLETED", run.logs()
-    assert run.cluster.show(job)["Restarts"] == "1"
-    first, second = run.events("attempt")
-    (requeue,) = run.events("requeue")
-    assert second["step"] == requeue["step"] >= 10
-    assert (requeue["exit_code"], requeue["job"]) == (85, job), run.logs()
-    assert "restart 1" in run.batch_log.read_text()
-
-
-def test_preempted_submitit_job_is_requeued_under_its_id_and_resumes(
+def test_submitit_job_resumes_after_its_time_limit(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = run.submitit(monkeypatch, "--time_min", "30")
-    wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
-    run.cluster.preempt()
-    run.cluster.wait_restart(job.job_id)
-    assert run.cluster.wait_end(job.job_id) == "COMPLETED", run.logs()
-    assert run.cluster.show(job.job_id)["Restarts"] == "1"
-    (requeue,) = run.events("requeue")
-    assert run.events("attempt")[1]["step"] == requeue["step"] >= 10
-    assert wait_for(job, run.folder) == 0
-
-
-def test_jobs_of_both_doors_resume_after_their_time_limit(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Slurm looks at limits every 30 s; both jobs wait for it together.
-    slow = {"STAND_IN_STEP_S": "1.0"}
-    runs = {"sbatch": run, "submitit": Run(run.cluster, run.payload, tmp_path / "other")}
-    jobs = {"sbatch": run.sbatch("--time=1", "--signal=B:USR1@10", env=slow)}
     monkeypatch.setenv("STAND_IN_STEP_S", "1.0")
-    limits = ("--time_min", "1", "--signal_delay_s", "10")
-    jobs["submitit"] = runs["submitit"].submitit(monkeypatch, *limits).job_id
-    for door, job in jobs.items():
-        run.cluster.wait_restart(job, timeout_s=120)
-        assert runs[door].events("requeue")[0]["step"] > 0, runs[door].logs()
-    for door, job in jobs.items():
-        assert run.cluster.wait_end(job) == "COMPLETED", runs[door].logs()
-        assert runs[door].saved() == run.payload.steps
-
-
-def test_run_begun_by_sbatch_is_resumed_by_submitit(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = run.sbatch()
-    wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
-    run.cluster("scancel", job)
-    run.cluster.wait_state(job, "CANCELLED", "COMPLETED", "FAILED")
-    saved = run.saved()
-    job = run.submitit(monkeypatch, "--time_min", "30").job_id
-    assert run.cluster.wait_end(job) == "COMPLETED", run.logs()
-    assert run.events("attempt")[1]["step"] == saved
-    assert run.saved() == run.payload.steps
+    job = run.submitit(monkeypatch, "--time_min", "1", "--signal_delay_s", "10")
+    run.cluster.wait_restart(job.job_id, timeout_s=120)
+    assert run.events("requeue")[0]["step"] > 0, run.logs()
+    assert run.cluster.wait_end(job.job_id) == "COMPLETED", run.logs()
+    assert run.saved() == run.payload.steps and wait_for(job, run.folder) == 0
 
 
 def test_cancelled_job_saves_and_is_not_requeued(run: Run) -> None:

@@ -39,6 +39,7 @@ _READ_LATE_PREFIXES = ("FITB_", "SLURM_", "WANDB_", "PYTEST_")
 _THREADS = "OMP_NUM_THREADS"
 _SPEED_ALONE = {_THREADS, *MALLOC_KEEPS}  # malloc keeps those of the server that forks
 _COMMANDS = ("train", "evaluate", "compare", "export", "fill", "status")
+_COMMANDS += ("prepare", "inspect", "report", "doctor", "bench")
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_MODULES)

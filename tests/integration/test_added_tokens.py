@@ -51,9 +51,7 @@ def student(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flags(quick_flags: list[str], extended_shards: Path, student: Path) -> list[str]:
     """Distil from a teacher's folder into a student's, neither of which has the added tokens."""
-    changes = {"--data.shards": str(extended_shards), "--model.student": str(student)}
-    changed = dict(zip(quick_flags[::2], quick_flags[1::2], strict=True)) | changes
-    return [word for pair in changed.items() for word in pair]
+    return [*quick_flags, "--data.shards", str(extended_shards), "--model.student", str(student)]
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fitb import cli
 from fitb.config import Geometry
 from tests.benchmarks import resume
 
+Bench = Callable[[str, str], dict[str, Any]]
 SMALL = (
     "--length 64 --micro_batch 4 --grad_accum 2 --repeats 1 --steps 2 --precision fp32"
     " --student.hidden_size 24 --student.num_hidden_layers 2 --student.intermediate_size 48"
@@ -20,14 +22,20 @@ SMALL = (
 )
 
 
-def bench(what: str, flags: str = "") -> dict:
-    command = [sys.executable, "-m", "fitb", "bench", what, *flags.split(), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Run a benchmark in this process, so that its ranks are forked."""
+
+    def run(what: str, flags: str) -> dict[str, Any]:
+        assert cli.main(["bench", what, *flags.split(), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
 
 
-def test_a_step_is_measured_beside_the_unfused_baseline_with_equal_losses(shards: Path) -> None:
+def test_a_step_is_measured_beside_the_unfused_baseline_with_equal_losses(
+    bench: Bench, shards: Path
+) -> None:
     row = bench("step", f"{SMALL} --baseline --processes 2 --shards {shards}")
     assert row["processes"] == 2
     for name in ("tokens_per_s", "baseline_tokens_per_s", "ratio"):
@@ -41,7 +49,7 @@ def test_a_step_is_measured_beside_the_unfused_baseline_with_equal_losses(shards
     assert {"commit", "date", "cpu", "cores", "torch"} <= set(row)
 
 
-def test_collectives_are_measured_between_processes() -> None:
+def test_collectives_are_measured_between_processes(bench: Bench) -> None:
     row = bench("comm", "--mb [0.1] --repeats 2 --precision bf16")
     assert row["latency_us"]["median"] > 0
     assert set(row["0.1_mb"]) == {"all_reduce", "all_gather", "reduce_scatter"}
@@ -63,7 +71,9 @@ def test_leaving_and_coming_back_are_measured_with_their_parts(shards: Path) -> 
     assert row["checkpoint_mb"] > 0.1
 
 
-def test_filling_is_measured_beside_the_pipeline_a_teacher_onnxruntime_and_under_load() -> None:
+def test_filling_is_measured_beside_the_pipeline_a_teacher_onnxruntime_and_under_load(
+    bench: Bench,
+) -> None:
     row = bench(
         "infer",
         "--texts 4 --batches [2] --repeats 1 --model.hidden_size 24 --model.num_hidden_layers 1"

@@ -15,18 +15,6 @@ from fitb import cli
 from fitb.cluster.local import hold_port
 
 
-def test_torchrun_and_accelerate_style_environments_start_the_same_job(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    flags = [*quick_flags, "--steps", "2", "--run_dir", str(run)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-    torchrun += ["--nproc-per-node", "2", sys.executable, "-m", "fitb", "train", *flags]
-    done = subprocess.run(torchrun, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert job.events(run, "attempt")[0]["world_size"] == 2
-
-
 def test_deepspeeds_own_launcher_starts_the_same_job(
     quick_flags: list[str], tmp_path: Path
 ) -> None:
@@ -94,7 +82,7 @@ def test_the_demo_in_miniature_walks_the_whole_road(
     """In this process, so that its ranks are forked."""
     out = tmp_path / "demo"
     words = ["demo", "--out", str(out), "--max_mb", "0.5", "--vocab_size", "600"]
-    code = cli.main([*words, "--teacher_steps", "20", "--steps", "20", "--rows", "64"])
+    code = cli.main([*words, "--teacher_steps", "6", "--steps", "12", "--rows", "64"])
     told = capfd.readouterr()
     assert code == 0, told.err
     summary = json.loads((out / "summary.json").read_text())
@@ -104,7 +92,7 @@ def test_the_demo_in_miniature_walks_the_whole_road(
         assert {"params", "loss", "ppl", "top1", "top5", "span_em"} <= model.keys()
     assert summary["attempts"] == 2 and summary["seconds"] > 0 and summary["tokens_per_s"] > 0
     assert summary["compute_ratio"] > 1
-    assert summary["models"]["control_equal_compute"]["steps"] > 20
+    assert summary["models"]["control_equal_compute"]["steps"] > 12
     assert "control_equal_compute" in told.out and "[MASK]" not in told.out.split("==")[-1]
 
 

@@ -46,11 +46,14 @@ def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert job.steps(run) == list(range(1, 25))  # replayed steps are not logged twice
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero2_offload", "zero3"])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [("zero1", "fp32"), ("zero2_offload", "fp32"), ("zero3", "fp32"), ("zero2", "bf16")],
+)
 def test_zero_stages_agree_and_each_resumes_bitwise(
-    straight: Path, quick_flags: list[str], tmp_path: Path, stage: str
+    straight: Path, quick_flags: list[str], tmp_path: Path, stage: str, precision: str
 ) -> None:
-    flags = [*quick_flags, "--ds_config", stage]
+    flags = [*quick_flags, "--ds_config", stage, "--precision", precision]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert job.run(flags, whole) == 0
     assert job.run_and_signal(flags, resumed, signal.SIGUSR2, at_step=5, rank=0) == 85
@@ -58,16 +61,8 @@ def test_zero_stages_agree_and_each_resumes_bitwise(
     assert job.differing(whole, resumed) == []
     for ours, theirs in zip(job.metrics(straight), job.metrics(whole), strict=True):
         for name in ("train/loss", "student/loss_mlm", "distill/total", "optim/grad_norm"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["train/step"], name)
-
-
-def test_bf16_resumes_bitwise(quick_flags: list[str], tmp_path: Path) -> None:
-    flags = [*quick_flags, "--precision", "bf16"]
-    assert job.run(flags, tmp_path / "whole") == 0
-    resumed = tmp_path / "resumed"
-    assert job.run_and_signal(flags, resumed, signal.SIGUSR1, at_step=5, rank=1) == 85
-    assert job.run(flags, resumed) == 0
-    assert job.differing(tmp_path / "whole", resumed) == []
+            if precision == "fp32":
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +134,6 @@ def test_early_stopping_finishes_and_keeps_the_best_student(
     stop = job.events(tmp_path / "run", "stop")[-1]
     assert stop["reason"] == "early stopping" and stop["step"] < 24
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
-
-
-def test_a_finished_run_that_is_started_again_finishes_at_once(
-    straight: Path, quick_flags: list[str]
-) -> None:
-    before = job.state(straight)
-    assert job.run(quick_flags, straight) == 0
-    assert job.steps(straight) == list(range(1, 25))
-    assert all(torch.equal(before[name], tensor) for name, tensor in job.state(straight).items())
 
 
 def test_the_export_is_a_hugging_face_folder_that_holds_the_final_weights(straight: Path) -> None:

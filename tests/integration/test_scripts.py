@@ -1,17 +1,13 @@
 """Writing systems other than English, held against `regex` and the tokenizer itself.
 
-Sentences are put together from parts, so that as many as a vocabulary needs are at hand. `python
-tests/integration/test_scripts.py` prints what is measured.
+Sentences are put together from parts, so that as many as a vocabulary needs are at hand.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import regex
@@ -245,20 +241,3 @@ def test_a_blank_gives_back_the_word_that_stood_there(script, tokenizer):
 def test_a_blank_gives_back_a_word_of_many_pieces(script, tmp_path):
     asked, lost = blanks(script, make_tokenizer(script, tmp_path, SMALL))
     assert asked > 50 and not lost
-
-
-if __name__ == "__main__":
-    for name, each in SCRIPTS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            made = make_tokenizer(each, Path(folder))
-            small = make_tokenizer(each, Path(folder) / "small", SMALL)
-            number, not_given = blanks(each, made)
-            of_many, never = blanks(each, small)
-            pairs = " ".join(f"{true:.3f}/{guess:.3f}" for true, guess in similarities(each))
-            sys.stdout.write(
-                f"{name}: vocabulary {len(made)}, unknown {unknown_share(each, made):.2%},"
-                f" similarity true/estimated {pairs}, blanks {number - len(not_given)}/{number},"
-                f" with {len(small)} pieces {of_many - len(never)}/{of_many}\n"
-            )
-            for text in [*not_given[:5], *never[:5]]:
-                sys.stdout.write(f"    {text}\n")

@@ -132,11 +132,8 @@ def test_health_metrics_and_unknown_paths(server: Served) -> None:
     ("body", "status", "said"),
     [
         (b"", 400, "not JSON"),
-        (b'{"texts": ["\xff\xfe ___"]}', 400, "not JSON"),
-        (b"once upon a ___", 400, "not JSON"),
         ({"texts": ["nothing is missing"]}, 422, r"texts\[0\]: the text has no blank"),
         ({"texts": ["a ___", "___ " * 10_000]}, 422, r"texts\[1\]"),
-        ({"texts": ["___ " * 4000]}, 422, "4000 blanks"),
         ({"texts": ["word " * 5000 + "___"]}, 422, r"texts\[0\].* 20000 characters"),
         ({"texts": ["___ " * 8]}, 422, "tokens through the model"),
         ({"texts": [{"text": "___", "constraints": [{"regex": "("}]}]}, 422, "regex"),

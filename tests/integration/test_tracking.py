@@ -107,7 +107,7 @@ def wandb_process(pid: int) -> psutil.Process:
 
 
 KILLED = """
-import sys; sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = {tests!r}
 import os, signal
 from pathlib import Path
 from test_tracking import attempt
@@ -123,7 +123,8 @@ def test_a_run_interrupted_and_killed_has_every_step_once_on_the_server(
     attempt(run, range(1, 6))
     attempt(run, range(4, 9))  # it replays two
     assert held(server, run) == job.steps(run) == list(range(1, 9))
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(run))
+    tests = [str(folder) for folder in Path(__file__).parents[:2]]
+    code = KILLED.format(tests=tests, folder=str(run))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert job.steps(run) == list(range(1, 13)) and held(server, run) == list(range(1, 9))

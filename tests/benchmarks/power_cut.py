@@ -1,6 +1,6 @@
 """The power fails under a training: what the disk holds at a moment is mounted, and gone on with.
 
-    PYTHONPATH=tests python power_cut.py FOLDER     (as root, who may mount)
+    python tests/benchmarks/power_cut.py FOLDER     (as root, who may mount)
 
 `fitb train` runs on an ext4 of its own. When `latest` names the second checkpoint the file of the
 filesystem is copied, which is what the disk holds, without what the kernel has in memory. On the
@@ -9,32 +9,23 @@ copy `fitb export` and the next start are tried. One JSON line tells what was fo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import job
-from small import make_shards, make_teacher, quick
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS), str(TESTS / "integration")]
 
-from fitb.cluster.local import LocalRun
+import job  # noqa: E402 - after the path
+from small import make_shards, make_teacher, mounted, quick  # noqa: E402 - after the path
+
+from fitb.cluster.local import LocalRun  # noqa: E402 - after the path
 
 SECOND = "step-0000016"
-
-
-@contextlib.contextmanager
-def mounted(device: Path, where: Path) -> Iterator[Path]:
-    where.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "loop", device, where], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", "-l", where], check=True)
 
 
 def zeros(folder: Path) -> dict[str, str]:
@@ -45,7 +36,7 @@ def zeros(folder: Path) -> dict[str, str]:
 
 def cut_at_second_save(flags: list[str], device: Path, where: Path, image: Path) -> None:
     """Train, and copy the device at the moment of the second save."""
-    with mounted(device, where):
+    with mounted(where, "-o", "loop", device):
         run = where / "run"
         latest = run / "checkpoints" / "latest"
         with LocalRun(job.command(flags, run), 1) as ranks:
@@ -66,7 +57,7 @@ def main(folder: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
     cut_at_second_save(flags, device, folder / "before", image)
     found: dict[str, Any] = {}
-    with mounted(image, folder / "after") as after:
+    with mounted(folder / "after", "-o", "loop", image) as after:
         run = after / "run"
         found["export"] = zeros(run / "export")
         done = job.fitb("export", "--source", str(run), "--out", str(folder / "exported"))

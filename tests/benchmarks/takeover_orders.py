@@ -1,6 +1,6 @@
 """Orders of the filesystem calls of jobs that start one run at the same moment: who owns it?
 
-    python tests/unit/rundir/takeover_orders.py [--random N] [--module ownership.py]
+    python tests/benchmarks/takeover_orders.py [--random N] [--module ownership.py]
 
 The real code of `take` runs over a real folder, and stops before every call that it makes; the
 order in which the calls are made is chosen: every order of two starters, every order of three with

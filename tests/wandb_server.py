@@ -17,18 +17,16 @@ or as a program, for a soak test; kill it and start it again whenever you like:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gzip
 import json
 import re
-import socket
 import threading
 import time
 from collections import defaultdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from http_server import Handler, HttpServer
 
 HISTORY, EVENTS, LOG = "wandb-history.jsonl", "wandb-events.jsonl", "output.log"
 SUMMARY = "wandb-summary.json"
@@ -86,8 +84,8 @@ class Run:
         }
 
 
-class WandbServer:
-    """Serves from when it is made until it is left; may stop and start on one port.
+class WandbServer(HttpServer):
+    """The server; no request is answered while `hold` is clear.
 
     Args:
         host: address to listen on.
@@ -101,55 +99,17 @@ class WandbServer:
         self.keys: set[str] = set()  # Authorization headers
         self.status: dict[str, int] = {}  # by operation, path's end, or "" for all: refuse with it
         self.delay_s = 0.0  # before every answer
-        self.hold = threading.Event()  # while it is clear, no request is answered
-        self.hold.set()
-        self.lock = threading.Lock()
-        self.open: set[socket.socket] = set()
-        self._host, self._port, self._journal = host, port, journal
-        self._server: ThreadingHTTPServer | None = None
+        self._journal = journal
         if journal and journal.exists():
             for line in journal.read_text().splitlines(keepends=True):
                 if line.endswith("\n"):
                     self._apply(json.loads(line))
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        super().__init__(_Runs, host, port)
 
     @property
     def env(self) -> dict[str, str]:
         """What a client needs to log to this server."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
-
-    def start(self) -> None:
-        self._server = _Listener((self._host, self._port), _handler(self))
-        self._port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        """Refuse connections, and break those that are open."""
-        if self._server is None:
-            return
-        self._server.shutdown()
-        self._server.server_close()
-        self._server = None
-        with self.lock:
-            for connection in self.open:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> WandbServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.hold.set()
-        self.stop()
 
     def write(self, change: dict[str, Any]) -> None:
         """Make a change to a run, in the journal first."""
@@ -213,48 +173,24 @@ class WandbServer:
         return 200, {}
 
 
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
+class _Runs(Handler):
+    protocol_version = "HTTP/1.1"
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that hang up."""
+    def do_POST(self) -> None:  # noqa: N802
+        server, body = self.owner, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        with server.lock:
+            server.keys.add(self.headers.get("Authorization", ""))
+        status, answer = server.answer(self.path, body, self.headers["Host"])
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
-
-def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def setup(self) -> None:
-            super().setup()
-            with server.lock:
-                server.open.add(self.connection)
-
-        def finish(self) -> None:
-            with server.lock:
-                server.open.discard(self.connection)
-            super().finish()
-
-        def do_POST(self) -> None:  # noqa: N802
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            with server.lock:
-                server.keys.add(self.headers.get("Authorization", ""))
-            status, answer = server.answer(self.path, body, self.headers["Host"])
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_PUT = do_POST  # noqa: N815
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+    do_GET = do_PUT = do_POST  # noqa: N815
 
 
 def main() -> None:

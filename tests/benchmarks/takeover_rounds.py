@@ -1,6 +1,6 @@
 """Real processes that start one run at the same moment, round after round: how many own it?
 
-    python tests/unit/rundir/takeover_rounds.py [--rounds N] [--starters 2 4]
+    python tests/benchmarks/takeover_rounds.py [--rounds N] [--starters 2 4]
 
 In turn on a fresh run, after an orderly end, and after an attempt whose process is dead. One JSON
 line for each number of starters: in how many rounds none, one or more of them owned the run.

@@ -1,5 +1,5 @@
-"""Pictures for docs/: `python tests/integration/screenshots.py serve MODEL [--teacher T]`, and
-`python tests/integration/screenshots.py report RUN [RUN ...]`."""
+"""Pictures for docs/: `python tests/benchmarks/screenshots.py serve MODEL [--teacher T]`, and
+`python tests/benchmarks/screenshots.py report RUN [RUN ...]`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from browser import chromium
 from playwright.sync_api import Browser, Page
-from serving import serving
 
-from fitb.tools.report.build import report
-from fitb.tools.report.report_config import ReportConfig
+sys.path.append(str(Path(__file__).resolve().parents[1] / "integration"))
+
+from browser import chromium  # noqa: E402 - after the path
+from serving import serving  # noqa: E402
+
+from fitb.tools.report.build import report  # noqa: E402
+from fitb.tools.report.report_config import ReportConfig  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SENTENCE = "Return the ___ of the ___ as a string."

@@ -1,6 +1,6 @@
 """`fitb serve` under clients that mean harm, and what another client sees of it.
 
-    python tests/integration/attack_server.py --seconds 15 [MODEL]
+    python tests/benchmarks/attack_server.py --seconds 15 [MODEL]
 
 For each attack a server is started on loopback and attacked for some seconds by a few clients,
 while another process sends one short text every 100 ms. Printed are the latency of the short texts,
@@ -32,7 +32,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving import Served, serving, wait_for
+sys.path.append(str(Path(__file__).resolve().parents[1] / "integration"))
+
+from serving import Served, serving, wait_for  # noqa: E402 - after the path
 
 CLIENTS = 4  # of an attack that sends requests
 PAUSE_S = 0.1  # between two short texts

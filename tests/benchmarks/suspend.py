@@ -1,6 +1,6 @@
 """A job of two ranks is suspended, as by scontrol suspend, a debugger or a laptop's lid.
 
-    PYTHONPATH=tests python suspend.py FOLDER [--hang_s 25] [--stop_s 85] [--skew_s 0 3 -3]
+    python tests/benchmarks/suspend.py FOLDER [--hang_s 25] [--stop_s 85] [--skew_s 0 3 -3]
 
 For each skew: every process of both ranks is stopped for `stop_s`, those of rank 1 `skew_s` after
 those of rank 0 (before, where it is negative), and woken in the same order. One JSON line a case:
@@ -12,16 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import job
 import psutil
-from small import make_shards, make_teacher, quick
 
-from fitb.cluster.local import LocalRun
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS), str(TESTS / "integration")]
+
+import job  # noqa: E402 - after the path
+from small import make_shards, make_teacher, quick  # noqa: E402 - after the path
+
+from fitb.cluster.local import LocalRun  # noqa: E402 - after the path
 
 AT_STEP, STEPS = 15, 60
 
