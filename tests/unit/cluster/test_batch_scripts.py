@@ -34,7 +34,7 @@ def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None
     ("srun", "env", "code", "requeues", "said"),
     [
         (FINISH, {}, 0, 0, ""),
-        ("exit 85", {}, 85, 1, "left as asked"),
+        ("exit 85", {}, 85, 1, "shut down as requested"),
         ("exit 85", {"FAKE_REQUEUE": "1"}, 85, 1, "or a chain (see the head of slurm/distill.sh)"),
         ("exit 85", {"FAKE_STATE": "CANCELLED"}, 85, 0, "CANCELLED"),
         ("exit 85", {"FAKE_STATE": "COMPLETING"}, 85, 0, "COMPLETING"),

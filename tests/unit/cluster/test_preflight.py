@@ -12,7 +12,7 @@ from fitb.cluster import preflight
 from fitb.cluster.preflight import Verdict, barred, come_back, judge, pair_rounds
 from fitb.rundir.restart import Source
 
-NO_ONE = "the all-reduce over all hosts failed, and no host is to blame for it"
+NO_ONE = "the all-reduce over all hosts failed, and no single host is at fault"
 
 
 def record(clock_s: float | None = 0.0, failures: tuple[str, ...] = (), **pairs: bool) -> Any:
@@ -111,7 +111,7 @@ def test_no_host_is_to_blame_for_what_its_own_name_leads_to() -> None:
     why = "a is 127.0.1.1 on a itself; export GLOO_SOCKET_IFNAME=eth0"
     misled = {**record(None), "reduced": False, "unreachable": why}
     for other in (misled, record(a=False)):
-        assert judge("ab", {"a": misled, "b": other}) == Verdict({}, why, passes=False)
+        assert judge("ab", {"a": misled, "b": other}) == Verdict({}, why, transient=False)
     full = {**misled, "failures": ["disk /tmp: full"]}
     assert judge("ab", {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
 

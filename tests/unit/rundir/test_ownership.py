@@ -83,9 +83,9 @@ def test_a_second_job_on_a_run_that_lives_is_refused_and_changes_nothing(run, st
     take(run, JOB)
     started = ownership._started(stranger.pid)
     belongs_to(run, 1, pid=stranger.pid, started=started)
-    with pytest.raises(RunTaken, match=f"attempt 1, which lives: process {stranger.pid} .* job 7"):
+    with pytest.raises(RunTaken, match=f"attempt 1, which is alive: process {stranger.pid} .* job 7"):
         take(run, JOB | {"SLURM_JOB_ID": "8"})
-    with pytest.raises(RunTaken, match="One job at a time"):
+    with pytest.raises(RunTaken, match="one job at a time"):
         take(run, JOB)
     assert owned(run) == {1: False}
     assert fences(run) == [".0001"]
@@ -156,7 +156,7 @@ def test_a_replaced_attempt_can_neither_commit_nor_prune_nor_tell(run):
     with pytest.raises(Replaced, match="attempt 1 of .* has been replaced"):
         old.check_owned()
     old.event("save", step=4)
-    old.leave(0)
+    old.close(0)
     assert contents(run) == before
     assert owned(run) == {1: True, 2: False}
 

@@ -9,6 +9,7 @@ import pytest
 from fitb.base.errors import CRASH, FINISHED, RESUME, STOP
 from fitb.base.fsio import append_line, read_json, write_json
 from fitb.rundir.checkpoints import last_committed_step
+from fitb.rundir.events import num_attempts
 from fitb.rundir.ownership import current_owner
 from fitb.rundir.restart import (
     MAX_STALLED_CRASHES,
@@ -19,7 +20,6 @@ from fitb.rundir.restart import (
     decide,
     decide_from,
     main,
-    num_attempts,
 )
 
 
@@ -226,7 +226,7 @@ def test_command_exits_with_its_verdict(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert main([str(tmp_path), "85"]) == 85
-    assert "left as asked" in capsys.readouterr().out
+    assert "shut down as requested" in capsys.readouterr().out
     assert main([str(tmp_path), "93"]) == 93
     assert main([str(tmp_path), "0"]) == 85
     ended(tmp_path, 85, 0)
@@ -362,7 +362,7 @@ def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it(tmp_path: Path) 
     before = events_of(tmp_path)
     decision = decide(tmp_path, 93, source=Source("7"), seen=1)
     assert decision.exit_code == STOP
-    assert "the run is that of attempt 2 of job 6" in decision.reason
+    assert "attempt 2 of job 6" in decision.reason
     assert events_of(tmp_path) == before
     assert not (tmp_path / "done.json").exists()
 

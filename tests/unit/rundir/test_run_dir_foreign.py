@@ -32,7 +32,7 @@ def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(
     (home / "notes.txt").write_text("mine")
     for _ in range(2):
         run, _ = open_run(Config(run_dir=str(home)), World(0, 1, 0))
-        run.leave(0)
+        run.close(0)
     assert (home / "notes.txt").read_text() == "mine"
 
 
@@ -48,7 +48,7 @@ def test_a_link_that_a_run_would_replace_is_refused_and_stays(name: str, tmp_pat
     assert (home / name).readlink() == elsewhere
     (home / name).unlink()
     run, _ = open_run(Config(run_dir=str(home)), World(0, 1, 0))
-    run.leave(0)
+    run.close(0)
 
 
 def test_a_start_that_was_killed_before_it_had_a_number_leaves_a_folder_for_the_next(
@@ -58,4 +58,4 @@ def test_a_start_that_was_killed_before_it_had_a_number_leaves_a_folder_for_the_
     (tmp_path / "checkpoints" / ".claim-0123456789abcdef" / "token").mkdir(parents=True)
     run, _ = open_run(Config(run_dir=str(tmp_path)), World(0, 1, 0))
     assert run.attempt == 1
-    run.leave(0)
+    run.close(0)

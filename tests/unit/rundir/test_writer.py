@@ -15,8 +15,8 @@ from fitb.base.world import World
 from fitb.config import Config, OptimConfig
 from fitb.config.parser import parse
 from fitb.rundir import ownership
-from fitb.rundir.events import words_of
 from fitb.rundir.history import attempts_of
+from fitb.rundir.names import hang_report
 from fitb.rundir.writer import RunDir
 from fitb.training.setup import open_run
 
@@ -142,7 +142,7 @@ def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(run_co
 def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(run_config):
     config = run_config()
     run, _ = open_run(config, ALONE)
-    (run.heartbeats / words_of(3)).write_text("a call kept the interpreter to itself\n")
+    (run.heartbeats / hang_report(3)).write_text("a call kept the interpreter to itself\n")
     for _ in range(2):
         open_run(config, ALONE)
     hangs = [e for e in events(config) if e["event"] == "hang"]

@@ -125,7 +125,7 @@ def test_an_export_that_is_not_whole_is_made_again_from_the_best_checkpoint(
     assert exported.damage(mending.run.export) is None
     assert exported.step_of(mending.run.export) == 8
     assert mending.weights().keys() == mending.before.keys() and mending.same(8)
-    assert [m for m in caplog.messages if "made again from the weights of step 8" in m]
+    assert [m for m in caplog.messages if "from the weights of step 8" in m]
     assert len(mending.mend()) == 1  # once
 
 
@@ -163,9 +163,9 @@ def test_without_the_best_checkpoint_the_resumed_weights_are_taken_and_it_is_sai
     (mending.run.checkpoints / "step-0000008").rename(mending.run.path / "elsewhere")
     emptied(mending.run.export)
     ((step, reason),) = mending.mend()
-    assert step == 16 and "no checkpoint holds step 8, the best one" in reason
+    assert step == 16 and "no checkpoint holds the best step 8" in reason
     assert mending.same(16) and exported.step_of(mending.run.export) == 16
-    assert any("no checkpoint holds step 8" in message for message in caplog.messages)
+    assert any("no checkpoint holds" in message for message in caplog.messages)
     assert len(mending.mend()) == 1
 
 

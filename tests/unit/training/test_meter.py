@@ -62,6 +62,7 @@ def make_meter(run_config):
             stream=SimpleNamespace(waited_s=0.0),
             progress=SimpleNamespace(step=0),
             token_flops=2e9,
+            added_ids=(),
             peak_tflops=0.5,
         )
         config = run_config(steps=10, track=TrackConfig(every_steps=every_steps))

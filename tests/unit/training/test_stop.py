@@ -103,7 +103,7 @@ def test_a_forked_child_has_the_handlers_of_the_system():
         os._exit(0 if default else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert all(signal.getsignal(number) == flag._note for number in SIGNALS)
+    assert all(signal.getsignal(number) == flag._on_signal for number in SIGNALS)
 
 
 def test_a_forked_child_dies_of_a_signal_at_once():
@@ -140,7 +140,7 @@ def test_without_a_time_budget_time_does_not_stop_a_run(monkeypatch):
 
 def test_one_rank_that_caught_a_signal_stops_every_rank(monkeypatch):
     signalled = StopFlag()
-    signalled._note(signal.SIGUSR1, None)
+    signalled._on_signal(signal.SIGUSR1, None)
     theirs = noted_by(signalled, COUNTS)
     monkeypatch.setattr(stopping, "dist", Ranks([theirs, theirs]))
     reason, counts = StopFlag().agree(COUNTS)
@@ -165,7 +165,7 @@ def test_a_failure_to_read_becomes_one_last_step_and_is_raised_at_the_end():
 
 def test_a_failure_outweighs_a_signal():
     flag = StopFlag()
-    flag._note(signal.SIGTERM, None)
+    flag._on_signal(signal.SIGTERM, None)
     list(flag.guard(read(DataError("torn shard"), good=0)))
     assert flag.agree(COUNTS)[0] == "failure"
 

@@ -87,7 +87,7 @@ def test_w_and_b_gets_the_same_records(tmp_path, make_tracker, wandb):
     tracker = make_tracker()
     for step in (1, 2):
         tracker.log(step, {"train/loss": 1.0 / step})
-    tracker.leave(85)
+    tracker.close(85)
     assert wandb.runs[0].logged == lines(tmp_path)
     assert wandb.runs[0].metrics == [("train/step", None), ("*", "train/step")]
     assert wandb.runs[0].finished == [85]
@@ -97,12 +97,12 @@ def test_a_replayed_step_is_not_logged_twice(tmp_path, make_tracker, wandb):
     first = make_tracker()
     for step in (10, 20, 30):
         first.log(step, {"train/loss": 1.0})
-    first.leave(85)
+    first.close(85)
     second = make_tracker()
     for step in (20, 30, 40):
         second.log(step, {"train/loss": 2.0})
     second.log(40, {"train/loss": 3.0})
-    second.leave(0)
+    second.close(0)
     assert [line["train/step"] for line in lines(tmp_path)] == [10, 20, 30, 40]
     assert lines(tmp_path)[-1]["train/loss"] == 2.0
     assert [r["train/step"] for r in wandb.runs[0].logged] == [10, 20, 30]
@@ -113,11 +113,11 @@ def test_a_resumed_online_run_gets_what_the_server_lacks_first(tmp_path, make_tr
     first = make_tracker()
     for step in (10, 20, 30):
         first.log(step, {"train/loss": 1.0})
-    first.leave(85)
+    first.close(85)
     wandb.starting_step = 11  # it holds step 10
     second = make_tracker(wandb="online")
     second.log(40, {"train/loss": 2.0})
-    second.leave(0)
+    second.close(0)
     assert [r["train/step"] for r in wandb.runs[1].logged] == [20, 30, 40]
 
 
@@ -139,14 +139,14 @@ def test_a_line_that_is_being_written_is_left_for_later():
 def test_all_attempts_are_one_w_and_b_run(make_tracker, wandb):
     trackers = [make_tracker() for _ in range(3)]
     for tracker in trackers:
-        tracker.leave(0)
+        tracker.close(0)
     ids = {tracker.wandb_id for tracker in trackers}
     assert len(ids) == 1
     assert {run.settings["id"] for run in wandb.runs} == ids
 
 
 def test_an_online_run_is_resumed_and_carries_the_configuration(tmp_path, make_tracker, wandb):
-    make_tracker(wandb="online", project="p", entity="e", name="n").leave(0)
+    make_tracker(wandb="online", project="p", entity="e", name="n").close(0)
     settings = wandb.runs[0].settings
     assert settings["resume"] == "allow"
     assert (settings["project"], settings["entity"], settings["name"]) == ("p", "e", "n")
@@ -197,7 +197,7 @@ def test_w_and_b_that_fails_stops_neither_training_nor_the_file(
     with caplog.at_level(logging.WARNING):
         for step in (1, 2, 3):
             tracker.log(step, {"train/loss": 1.0})
-        tracker.leave(0)
+        tracker.close(0)
     assert [line["train/step"] for line in lines(tmp_path)] == [1, 2, 3]
     assert len([r for r in caplog.records if "W&B" in r.message]) == 1
 
@@ -207,7 +207,7 @@ def test_w_and_b_that_fails_at_the_end_is_a_warning(make_tracker, wandb, caplog)
     wait_for(lambda: wandb.runs)
     wandb.runs[0].error = RuntimeError("no network")
     with caplog.at_level(logging.WARNING):
-        tracker.leave(0)
+        tracker.close(0)
     assert "no network" in caplog.text
 
 
@@ -217,9 +217,9 @@ def test_w_and_b_that_hangs_at_the_end_is_left_behind(make_tracker, wandb, monke
     wait_for(lambda: wandb.runs)
     wandb.runs[0].finish = lambda exit_code: never.wait(10)
     with caplog.at_level(logging.WARNING):
-        tracker.leave(0)
+        tracker.close(0)
     never.set()
-    assert "left behind" in caplog.text
+    assert "abandoned" in caplog.text
 
 
 def test_w_and_b_that_cannot_start_is_a_warning(tmp_path, make_tracker, wandb, caplog):
@@ -227,7 +227,7 @@ def test_w_and_b_that_cannot_start_is_a_warning(tmp_path, make_tracker, wandb, c
     with caplog.at_level(logging.WARNING):
         tracker = make_tracker()
         tracker.log(1, {"train/loss": 1.0})
-        tracker.leave(0)
+        tracker.close(0)
     assert "W&B is off" in caplog.text
     assert len(lines(tmp_path)) == 1
 
@@ -235,7 +235,7 @@ def test_w_and_b_that_cannot_start_is_a_warning(tmp_path, make_tracker, wandb, c
 def test_ranks_other_than_the_first_write_nothing(tmp_path, make_tracker, wandb):
     tracker = make_tracker(rank=1)
     tracker.log(1, {"train/loss": 1.0})
-    tracker.leave(0)
+    tracker.close(0)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert wandb.runs == []
 

@@ -19,7 +19,7 @@ from fitb.rundir.writer import RunDir
 from fitb.base.world import World
 
 run_dir, case = Path(sys.argv[1]), sys.argv[2]
-watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._AWAY_S = 0.1, 2.0, 0.5, 1.0
+watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._SUSPENDED_S = 0.1, 2.0, 0.5, 1.0
 watch.ownership.HEARTBEAT_S = 0.2
 suspended = ("suspend", "debug", "skew")
 if case in ("held", *suspended):
@@ -39,7 +39,7 @@ def child(rank, port):
     if case == "freeze" and rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     if case == "refuse" and rank == 2:
-        seen.leave(93)
+        seen.close(93)
         os._exit(93)
     if case == "die" and rank == 0:
         os._exit(9)
@@ -47,7 +47,7 @@ def child(rank, port):
         time.sleep(2)
     if case in ("good", *suspended):
         time.sleep(rank / 2)
-        seen.leave(85)
+        seen.close(85)
         os._exit(85)
     if case == "held" and rank == 1:
         while not list((run_dir / "attempts" / "0001").glob("rank-00001.json")):
