@@ -208,9 +208,9 @@ def come_back(
         jobs = slurm.waiting_links(env["SLURM_JOB_NAME"])
     else:
         jobs = [source.job]
-        slurm.requeue(source.job)
+        slurm.tell("scontrol", "requeue", source.job)
     for job in jobs if barring else ():
-        slurm.exclude_hosts(job, barring)
+        slurm.tell("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(barring)}")
     return RESUME
 
 

@@ -168,14 +168,6 @@ def is_over(job_id: str) -> bool:
     return state == "PENDING" or (state in ENDED and state != FORGOTTEN)
 
 
-def requeue(job_id: str) -> None:
-    """Requeue a job; Slurm then terminates its processes.
-
-    Raises: SystemFault if Slurm refuses.
-    """
-    tell("scontrol", "requeue", job_id)
-
-
 def excluded_hosts(job_id: str) -> list[str]:
     """Return the excluded hosts of a job.
 
@@ -183,14 +175,6 @@ def excluded_hosts(job_id: str) -> list[str]:
     """
     value = job_record(job_id).get("ExcNodeList", "(null)")
     return [] if value == "(null)" else expand_nodelist(value)
-
-
-def exclude_hosts(job_id: str, hosts: Sequence[str]) -> None:
-    """Set the excluded hosts of a pending job.
-
-    Raises: SystemFault if Slurm refuses, as for a running job.
-    """
-    tell("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(hosts)}")
 
 
 def hosts_of_partition(partition: str) -> list[str]:

@@ -168,15 +168,16 @@ def findings(config: Fields, partition: Fields, job: Fields | None = None) -> li
         partition: fields of the job's partition.
         job: fields of the job; None before submission.
     """
-    found = [_version(config), requeue(config, job), *_exit_codes(config)]
-    found += [*_preemption(config, partition), _kill_wait(config), _tracking(config)]
-    found += [*_limits(config, partition, job), _unkillable(config)]
-    return found
-
-
-def _version(config: Fields) -> Finding:
     version = config.get("SLURM_VERSION", "unknown")
-    return Finding("Slurm", version, "ok", "the version that answered")
+    found = [Finding("Slurm", version, "ok", "the version that answered")]
+    found += [requeue(config, job), *_exit_codes(config), *_preemption(config, partition)]
+    short = (seconds(_wait(config)) or 0) < 30
+    sentence = "from SIGTERM to SIGKILL at a time limit, a scancel or a preemption without grace"
+    found.append(Finding("KillWait", _wait(config), "warn" if short else "ok", sentence))
+    found += [_tracking(config), *_limits(config, partition, job)]
+    value = config.get("UnkillableStepTimeout", "60 sec")
+    sentence = "a host is drained if processes survive SIGKILL this long, as in a dead filesystem"
+    return [*found, Finding("UnkillableStepTimeout", value, "ok", sentence)]
 
 
 def requeue(config: Fields, job: Fields | None) -> Finding:
@@ -264,12 +265,6 @@ def _wait(config: Fields) -> str:
     return config.get("KillWait", "30 sec")
 
 
-def _kill_wait(config: Fields) -> Finding:
-    short = (seconds(_wait(config)) or 0) < 30
-    sentence = "from SIGTERM to SIGKILL at a time limit, a scancel or a preemption without grace"
-    return Finding("KillWait", _wait(config), "warn" if short else "ok", sentence)
-
-
 def _tracking(config: Fields) -> Finding:
     value = config.get("ProctrackType", "unknown").removeprefix("proctrack/")
     if value == "cgroup":
@@ -301,12 +296,6 @@ def _limits(config: Fields, partition: Fields, job: Fields | None) -> Iterator[F
         yield Finding(
             "PreemptExemptTime", exempt, "ok", "no job is preempted before it has run this long"
         )
-
-
-def _unkillable(config: Fields) -> Finding:
-    value = config.get("UnkillableStepTimeout", "60 sec")
-    sentence = "a host is drained if processes survive SIGKILL this long, as in a dead filesystem"
-    return Finding("UnkillableStepTimeout", value, "ok", sentence)
 
 
 def render(found: list[Finding]) -> str:

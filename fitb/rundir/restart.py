@@ -270,22 +270,6 @@ def decide(
     return decision
 
 
-def end_of(run_dir: Path) -> Event | None:
-    """Return the content of done.json; None if it is missing or damaged.
-
-    A run without it is started, and comes to the same end.
-    """
-    path = run_dir / names.DONE
-    try:
-        done = as_written(read_json(path, "exit_code", "reason", "step"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        logger.warning("%s; the run counts as not over", error)
-        return None
-    return done if done.keys() >= {"exit_code", "reason", "step"} else None
-
-
 def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | None:
     """Return the recorded end of a run, if it applies to an attempt that is about to start.
 
@@ -295,8 +279,14 @@ def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | Non
         steps: steps that the run is to have; a new submission may continue a finished run that has
             fewer, as after early stopping.
     """
-    done = end_of(run_dir)
-    if done is None:
+    try:
+        done = as_written(read_json(run_dir / names.DONE, "exit_code", "reason", "step"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # a run without an end is started, and comes to the same end
+        logger.warning("%s; the run counts as not over", error)
+        return None
+    if not done.keys() >= {"exit_code", "reason", "step"}:
         return None
     same = source.submitted(done)
     ended = own_end(newest_attempt(list(read_events(run_dir))))

@@ -157,8 +157,16 @@ def load(root: Path, world: World) -> Checkpoint | None:
     path, manifest = root / chosen[0], chosen[1]
 
     def read_on_this_rank() -> None:
-        if not loaded:
-            loaded.append(Checkpoint(path, manifest, _read_as_rank_0(path, manifest, world)))
+        if loaded:
+            return
+        try:
+            loaded.append(Checkpoint(path, manifest, _read_tensors(path, manifest)))
+        except CheckpointError as error:
+            host = socket.gethostname()
+            raise SystemFault(
+                f"rank {world.rank} on {host} reads other bytes than rank 0, which verified the"
+                f" checkpoint: {error}. Start again; if {host} fails again, exclude that host"
+            ) from error
 
     on_all(read_on_this_rank, world)
     return loaded[0]
@@ -179,18 +187,3 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tenso
     for name, expected in manifest["files"].items():
         tensors.update(safetensors.torch.load(read_file(path / name, expected)))
     return tensors
-
-
-def _read_as_rank_0(path: Path, manifest: dict[str, Any], world: World) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint that rank 0 has verified.
-
-    Raises: SystemFault if they do not verify here.
-    """
-    try:
-        return _read_tensors(path, manifest)
-    except CheckpointError as error:
-        host = socket.gethostname()
-        raise SystemFault(
-            f"rank {world.rank} on {host} reads other bytes than rank 0, which verified the"
-            f" checkpoint: {error}. Start again; if {host} fails again, exclude that host"
-        ) from error

@@ -2,7 +2,7 @@
 
 Start reading here. Each step updates the student on one global batch (engine.py). The state of a
 run is the weights, Adam's moments, the loss scale, the step and the best validation loss; data
-order, masks, dropout and learning rate are pure functions of the step, so resuming is exact.
+order, masks, dropout and learning rate are pure functions of the step, so no resume needs more.
 """
 
 from __future__ import annotations
