@@ -207,8 +207,3 @@ def test_a_preflight_of_a_job_that_lost_its_run_requeues_nothing(
     before = events.read_bytes()
     assert come_back(tmp_path, Verdict({"h3": ["disk"]}), Source("7"), 0, env) == 93
     assert (calls(tmp_path), events.read_bytes()) == ([], before)
-
-
-def test_link_deadline_may_be_changed() -> None:
-    assert preflight.link_deadline_s({"FITB_PREFLIGHT_LINK_S": "2.5"}) == 2.5
-    assert preflight.link_deadline_s({}) == preflight.LINK_S

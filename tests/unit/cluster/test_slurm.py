@@ -55,6 +55,7 @@ def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path: Pa
     file = tmp_path / "my.yaml"
     file.write_text("run_dir: from/file\n")
     assert plan([], ENV)[1:] == ("h3", 20_007)
+    assert plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2] != 20_007
     file_flags = ["--config", str(file)]
     for flags, run_dir in (
         ([], "runs/mine"),
@@ -64,10 +65,6 @@ def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path: Pa
         ([*file_flags, "--run_dir", "a"], "a"),
     ):
         assert plan(flags, ENV)[0].run_dir == run_dir
-
-
-def test_plan_changes_the_port_at_a_restart() -> None:
-    assert plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2] != plan([], ENV)[2]
 
 
 def test_plan_refuses_what_training_would_refuse() -> None:
