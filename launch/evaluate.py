@@ -3,7 +3,7 @@
 python -m launch.evaluate --model runs/tb4/export --shards data/shards
 python -m launch.evaluate --array 10 --wait --models+='runs/tb4/checkpoints/step-*' --out evals
 
-All other flags are those of `fitb evaluate`. The code is fitb/cli/launchers.py.
+All other flags are those of `fitb evaluate`. Code: fitb/cli/launchers.py.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Prepare shards as Slurm arrays: python -m launch.prepare [launcher arguments] [other flags]
 
-All other flags are those of `fitb prepare`. The code is fitb/corpus/slurm_stages.py.
+All other flags are those of `fitb prepare`. Code: fitb/corpus/slurm_stages.py.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""The submit side: Slurm, submitit and plain processes; works where torch is not installed."""
+"""Submitting and running jobs: Slurm, submitit and local processes, all without torch."""

@@ -1,4 +1,4 @@
-"""Tasks that need no word of each other, through submitit: one is a job, several are an array."""
+"""Independent tasks through submitit: one task is a job, several are a job array."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fitb.base.errors import FINISHED, STOP, FitbError, SystemFault
 
 
 class JobStopped(FitbError):
-    """A job that is not requeued; raised so that the scheduler shows it as failed."""
+    """A job that must not be requeued; raised so that the scheduler shows it as failed."""
 
     exit_code = STOP
 
 
 @dataclass(frozen=True)
 class CommandJob:
-    """One fitb command in one task.
+    """A task that runs one fitb command.
 
     Args:
-        arguments: of `fitb`, e.g. ("evaluate", "--model", "runs/tb4/export").
+        arguments: arguments of `fitb`, e.g. ("evaluate", "--model", "runs/tb4/export").
     """
 
     arguments: tuple[str, ...]
 
     def __call__(self) -> int:
-        """Run it.
+        """Run the command.
 
-        Raises: JobStopped with its exit code.
+        Raises: JobStopped if it fails, with its exit code in the message.
         """
         command = [sys.executable, "-m", "fitb", *self.arguments]
         code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
@@ -44,9 +44,9 @@ class CommandJob:
 def submit_tasks(
     executor: submitit.Executor, tasks: Sequence[Callable[[], int]]
 ) -> list[submitit.Job[int]]:
-    """Submit tasks; more than one become one array.
+    """Submit tasks, several as one array.
 
-    Raises: SystemFault where the scheduler refuses.
+    Raises: SystemFault if the scheduler refuses.
     """
     try:
         if len(tasks) == 1:

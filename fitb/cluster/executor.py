@@ -1,4 +1,4 @@
-"""Where a submitit job runs: the flags that say so, the executor, and the script it submits."""
+"""submitit executors: the flags for a job's resources, the executor, and the batch script."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from fitb.cluster.local import MALLOC_KEEPS, malloc_settings
 from fitb.cluster.site_env import Site, enter, leave_job
 from fitb.config.launcher import LauncherArguments
 
-# submitit counts every leave at a short time limit as a time-out; the end is ours to decide.
+# submitit counts each shutdown near the time limit as a timeout; fitb.rundir.restart decides here.
 MAX_NUM_TIMEOUT = 1_000_000
-ALL_AT_ONCE = 1_000_000  # tasks of an array, where nobody says how many
+ALL_AT_ONCE = 1_000_000  # default number of array tasks that may run at a time
 TIME_MIN = 240.0
 NO_PREFLIGHT = (
-    "--preflight starts steps of its own, for which a container has no Slurm; leave out the flag,"
+    "--preflight starts job steps, and a container has no Slurm commands; leave out the flag,"
     " or FITB_APPTAINER"
 )
-# What would be replaced in the name of a folder: by submitit, and in the logs of a job by Slurm, to
-# which a backslash is the end of all patterns.
+# Patterns that submitit, or Slurm in the paths of logs, would replace in the name of a folder. To
+# Slurm a backslash turns off all patterns.
 REPLACED = {"local": ("%j", "%t", "%A", "%a"), "slurm": ("%", "\\")}
-# What a submitting shell hands on without meaning it; slurm/distill.sh says more.
+# Drop settings that leak from the submitting shell into the job; see slurm/distill.sh.
 AMBIENT = (
     "unset SLURM_EXPORT_ENV",
     '[ -z "${SLURM_CPU_BIND_LIST:-}" ] || unset "${!SLURM_CPU_BIND@}"',
     'memory=("${!SLURM_MEM_PER_@}"); [ "${#memory[@]}" -lt 2 ] || unset "${memory[@]}"',
 )
-# As Slurm's commands and submitit call it; the number of an array's task may be the array's.
+# Job id as Slurm's commands and submitit write it; in an array SLURM_JOB_ID may mean all tasks.
 JOB = "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}"
-# The first task leaves a result whatever comes of it, unless srun has not started it.
+# Task 0 always writes a result, unless srun has not started it.
 STARTED = (
     "code=$?",
     'if [ "$code" = 0 ] && [ ! -e "$logs/${job}_0_result.pkl" ]; then',
-    '  echo "fitb: srun ended with 0, and left no ${job}_0_result.pkl in $logs"',
+    '  echo "fitb: srun ended with 0, but there is no ${job}_0_result.pkl in $logs"',
     "  decide 0",
     "  code=$?",
     "fi",
     '(exit "$code")',
 )
-# Of a host that cannot open its logs srun starts nothing, while the others wait for it.
+# On a host that cannot open its logs srun starts nothing, and the other hosts wait for it.
 WRITABLE = (
     'srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c'
     """ '[ -w "$0" ] || { echo "fitb: $SLURMD_NODENAME cannot write $0" >&2; exit 1; }' "$logs" """
     "|| {"
 )
-# In a container Slurm's commands may be missing: the script requeues, and never a cancelled job.
+# The script requeues, as a container may have no scontrol; but never a cancelled job.
 REQUEUE = (
     "code=$?",
     'if [ "$code" = 85 ] && scontrol show job --oneliner "$job" |'
@@ -66,7 +66,7 @@ REQUEUE = (
 
 
 def submission_parser(prog: str) -> LauncherArguments:
-    """Build the parser of the flags of every submission; other flags are left to others."""
+    """Build the parser of the flags that all submissions share; other flags are passed through."""
     parser = LauncherArguments(prog)
     add = parser.add_argument
     add("--cluster", choices=("auto", "slurm", "local"), default="auto", help="where; auto looks")
@@ -79,7 +79,7 @@ def submission_parser(prog: str) -> LauncherArguments:
         action="store_true",
         help="print the script and the configuration; submit nothing, write nothing",
     )
-    # What some submissions have no flag for.
+    # Defaults of settings that some submissions have no flag for.
     parser.set_defaults(nodes=1, tasks_per_node=1, gpus_per_node=None, signal_delay_s=0)
     parser.set_defaults(chain=0, preflight=False, torchrun=False)
     parser.set_defaults(max_running=None, mem_per_cpu_gb=None)
@@ -87,7 +87,7 @@ def submission_parser(prog: str) -> LauncherArguments:
 
 
 def resource_parser(prog: str, **defaults: Any) -> LauncherArguments:
-    """Build the parser of the flags that say where a job runs; other flags are left to others."""
+    """Build the parser of a job's resource flags; other flags are passed through."""
     parser = submission_parser(prog)
     add = parser.add_argument
     add("--nodes", type=int, default=1, help="hosts")
@@ -101,7 +101,7 @@ def resource_parser(prog: str, **defaults: Any) -> LauncherArguments:
 
 
 class ShownExecutor(submitit.SlurmExecutor):
-    """submitit's executor, made where Slurm is not too: its script can be shown anywhere."""
+    """submitit's executor, also constructible without Slurm, to show its script."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -117,22 +117,24 @@ def make_executor(
     decide: str = "false",
     after: str = "",
 ) -> submitit.Executor:
-    """Make the executor for a job whose logs go to `folder`.
+    """Make the executor of a job.
 
     Args:
+        where: flags of the submission.
+        folder: folder of the job's logs.
         setup: lines of the batch script before the tasks.
-        chain: that the job is a link of, and its name: links run one after another.
-        decide: command of the batch script for tasks that have not begun, whose exit code is $1;
-            its own becomes the job's.
-        after: id of the job that has to succeed first; where it fails, this one is cancelled.
-    Raises: SystemFault where the cluster is not there or cannot hold such a job; ConfigError for a
-        file of the site that cannot be read, or a folder that would be taken for another.
+        chain: name of the job and of its chain, whose jobs run one after another; empty for none.
+        decide: command that the batch script runs if no task has started; gets the exit code as $1,
+            and its own exit code becomes the job's.
+        after: id of a job that must succeed first; if it fails, this one is cancelled.
+    Raises: SystemFault if the cluster is missing or cannot run such a job; ConfigError for an
+        unreadable site file, or a folder whose name contains a pattern.
     """
     for part in REPLACED["slurm" if slurm.is_chosen(where.cluster) else "local"]:
         if part in str(folder):
             raise ConfigError(
-                f"{str(folder)!r} holds {part!r}, a pattern to submitit and Slurm; name a folder"
-                " without it, or use `sbatch slurm/distill.sh` or `fitb prepare`, which take any"
+                f"{str(folder)!r} holds {part!r}, a pattern to submitit and Slurm; use another"
+                " folder, or `sbatch slurm/distill.sh` or `fitb prepare`, which take any"
             )
     try:
         if slurm.is_chosen(where.cluster):
@@ -152,7 +154,7 @@ def make_executor(
             setup = [*setup, f"decide() {{ {decide}; }}"]
             return _slurm_executor(where, folder, setup, chain, after, site)
         if where.chain or where.preflight:
-            raise ValueError("--chain and --preflight are of Slurm; leave them out here")
+            raise ValueError("--chain and --preflight need Slurm; leave them out")
         return _local_executor(where, folder)
     except (RuntimeError, ValueError) as error:
         raise SystemFault(f"--cluster {where.cluster}: {error}") from error
@@ -189,7 +191,7 @@ def _slurm_executor(
         additional_parameters=link,
         array_parallelism=where.max_running or ALL_AT_ONCE,
         mem_per_cpu=f"{where.mem_per_cpu_gb}G" if where.mem_per_cpu_gb else None,
-        # slurm/distill.sh says why a bad exit does not kill.
+        # See slurm/distill.sh for why a bad exit does not kill.
         srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
         setup=[
             *AMBIENT,
@@ -213,7 +215,7 @@ def _slurm_executor(
 
 
 def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalExecutor:
-    for name, value in malloc_settings().items():  # of this process, whose tasks have it
+    for name, value in malloc_settings().items():  # tasks inherit this environment
         os.environ.setdefault(name, value)
     executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_NUM_TIMEOUT)
     executor.update_parameters(
@@ -227,13 +229,14 @@ def _local_executor(where: argparse.Namespace, folder: Path) -> submitit.LocalEx
 
 
 def script_of(executor: submitit.Executor, num_jobs: int = 1) -> str:
-    """Return the script that this executor would submit, to the letter.
+    """Return the exact script that an executor would submit.
 
     Args:
-        num_jobs: several at once are an array.
+        executor: executor of the job.
+        num_jobs: number of jobs; several are an array.
     """
     if not isinstance(executor, submitit.SlurmExecutor):
-        return "# no Slurm: the tasks are processes of this machine\n"
+        return "# no Slurm: the tasks run as local processes\n"
     parameters: dict[str, Any] = dict(executor.parameters)
     if num_jobs > 1:
         parameters["map_count"] = num_jobs

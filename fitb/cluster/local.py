@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine, without a scheduler.
+"""The processes of one job on this machine, without a scheduler.
 
 with LocalRun(train_command(flags), num_processes=2) as run:
     run.signal(signal.SIGUSR1, rank=1)
@@ -17,15 +17,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO
 
 from fitb.base import signals
 from fitb.base.errors import FINISHED, RESUME, STOP
 from fitb.base.world import World
 
-# glibc's malloc, read when a process starts: it keeps what is freed. By itself it returns large
-# blocks to the kernel, and half of a step on two cores went into faulting them in again.
+# Settings of glibc's malloc, read at process start: keep freed memory. By default large blocks go
+# back to the kernel, and page faults took half of a step on two cores.
 MALLOC_KEEPS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 POLL_S = 0.05
@@ -37,15 +37,15 @@ def train_command(flags: Sequence[str]) -> list[str]:
 
 
 def malloc_settings() -> dict[str, str]:
-    """Return the environment in which malloc keeps freed memory; empty on a host with GPUs."""
+    """Return the environment that makes malloc keep freed memory; empty on a host with GPUs."""
     return {} if any(map(os.path.exists, _GPU_DEVICES)) else dict(MALLOC_KEEPS)
 
 
 def hold_port() -> socket.socket:
-    """Return a socket bound to a loopback port, which is ours to give away while it is open.
+    """Reserve a loopback port: return a bound socket, which holds the port while it is open.
 
-    Linux gives the port to nobody who asks for any port, and yet lets a process that allows its
-    reuse (SO_REUSEADDR), as a listener of Python, torch and libuv does, listen at it by its number.
+    Linux does not hand out the port to others, but lets a process with SO_REUSEADDR, as listeners
+    of Python, torch and libuv set it, listen on it by number.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -54,10 +54,10 @@ def hold_port() -> socket.socket:
 
 
 def common_code(codes: Sequence[int]) -> int:
-    """Return the code that all processes gave, or else the one that explains the end.
+    """Return the exit code of a job from those of its processes: the first crash, else the largest.
 
     Args:
-        codes: exit codes in the order of the ends, 128 + N where signal N ended a process.
+        codes: exit codes in the order of exit; 128 + N if signal N killed a process.
     """
     crashes = [code for code in codes if code not in (FINISHED, RESUME, STOP)]
     return crashes[0] if crashes else max(codes)
@@ -66,16 +66,16 @@ def common_code(codes: Sequence[int]) -> int:
 class LocalRun:
     """Processes of one job, each with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 
-    Rank 0 writes where this process writes; of the others the end of the output is shown if one
-    crashes. Leaving the context ends what still runs.
+    Only rank 0 writes to the output; if another rank crashes, the end of its output is shown.
+    Leaving the context kills the processes that still run.
 
     Args:
-        command: the same for every process.
+        command: command of every process.
         num_processes: world size.
-        env: added to this process's environment.
-        output: where rank 0 writes; None is this process's standard output and error.
-        crash_grace_s: seconds that the others have, after one crashed, to say why they fail too.
-        leave_grace_s: seconds that the others have after one ended in good order.
+        env: variables to add to this process's environment.
+        output: output of rank 0; None is this process's standard output and error.
+        crash_grace_s: seconds between the first crash and SIGKILL for the others.
+        exit_grace_s: seconds between the first orderly exit and SIGKILL for the others.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class LocalRun:
         env: Mapping[str, str] | None = None,
         output: IO[bytes] | None = None,
         crash_grace_s: float = 3.0,
-        leave_grace_s: float = 60.0,
+        exit_grace_s: float = 60.0,
     ) -> None:
-        self._grace_s = {True: crash_grace_s, False: leave_grace_s}
+        self._grace_s = {True: crash_grace_s, False: exit_grace_s}
         self._ended: dict[int, int] = {}
         self._outputs: list[IO[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -98,7 +98,10 @@ class LocalRun:
         try:
             for rank in range(num_processes):
                 world = World(rank, num_processes, rank).env(*self._port.getsockname())
-                stream = output if rank == 0 else self._scratch()
+                stream = output
+                if rank > 0:
+                    stream = tempfile.TemporaryFile()  # noqa: SIM115 - kill() closes it
+                    self._outputs.append(stream)
                 self._processes.append(_start(command, shared | world, stream))
         except BaseException:
             self.kill()
@@ -107,26 +110,17 @@ class LocalRun:
     def __enter__(self) -> LocalRun:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.kill()
 
-    def _scratch(self) -> IO[bytes]:
-        self._outputs.append(tempfile.TemporaryFile())  # noqa: SIM115 - kill() closes it
-        return self._outputs[-1]
-
     def signal(self, number: int, rank: int | None = None) -> None:
-        """Send a signal to one rank, or to all that run."""
+        """Send a signal to one rank, or to all ranks that still run."""
         for place, process in enumerate(self._processes):
             if rank in (None, place) and process.poll() is None:
                 process.send_signal(number)
 
     def running(self) -> list[int]:
-        """Return the ranks that have not ended, noting those that have."""
+        """Return the ranks that still run; show the output of those that have crashed."""
         for rank, process in enumerate(self._processes):
             code = process.poll()
             if code is not None and rank not in self._ended:
@@ -136,9 +130,9 @@ class LocalRun:
         return [rank for rank in range(len(self._processes)) if rank not in self._ended]
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for all processes and return their common exit code.
+        """Wait for all processes and return the exit code of the job.
 
-        Raises: TimeoutError after `timeout_s` seconds; the processes go on.
+        Raises: TimeoutError after `timeout_s` seconds; the processes keep running.
         """
         began = time.monotonic()
         first_end: float | None = None
@@ -155,7 +149,7 @@ class LocalRun:
         return common_code(list(self._ended.values()))
 
     def kill(self) -> None:
-        """End what still runs, at once."""
+        """Kill the processes that still run."""
         self.signal(signal.SIGKILL)
         for process in self._processes:
             process.wait()
@@ -192,7 +186,7 @@ def _start(
 
 @contextlib.contextmanager
 def forwarding(run: LocalRun) -> Iterator[None]:
-    """Pass the signals that end a job on to all processes; only the main thread can."""
+    """Forward shutdown signals to all processes; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

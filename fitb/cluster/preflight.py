@@ -1,10 +1,10 @@
-"""Whether the hosts of a job are fit to train on, asked before its tasks start.
+"""Preflight: check the hosts of a job before its tasks start, and requeue it without bad ones.
 
-`python -m fitb.cluster.preflight [flags of fitb train]` runs in the batch shell. One step per host
-(so that a host that cannot be reached spoils no other's) runs fitb.training.preflight, which writes
-RUN/preflight/JOB.RESTART/HOST.json on the shared filesystem: a host without a file has failed, too.
-Every bad host is an event, the job is requeued without it, and the attempt counts as a leave. Exit
-codes: 0 train, 85 the job comes back without the bad hosts, 93 it cannot.
+`python -m fitb.cluster.preflight [flags of fitb train]` runs in the batch shell. One job step per
+host, so that an unreachable host affects no other, runs fitb.training.preflight, which writes
+RUN/preflight/JOB.RESTART/HOST.json on the shared filesystem; a host without a file has failed. Each
+bad host is an event, the job is requeued without it, and the attempt counts as a graceful shutdown.
+Exit codes: 0 train, 85 the job comes back without the bad hosts, 93 it cannot.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fitb.base.fsio import read_json
 from fitb.cluster import slurm
 from fitb.config import Config
 from fitb.config.parser import parse
-from fitb.rundir import restart
-from fitb.rundir.events import Event, read_events
+from fitb.rundir import names, restart
+from fitb.rundir.events import Event, num_attempts, read_events
 
 logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has another name
 
-CLOCK_S = 5.0  # that a host may be off the median
+CLOCK_S = 5.0  # largest allowed offset of a clock from the median
 START_S = 60.0  # until every host has started
-LINK_S = 20.0  # of a reduction over the network; FITB_PREFLIGHT_LINK_S changes it
-ALL_OWN_S = 60.0  # of the checks that a host makes alone
+LINK_S = 20.0  # deadline of a reduction over the network; FITB_PREFLIGHT_LINK_S overrides it
+ALL_OWN_S = 60.0  # deadline of all checks that need no other host
 Record = dict[str, Any]  # HOST.json: host, failures, reduced, pairs, clock_s
 
 
@@ -45,10 +45,10 @@ def link_deadline_s(env: Mapping[str, str]) -> float:
 
 
 def pair_rounds(num_hosts: int) -> list[list[tuple[int, int]]]:
-    """Return rounds of pairs of neighbours on a ring: no host is in two pairs of a round.
+    """Return rounds of neighbour pairs on a ring, with each host in at most one pair per round.
 
-    Every host meets both its neighbours, in two rounds, or three where the number is odd. A good
-    host between two bad ones is not told from them.
+    Every host is paired with both neighbours, in two rounds, or three for an odd number of hosts.
+    A good host between two bad ones cannot be distinguished from them.
     """
     ring = [(i, (i + 1) % num_hosts) for i in range(num_hosts)] if num_hosts > 2 else [(0, 1)]
     last = [ring.pop()] if num_hosts % 2 and num_hosts > 2 else []
@@ -58,28 +58,28 @@ def pair_rounds(num_hosts: int) -> list[list[tuple[int, int]]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the hosts' files say.
+    """Result of a preflight.
 
     Args:
         bad: host -> reasons, in the order of the hosts.
-        failure: why the job cannot train on these hosts though none of them is to blame.
-        passes: whether that may be otherwise when the job is started again.
+        failure: why the job cannot train although no single host is at fault.
+        transient: whether starting the job again may help against `failure`.
     """
 
     bad: dict[str, list[str]]
     failure: str | None = None
-    passes: bool = True
+    transient: bool = True
 
 
 def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
-    """Decide which hosts are bad, touching nothing.
+    """Decide which hosts are bad; a pure function.
 
-    Where two hosts alone do not reach each other, or all clocks are two, neither can be cleared:
-    both are bad. Where of more hosts no two reach each other, it is the network, and none is.
+    If only two hosts exist and cannot reach each other, or their clocks differ, both are bad. If
+    among more hosts no two reach each other, the network is at fault and no host is bad.
 
     Args:
-        hosts: of the job.
-        records: by host; a host that did not answer has none.
+        hosts: hosts of the job.
+        records: host -> record; a host that did not answer has none.
     """
     reasons: dict[str, list[str]] = {host: [] for host in hosts}
     for host in hosts:
@@ -95,14 +95,14 @@ def judge(hosts: Sequence[str], records: Mapping[str, Record]) -> Verdict:
         reasons[host].append(why)
     bad = {host: whys for host, whys in reasons.items() if whys}
     if not bad and misled:
-        return Verdict({}, misled[0], passes=False)
+        return Verdict({}, misled[0], transient=False)
     if not bad and not all(record["reduced"] for record in records.values()):
-        return Verdict({}, "the all-reduce over all hosts failed, and no host is to blame for it")
+        return Verdict({}, "the all-reduce over all hosts failed, and no single host is at fault")
     return Verdict(bad)
 
 
 def _clocks(records: Mapping[str, Record]) -> dict[str, str]:
-    """Return host -> why, of clocks read at the same moment."""
+    """Return host -> reason, for clocks off the median; all were read at the same moment."""
     clocks = {host: r["clock_s"] for host, r in records.items() if r.get("clock_s") is not None}
     median = statistics.median(clocks.values()) if clocks else 0.0
     return {
@@ -113,7 +113,7 @@ def _clocks(records: Mapping[str, Record]) -> dict[str, str]:
 
 
 def _network(records: Mapping[str, Record]) -> dict[str, str]:
-    """Return host -> why, of hosts that reduced with no other one that answered."""
+    """Return host -> reason, for hosts that could reduce with none of the hosts that answered."""
     failed: dict[str, list[str]] = {}
     for host, record in records.items():
         tried = {other: ok for other, ok in record["pairs"].items() if other in records}
@@ -126,15 +126,20 @@ def _network(records: Mapping[str, Record]) -> dict[str, str]:
 
 
 def barred(events: Iterable[Event], source: restart.Source) -> list[str]:
-    """Return the hosts that this submission has found bad so far."""
+    """Return the hosts that this submission has found bad before."""
     own = (e for e in events if e["event"] == "bad_host" and source.submitted(e))
     return list(dict.fromkeys(str(event["host"]) for event in own))
 
 
 def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[str, str]) -> bool:
-    """Run one task on each host until all have ended or are late.
+    """Run the checks on each host until all have ended or are late.
 
-    Returns: whether they were told to leave, as a preemption does.
+    Args:
+        hosts: hosts of the job.
+        folder: folder of the hosts' records and output.
+        config: configuration of the run.
+        env: environment of the job.
+    Returns: whether the checks were interrupted by a shutdown signal, as on preemption.
     """
     link_s = link_deadline_s(env)
     deadline_s = 30 + ALL_OWN_S + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
@@ -144,7 +149,7 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     for host in hosts:
         where = ["srun", "--nodes=1", f"--nodelist={host}", "--ntasks=1", "--ntasks-per-node=1"]
         command = [*where, "--overlap", *task]
-        with open(folder / f"{host}.out", "ab") as out:  # srun's --output would be a pattern
+        with open(folder / f"{host}.out", "ab") as out:  # srun --output expands patterns
             steps.append(
                 subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
@@ -165,15 +170,21 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
 def come_back(
     run_dir: Path, verdict: Verdict, source: restart.Source, seen: int, env: Mapping[str, str]
 ) -> int:
-    """Write down why this attempt did not train, and let the job or its next link come back.
+    """Record why this attempt did not train, and requeue the job, or leave it to its next link.
 
-    Returns: RESUME, or STOP where that would not help, too few hosts would be left, or this was
-        tried too often.
-    Raises: SystemFault where Slurm does not answer or refuses.
+    Args:
+        run_dir: run folder.
+        verdict: result of the preflight.
+        source: job of this attempt.
+        seen: number of attempts before this one.
+        env: environment of the job.
+    Returns: RESUME, or STOP if a restart cannot help, too few hosts would be left, or too many
+        attempts have failed.
+    Raises: SystemFault if Slurm does not answer or refuses.
     """
     findings = [{"event": "bad_host", "host": h, "checks": why} for h, why in verdict.bad.items()]
     unfit = f"unfit hosts: {', '.join(verdict.bad)}" if verdict.bad else verdict.failure
-    code, why, barring = RESUME if verdict.passes else STOP, f"preflight: {unfit}", []
+    code, why, barring = RESUME if verdict.transient else STOP, f"preflight: {unfit}", []
     if verdict.bad:
         earlier = barred(read_events(run_dir), source)
         known = [*slurm.excluded_hosts(source.job), *earlier, *verdict.bad]
@@ -184,51 +195,48 @@ def come_back(
             code = STOP
             why += (
                 f"; without {', '.join(barring)} partition {partition} has {len(left)} hosts and"
-                f" the job needs {needed}: mend them, or ask for fewer (--nodes)"
+                f" the job needs {needed}: repair them, or ask for fewer (--nodes)"
             )
     decision = restart.decide(run_dir, code, source=source, seen=seen, why=why, findings=findings)
     logger.info("%s", decision.reason)
     if decision.exit_code != RESUME:
         return decision.exit_code
-    # Slurm ends this process some seconds after the requeue, and takes the hosts only after it.
+    # Slurm terminates this process some seconds after the requeue, and accepts the exclusion only
+    # after the requeue.
     signal.signal(signals.PREEMPTION, signal.SIG_IGN)
     if source.chain:
         jobs = slurm.waiting_links(env["SLURM_JOB_NAME"])
     else:
         jobs = [source.job]
-        slurm.requeue(source.job)
+        slurm.tell("scontrol", "requeue", source.job)
     for job in jobs if barring else ():
-        slurm.exclude_hosts(job, barring)
+        slurm.tell("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(barring)}")
     return RESUME
 
 
-def _record(path: Path) -> dict[str, Any] | None:
-    """Return what a host said of itself; None where it said nothing that can be read."""
-    try:
-        found: dict[str, Any] = read_json(path, "host", "failures")
-    except (OSError, ValueError):
-        return None
-    return found
-
-
 def preflight(config: Config, env: Mapping[str, str]) -> int:
-    """Ask the hosts of the job whose environment this is; return FINISHED, RESUME or STOP.
+    """Check the hosts of a job; return FINISHED (train), RESUME or STOP.
 
-    Raises: SystemFault where Slurm does not answer or refuses.
+    Args:
+        config: configuration of the run.
+        env: environment of the job.
+    Raises: SystemFault if Slurm does not answer or refuses.
     """
     source, run_dir = restart.Source.from_env(env), Path(config.run_dir)
     if restart.already_over(run_dir, source=source, steps=config.steps):
-        return FINISHED  # the tasks will see it, too, and end at once
-    seen = restart.num_attempts(run_dir)
+        return FINISHED  # the tasks notice it as well, and exit at once
+    seen = num_attempts(run_dir)
     hosts = slurm.expand_nodelist(env["SLURM_JOB_NODELIST"])
-    folder = run_dir / "preflight" / f"{source.job}.{source.restart}"
+    folder = run_dir / names.PREFLIGHT / f"{source.job}.{source.restart}"
     folder.mkdir(parents=True, exist_ok=True)
-    told_to_leave = ask_hosts(hosts, folder, config, env)
-    files = {host: folder / f"{host}.json" for host in hosts}
-    records = {host: found for host, path in files.items() if (found := _record(path))}
+    interrupted = ask_hosts(hosts, folder, config, env)
+    records: dict[str, Record] = {}
+    for host in hosts:
+        with contextlib.suppress(OSError, ValueError):  # no answer
+            records[host] = read_json(folder / f"{host}.json", "host", "failures")
     verdict = judge(hosts, records)
-    if told_to_leave:
-        verdict = Verdict({}, "told to leave")
+    if interrupted:
+        verdict = Verdict({}, "interrupted by a shutdown signal")
     for host, reasons in verdict.bad.items():
         logger.error("preflight: %s is not fit: %s", host, "; ".join(reasons))
     if not verdict.bad and not verdict.failure:

@@ -1,4 +1,4 @@
-"""Commands of a machine that may be sick: each has a deadline and is killed with its children."""
+"""Run commands with a deadline, after which they are killed together with their children."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_REAP_S = 0.5  # for a killed process to go; one in a dead filesystem does not
-_LONGEST = 300  # characters of what a command said that are passed on
-_SHOWN = 100  # characters of the command itself
+_REAP_S = 0.5  # for a killed process to exit; one stuck in a dead filesystem does not
+_LONGEST = 300  # characters of a command's message in an error
+_SHOWN = 100  # characters of the command in an error
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed, or why it did not.
+    """Output of a command, or why it failed.
 
     Args:
-        text: of standard output.
-        problem: in words; empty where the command ended with 0.
-        missing: whether there is no such command.
+        text: standard output.
+        problem: error message; empty if the command exited with 0.
+        missing: whether the command does not exist.
     """
 
     text: str
@@ -34,7 +34,13 @@ class Output:
 
 
 def output_of(*words: str, timeout_s: float, env: Mapping[str, str] | None = None) -> Output:
-    """Run a command for at most `timeout_s` seconds; it and its children are killed then."""
+    """Run a command for at most `timeout_s` seconds, then kill it and its children.
+
+    Args:
+        words: command and arguments.
+        timeout_s: deadline in seconds.
+        env: environment; None is this process's.
+    """
     shown = " ".join(words)
     shown = f"`{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + ' ...'}`"
     try:
@@ -44,7 +50,7 @@ def output_of(*words: str, timeout_s: float, env: Mapping[str, str] | None = Non
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=env,
-            start_new_session=True,  # so that a kill reaches what a script has started
+            start_new_session=True,  # so that a kill reaches its children
         )
     except FileNotFoundError:
         return Output("", f"{words[0]} is not on PATH", missing=True)

@@ -1,4 +1,4 @@
-"""The restart decision, under the name that jobs of earlier versions and copied scripts call."""
+"""Old name of fitb.rundir.restart, for waiting jobs and copied batch scripts."""
 
 import sys
 

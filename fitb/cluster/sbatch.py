@@ -1,4 +1,4 @@
-"""Options of sbatch as it reads them: lines of a script, the environment, the command line."""
+"""sbatch options, read as sbatch does: from #SBATCH lines, environment and command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONG = {
     "w": "nodelist",
     "x": "exclude",
 }
-# Options whose variable is not their name in capitals, and those that have none.
+# SBATCH_ variables that are not named after their option, and options without a variable.
 _VARIABLES = {
     "ARRAY_INX": "array",
     "MEM_PER_NODE": "mem",
@@ -39,12 +39,12 @@ _WITHOUT_VARIABLE = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task")
 
 @dataclass(frozen=True)
 class Option:
-    """One option.
+    """One option of sbatch.
 
     Args:
-        name: long, without dashes.
-        value: None of a switch.
-        source: what says so: #SBATCH, the name of a variable, or sbatch.
+        name: long name without dashes.
+        value: value; None for a switch.
+        source: where it was set: #SBATCH, the name of a variable, or sbatch (command line).
     """
 
     name: str
@@ -55,12 +55,12 @@ class Option:
 def read_options(
     script: str = "", env: Mapping[str, str] | None = None, words: Sequence[str] = ()
 ) -> dict[str, Option]:
-    """Return the options that hold, by name.
+    """Return the effective options by name; later sources override earlier ones.
 
     Args:
-        script: text; its #SBATCH lines give way to the environment, and that to the words.
-        env: its SBATCH_ variables.
-        words: options on the command line.
+        script: text of a batch script.
+        env: environment with SBATCH_ variables.
+        words: command line.
     """
     lines = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
     split = (shlex.split(line)[1:] for line in lines)
@@ -70,21 +70,21 @@ def read_options(
 
 
 def values(options: Mapping[str, Option]) -> dict[str, str]:
-    """Return name -> value of the options that have one."""
+    """Return name -> value, without switches."""
     return {option.name: option.value for option in options.values() if option.value}
 
 
 def number_of(given: Mapping[str, str], name: str) -> int:
-    """Return the number that the value of an option begins with; 0 where there is none."""
+    """Return the leading number of an option's value; 0 if there is none."""
     digits = re.match(r"\d+", given.get(name, ""))
     return int(digits[0]) if digits else 0
 
 
 def hosts_and_tasks(given: Mapping[str, str]) -> tuple[int, int]:
-    """Return the hosts of a job, at the least, and the tasks on each.
+    """Return the minimum number of hosts of a job, and the tasks on each.
 
     Args:
-        given: of `values`.
+        given: name -> value, from `values`.
     """
     hosts = number_of(given, "nodes") or 1
     tasks = number_of(given, "ntasks-per-node") or math.ceil(number_of(given, "ntasks") / hosts)
@@ -92,7 +92,7 @@ def hosts_and_tasks(given: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _parsed(words: Iterable[str], source: str) -> Iterator[Option]:
-    """Read --name=value, --name value, -Nvalue and -N value; a word without a dash is a value."""
+    """Parse --name=value, --name value, -Nvalue and -N value."""
     rest = list(words)
     while rest:
         word = rest.pop(0)

@@ -1,4 +1,4 @@
-"""The batch scripts: beside the package in a checkout, inside it where pip installed it."""
+"""Locate and copy the batch scripts: beside the package in a checkout, inside it if installed."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class ScriptsConfig:
 
 
 def find_script(name: str = "distill.sh") -> Path | None:
-    """Return a file of slurm/: here, beside the package or inside it; None where there is none."""
+    """Return a file of slurm/ from the working directory or the package; None if there is none."""
     package = Path(fitb.__file__).parent
     places = (Path("slurm"), package.parent / "slurm", package / "slurm")
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def scripts(config: ScriptsConfig) -> Path:
-    """Return the folder of the batch scripts, of their copies where some are asked for.
+    """Return the folder of the batch scripts, or of their copies if `out` is set.
 
-    Raises: ConfigError where there are none, or a copy would replace a file that is another.
+    Raises: ConfigError if there are none, or a copy would overwrite a different file.
     """
     script = find_script()
     if script is None:
-        raise ConfigError("slurm/distill.sh is neither here nor with the package; reinstall fitb")
+        raise ConfigError("slurm/distill.sh is neither here nor in the package; reinstall fitb")
     source = script.parent
     if not config.out:
         return source.resolve()
@@ -44,7 +44,7 @@ def scripts(config: ScriptsConfig) -> Path:
     for script in found:
         there = out / script.name
         if there.exists() and there.read_bytes() != script.read_bytes():
-            raise ConfigError(f"{there} is another file; move it away, or name another folder")
+            raise ConfigError(f"{there} differs from ours; move it away, or use another folder")
     out.mkdir(parents=True, exist_ok=True)
     for script in found:
         if not (out / script.name).exists():

@@ -1,7 +1,7 @@
-"""slurm/site.env: what a site wants of every job, read by the fronts as the batch scripts read it.
+"""slurm/site.env, the site's settings for every job, read as the batch scripts read it.
 
-The file is lines of bash. SBATCH_ variables act where a job is submitted, all others in the job,
-whose script reads the file once more.
+The file is sourced by bash. Its SBATCH_ variables act at submission, all others in the job, whose
+script sources the file again.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fitb.base.errors import ConfigError
 
 NAME = "slurm/site.env"
 READ_S = 60.0
-# What a front takes over; the rest of the file is for the job.
+# Variables that act at submission; the others act in the job.
 _OPTIONS = ("SBATCH_", "FITB_")
-# What the jobs that a job submits are to have, too.
+# Variables that a job passes on to the jobs that it submits.
 HANDED_ON = ("SLURM_CONF", *(f"SBATCH_{name}" for name in ("ACCOUNT", "PARTITION", "QOS",
              "CONSTRAINT", "RESERVATION")))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a site's file says to a front.
+    """Settings of a site for a submission.
 
     Args:
-        setup: lines of a batch script.
-        container: words before each command of a task; none without a container.
-        python: the interpreter in the container.
+        setup: lines of the batch script.
+        container: command prefix of each task; empty without a container.
+        python: Python interpreter in the container.
     """
 
     setup: tuple[str, ...] = ()
@@ -40,34 +40,33 @@ class Site:
     python: str = "python"
 
     def command(self) -> str | None:
-        """Return the interpreter of the tasks as a shell has it; None is this one."""
+        """Return the shell command of the tasks' interpreter; None is this interpreter."""
         return shlex.join([*self.container, self.python]) if self.container else None
 
 
 def site_file(env: Mapping[str, str], here: Path) -> Path | None:
-    """Return the file of this site, absolute; None where there is none.
+    """Return the absolute path of the site file; None if there is none.
 
     Args:
-        env: FITB_SITE names it, as the file itself does for the shell that reads it; /dev/null is
-            no file.
-        here: the folder from which jobs are submitted; then the checkout is looked at.
-    Raises: ConfigError where FITB_SITE names none.
+        env: environment; FITB_SITE names the file, and /dev/null means none.
+        here: folder to look in first; then comes the checkout.
+    Raises: ConfigError if the file that FITB_SITE names does not exist.
     """
     named = env.get("FITB_SITE")
     if named == os.devnull:
         return None
     if named:
         if not Path(named).exists():
-            raise ConfigError(f"FITB_SITE={named!r} is not there; expected a file like {NAME}")
+            raise ConfigError(f"FITB_SITE={named!r} does not exist; expected a file like {NAME}")
         return Path(named).absolute()
     places = (here / NAME, Path(fitb.__file__).resolve().parents[1] / NAME)
     return next((place.absolute() for place in places if place.is_file()), None)
 
 
 def read_site(path: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the file sets, as bash understands it.
+    """Source the file in bash and return the variables that it sets or changes.
 
-    Raises: ConfigError where bash does not.
+    Raises: ConfigError if bash fails.
     """
     script = 'bash -n "$1" || exit; . "$1" >&2; env -0'
     command = ["bash", "-c", script, "bash", str(path)]
@@ -79,30 +78,30 @@ def read_site(path: Path, env: Mapping[str, str]) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read by bash: {error}") from error
     if done.returncode:
         said = done.stderr.strip()[-300:]
-        raise ConfigError(f"{path}: bash ended with {done.returncode}: {said!r}; mend the file")
+        raise ConfigError(f"{path}: bash ended with {done.returncode}: {said!r}; fix the file")
     pairs = (line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
     return {name: value for name, value in pairs if env.get(name) != value}
 
 
 def leave_job(env: MutableMapping[str, str]) -> None:
-    """Remove what Slurm has told the job that this process may be part of.
+    """Remove the SLURM_ variables of the job that this process may run in.
 
-    A job that it submits would take the size, the memory and the CPUs of that job for its own.
+    A job submitted from here would otherwise inherit its size, memory and CPUs.
     """
     for name in [name for name in env if name.startswith("SLURM_") and name not in HANDED_ON]:
         del env[name]
 
 
 def enter(env: MutableMapping[str, str], given: Mapping[str, object]) -> Site:
-    """Take the site's file into the environment that sbatch is going to see.
+    """Load the site file into the environment that sbatch will see.
 
-    What the environment has already is left, and flags win over both: sbatch itself puts its
-    environment before the lines of a script, where the fronts write their flags.
+    Variables that are already set take precedence, and flags over both: sbatch prefers its
+    environment to the #SBATCH lines that flags become, so variables of given flags are removed.
 
     Args:
-        env: of this process.
-        given: SBATCH_ name -> value of the flag of the same meaning, None where it was not given.
-    Raises: ConfigError
+        env: environment of this process, changed in place.
+        given: SBATCH_ name -> value of the flag with the same meaning; None if not given.
+    Raises: ConfigError if the file is missing or bash fails.
     """
     path = site_file(env, Path.cwd())
     if path:

@@ -1,9 +1,9 @@
-"""Slurm's commands, and what a batch script needs to know: hosts, port, run directory, state.
+"""Slurm's commands, host lists and job states, and the plan of a job for its batch script.
 
 `python -m fitb.cluster.slurm [flags of fitb train]` prints four lines for slurm/distill.sh: run
-directory, MASTER_ADDR, MASTER_PORT, number of attempts so far. It checks the flags first, so that a
-typing error costs one process and no GPU. It exits with NOTHING_LEFT where the run is finished, and
-with 93 where it was stopped together with the chain that this job is a link of.
+folder, MASTER_ADDR, MASTER_PORT, and number of attempts so far. It validates the flags first, so a
+typo costs one process and no GPU. It exits with NOTHING_LEFT if the run is finished, and with 93 if
+the chain of this job was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from fitb.base.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.base.job_states import ENDED, FORGOTTEN
@@ -23,34 +22,35 @@ from fitb.base.world import address_of
 from fitb.cluster.process import output_of
 from fitb.config import Config
 from fitb.rundir import restart
+from fitb.rundir.events import num_attempts
 
 FIRST_PORT = 20_000
-NUM_PORTS = 12_000  # ends below 32768, where Linux begins to hand out ports of its own
+NUM_PORTS = 12_000  # all below 32768, where Linux's ephemeral ports begin
 COMMANDS = ("sbatch", "srun", "scontrol", "sinfo")
-LAUNCHERS = ("srun", "torchrun")  # the first where nobody says
+LAUNCHERS = ("srun", "torchrun")  # the first is the default
 NOTHING_LEFT = 10  # exit code of this module
-RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: no restart meets the port of the one before
+RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: each restart gets another port
 
 
 def absent() -> tuple[str, ...]:
-    """Return the commands of Slurm that are not on PATH."""
+    """Return the Slurm commands that are not on PATH."""
     return tuple(name for name in COMMANDS if shutil.which(name) is None)
 
 
 def is_here() -> bool:
-    """Whether this is a machine of Slurm."""
+    """Return whether any Slurm command is on PATH."""
     return len(absent()) < len(COMMANDS)
 
 
 def is_chosen(cluster: str) -> bool:
-    """Whether a flag --cluster (slurm, local, or auto, which looks) means Slurm."""
+    """Return whether --cluster (slurm, local or auto) selects Slurm."""
     return cluster == "slurm" or (cluster == "auto" and is_here())
 
 
 def ask(*words: str, timeout_s: float = 60.0) -> str:
-    """Return what a command of Slurm prints.
+    """Run a Slurm command and return its output.
 
-    Raises: SystemFault where it is missing, says no or does not answer.
+    Raises: SystemFault if it is missing, fails or does not answer in time.
     """
     found = output_of(*words, timeout_s=timeout_s)
     if not found.ok:
@@ -59,9 +59,9 @@ def ask(*words: str, timeout_s: float = 60.0) -> str:
 
 
 def tell(*words: str, tries: int = 3) -> None:
-    """Run a command of Slurm, again where the controller was busy.
+    """Run a Slurm command, retrying because the controller may be busy.
 
-    Raises: SystemFault with what Slurm said.
+    Raises: SystemFault with Slurm's message.
     """
     for left in reversed(range(tries)):
         try:
@@ -74,18 +74,18 @@ def tell(*words: str, tries: int = 3) -> None:
 
 
 def master_port(job_id: int, restart_count: int) -> int:
-    """Return the port of rank 0, another one for each job and for each restart of a job."""
+    """Return the port of rank 0, different for each job and each restart of a job."""
     return FIRST_PORT + (job_id + restart_count * RESTART_STRIDE) % NUM_PORTS
 
 
 def expand_nodelist(expression: str) -> list[str]:
-    """Expand Slurm's notation of hosts: 'a[1-2,07],b' is a1, a2, a07, b.
+    """Expand a Slurm node list: 'a[1-2,07],b' is a1, a2, a07, b.
 
-    Raises: ConfigError where brackets do not match or a range is not one.
+    Raises: ConfigError if it is malformed.
     """
     groups = re.findall(r"(?:\[[^\[\]]*\]|[^,\[\]])+", expression)
     if not groups or ",".join(groups) != expression:
-        raise ConfigError(f"{expression!r} is not a list of hosts; expected 'name[1-3,7],other'")
+        raise ConfigError(f"{expression!r} is no node list; expected e.g. 'name[1-3,7],other'")
     return [host for group in groups for host in _expand_group(group)]
 
 
@@ -102,16 +102,16 @@ def _expand_ranges(ranges: str) -> list[str]:
     for item in ranges.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
         if not match:
-            raise ConfigError(f"[{ranges}] in a list of hosts: {item!r} is neither N nor N-M")
+            raise ConfigError(f"[{ranges}] in a node list: {item!r} is neither N nor N-M")
         begin, end = match[1], match[2] or match[1]
         numbers += [f"{number:0{len(begin)}}" for number in range(int(begin), int(end) + 1)]
     return numbers
 
 
 def first_host(expression: str) -> str:
-    """Return the host of rank 0.
+    """Return the host of rank 0 in a Slurm node list.
 
-    Raises: ConfigError
+    Raises: ConfigError if it is malformed.
     """
     return expand_nodelist(expression)[0]
 
@@ -122,9 +122,9 @@ def parse_record(text: str) -> dict[str, str]:
 
 
 def job_record(job_id: str, timeout_s: float = 60.0) -> dict[str, str]:
-    """Return the fields of a job, of an array the first one that is told; {} of a forgotten job.
+    """Return the fields of a job, or of the first task of an array; empty for a forgotten job.
 
-    Raises: SystemFault where Slurm does not say.
+    Raises: SystemFault if Slurm does not answer.
     """
     try:
         answer = ask("scontrol", "show", "job", "--oneliner", job_id, timeout_s=timeout_s)
@@ -134,20 +134,20 @@ def job_record(job_id: str, timeout_s: float = 60.0) -> dict[str, str]:
         raise
     record = parse_record(answer.partition("\n")[0])
     if "JobState" not in record:
-        raise SystemFault(f"`scontrol show job {job_id}` tells no JobState: {answer[:200]!r}")
+        raise SystemFault(f"`scontrol show job {job_id}` printed no JobState: {answer[:200]!r}")
     return record
 
 
 def job_state(job_id: str) -> str:
-    """Return Slurm's word for the state of a job; RUNNING includes the grace of a preemption.
+    """Return Slurm's state of a job; RUNNING includes the grace time of a preemption.
 
-    Raises: SystemFault where scontrol is missing or cannot say.
+    Raises: SystemFault if scontrol is missing or fails.
     """
     return job_record(job_id).get("JobState", FORGOTTEN)
 
 
 def reported_state(job_id: str, timeout_s: float = 5.0) -> str | None:
-    """Return Slurm's word for the state of a job; None where it does not tell within the time."""
+    """Return Slurm's state of a job; None if Slurm is missing or does not answer in time."""
     if not re.fullmatch(r"\d+(_\d+)?", job_id) or not is_here():
         return None
     try:
@@ -157,9 +157,9 @@ def reported_state(job_id: str, timeout_s: float = 5.0) -> str | None:
 
 
 def is_over(job_id: str) -> bool:
-    """Return whether Slurm knows that a job has ended, or waits to be started again.
+    """Return whether Slurm reports that a job has ended or is pending.
 
-    One that Slurm has forgotten, or cannot be asked about, may still run.
+    A job that Slurm has forgotten or cannot report on may still run.
     """
     try:
         state = job_state(job_id)
@@ -168,43 +168,27 @@ def is_over(job_id: str) -> bool:
     return state == "PENDING" or (state in ENDED and state != FORGOTTEN)
 
 
-def requeue(job_id: str) -> None:
-    """Put this job back into the queue; Slurm then ends what still runs of it.
-
-    Raises: SystemFault where Slurm refuses.
-    """
-    tell("scontrol", "requeue", job_id)
-
-
 def excluded_hosts(job_id: str) -> list[str]:
-    """Return the hosts that a job may not get, as its submission or an update said.
+    """Return the excluded hosts of a job.
 
-    Raises: SystemFault where Slurm does not say.
+    Raises: SystemFault if Slurm does not answer.
     """
     value = job_record(job_id).get("ExcNodeList", "(null)")
     return [] if value == "(null)" else expand_nodelist(value)
 
 
-def exclude_hosts(job_id: str, hosts: Sequence[str]) -> None:
-    """Keep a job that waits from these hosts and from no others; Slurm refuses where it runs.
-
-    Raises: SystemFault where Slurm refuses.
-    """
-    tell("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(hosts)}")
-
-
 def hosts_of_partition(partition: str) -> list[str]:
-    """Return all hosts of a partition, whatever state they are in.
+    """Return all hosts of a partition, in any state.
 
-    Raises: SystemFault where Slurm does not say.
+    Raises: SystemFault if Slurm does not answer.
     """
     return ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N").split()
 
 
 def waiting_links(job_name: str) -> list[str]:
-    """Return the ids of this user's jobs of a name that wait: the later links of a chain.
+    """Return the ids of this user's pending jobs of a name: the later links of a chain.
 
-    Raises: SystemFault where Slurm does not say.
+    Raises: SystemFault if Slurm does not answer.
     """
     words = ("--noheader", "--me", "--states=PENDING", f"--name={job_name}", "--format=%i")
     return ask("squeue", *words).split()
@@ -214,19 +198,10 @@ def default_run_dir(job_name: str) -> str:
     return f"runs/{job_name}"
 
 
-class Plan(NamedTuple):
-    """What a batch script needs: run directory, address of rank 0, its port, steps of the run."""
-
-    run_dir: str
-    address: str
-    port: int
-    steps: int
-
-
 def num_ranks(env: Mapping[str, str]) -> int:
-    """Return how many ranks a job has: a task each, or with torchrun several in each host's task.
+    """Return the number of ranks of a job: its tasks, or with torchrun its processes on all hosts.
 
-    Raises: ConfigError where FITB_LAUNCHER or FITB_PROCESSES_PER_NODE is not what it may be.
+    Raises: ConfigError for an invalid FITB_LAUNCHER or FITB_PROCESSES_PER_NODE.
     """
     launcher = env.get("FITB_LAUNCHER", LAUNCHERS[0])
     if launcher not in LAUNCHERS:
@@ -236,16 +211,19 @@ def num_ranks(env: Mapping[str, str]) -> int:
         return int(env.get("SLURM_NTASKS", "1"))
     each = env.get("FITB_PROCESSES_PER_NODE", "1")
     if not each.isdigit() or int(each) < 1:
-        raise ConfigError(f"FITB_PROCESSES_PER_NODE={each!r}; expected a number from 1 on")
+        raise ConfigError(f"FITB_PROCESSES_PER_NODE={each!r}; expected a number of at least 1")
     return int(env.get("SLURM_JOB_NUM_NODES", "1")) * int(each)
 
 
-def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
-    """Plan the job whose environment this is.
+def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[Config, str, int]:
+    """Return configuration, address of rank 0 and its port for a Slurm job.
 
+    Args:
+        flags: flags of `fitb train`.
+        env: environment of the job.
     Raises: ConfigError for flags that `fitb train` would refuse, or outside a Slurm job.
     """
-    # Here, as the doctor imports this module where libraries are missing.
+    # Imported here because the doctor imports this module where libraries are missing.
     from fitb.config.ds_config import read_ds_config
     from fitb.config.parser import parse
 
@@ -260,24 +238,24 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> Plan:
     if "\n" in config.run_dir:
         raise ConfigError(f"run_dir={config.run_dir!r} is more than one line; choose another one")
     port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))
-    return Plan(config.run_dir, address_of(first_host(nodelist), env), port, config.steps)
+    return config, address_of(first_host(nodelist), env), port
 
 
 def main(args: Sequence[str]) -> int:
     try:
-        job = plan(args, os.environ)
-        run_dir = Path(job.run_dir)
+        config, address, port = plan(args, os.environ)
+        run_dir = Path(config.run_dir)
         source = restart.Source.from_env(os.environ)
-        over = restart.already_over(run_dir, source=source, steps=job.steps)
+        over = restart.already_over(run_dir, source=source, steps=config.steps)
         if over:
             print(f"fitb: {over.reason}", file=sys.stderr)
             return NOTHING_LEFT if over.exit_code == FINISHED else over.exit_code
         restart.begin_afresh(run_dir)
-        seen = restart.num_attempts(run_dir)
+        seen = num_attempts(run_dir)
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    print(job.run_dir, job.address, job.port, seen, sep="\n")
+    print(config.run_dir, address, port, seen, sep="\n")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""What the site's Slurm will do to a training job: its settings, each as a sentence with a verdict.
+"""Slurm's configuration, judged for a training job: each setting with its effect and a verdict.
 
-Pure functions over what `scontrol show config`, `show partition` and `show job` print.
+Pure functions over the output of `scontrol show config`, `show partition` and `show job`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _NO_LIMIT = ("UNLIMITED", "INFINITE", "NONE", "(null)", "N/A", "")
 
 @dataclass(frozen=True)
 class Finding:
-    """One setting.
+    """Effect of one setting on a job.
 
     Args:
-        name: as Slurm has it.
-        value: as Slurm prints it.
-        verdict: ok; warn: know this; bad: the job does not come back by itself.
-        sentence: what it does to a job of slurm/distill.sh, and what to do.
+        name: Slurm's name of the setting.
+        value: value as Slurm prints it.
+        verdict: ok; warn: good to know; bad: the job does not come back by itself.
+        sentence: effect on a job of slurm/distill.sh, and the remedy.
     """
 
     name: str
@@ -39,23 +39,24 @@ class Finding:
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """Return the settings of `scontrol show config`."""
+    """Parse the settings in the output of `scontrol show config`."""
     pairs = (line.split("=", 1) for line in text.splitlines() if re.match(r"\s*\w+\s+=", line))
     return {name.strip(): value.strip() for name, value in pairs}
 
 
 def parse_partitions(text: str) -> dict[str, dict[str, str]]:
-    """Return name -> fields of `scontrol show partition`."""
+    """Parse the output of `scontrol show partition`: name -> fields."""
     records = map(parse_record, re.split(r"^(?=PartitionName=)", text, flags=re.MULTILINE))
     return {record["PartitionName"]: record for record in records if "PartitionName" in record}
 
 
 def choose_partition(partitions: Mapping[str, Fields], name: str | None) -> Fields:
-    """Return the partition of that name, or the default one where there is no name.
+    """Return the named partition, or the default one.
 
     Args:
-        name: as sbatch takes it; of a list the first.
-    Raises: ConfigError naming those that there are.
+        partitions: name -> fields.
+        name: partition name as for sbatch; of a list the first counts; None is the default.
+    Raises: ConfigError with the known partitions.
     """
     if name:
         first = name.split(",")[0]
@@ -71,9 +72,9 @@ def choose_partition(partitions: Mapping[str, Fields], name: str | None) -> Fiel
 
 
 def seconds(text: str) -> float | None:
-    """Return a duration of Slurm in seconds ('30 sec', '5 min', '1-02:00:00'); None is no limit.
+    """Parse a duration of Slurm ('30 sec', '5 min', '1-02:00:00') to seconds; None is no limit.
 
-    Raises: ConfigError where it is none.
+    Raises: ConfigError if it is malformed.
     """
     if text in _NO_LIMIT:
         return None
@@ -88,9 +89,9 @@ def seconds(text: str) -> float | None:
 
 
 def limit_s(option: str) -> float | None:
-    """Return sbatch's --time in seconds ('90' minutes, '1:30:00', '2-12'); None is no limit.
+    """Parse sbatch's --time ('90' minutes, '1:30:00', '2-12') to seconds; None is no limit.
 
-    Raises: ConfigError where it is none.
+    Raises: ConfigError if it is malformed.
     """
     if option in _NO_LIMIT:
         return None
@@ -106,24 +107,25 @@ def limit_s(option: str) -> float | None:
 
 
 def leaves_at_once(time: str | None, signal: str | None) -> str | None:
-    """Say that a job would be told to leave as soon as it starts, and the remedy; else None.
+    """Return an error message if a job would be asked to shut down as soon as it starts, else None.
 
     Args:
-        time, signal: of sbatch.
-    Raises: ConfigError where the time is none.
+        time: --time of sbatch.
+        signal: --signal of sbatch.
+    Raises: ConfigError if the time is malformed.
     """
     limit, lead = limit_s(time) if time else None, signal_lead_s(signal)
     if limit is None or lead is None or limit > lead:
         return None
     return (
         f"--time={time} is no longer than the {lead:g} s before its end at which --signal={signal}"
-        " tells the job to leave, so it makes no step;"
+        " asks the job to shut down, so it makes no step;"
         f" ask for more, or for --signal=B:USR1@{limit // 3:.0f}"
     )
 
 
 def signal_lead_s(option: str | None) -> float | None:
-    """Return the seconds of sbatch's --signal, as in 'B:USR1@300'; None where there is none."""
+    """Return the lead time of sbatch's --signal in seconds, e.g. 'B:USR1@300'; None without it."""
     if not option:
         return None
     found = re.search(r"@(\d+)$", option)
@@ -131,7 +133,7 @@ def signal_lead_s(option: str | None) -> float | None:
 
 
 def preempt_mode(config: Fields, partition: Fields) -> str:
-    """Return what a preemption does to a job of this partition; OFF where there is none."""
+    """Return what preemption does to a job of this partition; OFF without preemption."""
     if config.get("PreemptType", "(null)").removeprefix("preempt/") in ("none", "(null)"):
         return "OFF"
     own = partition.get("PreemptMode", "")
@@ -140,16 +142,16 @@ def preempt_mode(config: Fields, partition: Fields) -> str:
 
 
 def sends_user_signal(config: Fields) -> bool:
-    """Whether a preemption sends the signal of --signal in place of SIGTERM."""
+    """Return whether a preemption sends the signal of --signal instead of SIGTERM."""
     return "send_user_signal" in config.get("SlurmctldParameters", "") + config.get(
         "PreemptParameters", ""
     )
 
 
 def preemption_lead_s(config: Fields, partition: Fields) -> tuple[float | None, str]:
-    """Return the seconds between the signal of a preemption and SIGKILL, and what they are called.
+    """Return the seconds from the signal of a preemption to SIGKILL, and the setting's name.
 
-    Returns: None for the seconds where jobs of this partition are not preempted.
+    The seconds are None if jobs of this partition are not preempted.
     """
     grace_s = seconds(partition.get("GraceTime", "0")) or 0.0
     kill_wait_s = seconds(config.get("KillWait", "30 sec")) or 0.0
@@ -159,26 +161,27 @@ def preemption_lead_s(config: Fields, partition: Fields) -> tuple[float | None, 
 
 
 def findings(config: Fields, partition: Fields, job: Fields | None = None) -> list[Finding]:
-    """Return what each setting means for a job.
+    """Judge every relevant setting.
 
     Args:
-        config: of `scontrol show config`.
-        partition: of the job.
-        job: its record, where it was submitted.
+        config: settings from `parse_config`.
+        partition: fields of the job's partition.
+        job: fields of the job; None before submission.
     """
-    found = [_version(config), requeue(config, job), *_exit_codes(config)]
-    found += [*_preemption(config, partition), _kill_wait(config), _tracking(config)]
-    found += [*_limits(config, partition, job), _unkillable(config)]
-    return found
-
-
-def _version(config: Fields) -> Finding:
     version = config.get("SLURM_VERSION", "unknown")
-    return Finding("Slurm", version, "ok", "the version that answered")
+    found = [Finding("Slurm", version, "ok", "the version that answered")]
+    found += [requeue(config, job), *_exit_codes(config), *_preemption(config, partition)]
+    short = (seconds(_wait(config)) or 0) < 30
+    sentence = "from SIGTERM to SIGKILL at a time limit, a scancel or a preemption without grace"
+    found.append(Finding("KillWait", _wait(config), "warn" if short else "ok", sentence))
+    found += [_tracking(config), *_limits(config, partition, job)]
+    value = config.get("UnkillableStepTimeout", "60 sec")
+    sentence = "a host is drained if processes survive SIGKILL this long, as in a dead filesystem"
+    return [*found, Finding("UnkillableStepTimeout", value, "ok", sentence)]
 
 
 def requeue(config: Fields, job: Fields | None) -> Finding:
-    """Say whether a job, or without its record any job, may be requeued."""
+    """Judge whether this job, or without its record any job, can be requeued."""
     if job and "Requeue" in job:
         if job["Requeue"] == "1":
             sentence = "this job may be requeued, by Slurm and by its own script"
@@ -207,8 +210,8 @@ def _exit_codes(config: Fields) -> Iterator[Finding]:
                 name,
                 codes,
                 "bad",
-                f"Slurm itself acts on exit code {' and '.join(taken)}, by which fitb says whether"
-                " a job is to come back: ask the site to leave it out",
+                f"Slurm itself acts on exit code {' and '.join(taken)}, with which fitb requests or"
+                " refuses a requeue: ask the site to remove it",
             )
 
 
@@ -238,11 +241,11 @@ def _preemption(config: Fields, partition: Fields) -> Iterator[Finding]:
         sentence = f"after the signal of a preemption a job has KillWait ({_wait(config)}) to save"
         yield Finding("GraceTime", "0", "warn", sentence)
     else:
-        sentence = f"a preempted job has {grace} s from its signal to its end to save and leave"
+        sentence = f"a preempted job has {grace} s from its signal to its end to save and exit"
         yield Finding("GraceTime", f"{grace} s", "ok", sentence)
-    told = "the signal of --signal" if sends_user_signal(config) else "SIGTERM, the tasks alone"
+    told = "the signal of --signal" if sends_user_signal(config) else "SIGTERM, its tasks only"
     value = "on" if sends_user_signal(config) else "off"
-    sentence = f"a preempted job with a grace time gets {told}; fitb leaves on either"
+    sentence = f"a preempted job with a grace time gets {told}; fitb shuts down on either"
     yield Finding("preempt_send_user_signal", value, "ok", sentence)
 
 
@@ -254,18 +257,12 @@ def _of_mode(mode: str, graceful: bool) -> tuple[Verdict, str]:
     if mode == "CANCEL" and graceful:
         return "warn", "a preempted job is cancelled unless its script requeues it within GraceTime"
     if mode == "CANCEL":
-        return "bad", "a preempted job is cancelled and stays so: submit the same line again"
-    return "warn", "a preempted job is stopped where it is and keeps its memory; nothing is saved"
+        return "bad", "a preempted job is cancelled for good: submit the same line again"
+    return "warn", "a preempted job is suspended and keeps its memory; nothing is saved"
 
 
 def _wait(config: Fields) -> str:
     return config.get("KillWait", "30 sec")
-
-
-def _kill_wait(config: Fields) -> Finding:
-    short = (seconds(_wait(config)) or 0) < 30
-    sentence = "from SIGTERM to SIGKILL at a time limit, a scancel or a preemption without grace"
-    return Finding("KillWait", _wait(config), "warn" if short else "ok", sentence)
 
 
 def _tracking(config: Fields) -> Finding:
@@ -275,7 +272,7 @@ def _tracking(config: Fields) -> Finding:
     if value == "linuxproc":
         sentence = "signals reach every process of a task, W&B's too; metrics.jsonl loses nothing"
         return Finding("ProctrackType", value, "warn", sentence)
-    sentence = "a process that left its group outlives its job; look for ranks that stay behind"
+    sentence = "a process that left its process group outlives its job; look for leftover ranks"
     return Finding("ProctrackType", value, "warn", sentence)
 
 
@@ -287,26 +284,20 @@ def _limits(config: Fields, partition: Fields, job: Fields | None) -> Iterator[F
         sentence = f"the job asks for {asked} and never starts: lower --time"
         yield Finding("MaxTime", longest, "bad", sentence)
     else:
-        yield Finding("MaxTime", longest, "ok", "longest attempt; the next one goes on after it")
+        yield Finding("MaxTime", longest, "ok", "longest attempt; the next one resumes after it")
     over = partition.get("OverTimeLimit", "NONE")
     over = config.get("OverTimeLimit", "0 min") if over == "NONE" else over
     over += " min" if over.isdigit() else ""
     if over != "0 min":
-        sentence = "a job may run this much over its limit; the signal of --signal comes no later"
+        sentence = "a job may run this long past its limit; the signal of --signal is not delayed"
         yield Finding("OverTimeLimit", over, "ok", sentence)
     exempt = config.get("PreemptExemptTime", "00:00:00")
     if seconds(exempt):
         yield Finding(
-            "PreemptExemptTime", exempt, "ok", "no job is preempted before it ran so long"
+            "PreemptExemptTime", exempt, "ok", "no job is preempted before it has run this long"
         )
 
 
-def _unkillable(config: Fields) -> Finding:
-    value = config.get("UnkillableStepTimeout", "60 sec")
-    sentence = "a host whose processes do not die of SIGKILL for so long (a dead filesystem) drains"
-    return Finding("UnkillableStepTimeout", value, "ok", sentence)
-
-
 def render(found: list[Finding]) -> str:
-    """Return one line per setting."""
+    """Format one line per setting."""
     return "\n".join(f"  {f.verdict:<5}{f.name}={f.value}: {f.sentence}" for f in found)

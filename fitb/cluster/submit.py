@@ -1,9 +1,8 @@
-"""The submitit door: the callable that every task runs, and the executor that submits it.
+"""Submitting a distillation through submitit: the callable that each task runs, and submission.
 
-submitit installs a handler of SIGUSR2 that pickles the callable anew and requeues the job, from
-rank 0, at once. Training replaces the handlers and saves first, at the end of a step, on all ranks;
-after that rank 0 calls the handler that it put aside. Of a preemption submitit itself only logs
-the SIGTERM, so that is ours to catch, too.
+submitit's own SIGUSR2 handler pickles the callable and requeues the job at once, on rank 0. So
+training replaces the handler, checkpoints on all ranks at the end of a step, and then rank 0 calls
+submitit's handler. On preemption submitit only logs the SIGTERM, so that is handled here as well.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import submitit
-from submitit.core.utils import FailedJobError, JobPaths, UncompletedJobError
+from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from fitb.base import log, signals
 from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
@@ -42,8 +41,8 @@ from fitb.config import Config
 from fitb.config.ds_config import read_ds_config
 from fitb.config.parser import parse
 from fitb.config.yaml import to_yaml
-from fitb.rundir import restart
-from fitb.rundir.events import read_events
+from fitb.rundir import names, restart
+from fitb.rundir.events import num_attempts, read_events
 
 logger = logging.getLogger(__name__)
 STATE_POLL_S = 10.0
@@ -51,15 +50,15 @@ STATE_POLL_S = 10.0
 
 @dataclass(frozen=True)
 class DistillJob:
-    """What every task of a submitit job runs; pickled, so it holds nothing but words.
+    """The callable of every task of a submitit job; pickled, so it has only plain fields.
 
     Args:
-        flags: of `fitb train`.
-        entry: module:function that takes a Config, and what to call before it is ended from
-            within, and returns an exit code.
+        flags: flags of `fitb train`.
+        entry: module:function called with the Config and the `on_end` callback; returns an exit
+            code.
         restarts: how often submitit has requeued this job.
-        chain: that this job is a link of; a link is never requeued.
-        processes: that torchrun starts in each task; 0 is no torchrun: the task trains itself.
+        chain: name of the job's chain, whose jobs are never requeued; empty for none.
+        processes: number of processes that torchrun starts per task; 0 trains without torchrun.
     """
 
     flags: tuple[str, ...]
@@ -69,10 +68,10 @@ class DistillJob:
     processes: int = 0
 
     def __call__(self) -> int:
-        """Train, and requeue the job where that helps.
+        """Train, and requeue the job if that helps.
 
         Returns: FINISHED.
-        Raises: JobStopped on rank 0 where starting again would not help; SystemExit on the others.
+        Raises: JobStopped on rank 0 if starting again would not help; SystemExit on other ranks.
         """
         job = submitit.JobEnvironment()
         world = World(job.global_rank, job.num_tasks, job.local_rank)
@@ -86,32 +85,34 @@ class DistillJob:
         seen = 0
         if world.is_main:
             restart.begin_afresh(run_dir)
-            seen = restart.num_attempts(run_dir)
+            seen = num_attempts(run_dir)
 
         def follow_up(code: int) -> int:
             decision = restart.decide(run_dir, code, source=source, seen=seen)
             if decision.exit_code != RESUME:
                 return _end(decision, world, run_dir)
             logger.info("%s", decision.reason)
-            return self._again(job, code, requeue)
+            return self._requeue(job, code, requeue)
 
         code = self._train(job, world, config, follow_up if world.is_main else None)
         if not world.is_main:
             return FINISHED if code == FINISHED else sys.exit(code)
         return follow_up(code)
 
-    def _again(self, job: Any, code: int, requeue: Any) -> NoReturn:
-        """Let the job be started again, by a requeue or by the next link of its chain."""
+    def _requeue(self, job: Any, code: int, requeue: Any) -> NoReturn:
+        """Requeue the job, or exit so that the next link of its chain or the script continues."""
         if self.chain:
             logger.info("the next link of chain %s goes on", self.chain)
             sys.exit(code)
         if os.environ.get("FITB_APPTAINER") and not slurm.is_here():
-            logger.info("in a container without Slurm's commands: the batch script requeues")
+            logger.info("no Slurm commands in this container: the batch script requeues")
             sys.exit(code)
         if job.cluster == "slurm" and (state := _state(job.job_id)) != "RUNNING":
             logger.info("no requeue from here: Slurm reports %s for this job", state)
             sys.exit(code)
-        _forget_broken_pickle(job.paths)
+        # A kill during submitit's previous dump leaves this file, and its next dump would fail.
+        pickle = Path(job.paths.submitted_pickle)
+        pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
         requeue(signals.TIME_LIMIT_OF_SUBMITIT, None)
         raise AssertionError("submitit's handler ends the process")
 
@@ -121,7 +122,7 @@ class DistillJob:
         return restart.Source(job.job_id, restarts, self.chain, hosts)
 
     def checkpoint(self) -> Any:
-        """submitit's hook: what the requeued job runs."""
+        """Return the callable of the requeued job; submitit's hook."""
         return submitit.helpers.DelayedSubmission(
             dataclasses.replace(self, restarts=self.restarts + 1)
         )
@@ -129,7 +130,7 @@ class DistillJob:
     def _train(
         self, job: Any, world: World, config: Config, on_end: Callable[[int], Any] | None
     ) -> int:
-        """Run the entry in the environment that it expects; an exception becomes an exit code."""
+        """Run the entry point with its environment; return its exit code, or that of its error."""
         local = job.cluster == "local"
         number = int(os.environ.get("SLURM_JOB_ID", job.job_id))
         port = slurm.master_port(number, self._source(job).restart)
@@ -137,24 +138,24 @@ class DistillJob:
         if self.processes:
             return self._under_torchrun(world, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
         os.environ.update(world.env(address, port))
-        if local:  # as the setup lines of a Slurm job do
+        if local:  # a Slurm job does this in its setup lines
             threads = max(1, (os.cpu_count() or 1) // world.size)
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        told_to_leave: list[int] = []
+        received: list[int] = []
 
-        def note(number: int, frame: FrameType | None) -> None:
-            told_to_leave.append(number)
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            received.append(number)
 
-        signal.signal(signals.PREEMPTION, note)
+        signal.signal(signals.PREEMPTION, on_signal)
         if self.chain:  # submitit's own handler would requeue
-            signal.signal(signals.TIME_LIMIT_OF_SUBMITIT, note)
+            signal.signal(signals.TIME_LIMIT_OF_SUBMITIT, on_signal)
         try:
-            # A job that waited since an earlier version names a room that is called otherwise now.
+            # Jobs submitted with an earlier version have pickled the old name of the package.
             entry = self.entry.replace("fitb.train.", "fitb.training.")
             module, _, name = entry.partition(":")
             train = getattr(importlib.import_module(module), name)  # seconds of imports
-            # Rank 0 alone leaves before the start: its requeue ends the others.
-            return RESUME if told_to_leave and world.is_main else int(train(config, on_end))
+            # Only rank 0 exits before the start: its requeue terminates the others.
+            return RESUME if received and world.is_main else int(train(config, on_end))
         except FitbError as error:
             logger.exception("training failed")
             return CRASH if error.restart_helps else STOP
@@ -163,58 +164,52 @@ class DistillJob:
             return CRASH
 
     def _under_torchrun(self, world: World, where: dict[str, str]) -> int:
-        """Train in processes of torchrun, one agent to a task, and return their exit code."""
+        """Train in processes of a torchrun agent, one agent per task; return their exit code."""
         where |= {"SLURM_NNODES": str(world.size), "SLURM_NODEID": str(world.rank)}
         where["FITB_PROCESSES_PER_NODE"] = str(self.processes)
         command = [sys.executable, "-m", "fitb.training.torchrun", *self.flags]
         agent = subprocess.Popen(command, env=os.environ | where, stdin=subprocess.DEVNULL)
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             agent.send_signal(number)
 
-        for number in signals.BY_SCHEDULER:  # submitit would requeue
-            signal.signal(number, pass_on)
+        for number in signals.BY_SCHEDULER:  # submitit's own handler would requeue
+            signal.signal(number, forward)
         code = agent.wait()
         return code if code >= 0 else 128 - code
 
 
 def _end(decision: restart.Decision, world: World, run_dir: Path) -> int:
-    """End a task of a run that is over: return FINISHED, or fail visibly, on rank 0."""
+    """End a task of a run that is over: return FINISHED, or fail; on rank 0 with the reason."""
     logger.info("%s", decision.reason)
     if decision.exit_code == FINISHED:
         return FINISHED
     if not world.is_main:
         sys.exit(decision.exit_code)
-    raise JobStopped(f"{decision.reason}; see {run_dir / 'events.jsonl'}")
+    raise JobStopped(f"{decision.reason}; see {run_dir / names.EVENTS}")
 
 
 def _state(job_id: str) -> str:
-    """Slurm's word for the job's state; RUNNING where Slurm does not answer for half a minute."""
+    """Return Slurm's state of the job; RUNNING if Slurm does not answer for half a minute."""
     for _ in range(6):
         try:
             return slurm.job_state(job_id)
         except SystemFault as error:
-            logger.warning("%s; asking again", error)
+            logger.warning("%s; retrying", error)
             time.sleep(5)
     return "RUNNING"
 
 
-def _forget_broken_pickle(paths: JobPaths) -> None:
-    """Remove what a kill in the middle of submitit's dump left; its next dump refuses to go on."""
-    pickle = Path(paths.submitted_pickle)
-    pickle.with_suffix(pickle.suffix + ".save_tmp").unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Submission:
-    """A distillation that is ready to be submitted; nothing of it is written yet.
+    """A checked distillation, ready to be submitted; nothing is written yet.
 
     Args:
-        config: of the run.
-        path: of the file that the job will read it from.
-        executor: that submits it.
-        task: what the job runs.
-        num_jobs: links of the chain, or 1.
+        config: configuration of the run.
+        path: file that the job will read the configuration from.
+        executor: executor of the job.
+        task: callable of the job.
+        num_jobs: number of jobs in the chain, or 1.
     """
 
     config: Config
@@ -224,7 +219,7 @@ class Submission:
     num_jobs: int
 
     def render(self) -> str:
-        """Return the script that would be submitted, and the configuration as YAML."""
+        """Return the batch script and the configuration as YAML, for a dry run."""
         times = f"# -- submitted {self.num_jobs} times\n" if self.num_jobs > 1 else ""
         script = script_of(self.executor).rstrip()
         return f"{script}\n\n{times}# -- {self.path}\n{to_yaml(self.config)}"
@@ -233,19 +228,23 @@ class Submission:
 def plan_distill(
     flags: Sequence[str], where: argparse.Namespace, *, entry: str = DistillJob.entry
 ) -> Submission:
-    """Check the configuration and prepare its job, writing nothing.
+    """Check a configuration and prepare its job, without writing anything.
 
-    Raises: ConfigError; SystemFault where there is no such cluster.
+    Args:
+        flags: flags of `fitb train`.
+        where: flags of the submission.
+        entry: entry point, as of DistillJob.
+    Raises: ConfigError; SystemFault if the cluster is missing.
     """
     if where.chain < 0:
-        raise ConfigError(f"--chain {where.chain}: expected the number of jobs, or 0 for no chain")
+        raise ConfigError(f"--chain {where.chain}: expected a number of jobs, or 0 for no chain")
     run_dir = slurm.default_run_dir(where.job_name)
     words = ["--run_dir", run_dir, *flags]
     config = parse(Config, where.launcher.prog, words, launcher=where.launcher)
     read_ds_config(config.ds_config)
     config.grad_accum(where.nodes * where.tasks_per_node)
-    logs = Path(config.run_dir).absolute() / "logs"
-    # Named by its content: a job that waits in the queue keeps the configuration it was given.
+    logs = Path(config.run_dir).absolute() / names.LOGS
+    # Named by its content: a pending job keeps the configuration that it was submitted with.
     path = logs / f"launch-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]}.yaml"
     chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
     progress_of = shlex.join([sys.executable, "-m", "fitb.rundir.restart", config.run_dir])
@@ -264,11 +263,14 @@ def plan_distill(
 def submit_distill(
     flags: Sequence[str], where: argparse.Namespace, *, entry: str = DistillJob.entry
 ) -> tuple[list[submitit.Job[int]], Path]:
-    """Check the configuration, write it down and submit; return the jobs and the run directory.
+    """Check a configuration, write it and submit its job, or all jobs of its chain in order.
 
-    There is one job, or as many as the chain has links, in their order.
-
-    Raises: ConfigError, before anything is submitted; SystemFault where the scheduler refuses.
+    Args:
+        flags: flags of `fitb train`.
+        where: flags of the submission.
+        entry: entry point, as of DistillJob.
+    Returns: the jobs, and the run folder.
+    Raises: ConfigError, before anything is written; SystemFault if the scheduler refuses.
     """
     planned = plan_distill(flags, where, entry=entry)
     planned.path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,11 +280,11 @@ def submit_distill(
 
 
 def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
-    """Wait for the end of a job through all its requeues; return its exit code.
+    """Wait for the end of a job, through all its requeues, and return its exit code.
 
     Args:
-        job: as submitted; of a chain the last one.
-        run_dir: of a training job, where the reason of its end is read.
+        job: submitted job; the last one of a chain.
+        run_dir: run folder of a training job, which records how it ended; None for other jobs.
     """
     first = job.task(0) if job.num_tasks > 1 else job
     asked = time.monotonic()
@@ -292,9 +294,9 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
             asked = time.monotonic()
             try:
                 if slurm.job_state(job.job_id) in ENDED:
-                    break  # killed before it could leave a result
+                    break  # killed before it could write a result
             except SystemFault as error:
-                logger.warning("%s; asking again", error)
+                logger.warning("%s; retrying", error)
     if first.paths.result_pickle.exists():
         with contextlib.suppress(FailedJobError, UncompletedJobError):
             return int(first.result())
@@ -302,7 +304,7 @@ def wait_for(job: submitit.Job[int], run_dir: Path | None = None) -> int:
 
 
 def _end_of(job: submitit.Job[int], run_dir: Path) -> int:
-    """Return what the run says of a job that left no result."""
+    """Return the exit code of a job without a result, from the records of its run."""
     task: Any = job.submission().function
     steps = parse(Config, "fitb train", task.flags).steps
     source = restart.Source(job.job_id, chain=task.chain)
@@ -312,7 +314,7 @@ def _end_of(job: submitit.Job[int], run_dir: Path) -> int:
         for event in read_events(run_dir)
         if event.get("event") in ("requeue", "stop") and event.get("job") == job.job_id
     ]
-    if over and not (decided and task.chain):  # a link is started once: its own decision is its end
+    if over and not (decided and task.chain):  # a link runs once: its own decision is its end
         return over.exit_code
     if decided and decided[-1] == "stop":
         return STOP

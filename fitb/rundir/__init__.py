@@ -1,1 +1,1 @@
-"""The run folder, whoever writes or reads it: names, records, ownership, checkpoints, status."""
+"""The run folder: names of its files, records, ownership, checkpoints, restart and status."""

@@ -1,8 +1,7 @@
-"""Checkpoints on the disk: which there are, what each holds, and how one appears and goes.
+"""Checkpoints on disk: list, verify, commit and prune them, without torch.
 
-Every byte is held against the manifest, which is held against its own hash. A folder is named
-`step-NNNNNNN` once it is whole: it leaves the fence of its attempt (ownership.py) by a rename.
-Nothing here needs torch.
+Every byte is verified against the manifest, and the manifest against its own hash. A checkpoint is
+written in the fence of its attempt (ownership.py) and renamed to `step-NNNNNNN` when complete.
 """
 
 from __future__ import annotations
@@ -16,36 +15,37 @@ from typing import Any
 from fitb.base import fsio
 from fitb.base.errors import CheckpointError, SystemFault
 from fitb.rundir import names
+from fitb.rundir.events import as_written, num_attempts, read_events
 from fitb.rundir.ownership import write_fenced
 
 FORMAT = 1
 
 
 class NewerFormat(CheckpointError):
-    """A checkpoint that is good, but not for this fitb."""
+    """A checkpoint in a format that only a newer fitb can read."""
 
 
 def committed(checkpoints: Path) -> list[Path]:
-    """Return the checkpoints in the folder of a run's checkpoints, oldest first."""
+    """Return the committed checkpoints in RUN/checkpoints, oldest first."""
     folders = checkpoints.glob("step-*")
     found = [path for path in folders if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step that the name of a checkpoint tells."""
+    """Return the step in the name of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def last_committed_step(run: Path) -> int:
-    """Return the step of the newest checkpoint, or 0."""
+    """Return the step of the newest committed checkpoint, 0 for none."""
     return max(map(step_of, committed(run / names.CHECKPOINTS)), default=0)
 
 
 def checkpoint_of(path: str | Path) -> Path | None:
-    """Return the checkpoint that a path means: itself, or the newest of a run; None for others.
+    """Return the checkpoint at a path: itself, or the newest of a run; None if it is neither.
 
-    The newest is what `latest` names, or where that is damaged the last one that has a manifest.
+    The newest is the one in `latest` or, if that is damaged, the last one with a manifest.
 
     Args:
         path: RUN/checkpoints/step-NNNNNNN, or RUN.
@@ -63,22 +63,32 @@ def checkpoint_of(path: str | Path) -> Path | None:
 
 
 def best_checkpoint_of(run: Path) -> Path | None:
-    """Return the checkpoint of a run's lowest validation loss, else its newest; None for none."""
+    """Return the checkpoint with a run's lowest validation loss, else its newest; None for none."""
     newest = checkpoint_of(run)
     if newest is None:
         return None
-    try:
-        step = fsio.read_json(newest / names.MANIFEST, "best_step")["best_step"]
-    except (OSError, ValueError):
-        return newest
-    best = names.checkpoint(run, step) if type(step) is int else newest
+    step = recorded_best(newest)[1]
+    best = newest if step is None else names.checkpoint(run, step)
     return best if (best / names.MANIFEST).is_file() else newest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint, without its own sha256.
+def recorded_best(checkpoint: Path) -> tuple[float | None, int | None]:
+    """Return best validation loss and step from a manifest, unverified; None for what it lacks."""
+    try:
+        manifest = fsio.read_json(checkpoint / names.MANIFEST, "best_step")
+    except (OSError, ValueError):
+        return None, None
+    loss, step = manifest.get("best_loss"), manifest["best_step"]
+    return (
+        loss if type(loss) in (int, float) else None,
+        step if type(step) is int else None,
+    )
 
-    Raises: NewerFormat; CheckpointError where it is not what was written.
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read and verify the manifest of a checkpoint; return it without its own sha256.
+
+    Raises: NewerFormat; CheckpointError if it is damaged.
     """
     try:
         manifest = fsio.read_json(path / names.MANIFEST)
@@ -89,7 +99,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT:
         raise NewerFormat(
             f"{path} has checkpoint format {manifest['format']} and this fitb reads format"
-            f" {FORMAT}; go on with the fitb that wrote it, {manifest.get('versions')}"
+            f" {FORMAT}; resume with the fitb that wrote it, {manifest.get('versions')}"
         )
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != fsio.sha256_json(rest):
@@ -100,11 +110,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_file(file: Path, expected: dict[str, Any]) -> bytes:
-    """Return the content of a file of a checkpoint.
+    """Read and verify a file of a checkpoint.
 
     Args:
+        file: path.
         expected: its entry in the manifest: bytes, sha256.
-    Raises: CheckpointError where it is not what was written.
+    Raises: CheckpointError if it is missing or damaged.
     """
     try:
         data = file.read_bytes()
@@ -119,19 +130,19 @@ def read_file(file: Path, expected: dict[str, Any]) -> bytes:
 
 
 def commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Make a folder that all ranks have written the newest checkpoint.
+    """Commit a folder that all ranks have written as the newest checkpoint.
 
     Args:
         scratch: the folder, in the fence of the attempt.
-        final: its name in checkpoints/.
-        manifest: with `files`, name -> bytes and sha256.
-    Raises: SystemFault where it does not read back; OSError where the fence is gone.
+        final: its path in RUN/checkpoints.
+        manifest: manifest with `files`, name -> bytes and sha256.
+    Raises: SystemFault if it does not read back; OSError if the fence is gone.
     """
     root, fence = final.parent, scratch.parent
     _read_back(scratch, manifest["files"])
     fsio.write_json(scratch / names.MANIFEST, {**manifest, "sha256": fsio.sha256_json(manifest)})
     fsio.fsync_dir(scratch)
-    if final.exists():  # an older attempt's save of the same step
+    if final.exists():  # an earlier attempt saved the same step
         _discard(final, fence)
     scratch.rename(final)
     fsio.fsync_dir(root)
@@ -139,68 +150,67 @@ def commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 def _read_back(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Check what was just written; a filesystem that gives back something else may recover."""
+    """Verify what was just written; a mismatch may be transient, so it is a SystemFault."""
     try:
         for name, expected in files.items():
             read_file(path / name, expected)
     except CheckpointError as error:
-        raise SystemFault(f"what was just saved does not read back: {error}") from error
+        raise SystemFault(f"the checkpoint just written does not read back: {error}") from error
 
 
 def prune(root: Path, keep_last: int, keep_step: int | None, fence: Path) -> None:
-    """Delete what is neither among the newest nor the best, and leftovers of an earlier fitb."""
+    """Delete all but the newest checkpoints and the best, and leftovers of earlier versions."""
     older = [p for p in committed(root)[:-keep_last] if step_of(p) != keep_step]
     for path in [*root.glob("step-*.tmp"), *older]:
         _discard(path, fence)
 
 
 def _discard(path: Path, fence: Path) -> None:
-    """Take a folder away whole, and only as the owner of the run; what is left goes with it."""
+    """Remove a folder by renaming it into the fence, which only the owner of the run can."""
     aside = fence / f"{path.name}.discarded"
     path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)  # a file that somebody reads may stay on NFS
+    shutil.rmtree(aside, ignore_errors=True)  # files open elsewhere may remain on NFS
 
 
 def last_saved(run: Path) -> int:
-    """Return the last step that the records of a run say it has saved; 0 where they say none.
+    """Return the last step that a run's records say it has saved, 0 for none.
 
-    Raises: CheckpointError where done.json cannot be read; DataError for a line of events.jsonl.
+    Raises: CheckpointError if done.json cannot be read.
     """
     try:
-        done = fsio.read_json(run / names.DONE)
+        done = as_written(fsio.read_json(run / names.DONE, "step"))
     except FileNotFoundError:
         done = {}
     except ValueError as error:
         raise CheckpointError(
-            f"{run / names.DONE} cannot be read ({error}); it says what {run} has saved:"
+            f"{run / names.DONE} cannot be read ({error}); it records what {run} has saved:"
             " restore or remove it"
         ) from error
-    known = ("save", "resume", "requeue", "stop", None)  # None: of done.json
-    records = [*fsio.read_records(run / names.EVENTS), done]
-    return max(record.get("step") or 0 for record in records if record.get("event") in known)
+    known = ("save", "resume", "requeue", "stop", None)  # None: done.json
+    records = [*read_events(run), done]
+    steps: list[int] = [r.get("step", 0) for r in records if r.get("event") in known]
+    return max(steps)
 
 
 def check_never_saved(run: Path) -> None:
-    """Raise CheckpointError where a run without checkpoints has had one, or may have had.
+    """Raise CheckpointError if a run without checkpoints has saved one before, or may have.
 
-    Every save is an event. A run that has logged or exported something, and whose events are gone
-    as well, is not taken for one that never saved.
+    Every save is an event. If events.jsonl is lost as well, metrics or an export show that the run
+    has trained.
     """
-    events = fsio.read_records(run / names.EVENTS)
-    begun = sum(event.get("event") == "attempt" for event in events)
-    left = [name for name in (names.METRICS, names.EXPORT) if _holds_something(run / name)]
+    left = [name for name in (names.METRICS, names.EXPORT) if _is_filled(run / name)]
     if step := last_saved(run):
         what = f"has saved step {step}"
-    elif left and begun < 2:  # the one is this attempt
+    elif left and num_attempts(run) < 2:  # this attempt is one
         what = f"has {' and '.join(left)}, and events.jsonl does not tell what it has saved"
     else:
         return
     raise CheckpointError(
-        f"{run} {what}, and {run / names.CHECKPOINTS} holds none: they were removed, or the"
-        " filesystem does not show them. Restore that folder; or begin from step 0 under another"
+        f"{run} {what}, but {run / names.CHECKPOINTS} is empty: checkpoints were removed, or the"
+        " filesystem does not show them. Restore that folder; or start from step 0 under another"
         f" --run_dir, or under this one after `mv {run} {run}.old`"
     )
 
 
-def _holds_something(path: Path) -> bool:
+def _is_filled(path: Path) -> bool:
     return path.is_dir() or (path.exists() and path.stat().st_size > 0)

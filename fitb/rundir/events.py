@@ -1,7 +1,7 @@
-"""events.jsonl: what happened to a run, a JSON object per line.
+"""events.jsonl, the event log of a run: one JSON object per line.
 
-The trainer and the restart decision append to it, and so did other versions of both: a field of an
-unexpected type is dropped, and a name that is not known is passed over by whoever reads.
+The trainer and the restart decision append to it, as did earlier versions of both: readers drop
+fields of an unexpected type and ignore unknown events.
 """
 
 from __future__ import annotations
@@ -18,30 +18,36 @@ from fitb.rundir import names
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
-_LARGEST = 2**53  # beyond it a number is no whole float64
+_LARGEST = 2**53  # largest range of integers that float64 represents exactly
 _WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
 _TEXTS = ("time", "event", "reason", "job", "chain", "host", "checkpoint")
-_MOST_WORDS = 1000
+_LONGEST_REASON = 1000  # characters
 
 
 def read_events(run: Path, tell: Callable[[str], None] = logger.warning) -> Iterator[Event]:
-    """Yield the events of a run, oldest first, as far as they can be read.
+    """Yield the readable events of a run, oldest first.
 
-    Last words of ranks that no later attempt has made events of yet come at the end.
+    Hang reports that no later attempt has appended to the file yet come last.
 
     Args:
-        tell: gets a sentence on damaged lines, which are passed over.
+        run: run folder.
+        tell: called with a message on damaged lines, which are skipped.
     """
     for event in read_records(run / names.EVENTS, "event", tell=tell):
         found = as_written(event)
         if "event" in found:
             yield found
-    for _, event in last_words(run):
+    for _, event in hang_reports(run):
         yield event
 
 
+def num_attempts(run: Path) -> int:
+    """Return how many attempts of a run have begun."""
+    return sum(event["event"] == "attempt" for event in read_events(run))
+
+
 def as_written(event: Event) -> Event:
-    """Return the fields of an event that are of the type that fitb writes."""
+    """Return an event without the fields whose type is not the one that fitb writes."""
 
     def fits(key: str, value: Any) -> bool:
         if key in _WHOLE:
@@ -57,12 +63,12 @@ def as_written(event: Event) -> Event:
 
 
 def now() -> str:
-    """Return the time as events.jsonl has it."""
+    """Return the current time in the format of events.jsonl."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def when(event: Event) -> datetime.datetime | None:
-    """Return the time of an event; None where it has none that can be read."""
+    """Return the time of an event; None if it has no valid one."""
     try:
         moment = datetime.datetime.fromisoformat(str(event.get("time")).replace("Z", "+00:00"))
     except ValueError:
@@ -71,36 +77,29 @@ def when(event: Event) -> datetime.datetime | None:
 
 
 def save_seconds(event: Event) -> float | None:
-    """Return how long a save took, all parts together; None where it does not say."""
+    """Return the duration of a save, all parts together; None if it was not recorded."""
     seconds = event.get("seconds")
     if isinstance(seconds, dict):
         return float(sum(seconds.values()))
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def words_of(rank: int) -> str:
-    """Return the name of the file in an attempt's folder that holds why its rank was ended."""
-    return f"words-rank-{rank:05d}.txt"
-
-
-def last_words(run: Path) -> Iterator[tuple[Path, Event]]:
-    """Yield the last words of ranks that could not write an event themselves, each as one."""
+def hang_reports(run: Path) -> Iterator[tuple[Path, Event]]:
+    """Yield the watchdogs' reports on killed ranks: each file, and the event that it stands for."""
     for path in sorted((run / names.ATTEMPTS).glob("*/words-rank-*.txt")):
         numbers = re.match(r"(\d+)(?:\.ended)?/words-rank-(\d+)", f"{path.parent.name}/{path.name}")
         try:
-            said = path.read_text(errors="replace").strip()[:_MOST_WORDS]
+            reason = path.read_text(errors="replace").strip()[:_LONGEST_REASON]
             seconds = path.stat().st_mtime
         except OSError:
             continue
-        if numbers and said:
+        if numbers and reason:
             moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-            yield (
-                path,
-                {
-                    "time": moment.isoformat(timespec="milliseconds"),
-                    "event": "hang",
-                    "attempt": int(numbers[1]),
-                    "rank": int(numbers[2]),
-                    "reason": f"rank {int(numbers[2])}: {said}",
-                },
-            )
+            event = {
+                "time": moment.isoformat(timespec="milliseconds"),
+                "event": "hang",
+                "attempt": int(numbers[1]),
+                "rank": int(numbers[2]),
+                "reason": f"rank {int(numbers[2])}: {reason}",
+            }
+            yield path, event

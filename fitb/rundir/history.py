@@ -1,37 +1,36 @@
-"""The attempts of a run, from its events: when each began, what it did and why it ended."""
+"""History of a run: its attempts, reconstructed from events.jsonl."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from fitb.rundir.events import Event, as_written, when
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of the run.
+    """One attempt, that is, one start of a run.
 
     Args:
-        number: 1 for the first; 0 for what ended before it opened the run.
-        began: of its first event.
-        ended: of its last word, None while there is none.
-        world_size: processes.
-        hosts: names.
-        job: the scheduler's id.
-        restart: how often the scheduler had started that job before.
-        first_step: where it went on.
-        last_step: latest step that an event names.
-        start_s: seconds from its start to its first step, by part.
-        exit_code: of the trainer, or else what the scheduler's side saw.
-        reason: why it ended, in the trainer's words.
-        decision: what follows (restart.py): requeue, stop or None.
-        decided: its reason.
-        decided_at: when.
-        saves: events.
-        notes: what else happened, a sentence each.
+        number: 1 for the first; 0 for starts that ended before they opened the run.
+        began: time of its first event.
+        ended: time of its stop, or of the decision that followed; None while there is neither.
+        world_size: number of processes.
+        hosts: host names.
+        job: job id of the scheduler.
+        restart: how often the scheduler had restarted that job.
+        first_step: step that it resumed from.
+        last_step: latest step in its events.
+        start_s: seconds from process start to first step, by phase.
+        exit_code: exit code that the trainer recorded, or else the one that the decision saw.
+        reason: why it ended, as the trainer recorded it.
+        decision: restart decision (restart.py): requeue, stop or None.
+        decided: reason of the decision.
+        decided_at: time of the decision.
+        saves: its save events.
+        notes: other incidents, one sentence each.
     """
 
     number: int
@@ -57,7 +56,7 @@ def attempts_of(events: Iterable[Event]) -> list[Attempt]:
     """Return the attempts of a run in order.
 
     Args:
-        events: as they stand in events.jsonl. Those without a number belong to the newest attempt.
+        events: events of the run, oldest first; one without a number is of the newest attempt.
     """
     groups: dict[int, list[Event]] = {}
     newest = 0
@@ -77,17 +76,16 @@ def _attempt(number: int, events: list[Event]) -> Attempt:
     stops = [event for event in events if event.get("event") == "stop" and "stalled" not in event]
     stop = stops[-1] if stops else {}
     saves = [event for event in events if event.get("event") == "save"]
-    first = _whole(resume.get("step"))
-    steps = [_whole(event.get("step")) for event in events if "stalled" not in event]
-    notes = [NOTES[event["event"]](event) for event in events if event.get("event") in NOTES]
+    first = resume.get("step", 0)
+    steps = [event["step"] for event in events if "step" in event and "stalled" not in event]
     job = begin.get("job") or decision.get("job")
     return Attempt(
         number=number,
         began=when(begin or (events[0] if events else {})),
         ended=when(stop or decision),
         world_size=begin.get("world_size"),
-        hosts=list(begin.get("hosts") or []),
-        job=str(job) if job else None,
+        hosts=begin.get("hosts", []),
+        job=job or None,
         restart=begin.get("restart"),
         first_step=first,
         last_step=max(steps, default=first),
@@ -98,12 +96,12 @@ def _attempt(number: int, events: list[Event]) -> Attempt:
         decided="; ".join(str(event.get("reason")) for event in decisions) or None,
         decided_at=when(decision),
         saves=saves,
-        notes=notes,
+        notes=list(filter(None, map(_note, events))),
     )
 
 
 def _start_s(named: dict[str, Event]) -> dict[str, float]:
-    """Seconds by part, from the age that the process had at each of its first events."""
+    """Return seconds by phase, from the age of the process at each of its first events."""
     ages = {name: named.get(name, {}).get("age_s") for name in ("attempt", "resume", "first_step")}
     if ages["attempt"] is None or ages["first_step"] is None:
         return {}
@@ -113,37 +111,18 @@ def _start_s(named: dict[str, Event]) -> dict[str, float]:
     return parts | {"first step": ages["first_step"] - ages["resume"]}
 
 
-def _whole(step: Any) -> int:
-    return step if isinstance(step, int) else 0
-
-
-def _rank(event: Event) -> str:
-    host = f" on {event['host']}" if event.get("host") else ""
-    step = f" at step {event['step']}" if event.get("step") is not None else ""
-    return f"rank {event.get('rank', '?')}{host}{step}"
-
-
-def _hang(event: Event) -> str:
-    why = f" ({event['reason']})" if event.get("reason") else ""
-    return f"{_rank(event)} hung{why}"
-
-
-def _lost_rank(event: Event) -> str:
-    return f"{_rank(event)} was lost"
-
-
-def _exported(event: Event) -> str:
-    return f"the export was made again at step {event.get('step', '?')}: {event.get('reason', '')}"
-
-
-def _bad_host(event: Event) -> str:
-    checks = ", ".join(map(str, event.get("checks") or [])) or "it does not say which"
-    return f"host {event.get('host', '?')} failed its checks: {checks}"
-
-
-NOTES: dict[str, Callable[[Event], str]] = {
-    "hang": _hang,
-    "lost_rank": _lost_rank,
-    "bad_host": _bad_host,
-    "exported": _exported,
-}
+def _note(event: Event) -> str | None:
+    """Return a sentence on an incident; None for other events."""
+    name, host = event.get("event"), event.get("host")
+    if name == "bad_host":
+        checks = ", ".join(event.get("checks", [])) or "unknown"
+        return f"host {host or '?'} failed its checks: {checks}"
+    step = event.get("step")
+    if name == "exported":
+        return f"the export was rewritten at step {step or '?'}: {event.get('reason', '')}"
+    where = f" on {host}" if host else ""
+    where += f" at step {step}" if step is not None else ""
+    rank = f"rank {event.get('rank', '?')}{where}"
+    if name == "hang":
+        return f"{rank} hung ({event['reason']})" if event.get("reason") else f"{rank} hung"
+    return f"{rank} was lost" if name == "lost_rank" else None

@@ -1,4 +1,4 @@
-"""The end of metrics.jsonl: its last records, the speed that they tell, and the best validation."""
+"""Reading metrics.jsonl: the last records, steps per second, and the best validation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ TAIL_BYTES = 1 << 20
 
 
 def tail_records(run: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
-    """Return the numbers in the last bytes of metrics.jsonl, whole lines only, oldest first."""
+    """Return the records in the last bytes of metrics.jsonl, complete lines only, oldest first.
+
+    Args:
+        run: run folder.
+        num_bytes: size of the tail.
+    Returns: records with their numeric values only.
+    """
     found = []
     for record in read_records(
         run / METRICS, STEP, tell=lambda damaged: None, tail_bytes=num_bytes
@@ -26,17 +32,17 @@ def tail_records(run: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]
 
 
 def best_validation(records: Iterable[dict[str, Any]]) -> tuple[float, int] | None:
-    """Return the lowest validation loss of the records and its step; None without one."""
-    judged = [(record[BEST_BY], record[STEP]) for record in records if BEST_BY in record]
-    return min(judged, key=lambda pair: pair[0], default=None)
+    """Return the lowest validation loss of the records and its step; None if there is none."""
+    losses = [(record[BEST_BY], record[STEP]) for record in records if BEST_BY in record]
+    return min(losses, key=lambda pair: pair[0], default=None)
 
 
 def rate(records: Sequence[dict[str, Any]], since_step: int) -> float | None:
-    """Return steps per second over the last minutes that were logged.
+    """Return steps per second over the last RATE_WINDOW_S seconds; None if unknown.
 
     Args:
-        records: of metrics.jsonl, oldest first.
-        since_step: records up to this step belong to an earlier attempt.
+        records: records of metrics.jsonl, oldest first.
+        since_step: ignore records up to this step, which an earlier attempt logged.
     """
     num_steps = seconds = 0.0
     before: dict[str, Any] | None = None
@@ -49,6 +55,6 @@ def rate(records: Sequence[dict[str, Any]], since_step: int) -> float | None:
         if record[STEP] <= since_step or seconds > RATE_WINDOW_S:
             break
         before = record
-    if not seconds and before is not None:  # one record alone
+    if not seconds and before is not None:  # a single record
         return before.get("perf/steps_per_s") or None
     return num_steps / seconds if seconds else None

@@ -1,13 +1,12 @@
 """Single-writer ownership with a fencing token: only the newest attempt of a run can commit.
 
-1. An attempt claims the next number: a folder with its owner and its fencing token is renamed to
-   `attempts/0003/`, which fails if that folder exists.
-2. It revokes every older attempt, by removing its token, or the fence that the token has become.
-3. It renames its own token to `checkpoints/.0003/`, the fence. Everything that it commits is
-   written into the fence and leaves it by a rename.
+1. Claim: an attempt renames a folder with its owner.json and its fencing token to `attempts/0003/`,
+   which fails if that number is taken.
+2. Revoke: it removes the token of every older attempt, or the fence that the token has become.
+3. Issue: it renames its own token to `checkpoints/.0003/`, its fence. Everything that it commits is
+   written into the fence and renamed out of it.
 
-No two fences exist at any moment, and an attempt that was wrongly given up for dead finds nothing
-to rename.
+There are never two fences, and an attempt that was wrongly presumed dead finds nothing to rename.
 """
 
 from __future__ import annotations
@@ -31,44 +30,44 @@ from fitb.base.world import job_id
 from fitb.rundir import names
 
 HEARTBEAT_S = 10.0
-SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: dead
+SILENT_S = 3 * HEARTBEAT_S  # without a heartbeat: presumed dead
 _POLL_S = 0.5
 _TOKEN, _ENDED, _OWNER = "token", "ended", "owner.json"  # in the folder of an attempt
-CLAIM = ".claim-"  # in checkpoints/, what becomes a folder of attempts/
+CLAIM = ".claim-"  # prefix in checkpoints/ of the scratch folder that becomes attempts/NNNN
 _ATTEMPT, _FENCE = r"(\d+)(?:\.ended)?", r"\.(\d+)"  # .ended: see has_ended
-_AT_ONCE = "{} is being taken over by another job at this moment; one job at a time can write a run"
+_AT_ONCE = "{} is being taken over by another job right now; only one job at a time can write a run"
 _GONE = (
-    "{}, which lets this attempt commit, is gone, as if a later attempt had come: {}."
-    " Start again; where it happens again look at the filesystem"
+    "{}, the fence of this attempt, is gone as after a take-over, but {}."
+    " Start again; if it happens again, check the filesystem"
 )
 _LINKED = (
-    "{0}/checkpoints is on another filesystem than {0}, and what is saved is renamed between the"
+    "{0}/checkpoints is on another filesystem than {0}, and checkpoints are renamed between the"
     " two; expected one filesystem. Move it back, or move all of {0} and make that a link"
 )
 
 
 class Replaced(TrainingError):
-    """Another attempt has the run; what this one has not committed is not wanted."""
+    """Another attempt owns the run; whatever this one has not committed is discarded."""
 
 
 class RunTaken(TrainingError):
-    """The run directory belongs to a job that lives."""
+    """The run is owned by a live job."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who runs an attempt: the process of rank 0.
+    """Owner of an attempt: the process of rank 0.
 
     Args:
-        attempt: its number, from 1.
-        job: of Slurm; empty elsewhere.
+        attempt: number of the attempt, from 1.
+        job: Slurm job id; empty without Slurm.
         restart: how often Slurm has requeued that job.
-        host: its name.
-        machine: the boot and the process numbers that `pid` belongs to.
-        pid: of rank 0.
-        started: when that process started, in ticks since the boot.
-        cluster: whose number `job` is; there may be several with one filesystem.
-        nonce: tells two that claim the same number apart; empty in older runs.
+        host: host name.
+        machine: boot id and PID namespace, in which `pid` is valid.
+        pid: process id of rank 0.
+        started: start time of that process, in clock ticks since boot.
+        cluster: name of the Slurm cluster; several may share a filesystem.
+        nonce: distinguishes two claims of the same number; empty in older runs.
     """
 
     attempt: int
@@ -105,14 +104,14 @@ def take(
     """Make this process the owner of a run, revoke earlier owners, and return the attempt number.
 
     Args:
-        run: the run directory.
-        env: of a Slurm job, or of none.
-        first: least number to take, for a run that older attempts left no folder of.
-        is_over: whether the scheduler knows that another job of this cluster has ended or waits.
+        run: run folder.
+        env: environment of the process, of a Slurm job or not.
+        first: smallest number to claim, for a run whose older attempts have left no folders.
+        is_over: whether the scheduler knows that a job of this cluster has ended or is pending.
     Raises:
-        RunTaken: an attempt of another job lives, or another takes over at the same moment.
-        Replaced: a later attempt has taken the run over meanwhile.
-        SystemFault: what an earlier attempt was writing cannot be removed.
+        RunTaken: the owner is alive, or another process is taking over at the same time.
+        Replaced: a later attempt has taken over meanwhile.
+        SystemFault: the fence of an earlier attempt cannot be removed.
         ConfigError: checkpoints/ is on another filesystem.
     """
     attempts, checkpoints = run / names.ATTEMPTS, run / names.CHECKPOINTS
@@ -125,13 +124,13 @@ def take(
         reason = _why_alive(names.attempt(run, number), env, is_over)
         if reason:
             raise RunTaken(
-                f"{run} belongs to attempt {number}, which lives: {reason}. One job at a"
+                f"{run} is owned by attempt {number}, which is alive: {reason}. Only one job at a"
                 " time can write a run; wait for it or end it, or choose another --run_dir"
             )
     mine = max([first, *(number + 1 for number in known)])
     _claim(run, Owner.me(mine, env))
     try:
-        if _numbers(attempts, _ATTEMPT) - known != {mine}:  # of whom nobody asked if they live
+        if _numbers(attempts, _ATTEMPT) - known != {mine}:  # others, whose liveness is unchecked
             raise RunTaken(_AT_ONCE.format(run))
         for number in sorted(unended | fenced):
             _revoke(run, number, SILENT_S)
@@ -143,9 +142,9 @@ def take(
 
 
 def has_ended(run: Path, number: int) -> bool:
-    """Return whether an attempt said that it is over, or a later one has shut it out.
+    """Return whether an attempt was released by itself or revoked by a later one.
 
-    Earlier versions renamed its folder to `NNNN.ended`.
+    Earlier versions of fitb renamed its folder to `NNNN.ended`.
     """
     folder = names.attempt(run, number)
     if folder.exists():
@@ -154,7 +153,7 @@ def has_ended(run: Path, number: int) -> bool:
 
 
 def current_owner(run: Path) -> Owner | None:
-    """Return who the newest attempt that has not ended belongs to; None where none can be read."""
+    """Return the owner of the newest attempt that has not ended; None if there is none."""
     attempts = run / names.ATTEMPTS
     numbers = _numbers(attempts, r"(\d+)") if attempts.is_dir() else set()
     newest = max((number for number in numbers if not has_ended(run, number)), default=None)
@@ -162,21 +161,21 @@ def current_owner(run: Path) -> Owner | None:
 
 
 def release(run: Path, attempt: int) -> None:
-    """End the ownership of an attempt, so that the next one need not ask whether it is alive."""
+    """Release the ownership of an attempt, so that the next one need not check its liveness."""
     try:
         _revoke(run, attempt, 0.0)
     except (FitbError, OSError):
-        return  # the next attempt asks
+        return  # the next attempt checks
 
 
 def check_owned(fence: Path) -> None:
-    """Raise unless the attempt that this fence belongs to owns its run.
+    """Raise unless the attempt with this fence still owns its run.
 
-    That the fence is not there is no proof: a filesystem may fail, or remember what was before.
+    A missing fence alone proves nothing: the filesystem may fail or answer from a stale cache.
 
     Raises:
-        Replaced: the fence is gone, and there is a later attempt, or this one was ended.
-        SystemFault: it is gone without either, or the filesystem cannot tell.
+        Replaced: the fence is gone and a later attempt exists, or this one has ended.
+        SystemFault: the fence is gone and neither is true, or the filesystem fails.
     """
     if _exists(fence):
         return
@@ -186,10 +185,10 @@ def check_owned(fence: Path) -> None:
         replaced = newest > number or has_ended(run, number)
     except OSError as error:
         raise SystemFault(
-            _GONE.format(fence, f"whether one came cannot be told: {error}")
+            _GONE.format(fence, f"the later attempts cannot be listed: {error}")
         ) from error
     if not replaced:
-        raise SystemFault(_GONE.format(fence, "and none came"))
+        raise SystemFault(_GONE.format(fence, "there is no later attempt"))
     raise Replaced(
         f"attempt {number} of {run} has been replaced by a later one; the newest is {newest}, and"
         " this one stops"
@@ -197,9 +196,9 @@ def check_owned(fence: Path) -> None:
 
 
 def write_fenced(fence: Path, path: Path, content: str | bytes) -> None:
-    """Write a whole file of the run; as `fsio.write_atomic`, but only as the owner.
+    """Write a file atomically, as `fsio.write_atomic` does, but only as the owner of the run.
 
-    Raises: Replaced where another attempt owns the run; the file is then as it was.
+    Raises: Replaced if another attempt owns the run; the file is then unchanged.
     """
     part = fence / path.name
     try:
@@ -212,19 +211,19 @@ def write_fenced(fence: Path, path: Path, content: str | bytes) -> None:
 
 
 def heartbeat(folder: Path, rank: int, step: int) -> None:
-    """Write the heartbeat of a rank into the folder of its attempt; where that fails, none."""
-    beat = {"time": time.time(), "step": step, "host": socket.gethostname(), "pid": os.getpid()}
+    """Write the heartbeat of a rank into the folder of its attempt; ignore failures."""
+    record = {"time": time.time(), "step": step, "host": socket.gethostname(), "pid": os.getpid()}
     try:
-        (folder / f"rank-{rank:05d}.json").write_text(json.dumps(beat) + "\n")
+        (folder / names.heartbeat(rank)).write_text(json.dumps(record) + "\n")
     except OSError:
         return
 
 
 def _why_alive(folder: Path, env: Mapping[str, str], is_over: Callable[[str], bool]) -> str | None:
-    """Return why an attempt counts as alive; None where it does not.
+    """Return why an attempt counts as alive; None if it is presumed dead.
 
-    What Slurm has requeued or ended is over. On this very machine the process is looked for.
-    Anywhere else heartbeats are watched for SILENT_S, by no clock but this one.
+    A job that Slurm has requeued or ended is dead. On the same machine the process is looked up.
+    Otherwise its heartbeats are watched for SILENT_S, using only the clock of this host.
     """
     owner = _owner_of(folder)
     me = Owner.me(0, env)
@@ -248,17 +247,17 @@ def _why_alive(folder: Path, env: Mapping[str, str], is_over: Callable[[str], bo
 
 
 def _owner_of(folder: Path) -> Owner | None:
-    """Who an attempt belongs to; None where that cannot be read."""
+    """Return the owner of an attempt; None if it cannot be read."""
     try:
         found = fsio.read_json(folder / _OWNER)
-        names = [field.name for field in fields(Owner)]
-        return Owner(**{name: found[name] for name in names if name in found})
+        keys = [field.name for field in fields(Owner)]
+        return Owner(**{key: found[key] for key in keys if key in found})
     except (OSError, ValueError, TypeError):
         return None
 
 
 def _heartbeats(folder: Path) -> dict[str, str]:
-    """Return the contents of the heartbeats: a filesystem may cache times of files."""
+    """Return the content of each heartbeat; modification times may be cached by the filesystem."""
     found = {}
     for path in folder.glob("rank-*.json"):
         try:
@@ -280,7 +279,7 @@ def _runs(owner: Owner) -> bool:
 
 
 def _started(pid: int) -> float:
-    """When a process started; in ticks since the boot, which no clock changes, where Linux tells.
+    """Return when a process started, in ticks since boot: no change of the clock affects it.
 
     Raises: psutil.NoSuchProcess
     """
@@ -293,7 +292,7 @@ def _started(pid: int) -> float:
 
 
 def _machine() -> str:
-    """What tells two sets of process numbers apart: the boot and the namespace."""
+    """Return boot id and PID namespace, within which process ids are unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -302,17 +301,17 @@ def _machine() -> str:
 
 
 def _numbers(folder: Path, pattern: str) -> set[int]:
-    """Numbers of the attempts that are named in a folder."""
+    """Return the attempt numbers among the names in a folder."""
     found = (re.fullmatch(pattern, name) for name in os.listdir(folder))
     return {int(match[1]) for match in found if match}
 
 
 def _claim(run: Path, owner: Owner) -> None:
-    """Make the folder of an attempt, with its token in it, which can succeed once for a number.
+    """Claim a number by renaming a folder with owner and token to attempts/NNNN.
 
-    It is made in checkpoints/, so that what cannot be renamed between the two is found out here.
+    The folder is prepared in checkpoints/, so that two filesystems are detected here.
 
-    Raises: RunTaken where another has that number; ConfigError where they are two filesystems.
+    Raises: RunTaken if the number is taken; ConfigError if the folders are on two filesystems.
     """
     claim = run / names.CHECKPOINTS / (CLAIM + owner.nonce)
     folder = names.attempt(run, owner.attempt)
@@ -323,7 +322,7 @@ def _claim(run: Path, owner: Owner) -> None:
         os.rename(claim, folder)
     except (OSError, SystemFault) as error:
         there = _owner_of(folder)
-        if not (there and there.nonce == owner.nonce):  # else NFS lost the answer, and asked again
+        if not (there and there.nonce == owner.nonce):  # else NFS retried a rename that succeeded
             shutil.rmtree(claim, ignore_errors=True)
             number = error.errno if isinstance(error, OSError) else None
             if number in (errno.EEXIST, errno.ENOTEMPTY):
@@ -335,54 +334,58 @@ def _claim(run: Path, owner: Owner) -> None:
 
 
 def _issue(run: Path, number: int) -> None:
-    """Make the token of an attempt its fence.
+    """Rename the token of an attempt to its fence.
 
-    Raises: Replaced or SystemFault where somebody has taken the token away.
+    Raises: Replaced or SystemFault if the token was revoked.
     """
-    with contextlib.suppress(FileNotFoundError):  # revoked; or NFS lost the answer, and asked again
+    with contextlib.suppress(FileNotFoundError):  # revoked, or NFS retried a rename that succeeded
         os.rename(names.attempt(run, number) / _TOKEN, names.fence(run, number))
     check_owned(names.fence(run, number))
 
 
 def _revoke(run: Path, number: int, patience_s: float) -> None:
-    """Take from an attempt for good what lets it commit, whether it has become a fence or not.
+    """Remove the token of an attempt, or the fence that it has become, and mark the attempt ended.
 
-    Raises: SystemFault where something does not go away.
+    Args:
+        run: run folder.
+        number: number of the attempt.
+        patience_s: how long to retry while a process may still be writing.
+    Raises: SystemFault if the fence cannot be removed.
     """
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it became a fence
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it has become a fence
         os.rmdir(names.attempt(run, number) / _TOKEN)
     fsio.put_back(run / names.EXPORT, names.fence(run, number))
     _remove(names.fence(run, number), patience_s)
     try:
         (names.attempt(run, number) / _ENDED).touch()
     except OSError:
-        return  # the next attempt asks once more whether this one lives
+        return  # the next attempt checks again whether this one is alive
 
 
 def _remove(fence: Path, patience_s: float) -> None:
-    """Delete a fence whole, against a process that may still be writing into it.
+    """Delete a fence, retrying because a process may still be writing into it.
 
-    Raises: SystemFault where it does not go away.
+    Raises: SystemFault if it is still there after `patience_s` seconds.
     """
     deadline = time.monotonic() + patience_s
     while _exists(fence):
         shutil.rmtree(fence, ignore_errors=True)
         if time.monotonic() > deadline and _exists(fence):
             raise SystemFault(
-                f"{fence} of an earlier attempt cannot be removed; expected to own it. Remove it"
-                " by hand, and start again"
+                f"{fence} of an earlier attempt cannot be removed; remove it by hand and start"
+                " again"
             )
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something. Raises: SystemFault where the filesystem fails to tell."""
+    """Return whether a path exists. Raises: SystemFault if the filesystem fails."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise SystemFault(
-            f"{path} cannot be looked at ({error.strerror}); expected the folder of an attempt."
-            " Start again once the filesystem answers"
+            f"{path}, the fence of an attempt, cannot be accessed ({error.strerror}); start again"
+            " once the filesystem works"
         ) from error
     return True

@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "py
 
 
 def add_provenance(run: Path, entry: dict[str, Any]) -> None:
-    """Append an entry; a damaged file is set aside, and begun anew."""
+    """Append an entry; a damaged file is renamed to *.bad and a new one started."""
     path = run / names.PROVENANCE
     attempts: Any = []
     try:
@@ -31,14 +31,14 @@ def add_provenance(run: Path, entry: dict[str, Any]) -> None:
     if not isinstance(attempts, list):
         aside = fsio.set_aside(path)
         why = attempts if isinstance(attempts, ValueError) else f"{path} is no list"
-        logger.warning("set aside as %s, and begun anew: %s", aside, why)
+        logger.warning("renamed to %s, and started anew: %s", aside, why)
         attempts = []
     attempts.append(entry)
     fsio.write_json(path, attempts)
 
 
 def newest_code(run: Path) -> dict[str, Any] | None:
-    """Return what provenance.json says of the newest attempt; None where it says nothing."""
+    """Return the entry of the newest attempt; None if there is none."""
     try:
         entry = fsio.read_json(run / names.PROVENANCE)[-1]
     except (OSError, ValueError, LookupError, TypeError):
@@ -48,7 +48,7 @@ def newest_code(run: Path) -> dict[str, Any] | None:
 
 @functools.cache
 def describe_code() -> dict[str, Any]:
-    """Commit, local changes and versions of what is running, as they were when it began."""
+    """Return commit, local changes and versions of the running code, as of process start."""
     import torch
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

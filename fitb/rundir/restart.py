@@ -1,31 +1,29 @@
-"""Whether an attempt that ended is followed by another one: decided by progress, not by count.
+"""Restart decision: whether an ended attempt is followed by another one, decided by progress.
 
-A run is finished if the newest attempt that began under this start wrote so into events.jsonl: a
-`stop` of its own with exit code 0. The exit code of whatever started the tasks (srun, torchrun, a
-container, a user's script) proves no success; srun exits with 0 where it has started nothing.
+A run is finished if the newest attempt of this start recorded a `stop` with exit code 0 in
+events.jsonl. The exit code of whatever started the tasks (srun, torchrun, a container) does not
+prove success: srun exits with 0 even if it has started nothing.
 
-    exit code of the tasks     the attempt's own stop says 0     it says another code or nothing
-    0                          finished                          its code; without one a crash
-    85, 128 + our signals      finished                          told to leave, begun or not
-    93                         finished                          stop, begun or not: a configuration
-                                                                 is refused before an attempt begins
-    others                     finished                          a crash
+    exit code of the tasks     own stop has code 0     own stop has another code, or there is none
+    0                          finished                that code; without a stop a crash
+    85, 128 + our signals      finished                graceful shutdown, even before the attempt
+    93                         finished                stop, even before the attempt: an invalid
+                                                       configuration is refused before it begins
+    others                     finished                crash
 
-An attempt has made progress if it committed a later step than the one before it. A crash with
-progress is started again without end. Attempts in a row without progress are counted: a crash is
-given up at MAX_STALLED_CRASHES of them, an orderly leave at MAX_STALLED_LEAVES, because a job that
-is preempted again and again while it starts has done nothing wrong. A new submission starts a new
-count; the jobs of a chain (FITB_CHAIN names it) are one submission. Every decision is a line of
-events.jsonl, and those lines are the only memory.
+An attempt makes progress if it commits a later step than the one before it. A crash with progress
+is always restarted. Consecutive attempts without progress are counted: after MAX_STALLED_CRASHES a
+crash is given up, after MAX_STALLED_LEAVES a graceful shutdown (being preempted repeatedly while
+starting is not the job's fault). A new submission starts a new count; all jobs of a chain
+(FITB_CHAIN) are one submission. Each decision is a line of events.jsonl, the only memory.
 
-A run that is over has done.json. A finished one is not started again; a stop ends the chain that it
-belongs to, while another submission, which may have mended the cause, begins afresh.
-
-An attempt that has lost its run, to a later one or to another job, decides nothing about it.
+A run that is over has done.json. A finished run is not started again; a stopped one ends its chain,
+while another submission, which may have fixed the cause, starts afresh. An attempt that has lost
+its run, to a later attempt or to another job, decides nothing.
 
 `python -m fitb.rundir.restart RUN_DIR EXIT_CODE [SEEN]` decides for a batch script: it prints the
-reason and exits with 0 (done), 85 (start again) or 93 (do not). SEEN is what `num_attempts` gave
-when the script began; without an exit code it is what this prints.
+reason and exits with 0 (done), 85 (start again) or 93 (do not). SEEN is the number of attempts when
+the script began; without EXIT_CODE that number is printed.
 """
 
 from __future__ import annotations
@@ -43,25 +41,25 @@ from fitb.base.fsio import append_line, mend_tail, read_json, write_json
 from fitb.base.world import job_id
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
-from fitb.rundir.events import Event, as_written, now, read_events
+from fitb.rundir.events import Event, as_written, now, num_attempts, read_events
 from fitb.rundir.ownership import current_owner
 
 logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3
 MAX_STALLED_LEAVES = 10
-# How a shell reports a process that one of our signals ended before it could catch it.
+# Exit codes of a process that one of our signals killed before its handler was installed.
 ENDED_BY_OUR_SIGNAL = tuple(128 + number for number in signals.BY_SCHEDULER)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which start of which job an attempt is.
+    """Job and restart that an attempt belongs to.
 
     Args:
-        job: id of the scheduler's job; empty where there is none.
-        restart: how often Slurm has started that job before.
-        chain: name of the chain that the job is a link of; empty where it is none.
-        hosts: of the job, as Slurm writes them; empty where they are not known.
+        job: job id of the scheduler; empty without one.
+        restart: how often Slurm has restarted that job.
+        chain: name of the job's chain; empty if it is in none.
+        hosts: node list of the job in Slurm's notation; empty if unknown.
     """
 
     job: str = ""
@@ -79,18 +77,17 @@ class Source:
         )
 
     def record(self) -> Event:
-        """What a line of events.jsonl says of it."""
+        """Return the fields of events.jsonl that identify the submission."""
         return {"job": self.job} | ({"chain": self.chain} if self.chain else {})
 
     def submitted(self, record: Event) -> bool:
-        """Whether the same submission (chain, or else job) wrote a record."""
+        """Return whether a record is of this submission (the same chain, or else the same job)."""
         if self.chain:
             return bool(record.get("chain", "") == self.chain)
         return bool(record.get("job") == self.job)
 
     def lost_to(self, record: Event) -> bool:
-        """Whether a record of an attempt is another job's or a later start's; one that names no
-        job is nobody's."""
+        """Return whether a record is of another job or a later restart; False if it has no job."""
         if not (self.job and record.get("job")):
             return False
         return bool(
@@ -104,9 +101,9 @@ class Decision:
 
     Args:
         exit_code: FINISHED, RESUME (start again) or STOP.
-        reason: one line for people.
-        step: last committed step; 0 where nothing was committed.
-        stalled: attempts in a row, this one included, that committed nothing later.
+        reason: one line for users.
+        step: last committed step; 0 for none.
+        stalled: consecutive attempts without progress, including this one.
     """
 
     exit_code: int
@@ -118,15 +115,14 @@ class Decision:
 def decide_from(
     events: Sequence[Event], *, exit_code: int, step: int, source: Source, why: str = ""
 ) -> Decision:
-    """Decide from what is known, touching nothing.
+    """Decide what follows an attempt; a pure function.
 
     Args:
-        events: of the run, oldest first.
-        exit_code: of the attempt that ended, as `believed` gives it; 128 + N where signal N ended
-            it.
-        step: last committed step now.
-        source: of that attempt; attempts of another submission do not count here.
-        why: it ended, where that is known better than by its exit code.
+        events: events of the run, oldest first.
+        exit_code: exit code of the attempt, as from `believed`; 128 + N if signal N killed it.
+        step: last committed step.
+        source: submission of the attempt; attempts of others are not counted.
+        why: reason of the end, if known better than by its exit code.
     """
     if exit_code == FINISHED:
         return Decision(FINISHED, "finished", step)
@@ -138,9 +134,9 @@ def decide_from(
     stalled = 0 if gained > 0 else 1 + (before["stalled"] if before and counts else 0)
 
     if exit_code == RESUME:
-        what, limit = why or "left as asked", MAX_STALLED_LEAVES
+        what, limit = why or "shut down as requested", MAX_STALLED_LEAVES
     elif exit_code in ENDED_BY_OUR_SIGNAL:
-        what, limit = f"was told to leave before it was ready ({exit_code})", MAX_STALLED_LEAVES
+        what, limit = f"was signalled before it was ready ({exit_code})", MAX_STALLED_LEAVES
     else:
         what, limit = why or f"crashed with exit code {exit_code}", MAX_STALLED_CRASHES
     if not stalled:
@@ -150,21 +146,21 @@ def decide_from(
 
 
 def newest_attempt(events: Sequence[Event], seen: int = 0) -> list[Event]:
-    """Return what happened since the newest attempt began, its `attempt` event first.
+    """Return the events since the newest attempt began, its `attempt` event first.
 
     Args:
-        events: of the run, oldest first.
-        seen: so many attempts are older than this start; empty where none has begun since.
+        events: events of the run, oldest first.
+        seen: number of attempts before this start; the result is empty if none has begun since.
     """
     begins = [place for place, event in enumerate(events) if event["event"] == "attempt"]
     return list(events[begins[-1] :]) if begins[seen:] else []
 
 
 def own_end(attempt: Sequence[Event]) -> int | None:
-    """Return the exit code that an attempt wrote down itself, None where it did not.
+    """Return the exit code that an attempt recorded itself; None if it recorded none.
 
     Args:
-        attempt: from `newest_attempt`.
+        attempt: events from `newest_attempt`.
     """
     stops = [event for event in attempt if event["event"] == "stop" and "stalled" not in event]
     own = [stop for stop in stops if stop.get("attempt") == attempt[0].get("attempt")]
@@ -172,51 +168,45 @@ def own_end(attempt: Sequence[Event]) -> int | None:
 
 
 def believed(exit_code: int, attempt: Sequence[Event], source: Source) -> tuple[int, str]:
-    """Return the exit code that holds for an attempt, and why it crashed where more is known.
+    """Return the effective exit code of an attempt, and why it crashed, if more is known.
 
     Args:
-        exit_code: of the tasks, or of what started them.
-        attempt: that they began, from `newest_attempt`.
-        source: of the tasks.
+        exit_code: exit code of the tasks, or of what started them.
+        attempt: events of the attempt that they began, from `newest_attempt`.
+        source: job of the tasks.
     """
     own, where = own_end(attempt), f" on {source.hosts}" if source.hosts else ""
     if own is not None and FINISHED in (own, exit_code):
         return own, ""
     if exit_code == FINISHED and attempt:
-        return CRASH, f"the tasks{where} ended with 0, and their attempt without a word of its end"
+        return CRASH, f"the tasks{where} ended with 0, but their attempt recorded no end"
     if exit_code == FINISHED:
         return CRASH, (
-            f"no attempt began{where}, though what starts the tasks ended with 0: its messages in"
-            f" the job's log say why; can {source.hosts or 'this host'} write the run folder?"
+            f"no attempt began{where}, although the launcher ended with 0: see its messages in the"
+            f" job's log; can {source.hosts or 'this host'} write the run folder?"
         )
     if attempt or exit_code in (RESUME, STOP, *ENDED_BY_OUR_SIGNAL):
         return exit_code, ""
     return exit_code, f"crashed with exit code {exit_code} before an attempt began{where}"
 
 
-def _begins(events: Sequence[Event]) -> list[Event]:
-    return [event for event in events if event["event"] == "attempt"]
-
-
-def num_attempts(run_dir: Path) -> int:
-    """Return how many attempts a run has had."""
-    return len(_begins(list(read_events(run_dir))))
-
-
 def lost(
     events: Sequence[Event], owner: Event | None, exit_code: int, source: Source, seen: int
 ) -> str | None:
-    """Say which attempt has taken the run from this one, or which one it never had it from.
+    """Return why this attempt does not own the run: a later attempt, or an owner it never replaced.
 
     Args:
-        owner: the newest attempt that has not ended.
-        seen: number of attempts when this one began; those are older than it.
+        events: events of the run, oldest first.
+        owner: owner of the newest attempt that has not ended.
+        exit_code: exit code of this attempt's tasks.
+        source: job of this attempt.
+        seen: number of attempts before this one.
     """
-    later = _begins(events)[seen:]
+    later = [event for event in events if event["event"] == "attempt"][seen:]
     if later and source.lost_to(later[-1]):
         return f"replaced by attempt {later[-1].get('attempt', '?')} of job {later[-1]['job']}"
     if exit_code == STOP and not later and owner and source.lost_to(owner):
-        return f"the run is that of attempt {owner.get('attempt', '?')} of job {owner['job']}"
+        return f"the run is owned by attempt {owner.get('attempt', '?')} of job {owner['job']}"
     return None
 
 
@@ -229,16 +219,17 @@ def decide(
     why: str = "",
     findings: Sequence[Event] = (),
 ) -> Decision:
-    """Decide about the attempt that just ended, and write the decision down.
+    """Decide what follows the attempt that just ended, and record the decision.
 
     Args:
-        exit_code: of its tasks, or of what started them.
-        source: of that attempt.
-        seen: what `num_attempts` gave when it began.
-        why: as in `decide_from`.
-        findings: events to write down before the decision.
-    Returns: STOP, with nothing written, where the run is no longer this attempt's.
-    Raises: SystemFault where the line cannot be written for want of space.
+        run_dir: run folder.
+        exit_code: exit code of its tasks, or of what started them.
+        source: job of that attempt.
+        seen: number of attempts before it began.
+        why: as for `decide_from`.
+        findings: events to record before the decision.
+    Returns: the decision; STOP, with nothing recorded, if this attempt has lost the run.
+    Raises: SystemFault if the disk is full.
     """
     source = source or Source()
     path = run_dir / names.EVENTS
@@ -248,7 +239,7 @@ def decide(
     record = as_written(asdict(owner)) if owner else None
     taken = lost(events, record, exit_code, source, seen)
     if taken:
-        return Decision(STOP, f"{taken}; this one leaves it alone", step)
+        return Decision(STOP, f"{taken}; this one does not touch it", step)
     exit_code, found = believed(exit_code, newest_attempt(events, seen), source)
     decision = decide_from(events, exit_code=exit_code, step=step, source=source, why=why or found)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -279,50 +270,41 @@ def decide(
     return decision
 
 
-def end_of(run_dir: Path) -> Event | None:
-    """Return what done.json says; None where it is not there, or so damaged that it says nothing.
-
-    Without it a run is started, and comes to the same end.
-    """
-    path = run_dir / names.DONE
-    try:
-        done = as_written(read_json(path, "exit_code", "reason", "step"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        logger.warning("%s; the run is taken as one that is not over", error)
-        return None
-    return done if done.keys() >= {"exit_code", "reason", "step"} else None
-
-
 def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | None:
-    """Return the end that a run has come to, if it binds this attempt.
+    """Return the recorded end of a run, if it applies to an attempt that is about to start.
 
     Args:
-        source: of the attempt that is about to start.
-        steps: that the run is to have; where a finished one has fewer (early stopping), a new
-            submission may go on.
+        run_dir: run folder.
+        source: job of that attempt.
+        steps: steps that the run is to have; a new submission may continue a finished run that has
+            fewer, as after early stopping.
     """
-    done = end_of(run_dir)
-    if done is None:
+    try:
+        done = as_written(read_json(run_dir / names.DONE, "exit_code", "reason", "step"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # a run without an end is started, and comes to the same end
+        logger.warning("%s; the run counts as not over", error)
+        return None
+    if not done.keys() >= {"exit_code", "reason", "step"}:
         return None
     same = source.submitted(done)
     ended = own_end(newest_attempt(list(read_events(run_dir))))
     what = (
         f"{run_dir}: {done['reason']} at step {done['step']} (job {done.get('job') or 'unknown'})"
     )
-    # An earlier version took a 0 of srun for an end. An early stop is in the events, too.
+    # Earlier versions trusted a 0 of srun; a real early stop is also in the events.
     finished = done["step"] >= steps or (same and ended == FINISHED)
     if done["exit_code"] == FINISHED and finished:
         return Decision(FINISHED, f"{what}; nothing is left to do", done["step"])
     if done["exit_code"] == STOP and source.chain and same:
-        hint = "submit again under another FITB_CHAIN once that is mended"
+        hint = "submit again under another FITB_CHAIN once that is fixed"
         return Decision(STOP, f"{what}; this ends chain {source.chain}: {hint}", done["step"])
     return None
 
 
 def begin_afresh(run_dir: Path) -> None:
-    """Forget the end that a run has come to."""
+    """Remove done.json, before a run is continued."""
     (run_dir / names.DONE).unlink(missing_ok=True)
 
 

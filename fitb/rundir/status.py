@@ -1,6 +1,6 @@
-"""The state of a run at one moment, from the files that it leaves.
+"""Status of a run, from the files in its folder.
 
-It works on any machine that sees the folder, without torch.
+It works without torch on any machine that sees the folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fitb.base.errors import FINISHED, RESUME, STOP, ConfigError
 from fitb.base.fsio import read_json
 from fitb.base.job_states import ENDED, WAITING
 from fitb.rundir import names
-from fitb.rundir.checkpoints import last_committed_step
+from fitb.rundir.checkpoints import last_committed_step, recorded_best
 from fitb.rundir.events import read_events, save_seconds, when
 from fitb.rundir.history import Attempt, attempts_of
 from fitb.rundir.metrics import best_validation, rate, tail_records
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 State = Literal["not started", "running", "waiting", "finished", "stopped", "lost"]
 OVER = ("finished", "stopped")
 HEARTBEAT_LIMIT_S = 60.0  # heartbeats come every 10 s; clocks of hosts and file servers differ
-QUIET_LIMIT_S = 600.0  # without heartbeats: compiling and validating write nothing for minutes
-DECISION_S = 60.0  # in which a batch script decides what follows
+QUIET_LIMIT_S = 600.0  # for runs without heartbeats: compiling and validating write nothing
+DECISION_S = 60.0  # that the batch script may take to decide what follows
 _MEMBERS = (names.CONFIG, names.EVENTS, names.METRICS, names.CHECKPOINTS, names.LOGS)
 
 
@@ -41,10 +41,10 @@ class Save:
     """The newest checkpoint.
 
     Args:
-        step: that it holds.
-        time: when it was committed.
-        seconds: that it took; None where the run does not say.
-        steps_at_risk: done since, and done again if all hosts failed now.
+        step: step of the checkpoint.
+        time: time of the commit; None if unknown.
+        seconds: duration of the save; None if unknown.
+        steps_at_risk: steps done since, which a crash now would repeat.
     """
 
     step: int
@@ -55,27 +55,27 @@ class Save:
 
 @dataclass(frozen=True)
 class Status:
-    """A run at one moment.
+    """Status of a run at one moment.
 
     Args:
-        run: its folder.
-        state: in a word; waiting is for the next attempt, lost is without a word of its end.
-        why: the state in a sentence.
-        step: done, as far as it is known.
-        steps: of the whole run; None where there is no configuration yet.
-        steps_per_s: over the last minutes that were logged.
-        left_s: at that rate, queue not included.
-        expected_end: if it runs and goes on like this.
-        heard_s: since the last sign of life.
+        run: path of the run folder.
+        state: one word; waiting: for the next attempt; lost: silent without a recorded end.
+        why: reason of the state, one sentence.
+        step: last known step.
+        steps: total steps of the run; None if there is no configuration yet.
+        steps_per_s: rate over the last logged minutes; None if unknown.
+        left_s: remaining seconds at that rate, without queueing; None if unknown.
+        expected_end: expected end at that rate; None if the run is not running.
+        heard_s: seconds since the last heartbeat or write; None if there was none.
         silent: ranks whose heartbeat is older than that of the others.
-        save: the newest checkpoint.
-        best_loss: of validation.
-        best_step: where it was.
-        attempts: all of them.
-        slurm: state of the job, as Slurm has it.
-        logs: folder or newest file of rank 0.
-        export: the best student, where there is one.
-        commit: of the code of the newest attempt.
+        save: newest checkpoint; None if there is none.
+        best_loss: lowest validation loss; None before the first validation.
+        best_step: step of that loss.
+        attempts: all attempts, oldest first.
+        slurm: Slurm's state of the newest job; None if unknown.
+        logs: newest log file of rank 0, or the folder of the logs.
+        export: folder of the best student; None if there is none.
+        commit: git commit of the newest attempt's code; None if unknown.
     """
 
     run: str
@@ -100,14 +100,14 @@ class Status:
 
 @dataclass(frozen=True)
 class Life:
-    """Signs of life of the newest attempt.
+    """Liveness of the newest attempt.
 
     Args:
-        heard_s: seconds since the newest.
-        limit_s: after which silence means something.
-        ended: the attempt's folder says that it is over.
-        step: that the attempt has reached.
-        silent: ranks that are behind the others.
+        heard_s: seconds since its last heartbeat or write; None if there was none.
+        limit_s: seconds of silence after which it counts as lost.
+        ended: whether its ownership has ended.
+        step: step that it has reached.
+        silent: ranks whose heartbeat is older than that of the others.
     """
 
     heard_s: float | None
@@ -124,18 +124,19 @@ def status(
     now_s: float | None = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> Status:
-    """Read where a run stands, as far as its files are whole.
+    """Return the status of a run; damaged files are skipped.
 
     Args:
-        job_state: asks the scheduler for the state of a job; None where it cannot tell.
-        now_s: for tests; the clock otherwise.
-        tell: gets a sentence on events that are damaged.
-    Raises: ConfigError where the folder is not a run's.
+        run: run folder.
+        job_state: returns the scheduler's state of a job id; None if unknown.
+        now_s: Unix time in seconds; None is the clock.
+        tell: called with a message on damaged events.
+    Raises: ConfigError if the folder is not a run.
     """
     if not any((run / member).exists() for member in _MEMBERS):
         raise ConfigError(
-            f"{run} is not the folder of a run: none of {', '.join(_MEMBERS)} is there; give what"
-            " --run_dir was, or runs/JOB_NAME"
+            f"{run} is not the folder of a run: none of {', '.join(_MEMBERS)} exists; give the"
+            " --run_dir of the run, or runs/JOB_NAME"
         )
     now_s = time.time() if now_s is None else now_s
     attempts = attempts_of(read_events(run, tell))
@@ -178,10 +179,13 @@ def status(
 def state_of(
     attempts: Sequence[Attempt], life: Life, slurm: str | None, now_s: float
 ) -> tuple[State, str]:
-    """Decide from what is known where the run stands, and say it in a sentence.
+    """Return the state of a run and the reason, one sentence; a pure function.
 
     Args:
-        slurm: state of the newest attempt's job; None where Slurm is not there or has forgotten it.
+        attempts: attempts of the run, oldest first.
+        life: liveness of the newest one.
+        slurm: Slurm's state of its job; None if unknown.
+        now_s: Unix time in seconds.
     """
     if not attempts:
         return "not started", "no attempt has begun"
@@ -201,24 +205,24 @@ def state_of(
         if pending or (fresh and slurm not in ENDED):
             return "waiting", why
         saved = "saved, " if last.exit_code == RESUME else ""
-        return "stopped", f"{why}; {saved}start the same command again to go on"
+        return "stopped", f"{why}; {saved}start the same command again to resume"
     noted = "; ".join(last.notes)
-    left = noted or "it left no word of its end"
+    left = noted or "it recorded no end"
     if slurm in ENDED:
         return "stopped", f"{left}, and Slurm reports {slurm}; see its log"
     if pending:
-        return "waiting", f"{left}, and Slurm took it back into the queue"
+        return "waiting", f"{left}, and Slurm has requeued it"
     if life.ended:
-        return "lost", f"{noted or 'the attempt ended without a word of why'}; see its log"
+        return "lost", f"{noted or 'the attempt ended without recording why'}; see its log"
     if life.heard_s is not None and life.heard_s > life.limit_s:
-        silent = f"nothing was heard of it for {duration(life.heard_s)}"
+        silent = f"no sign of life for {duration(life.heard_s)}"
         return "lost", f"{noted or silent}; see its log"
     began = life.step > last.first_step or last.start_s
     return "running", "" if began else "it is starting"
 
 
 def duration(seconds: float) -> str:
-    """Say a time in its two largest units: 3 d 4 h, 5 min 7 s, 0.8 s."""
+    """Format a duration in its two largest units: 3 d 4 h, 5 min 7 s, 0.8 s."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     parts: list[str] = []
@@ -280,7 +284,7 @@ def _who(path: Path) -> str:
 def _mtime(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # it went while we looked
+    except OSError:  # removed meanwhile
         return 0.0
 
 
@@ -293,7 +297,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _logged_step(run: Path, last: Attempt, records: Sequence[dict[str, Any]]) -> int:
-    """The last logged step, where this attempt logged it: a replayed step is not logged again."""
+    """Return the last logged step if this attempt logged it: replayed steps are not logged."""
     if not records or (last.began and _mtime(run / names.METRICS) < last.began.timestamp()):
         return 0
     return int(records[-1][names.STEP])
@@ -311,11 +315,10 @@ def _save(run: Path, attempts: Sequence[Attempt], step: int) -> Save | None:
 
 
 def _best(run: Path, records: Sequence[dict[str, Any]]) -> tuple[float | None, int | None]:
-    """The best validation: of the newest checkpoint's manifest, or a later one that was logged."""
-    manifest = _json(names.checkpoint(run, last_committed_step(run)) / names.MANIFEST)
-    saved = {names.BEST_BY: manifest.get("best_loss"), names.STEP: manifest.get("best_step")}
-    known = type(saved[names.BEST_BY]) in (int, float) and type(saved[names.STEP]) is int
-    return best_validation([*records, *([saved] if known else [])]) or (None, None)
+    """Return the best validation, of the newest checkpoint's manifest or of the last records."""
+    loss, step = recorded_best(names.checkpoint(run, last_committed_step(run)))
+    saved = [{names.BEST_BY: loss, names.STEP: step}] if None not in (loss, step) else []
+    return best_validation([*records, *saved]) or (None, None)
 
 
 def _log(run: Path, last: Attempt) -> str:

@@ -1,4 +1,4 @@
-"""The id of a run in Weights & Biases: one for all of its attempts."""
+"""The Weights & Biases id of a run, one for all of its attempts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 def read_id(run: Path) -> str | None:
-    """Return the id of a run; None where it has none, or a damaged one."""
+    """Return the id of a run; None if it has none or a damaged one."""
     path = run / names.WANDB_ID
     found = path.read_text(errors="replace").strip() if path.is_file() else ""
     return found if found.isprintable() and "\ufffd" not in found and found else None
 
 
 def make_id(run: Path) -> str:
-    """Return the id of a run, made where it has none.
+    """Return the id of a run, creating it if needed.
 
-    In place of a damaged one it gets another, under which all is sent once more.
+    A damaged id is replaced by a new one, under which all metrics are sent again.
     """
     path = run / names.WANDB_ID
     if fsio.create(path):
@@ -30,6 +30,6 @@ def make_id(run: Path) -> str:
     found = read_id(run)
     if found is None:
         aside = fsio.set_aside(path)
-        logger.warning("%s holds no id; W&B gets this run anew, under another one", aside)
+        logger.warning("%s holds no id; this run is sent to W&B again under a new one", aside)
         return make_id(run)
     return found

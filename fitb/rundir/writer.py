@@ -1,4 +1,4 @@
-"""The run folder as its attempts write it: entered once as its owner, then appended to."""
+"""Writing the run folder: enter it as its owner, then append events and metrics."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from fitb.config import Config
 from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.rundir import names, ownership
 from fitb.rundir.checkpoints import last_saved
-from fitb.rundir.events import last_words, now
+from fitb.rundir.events import hang_reports, now, num_attempts
 from fitb.rundir.ownership import Replaced
 
 logger = logging.getLogger(__name__)
-# What a run makes, replaces and removes in its folder; the first by renaming something over it.
+# What a run replaces or removes in its folder; the first ones by renaming a file over them.
 _RENAMED_OVER = (names.CONFIG, names.PROVENANCE, names.METRICS, names.EXPORT)
 _REPLACED = (*_RENAMED_OVER, names.WANDB_ID, names.CHECKPOINTS, names.ATTEMPTS)
 
 
 class RunDir:
-    """The run folder as one attempt writes it.
+    """The run folder of one attempt.
 
     Args:
-        path: the folder.
-        attempt: 1 for the first start.
-        world: this process's place; only rank 0 writes.
+        path: run folder.
+        attempt: number of the attempt, from 1.
+        world: rank and world size of this process; only rank 0 writes.
     """
 
     def __init__(self, path: Path, attempt: int, world: World) -> None:
@@ -48,9 +48,11 @@ class RunDir:
         self.metrics = path / names.METRICS
 
     def event(self, name: str, **details: Any) -> None:
-        """Append to events.jsonl, on rank 0; where that cannot be, only the log knows.
+        """Append an event to events.jsonl, on rank 0; if that fails, log a warning instead.
 
-        `age_s` is how long this process has existed.
+        Args:
+            name: event name.
+            details: further fields; `age_s`, the age of this process, is added.
         """
         if not self._world.is_main:
             return
@@ -63,24 +65,25 @@ class RunDir:
             logger.warning("not in events.jsonl: %s (%s)", record, error)
 
     def check_owned(self) -> None:
-        """Raise Replaced if another attempt owns the run, SystemFault where nobody can tell."""
+        """Raise Replaced if another attempt owns the run, SystemFault if the filesystem fails."""
         ownership.check_owned(self.fence)
 
     def open_metrics(self) -> int:
-        """Put a copy of metrics.jsonl in its place, whole lines alone, and open it for appending.
+        """Replace metrics.jsonl by a copy of its complete lines and open it for appending.
 
-        An attempt that has been replaced holds the old file open: it writes to nowhere.
+        A replaced attempt still has the old, unlinked file open, so what it appends is lost.
 
-        Raises: Replaced if this attempt has been.
+        Returns: file descriptor.
+        Raises: Replaced if this attempt has been replaced.
         """
         fsio.create(self.metrics)
         lines = self.metrics.read_bytes()
-        whole = lines[: lines.rfind(b"\n") + 1]  # without what a kill tore
+        whole = lines[: lines.rfind(b"\n") + 1]  # without a line that a kill left incomplete
         ownership.write_fenced(self.fence, self.metrics, whole)
         return fsio.open_for_appending(self.metrics)
 
-    def leave(self, code: int) -> None:
-        """Give the run back, whatever the exit code; rank 0, as the last thing."""
+    def close(self, code: int) -> None:
+        """Release the ownership of the run, whatever the exit code; nothing is written after."""
         if self._world.is_main:
             ownership.release(self.path, self.attempt)
 
@@ -88,18 +91,18 @@ class RunDir:
 def enter(
     config: Config, env: Mapping[str, str], is_over: Callable[[str], bool]
 ) -> tuple[int, Config]:
-    """Create the run folder or enter it again, as its owner; rank 0 calls this.
+    """Create or re-enter a run folder as its owner; called on rank 0.
 
-    Until a first step was logged or saved the configuration may still change: what was refused
-    can be mended and started again.
+    The configuration may change until a first step has been logged or saved.
 
     Args:
-        env: of the job.
-        is_over: as of `ownership.take`.
-    Returns: the attempt, and the configuration that holds: with the algorithms that the run began
-        with.
+        config: run configuration.
+        env: environment of the job.
+        is_over: as for `ownership.take`.
+    Returns: number of the attempt, and the configuration with the algorithm versions that the run
+        started with.
     Raises:
-        ConfigError: with every key that differs from the run's own config.yaml and may not.
+        ConfigError: names every key that differs from the run's config.yaml and must not.
         RunTaken, Replaced: another job is writing this run.
     """
     path = Path(config.run_dir)
@@ -107,16 +110,15 @@ def enter(
     path.mkdir(parents=True, exist_ok=True)
     for folder in (names.CHECKPOINTS, names.LOGS):
         (path / folder).mkdir(exist_ok=True)
-    _begun(path, config)  # a start that is refused shuts nobody out
-    events = path / names.EVENTS
-    earlier = [e for e in fsio.read_records(events, "event") if e["event"] == "attempt"]
-    number = ownership.take(path, env, first=1 + len(earlier), is_over=is_over)
+    _begun(path, config)  # before taking over: a refused start must not replace the owner
+    number = ownership.take(path, env, first=1 + num_attempts(path), is_over=is_over)
     try:
+        events = path / names.EVENTS
         fsio.mend_tail(events)
-        for file, event in last_words(path):
+        for file, event in hang_reports(path):
             fsio.append_line(events, event)
             file.unlink()
-        began = _begun(path, config)  # asked again: whoever was shut out may have begun it
+        began = _begun(path, config)  # again: the replaced owner may have logged its first step
         if began is None:
             fence = names.fence(path, number)
             ownership.write_fenced(fence, path / names.CONFIG, to_yaml(config))
@@ -127,33 +129,28 @@ def enter(
 
 
 def _age_s() -> float:
-    """Seconds since this process started; psutil counts from the second of the boot."""
+    """Return seconds since this process started; psutil would round the boot time to a second."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _refuse_other(path: Path) -> None:
-    """Refuse a folder that is no run and holds files of the names that a run replaces or removes.
+    """Raise ConfigError for a folder that is not a run and has files that a run would replace.
 
-    A link under a name that a run renames over would be gone, and what it leads to left behind.
-
-    A run is told by `attempts/`, which every start makes before it writes anything else; one of
-    before there was that, by the attempts in its events.
-
-    Raises: ConfigError
+    Symbolic links that a run would replace by a rename are refused, too. A run is recognised by
+    `attempts/`, which every start creates first, or in old runs by the attempts in its events.
     """
     for name in _RENAMED_OVER:
         if (path / name).is_symlink():
             raise ConfigError(
-                f"{path / name} is a link, which a run would replace; remove it, and link all of"
-                f" {path} where it is to lie elsewhere"
+                f"{path / name} is a link, which a run would replace; remove it, and to store the"
+                f" run elsewhere make {path} itself a link"
             )
     attempts = path / names.ATTEMPTS
     found = os.listdir(attempts) if attempts.is_dir() else []
     if found and all(re.fullmatch(r"\d{4,}(\.ended)?", name) for name in found):
         return
-    events = fsio.read_records(path / names.EVENTS, "event")
-    if any(event["event"] == "attempt" for event in events):
+    if num_attempts(path):
         return
     others = [name for name in _REPLACED if _holds(path / name)]
     if others:
@@ -164,16 +161,16 @@ def _refuse_other(path: Path) -> None:
 
 
 def _holds(path: Path) -> bool:
-    """Whether a name stands for more than an empty folder; what a killed start left is nothing."""
+    """Return whether a path exists and is no empty folder; claims of killed starts do not count."""
     if path.is_dir():
         return any(not name.startswith(ownership.CLAIM) for name in os.listdir(path))
     return os.path.lexists(path)
 
 
 def _begun(path: Path, config: Config) -> Config | None:
-    """Return the configuration, with its own algorithms, of a run that has logged or saved a step.
+    """Return the configuration with the run's algorithm versions; None before a first step.
 
-    Raises: ConfigError where that was under another configuration, or is beyond this fitb.
+    Raises: ConfigError if the run was started under another configuration, or by a newer fitb.
     """
     saved, logged = path / names.CONFIG, path / names.METRICS
     begun = logged.exists() and logged.stat().st_size > 0
@@ -186,7 +183,7 @@ def _begun(path: Path, config: Config) -> Config | None:
     if changed:
         raise ConfigError(
             f"{path} was begun under another configuration: {'; '.join(changed)}."
-            " Give the old values back, or choose another --run_dir"
+            " Restore the old values, or choose another --run_dir"
         )
     return config
 
@@ -198,7 +195,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         saved = error
     if not isinstance(saved, dict):
         raise ConfigError(
-            f"{path} is not the configuration of a run ({type(saved).__name__}); put it back, or"
+            f"{path} is not the configuration of a run ({type(saved).__name__}); restore it, or"
             " choose another --run_dir"
         )
     return saved

@@ -21,8 +21,8 @@ from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, MaskConfig
 from fitb.config.parser import parse
 from fitb.rundir import names
+from fitb.rundir.events import num_attempts
 from fitb.rundir.metrics import tail_records
-from fitb.rundir.restart import num_attempts
 
 if TYPE_CHECKING:
     from fitb.evaluation.counts import RowCounts

@@ -1,8 +1,9 @@
-"""Sharded checkpoints: every rank writes and hashes its share, and reads what it has hashed itself.
+"""Save and load sharded checkpoints: each rank writes its share; rank 0 verifies and commits.
 
-All ranks write into the fence of their attempt and exchange what they wrote; rank 0 reads it back
-and commits (rundir/checkpoints.py). A kill at any point leaves the earlier checkpoint the newest
-one, and an attempt whose fence is gone cannot commit. On load rank 0 alone chooses.
+All ranks write into the fence of their attempt (rundir/ownership.py) and exchange names, sizes and
+hashes; rank 0 reads everything back and commits it by a rename (rundir/checkpoints.py). A kill at
+any point leaves the previous checkpoint the newest, and an attempt that has lost its fence cannot
+commit. On load rank 0 alone chooses the checkpoint, so all ranks resume the same one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from fitb.rundir.checkpoints import (
     read_file,
     read_manifest,
 )
-from fitb.rundir.names import LATEST
+from fitb.rundir.names import LATEST, checkpoint_name
 from fitb.rundir.ownership import check_owned
 from fitb.training.collectives import on_all, on_main
 
@@ -51,21 +52,21 @@ def save(
     keep_last: int,
     keep_step: int | None = None,
 ) -> tuple[Path, dict[str, float]]:
-    """Commit a checkpoint; all ranks call this at the same step.
+    """Write and commit a checkpoint. Collective: every rank calls this at the same step.
 
     Args:
-        root: the checkpoints folder of the run.
-        tensors: names and whole tensors, in the same order on every rank; collective.
-        manifest: what else to remember; must hold `step`.
-        fence: folder of this attempt, on the same filesystem; without it nothing is committed.
-        keep_last: newest checkpoints to keep.
-        keep_step: one more to keep, the best.
-    Returns: the committed folder; seconds that its parts took, on this rank.
+        root: RUN/checkpoints.
+        tensors: (name, full tensor) pairs in the same order on every rank; iterating is collective.
+        manifest: further entries of the manifest; must hold `step`.
+        fence: folder of this attempt, on the same filesystem; without it nothing can be committed.
+        keep_last: number of newest checkpoints to keep.
+        keep_step: step of one more checkpoint to keep, the best one.
+    Returns: the committed folder; seconds spent on `write` and `commit`, on this rank.
     Raises:
-        SystemFault: on every rank where any rank could not write; what was saved before stays.
+        SystemFault: on every rank if any rank could not write; earlier checkpoints are untouched.
         Replaced: another attempt owns the run.
     """
-    final = root / f"step-{manifest['step']:07d}"
+    final = root / checkpoint_name(manifest["step"])
     scratch = fence / final.name
 
     def prepare() -> None:
@@ -92,7 +93,7 @@ def save(
         on_main(lambda: commit(scratch, final, whole), world)
         on_main(lambda: prune(root, keep_last, keep_step, fence), world)
     except FitbError:
-        on_main(lambda: check_owned(fence), world)  # all ranks are here
+        on_main(lambda: check_owned(fence), world)  # the error reached all ranks
         if world.is_main:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -101,12 +102,12 @@ def save(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What this rank has read of a checkpoint, every byte of it hashed.
+    """A checkpoint in memory, every byte of it verified.
 
     Args:
-        path: its folder.
-        manifest: without its own sha256.
-        tensors: all of them, on the CPU.
+        path: folder that it was read from.
+        manifest: content of manifest.json without its sha256.
+        tensors: name -> full tensor, on the CPU.
     """
 
     path: Path
@@ -115,28 +116,26 @@ class Checkpoint:
 
 
 def load(root: Path, world: World) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies, the same on every rank; None on a fresh run.
+    """Load the newest checkpoint that verifies, the same on every rank; None for a fresh run.
 
-    Rank 0 chooses, and tells the others the manifest; each rank reads every file once, hashes what
-    it has read and takes the tensors from these very bytes. Bad ones are renamed out of the way;
-    one that a newer fitb wrote is good, and left.
+    Rank 0 chooses and broadcasts the manifest. Each rank reads every file once, hashes what it has
+    read, and takes the tensors from those bytes. A damaged checkpoint is renamed out of the way.
 
     Args:
-        root: the checkpoints folder of the run.
+        root: RUN/checkpoints.
     Raises:
-        CheckpointError: there are checkpoints and none verifies, or there were and they are gone: a
-            run never starts from zero in silence. Or the newest is of a newer format.
-        SystemFault: the filesystem failed to read one, or a rank reads other bytes than rank 0; on
-            every rank.
+        CheckpointError: checkpoints exist and none verifies, or they have disappeared (a run never
+            silently restarts from step 0), or the newest has a format that a newer fitb wrote.
+        SystemFault: on every rank, if the filesystem fails or a rank reads other bytes than rank 0.
     """
-    here: list[Checkpoint] = []
+    loaded: list[Checkpoint] = []
 
     def find() -> tuple[str, dict[str, Any]] | None:
         bad = [path.name for path in root.glob("step-*.bad*")]
         for path in reversed(committed(root)):
             try:
-                here.append(read(path))
-                return path.name, here[0].manifest
+                loaded.append(read(path))
+                return path.name, loaded[0].manifest
             except NewerFormat:
                 raise
             except CheckpointError as error:
@@ -146,9 +145,8 @@ def load(root: Path, world: World) -> Checkpoint | None:
         if bad or (root / LATEST).exists():
             found = ", ".join(sorted(bad)) or "all gone"
             raise CheckpointError(
-                f"{root} had checkpoints and none verifies ({found});"
-                " expected at least one good one. Restore one under its name, or choose another"
-                " --run_dir"
+                f"{root} had checkpoints and none verifies ({found}); restore one under its name,"
+                " or choose another --run_dir"
             )
         check_never_saved(root.parent)
         return None
@@ -158,41 +156,34 @@ def load(root: Path, world: World) -> Checkpoint | None:
         return None
     path, manifest = root / chosen[0], chosen[1]
 
-    def read_too() -> None:
-        if not here:
-            here.append(Checkpoint(path, manifest, _read_as_rank_0(path, manifest, world)))
+    def read_on_this_rank() -> None:
+        if loaded:
+            return
+        try:
+            loaded.append(Checkpoint(path, manifest, _read_tensors(path, manifest)))
+        except CheckpointError as error:
+            host = socket.gethostname()
+            raise SystemFault(
+                f"rank {world.rank} on {host} reads other bytes than rank 0, which verified the"
+                f" checkpoint: {error}. Start again; if {host} fails again, exclude that host"
+            ) from error
 
-    on_all(read_too, world)
-    return here[0]
+    on_all(read_on_this_rank, world)
+    return loaded[0]
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint whose every file is as it was written.
+    """Read and verify a checkpoint.
 
-    Raises: CheckpointError saying which file is not; SystemFault where the filesystem fails.
+    Raises: CheckpointError naming the first damaged file; SystemFault if the filesystem fails.
     """
     manifest = read_manifest(path)
     return Checkpoint(path, manifest, _read_tensors(path, manifest))
 
 
 def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Read every tensor, from the bytes that were hashed."""
+    """Read every tensor, from the same bytes that were hashed."""
     tensors: dict[str, torch.Tensor] = {}
     for name, expected in manifest["files"].items():
         tensors.update(safetensors.torch.load(read_file(path / name, expected)))
     return tensors
-
-
-def _read_as_rank_0(path: Path, manifest: dict[str, Any], world: World) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint that rank 0 has found good.
-
-    Raises: SystemFault where this rank finds something else.
-    """
-    try:
-        return _read_tensors(path, manifest)
-    except CheckpointError as error:
-        host = socket.gethostname()
-        raise SystemFault(
-            f"rank {world.rank} on {host} reads other bytes than rank 0, which found the checkpoint"
-            f" good: {error}. Start again; if it is {host} again, do without that host"
-        ) from error

@@ -1,4 +1,4 @@
-"""Collectives that carry results and errors: what fails on one rank fails on all of them."""
+"""Collectives that carry results and exceptions: an error on one rank is raised on all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def on_main(action: Callable[[], T], world: World) -> T:
-    """Run on rank 0 and give every rank its result, or its error."""
+    """Run an action on rank 0; return its result, or raise its error, on every rank."""
     outcome: list[Any] = [None, None]
     if world.is_main:
         outcome = _outcome(action)
@@ -28,7 +28,7 @@ def on_main(action: Callable[[], T], world: World) -> T:
 
 
 def on_all(action: Callable[[], T], world: World) -> list[T]:
-    """Run on every rank and give every rank all results, or the first rank's error."""
+    """Run an action on every rank; return all results, or raise the first rank's error, on each."""
     outcomes: list[Any] = [_outcome(action)]
     if world.size > 1:
         mine = outcomes[0]

@@ -1,7 +1,7 @@
-"""A training step: the teacher's answers, micro-batches through the student, one update.
+"""One training step: teacher forward, micro-batches through the student, one optimiser update.
 
-Between two logged steps the host asks the device for nothing: norms and losses stay where they are
-until somebody reads them. (In fp16 DeepSpeed asks once a step whether a gradient overflowed.)
+Between two logged steps there is no host-device synchronisation: losses and norms stay on the
+device until they are logged. (In fp16 DeepSpeed synchronises once a step to check for overflow.)
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from fitb.training.zero import deepspeed_config, ends_steps
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of a step: a pure function, so there is no schedule to save.
+    """Return the learning rate of a step: a pure function, so there is no schedule to checkpoint.
 
-    The warm-up ends with its last step at the peak; its first has lr / warmup_steps, not 0 as in
-    transformers' schedules, which are one step behind and equal afterwards.
+    The first warm-up step has lr / warmup_steps, not 0 as in transformers, and the last has lr.
 
     Args:
-        step: 0-based.
-        steps: of the whole run.
+        step: 0-based step.
+        steps: total steps of the run.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -48,7 +47,7 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay, biases and LayerNorm do not."""
+    """Return two optimiser groups: matrices with weight decay, biases and LayerNorm without."""
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     decayed = [p for _, p in trained if p.ndim >= 2]
     rest = [p for _, p in trained if p.ndim < 2]
@@ -60,11 +59,11 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
 
 @contextmanager
 def summed_in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], None]]:
-    """Sum gradients over backward passes in fp32, and round each sum once at the end.
+    """Accumulate gradients in fp32 over micro-batches, and round each sum once at the end.
 
-    A 16-bit sum would lose what a micro-batch adds to many others.
+    A 16-bit sum would lose small gradients beside large ones.
 
-    Yields: what to call after each backward pass; at the end `grad` holds the sum.
+    Yields: a function to call after each backward pass; on exit `grad` holds the sum.
     """
     sums: dict[int, torch.Tensor] = {}
 
@@ -83,15 +82,14 @@ def summed_in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[]
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser update; nothing in it was waited for.
+    """Result of one optimiser update, not yet synchronised with the device.
 
     Args:
-        sums: (terms,) fp32, this rank's sum of each term, on the device.
-        counts: (terms,) float64, over the whole global batch.
-        coverage: (4,) float64, as Batch.coverage, over the whole global batch.
-        grad_norm: scalar, global norm before clipping, on the device; None where the step was
-            skipped.
-        skipped: whether an fp16 overflow left the weights as they were.
+        sums: (terms,) fp32 on the device, this rank's sum of each loss term.
+        counts: (terms,) float64, denominators over the global batch.
+        coverage: (4,) float64, Batch.coverage summed over the global batch.
+        grad_norm: () on the device, global norm before clipping; None if the step was skipped.
+        skipped: whether the update was skipped because of an fp16 overflow.
         lr: learning rate used.
     """
 
@@ -104,15 +102,15 @@ class StepResult:
 
 
 class Engine:
-    """The objective under DeepSpeed, and the teacher beside it.
+    """The student's objective under DeepSpeed, with the frozen teacher beside it.
 
     Args:
-        objective: student and projections, fp32 weights.
-        teacher: frozen; None trains plain MLM.
-        config: of the run.
-        world: this process's place.
-        device: of this process.
-        length: tokens in a row.
+        objective: student and projections, with fp32 weights.
+        teacher: frozen teacher; None trains plain MLM.
+        config: run configuration.
+        world: rank and world size of this process.
+        device: device of this process.
+        length: tokens per row.
     """
 
     def __init__(
@@ -149,26 +147,25 @@ class Engine:
         self._checked_step, self._worst_norm = 0, torch.zeros((), device=device)
 
     def counts(self, batch: Batch | None) -> torch.Tensor:
-        """What this rank adds to the counts of a step: (terms + 4,) float64, on the CPU.
+        """Return this rank's part of a step's counts: (terms + 4,) float64 on the CPU.
 
-        First what each term is divided by, then what Batch.coverage counts; nothing where there is
-        no batch.
+        The denominator of each loss term, then Batch.coverage; zeros if there is no batch.
         """
         if batch is None:
             return torch.zeros(len(self.weights) + 4, dtype=torch.float64)
         return torch.cat([self.objective.counts(batch), batch.coverage()])
 
     def train_step(self, step: int, batch: Batch, counts: torch.Tensor) -> StepResult:
-        """Accumulate over micro-batches and update the weights once.
+        """Accumulate gradients over the micro-batches and update the weights once.
 
-        DeepSpeed averages gradients over ranks and, here not, over micro-batches; the loss that it
-        is given is therefore the weighted sum over terms of sum / global count x ranks.
+        DeepSpeed averages gradients over ranks and, as configured here, sums them over
+        micro-batches, so each loss is the sum over terms of weight x sum / global count x ranks.
 
         Args:
-            step: 0-based.
+            step: 0-based step.
             batch: this rank's share of the global batch.
-            counts: (terms + 4,) float64 over the whole global batch.
-        Raises: TrainingError where the loss scale is at its minimum and gradients overflow.
+            counts: (terms + 4,) float64, what `counts` returned, summed over all ranks.
+        Raises: TrainingError if gradients still overflow at the minimum loss scale.
         """
         self._engine.train()
         torch.manual_seed(int(rng.keyed(self.config.seed, step, self.world.rank) >> 1))
@@ -202,7 +199,7 @@ class Engine:
 
     @contextmanager
     def _accumulation(self) -> Iterator[Callable[[], Any]]:
-        """Yield what to call after the backward pass of each micro-batch of a step."""
+        """Yield the function to call after the backward pass of each micro-batch."""
         if self._ends_steps:
             with self._engine.coalesce_grad_reduction(), summed_in_fp32(self._trained) as add:
                 yield add
@@ -210,28 +207,28 @@ class Engine:
             yield self._engine.step
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, Any]]:
-        """Yield rows and the teacher's features of them.
+        """Yield micro-batches, each with the teacher's features of its rows.
 
-        The teacher answers for many micro-batches at once, as it keeps nothing for a backward pass.
+        One teacher forward covers several micro-batches: it stores no activations for a backward.
         """
         num_rows = len(batch.input_ids)
         bounds = [num_rows * i // self._grad_accum for i in range(self._grad_accum + 1)]
         for first in range(0, self._grad_accum, self._asked_at_once):
             ends = bounds[first : first + self._asked_at_once + 1]
-            asked = batch.part(ends[0], ends[-1])
+            rows = batch.part(ends[0], ends[-1])
             features = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    features = self.teacher(asked)
+                    features = self.teacher(rows)
             for begin, end in pairwise(end - ends[0] for end in ends):
                 part = features and features.part(begin, end, ends[-1] - ends[0])
-                yield asked.part(begin, end), part
+                yield rows.part(begin, end), part
 
     def _clip(self) -> torch.Tensor:
-        """Clip this rank's part of the gradients by their global norm, and return the norm.
+        """Clip this rank's gradient partition by the global norm, and return that norm.
 
-        Gradients that are not finite stay so, for the loss scaler to see. Squares are summed in
-        fp64, as DeepSpeed's: fp32 loses small ones beside large ones.
+        Non-finite gradients stay non-finite, so that the loss scaler sees them. Squares are summed
+        in fp64, as in DeepSpeed: fp32 would lose small ones beside large ones.
         """
         zero = self._engine.optimizer
         gradients = [part for group in zero.averaged_gradients.values() for part in group]
@@ -246,23 +243,23 @@ class Engine:
         return norm
 
     def _note(self, norm: torch.Tensor | None, skipped: bool) -> torch.Tensor | None:
-        """Remember the worst norm since the last check; NaN is worse than any number."""
+        """Keep the largest gradient norm since the last `check_finite`; NaN is the largest."""
         if skipped:
             return None
-        if norm is None:  # DeepSpeed took it, and says -1 where it is not finite
+        if norm is None:  # DeepSpeed computed it, and returns -1 for a non-finite one
             norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
             norm = torch.where(norm < 0, torch.nan, norm)
         self._worst_norm = torch.maximum(self._worst_norm, norm)
         return norm
 
     def check_finite(self, step: int) -> None:
-        """Wait for the device, and make sure that no update since the last check was spoilt.
+        """Synchronise with the device and check every gradient norm since the last call.
 
-        Call it before anything is written down.
+        Called before metrics, a checkpoint or an export is written.
 
         Args:
             step: optimiser updates done.
-        Raises: TrainingError where a loss or gradient was not finite.
+        Raises: TrainingError if a loss or gradient was not finite.
         """
         worst, self._worst_norm = float(self._worst_norm), torch.zeros_like(self._worst_norm)
         if not math.isfinite(worst):

@@ -1,4 +1,4 @@
-"""How teacher and student are executed on this device: what `speed` leaves open is decided here."""
+"""Execution settings on this device: resolves the `speed` options that are left to fitb."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fitb.model.frozen import can_pack, pack, to_float8
 from fitb.objective.objective import Objective, Tap
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TEACHER_TOKENS = 32_768  # of one forward pass on a GPU: enough to fill it, 1 GB of features
+_TEACHER_TOKENS = 32_768  # per teacher forward on a GPU: saturates it, with 1 GB of features
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The settings of `speed`, each of them decided.
+    """The `speed` settings, all resolved.
 
     Args:
-        dtype: of the student's arithmetic and of the teacher.
-        kernels: of both forward passes.
-        compile: whether teacher, student and losses are compiled.
-        pack_teacher: whether the teacher's matrices go through oneDNN.
-        fp8_teacher: whether the teacher's matrices are rounded to 8 bits.
-        teacher_rows: rows of one forward pass of the teacher.
+        dtype: compute dtype of the student, and dtype of the teacher's weights.
+        kernels: attention and padding of both models.
+        compile: whether teacher, student and losses are compiled with torch.compile.
+        pack_teacher: whether the teacher's matmuls use packed oneDNN weights.
+        fp8_teacher: whether the teacher's matrices are quantised to fp8.
+        teacher_rows: rows per teacher forward.
     """
 
     dtype: torch.dtype
@@ -42,13 +42,16 @@ class Execution:
     def of(
         cls, config: Config, world: World, device: torch.device, length: int, zero_stage: int
     ) -> Execution:
-        """Decide.
+        """Resolve the settings of a run.
 
         Args:
-            length: tokens in a row.
-            zero_stage: of DeepSpeed. Stage 3 gathers a module's weights when it is called, in the
-                middle of what would be one graph, and there is nothing to pad before.
-        Raises: ConfigError where settings exclude each other.
+            config: run configuration.
+            world: rank and world size of this process.
+            device: device of this process.
+            length: tokens per row.
+            zero_stage: ZeRO stage. Stage 3 gathers weights inside the forward pass, which breaks
+                the graph of a compiled module and leaves no whole weights to pad.
+        Raises: ConfigError for settings that exclude each other.
         """
         speed, dtype = config.speed, DTYPES[config.precision]
         if zero_stage == 3 and (speed.compile or speed.pad):
@@ -71,9 +74,9 @@ class Execution:
         )
 
     def prepare(self, objective: Objective, teacher: Tap | None, device: torch.device) -> None:
-        """Bring both into this form, the teacher to its device too, before DeepSpeed comes.
+        """Apply the settings to both models, before DeepSpeed; move the teacher to `device`.
 
-        Raises: as to_float8 does, where 8-bit products are asked for.
+        Raises: SystemFault if fp8 was requested and the device has no fp8 matmuls.
         """
         objective.student.kernels = self.kernels
         if self.compile:
@@ -84,14 +87,14 @@ class Execution:
         teacher.kernels = self.kernels
         if self.fp8_teacher:
             to_float8(teacher.model, device)
-        if self.pack_teacher:  # the compiler does not take oneDNN's maps, and has little to add
+        if self.pack_teacher:  # torch.compile does not support packed weights, and gains little
             pack(teacher.model)
         elif self.compile:
             teacher.compile()
 
 
 def _teacher_rows(config: Config, world: World, device: torch.device, length: int) -> int:
-    """As many micro-batches as may be asked about at once, dividing those of a step."""
+    """Return the rows per teacher forward: a divisor of the micro-batches of a step, times rows."""
     size, grad_accum = config.micro_batch, config.grad_accum(world.size)
     most = config.speed.teacher_rows
     if most is None:

@@ -1,9 +1,8 @@
-"""The main road: read rows, agree, update, log, save, until the end or a signal.
+"""The training loop: read a batch, agree whether to stop, update, log, validate, checkpoint.
 
-Read this first. A step reads this rank's share of one global batch (fitb/data), asks the teacher,
-and updates the student (engine.py). There is no state but the weights, Adam's moments, the loss
-scale, the number of the step and the best validation so far: order, masks, dropout and learning
-rate follow from the step.
+Start reading here. Each step updates the student on one global batch (engine.py). The state of a
+run is the weights, Adam's moments, the loss scale, the step and the best validation loss; data
+order, masks, dropout and learning rate are pure functions of the step, so no resume needs more.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.base.world import World
 from fitb.config import Config
 from fitb.rundir.writer import RunDir
-from fitb.training.meter import Meter, embedding_norms
+from fitb.training.meter import Meter
 from fitb.training.milestones import due, evaluate, mend_export, out_of_patience, save
 from fitb.training.setup import Parts, build, open_run
 from fitb.training.stop import StopFlag
@@ -29,18 +28,22 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
-    """Begin a run or go on with it; return its exit code, the same on every rank."""
+    """Start or resume a run; return its exit code, the same on every rank.
+
+    Args:
+        on_end: called with the exit code if the watch has to end this process.
+    """
     world = World.from_env(os.environ)
     log.setup(world.rank)
     watchdog = Watchdog(config.stop.hang_s)
     stop = StopFlag(config.stop.time_budget_min).install()
     run = watch = tracker = step = None
-    code, reason = CRASH, "an error that is not fitb's own; the log has it"
+    code, reason = CRASH, "an unexpected exception; see the log"
     try:
         device = start_distributed(config, world)
         run, config = open_run(config, world)
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
-        parts = build(config, run, world, device)
+        parts = build(config, run, world, device)  # loads the newest checkpoint
         tracker = Tracker(run, config, world)
         mend_export(parts, run, config)
         reason = _train(parts, config, run, tracker, watch, stop)
@@ -55,7 +58,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
             run.event("stop", reason=reason, exit_code=code, step=step)
         for part in (watch, tracker, run, watchdog):
             if part:
-                part.leave(code)
+                part.close(code)
     if code in (FINISHED, RESUME):
         leave_distributed()
     return code
@@ -64,24 +67,24 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
 def _train(
     parts: Parts, config: Config, run: RunDir, tracker: Tracker, watch: Watch, stop: StopFlag
 ) -> str:
-    """Train until there is a reason to stop, save, and return the reason."""
+    """Train until the run is finished or must stop, checkpoint, and return the reason."""
     engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
     saved_step = progress.step
-    if out_of_patience(progress, config):  # it stopped early, and is started again
+    if out_of_patience(progress, config):  # a run that stopped early was started again
         return "early stopping"
     reason = "all steps done"
-    for step, batch in stop.guard(parts.stream.iter_from(progress.step, config.steps, stop.noted)):
+    batches = parts.stream.iter_from(progress.step, config.steps, stop.requested)
+    for step, batch in stop.guard(batches):
+        # One all-reduce sums the loss denominators and the stop flags: all ranks stop here.
         stopped, counts = stop.agree(engine.counts(batch))
         if stopped:
             reason = stopped
             break
-        assert batch is not None  # only where the ranks stop
+        assert batch is not None  # a failed read sets the stop flag
         result = engine.train_step(step, batch, counts)
         progress.step = step + 1
         watch.moved(progress.step)
-        metrics = meter.read(progress.step, result)
-        if metrics:
-            metrics |= embedding_norms(parts)
+        metrics = meter.read(progress.step, result)  # empty unless this step is logged
         if due(progress.step, config.eval.every_steps, config):
             metrics |= evaluate(parts, run, config)
         if metrics:

@@ -1,4 +1,4 @@
-"""From sums and counts of a step to the metrics of docs/design.md."""
+"""Metrics of a logged step (docs/design.md, section 5), from its loss sums and counts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fitb.training.setup import Parts
 
 
 class Meter:
-    """Turns step results into metrics on the steps that are logged; elsewhere it only counts.
+    """Turns step results into metrics, on logged steps only.
 
-    Nothing here moves data off the device between two logged steps.
+    Between two logged steps it counts tokens and moves no data off the device.
     """
 
     def __init__(self, parts: Parts, config: Config) -> None:
@@ -26,12 +26,12 @@ class Meter:
         self._since_step, self._since_wait_s = parts.progress.step, 0.0
 
     def read(self, step: int, result: StepResult) -> dict[str, float]:
-        """Return the metrics of this step, on every rank; empty where it is not to be logged.
+        """Return the metrics of this step, on every rank; empty if the step is not logged.
 
         Args:
             step: optimiser updates done.
-            result: of the last of them.
-        Raises: TrainingError where an update since the last check was not finite.
+            result: result of the last one.
+        Raises: TrainingError if an update since the last check was not finite.
         """
         rows, tokens, slots, slots_squared = result.coverage.tolist()
         self._tokens += tokens
@@ -55,7 +55,7 @@ class Meter:
         }
         if result.grad_norm is not None:
             metrics["optim/grad_norm"] = float(result.grad_norm)
-        return metrics | self._speed(step)
+        return metrics | self._speed(step) | embedding_norms(self._parts)
 
     def _speed(self, step: int) -> dict[str, float]:
         now, waited_s = time.monotonic(), self._parts.stream.waited_s
@@ -76,12 +76,9 @@ class Meter:
 
 
 def embedding_norms(parts: Parts) -> dict[str, float]:
-    """How far the student's embeddings of added tokens are from those of the others.
+    """Return the mean L2 norms of the student's embeddings, of added and of other tokens.
 
-    All ranks take part, as under ZeRO-3 each holds a part of the rows. Gathers the matrix, once on
-    a logged step, and only where tokens were added.
-
-    Returns: mean L2 norms of the rows, `embeddings/added_norm` and `embeddings/norm`; else nothing.
+    Collective: gathers the embedding matrix, which ZeRO-3 partitions; empty without added tokens.
     """
     if not parts.added_ids:
         return {}
@@ -100,10 +97,15 @@ def embedding_norms(parts: Parts) -> dict[str, float]:
 def terms(
     names: tuple[str, ...], weights: tuple[float, ...], means: list[float]
 ) -> dict[str, float]:
-    """Each term unweighted under its own name, weighted per kind, and the totals.
+    """Return each loss term unweighted, the weighted sum of each kind, and the totals.
 
-    Returns: `distill/total` is the weighted sum of the distillation terms and `train/loss` adds
-        the weighted MLM loss; `weighted/KIND` sums a kind over its layers.
+    `weighted/KIND` sums a kind over its layers, `distill/total` all distillation kinds, and
+    `train/loss` those and the MLM loss.
+
+    Args:
+        names: name of each term.
+        weights: weight of each term; 0 for one that is only logged.
+        means: mean of each term over the global batch.
     """
     metrics = dict(zip(names, means, strict=True))
     weighted: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What happens every so often: validate, export the best student, save."""
+"""Periodic work of a run: validate, export the best student, save a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,29 +43,32 @@ _EVAL_BATCH = 64
 
 
 def due(step: int, every: int, config: Config) -> bool:
-    """Whether something that happens every so many steps (0: never), and at the end, is due."""
+    """Return whether work that runs every `every` steps (0: never) and at the last step is due."""
     return every > 0 and (step % every == 0 or step == config.steps)
 
 
 def out_of_patience(progress: Progress, config: Config) -> bool:
-    """Whether `eval.patience` validations in a row brought no better loss."""
+    """Return whether the last `eval.patience` validations have not improved the best loss."""
     if not config.eval.patience or progress.best_step is None:
         return False
     return progress.step - progress.best_step >= config.eval.patience * config.eval.every_steps
 
 
 def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
-    """Validate on fixed masks, every rank a share of the rows; export the student if it is best.
+    """Validate with fixed masks and export the student if it is the best so far.
 
-    Raises: TrainingError where an update since the last check was not finite.
+    Collective: each rank evaluates its share of the rows.
+
+    Returns: `val/...` metrics, the same on every rank.
+    Raises: TrainingError if an update since the last check was not finite.
     """
     parts.engine.check_finite(parts.progress.step)
     assert parts.validation is not None
     validation, world = parts.validation, parts.engine.world
     counts = count(
         parts.engine.objective.student.model,
-        validation.held,
-        validation.rows,  # as many on every rank: ZeRO-3 gathers weights in every forward pass
+        validation.cached,
+        validation.rows,  # equally many on every rank: each ZeRO-3 forward is collective
         vocabulary=parts.vocabulary,
         mask=config.mask,
         batch_rows=_EVAL_BATCH,
@@ -85,7 +88,7 @@ def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
 
 
 def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> None:
-    """Write the student as a Hugging Face folder, fp32; all ranks take part, rank 0 writes."""
+    """Write the student in fp32 as a Hugging Face folder. Collective; rank 0 writes."""
     prefix = "param/student.model."
     weights = {
         name.removeprefix(prefix): tensor
@@ -104,12 +107,15 @@ def _write_export(
     config: Config,
     metrics: Mapping[str, float],
 ) -> None:
-    """Put a student into RUN/export; the one before is there until this one is whole.
+    """Replace RUN/export atomically by a student.
 
     Args:
-        weights: whole, fp32, named as in the student's module.
-        step: that they are of.
-        metrics: of its validation, for the card.
+        weights: full fp32 tensors, named as in the student's module.
+        step: step of the weights.
+        parts: tokenizer, engine and shards of the run.
+        run: run folder.
+        config: run configuration.
+        metrics: validation metrics for the model card.
     """
     copy = BertForMaskedLM(parts.engine.objective.student.model.config)
     missing, unexpected = copy.load_state_dict(weights, strict=False)
@@ -128,9 +134,9 @@ def _write_export(
 
 
 def mend_export(parts: Parts, run: RunDir, config: Config) -> None:
-    """Make the export again where it is not whole, or older than the best; all ranks, at a start.
+    """Rewrite the export if it is damaged or older than the best step. Collective, at start.
 
-    Raises: SystemFault where the filesystem fails.
+    Raises: SystemFault if the filesystem fails.
     """
     on_main(lambda: _mend_export(parts, run, config), parts.engine.world)
 
@@ -146,29 +152,29 @@ def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
     best = names.checkpoint(run.path, due_step or progress.step)
     reason, step = exported.damage(run.export), exported.step_of(run.export)
     if reason is None and step is not None and step < (due_step or 0) and best.is_dir():
-        reason = f"{run.export} is of step {step}, and the best one is of step {due_step}"
+        reason = f"{run.export} is of step {step}, older than the best step {due_step}"
     if reason is None:
         return
     reason = reason if there else f"{run.export} is missing"
     weights, step, instead = _saved_weights(best, names.checkpoint(run.path, progress.step))
-    logger.warning("%s: made again from the weights of step %d%s", reason, step, instead)
+    logger.warning("%s: rewritten from the weights of step %d%s", reason, step, instead)
     _write_export(weights, step, parts, run, config, _validated(run, step))
     run.event("exported", step=step, reason=reason + instead)
 
 
 def _saved_weights(best: Path, newest: Path) -> tuple[dict[str, torch.Tensor], int, str]:
-    """Return the student of a checkpoint, its step, and why it is not the best one if it is not."""
+    """Return the best (else newest) checkpoint's student, its step, and why it is not the best."""
     try:
         return weights_of(best), step_of(best), ""
     except DataError:
         if best == newest:
             raise
-        instead = f", as no checkpoint holds step {step_of(best)}, the best one"
+        instead = f", because no checkpoint holds the best step {step_of(best)}"
         return weights_of(newest), step_of(newest), instead
 
 
 def _validated(run: RunDir, step: int) -> dict[str, float]:
-    """Return the validation that was logged of a step."""
+    """Return the validation metrics that were logged at a step."""
     for record in fsio.read_records(run.metrics, STEP):
         if record[STEP] == step:
             return {name: value for name, value in record.items() if name.startswith("val/")}
@@ -197,9 +203,9 @@ def _model_card(
 
 
 def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
-    """Commit a checkpoint, and an export where no validation makes one; return the step.
+    """Commit a checkpoint and return its step; without validation also export the last step.
 
-    Raises: TrainingError where an update since the last check was not finite.
+    Raises: TrainingError if an update since the last check was not finite.
     """
     progress = parts.progress
     parts.engine.check_finite(progress.step)
@@ -216,7 +222,7 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
         "versions": describe_code()["packages"] if parts.engine.world.is_main else {},
     }
     if not config.eval.every_steps and progress.step == config.steps:
-        export(parts, run, config, {})  # first: a run whose last checkpoint is there is finished
+        export(parts, run, config, {})  # first: the last checkpoint makes the run finished
     folder, seconds = checkpoint.save(
         run.checkpoints,
         parts.engine.state.full_tensors(),

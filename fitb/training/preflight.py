@@ -1,8 +1,8 @@
-"""One host before the training: its devices, its disks, its memory, and the way to the others.
+"""Preflight checks of one host: devices, disks, memory, and the network to the other hosts.
 
 `python -m fitb.training.preflight FOLDER HOSTS RUN_DIR [CACHE_DIR]` runs once on each host, started
-by fitb.cluster.preflight, and leaves FOLDER/HOST.json. Every check runs in a process of its own
-with a deadline, because a sick driver, filesystem or network does not answer, or ends the process.
+by fitb.cluster.preflight, and writes FOLDER/HOST.json. Each check runs in its own process with a
+deadline, because a faulty driver, filesystem or network hangs or kills the process that uses it.
 """
 
 from __future__ import annotations
@@ -37,21 +37,24 @@ from fitb.cluster.slurm import master_port
 
 logger = logging.getLogger("fitb.training.preflight")  # run as a script it has another name
 
-OWN_S = 30.0  # of each check that a host makes alone
+OWN_S = 30.0  # deadline of each check that needs no other host
 MIN_DISK_GB = 1.0
 MIN_MEMORY_GB = 1.0
 PROBE_MB = 1
-FIRST_RESTART = 1_000  # ports beyond those of any restart of the job itself
+FIRST_RESTART = 1_000  # restart counts whose ports no training of the job uses
 _fork = multiprocessing.get_context("fork")
 
 
 def within(deadline_s: float, check: Callable[..., Any], *args: Any) -> Any:
-    """Return what a check gives in a process of its own.
+    """Run a check in a child process and return its result.
 
-    Raises: SystemFault with its error, or where it is late or its process ends without a word.
+    Args:
+        deadline_s: seconds after which the child is killed.
+        check: function to call with `args`.
+    Raises: SystemFault with the check's error, or if it is late or its process dies.
     """
     reader, writer = _fork.Pipe(duplex=False)
-    process = _fork.Process(target=_answer, args=(writer, check, args), daemon=True)
+    process = _fork.Process(target=_run_check, args=(writer, check, args), daemon=True)
     process.start()
     writer.close()
     try:
@@ -67,9 +70,9 @@ def within(deadline_s: float, check: Callable[..., Any], *args: Any) -> Any:
     return value
 
 
-def _answer(writer: Connection, check: Callable[..., Any], args: Sequence[Any]) -> None:
+def _run_check(writer: Connection, check: Callable[..., Any], args: Sequence[Any]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    torch.set_num_threads(1)  # thread pools do not survive a fork
     try:
         writer.send((None, check(*args)))
     except FitbError as error:
@@ -77,13 +80,13 @@ def _answer(writer: Connection, check: Callable[..., Any], args: Sequence[Any]) 
     except Exception as error:
         writer.send((f"{type(error).__name__}: {error}".splitlines()[0], None))
     writer.close()
-    os._exit(0)  # what a failed group left behind may wait for the network
+    os._exit(0)  # threads of a failed process group may wait for the network
 
 
 def check_devices(env: Mapping[str, str]) -> None:
-    """Multiply small whole numbers on every device of the host, exactly.
+    """Check an integer matmul on every device of the host.
 
-    Raises: SystemFault where a device is missing or the product is wrong.
+    Raises: SystemFault if a device is missing or its result is wrong.
     """
     wanted = int(env.get("SLURM_GPUS_ON_NODE", "0"))
     seen = torch.cuda.device_count()
@@ -94,13 +97,15 @@ def check_devices(env: Mapping[str, str]) -> None:
     for name in [f"cuda:{i}" for i in range(seen)] or ["cpu"]:
         product = (numbers.to(name) @ numbers.to(name)).cpu()
         if not torch.equal(product, exact):
-            raise SystemFault(f"{name} multiplies wrongly")
+            raise SystemFault(f"{name} computes a wrong matmul")
 
 
 def check_disk(folder: str) -> None:
-    """Write, read and remove a file where the run, the cache and temporary files are to be.
+    """Check free space, and write and remove a file.
 
-    Raises: SystemFault, OSError
+    Args:
+        folder: where the run, the cache or temporary files go.
+    Raises: SystemFault if too little space is free; OSError.
     """
     free_gb = psutil.disk_usage(folder).free / 1e9
     if free_gb < MIN_DISK_GB:
@@ -112,15 +117,15 @@ def check_disk(folder: str) -> None:
 
 
 def check_memory() -> None:
-    """Raise SystemFault where too little memory is free."""
+    """Raise SystemFault if too little memory is free."""
     free_gb = psutil.virtual_memory().available / 1e9
     if free_gb < MIN_MEMORY_GB:
         raise SystemFault(f"{free_gb:.2f} GB of memory are free, expected {MIN_MEMORY_GB:g}")
 
 
 def own_failures(run_dir: str, cache_dir: str | None, env: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with this host, whatever the others are like."""
-    temporary = env.get("TMPDIR") or tempfile.gettempdir()  # which passes over a full one
+    """Return the failures of the checks that need no other host, each as `check: why`."""
+    temporary = env.get("TMPDIR") or tempfile.gettempdir()  # gettempdir skips a full disk
     folders = [run_dir, cache_dir or env.get("SLURM_TMPDIR"), temporary]
     checks: dict[str, tuple[Any, ...]] = {
         "devices": (check_devices, env),
@@ -138,9 +143,16 @@ def own_failures(run_dir: str, cache_dir: str | None, env: Mapping[str, str]) ->
 
 
 def meet(rank: int, size: int, address: str, port: int, deadline_s: float) -> bool:
-    """Wait until all hosts have come to rank 0; return whether they did.
+    """Wait at a barrier until all hosts have connected to rank 0; return whether they have.
 
-    Nothing but plain sockets: the network between devices is what is to be tested next.
+    It uses plain sockets: the network between devices is tested afterwards.
+
+    Args:
+        rank: place of this host, from 0.
+        size: number of hosts.
+        address: host name of rank 0.
+        port: port on which rank 0 listens.
+        deadline_s: seconds to wait.
     """
     deadline = time.monotonic() + deadline_s
     with contextlib.ExitStack() as stack:
@@ -159,7 +171,7 @@ def meet(rank: int, size: int, address: str, port: int, deadline_s: float) -> bo
                 try:
                     peer = socket.create_connection((address, port), timeout=left_s)
                     break
-                except (ConnectionError, socket.gaierror):  # not there yet
+                except (ConnectionError, socket.gaierror):  # not listening yet
                     if time.monotonic() > deadline:
                         return False
                     time.sleep(0.05)
@@ -170,10 +182,10 @@ def meet(rank: int, size: int, address: str, port: int, deadline_s: float) -> bo
 
 
 def reduce(rank: int, size: int, address: str, port: int, deadline_s: float) -> float:
-    """Add one number up over all hosts, with the backend that training takes.
+    """All-reduce one number over the hosts with the backend that training uses.
 
-    Returns: this host's clock when all had it.
-    Raises: SystemFault where the sum is wrong; what torch raises where it cannot be taken.
+    Returns: this host's clock right after the reduction, Unix time in seconds.
+    Raises: SystemFault if the sum is wrong; whatever torch raises if the reduction fails.
     """
     gpus = torch.cuda.is_available()
     dist.init_process_group(
@@ -193,10 +205,10 @@ def reduce(rank: int, size: int, address: str, port: int, deadline_s: float) -> 
 
 
 def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """Reduce over all hosts and, where that fails, with each neighbour.
+    """All-reduce over all hosts and, if that fails, with each neighbour.
 
-    Returns: reduced, pairs (neighbour -> whether it worked), clock_s; and where the own name would
-        mislead the others, why, before anything is tried.
+    Returns: `reduced`, `pairs` (neighbour -> whether it worked) and `clock_s`; and `unreachable`,
+        the reason, if this host's name resolves to an address that others cannot reach.
     """
     if why := unreachable(env):
         return {"reduced": False, "pairs": {}, "clock_s": None, "unreachable": why}
@@ -215,8 +227,8 @@ def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, 
         logger.error("all hosts: %s", error)
     pairs: dict[str, bool] = {}
     for number, pairs_now in enumerate(pair_rounds(size), 1):
-        # One that is not here once will not come. A host that no pair of a round needs waits for
-        # those that use up their deadline.
+        # A host that has missed one barrier is given up. One without a pair in the previous round
+        # waits for those that used up their deadline.
         met = met and meet(rank, size, first, port(2 * number), 2 * link_s)
         for pair in (pair for pair in pairs_now if rank in pair):
             other = hosts[pair[1] if pair[0] == rank else pair[0]]
@@ -236,11 +248,11 @@ def main(args: Sequence[str]) -> None:
     me = os.environ["SLURMD_NODENAME"]
     log.setup()
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        os._exit(RESUME)  # a preemption, which is no fault of this host
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        os._exit(RESUME)  # preempted: not a fault of this host
 
     for number in signals.BY_SCHEDULER:
-        signal.signal(number, leave)
+        signal.signal(number, on_signal)
     failures = own_failures(run_dir, cache_dir, os.environ)
     found = {"reduced": True, "pairs": {}, "clock_s": None}
     if len(hosts) > 1:
@@ -252,4 +264,4 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-    os._exit(0)  # the interpreter would wait for checks that nothing can end
+    os._exit(0)  # do not wait for checks that hang

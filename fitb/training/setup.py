@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: shards, models, contract, engine, stream."""
+"""Build the parts of a run from its configuration: shards, models, contract, engine, stream."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """What a checkpoint remembers besides tensors.
+    """Progress of a run, saved in each checkpoint's manifest.
 
     Args:
         step: optimiser updates done.
-        best_loss: lowest validation loss so far; None before the first.
-        best_step: when that was.
+        best_loss: lowest validation loss so far; None before the first validation.
+        best_step: step of that loss.
     """
 
     step: int = 0
@@ -62,23 +62,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class Validation:
-    """This rank's share of the validation rows, read before the first step.
+    """This rank's share of the validation rows, in memory.
 
     Args:
-        held: the rows.
-        rows: (n,) int64, their numbers, as many on every rank; the last ones may repeat.
-        num_own: how many of them no other rank counts.
+        cached: the rows.
+        rows: (n,) int64 row numbers, equally many on every rank; padded by repetition.
+        num_own: number of leading rows that are this rank's; the rest is padding.
     """
 
-    held: CachedRows
+    cached: CachedRows
     rows: NDArray[np.int64]
     num_own: int
 
     @classmethod
     def of(cls, shards: ShardSet, wanted: int, world: World) -> Validation:
-        """Choose `wanted` rows (0: all) for all ranks, and read this one's.
+        """Choose `wanted` rows (0: all), split them over the ranks, and read this rank's share.
 
-        Raises: as ShardSet.read does.
+        Raises: what ShardSet.read raises.
         """
         chosen = choose_rows(shards.num_rows, wanted)
         share = math.ceil(len(chosen) / world.size)
@@ -89,13 +89,20 @@ class Validation:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that the loop moves.
+    """Everything that the training loop works on.
 
     Args:
-        token_flops: operations of a training step, divided by its tokens.
-        peak_tflops: published, of this rank's device; None where it is unknown.
-        manifest: of the shards, for the card of what is exported.
-        added_ids: of tokens that were added to the vocabulary, ascending; most often none.
+        engine: student, teacher and optimiser.
+        stream: batches of this rank.
+        validation: validation rows of this rank; None if the run does not validate.
+        vocabulary: token ids that masking needs.
+        tokenizer: tokenizer of the shards.
+        fingerprint: fingerprint of the shards.
+        progress: step and best validation.
+        token_flops: FLOPs of a training step per token.
+        peak_tflops: published peak of this rank's device; None if unknown.
+        manifest: manifest of the shards, for the model card.
+        added_ids: ids of tokens that were added to the vocabulary, ascending.
     """
 
     engine: Engine
@@ -113,11 +120,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Read:
-    """What every rank reads for itself.
+    """What every rank reads for itself, and what must be equal on all of them.
 
     Args:
-        held_out: the validation split; None where the run does not validate.
-        teacher: a tap; None for plain MLM.
+        shards: training split.
+        held_out: validation split; None if the run does not validate.
+        tokenizer: tokenizer of the shards.
+        objective: student and projections.
+        teacher: tapped teacher; None for plain MLM.
     """
 
     shards: ShardSet
@@ -128,7 +138,7 @@ class _Read:
 
     @classmethod
     def of(cls, config: Config) -> _Read:
-        """Read it; raise as `build` does."""
+        """Open the shards and load the models; raises what `build` raises."""
         data = config.data
         cache = CacheSettings(data.cache_dir, data.cache_gb, data.fetch_deadline_s)
         shards = ShardSet.open(data.shards, "train", cache, max_mapped=2 * data.window_shards)
@@ -142,8 +152,8 @@ class _Read:
         return cls(shards, held_out, tokenizer, objective, teacher)
 
     def digests(self, config: Config, world: World) -> dict[str, str]:
-        """Hash all of it, before DeepSpeed gives every rank the student of rank 0."""
-        node = replace(config, data=replace(config.data, cache_dir=None))  # each may have its own
+        """Hash each part, before DeepSpeed broadcasts the student of rank 0 to every rank."""
+        node = replace(config, data=replace(config.data, cache_dir=None))  # may differ per node
         model = config.model
         found = {
             "configuration": fsio.sha256_json(asdict(node)),
@@ -162,10 +172,10 @@ class _Read:
 
 
 def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
-    """Create the run folder or enter it again; all ranks call this.
+    """Create or re-enter the run folder as its owner. Collective.
 
-    Returns: the run, and the configuration that holds: with the algorithms that the run began with.
-    Raises: as `rundir.writer.enter`, on every rank.
+    Returns: the run folder, and the configuration with the algorithm versions of the run's start.
+    Raises: what `rundir.writer.enter` raises, on every rank.
     """
     number, config = on_main(lambda: enter(config, os.environ, is_over), world)
     run = RunDir(Path(config.run_dir), number, world)
@@ -177,27 +187,23 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
         job=job_id(os.environ),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
-    on_main(lambda: _note_code(run, hosts, config), world)
+    entry = {"attempt": number, "hosts": hosts, "seed": config.seed}
+    on_main(lambda: add_provenance(run.path, entry | describe_code()), world)
     return run, config
 
 
-def _note_code(run: RunDir, hosts: list[str], config: Config) -> None:
-    entry = {"attempt": run.attempt, "hosts": hosts, **describe_code(), "seed": config.seed}
-    add_provenance(run.path, entry)
-
-
 def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
-    """Load, check the contract, and enter the newest checkpoint if there is one.
+    """Load shards and models, check the contract, and resume from the newest checkpoint, if any.
 
-    Raises: ConfigError, DataError, ContractError, CheckpointError, and SystemFault where the ranks
-        have not read the same; all before the first row.
+    Raises: ConfigError, DataError, ContractError, CheckpointError; SystemFault if the ranks have
+        not read the same. All before the first batch.
     """
     read = load_alike(lambda: _Read.of(config), lambda found: found.digests(config, world), world)
     shards, tokenizer, objective = read.shards, read.tokenizer, read.objective
     validation = _validation(read.held_out, config, world)
     found = checkpoint.load(run.checkpoints, world)
     if found:
-        _enter(found, shards.fingerprint, objective)
+        _load_weights(found, shards.fingerprint, objective)
     engine = Engine(objective, read.teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
@@ -237,7 +243,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
 
 
 def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> TokenFlops:
-    """Return the operations of a token in rows of this length."""
+    """Return the FLOPs of a training step per token, in rows of `length` tokens."""
     return work_per_token(
         _geometry(objective.student),
         _geometry(teacher) if teacher is not None else None,
@@ -259,10 +265,13 @@ def _geometry(tap: Tap) -> Geometry:
 
 
 def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loaded, Loaded | None]:
-    """Load student and teacher, extend them to added tokens, and check the contract.
+    """Load student and teacher, extend them by the added tokens, and check the contract.
 
     Args:
-        tokenizer: of the shards.
+        config: run configuration.
+        shards: training split.
+        tokenizer: tokenizer of the shards.
+    Returns: student, and teacher or None.
     Raises: ConfigError, DataError, ContractError.
     """
     student = load_model(
@@ -304,11 +313,11 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
     terms: ObjectiveConfig = config.objective
     if student.missing:
         names = ", ".join(student.missing)
-        logger.warning("student %s lacks %s: they start at random", student.source, names)
-    if student.unexpected:  # whole layers, as the contract saw
-        left = len(student.unexpected)
+        logger.warning("student %s lacks %s: randomly initialised", student.source, names)
+    if student.unexpected:  # whole layers, as the contract has checked
+        unused = len(student.unexpected)
         names = f"{student.unexpected[0]} ... {student.unexpected[-1]}"
-        logger.warning("student %s leaves out %d weights: %s", student.source, left, names)
+        logger.warning("student %s leaves out %d weights: %s", student.source, unused, names)
     logger.info("student %s: %d parameters", student.source, num_parameters(student.model))
     if teacher is None:
         return Objective(student.model, None, terms), None
@@ -321,7 +330,7 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
 
 
 def _validation(held_out: ShardSet | None, config: Config, world: World) -> Validation | None:
-    """Read this rank's validation rows; a shard that a rank cannot read is every rank's error."""
+    """Read this rank's validation rows; if any rank cannot read a shard, every rank raises."""
     if held_out is None:
         return None
     read: list[Validation] = []
@@ -329,8 +338,11 @@ def _validation(held_out: ShardSet | None, config: Config, world: World) -> Vali
     return read[0]
 
 
-def _enter(found: checkpoint.Checkpoint, fingerprint: str, objective: Objective) -> None:
-    """Put the weights of a checkpoint into the module before DeepSpeed copies them."""
+def _load_weights(found: checkpoint.Checkpoint, fingerprint: str, objective: Objective) -> None:
+    """Load a checkpoint's weights into the module, before DeepSpeed partitions them.
+
+    Raises: DataError for other shards; CheckpointError for other parameters.
+    """
     trained_on = found.manifest["fingerprint"]
     if trained_on != fingerprint:
         raise DataError(
@@ -339,9 +351,9 @@ def _enter(found: checkpoint.Checkpoint, fingerprint: str, objective: Objective)
         )
     tensors = found.tensors
     wanted = {name: p.shape for name, p in objective.named_parameters() if p.requires_grad}
-    held = {n.removeprefix("param/"): t.shape for n, t in tensors.items() if n[:6] == "param/"}
-    if wanted != held:
-        differing = sorted(set(wanted.items()) ^ set(held.items()))
+    saved = {n.removeprefix("param/"): t.shape for n, t in tensors.items() if n[:6] == "param/"}
+    if wanted != saved:
+        differing = sorted(set(wanted.items()) ^ set(saved.items()))
         raise CheckpointError(
             f"{found.path} holds other parameters than this student: {differing[:4]} ...; go on"
             " with the fitb and transformers of provenance.json, or choose another --run_dir"

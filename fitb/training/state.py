@@ -1,6 +1,6 @@
-"""The state of a run that a checkpoint keeps: whole fp32 tensors and plain numbers.
+"""The checkpointed state of a DeepSpeed engine: full fp32 tensors and plain numbers.
 
-It is portable: it knows neither the ZeRO stage nor the number of ranks that made it.
+It is portable: it depends neither on the ZeRO stage nor on the number of ranks.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class PortableState:
-    """Reads and writes what a DeepSpeed engine has learnt.
+    """Gathers and restores weights, moments and loss scale of a DeepSpeed engine.
 
     Args:
-        engine: of DeepSpeed, just initialised or in the middle of a run.
+        engine: DeepSpeed engine, freshly initialised or training.
         objective: the module that it trains.
-        world: this process's place.
-        device: of this process.
+        world: rank and world size of this process.
+        device: device of this process.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PortableState:
         return ((n, p) for n, p in self._objective.named_parameters() if p.requires_grad)
 
     def full_tensors(self, moments: bool = True) -> Iterable[tuple[str, torch.Tensor]]:
-        """Yield every whole fp32 tensor of the state, on the CPU; all ranks must take part.
+        """Yield name and full fp32 tensor of each parameter, on the CPU. Collective.
 
         Names are `param/NAME` and, with moments, `exp_avg/NAME` and `exp_avg_sq/NAME`.
         """
@@ -51,13 +51,13 @@ class PortableState:
                 yield f"{moment}/{name}", full.cpu()
 
     def load_full_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Put back what `full_tensors` yielded, into whatever partition this rank has."""
+        """Restore what `full_tensors` yielded into this rank's partition."""
         for name, parameter in self._parameters():
             for kind in ("param", *MOMENTS):
                 self._set(parameter, None if kind == "param" else kind, tensors[f"{kind}/{name}"])
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of the optimiser's state as plain numbers."""
+        """Return the rest of the optimiser's state: step counters and loss scaler, as numbers."""
         zero = self._engine.optimizer
         states = zero.optimizer.state.values()
         scaler = getattr(zero, "loss_scaler", None)
@@ -70,7 +70,7 @@ class PortableState:
         }
 
     def load_scalars(self, scalars: dict[str, Any], precision: str) -> None:
-        """Put back what `scalars` returned; the loss scale in fp16 alone."""
+        """Restore what `scalars` returned; the loss scaler only in fp16."""
         zero = self._engine.optimizer
         for state in zero.optimizer.state.values():
             state["step"].fill_(scalars["optimizer_steps"])
@@ -104,10 +104,10 @@ class PortableState:
 
 
 def _make_moments(zero: Any) -> None:
-    """Create Adam's state, which the optimiser would create in its first step.
+    """Create Adam's moments, which the optimiser creates lazily in its first step.
 
-    DeepSpeed links parameters to that state once, when it has stepped its first group, and would
-    find nothing for the others (0.19.8, stages 1 and 2).
+    DeepSpeed 0.19.8 (stages 1 and 2) links parameters to their moments once, after the step of the
+    first parameter group, and would never find those of later groups.
     """
     flat = getattr(zero, "fp32_partitioned_groups_flat", None)
     if flat is None:

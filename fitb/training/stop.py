@@ -1,7 +1,8 @@
-"""Leaving together: signals and the time budget set a flag, and ranks agree on it at every step.
+"""Coordinated graceful shutdown: ranks all-reduce a stop flag at every step.
 
-A handler does nothing but note the signal. The note is reduced over all ranks together with the
-counts that the step needs anyway, so every rank leaves at the same step, between two updates.
+Signals, the time budget and read errors only set a flag of this rank. The flag is all-reduced
+together with the counts that each step needs anyway, so every rank stops at the same step, between
+two updates.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from fitb.data.batch import Batch
 from fitb.training.collectives import on_all
 
 SIGNALS = signals.SHUTDOWN
-_FAILURES = ("failure", "machine failure")  # the second may pass if the job is started again
+_FAILURES = ("failure", "machine failure")  # only the second is worth another start
 _REASONS = (*(s.name for s in SIGNALS), "time budget", *_FAILURES)
 
 
 class StopFlag:
-    """Why this process wants to stop, if it does.
+    """The stop flag of this rank, one entry per reason to stop.
 
     Args:
-        time_budget_min: minutes from now; None is no limit.
+        time_budget_min: minutes from now after which to stop; None is no limit.
     """
 
     def __init__(self, time_budget_min: float | None = None) -> None:
-        self._noted = [0] * len(_REASONS)
+        self._flags = [0] * len(_REASONS)
         self._deadline = None
         if time_budget_min is not None:
             self._deadline = time.monotonic() + 60 * time_budget_min
@@ -45,25 +46,25 @@ class StopFlag:
         self._failed = False  # as the ranks agreed
 
     def install(self) -> StopFlag:
-        """Catch the signals of schedulers, in this process and not in forked children."""
+        """Install the signal handlers; forked children get the default ones back."""
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._on_signal)
         os.register_at_fork(after_in_child=_restore)
         return self
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._noted[_REASONS.index(signal.Signals(number).name)] = 1
-        if number == signal.SIGINT:  # a second Ctrl-C means it
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._flags[_REASONS.index(signal.Signals(number).name)] = 1
+        if number == signal.SIGINT:  # a second Ctrl-C interrupts at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def noted(self) -> bool:
-        """Whether this process was told to leave, and the ranks have not agreed on it yet."""
-        return any(self._noted)
+    def requested(self) -> bool:
+        """Return whether this rank has a reason to stop, agreed on or not."""
+        return any(self._flags)
 
     def guard(
         self, steps: Iterator[tuple[int, Batch | None]]
     ) -> Iterator[tuple[int, Batch | None]]:
-        """Pass steps on; if reading fails on this rank, make all ranks stop at the agreement."""
+        """Pass steps through; turn a read error of this rank into a stop of all ranks."""
         step = -1
         try:
             for step, batch in steps:
@@ -71,11 +72,11 @@ class StopFlag:
         except (FitbError, OSError) as error:
             fault = fault_of(error, "a shard") if isinstance(error, OSError) else error
             self._failure = fault
-            self._noted[_REASONS.index(_FAILURES[fault.restart_helps])] = 1
+            self._flags[_REASONS.index(_FAILURES[fault.restart_helps])] = 1
             yield step + 1, None
 
     def raise_failure(self) -> None:
-        """Raise on every rank what made the ranks stop, if a failure did: the first rank's."""
+        """Raise on every rank the read error that stopped the run, if one did."""
         if self._failed and dist.is_initialized() and dist.get_world_size() > 1:
             world = World(dist.get_rank(), dist.get_world_size())
             on_all(lambda: self._raise_as(f"rank {world.rank} on {socket.gethostname()}"), world)
@@ -87,22 +88,22 @@ class StopFlag:
             raise type(self._failure)(f"{who}: {self._failure}") from self._failure
 
     def agree(self, counts: torch.Tensor) -> tuple[str | None, torch.Tensor]:
-        """Reduce flags and counts over all ranks; every rank gets the same answer.
+        """All-reduce flags and counts; every rank gets the same answer.
 
         Args:
-            counts: (n,) float64 on the CPU, this rank's.
-        Returns: why to stop (the first of the reasons that any rank noted) or None; the sum of
-            counts over all ranks.
+            counts: (n,) float64 on the CPU, this rank's counts.
+        Returns: the reason to stop (the first one that any rank has flagged) or None; the counts
+            summed over all ranks.
         """
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self._noted[_REASONS.index("time budget")] = 1
-        both = torch.cat([torch.tensor(self._noted, dtype=torch.float64), counts])
+            self._flags[_REASONS.index("time budget")] = 1
+        both = torch.cat([torch.tensor(self._flags, dtype=torch.float64), counts])
         if dist.is_initialized() and dist.get_world_size() > 1:
             if self._group is None and dist.get_backend() != "gloo":
                 self._group = dist.new_group(backend="gloo")  # no device synchronisation
             dist.all_reduce(both, group=self._group)
         flags = both[: len(_REASONS)].tolist()
-        ordered = (*_FAILURES, *_REASONS)  # a failure outweighs a wish to be started again
+        ordered = (*_FAILURES, *_REASONS)  # a failure takes precedence over a requested shutdown
         reason = next((r for r in ordered if flags[_REASONS.index(r)]), None)
         self._failed = reason in _FAILURES
         return reason, both[len(_REASONS) :]

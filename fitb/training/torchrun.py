@@ -1,11 +1,10 @@
-"""torchrun, one to a host: its agent starts the ranks, and they leave as they do under srun.
+"""torchrun for one host: start its ranks, forward signals to them, and keep their exit code.
 
-`python -m fitb.training.torchrun [flags of fitb train]` is what a task runs, not `fitb train`. By
-itself torchrun dies of SIGUSR1; told to catch it, it ends with 1 after its ranks were told; and it
-ends with 1 whatever code a rank gave. The scheduler reads codes, so here the agent, which is
-torch's own, passes signals on and works on, and this process ends with the code of the rank that
-ended first. It never restarts ranks: fitb.rundir.restart decides. The environment says where:
-SLURM_NNODES, SLURM_NODEID, FITB_PROCESSES_PER_NODE, MASTER_ADDR, MASTER_PORT.
+Each task runs `python -m fitb.training.torchrun [flags of fitb train]`. Plain torchrun dies of
+SIGUSR1, or exits with 1 if told to catch it, and exits with 1 whatever code a rank returned; a
+scheduler needs both. So signals are forwarded to the ranks, and this process exits with the code of
+the first rank that failed. Ranks are never restarted: that is decided in fitb.rundir.restart. Read
+from the environment: SLURM_NNODES, SLURM_NODEID, FITB_PROCESSES_PER_NODE, MASTER_ADDR, MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ from fitb.base.errors import FINISHED
 
 
 def arguments(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """Return what torchrun is told.
-
-    Ranks are numbered host by host, as srun numbers them.
+    """Return torchrun's command line; ranks are numbered host by host, as by srun.
 
     Args:
-        flags: of `fitb train`.
+        flags: flags of `fitb train`.
+        env: environment of the task.
     """
     return [
         f"--nnodes={env.get('SLURM_NNODES', '1')}",
@@ -40,8 +38,8 @@ def arguments(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
         f"--master-addr={env.get('MASTER_ADDR', '127.0.0.1')}",
         f"--master-port={env.get('MASTER_PORT', '29500')}",
         "--max-restarts=0",
-        "--signals-to-handle=SIGHUP,SIGQUIT",  # the others are ours
-        f"--log-dir={os.devnull}",  # of torch's own files; ranks write where this process does
+        "--signals-to-handle=SIGHUP,SIGQUIT",  # we handle the others
+        f"--log-dir={os.devnull}",  # ranks write to the output of this process
         "--module",
         "fitb",
         "train",
@@ -50,24 +48,24 @@ def arguments(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
 
 
 def main(flags: Sequence[str]) -> int:
-    """Run the ranks of this host; return FINISHED or the code of the first that ended otherwise."""
+    """Run the ranks of this host; return FINISHED, or the exit code of the first that failed."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     for number in signals.SHUTDOWN:
-        signal.signal(number, _pass_on)
+        signal.signal(number, _forward)
     agent: Any = torchrun
     try:
         agent.run(agent.parse_args(arguments(flags, os.environ)))
     except ChildFailedError as error:
-        # The agent ends the others as soon as one has ended: its code alone tells why.
+        # The agent terminates the others once one has failed: only its code tells why.
         code = int(error.get_first_failure()[1].exitcode)
         return code if code >= 0 else 128 - code
     return FINISHED
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Tell the ranks, and nothing that they have started; before they are there, just end."""
+def _forward(number: int, frame: FrameType | None) -> None:
+    """Forward a signal to the ranks, not to their children; exit if there are no ranks yet."""
     ranks = psutil.Process().children()
     for rank in ranks:
         if rank.is_running():

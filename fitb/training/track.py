@@ -1,7 +1,7 @@
-"""Where numbers go: metrics.jsonl first, then a line for people, then Weights & Biases.
+"""Metric logging: to metrics.jsonl, to the log as one line, and to Weights & Biases.
 
-metrics.jsonl is the truth: one line per logged step, each step once, also across attempts. W&B
-mirrors it under one id per run (wandb_mirror.py); whatever W&B does, training goes on.
+metrics.jsonl is the source of truth: one line per logged step, each step once across all attempts.
+W&B mirrors it under one id per run (wandb_mirror.py), and its failures never stop training.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class Line:
-    """What people are told of a logged step.
+    """The progress line of a logged step.
 
     Args:
-        step: updates done.
-        steps: of the whole run.
-        metrics: of this step.
-        validation: of the last validation of this attempt.
+        step: optimiser updates done.
+        steps: total steps of the run.
+        metrics: metrics of this step.
+        validation: metrics of the last validation in this attempt.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Line:
     validation: Mapping[str, float]
 
     def plain(self) -> str:
-        """Return the line of a log."""
+        """Return the line for a log file."""
         shown = [f"step {self.step}/{self.steps}"]
         shown += [text.format(self.metrics[n]) for n, text in _PLAIN.items() if n in self.metrics]
         if self.metrics.get("perf/steps_per_s"):
@@ -60,11 +60,11 @@ class Line:
         return "  ".join(shown)
 
     def parts(self, end_s: float | None, now_s: float) -> list[str]:
-        """Return the parts of the line of a terminal, the most wanted first.
+        """Return the parts of the line for a terminal, the most important first.
 
         Args:
-            end_s: expected, Unix time; None where nobody knows.
-            now_s: Unix time.
+            end_s: expected end, Unix time in seconds; None if unknown.
+            now_s: current Unix time in seconds.
         """
         shown = [f"step {self.step}/{self.steps}", f"{self.step / self.steps:.0%}"]
         if end_s is not None:
@@ -78,12 +78,12 @@ class Line:
         return shown
 
     def expected_end_s(self, began_step: int, began_s: float, now_s: float) -> float | None:
-        """Return when all steps are done, at the rate of this attempt, validations and saves too.
+        """Return the expected end in Unix time, at this attempt's overall rate; None if unknown.
 
         Args:
-            began_step: its first logged step; until there is another the step's own rate counts.
-            began_s: when that was, Unix time.
-            now_s: Unix time.
+            began_step: first logged step of this attempt; at that step its own rate is used.
+            began_s: Unix time of that step, in seconds.
+            now_s: current Unix time in seconds.
         """
         rate = self.metrics.get("perf/steps_per_s", 0.0)
         if self.step > began_step and now_s > began_s:
@@ -92,14 +92,14 @@ class Line:
 
 
 class Tracker:
-    """Logs metrics of a run; does nothing on ranks other than 0."""
+    """Logs the metrics of a run, on rank 0 only."""
 
     def __init__(self, run: RunDir, config: Config, world: World) -> None:
         self._run, self._steps, self._world = run, config.steps, world
         self._mirror: Mirror | None = None
         self._progress = Progress(logger)
-        self._began: tuple[int, float] | None = None  # first logged step of this attempt, and when
-        self._seen: dict[str, float] = {}  # of the last validation
+        self._began: tuple[int, float] | None = None  # first logged step of this attempt, its time
+        self._validation: dict[str, float] = {}  # metrics of the last one
         self.wandb_id = ""
         self._logged_until = -1
         if world.is_main:
@@ -114,12 +114,12 @@ class Tracker:
                 self._mirror = Mirror(run.metrics, target, mode, run.path, self._logged_until)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step; a step that an earlier attempt logged is passed over.
+        """Log the metrics of a step; a step that an earlier attempt has logged is skipped.
 
         Args:
             step: optimiser updates done.
-            metrics: names as in docs/design.md.
-        Raises: Replaced where another attempt has taken the run over.
+            metrics: name -> value, named as in docs/design.md.
+        Raises: Replaced if another attempt has taken over the run.
         """
         if not self._world.is_main:
             return
@@ -135,20 +135,20 @@ class Tracker:
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         now_s = time.time()
         self._began = self._began or (step, now_s)
-        self._seen |= {name: metrics[name] for name in metrics if name.startswith("val/")}
-        line = Line(step, self._steps, metrics, self._seen)
+        self._validation |= {name: metrics[name] for name in metrics if name.startswith("val/")}
+        line = Line(step, self._steps, metrics, self._validation)
         end_s = line.expected_end_s(*self._began, now_s)
         self._progress.tell(line.parts(end_s, now_s), line.plain(), last=step == self._steps)
 
-    def leave(self, exit_code: int) -> None:
-        """Close W&B, waiting no longer than a grace period allows."""
+    def close(self, exit_code: int) -> None:
+        """Close W&B, within the grace period of a preemption."""
         self._progress.end()
         if self._mirror:
             self._mirror.finish(exit_code)
 
 
 def _mode(wanted: str) -> str:
-    """Resolve `auto`; where W&B cannot even be asked it is off, as it would be anyway."""
+    """Resolve `auto`: online if there is a W&B login; disabled if W&B cannot be imported."""
     if wanted != "auto":
         return wanted
     try:

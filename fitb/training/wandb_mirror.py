@@ -1,9 +1,9 @@
-"""Weights & Biases on a thread of its own, fed from metrics.jsonl.
+"""Mirror metrics.jsonl to Weights & Biases on a background thread.
 
-The file is the queue: training appends a line and says so, the thread reads on from where it was.
-Nothing is dropped, nothing waits, and an attempt that W&B knows too little of is made up for: the
-thread asks the server for the last step it holds and begins behind it. A line's `_step` in W&B is
-its train/step, so what the server says of its last line is the answer.
+The file is the queue: training appends a line and notifies the thread, which reads on from where it
+was. Nothing is dropped and training never waits. At the start of an attempt the thread asks the
+server for the last step that it has and continues after it, which also sends whatever earlier
+attempts could not. The `_step` of a line in W&B is its train/step.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ from fitb.rundir.names import STEP
 
 logger = logging.getLogger(__name__)
 
-START_LIMIT_S = 30.0  # for the server's first answer; then the attempt is written offline
-FINISH_LIMIT_S = 20.0  # for all that is left at the end, the thread's start included
-_UPLOAD_LIMIT_S = 15.0  # of it, for the upload; W&B itself gives up then, and says so
-_KILL_LIMIT_S = 3.0  # for W&B's process to go, once it is told to
-_LINES_A_BREATH, _BREATH_S = 20, 0.02  # catching up leaves the interpreter to training
+START_LIMIT_S = 30.0  # for the server's first response; then the attempt is written offline
+FINISH_LIMIT_S = 20.0  # for everything left at the end, including a pending start
+_UPLOAD_LIMIT_S = 15.0  # W&B's own limit for the upload, within FINISH_LIMIT_S
+_KILL_LIMIT_S = 3.0  # for W&B's process to terminate
+_BATCH_LINES, _PAUSE_S = 20, 0.02  # while catching up, release the GIL to training
 LATER = "metrics.jsonl has all; the next attempt or `fitb sync` sends what is missing"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Which W&B run is written, and what it says of itself.
+    """Identity of a W&B run.
 
     Args:
-        run_id: one for all attempts.
-        config: dotted keys and values.
+        run_id: W&B id, one for all attempts.
+        project: W&B project.
+        entity: W&B user or team; None is the default one.
+        name: display name.
+        config: dotted key -> value.
     """
 
     run_id: str
@@ -51,7 +54,7 @@ class Target:
 
 
 def target_of(run_id: str, name: str, config: Any) -> Target:
-    """Return the target that a configuration names; it may be the dictionary of a config.yaml."""
+    """Return the W&B run of a configuration, which may be the dictionary of a config.yaml."""
     flat = flatten(config)
     shown = {k: redacted(v) if isinstance(v, str) else v for k, v in flat.items()}
     project, entity = flat["track.project"], flat["track.entity"]
@@ -62,11 +65,12 @@ def start(target: Target, mode: str, folder: Path, limit_s: float, **settings: A
     """Start W&B and return its run, resumed if the server knows it.
 
     Args:
+        target: W&B run.
         mode: online or offline.
-        folder: W&B makes its own, `wandb`, in it.
-        limit_s: for uploading the rest when the run is finished.
-        settings: further ones of W&B.
-    Raises: whatever W&B does.
+        folder: parent of W&B's own folder `wandb`.
+        limit_s: seconds for the upload when the run is finished.
+        settings: further W&B settings.
+    Raises: whatever W&B raises.
     """
     import wandb
 
@@ -83,11 +87,11 @@ def start(target: Target, mode: str, folder: Path, limit_s: float, **settings: A
         allow_val_change=True,  # another attempt may have another micro_batch
         settings=wandb.Settings(
             silent=True,
-            console="off",  # or every line that training logs waits for W&B's process
+            console="off",  # capturing it makes each log line wait for W&B's process
             init_timeout=START_LIMIT_S,
             finish_timeout=limit_s,
             finish_timeout_raises=True,
-            x_disable_meta=True,  # it holds the command line, and a URL in it may hold a key
+            x_disable_meta=True,  # contains the command line, whose URLs may hold a key
             **settings,
         ),
     )
@@ -97,11 +101,10 @@ def start(target: Target, mode: str, folder: Path, limit_s: float, **settings: A
 
 
 def begin_service() -> None:
-    """Start W&B's process, so that what must be done when this one ends can be registered after.
+    """Start W&B's process first, so that our exit handler can be registered after W&B's own.
 
-    W&B counts its own use, and at the end of a process that has no network retries to send that;
-    and its debug log holds the API key. Neither is wanted, whatever the environment says. Nor is a
-    traceback for every line that its log cannot write to a full disk.
+    Its telemetry retries at exit without a network, its debug log contains the API key, and on a
+    full disk its logger prints a traceback per line: all three are turned off.
     """
     logging.raiseExceptions = False
     for name in ("WANDB_ERROR_REPORTING", "WANDB_DEBUG", "WANDB_CORE_DEBUG"):
@@ -112,9 +115,9 @@ def begin_service() -> None:
 
 
 def end_service() -> None:
-    """End W&B's process, which else would be waited for when this one ends.
+    """Terminate W&B's process, so that nothing waits for it at exit.
 
-    W&B raises SystemExit where its process ended badly.
+    W&B raises SystemExit if its process failed.
     """
     import wandb
 
@@ -123,9 +126,9 @@ def end_service() -> None:
 
 
 def held_step(run: Any) -> int:
-    """Return the last train/step that the server holds of a resumed run, -1 for none.
+    """Return the last train/step that the server has of a resumed run, -1 for none.
 
-    The number of its last line says so, unless that counts lines, as in runs of old.
+    It is the `_step` of the last line, except in old runs, where `_step` counted lines.
     """
     last = int(run.starting_step) - 1
     summary = dict(run.summary)
@@ -133,12 +136,12 @@ def held_step(run: Any) -> int:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what W&B says of a failure, on one line and without passwords of URLs."""
+    """Return the message of a W&B error, on one line and with secrets in URLs redacted."""
     return redacted(" ".join(str(error).split())) or type(error).__name__
 
 
 def records_after(records: Iterable[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:
-    """Yield the records of later steps, each step once and in order."""
+    """Yield the records after `step`, each step once and in order."""
     for record in records:
         if record[STEP] > step:
             step = record[STEP]
@@ -146,9 +149,9 @@ def records_after(records: Iterable[dict[str, Any]], step: int) -> Iterator[dict
 
 
 def whole_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Yield the objects of the lines that follow; one without its end is left for later.
+    """Yield the objects of the complete lines that follow; an incomplete last line is not consumed.
 
-    Raises: DamagedFile at a line that is none: W&B would take it no more behind later ones.
+    Raises: DamagedFile at a damaged line: W&B accepts no line after later ones.
     """
     while (line := file.readline()).endswith(b"\n"):
         try:
@@ -161,14 +164,14 @@ def whole_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 
 class Mirror:
-    """Keeps a W&B run like metrics.jsonl, and never lets training wait.
+    """Background thread that mirrors metrics.jsonl to a W&B run.
 
     Args:
-        metrics: the file.
-        target: the W&B run.
-        mode: online or offline; where online fails, the attempt is written offline.
-        folder: for W&B's files.
-        last_step: what the file held when this attempt began; an offline segment begins behind it.
+        metrics: path of metrics.jsonl.
+        target: W&B run.
+        mode: online or offline; if online fails, the attempt is written offline.
+        folder: folder of W&B's files.
+        last_step: last step in the file when this attempt began; offline mode starts after it.
     """
 
     def __init__(
@@ -177,17 +180,17 @@ class Mirror:
         self._metrics, self._target, self._folder = metrics, target, folder
         self._modes = ("online", "offline") if mode == "online" else (mode,)
         self._last_step, self._exit_code = last_step, CRASH
-        self._grown, self._closing, self._left = (threading.Event() for _ in range(3))
-        self._grown.set()  # by the attempts before
+        self._grown, self._closing, self._abandoned = (threading.Event() for _ in range(3))
+        self._grown.set()  # earlier attempts have written lines
         self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
         self._thread.start()
 
     def grown(self) -> None:
-        """Say that metrics.jsonl has grown."""
+        """Notify the thread that metrics.jsonl has grown."""
         self._grown.set()
 
     def finish(self, exit_code: int) -> None:
-        """Send the rest and close the run; after FINISH_LIMIT_S leave it behind."""
+        """Send the rest and finish the W&B run; abandon it after FINISH_LIMIT_S."""
         if self._closing.is_set():
             return
         self._exit_code = exit_code
@@ -195,8 +198,8 @@ class Mirror:
         self._grown.set()
         self._thread.join(FINISH_LIMIT_S)
         if self._thread.is_alive():
-            logger.warning("W&B did not close within %g s; left behind: %s", FINISH_LIMIT_S, LATER)
-            self._left.set()
+            logger.warning("W&B did not finish within %g s: abandoned; %s", FINISH_LIMIT_S, LATER)
+            self._abandoned.set()
             _kill_service()
 
     def _work(self) -> None:
@@ -204,60 +207,57 @@ class Mirror:
             started = self._start()
             if started:
                 self._follow(*started)
-        except Exception as error:  # whatever it is, training goes on
-            if not self._left.is_set():
+        except Exception as error:  # of any kind: training goes on
+            if not self._abandoned.is_set():
                 logger.warning("W&B stopped (%s); %s", reason_of(error), LATER)
         finally:
             atexit.unregister(self._at_exit)
-            if not self._left.is_set():
+            if not self._abandoned.is_set():
                 end_service()
 
     def _start(self) -> tuple[Any, int] | None:
-        """Return W&B's run and the last step it holds, or None where no mode works."""
+        """Return the W&B run and the last step that it has; None if no mode works."""
         for mode in self._modes:
-            if self._left.is_set():
+            if self._abandoned.is_set():
                 break
             try:
                 begin_service()
                 atexit.unregister(self._at_exit)
-                atexit.register(self._at_exit)  # after W&B's own, so it runs before that
+                atexit.register(self._at_exit)  # after W&B's own, so it runs before it
                 run = start(self._target, mode, self._folder, _UPLOAD_LIMIT_S)
                 return run, held_step(run) if mode == "online" else self._last_step
-            except Exception as error:  # network, space, key: the run does not depend on it
-                if not self._left.is_set():
+            except Exception as error:  # network, disk, API key: training goes on
+                if not self._abandoned.is_set():
                     logger.warning("W&B is off in mode %s (%s); %s", mode, reason_of(error), LATER)
-                    end_service()  # it would refuse the same id a second time
+                    end_service()  # else W&B refuses the same id a second time
         return None
 
     def _follow(self, run: Any, step: int) -> None:
-        """Send what metrics.jsonl holds behind `step`, and go on so until the end."""
+        """Send the lines of metrics.jsonl after `step` until the mirror is finished."""
         with contextlib.ExitStack() as stack:
             file = None
             closing = False
             while not closing:
                 self._grown.wait()
                 self._grown.clear()
-                closing = self._closing.is_set()  # asked before the last look at the file
+                closing = self._closing.is_set()  # read before the file, so no line is missed
                 if file is None and self._metrics.exists():
                     file = stack.enter_context(open(self._metrics, "rb"))
-                for number, record in enumerate(records_after(_lines(file), step)):
+                records = whole_lines(file) if file else iter(())
+                for number, record in enumerate(records_after(records, step)):
                     run.log(record, step=record[STEP], commit=True)
                     step = record[STEP]
-                    if number % _LINES_A_BREATH == 0:
-                        self._closing.wait(_BREATH_S)
+                    if number % _BATCH_LINES == 0:
+                        self._closing.wait(_PAUSE_S)
         run.finish(exit_code=self._exit_code)
 
     def _at_exit(self) -> None:
-        """Close a run that nobody closed; W&B's own way would wait for a server for ever."""
+        """Finish a run that was not closed; W&B's own handler could wait for a server forever."""
         self.finish(CRASH)
 
 
-def _lines(file: BinaryIO | None) -> Iterator[dict[str, Any]]:
-    return whole_lines(file) if file else iter(())
-
-
 def _kill_service() -> None:
-    """End W&B's process by force, and the thread that waits for it."""
+    """Kill W&B's process, which also ends the thread that waits for it."""
     import psutil
 
     children = []

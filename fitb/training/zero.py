@@ -1,7 +1,7 @@
-"""DeepSpeed, filled in: its configuration, its process group, what this machine can train in.
+"""DeepSpeed setup: its configuration, its process group, and the supported precisions.
 
 fitb owns batch sizes, learning rate, clipping and precision and writes them into the DeepSpeed
-configuration; a file that sets them too is refused.
+configuration; a file that sets them too is an error.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fitb.config import Config
 from fitb.config.ds_config import read_ds_config
 
 _SETTLE_S = 0.1
-# The watch ends a job that hangs. A timeout would end one that was suspended in a collective for
-# longer than that; the milliseconds of this one still fit into 31 bits.
+# Hangs are ended by the watch. A timeout here would also end a job that was suspended for longer
+# inside a collective. In milliseconds this one still fits into 31 bits.
 _COLLECTIVE_LIMIT = timedelta(days=24)
 
 
 def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
-    """Read a file of ds_configs/ and fill in what fitb owns.
+    """Read a DeepSpeed configuration and fill in the values that fitb owns.
 
-    Raises: ConfigError where the file is not there, is no such file, or sets a number of fitb's.
+    Raises: ConfigError if the file is missing, malformed, or sets a value that fitb owns.
     """
     filled = read_ds_config(config.ds_config)
     zero = filled["zero_optimization"]
@@ -46,7 +46,7 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
         "check_grad_overflow": False,
     }
     filled["steps_per_print"] = 2**31 - 1
-    filled["timers"] = {"throughput": {"enabled": False}}  # it would wait before each micro-batch
+    filled["timers"] = {"throughput": {"enabled": False}}  # it synchronises at each micro-batch
     if ends_steps(filled):
         zero["compute_grad_norm"], filled["gradient_clipping"] = False, 0.0
         filled["gradient_accumulation_steps"] = 1
@@ -54,11 +54,11 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
 
 
 def ends_steps(filled: dict[str, Any]) -> bool:
-    """Whether fitb adds up micro-batches, reduces once, and takes the norm of the gradients.
+    """Return whether fitb accumulates micro-batches, reduces once per step, and computes the norm.
 
-    DeepSpeed would reduce after every micro-batch in ZeRO 2, and ask the device for norms up to
-    four times a step. It lets go of both in ZeRO 2, and in ZeRO 1 unless it keeps bf16 weights with
-    fp32 gradients; never where the optimiser is on the host.
+    DeepSpeed reduces after every micro-batch in ZeRO 2, and synchronises for norms up to four times
+    a step. fitb can take over both in ZeRO 2, and in ZeRO 1 except with bf16 weights and fp32
+    gradients, but not with an offloaded optimiser.
     """
     zero = filled["zero_optimization"]
     stage, offloads = zero["stage"], "offload_optimizer" in zero
@@ -66,64 +66,64 @@ def ends_steps(filled: dict[str, Any]) -> bool:
 
 
 def start_distributed(config: Config, world: World) -> torch.device:
-    """Join the process group that the environment describes and return this rank's device.
+    """Join the process group of the environment and return this rank's device. Collective.
 
-    Raises: ConfigError and SystemFault for what can be known before any process waits for another.
+    Raises: ConfigError, SystemFault; before any rank waits for another.
     """
     config.grad_accum(world.size)
     deepspeed_config(config, world)
     if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # avoids a warning
     from deepspeed import comm, ops
     from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger as deepspeed_logger
 
-    # On hosts without GPUs DeepSpeed compiles a collective that inference alone calls, under a lock
-    # in the home directory. A rank killed at that moment leaves the lock, and every later start
-    # waits for it. Nothing that trains needs a compiled operator: let it know of none.
+    # Without GPUs DeepSpeed compiles a collective that only inference uses, under a lock file in
+    # the home directory. A rank killed meanwhile leaves the lock, and every later start waits for
+    # it. Training needs no compiled operator, so none is declared compatible.
     ops.__compatible_ops__ = {}
     deepspeed_logger.setLevel(logging.WARNING)
-    # DeepSpeed calls what torch 2.13 has renamed; nobody who trains can do anything about it.
+    # DeepSpeed calls a function that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     check_precision(config.precision)
     _check_with_deepspeed(config, world)
 
     if world.size > 1 and "MASTER_ADDR" not in os.environ:
         raise ConfigError(
-            f"rank {world.rank} of {world.size} does not know where rank 0 is: MASTER_ADDR is not"
-            " set; start with slurm/distill.sh, launch.distill or torchrun"
+            f"rank {world.rank} of {world.size}: MASTER_ADDR, the host of rank 0, is not set; start"
+            " with slurm/distill.sh, launch.distill or torchrun"
         )
-    port = 29500 if world.size > 1 else 0  # any: runs of one process share a host
+    port = 29500 if world.size > 1 else 0  # single-process runs may share a host
     for name, value in world.env("127.0.0.1", port).items():
         os.environ.setdefault(name, value)
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(world.local_rank)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection with every other rank
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one socket per other rank
     if not dist.is_initialized():
         backend = accelerator.communication_backend_name()
         join(world, backend, _COLLECTIVE_LIMIT)
-        comm.init_distributed(dist_backend=backend, verbose=False)  # takes the group as it is
+        comm.init_distributed(dist_backend=backend, verbose=False)  # adopts the existing group
     return torch.device(accelerator.current_device_name())
 
 
 def _check_with_deepspeed(config: Config, world: World) -> None:
-    """Raise ConfigError where DeepSpeed does not take a value of its own in the file."""
+    """Raise ConfigError if DeepSpeed rejects one of its own values in the file."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
         DeepSpeedConfig(deepspeed_config(config, world))
-    except Exception as error:  # of whatever kind: nothing but the file was looked at
+    except Exception as error:  # of any type: only the file can be the cause
         said = " ".join(str(error).split())
         raise ConfigError(f"DeepSpeed refuses ds_config={config.ds_config!r}: {said}") from error
 
 
 def leave_distributed() -> None:
-    """Leave the process group; every rank, at the end.
+    """Destroy the process group, on every rank, at the end.
 
-    gloo's threads free the tensors of the last collective after it was reported done. They need the
-    interpreter for it, and abort a process whose interpreter is ending: they are given a moment.
+    gloo's threads free the tensors of the last collective after it completes. They need the GIL for
+    that, and abort the process if the interpreter is already finalising, so this waits a moment.
     """
     if dist.is_initialized():
         time.sleep(_SETTLE_S)
@@ -131,7 +131,7 @@ def leave_distributed() -> None:
 
 
 def check_precision(precision: str) -> None:
-    """Raise SystemFault where this machine cannot train in `precision`."""
+    """Raise SystemFault if this machine does not support `precision`."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()

@@ -92,7 +92,7 @@ def attempt(
         tracker.log(step, {"train/loss": 1.0 / step})
     if exit_code is not None:
         run.event("stop", reason="told to", exit_code=exit_code)
-        tracker.leave(exit_code)
+        tracker.close(exit_code)
     return tracker
 
 
@@ -233,7 +233,7 @@ def test_a_full_disk_under_w_and_b_stops_no_step(
     for step in range(4, 20):
         tracker.log(step, {"train/loss": 1.0})
     begun_s = time.monotonic()
-    tracker.leave(85)
+    tracker.close(85)
     attempt(run, range(20, 30), 85, "offline")
     attempt(run, range(30, 40), 0)
     assert time.monotonic() - begun_s < 3 * (5.0 + 3.0 + 1.0)

@@ -79,7 +79,7 @@ def test_rank_that_crashes_takes_the_others_down_and_its_words_are_shown(
 
 def test_rank_that_stays_when_the_others_left_in_order_is_ended(tmp_path: Path) -> None:
     ending = "if rank == '1': time.sleep(600)\nsys.exit(85)"
-    with LocalRun(command(tmp_path, ending), 2, leave_grace_s=0.2) as run:
+    with LocalRun(command(tmp_path, ending), 2, exit_grace_s=0.2) as run:
         assert run.wait(TIMEOUT_S) == 128 + signal.SIGKILL
 
 

@@ -12,7 +12,7 @@ from fitb.cluster import preflight
 from fitb.cluster.preflight import Verdict, barred, come_back, judge, pair_rounds
 from fitb.rundir.restart import Source
 
-NO_ONE = "the all-reduce over all hosts failed, and no host is to blame for it"
+NO_ONE = "the all-reduce over all hosts failed, and no single host is at fault"
 
 
 def record(clock_s: float | None = 0.0, failures: tuple[str, ...] = (), **pairs: bool) -> Any:
@@ -111,7 +111,7 @@ def test_no_host_is_to_blame_for_what_its_own_name_leads_to() -> None:
     why = "a is 127.0.1.1 on a itself; export GLOO_SOCKET_IFNAME=eth0"
     misled = {**record(None), "reduced": False, "unreachable": why}
     for other in (misled, record(a=False)):
-        assert judge("ab", {"a": misled, "b": other}) == Verdict({}, why, passes=False)
+        assert judge("ab", {"a": misled, "b": other}) == Verdict({}, why, transient=False)
     full = {**misled, "failures": ["disk /tmp: full"]}
     assert judge("ab", {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
 
@@ -207,8 +207,3 @@ def test_a_preflight_of_a_job_that_lost_its_run_requeues_nothing(
     before = events.read_bytes()
     assert come_back(tmp_path, Verdict({"h3": ["disk"]}), Source("7"), 0, env) == 93
     assert (calls(tmp_path), events.read_bytes()) == ([], before)
-
-
-def test_link_deadline_may_be_changed() -> None:
-    assert preflight.link_deadline_s({"FITB_PREFLIGHT_LINK_S": "2.5"}) == 2.5
-    assert preflight.link_deadline_s({}) == preflight.LINK_S

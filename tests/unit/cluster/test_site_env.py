@@ -69,7 +69,7 @@ def test_file_is_read_as_bash_reads_it(tmp_path: Path) -> None:
         "SBATCH_COMMENT": "line\nline",
     }
     path.write_text("export X='\n")
-    with pytest.raises(ConfigError, match=r"site\.env: bash ended with .*mend the file"):
+    with pytest.raises(ConfigError, match=r"site\.env: bash ended with .*file"):
         read_site(path, os.environ)
 
 

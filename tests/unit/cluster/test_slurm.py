@@ -54,15 +54,17 @@ ENV = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[3-4]", "SLURM_JOB_NAME": "m
 def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("run_dir: from/file\n")
-    assert plan([], ENV)[:3] == ("runs/mine", "h3", 20_007)
-    assert plan(["--run_dir", "a"], ENV)[0] == "a"
-    assert plan(["--run_dir=a b"], ENV)[0] == "a b"
-    assert plan(["--config", str(file)], ENV)[0] == "from/file"
-    assert plan(["--config", str(file), "--run_dir", "a"], ENV)[0] == "a"
-
-
-def test_plan_changes_the_port_at_a_restart() -> None:
-    assert plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2] != plan([], ENV)[2]
+    assert plan([], ENV)[1:] == ("h3", 20_007)
+    assert plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2] != 20_007
+    file_flags = ["--config", str(file)]
+    for flags, run_dir in (
+        ([], "runs/mine"),
+        (["--run_dir", "a"], "a"),
+        (["--run_dir=a b"], "a b"),
+        (file_flags, "from/file"),
+        ([*file_flags, "--run_dir", "a"], "a"),
+    ):
+        assert plan(flags, ENV)[0].run_dir == run_dir
 
 
 def test_plan_refuses_what_training_would_refuse() -> None:

@@ -21,7 +21,7 @@ PREEMPTED = [
     event(5, "save", attempt=1, step=50, seconds={"write": 0.5, "verify": 0.25}),
     event(9, "save", attempt=1, step=81),
     event(9, "stop", attempt=1, reason="SIGTERM", exit_code=85, step=81),
-    event(11, "requeue", step=81, exit_code=85, stalled=0, job="7", reason="left as asked"),
+    event(11, "requeue", step=81, exit_code=85, stalled=0, job="7", reason="as asked"),
     event(20, "attempt", attempt=2, world_size=2, hosts=["c"], job="7", restart=1, age_s=3.0),
     event(24, "resume", attempt=2, step=81, age_s=5.0),
     event(25, "first_step", attempt=2, step=82, age_s=5.5),
@@ -33,7 +33,7 @@ PREEMPTED = [
 def test_attempts_hold_what_their_events_say() -> None:
     first, second = attempts_of(PREEMPTED)
     assert (first.first_step, first.last_step, first.exit_code) == (0, 81, 85)
-    assert (first.reason, first.decision, first.decided) == ("SIGTERM", "requeue", "left as asked")
+    assert (first.reason, first.decision, first.decided) == ("SIGTERM", "requeue", "as asked")
     assert (first.world_size, first.hosts, first.job, first.restart) == (4, ["a", "b"], "7", 0)
     assert first.start_s == {"imports": 3.0, "models": 0.0, "first step": 1.5}
     assert second.start_s == {"imports": 3.0, "models": 2.0, "first step": 0.5}

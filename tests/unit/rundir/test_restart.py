@@ -9,6 +9,7 @@ import pytest
 from fitb.base.errors import CRASH, FINISHED, RESUME, STOP
 from fitb.base.fsio import append_line, read_json, write_json
 from fitb.rundir.checkpoints import last_committed_step
+from fitb.rundir.events import num_attempts
 from fitb.rundir.ownership import current_owner
 from fitb.rundir.restart import (
     MAX_STALLED_CRASHES,
@@ -19,7 +20,6 @@ from fitb.rundir.restart import (
     decide,
     decide_from,
     main,
-    num_attempts,
 )
 
 
@@ -99,10 +99,8 @@ def committed(run_dir: Path, step: int) -> None:
 
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
     assert last_committed_step(tmp_path) == 0
-    committed(tmp_path, 90)
-    committed(tmp_path, 100)
-    for name in ("step-0000200.tmp", "step-0000300.bad", "latest"):
-        (tmp_path / "checkpoints" / name).mkdir()
+    for name in ("step-0000090", "step-0000100", "step-0000200.tmp", "step-0000300.bad", "latest"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert last_committed_step(tmp_path) == 100
 
 
@@ -114,12 +112,6 @@ def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limi
     lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["requeue"] * (limit - 1) + ["stop"]
     assert {"time", "event", "step", "exit_code", "stalled", "job", "reason"} == lines[0].keys()
-
-
-def test_crash_with_progress_is_requeued_without_end(tmp_path: Path) -> None:
-    for attempt in range(1, 8):
-        committed(tmp_path, 10 * attempt)
-        assert decide(tmp_path, 1, source=Source("7")).exit_code == RESUME
 
 
 def test_line_torn_by_a_kill_does_not_hinder_the_decision(tmp_path: Path) -> None:
@@ -134,13 +126,6 @@ def ended(run_dir: Path, *codes: int) -> None:
     for code in codes:
         append_line(run_dir / "events.jsonl", {"event": "attempt"})
         append_line(run_dir / "events.jsonl", {"event": "stop", "exit_code": code})
-
-
-def test_finished_run_leaves_no_event(tmp_path: Path) -> None:
-    ended(tmp_path, 0)
-    before = events_of(tmp_path)
-    assert decide(tmp_path, 0).exit_code == FINISHED
-    assert events_of(tmp_path) == before
 
 
 def test_launch_that_started_nothing_and_ended_with_0_is_a_crash_that_names_its_hosts(
@@ -162,8 +147,7 @@ def test_attempts_before_this_start_are_no_evidence_for_it(
 ) -> None:
     ended(tmp_path, 85, 0)
     committed(tmp_path, steps_before)
-    decision = decide(tmp_path, 0, source=Source("8"), seen=2)
-    assert decision.exit_code == RESUME
+    assert decide(tmp_path, 0, source=Source("8"), seen=2).exit_code == RESUME
     assert not (tmp_path / "done.json").exists()
 
 
@@ -171,44 +155,36 @@ def test_attempts_before_this_start_are_no_evidence_for_it(
     ("tasks", "own", "verdict", "stalled"),
     [
         pytest.param(0, 0, FINISHED, 0, id="both say finished"),
-        pytest.param(0, 85, RESUME, 1, id="a wrapper swallowed the code of a leave"),
+        pytest.param(0, 85, RESUME, 1, id="a wrapper swallowed the code of a shutdown"),
         pytest.param(0, 93, STOP, 0, id="a wrapper swallowed a stop"),
         pytest.param(0, 1, RESUME, 1, id="a wrapper swallowed a crash"),
-        pytest.param(0, None, RESUME, 1, id="no word of its end"),
+        pytest.param(0, None, RESUME, 1, id="no record of its end"),
         pytest.param(1, 0, FINISHED, 0, id="a wrapper crashed after the end"),
         pytest.param(143, 0, FINISHED, 0, id="preempted after the end"),
-        pytest.param(85, None, RESUME, 1, id="a leave"),
+        pytest.param(85, None, RESUME, 1, id="a shutdown"),
         pytest.param(93, None, STOP, 0, id="a stop"),
         pytest.param(137, 85, RESUME, 1, id="a rank was killed after the save"),
+        pytest.param(85, "none", RESUME, 1, id="a shutdown before an attempt began"),
+        pytest.param(143, "none", RESUME, 1, id="a signal before an attempt began"),
+        pytest.param(93, "none", STOP, 0, id="refused before an attempt began"),
     ],
 )
 def test_success_is_what_the_attempt_wrote_down_itself(
-    tmp_path: Path, tasks: int, own: int | None, verdict: int, stalled: int
+    tmp_path: Path, tasks: int, own: int | str | None, verdict: int, stalled: int
 ) -> None:
     ended(tmp_path, 85)
-    append_line(tmp_path / "events.jsonl", attempt(2))
-    if own is not None:
-        stop = {"event": "stop", "attempt": 2, "exit_code": own}
-        append_line(tmp_path / "events.jsonl", stop)
+    lines = [attempt(2)] if own != "none" else []
+    lines += [{"event": "stop", "attempt": 2, "exit_code": own}] if isinstance(own, int) else []
     # A late word of an attempt that was replaced, and a decision, are no end of this one.
-    append_line(tmp_path / "events.jsonl", {"event": "stop", "attempt": 1, "exit_code": 0})
-    append_line(
-        tmp_path / "events.jsonl", {"event": "stop", "stalled": 3, "exit_code": 0, "step": 0}
-    )
+    lines += [{"event": "stop", "attempt": 1, "exit_code": 0}]
+    lines += [{"event": "stop", "stalled": 3, "exit_code": 0, "step": 0}]
+    for line in lines:
+        append_line(tmp_path / "events.jsonl", line)
+    before = events_of(tmp_path)
     decision = decide(tmp_path, tasks, source=Source("8"), seen=1)
     assert (decision.exit_code, decision.stalled) == (verdict, stalled), decision.reason
     assert (tmp_path / "done.json").exists() == (verdict != RESUME)
-
-
-@pytest.mark.parametrize(
-    ("tasks", "verdict", "limit"), [(85, RESUME, 10), (143, RESUME, 10), (93, STOP, None)]
-)
-def test_leave_or_stop_before_an_attempt_began_is_believed(
-    tmp_path: Path, tasks: int, verdict: int, limit: int | None
-) -> None:
-    decision = decide(tmp_path, tasks, source=Source("8"))
-    assert decision.exit_code == verdict
-    assert limit is None or f"1 of {limit} attempts" in decision.reason
+    assert (events_of(tmp_path) == before) == (verdict == FINISHED)
 
 
 def test_finish_that_a_failed_launch_was_once_taken_for_ends_no_chain(tmp_path: Path) -> None:
@@ -226,7 +202,7 @@ def test_command_exits_with_its_verdict(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert main([str(tmp_path), "85"]) == 85
-    assert "left as asked" in capsys.readouterr().out
+    assert "shut down as requested" in capsys.readouterr().out
     assert main([str(tmp_path), "93"]) == 93
     assert main([str(tmp_path), "0"]) == 85
     ended(tmp_path, 85, 0)
@@ -362,13 +338,14 @@ def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it(tmp_path: Path) 
     before = events_of(tmp_path)
     decision = decide(tmp_path, 93, source=Source("7"), seen=1)
     assert decision.exit_code == STOP
-    assert "the run is that of attempt 2 of job 6" in decision.reason
+    assert "attempt 2 of job 6" in decision.reason
     assert events_of(tmp_path) == before
     assert not (tmp_path / "done.json").exists()
 
 
 def test_an_attempt_that_has_ended_owns_nothing_and_the_one_before_it_may(tmp_path: Path) -> None:
     """One that was refused after it had its number, say."""
+    owner(tmp_path, "0001.ended", "5")
     owner(tmp_path, "0002", "6")
     owner(tmp_path, "0003", "7")
     (tmp_path / "attempts" / "0003" / "ended").touch()
@@ -376,11 +353,5 @@ def test_an_attempt_that_has_ended_owns_nothing_and_the_one_before_it_may(tmp_pa
     assert found and found.attempt == 2
     (tmp_path / "attempts" / "0002" / "ended").touch()
     assert current_owner(tmp_path) is None
-
-
-def test_stop_before_the_first_attempt_of_a_job_counts_where_nobody_has_the_run(
-    tmp_path: Path,
-) -> None:
-    owner(tmp_path, "0001.ended", "6")
     assert decide(tmp_path, 93, source=Source("7")).exit_code == STOP
     assert read_json(tmp_path / "done.json")["job"] == "7"

@@ -32,7 +32,7 @@ def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(
     (home / "notes.txt").write_text("mine")
     for _ in range(2):
         run, _ = open_run(Config(run_dir=str(home)), World(0, 1, 0))
-        run.leave(0)
+        run.close(0)
     assert (home / "notes.txt").read_text() == "mine"
 
 
@@ -40,22 +40,15 @@ def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(
 def test_a_link_that_a_run_would_replace_is_refused_and_stays(name: str, tmp_path: Path) -> None:
     """A link to another filesystem was taken for an export whose checkpoints were removed."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    home.mkdir()
     elsewhere.mkdir()
+    # What a start leaves that was killed before it had a number is no reason to refuse.
+    (home / "attempts").mkdir(parents=True)
+    (home / "checkpoints" / ".claim-0123456789abcdef" / "token").mkdir(parents=True)
     (home / name).symlink_to(elsewhere)
     with pytest.raises(ConfigError, match=f"{name} is a link.*remove it"):
         open_run(Config(run_dir=str(home)), World(0, 1, 0))
     assert (home / name).readlink() == elsewhere
     (home / name).unlink()
     run, _ = open_run(Config(run_dir=str(home)), World(0, 1, 0))
-    run.leave(0)
-
-
-def test_a_start_that_was_killed_before_it_had_a_number_leaves_a_folder_for_the_next(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "attempts").mkdir()
-    (tmp_path / "checkpoints" / ".claim-0123456789abcdef" / "token").mkdir(parents=True)
-    run, _ = open_run(Config(run_dir=str(tmp_path)), World(0, 1, 0))
     assert run.attempt == 1
-    run.leave(0)
+    run.close(0)

@@ -23,9 +23,10 @@ from fitb.base.errors import ConfigError
 from fitb.base.fsio import append_line
 from fitb.cli import main
 from fitb.cluster.slurm import reported_state
-from fitb.rundir.events import now, words_of
+from fitb.rundir.events import now
 from fitb.rundir.history import Attempt
 from fitb.rundir.metrics import rate, tail_records
+from fitb.rundir.names import hang_report
 from fitb.rundir.status import Life, duration, state_of, status
 from fitb.tools.status import as_json, line, render
 
@@ -53,10 +54,10 @@ def at(seconds_ago: float) -> datetime.datetime:
         (replace(LEFT, ended=at(5)), LIVE, "CANCELLED", "stopped", "start the same command"),
         (replace(LEFT, ended=at(500)), LIVE, None, "stopped", "saved, start the same command"),
         (replace(LEFT, ended=at(500)), LIVE, "PENDING", "waiting", "SIGTERM"),
-        (Attempt(1), replace(LIVE, heard_s=61.0), "RUNNING", "lost", "nothing was heard .* 1 min"),
-        (Attempt(1), replace(LIVE, ended=True), None, "lost", "ended without a word"),
+        (Attempt(1), replace(LIVE, heard_s=61.0), "RUNNING", "lost", "no sign of life .* 1 min"),
+        (Attempt(1), replace(LIVE, ended=True), None, "lost", "ended without"),
         (Attempt(1), LIVE, "FAILED", "stopped", "Slurm reports FAILED"),
-        (Attempt(1), replace(LIVE, heard_s=900.0), "PENDING", "waiting", "took it back"),
+        (Attempt(1), replace(LIVE, heard_s=900.0), "PENDING", "waiting", "requeued"),
     ],
 )
 def test_state_follows_from_the_newest_attempt_its_life_and_slurm(
@@ -226,7 +227,7 @@ def test_the_last_words_of_a_rank_that_was_ended_from_outside_are_the_reason(run
     folder = run / "attempts" / f"{last + 1:04d}.ended"
     folder.mkdir(parents=True)
     append_line(run / "events.jsonl", {"event": "attempt", "attempt": last + 1, "time": now()})
-    (folder / words_of(1)).write_text("a call kept the interpreter to itself for 45 s\n")
+    (folder / hang_report(1)).write_text("a call kept the interpreter to itself for 45 s\n")
     found = status(run)
     assert "rank 1 hung" in found.why and "kept the interpreter" in found.why
 
@@ -259,27 +260,18 @@ def finish(run: Path) -> None:
         file.write(json.dumps(end) + "\n")
 
 
-def test_watching_prints_lines_until_the_run_ends(run: Path) -> None:
-    with watch(run) as process:
-        assert process.stdout
-        for _ in range(2):
-            assert "running at step 400" in process.stdout.readline()
-        finish(run)
-        rest = process.communicate(timeout=30)[0].splitlines()
-    assert process.returncode == 0
-    assert "finished at step 1,000 of 1,000 (100.0%): all steps done" in rest[-1]
-
-
-def test_watching_waits_for_a_run_that_has_not_begun(run: Path) -> None:
+def test_watching_waits_for_a_run_prints_lines_and_ends_with_it(run: Path) -> None:
     later = run.with_name("later")
-    with watch(later, "--json") as process:
+    with watch(later) as process:
         assert process.stdout
         assert not select.select([process.stdout], [], [], 1)[0]  # nothing to tell of yet
         run.rename(later)
-        assert json.loads(process.stdout.readline())["state"] == "running"
+        for _ in range(2):
+            assert "running at step 400" in process.stdout.readline()
         finish(later)
-        process.communicate(timeout=30)
+        rest = process.communicate(timeout=30)[0].splitlines()
     assert process.returncode == 0
+    assert "finished at step 1,000 of 1,000 (100.0%): all steps done" in rest[-1]
 
 
 def test_watching_is_left_with_ctrl_c_and_json_is_one_object_a_line(run: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from fitb.base.errors import ConfigError
+from fitb.base.errors import ConfigError, SystemFault
 from fitb.base.world import World
 from fitb.config import ModelConfig, ObjectiveConfig, SpeedConfig
 from fitb.data.batch import Batch
+from fitb.model.frozen import to_float8
 from fitb.objective.objective import Objective
 from fitb.training.execution import Execution
 
@@ -31,24 +32,18 @@ def decide(run_config):
     return make
 
 
-def test_a_gpu_compiles_and_pads_and_asks_the_teacher_for_many_rows(decide) -> None:
-    execution = decide(GPU)
-    assert execution.compile and execution.kernels.pad
-    assert execution.kernels.attention == "sdpa"
-    assert execution.teacher_rows == 64 and not execution.pack_teacher
-
-
-def test_a_cpu_does_neither_and_asks_per_micro_batch(decide) -> None:
-    execution = decide(CPU)
-    assert not execution.compile and not execution.kernels.pad
-    assert execution.kernels.attention == "eager"
-    assert execution.teacher_rows == 4
-
-
-def test_under_zero_3_nothing_is_compiled_or_padded_and_asking_for_it_is_refused(decide) -> None:
-    execution = decide(GPU, zero_stage=3)
-    assert not execution.compile and not execution.kernels.pad
-    for name in ("compile", "pad"):
+@pytest.mark.parametrize(
+    ("device", "zero_stage", "whole", "attention", "teacher_rows"),
+    [(GPU, 2, True, "sdpa", 64), (CPU, 2, False, "eager", 4), (GPU, 3, False, "sdpa", 64)],
+)
+def test_a_gpu_compiles_and_pads_but_under_zero_3_where_asking_for_it_is_refused(
+    decide, device, zero_stage, whole, attention, teacher_rows
+) -> None:
+    execution = decide(device, zero_stage=zero_stage)
+    assert execution.compile == execution.kernels.pad == whole
+    assert (execution.kernels.attention, execution.teacher_rows) == (attention, teacher_rows)
+    assert device == CPU or not execution.pack_teacher
+    for name in ("compile", "pad") if zero_stage == 3 else ():
         with pytest.raises(ConfigError, match="ZeRO 3"):
             decide(zero_stage=3, **{name: True})
 
@@ -142,15 +137,11 @@ def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded) -> None:
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6
 
 
-def test_eight_bits_are_asked_for_in_the_model_section(run_config) -> None:
+def test_eight_bits_are_asked_for_in_the_model_section_and_refused_where_a_gpu_has_none(
+    run_config, monkeypatch
+) -> None:
     config = run_config(model=ModelConfig(teacher_precision="fp8"))
     assert Execution.of(config, WORLD, CPU, 16, 2).fp8_teacher
-
-
-def test_a_gpu_without_eight_bit_products_is_refused(monkeypatch) -> None:
-    from fitb.base.errors import SystemFault
-    from fitb.model.frozen import to_float8
-
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A100")
     with pytest.raises(SystemFault, match="8.9 or more; this is A100") as raised:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,32 @@ def test_a_check_gives_its_answer_from_a_process_of_its_own() -> None:
     assert within(20, os.getpid) != os.getpid()
 
 
-def test_a_check_that_is_late_ends_at_its_deadline() -> None:
-    begin = time.monotonic()
-    with pytest.raises(SystemFault, match="not done in 0.2 s"):
-        within(0.2, time.sleep, 60)
-    assert time.monotonic() - begin < 20
+@pytest.mark.parametrize(
+    ("deadline_s", "check", "said"),
+    [
+        (0.2, lambda: time.sleep(600), "not done in 0.2 s"),
+        (20, lambda: os.kill(os.getpid(), signal.SIGKILL), "ended without an answer"),
+    ],
+)
+def test_a_check_that_is_late_or_whose_process_is_killed_has_failed(
+    deadline_s: float, check: Any, said: str
+) -> None:
+    with pytest.raises(SystemFault, match=said):
+        within(deadline_s, check)
 
 
-def test_a_check_whose_process_is_killed_has_failed() -> None:
-    with pytest.raises(SystemFault, match="ended without an answer"):
-        within(20, lambda: os.kill(os.getpid(), signal.SIGKILL))
-
-
-def test_a_full_disk_and_a_missing_folder_fail_by_name(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_and_a_missing_folder_fail_by_name_and_a_probe_leaves_nothing(
+    small_disk: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SystemFault, match=r"0\.002 GB are free, expected 1"):
         check_disk(str(small_disk))
     env = {"TMPDIR": str(small_disk), "SLURM_TMPDIR": str(tmp_path / "none")}
-    failures = own_failures(str(tmp_path), None, env)
-    assert [failure.split(": ")[0] for failure in failures] == [
-        f"disk {tmp_path / 'none'}",
-        f"disk {small_disk}",
-    ]
-
-
-def test_a_probe_leaves_nothing_behind(tmp_path: Path) -> None:
-    check_disk(str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+    good = tmp_path / "good"
+    good.mkdir()
+    failures = own_failures(str(good), None, env)
+    folders = [tmp_path / "none", small_disk]
+    assert [failure.split(": ")[0] for failure in failures] == [f"disk {f}" for f in folders]
+    assert list(good.iterdir()) == []
 
 
 def test_devices_that_multiply_rightly_pass_and_a_missing_one_does_not(
@@ -60,37 +61,30 @@ def test_devices_that_multiply_rightly_pass_and_a_missing_one_does_not(
         check_devices({"SLURM_GPUS_ON_NODE": "4"})
 
 
-def test_hosts_meet_where_all_come_and_part_at_the_deadline_where_one_does_not() -> None:
-    def all_of(size: int, port: int, deadline_s: float, coming: list[int]) -> list[bool]:
-        answers = dict.fromkeys(coming, False)
+def at_once(call: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """What a call gives for each value, each in a thread of its own."""
+    with ThreadPoolExecutor(len(values)) as pool:
+        return list(pool.map(call, values))
 
-        def come(rank: int) -> None:
-            time.sleep(0.1 * (size - rank))
-            answers[rank] = meet(rank, size, "127.0.0.1", port, deadline_s)
 
-        threads = [threading.Thread(target=come, args=(rank,)) for rank in coming]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return list(answers.values())
+@pytest.mark.parametrize(
+    ("size", "deadline_s", "coming"), [(3, 20, [0, 1, 2]), (3, 1, [0, 2]), (2, 1, [1])]
+)
+def test_hosts_meet_where_all_come_and_part_at_the_deadline_where_one_does_not(
+    size: int, deadline_s: float, coming: list[int]
+) -> None:
+    port = _free_port()
 
-    assert all_of(3, _free_port(), 20, [0, 1, 2]) == [True, True, True]
-    assert all_of(3, _free_port(), 1, [0, 2]) == [False, False]
-    assert all_of(2, _free_port(), 1, [1]) == [False]
+    def come(rank: int) -> bool:
+        time.sleep(0.1 * (size - rank))
+        return meet(rank, size, "127.0.0.1", port, deadline_s)
+
+    assert at_once(come, coming) == [len(coming) == size] * len(coming)
 
 
 def test_a_sum_over_two_processes_gives_clocks_of_one_moment() -> None:
-    port, clocks = _free_port(), [0.0, 0.0]
-
-    def one(rank: int) -> None:
-        clocks[rank] = within(30, reduce, rank, 2, "127.0.0.1", port, 20.0)
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    port = _free_port()
+    clocks = at_once(lambda rank: within(30, reduce, rank, 2, "127.0.0.1", port, 20.0), (0, 1))
     assert abs(clocks[0] - clocks[1]) < 5
     assert min(clocks) > 1e9
 
@@ -119,13 +113,7 @@ def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(
     monkeypatch.setattr(preflight, "within", late)
     env = {"FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
     env["SLURM_JOB_ID"] = str(_free_port())
-    threads = [
-        threading.Thread(target=preflight.network, args=(hosts, host, env)) for host in hosts
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(lambda host: preflight.network(hosts, host, env), hosts)
     assert sorted(map(len, begins.values())) == [2, 2, 2, 3]
     assert max(max(times) - min(times) for times in begins.values()) < 0.3
 

@@ -78,47 +78,51 @@ def lines(tmp_path):
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_step_is_one_line_with_its_metrics(tmp_path, make_tracker):
-    make_tracker(wandb="disabled").log(3, {"train/loss": 0.5, "optim/lr": 1e-4})
-    assert lines(tmp_path) == [{"train/step": 3, "train/loss": 0.5, "optim/lr": 1e-4}]
-
-
 def test_w_and_b_gets_the_same_records(tmp_path, make_tracker, wandb):
     tracker = make_tracker()
     for step in (1, 2):
         tracker.log(step, {"train/loss": 1.0 / step})
-    tracker.leave(85)
+    tracker.close(85)
     assert wandb.runs[0].logged == lines(tmp_path)
     assert wandb.runs[0].metrics == [("train/step", None), ("*", "train/step")]
     assert wandb.runs[0].finished == [85]
 
 
-def test_a_replayed_step_is_not_logged_twice(tmp_path, make_tracker, wandb):
+def test_a_replayed_step_is_not_logged_twice_and_all_attempts_are_one_w_and_b_run(
+    tmp_path, make_tracker, wandb
+):
     first = make_tracker()
     for step in (10, 20, 30):
         first.log(step, {"train/loss": 1.0})
-    first.leave(85)
+    first.close(85)
     second = make_tracker()
     for step in (20, 30, 40):
         second.log(step, {"train/loss": 2.0})
     second.log(40, {"train/loss": 3.0})
-    second.leave(0)
+    second.close(0)
     assert [line["train/step"] for line in lines(tmp_path)] == [10, 20, 30, 40]
     assert lines(tmp_path)[-1]["train/loss"] == 2.0
-    assert [r["train/step"] for r in wandb.runs[0].logged] == [10, 20, 30]
-    assert [r["train/step"] for r in wandb.runs[1].logged] == [40]
+    logged = [[record["train/step"] for record in run.logged] for run in wandb.runs]
+    assert logged == [[10, 20, 30], [40]]
+    assert {run.settings["id"] for run in wandb.runs} == {first.wandb_id} == {second.wandb_id}
 
 
-def test_a_resumed_online_run_gets_what_the_server_lacks_first(tmp_path, make_tracker, wandb):
+def test_a_resumed_online_run_gets_the_configuration_and_what_the_server_lacks_first(
+    tmp_path, make_tracker, wandb
+):
     first = make_tracker()
     for step in (10, 20, 30):
         first.log(step, {"train/loss": 1.0})
-    first.leave(85)
+    first.close(85)
     wandb.starting_step = 11  # it holds step 10
-    second = make_tracker(wandb="online")
+    second = make_tracker(wandb="online", project="p", entity="e", name="n")
     second.log(40, {"train/loss": 2.0})
-    second.leave(0)
+    second.close(0)
     assert [r["train/step"] for r in wandb.runs[1].logged] == [20, 30, 40]
+    settings = wandb.runs[1].settings
+    wanted = {"resume": "allow", "project": "p", "entity": "e", "name": "n", "dir": str(tmp_path)}
+    assert {name: settings[name] for name in wanted} == wanted
+    assert settings["config"]["optim.lr"] == 5e-4
 
 
 def test_a_run_whose_lines_were_only_counted_goes_on_behind_its_last_step():
@@ -134,24 +138,6 @@ def test_a_line_that_is_being_written_is_left_for_later():
     file = io.BytesIO(b'{"train/step": 1}\n{"train/st')
     assert list(whole_lines(file)) == [{"train/step": 1}]
     assert file.read() == b'{"train/st'
-
-
-def test_all_attempts_are_one_w_and_b_run(make_tracker, wandb):
-    trackers = [make_tracker() for _ in range(3)]
-    for tracker in trackers:
-        tracker.leave(0)
-    ids = {tracker.wandb_id for tracker in trackers}
-    assert len(ids) == 1
-    assert {run.settings["id"] for run in wandb.runs} == ids
-
-
-def test_an_online_run_is_resumed_and_carries_the_configuration(tmp_path, make_tracker, wandb):
-    make_tracker(wandb="online", project="p", entity="e", name="n").leave(0)
-    settings = wandb.runs[0].settings
-    assert settings["resume"] == "allow"
-    assert (settings["project"], settings["entity"], settings["name"]) == ("p", "e", "n")
-    assert settings["config"]["optim.lr"] == 5e-4
-    assert settings["dir"] == str(tmp_path)
 
 
 def test_a_damaged_line_is_passed_over_and_kept_and_no_step_is_there_twice(
@@ -187,28 +173,27 @@ def test_a_line_that_a_kill_tore_is_mended_and_its_step_logged_again(tmp_path, m
     assert [line["train/step"] for line in lines(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("when", ["start", "log", "end"])
 @pytest.mark.parametrize("error", [ValueError("closed"), OSError("gone"), SystemError("broken")])
-def test_w_and_b_that_fails_stops_neither_training_nor_the_file(
-    tmp_path, make_tracker, wandb, error, caplog
+def test_w_and_b_that_fails_is_a_warning_and_stops_neither_training_nor_the_file(
+    tmp_path, make_tracker, wandb, error, when, caplog
 ):
+    wandb.error = error if when == "start" else None
     tracker = make_tracker()
-    wait_for(lambda: wandb.runs)
-    wandb.runs[0].error = error
+    if when != "start":
+        wait_for(lambda: wandb.runs)
+    if when == "log":
+        wandb.runs[0].error = error
     with caplog.at_level(logging.WARNING):
         for step in (1, 2, 3):
             tracker.log(step, {"train/loss": 1.0})
-        tracker.leave(0)
+        if when == "end":
+            wait_for(lambda: len(wandb.runs[0].logged) == 3)
+            wandb.runs[0].error = error
+        tracker.close(0)
     assert [line["train/step"] for line in lines(tmp_path)] == [1, 2, 3]
-    assert len([r for r in caplog.records if "W&B" in r.message]) == 1
-
-
-def test_w_and_b_that_fails_at_the_end_is_a_warning(make_tracker, wandb, caplog):
-    tracker = make_tracker()
-    wait_for(lambda: wandb.runs)
-    wandb.runs[0].error = RuntimeError("no network")
-    with caplog.at_level(logging.WARNING):
-        tracker.leave(0)
-    assert "no network" in caplog.text
+    (warning,) = [r.message for r in caplog.records if "W&B" in r.message]
+    assert str(error) in warning
 
 
 def test_w_and_b_that_hangs_at_the_end_is_left_behind(make_tracker, wandb, monkeypatch, caplog):
@@ -217,31 +202,19 @@ def test_w_and_b_that_hangs_at_the_end_is_left_behind(make_tracker, wandb, monke
     wait_for(lambda: wandb.runs)
     wandb.runs[0].finish = lambda exit_code: never.wait(10)
     with caplog.at_level(logging.WARNING):
-        tracker.leave(0)
+        tracker.close(0)
     never.set()
-    assert "left behind" in caplog.text
+    assert "abandoned" in caplog.text
 
 
-def test_w_and_b_that_cannot_start_is_a_warning(tmp_path, make_tracker, wandb, caplog):
-    wandb.error = RuntimeError("api key not valid")
-    with caplog.at_level(logging.WARNING):
-        tracker = make_tracker()
-        tracker.log(1, {"train/loss": 1.0})
-        tracker.leave(0)
-    assert "W&B is off" in caplog.text
-    assert len(lines(tmp_path)) == 1
-
-
-def test_ranks_other_than_the_first_write_nothing(tmp_path, make_tracker, wandb):
+def test_ranks_other_than_the_first_write_nothing_and_w_and_b_can_be_disabled(
+    tmp_path, make_tracker, wandb
+):
     tracker = make_tracker(rank=1)
     tracker.log(1, {"train/loss": 1.0})
-    tracker.leave(0)
+    tracker.close(0)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert wandb.runs == []
-
-
-def test_disabled_w_and_b_is_not_even_imported(make_tracker, wandb):
-    make_tracker(wandb="disabled")
+    make_tracker(wandb="disabled").close(0)
     assert wandb.runs == []
 
 
@@ -267,11 +240,8 @@ def test_line_of_a_terminal_says_how_far_how_fast_and_until_when():
         "scale 65536",
     ]
     assert "ends Nov 28 10:00" in line.parts(NOW_S + 2 * 86_400, NOW_S)
-
-
-def test_loss_scale_of_one_and_what_nobody_knows_are_left_out():
-    metrics = {"train/loss": 1.0, "optim/loss_scale": 1.0}
-    assert Line(1, 4, metrics, {}).parts(None, NOW_S) == ["step 1/4", "25%", "loss 1.000"]
+    little = {"train/loss": 1.0, "optim/loss_scale": 1.0}
+    assert Line(1, 4, little, {}).parts(None, NOW_S) == ["step 1/4", "25%", "loss 1.000"]
 
 
 def test_end_is_expected_at_the_rate_of_the_attempt_and_at_first_of_the_step():

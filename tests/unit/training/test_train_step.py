@@ -136,27 +136,25 @@ def test_dropout_follows_from_seed_step_and_rank_and_from_nothing_before(make_en
     assert len({tuple(values) for values in draws.values()}) == 3
 
 
-def test_a_skipped_step_is_told_and_has_no_norm(make_engine):
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (
+            Exception("loss scale already at minimum - no"),
+            TrainingError,
+            "step 5.*--precision bf16",
+        ),
+        (RuntimeError("out of memory"), RuntimeError, "out of memory"),
+    ],
+)
+def test_the_least_loss_scale_is_an_error_with_a_remedy_and_others_stay_themselves(
+    make_engine, error, raised, said
+):
     engine = make_engine()
-    engine._engine.overflows = True
-    result = engine.train_step(0, BATCH, COUNTS)
-    assert result.skipped
-    assert result.grad_norm is None
-
-
-def test_the_least_loss_scale_is_an_error_that_says_what_to_do(make_engine):
-    engine = make_engine()
-    engine._engine.error = Exception("Current loss scale already at minimum - cannot decrease")
-    with pytest.raises(TrainingError, match="step 5.*--precision bf16") as raised:
+    engine._engine.error = error
+    with pytest.raises(raised, match=said) as caught:
         engine.train_step(5, BATCH, COUNTS)
-    assert not raised.value.restart_helps
-
-
-def test_another_error_of_deepspeed_stays_itself(make_engine):
-    engine = make_engine()
-    engine._engine.error = RuntimeError("out of memory")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        engine.train_step(5, BATCH, COUNTS)
+    assert not getattr(caught.value, "restart_helps", False)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])  # -1 is DeepSpeed's word for both
@@ -173,10 +171,13 @@ def test_a_norm_that_is_not_finite_stops_the_run_before_anything_is_written(make
         engine.check_finite(7)
 
 
-def test_a_skipped_step_is_no_step_that_is_not_finite(make_engine):
+def test_a_skipped_step_is_told_has_no_norm_and_is_not_taken_for_one_that_is_not_finite(
+    make_engine,
+):
     engine = make_engine()
     engine._engine.overflows, engine._engine.norm = True, math.inf
-    engine.train_step(0, BATCH, COUNTS)
+    result = engine.train_step(0, BATCH, COUNTS)
+    assert result.skipped and result.grad_norm is None
     engine.check_finite(1)
 
 

@@ -19,7 +19,7 @@ from fitb.rundir.writer import RunDir
 from fitb.base.world import World
 
 run_dir, case = Path(sys.argv[1]), sys.argv[2]
-watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._AWAY_S = 0.1, 2.0, 0.5, 1.0
+watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._SUSPENDED_S = 0.1, 2.0, 0.5, 1.0
 watch.ownership.HEARTBEAT_S = 0.2
 suspended = ("suspend", "debug", "skew")
 if case in ("held", *suspended):
@@ -39,7 +39,7 @@ def child(rank, port):
     if case == "freeze" and rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     if case == "refuse" and rank == 2:
-        seen.leave(93)
+        seen.close(93)
         os._exit(93)
     if case == "die" and rank == 0:
         os._exit(9)
@@ -47,7 +47,7 @@ def child(rank, port):
         time.sleep(2)
     if case in ("good", *suspended):
         time.sleep(rank / 2)
-        seen.leave(85)
+        seen.close(85)
         os._exit(85)
     if case == "held" and rank == 1:
         while not list((run_dir / "attempts" / "0001").glob("rank-00001.json")):
@@ -87,33 +87,23 @@ if case == "freeze":
     codes.insert(1, wait(pids[1]))
 print(*codes)
 """
-EVENTS = {
-    "good": [],
-    "suspend": [],  # all of them, for longer than the deadline, as a scheduler does
-    "debug": [],  # without their watchdogs
-    "skew": [],  # one of them later than the others, and for longer
-    "held": [("lost_rank", 1, "is gone")],
-    "freeze": [("lost_rank", 1, "has not been heard of for 2 s")],
-    "refuse": [("lost_rank", 2, "left with exit code 93")],
-    "die": [],  # rank 0 writes them
+# Exit codes, what rank 0 wrote of a rank that was lost, and which ranks left their stacks.
+CASES = {
+    "good": ("85 85 85", [], []),
+    "suspend": ("85 85 85", [], []),  # longer than the deadline, as a scheduler does
+    "debug": ("85 85 85", [], []),  # without their watchdogs
+    "skew": ("85 85 85", [], []),  # one later than the others, and for longer
+    "held": ("1 -9 1", [(1, "is gone")], [0, 2]),
+    "freeze": ("1 -9 1", [(1, "has not been heard of for 2 s")], [0, 2]),
+    "refuse": ("93 93 93", [(2, "left with exit code 93")], [0, 1]),
+    "die": ("9 1 1", [], [1, 2]),  # rank 0 would write
+    "hang": ("1 1 1", None, [0, 1, 2]),
 }
 
 
-@pytest.mark.parametrize(
-    ("case", "codes"),
-    [
-        ("good", "85 85 85"),
-        ("suspend", "85 85 85"),
-        ("debug", "85 85 85"),
-        ("skew", "85 85 85"),
-        ("held", "1 -9 1"),
-        ("freeze", "1 -9 1"),
-        ("refuse", "93 93 93"),
-        ("die", "9 1 1"),
-        ("hang", "1 1 1"),
-    ],
-)
-def test_ranks_end_together_and_say_why(tmp_path: Path, case: str, codes: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_end_together_and_say_why(tmp_path: Path, case: str) -> None:
+    codes, lost, dumped = CASES[case]
     for folder in ("logs", "checkpoints/.0001", "attempts/0001"):
         (tmp_path / folder).mkdir(parents=True)
     done = subprocess.run(
@@ -126,27 +116,16 @@ def test_ranks_end_together_and_say_why(tmp_path: Path, case: str, codes: str) -
     assert done.stdout.strip() == codes, done.stderr[-3000:]
     events = [e for e in fsio.read_lines(tmp_path / "events.jsonl") if e["event"] != "first_step"]
     found = [(event["event"], event["rank"], event["reason"]) for event in events]
-    if case == "hang":  # rank 0, or another that told it
+    if lost is None:  # rank 0 hung, or another that told it
         ((name, rank, reason),) = found
         assert name == "hang" and reason.startswith(f"rank {rank} made no step")
         assert events[0]["step"] == 1
     else:
-        assert found == [(name, rank, f"rank {rank} {said}") for name, rank, said in EVENTS[case]]
-    stacks = sorted(path.name for path in (tmp_path / "logs").iterdir())
-    expected = {
-        "good": [],
-        "suspend": [],
-        "debug": [],
-        "skew": [],
-        "held": [0, 2],
-        "freeze": [0, 2],
-        "refuse": [0, 1],
-        "die": [1, 2],
-        "hang": [0, 1, 2],
-    }
+        assert found == [("lost_rank", rank, f"rank {rank} {said}") for rank, said in lost]
     ends = sorted(path.name for path in tmp_path.glob("end-*"))
-    assert ends == [f"end-{rank}" for rank in expected[case] if (case, rank) != ("freeze", 1)]
-    assert stacks == [f"stacks-0001-rank-{rank:05d}.txt" for rank in expected[case]]
+    assert ends == [f"end-{rank}" for rank in dumped]
+    stacks = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert stacks == [f"stacks-0001-rank-{rank:05d}.txt" for rank in dumped]
     for name in stacks:
         assert "in child" in (tmp_path / "logs" / name).read_text()
     if case == "held":
