@@ -158,7 +158,7 @@ HANGING = """
 import json, os, signal, sys, time
 import fitb.training.wandb_mirror as mirror
 from pathlib import Path
-from fitb import fsio, log
+from fitb.base import fsio, log
 log.setup()
 folder, when = Path(sys.argv[1]), sys.argv[2]
 mirror.FINISH_LIMIT_S, mirror._UPLOAD_LIMIT_S = 2.0, 1.0
