@@ -93,7 +93,7 @@ def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(
         assert first.running()
         assert second.returncode == 93, second.stderr
         assert "owned by attempt 1" in second.stderr
-        assert "One job at a time" in second.stderr
+        assert "one job at a time" in second.stderr
         first.signal(signal.SIGTERM)
         assert first.wait(60) == 85
     assert len(job.events(run, "attempt")) == 1
