@@ -14,8 +14,7 @@ from typing import Any
 from fitb.bench import comm, step
 from fitb.bench.bench_config import CommBenchConfig, StepBenchConfig
 from fitb.bench.timing import machine
-from fitb.cluster.slurm import Plan
-from fitb.tools.plan import PlanConfig, plan, traffic
+from fitb.tools.plan import PlanConfig, RunPlan, plan, traffic
 
 
 def bench(
@@ -71,7 +70,7 @@ def bench(
     return row
 
 
-def _with_network(given: PlanConfig, found: Plan) -> PlanConfig:
+def _with_network(given: PlanConfig, found: RunPlan) -> PlanConfig:
     """Fill in the latency and the bandwidth that this machine gives."""
     if given.gpus == 1:
         return given

@@ -92,7 +92,7 @@ ODD = {"age_s": 1e999, "time": [], "hosts": {}, "reason": 3}
         ({**NOTHING, "config": None}, "no config.yaml that can be read"),
         ({"metrics": '{"train/step": 1, "student/loss_mlm": NaN}\n{"train'}, "is torn"),
         ({"metrics": FEW, "events": '{"event": "attempt", "attempt": 1}\n{"eve'}, "is torn"),
-        ({"metrics": FEW, "events": "[]\n", "provenance": "[1, null]"}, "damaged line is passed"),
+        ({"metrics": FEW, "events": "[]\n", "provenance": "[1, null]"}, "damaged line is skipped"),
         ({"metrics": [{"train/step": 1, "a": 1e308, "b": 10**400}]}, "2 logged values are not"),
         ({"metrics": FEW, "config": "steps: many\ntrack: [1]\n"}, "steps: many"),
         ({"metrics": FEW, "events": [each | ODD for each in events()]}, "no reason on record"),
