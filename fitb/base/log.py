@@ -59,7 +59,7 @@ class Console(logging.StreamHandler[TextIO]):
             return 80
 
 
-class Progress:
+class ProgressLine:
     """Rate-limited progress of one task.
 
     Args:

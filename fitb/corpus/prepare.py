@@ -75,7 +75,7 @@ def prepare(config: PrepareConfig) -> Path:
         workers = config.workers or len(os.sched_getaffinity(0))
         try:
             for stage in stages_of(config):
-                progress = log.Progress(logger)
+                progress = log.ProgressLine(logger)
                 try:
                     _run_stage(work, stage, workers, progress)
                 finally:
@@ -185,7 +185,7 @@ def _compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
         )
 
 
-def _run_stage(work: Work, stage: str, workers: int, progress: log.Progress) -> None:
+def _run_stage(work: Work, stage: str, workers: int, progress: log.ProgressLine) -> None:
     """Make the missing targets of a stage.
 
     Raises: any error of a target; SystemFault if a worker was killed.

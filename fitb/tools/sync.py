@@ -25,7 +25,7 @@ from fitb.rundir import names, wandb_id
 from fitb.rundir.events import read_events
 from fitb.rundir.names import STEP
 from fitb.training.wandb_mirror import (
-    Target,
+    WandbRun,
     begin_service,
     end_service,
     held_step,
@@ -96,7 +96,7 @@ def summary_of(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _target(run: Path, config: SyncConfig) -> Target:
+def _target(run: Path, config: SyncConfig) -> WandbRun:
     path = run / names.CONFIG
     if not config.run or not path.is_file():
         raise ConfigError(
@@ -121,7 +121,7 @@ def _target(run: Path, config: SyncConfig) -> Target:
 
 
 def _send(
-    run: Path, target: Target, records: list[dict[str, Any]], events: list[Any], wait_s: float
+    run: Path, target: WandbRun, records: list[dict[str, Any]], events: list[Any], wait_s: float
 ) -> str:
     """Send what the server lacks, then check its last step."""
     last = records[-1][STEP]
@@ -147,7 +147,7 @@ def _send(
 
 
 def _write(
-    run: Path, target: Target, records: list[dict[str, Any]], events: list[Any], wait_s: float
+    run: Path, target: WandbRun, records: list[dict[str, Any]], events: list[Any], wait_s: float
 ) -> str:
     """Write one segment of all attempts, replacing an earlier one.
 
@@ -176,7 +176,7 @@ def _log(started: Any, records: Iterable[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def _wandb(
-    target: Target, mode: str, folder: Path, wait_s: float, events: list[Any]
+    target: WandbRun, mode: str, folder: Path, wait_s: float, events: list[Any]
 ) -> Iterator[Any]:
     """Start a W&B run and finish it as the last attempt ended, unless that still runs."""
     exit_code = summary_of(events).get("events/exit_code")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fitb.base import fsio
-from fitb.base.log import Progress
+from fitb.base.log import ProgressLine
 from fitb.base.wandb_login import login_of
 from fitb.base.world import World
 from fitb.config import Config
@@ -97,7 +97,7 @@ class Tracker:
     def __init__(self, run: RunDir, config: Config, world: World) -> None:
         self._run, self._steps, self._world = run, config.steps, world
         self._mirror: Mirror | None = None
-        self._progress = Progress(logger)
+        self._progress = ProgressLine(logger)
         self._began: tuple[int, float] | None = None  # first logged step of this attempt, its time
         self._validation: dict[str, float] = {}  # metrics of the last one
         self.wandb_id = ""

@@ -35,7 +35,7 @@ LATER = "metrics.jsonl has all; the next attempt or `fitb sync` sends what is mi
 
 
 @dataclass(frozen=True)
-class Target:
+class WandbRun:
     """Identity of a W&B run.
 
     Args:
@@ -53,15 +53,15 @@ class Target:
     config: dict[str, Any]
 
 
-def target_of(run_id: str, name: str, config: Any) -> Target:
+def target_of(run_id: str, name: str, config: Any) -> WandbRun:
     """Return the W&B run of a configuration, which may be the dictionary of a config.yaml."""
     flat = flatten(config)
     shown = {k: redacted(v) if isinstance(v, str) else v for k, v in flat.items()}
     project, entity = flat["track.project"], flat["track.entity"]
-    return Target(run_id, project, entity, flat["track.name"] or name, shown)
+    return WandbRun(run_id, project, entity, flat["track.name"] or name, shown)
 
 
-def start(target: Target, mode: str, folder: Path, limit_s: float, **settings: Any) -> Any:
+def start(target: WandbRun, mode: str, folder: Path, limit_s: float, **settings: Any) -> Any:
     """Start W&B and return its run, resumed if the server knows it.
 
     Args:
@@ -175,7 +175,7 @@ class Mirror:
     """
 
     def __init__(
-        self, metrics: Path, target: Target, mode: str, folder: Path, last_step: int
+        self, metrics: Path, target: WandbRun, mode: str, folder: Path, last_step: int
     ) -> None:
         self._metrics, self._target, self._folder = metrics, target, folder
         self._modes = ("online", "offline") if mode == "online" else (mode,)

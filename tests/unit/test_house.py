@@ -47,6 +47,17 @@ def test_no_two_modules_say_the_same():
     assert not [text for text, number in firsts.items() if number > 1]
 
 
+def test_no_two_public_classes_have_one_name_and_no_module_a_name_that_tells_nothing():
+    classes = Counter(
+        node.name
+        for path in SOURCES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not [name for name, number in classes.items() if number > 1]
+    assert not [named(path) for path in SOURCES if path.stem in ("run", "config", "page", "table")]
+
+
 def test_no_module_is_longer_than_one_reads():
     sizes = {named(path): len(path.read_text().splitlines()) for path in SOURCES}
     assert not {name: size for name, size in sizes.items() if size > LONGEST_MODULE}

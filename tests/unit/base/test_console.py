@@ -86,7 +86,7 @@ def texts(lines):
 
 
 def test_line_is_drawn_in_its_place_and_log_lines_stand_whole_above_it(terminal):
-    progress = log.Progress(logger)
+    progress = log.ProgressLine(logger)
     progress.tell(["step 1000/2000", "50%"], "plain")
     logger.info("a checkpoint")
     progress.tell(["step 2/3", "66%"], "plain")
@@ -100,7 +100,7 @@ def test_line_is_drawn_in_its_place_and_log_lines_stand_whole_above_it(terminal)
 
 
 def test_last_step_is_a_line_of_the_log_and_the_end_leaves_nothing_below_it(terminal):
-    progress = log.Progress(logger)
+    progress = log.ProgressLine(logger)
     progress.tell(["step 1/2"], "step 1/2  plain")
     progress.tell(["step 2/2"], "step 2/2  plain", last=True)
     logger.info("done")
@@ -111,7 +111,7 @@ def test_last_step_is_a_line_of_the_log_and_the_end_leaves_nothing_below_it(term
 
 @pytest.mark.parametrize(("columns", "line"), [(20, "step 1/2  50%"), (6, "step ")])
 def test_line_follows_the_width_of_the_terminal(terminal, columns, line):
-    progress = log.Progress(logger)
+    progress = log.ProgressLine(logger)
     progress.tell(["step 1/2", "50%", "loss 1.234"], "plain")
     terminal.resize(columns)
     progress.tell(["step 1/2", "50%", "loss 1.234"], "plain")
@@ -125,7 +125,7 @@ def test_threads_that_log_never_break_the_line(terminal):
     ]
     for thread in threads:
         thread.start()
-    progress = log.Progress(logger)
+    progress = log.ProgressLine(logger)
     for step in range(100):
         progress.tell([f"step {step}/100"], "plain")
     for thread in threads:
@@ -154,7 +154,7 @@ def test_log_has_a_line_every_few_seconds_in_ci_every_minute_and_the_last(
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now[0]))
     log.setup()
-    progress = log.Progress(logger)
+    progress = log.ProgressLine(logger)
     for step in range(1, 202):
         progress.tell(["drawn"], f"step {step}", last=step == 201)
         now[0] += 1.0
@@ -165,7 +165,7 @@ def test_log_has_a_line_every_few_seconds_in_ci_every_minute_and_the_last(
 
 def test_terminal_that_cannot_go_back_gets_lines(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
-    log.Progress(logger).tell(["drawn"], "plain")
+    log.ProgressLine(logger).tell(["drawn"], "plain")
     assert texts(terminal.screen()) == ["INFO plain", ""]
 
 
@@ -176,6 +176,6 @@ def test_progress_after_standard_error_was_closed_is_nothing(monkeypatch):
     monkeypatch.setattr("sys.stderr", gone)
     log.setup()
     gone.close()
-    progress = log.Progress(logger)
+    progress = log.ProgressLine(logger)
     progress.tell(["step 1/2"], "step 1/2", last=True)
     progress.end()

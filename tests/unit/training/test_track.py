@@ -262,7 +262,8 @@ def test_line_of_a_log_is_as_it_was():
 def test_validation_stays_on_the_line_until_the_next_one(make_tracker, monkeypatch):
     told = []
     monkeypatch.setattr(
-        "fitb.base.log.Progress.tell", lambda self, parts, plain, last: told.append((parts, last))
+        "fitb.base.log.ProgressLine.tell",
+        lambda self, parts, plain, last: told.append((parts, last)),
     )
     tracker = make_tracker(wandb="disabled")
     tracker.log(1, {"train/loss": 1.0, "val/loss_mlm": 4.5})
