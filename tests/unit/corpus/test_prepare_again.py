@@ -216,16 +216,16 @@ def test_a_kill_while_it_tidies_up_costs_nothing(
     make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tmp_path / "out")
-    remove, calls = shutil.rmtree, []
+    remove, calls = os.rmdir, []
 
-    def interrupted(path: Any, *args: Any, **kwargs: Any) -> None:
+    def interrupted(path: Any, **settings: Any) -> None:
         if Path(path).parent == folder_of(config) and Path(path).name in ("runs", "pieces", "set"):
             calls.append(path)
             raise KeyboardInterrupt
-        remove(path, *args, **kwargs)
+        remove(path, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", interrupted)
+        patch.setattr(os, "rmdir", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     assert calls

@@ -117,9 +117,16 @@ def test_metrics_that_a_filesystem_denies_for_a_moment_are_not_begun_anew(run_co
     config = run_config()
     begin(config)
     run, _ = open_run(config, ALONE)
-    real = Path.exists
-    monkeypatch.setattr(Path, "exists", lambda self: self != run.metrics and real(self))
-    os.close(run.open_metrics())
+    stat = os.stat
+
+    def denied(path, **settings):
+        if Path(path) == run.metrics:
+            raise FileNotFoundError(path)
+        return stat(path, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", denied)
+        os.close(run.open_metrics())
     assert [line["train/step"] for line in fsio.read_lines(run.metrics)] == [1]
 
 
