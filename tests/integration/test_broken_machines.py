@@ -178,7 +178,7 @@ def sleeping_slurm(machine: Machine) -> None:
         (old_driver, "torch", "bad", "driver is too old", "download.pytorch.org/whl/cu126"),
         (no_munge, "munge", "bad", "munge is not on PATH", "apt-get install munge"),
         (dead_munge, "munge", "bad", "munge.socket.2", "systemctl restart munge"),
-        (cancels, "PreemptMode", "bad", "cancelled and stays so", "--dependency=singleton"),
+        (cancels, "PreemptMode", "bad", "CANCEL", "--dependency=singleton"),
         (few_gpus, "job shape", "bad", "never starts", "--gpus-per-node=2"),
         (package_missing, "packages", "bad", "numpy has damaged metadata, ", "'wy>=2'"),
         (full_home, "quota", "warn", "nearly full", "export HF_HOME="),

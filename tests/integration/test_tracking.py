@@ -294,8 +294,8 @@ def test_sync_says_what_is_wrong(
         sync(SyncConfig(str(run)))
     attempt(run, [1], mode="disabled")
     server.status["file_stream"] = 403
-    with pytest.raises(SystemFault, match="holds .* up to step -1, expected 1"):
-        monkeypatch.setattr("fitb.tools.sync._LOOK_WAIT_S", 0.0)
+    with pytest.raises(SystemFault, match="up to step -1, expected 1"):
+        monkeypatch.setattr("fitb.tools.sync._CHECK_WAIT_S", 0.0)
         sync(SyncConfig(str(run)))
     server.status[""] = 401
     with pytest.raises(SystemFault, match=r"did not take run \w+ \(.*401.*--offline"):
