@@ -163,7 +163,7 @@ from fitb.base import fsio, log
 log.setup()
 folder, when = Path(sys.argv[1]), sys.argv[2]
 mirror.FINISH_LIMIT_S, mirror._UPLOAD_LIMIT_S = 2.0, 1.0
-target = mirror.Target("abcd1234", "fitb", None, "run", {})
+target = mirror.WandbRun("abcd1234", "fitb", None, "run", {})
 metrics = folder / "metrics.jsonl"
 follower = mirror.Mirror(metrics, target, "online", folder, -1)
 def step(number):
