@@ -20,7 +20,7 @@ test: $(VENV)/ready slurm-packages browser
 	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 4 --durations=40 --dist loadfile $(ORDER) $(TESTS)
 
 soak: $(VENV)/ready slurm-packages
-	python tests/cluster/soak.py $(SOAK)
+	python tests/benchmarks/soak.py $(SOAK)
 
 # A line of JSON each; blanks needs a trained model: BENCH=blanks.
 BENCH ?= step comm infer data attention plan resume duplicates

@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fitb.cli.command import Command  # noqa: E402
+from fitb.cli.command_row import Command  # noqa: E402
 from fitb.cli.commands import COMMANDS  # noqa: E402
 from fitb.cli.execute import launcher_of, load  # noqa: E402
 from fitb.cli.help import sentence  # noqa: E402

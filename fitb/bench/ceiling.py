@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fitb.bench.timing import seconds
-from fitb.model.frozen import can_pack
+from fitb.model.packed_linear import can_pack
 
 _SIZES = {"cuda": 8192, "cpu": 2048}  # of a square matrix
 _LEAST_SIZE, _LONG_S = 256, 0.05

@@ -17,7 +17,7 @@ from fitb.base.errors import CRASH, STOP, ConfigError, FitbError, nearest
 from fitb.base.modes import fault_of
 from fitb.base.world import without_local_rank
 from fitb.cli import help
-from fitb.cli.command import Command
+from fitb.cli.command_row import Command
 from fitb.cli.commands import COMMANDS
 
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended

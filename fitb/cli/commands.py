@@ -5,7 +5,7 @@ Help, completion, docs/cli.md and their tests are generated from this table and 
 
 from __future__ import annotations
 
-from fitb.cli.command import Command
+from fitb.cli.command_row import Command
 
 
 def _benchmark(what: str, about: str, examples: tuple[str, ...]) -> Command:
@@ -184,7 +184,7 @@ _ROWS = (
             "fitb serve models/tb4 --teacher models/bert --port 8080",
             "fitb serve models/tb4 --backend onnx-int8 --threads 4",
         ),
-        config="fitb.serve.settings:ServeConfig",
+        config="fitb.serve.serve_config:ServeConfig",
         positional="model",
         run="fitb.cli.functions:serve",
     ),

@@ -10,7 +10,7 @@ from typing import Any
 
 from fitb.base import fsio
 from fitb.cli import help
-from fitb.cli.command import Command
+from fitb.cli.command_row import Command
 from fitb.cli.commands import COMMANDS
 from fitb.config.launcher import LauncherArguments
 

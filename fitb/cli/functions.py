@@ -14,7 +14,7 @@ from fitb.base.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from fitb.evaluation.evaluate_config import EvaluateConfig
     from fitb.infer.fill_config import FillConfig
-    from fitb.serve.settings import ServeConfig
+    from fitb.serve.serve_config import ServeConfig
     from fitb.tools.inspect.inspection import InspectConfig
 
 

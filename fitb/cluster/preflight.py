@@ -1,7 +1,7 @@
 """Preflight: check the hosts of a job before its tasks start, and requeue it without bad ones.
 
 `python -m fitb.cluster.preflight [flags of fitb train]` runs in the batch shell. One job step per
-host, so that an unreachable host affects no other, runs fitb.training.preflight, which writes
+host, so that an unreachable host affects no other, runs fitb.training.host_check, which writes
 RUN/preflight/JOB.RESTART/HOST.json on the shared filesystem; a host without a file has failed. Each
 bad host is an event, the job is requeued without it, and the attempt counts as a graceful shutdown.
 Exit codes: 0 train, 85 the job comes back without the bad hosts, 93 it cannot.
@@ -143,7 +143,7 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     """
     link_s = link_deadline_s(env)
     deadline_s = 30 + ALL_OWN_S + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
-    task = [sys.executable, "-m", "fitb.training.preflight", str(folder), ",".join(hosts)]
+    task = [sys.executable, "-m", "fitb.training.host_check", str(folder), ",".join(hosts)]
     task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]
     steps = []
     for host in hosts:

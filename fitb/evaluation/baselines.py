@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from fitb.data.masking import Vocabulary
 from fitb.evaluation.count import choose_rows
-from fitb.evaluation.ranks import Ranks
+from fitb.evaluation.data_parallel import Ranks
 from fitb.shards.shard_set import ShardSet
 
 _BLOCK_ROWS = 4096

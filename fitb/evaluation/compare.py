@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from fitb.base.fsio import finite
+from fitb.evaluation.data_parallel import joined
 from fitb.evaluation.evaluate_config import CompareConfig
 from fitb.evaluation.measure import Measured, load, measure, models_and_settings
 from fitb.evaluation.metrics import by_group, differences, over_masks
-from fitb.evaluation.ranks import joined
 from fitb.evaluation.score import Bert
 
 

@@ -13,7 +13,7 @@ from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.data.batch import Batch
 from fitb.data.cached_rows import CachedRows
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows, word_numbers
-from fitb.evaluation.counts import PLAIN, RowCounts, Slots, count_rows
+from fitb.evaluation.row_counts import PLAIN, RowCounts, Slots, count_rows
 from fitb.evaluation.score import Bert, Predictor, evaluating, score
 from fitb.evaluation.words import Categoriser
 from fitb.shards.documents import documents_at

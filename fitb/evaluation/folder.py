@@ -14,8 +14,8 @@ from typing import Any
 
 from fitb.base import fsio
 from fitb.base.errors import ConfigError
+from fitb.evaluation.data_parallel import joined
 from fitb.evaluation.evaluate_config import EvaluateConfig
-from fitb.evaluation.ranks import joined
 from fitb.model.positions import known_length
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.shard_set import ShardSet

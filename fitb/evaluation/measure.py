@@ -17,17 +17,17 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.evaluation.categories import GROUPS
 from fitb.evaluation.count import choose_rows, masked_batch
-from fitb.evaluation.counts import COLUMNS, JUDGED, PLAIN, RowCounts, count_rows, piece_classes
+from fitb.evaluation.data_parallel import Ranks
 from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig, MeasureConfig
-from fitb.evaluation.ranks import Ranks
+from fitb.evaluation.row_counts import COLUMNS, JUDGED, PLAIN, RowCounts, count_rows, piece_classes
 from fitb.evaluation.score import Predictor, score
 from fitb.evaluation.words import Categoriser
-from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
+from fitb.model.added_tokens import extended
 from fitb.model.contract import check_contract
-from fitb.model.extend import extended
 from fitb.model.load import load_model, num_parameters
 from fitb.model.loaded import Loaded
 from fitb.model.positions import KEY, trained_length
+from fitb.model.rank_agreement import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.shards.shard_set import ShardSet
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fitb.base import rng
 from fitb.base.errors import DataError
 from fitb.evaluation.categories import GROUPS
-from fitb.evaluation.counts import COLUMNS, JUDGED, PLAIN, RowCounts
+from fitb.evaluation.row_counts import COLUMNS, JUDGED, PLAIN, RowCounts
 
 METRICS = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
 _RESAMPLE, _FLIP = 21, 22  # keys of the random streams

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
-from fitb.evaluation.counts import Scores
+from fitb.evaluation.row_counts import Scores
 from fitb.infer.windows import Window, windows_of
 from fitb.model.load import encoder, mlm_head
 from fitb.model.positions import trained_length

@@ -12,8 +12,8 @@ import torch
 from fitb.base.errors import DataError
 from fitb.infer.windows import Rows, in_windows
 from fitb.model.encoder import encode
-from fitb.model.frozen import can_pack, pack
 from fitb.model.load import mlm_head
+from fitb.model.packed_linear import can_pack, pack
 from fitb.model.positions import trained_length
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from starlette.routing import Route
 import fitb
 from fitb.serve import schema
 from fitb.serve.endpoint import PATH, FillEndpoint
-from fitb.serve.limits import Token, hosts_of
 from fitb.serve.metrics import Metrics
 from fitb.serve.middleware import Middleware, failed, refused
-from fitb.serve.settings import ServeConfig
+from fitb.serve.request_checks import Token, hosts_of
+from fitb.serve.serve_config import ServeConfig
 from fitb.serve.worker import Worker
 
 _PAGE_HEADERS = {

@@ -16,7 +16,7 @@ from collections import Counter
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fitb.serve.settings import is_loopback
+from fitb.serve.serve_config import is_loopback
 
 _HEAD_BYTES = 65_536  # most bytes of request line and headers
 

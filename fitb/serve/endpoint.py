@@ -19,8 +19,8 @@ from starlette.responses import Response
 
 from fitb.infer.request import FillRequest
 from fitb.serve import schema
-from fitb.serve.limits import Token, check_media_type, read_body
-from fitb.serve.settings import ServeConfig
+from fitb.serve.request_checks import Token, check_media_type, read_body
+from fitb.serve.serve_config import ServeConfig
 from fitb.serve.worker import Worker
 
 PATH = "/v1/fill"

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fitb.serve.limits import AllowedHosts
 from fitb.serve.metrics import Metrics
+from fitb.serve.request_checks import AllowedHosts
 
 logger = logging.getLogger(__name__)
 _CLOSE = (b"connection", b"close")

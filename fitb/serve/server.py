@@ -20,9 +20,9 @@ from fitb.base.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import make_app
 from fitb.serve.connection import Places, bounded
-from fitb.serve.limits import TOKEN_VARIABLE, Token, read_token
 from fitb.serve.metrics import Metrics
-from fitb.serve.settings import ServeConfig
+from fitb.serve.request_checks import TOKEN_VARIABLE, Token, read_token
+from fitb.serve.serve_config import ServeConfig
 from fitb.serve.worker import Worker
 
 logger = logging.getLogger(__name__)

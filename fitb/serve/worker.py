@@ -22,7 +22,7 @@ from fitb.infer.scorer import Scorer
 from fitb.serve import schema
 from fitb.serve.metrics import Metrics
 from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
-from fitb.serve.settings import ServeConfig
+from fitb.serve.serve_config import ServeConfig
 
 logger = logging.getLogger(__name__)
 _POSITIONS = 128  # per forward pass; their logits over 30,522 tokens are 16 MB in fp32

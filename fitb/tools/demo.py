@@ -25,7 +25,7 @@ from fitb.rundir.events import num_attempts
 from fitb.rundir.metrics import tail_records
 
 if TYPE_CHECKING:
-    from fitb.evaluation.counts import RowCounts
+    from fitb.evaluation.row_counts import RowCounts
 
 logger = logging.getLogger(__name__)
 _SPEED = "perf/tokens_per_s"

@@ -32,7 +32,7 @@ from fitb.rundir.names import STEP
 from fitb.rundir.provenance import describe_code, newest_code
 
 if TYPE_CHECKING:
-    from fitb.evaluation.counts import RowCounts
+    from fitb.evaluation.row_counts import RowCounts
     from fitb.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from fitb.base.world import World
 from fitb.config import Config
 from fitb.model.attention import choose
 from fitb.model.encoder import Kernels
-from fitb.model.frozen import can_pack, pack, to_float8
+from fitb.model.packed_linear import can_pack, pack, to_float8
 from fitb.objective.objective import Objective, Tap
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

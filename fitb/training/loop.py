@@ -16,12 +16,12 @@ from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.base.world import World
 from fitb.config import Config
 from fitb.rundir.writer import RunDir
-from fitb.training.meter import Meter
+from fitb.training.liveness import Watch, Watchdog
+from fitb.training.metric_log import Tracker
 from fitb.training.milestones import due, evaluate, mend_export, out_of_patience, save
 from fitb.training.setup import Parts, build, open_run
+from fitb.training.step_metrics import Meter
 from fitb.training.stop import StopFlag
-from fitb.training.track import Tracker
-from fitb.training.watch import Watch, Watchdog
 from fitb.training.zero import leave_distributed, start_distributed
 
 logger = logging.getLogger(__name__)

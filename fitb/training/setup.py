@@ -24,14 +24,14 @@ from fitb.data.cached_rows import CachedRows
 from fitb.data.masking import Vocabulary, num_slots
 from fitb.data.stream import RowStream
 from fitb.evaluation.count import choose_rows
-from fitb.model.agree import digest_of_model, digest_of_tokenizer, load_alike
+from fitb.model.added_tokens import extended
 from fitb.model.contract import check_contract
-from fitb.model.extend import extended
 from fitb.model.flops import TokenFlops, work_per_token
 from fitb.model.load import load_model, num_parameters
 from fitb.model.loaded import Loaded
 from fitb.model.peaks import peak_tflops
 from fitb.model.positions import take_positions, trained_length
+from fitb.model.rank_agreement import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.objective.objective import Objective, Tap
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter

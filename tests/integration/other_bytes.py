@@ -26,9 +26,9 @@ from fitb.base.errors import FitbError
 from fitb.base.world import World
 from fitb.config import Config
 from fitb.config.parser import parse
+from fitb.evaluation.data_parallel import Ranks
 from fitb.evaluation.evaluate import evaluate
 from fitb.evaluation.evaluate_config import EvaluateConfig
-from fitb.evaluation.ranks import Ranks
 from fitb.training import loop
 from fitb.training.loop import train
 

@@ -112,7 +112,7 @@ def test_norms_of_added_and_other_embeddings_are_logged_under_every_stage(
 
 
 def test_a_run_without_added_tokens_has_no_such_norms() -> None:
-    from fitb.training.meter import embedding_norms
+    from fitb.training.step_metrics import embedding_norms
 
     assert embedding_norms(SimpleNamespace(added_ids=())) == {}
 

@@ -23,7 +23,7 @@ from fitb.config import Config, TrackConfig
 from fitb.config.yaml import to_yaml
 from fitb.rundir.writer import RunDir
 from fitb.tools.sync import MERGED, SyncConfig, sync
-from fitb.training.track import Tracker
+from fitb.training.metric_log import Tracker
 
 BLOCK = 32 * 1024
 

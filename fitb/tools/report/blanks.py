@@ -17,7 +17,7 @@ from fitb.rundir import names
 from fitb.tools.report.gather import RunData, without_secrets
 
 if TYPE_CHECKING:
-    from fitb.evaluation.counts import Slots
+    from fitb.evaluation.row_counts import Slots
     from fitb.tools.inspect.decoding import TokenDecoder
 
 AROUND = 12  # words on both sides

@@ -12,7 +12,7 @@ from fitb.config import MaskConfig
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX, Vocabulary
 from fitb.evaluation.count import choose_rows, count
-from fitb.evaluation.counts import PLAIN
+from fitb.evaluation.row_counts import PLAIN
 
 LENGTH = 24
 

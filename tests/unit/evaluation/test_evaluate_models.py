@@ -17,11 +17,11 @@ from fitb.data.masking import Vocabulary
 from fitb.evaluation import folder as many
 from fitb.evaluation.baselines import count_tokens, untrained
 from fitb.evaluation.count import choose_rows, count
+from fitb.evaluation.data_parallel import Ranks
 from fitb.evaluation.evaluate import evaluate
 from fitb.evaluation.evaluate_config import EvaluateConfig
 from fitb.evaluation.metrics import metrics_of
 from fitb.evaluation.printed import evaluation_text
-from fitb.evaluation.ranks import Ranks
 from fitb.shards.shard_set import ShardSet
 
 

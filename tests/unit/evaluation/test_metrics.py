@@ -8,8 +8,8 @@ import pytest
 
 from fitb.base import rng
 from fitb.base.errors import DataError
-from fitb.evaluation.counts import COLUMNS, JUDGED, NUM_BINS, PLAIN, RowCounts
 from fitb.evaluation.metrics import METRICS, differences, metrics_of, summaries
+from fitb.evaluation.row_counts import COLUMNS, JUDGED, NUM_BINS, PLAIN, RowCounts
 
 PLAIN_METRICS = METRICS[:5]
 NO_WORDS = dict.fromkeys(("num_words", "words_right", "f1_sum"), np.zeros_like)

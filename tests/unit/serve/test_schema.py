@@ -16,7 +16,7 @@ from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import Constraint, FillRequest, Search
 from fitb.model.load import load_model
 from fitb.serve import schema
-from fitb.serve.settings import Limits, ServeConfig
+from fitb.serve.serve_config import Limits, ServeConfig
 from fitb.serve.worker import work_tokens
 from tests.unit.infer.conftest import Watched
 

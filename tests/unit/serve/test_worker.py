@@ -12,7 +12,7 @@ from fastapi import HTTPException
 
 from fitb.infer.request import FillRequest
 from fitb.serve.metrics import Metrics
-from fitb.serve.settings import ServeConfig
+from fitb.serve.serve_config import ServeConfig
 from fitb.serve.worker import Worker
 from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
 

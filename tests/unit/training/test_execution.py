@@ -13,7 +13,7 @@ from fitb.base.errors import ConfigError, SystemFault
 from fitb.base.world import World
 from fitb.config import ModelConfig, ObjectiveConfig, SpeedConfig
 from fitb.data.batch import Batch
-from fitb.model.frozen import to_float8
+from fitb.model.packed_linear import to_float8
 from fitb.objective.objective import Objective
 from fitb.training.execution import Execution
 

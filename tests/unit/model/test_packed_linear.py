@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 
 from fitb.base.errors import ConfigError
 from fitb.model.encoder import encode, logits_at
-from fitb.model.frozen import Float8Linear, PackedLinear, can_pack, pack, to_float8
+from fitb.model.packed_linear import Float8Linear, PackedLinear, can_pack, pack, to_float8
 from tests.unit.conftest import tiny_config
 
 CPU = torch.device("cpu")

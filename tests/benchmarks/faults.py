@@ -19,7 +19,7 @@ import psutil
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-sys.path += [str(TESTS), str(ROOT)]
+sys.path += [str(TESTS), str(TESTS / "cluster"), str(ROOT)]
 
 from machine import run, wait_until  # noqa: E402 - after the path
 from slurm_cluster import Cluster  # noqa: E402 - after the path

@@ -1,8 +1,8 @@
 """Preflight checks of one host: devices, disks, memory, and the network to the other hosts.
 
-`python -m fitb.training.preflight FOLDER HOSTS RUN_DIR [CACHE_DIR]` runs once on each host, started
-by fitb.cluster.preflight, and writes FOLDER/HOST.json. Each check runs in its own process with a
-deadline, because a faulty driver, filesystem or network hangs or kills the process that uses it.
+`python -m fitb.training.host_check FOLDER HOSTS RUN_DIR [CACHE_DIR]` runs once on each host,
+started by fitb.cluster.preflight, and writes FOLDER/HOST.json. Each check runs in its own process
+with a deadline, because a faulty driver, filesystem or network hangs or kills whoever uses it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fitb.base.world import address_of
 from fitb.cluster.preflight import ALL_OWN_S, START_S, link_deadline_s, pair_rounds
 from fitb.cluster.slurm import master_port
 
-logger = logging.getLogger("fitb.training.preflight")  # run as a script it has another name
+logger = logging.getLogger("fitb.training.host_check")  # run as a script it has another name
 
 OWN_S = 30.0  # deadline of each check that needs no other host
 MIN_DISK_GB = 1.0

@@ -1,6 +1,6 @@
 """One training run under many faults on a real Slurm of three hosts, and what it cost.
 
-    make soak        or        python tests/cluster/soak.py --faults 42 --seed 7 --out soak.json
+    make soak        or        python tests/benchmarks/soak.py --faults 42 --seed 7 --out soak.json
 
 A run of some hundred steps on two of three hosts, one rank each, is interrupted at random moments
 of a printed seed: while it starts, while it trains, while it saves. Every fault waits until the run

@@ -11,8 +11,8 @@ from transformers import BertForMaskedLM
 from fitb.base.errors import ContractError
 from fitb.config import Geometry
 from fitb.corpus.tokenizer import add_tokens, describe_tokenizer, load_tokenizer
+from fitb.model.added_tokens import extend_embeddings, extended
 from fitb.model.contract import check_contract
-from fitb.model.extend import extend_embeddings, extended
 from fitb.model.load import load_model
 
 TOKENS = ["TensorFlow", "covid", "state-of-the-art"]

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from fitb.base.errors import ConfigError
-from fitb.serve.settings import ServeConfig, is_loopback
+from fitb.serve.serve_config import ServeConfig, is_loopback
 
 TOKEN_VARIABLE = "FITB_SERVE_TOKEN"
 _LINGER_S = 2.0

@@ -13,7 +13,7 @@ import pytest
 from fitb.base.world import World
 from fitb.config import TrackConfig
 from fitb.rundir.writer import RunDir
-from fitb.training.track import Line, Tracker
+from fitb.training.metric_log import Line, Tracker
 from fitb.training.wandb_mirror import held_step, whole_lines
 
 

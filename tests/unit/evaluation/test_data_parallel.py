@@ -5,7 +5,7 @@ import pytest
 from fitb.base.errors import ConfigError
 from fitb.base.world import World
 from fitb.cluster.slurm import master_port
-from fitb.evaluation.ranks import Ranks, _address, joined
+from fitb.evaluation.data_parallel import Ranks, _address, joined
 
 
 def test_every_piece_goes_to_one_rank():

@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 
 from fitb.base.world import World
 from fitb.corpus.tokenizer import load_tokenizer
-from fitb.model.agree import differences, digest_of_model, digest_of_tokenizer, load_alike
+from fitb.model.rank_agreement import differences, digest_of_model, digest_of_tokenizer, load_alike
 
 
 @pytest.fixture

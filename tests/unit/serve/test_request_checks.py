@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from fitb.base.errors import ConfigError
-from fitb.serve.limits import (
+from fitb.serve.request_checks import (
     TOKEN_VARIABLE,
     Token,
     check_media_type,
@@ -18,7 +18,7 @@ from fitb.serve.limits import (
     read_body,
     read_token,
 )
-from fitb.serve.settings import ServeConfig
+from fitb.serve.serve_config import ServeConfig
 
 SECRET = "correct-horse-battery"
 

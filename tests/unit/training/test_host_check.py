@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from fitb.base.errors import SystemFault
-from fitb.training import preflight
-from fitb.training.preflight import check_devices, check_disk, meet, own_failures, reduce, within
+from fitb.training import host_check
+from fitb.training.host_check import check_devices, check_disk, meet, own_failures, reduce, within
 
 
 def test_a_check_gives_its_answer_from_a_process_of_its_own() -> None:
@@ -91,8 +91,8 @@ def test_a_sum_over_two_processes_gives_clocks_of_one_moment() -> None:
 
 def test_hosts_that_cannot_all_reduce_try_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     env = {"SLURM_JOB_ID": "7", "FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
-    monkeypatch.setattr(preflight, "START_S", 0.5)
-    found = preflight.network(
+    monkeypatch.setattr(host_check, "START_S", 0.5)
+    found = host_check.network(
         ["127.0.0.1", "127.0.0.2"], "127.0.0.1", env
     )  # the other is not there
     assert found == {"reduced": False, "pairs": {"127.0.0.2": False}, "clock_s": None}
@@ -112,10 +112,10 @@ def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(
         ends.setdefault(port, []).append(time.monotonic())
         raise SystemFault("late")
 
-    monkeypatch.setattr(preflight, "within", late)
+    monkeypatch.setattr(host_check, "within", late)
     env = {"FITB_PREFLIGHT_LINK_S": "0.5", "GLOO_SOCKET_IFNAME": "lo"}
     env["SLURM_JOB_ID"] = str(_free_port())
-    at_once(lambda host: preflight.network(hosts, host, env), hosts)
+    at_once(lambda host: host_check.network(hosts, host, env), hosts)
     assert sorted(map(len, begins.values())) == [2, 2, 2, 3]
     assert all(max(begins[port]) < min(ends[port]) for port in begins)
 

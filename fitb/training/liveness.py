@@ -30,7 +30,7 @@ from fitb.base.world import World
 from fitb.rundir import ownership
 from fitb.rundir.names import hang_report
 from fitb.rundir.writer import RunDir
-from fitb.training import watchdog
+from fitb.training import gil_watchdog
 from fitb.training.collectives import on_main
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Watch:
 
 
 class Watchdog:
-    """Child process (watchdog.py) that kills this one if it stops feeding it.
+    """Child process (gil_watchdog.py) that kills this one if it stops feeding it.
 
     It covers what the watch cannot: hangs before the watch starts, and calls that never release the
     GIL. If it cannot be started or dies, a warning is logged.
@@ -205,11 +205,15 @@ class Watchdog:
         if deadline_s is None:
             return
         limit_s = deadline_s + 2 * ownership.HEARTBEAT_S
-        command = [sys.executable, "-I", "-S", watchdog.__file__, str(os.getpid()), str(limit_s)]
-        faulthandler.register(watchdog.SIGNAL, file=_STDERR, all_threads=True)
+        words = [gil_watchdog.__file__, str(os.getpid()), str(limit_s)]
+        faulthandler.register(gil_watchdog.SIGNAL, file=_STDERR, all_threads=True)
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/", bufsize=0
+                [sys.executable, "-I", "-S", *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                bufsize=0,
             )
         except OSError as error:
             logger.warning("no watchdog (%s): %s", error, _UNWATCHED)
@@ -241,7 +245,7 @@ class Watchdog:
         except subprocess.TimeoutExpired:  # suspended
             process.kill()
             process.wait()
-        faulthandler.unregister(watchdog.SIGNAL)
+        faulthandler.unregister(gil_watchdog.SIGNAL)
 
 
 def dump(path: Path) -> None:

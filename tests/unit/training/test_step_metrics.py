@@ -7,7 +7,7 @@ import torch
 
 from fitb.config import TrackConfig
 from fitb.training.engine import StepResult
-from fitb.training.meter import Meter, terms
+from fitb.training.step_metrics import Meter, terms
 
 NAMES = (
     "distill/embedding",

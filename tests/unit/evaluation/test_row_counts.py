@@ -11,8 +11,16 @@ from evaluating import MemoryShards, masked_rows, sharp_model
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
 from fitb.data.masking import Vocabulary
-from fitb.evaluation.counts import COLUMNS, GAPS, JUDGED, Scores, Slots, count_rows, piece_classes
 from fitb.evaluation.metrics import metrics_of
+from fitb.evaluation.row_counts import (
+    COLUMNS,
+    GAPS,
+    JUDGED,
+    Scores,
+    Slots,
+    count_rows,
+    piece_classes,
+)
 from fitb.evaluation.score import Bert, Unigram, score
 
 PIECES = ["the", "a", ".", ",", "##s", "s", "US", "us", "!!", "x-y", "xy", "##.", "caf\u00e9"]

@@ -1,6 +1,6 @@
 """A watchdog process that kills its parent if a call does not release the GIL in time.
 
-    python -I -S watchdog.py PARENT LIMIT_S
+    python -I -S gil_watchdog.py PARENT LIMIT_S
 
 Each line on standard input resets the timer and names the file for the report (or is empty). After
 LIMIT_S without a line the parent gets SIGNAL, whose handler dumps all stacks without needing the
