@@ -14,16 +14,17 @@ import ctypes, os, signal, sys, time
 from pathlib import Path
 import torch.distributed as dist
 from fitb.cluster.local import hold_port
-from fitb.training import watch
+from fitb.training import liveness
 from fitb.rundir.writer import RunDir
 from fitb.base.world import World
 
 run_dir, case = Path(sys.argv[1]), sys.argv[2]
-watch.PING_S, watch.SILENCE_S, watch.LAST_WORDS_S, watch._SUSPENDED_S = 0.1, 2.0, 0.5, 1.0
-watch.ownership.HEARTBEAT_S = 0.2
+liveness.PING_S, liveness.SILENCE_S = 0.1, 2.0
+liveness.LAST_WORDS_S, liveness._SUSPENDED_S = 0.5, 1.0
+liveness.ownership.HEARTBEAT_S = 0.2
 suspended = ("suspend", "debug", "skew")
 if case in ("held", *suspended):
-    watch.SILENCE_S = 20.0  # as much longer than the rest as it is
+    liveness.SILENCE_S = 20.0  # as much longer than the rest as it is
 
 def child(rank, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -33,8 +34,8 @@ def child(rank, port):
         (run_dir / f"end-{rank}").write_text(str(code))
 
     deadline_s = {"hang": 3.0, "held": 3.0, **dict.fromkeys(suspended, 6.0)}.get(case, 60.0)
-    outside = watch.Watchdog(deadline_s)
-    seen = watch.Watch(RunDir(run_dir, 1, world), world, deadline_s, outside, ended)
+    outside = liveness.Watchdog(deadline_s)
+    seen = liveness.Watch(RunDir(run_dir, 1, world), world, deadline_s, outside, ended)
     seen.moved(1)
     if case == "freeze" and rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
