@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -77,7 +74,7 @@ def make_folder(tmp_path, tokenizer):
     return make
 
 
-def random_texts(number: int, seed: int) -> list[str]:
+def random_texts(number, seed):
     """Return different texts of 1 to 60 words, one in ten of them made up."""
     draw = random.Random(seed)
     words, syllables = WORDS.split(), SYLLABLES.split()
@@ -90,22 +87,22 @@ def random_texts(number: int, seed: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def texts() -> list[str]:
+def texts():
     return random_texts(400, seed=1)
 
 
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+def text_file(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="session")
-def make_config(text_file: Path) -> Callable[..., PrepareConfig]:
+def make_config(text_file):
     """Small settings for a folder, with changes."""
 
-    def make(out: Path, **changes: Any) -> PrepareConfig:
+    def make(out, **changes):
         settings = {
             "source": "text",
             "files": [str(text_file)],
@@ -121,9 +118,7 @@ def make_config(text_file: Path) -> Callable[..., PrepareConfig]:
 
 
 @pytest.fixture(scope="session")
-def shard_set(
-    tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., PrepareConfig]
-) -> Path:
+def shard_set(tmp_path_factory, make_config):
     """A set of several small shards; tests that damage it copy it first."""
     out = tmp_path_factory.mktemp("sets") / "set"
     prepare(make_config(out))
@@ -131,10 +126,10 @@ def shard_set(
 
 
 @pytest.fixture
-def run_config(tmp_path: Path) -> Callable[..., Config]:
+def run_config(tmp_path):
     """A run's configuration without the parts that need a model."""
 
-    def make(**changes: Any) -> Config:
+    def make(**changes):
         settings = {"run_dir": str(tmp_path / "run"), "track": TrackConfig(wandb="disabled")}
         return Config(**(settings | changes))
 

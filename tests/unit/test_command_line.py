@@ -39,7 +39,7 @@ LIGHT = (
 )
 
 
-def told(*words: str) -> str:
+def told(*words):
     """What a command prints of itself."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
@@ -47,7 +47,7 @@ def told(*words: str) -> str:
     return out.getvalue()
 
 
-def parsed(line: str):
+def parsed(line):
     """Parse a command line as its command does; a run that names no folder gets one."""
     name = max((n for n, row in COMMANDS.items() if line.startswith(row.program)), key=len)
     row, launcher = COMMANDS[name], None
@@ -229,13 +229,13 @@ def test_an_unknown_command_or_benchmark_names_the_nearest(words, near, capsys):
 
 
 @pytest.fixture(scope="module")
-def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bash_script(tmp_path_factory):
     path = tmp_path_factory.mktemp("completion") / "script"
     path.write_text(script(CompletionConfig("bash")))
     return path
 
 
-def complete(path: Path, line: str) -> list[str]:
+def complete(path, line):
     """Words that bash offers at the end of a line; nothing that could be started is on its PATH."""
     cut = [part for word in line.split(" ") for part in re.split("(=)", word)]  # as bash cuts
     if cut[-2:] == ["=", ""]:

@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 Instruction = tuple[str, str]
 
 
-def instructions(text: str) -> list[Instruction]:
+def instructions(text):
     """Keyword and rest of each instruction; continued lines joined, comments left out."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line]
 
 
-def stages(text: str) -> dict[str, list[Instruction]]:
+def stages(text):
     """Instructions of each stage by its name; those before the first under no name."""
     found: dict[str, list[Instruction]] = {"": []}
     name = ""
@@ -32,11 +32,11 @@ def stages(text: str) -> dict[str, list[Instruction]]:
     return found
 
 
-def commands(run: str) -> list[str]:
+def commands(run):
     return [" ".join(one.split()) for one in run.split("&&")]
 
 
-def sections(text: str) -> dict[str, list[str]]:
+def sections(text):
     """Lines of each section of Apptainer's recipe; those of its head under no name."""
     found: dict[str, list[str]] = {"": []}
     name = ""
@@ -53,7 +53,7 @@ STAGES = stages((ROOT / "Dockerfile").read_text())
 RECIPE = sections((ROOT / "container" / "fitb.def").read_text())
 
 
-def value(stage: str, keyword: str) -> str:
+def value(stage, keyword):
     return [rest for found, rest in STAGES[stage] if found == keyword][-1]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from documents import PAGES, ROOT, SCRIPTS, Block, anchors, blocks, commands, prose
+from documents import PAGES, ROOT, SCRIPTS, anchors, blocks, commands, prose
 
 from fitb.base.errors import ConfigError
 from fitb.cli import help
@@ -44,7 +44,7 @@ ROWS = {row.program: row for row in TABLE.values()}
 ALL = [block for path in [*PAGES, *SCRIPTS] for block in blocks(path)]
 
 
-def holds_commands(block: Block) -> bool:
+def holds_commands(block):
     if block.kind in NO_COMMANDS:
         return False
     first = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", block.text).split()
@@ -54,7 +54,7 @@ def holds_commands(block: Block) -> bool:
 COMMANDS = [block for block in ALL if holds_commands(block)]
 
 
-def flags_of_sbatch(words: list[str]) -> None:
+def flags_of_sbatch(words):
     """Options of sbatch that we know; a typing error is not among them."""
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for name in ("nodes", "ntasks", "gpus-per-node", "array", "dependency", "signal", "partition",
@@ -66,7 +66,7 @@ def flags_of_sbatch(words: list[str]) -> None:
     assert not rest, f"sbatch does not know {rest}"
 
 
-def check(name: str, words: list[str]) -> None:
+def check(name, words):
     """Parse the flags of a command; `...` stands for what a reader fills in."""
     row = ROWS[name]
     if row.launcher:
@@ -82,7 +82,7 @@ def check(name: str, words: list[str]) -> None:
     parse(kind, name, sketch, positional=row.positional)
 
 
-def check_line(words: list[str]) -> None:
+def check_line(words):
     """Look at one command as far as can be done without running it."""
     if words[0] == "srun":
         place = next(i for i, word in enumerate(words[1:], 1) if not word.startswith("-"))

@@ -63,7 +63,7 @@ REJECTED: dict[type[Any], dict[str, list[Any]]] = {
 }
 
 
-def parsed(*flags: str) -> Config:
+def parsed(*flags):
     return parse(Config, "fitb train", ["--run_dir", "run", *flags])
 
 

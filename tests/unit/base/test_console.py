@@ -18,7 +18,7 @@ from fitb.base import log
 logger = logging.getLogger("fitb.test")
 
 
-def on_screen(written: str, columns: int) -> list[str]:
+def on_screen(written, columns):
     """What a terminal shows after these characters; written apart from what draws them."""
     rows, x = [[]], 0
     for token in re.findall(r"\x1b\[K|[^\x1b]", written):
@@ -39,7 +39,7 @@ def on_screen(written: str, columns: int) -> list[str]:
 class Terminal:
     """A pseudo-terminal as standard error, read by a thread: the buffer of one is small."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns):
         self._master, slave = pty.openpty()
         self.file = os.fdopen(slave, "w")
         self.resize(columns)
@@ -47,20 +47,20 @@ class Terminal:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def _read(self) -> None:
+    def _read(self):
         while not self._written.endswith(b"\x04"):
             self._written += os.read(self._master, 4096)
 
-    def resize(self, columns: int) -> None:
+    def resize(self, columns):
         size = struct.pack("HHHH", 24, columns, 0, 0)
         fcntl.ioctl(self.file.fileno(), termios.TIOCSWINSZ, size)
 
-    def screen(self) -> list[str]:
+    def screen(self):
         """Everything written until now, as it is seen; once."""
         self.close()
         return on_screen(self._written[:-1].decode(), 200)
 
-    def close(self) -> None:
+    def close(self):
         if not self.file.closed:
             self.file.write("\x04")
             self.file.flush()

@@ -10,7 +10,6 @@ import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ UMASKS = [0o002, 0o022, 0o027, 0o077]
 
 
 @contextlib.contextmanager
-def umask(bits: int) -> Iterator[None]:
+def umask(bits):
     before = os.umask(bits)
     try:
         yield
@@ -36,7 +35,7 @@ def umask(bits: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def another_user() -> Iterator[None]:
+def another_user():
     """Read as somebody else, whom root's rights do not cover."""
     root = os.geteuid() == 0
     if root:
@@ -49,7 +48,7 @@ def another_user() -> Iterator[None]:
 
 
 @pytest.fixture
-def public() -> Iterator[Path]:
+def public():
     """A folder that every user may enter; those of pytest are the user's own."""
     folder = Path(tempfile.mkdtemp(prefix="fitb-modes-"))
     folder.chmod(0o755)
@@ -57,7 +56,7 @@ def public() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def modes(folder: Path) -> dict[str, set[int]]:
+def modes(folder):
     found: dict[str, set[int]] = {"file": set(), "folder": set()}
     for path in (folder, *folder.rglob("*")):
         found["folder" if path.is_dir() else "file"].add(stat.S_IMODE(path.stat().st_mode))
@@ -111,7 +110,7 @@ def test_what_may_not_be_read_says_so_with_owner_and_mode(make_folder, tokenizer
     (folder / closed).chmod(mode)
     said = f"permission denied: {folder / closed} belongs to .* mode {mode:04o}; .*chmod a"
 
-    def load() -> None:
+    def load():
         load_tokenizer(folder)
         load_model(str(folder), tokenizer=tokenizer)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from executable import executable
@@ -21,7 +19,7 @@ PATH = os.environ["PATH"]
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def slurm(tmp_path, monkeypatch):
     """A Slurm that keeps the last script that it was given, and the environment of sbatch.
 
     A front changes the environment of its process: it is put back.
@@ -40,20 +38,20 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.environ.update(before)
 
 
-def site(folder: Path, text: str) -> Path:
+def site(folder, text):
     (folder / "slurm").mkdir()
     path = folder / "slurm" / "site.env"
     path.write_text(text)
     return path
 
 
-def where(*flags: str, **more: object):
+def where(*flags, **more):
     arguments = resource_parser("test").parse_args(["--cluster", "slurm", *flags])
     vars(arguments).update(more)
     return arguments
 
 
-def test_file_is_read_as_bash_reads_it(tmp_path: Path) -> None:
+def test_file_is_read_as_bash_reads_it(tmp_path):
     path = site(
         tmp_path,
         "echo loading modules\n"
@@ -73,7 +71,7 @@ def test_file_is_read_as_bash_reads_it(tmp_path: Path) -> None:
         read_site(path, os.environ)
 
 
-def test_file_is_the_named_one_or_the_one_below(tmp_path: Path) -> None:
+def test_file_is_the_named_one_or_the_one_below(tmp_path):
     assert site_file({}, tmp_path) is None
     path = site(tmp_path, "")
     assert site_file({}, tmp_path) == path
@@ -85,9 +83,7 @@ def test_file_is_the_named_one_or_the_one_below(tmp_path: Path) -> None:
         site_file({"FITB_SITE": str(tmp_path / "none")}, tmp_path)
 
 
-def test_flags_win_over_the_shell_and_the_shell_over_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_win_over_the_shell_and_the_shell_over_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     site(
         tmp_path,
@@ -103,7 +99,7 @@ def test_flags_win_over_the_shell_and_the_shell_over_the_file(
     }
 
 
-def test_without_a_file_nothing_changes(slurm: Path) -> None:
+def test_without_a_file_nothing_changes(slurm):
     before = dict(os.environ)
     text = script_of(make_executor(where(), slurm / "logs"))
     assert dict(os.environ) == before
@@ -112,9 +108,7 @@ def test_without_a_file_nothing_changes(slurm: Path) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--tasks_per_node", "3", "--cpus_per_task", "2"]])
 @pytest.mark.parametrize("torchrun", [False, True])
-def test_dry_run_prints_the_script_to_the_letter_and_writes_nothing(
-    slurm: Path, flags: list[str], torchrun: bool
-) -> None:
+def test_dry_run_prints_the_script_to_the_letter_and_writes_nothing(slurm, flags, torchrun):
     site(slurm, "export SBATCH_ACCOUNT=mine\n")
     training = ["--run_dir", str(slurm / "run"), "--steps", "5"]
     arguments = where(*flags, torchrun=torchrun)
@@ -130,9 +124,7 @@ def test_dry_run_prints_the_script_to_the_letter_and_writes_nothing(
 
 
 @pytest.mark.parametrize(("asked", "given"), [(True, ""), (None, "torchrun")])
-def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(
-    slurm: Path, asked: bool | None, given: str
-) -> None:
+def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(slurm, asked, given):
     site(slurm, f"export FITB_LAUNCHER={given}\n")  # the site may ask for it
     flags = ("--tasks_per_node", "3", "--cpus_per_task", "2")
     planned = plan_distill([], where(*flags, torchrun=asked))
@@ -145,14 +137,14 @@ def test_torchrun_is_one_task_a_host_with_the_cores_of_all_its_ranks(
     assert plan_distill([], where(*flags, torchrun=False)).task.processes == 0
 
 
-def test_script_of_an_array_is_the_one_that_is_submitted(slurm: Path) -> None:
+def test_script_of_an_array_is_the_one_that_is_submitted(slurm):
     submit_tasks(make_executor(where(), slurm / "logs"), [CommandJob(("evaluate",))] * 2)
     shown = script_of(make_executor(where(), slurm / "logs"), 2)
     assert "#SBATCH --array=0-1%2\n" in shown
     assert shown == (slurm / "script").read_text()
 
 
-def test_container_holds_the_tasks_and_its_batch_script_requeues_what_left(slurm: Path) -> None:
+def test_container_holds_the_tasks_and_its_batch_script_requeues_what_left(slurm):
     site(slurm, "export FITB_APPTAINER='/my image.sif' FITB_APPTAINER_OPTIONS='--nv -B /data'\n")
     text = plan_distill([], where()).render()
     assert " apptainer exec --nv -B /data '/my image.sif' python -u -m submitit" in text
@@ -171,8 +163,8 @@ def test_container_holds_the_tasks_and_its_batch_script_requeues_what_left(slurm
     ],
 )
 def test_batch_script_of_a_container_requeues_a_job_that_left_and_runs(
-    tmp_path: Path, code: int, state: str, calls: list[str]
-) -> None:
+    tmp_path, code, state, calls
+):
     log = tmp_path / "calls"
     log.touch()
     executable(

@@ -1,6 +1,9 @@
+"""What follows the end of an attempt, and when a run is over."""
+
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,8 @@ import pytest
 
 from fitb.base.errors import CRASH, FINISHED, RESUME, STOP
 from fitb.base.fsio import append_line, read_json, write_json
-from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.events import num_attempts
-from fitb.rundir.ownership import current_owner
+from fitb.rundir.ownership import Owner, current_owner
 from fitb.rundir.restart import (
     MAX_STALLED_CRASHES,
     MAX_STALLED_LEAVES,
@@ -47,16 +49,15 @@ def test_what_is_damaged_of_a_run_is_passed_over_in_a_decision(
     folder = tmp_path / "attempts" / "0001"
     folder.mkdir(parents=True)
     (folder / "owner.json").write_bytes(damage)
-    lines = [{"event": "attempt", "attempt": 1, "job": "7"}, before(0, 2)]
-    for line in lines:
-        append_line(tmp_path / "events.jsonl", line)
-    with open(tmp_path / "events.jsonl", "ab") as file:
-        file.write(damage + b'\n{"event": "requeue", "stalled": "x", "step": null}\n')
+    events = tmp_path / "events.jsonl"
+    for line in ({"event": "attempt", "attempt": 1, "job": "7"}, before(0, 2)):
+        append_line(events, line)
+    with open(events, "ab") as file:
+        file.write(damage + b'\n{"event": "requeue", "stalled": "x", "step": null}\n{"event": "sa')
     assert num_attempts(tmp_path) == 1
-    decision = decide(tmp_path, STOP, source=Source("7"), seen=1)
-    assert decision.exit_code == STOP
-    decision = decide(tmp_path, 1, source=Source("7"), seen=1)
-    assert "a row" in decision.reason
+    assert decide(tmp_path, STOP, source=Source("7"), seen=1).exit_code == STOP
+    assert json.loads(events.read_bytes().splitlines()[-1])["event"] == "stop"
+    assert "a row" in decide(tmp_path, 1, source=Source("7"), seen=1).reason
 
 
 NOISE = [{"event": "save", "step": 500}, {"event": "stop", "step": 500, "exit_code": 85}]
@@ -97,13 +98,6 @@ def committed(run_dir: Path, step: int) -> None:
     (run_dir / "checkpoints" / f"step-{step:07d}").mkdir(parents=True)
 
 
-def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
-    assert last_committed_step(tmp_path) == 0
-    for name in ("step-0000090", "step-0000100", "step-0000200.tmp", "step-0000300.bad", "latest"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert last_committed_step(tmp_path) == 100
-
-
 @pytest.mark.parametrize(("code", "limit"), [(1, MAX_STALLED_CRASHES), (85, MAX_STALLED_LEAVES)])
 def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limit: int) -> None:
     run_dir = tmp_path / "run"  # a crash may come before the folder
@@ -112,13 +106,6 @@ def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limi
     lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["requeue"] * (limit - 1) + ["stop"]
     assert {"time", "event", "step", "exit_code", "stalled", "job", "reason"} == lines[0].keys()
-
-
-def test_line_torn_by_a_kill_does_not_hinder_the_decision(tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl").write_text('{"event": "attempt"}\n{"event": "sa')
-    assert decide(tmp_path, 85).exit_code == RESUME
-    lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["attempt", "requeue"]
 
 
 def ended(run_dir: Path, *codes: int) -> None:
@@ -139,16 +126,6 @@ def test_launch_that_started_nothing_and_ended_with_0_is_a_crash_that_names_its_
     assert (line["event"], line["exit_code"], line["stalled"]) == ("requeue", CRASH, 1)
     assert verdicts[2].exit_code == STOP
     assert read_json(tmp_path / "done.json")["exit_code"] == STOP
-
-
-@pytest.mark.parametrize("steps_before", [0, 90])
-def test_attempts_before_this_start_are_no_evidence_for_it(
-    tmp_path: Path, steps_before: int
-) -> None:
-    ended(tmp_path, 85, 0)
-    committed(tmp_path, steps_before)
-    assert decide(tmp_path, 0, source=Source("8"), seen=2).exit_code == RESUME
-    assert not (tmp_path / "done.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -207,9 +184,11 @@ def test_command_exits_with_its_verdict(
     assert main([str(tmp_path), "0"]) == 85
     ended(tmp_path, 85, 0)
     capsys.readouterr()
+    committed(tmp_path, 90)
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == "2\n"
-    assert main([str(tmp_path), "0", "2"]) == 85
+    assert main([str(tmp_path), "0", "2"]) == 85  # attempts before a start are no evidence for it
+    assert read_json(tmp_path / "done.json")["exit_code"] == 93
     assert main([str(tmp_path), "0", "1"]) == 0
     assert main([]) == 2
     assert main([str(tmp_path), "-1"]) == 2
@@ -217,17 +196,6 @@ def test_command_exits_with_its_verdict(
 
 def link(job: str, chain: str = "mine") -> Source:
     return Source(job, 0, chain)
-
-
-def test_jobs_of_a_chain_count_as_one_submission_and_another_chain_begins_anew(
-    tmp_path: Path,
-) -> None:
-    verdicts = [decide(tmp_path, 1, source=link(job)).exit_code for job in "123"]
-    assert verdicts == [RESUME, RESUME, STOP]
-    assert decide(tmp_path, 1, source=link("4", "other")).stalled == 1
-    assert decide(tmp_path, 1, source=Source("5")).stalled == 1
-    chains = [json.loads(line).get("chain") for line in events_of(tmp_path).splitlines()]
-    assert chains == ["mine"] * 3 + ["other", None]
 
 
 def events_of(run_dir: Path) -> str:
@@ -324,34 +292,26 @@ def test_attempt_that_has_its_run_decides(
 
 
 def owner(run_dir: Path, name: str, job: str) -> None:
-    folder = run_dir / "attempts" / name
-    folder.mkdir(parents=True)
-    record = {"attempt": int(name[:4]), "job": job, "restart": 0, "host": "h1", "pid": 3}
-    record |= {"machine": "", "started": 0.0, "cluster": ""}
-    (folder / "owner.json").write_text(json.dumps(record))
+    record = asdict(Owner(int(name[:4]), job, 0, "h1", "", 3, 0.0, ""))
+    (run_dir / "attempts" / name).mkdir(parents=True)
+    write_json(run_dir / "attempts" / name / "owner.json", record)
 
 
-def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it(tmp_path: Path) -> None:
+def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it_until_that_has_ended(
+    tmp_path: Path,
+) -> None:
+    """One that was refused after it had its number, say, owns nothing."""
     append_line(tmp_path / "events.jsonl", attempt(2, job="6", restart=0))
-    owner(tmp_path, "0001.ended", "5")
-    owner(tmp_path, "0002", "6")
+    for name, job in (("0001.ended", "5"), ("0002", "6"), ("0003", "7")):
+        owner(tmp_path, name, job)
+    (tmp_path / "attempts" / "0003" / "ended").touch()
     before = events_of(tmp_path)
     decision = decide(tmp_path, 93, source=Source("7"), seen=1)
     assert decision.exit_code == STOP
     assert "attempt 2 of job 6" in decision.reason
     assert events_of(tmp_path) == before
     assert not (tmp_path / "done.json").exists()
-
-
-def test_an_attempt_that_has_ended_owns_nothing_and_the_one_before_it_may(tmp_path: Path) -> None:
-    """One that was refused after it had its number, say."""
-    owner(tmp_path, "0001.ended", "5")
-    owner(tmp_path, "0002", "6")
-    owner(tmp_path, "0003", "7")
-    (tmp_path / "attempts" / "0003" / "ended").touch()
-    found = current_owner(tmp_path)
-    assert found and found.attempt == 2
     (tmp_path / "attempts" / "0002" / "ended").touch()
     assert current_owner(tmp_path) is None
-    assert decide(tmp_path, 93, source=Source("7")).exit_code == STOP
+    assert decide(tmp_path, 93, source=Source("7"), seen=1).exit_code == STOP
     assert read_json(tmp_path / "done.json")["job"] == "7"

@@ -51,26 +51,19 @@ def begin(config):
     fsio.append_line(run.metrics, {"train/step": 1})
 
 
-def test_until_a_step_is_logged_a_refused_configuration_can_be_mended(run_config):
-    config = run_config()
+def test_once_a_step_is_logged_a_changed_configuration_is_refused_with_every_key(run_config):
+    config = run_config(steps=100_000)
     open_run(config, ALONE)
     mended = dataclasses.replace(config, steps=7)
     assert open_run(mended, ALONE)[0].attempt == 2
     begin(mended)
-    with pytest.raises(ConfigError, match=r"steps: 7 -> 100000"):
-        open_run(config, ALONE)
-
-
-def test_a_changed_configuration_is_refused_with_every_key(run_config):
-    config = run_config()
-    begin(config)
     before = (Path(config.run_dir) / "config.yaml").read_bytes()
-    changed = dataclasses.replace(config, steps=7, optim=OptimConfig(lr=0.5))
-    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0005 -> 0\.5; steps: 100000 -> 7"):
+    changed = dataclasses.replace(config, optim=OptimConfig(lr=0.5))
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0005 -> 0\.5; steps: 7 -> 100000"):
         open_run(changed, ALONE)
     assert (Path(config.run_dir) / "config.yaml").read_bytes() == before
-    assert len(events(config)) == 1
-    assert open_run(config, ALONE)[0].attempt == 2
+    assert len(events(config)) == 3
+    assert open_run(mended, ALONE)[0].attempt == 4
 
 
 def test_a_moved_run_goes_on_under_its_new_name_and_what_may_change_may_change(
@@ -144,12 +137,6 @@ def test_the_last_words_of_a_rank_become_an_event_at_the_next_start_once(run_con
     assert any("rank 3 hung" in note for note in first.notes)
 
 
-def test_a_kill_between_folder_and_configuration_is_a_first_attempt(run_config):
-    config = run_config()
-    (Path(config.run_dir) / "checkpoints").mkdir(parents=True)
-    assert open_run(config, ALONE)[0].attempt == 1
-
-
 def test_a_saved_configuration_that_is_torn_is_an_error_of_fitb(run_config):
     config = run_config()
     begin(config)
@@ -201,16 +188,6 @@ def test_events_have_a_time_an_attempt_and_details_and_come_from_the_first_rank(
     (event,) = fsio.read_lines(tmp_path / "events.jsonl")
     assert (event["event"], event["attempt"], event["step"]) == ("save", 4, 3)
     assert event["time"].endswith("+00:00")
-
-
-def test_the_environment_never_reaches_the_folder(run_config, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "xyzzy-" + "secret-one")
-    monkeypatch.setenv("SOME_TOKEN", "xyzzy-" + "secret-two")
-    config = run_config()
-    open_run(config, ALONE)
-    for path in Path(config.run_dir).rglob("*"):
-        if path.is_file():
-            assert "xyzzy-" + "secret" not in path.read_text(), path
 
 
 def test_an_event_knows_the_age_of_its_process_to_a_tenth_of_a_second():
