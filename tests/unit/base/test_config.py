@@ -104,24 +104,6 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, text, said):
             parsed(*flags)
 
 
-def test_a_flag_after_a_file_wins_over_it(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("steps: 7\noptim: {lr: 0.5}\nseed: 3\n")
-    config = parsed("--config", str(path), "--optim.lr", "1e-4")
-    assert (config.steps, config.optim.lr, config.seed) == (7, 1e-4, 3)
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_parses_and_reads_back_from_what_a_run_saves(tmp_path, name):
-    assert parsed() == Config("run")
-    config = parsed("--config", name)
-    assert config == parsed(f"--config={name}")
-    path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(config))
-    assert parse(Config, "fitb train", ["--config", str(path)]) == config
-    assert changed_keys(yaml.safe_load(path.read_text()), config) == []
-
-
 FAR = Config(
     run_dir="runs/caf\u00e9: 1",
     precision="bf16",
@@ -135,11 +117,14 @@ FAR = Config(
 LIKE_NUMBERS = ("007", "1e5", "12e4567", "1_0", "0x1f", ".5", "true")  # as hashes are
 
 
-@pytest.mark.parametrize("config", [FAR, *map(Config, LIKE_NUMBERS)], ids=lambda c: c.run_dir)
-def test_a_configuration_reads_back_the_same(tmp_path, config):
+@pytest.mark.parametrize("config", [FAR, *map(Config, LIKE_NUMBERS), "", *preset_names()])
+def test_a_configuration_and_every_preset_reads_back_from_what_a_run_saves(tmp_path, config):
+    if isinstance(config, str):
+        config = parsed("--config", config) if config else parsed()
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert parse(Config, "fitb train", ["--config", str(path)]) == config
+    assert changed_keys(yaml.safe_load(path.read_text()), config) == []
 
 
 def test_a_file_wins_over_a_preset_and_a_folder_of_its_name_does_not(tmp_path, monkeypatch):
