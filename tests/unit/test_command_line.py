@@ -100,12 +100,13 @@ import contextlib, importlib, io, sys
 light = [importlib.import_module(f"fitb.{{name}}") for name in {LIGHT}]
 from fitb.cli import main
 from fitb.cli.commands import COMMANDS
-from fitb.cli.execute import load
+from fitb.cli.execute import launcher_of, load
 assert not [name for name in ("tokenizers", "pyarrow") if name in sys.modules]
 with contextlib.redirect_stdout(io.StringIO()):
     assert main(["--help"]) == main(["train", "--help"]) == main(["completion"]) == 0
 for row in COMMANDS.values():
     load(row.config)
+    assert not row.launcher or launcher_of(row)
 assert not [name for name in {HEAVY} if name in sys.modules]
 """
     command = [sys.executable, "-W", "error", "-c", code]

@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
-LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 SOURCES = [path for folder in ("fitb", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
-TESTS = sorted((ROOT / "tests").rglob("*.py"))
 WORDS = (".py", ".md", ".yaml", ".yml", ".sh", ".cfg", ".toml", ".json", ".txt", ".cff", ".def")
 FOLDERS = (
     *("fitb", "launch", "slurm", "ds_configs", "docs", "tests"),
@@ -58,20 +57,9 @@ def test_no_two_public_classes_have_one_name_and_no_module_a_name_that_tells_not
     assert not [named(path) for path in SOURCES if path.stem in ("run", "config", "page", "table")]
 
 
-def test_no_module_is_longer_than_one_reads():
-    sizes = {named(path): len(path.read_text().splitlines()) for path in SOURCES}
-    assert not {name: size for name, size in sizes.items() if size > LONGEST_MODULE}
-
-
-def test_no_function_is_longer_than_a_screen():
-    long = {}
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                size = node.end_lineno - node.lineno + 1
-                if size > LONGEST_FUNCTION:
-                    long[f"{named(path)}:{node.name}"] = size
-    assert not long
+def test_no_module_is_longer_than_one_reads_and_no_function_than_a_screen():
+    assert sizes.modules(*sizes.CODE)[-1].lines <= sizes.LONGEST_MODULE
+    assert sizes.functions(*sizes.CODE)[-1].lines <= sizes.LONGEST_FUNCTION
 
 
 def test_the_main_road_fits_one_screen():
@@ -83,14 +71,9 @@ def test_launchers_are_short():
         assert len(path.read_text().splitlines()) < 80, path
 
 
-def test_no_file_names_a_private_path():
-    found = [named(path) for path in texts() if PRIVATE.search(path.read_text())]
-    assert not found
-
-
-def test_no_file_names_the_number_of_an_issue():
-    found = [named(path) for path in texts() if ISSUE.search(path.read_text())]
-    assert not found
+@pytest.mark.parametrize("pattern", [PRIVATE, ISSUE], ids=["path", "issue"])
+def test_no_file_names_a_private_path_or_the_number_of_an_issue(pattern):
+    assert not [named(path) for path in texts() if pattern.search(path.read_text())]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
@@ -106,13 +89,3 @@ def test_messages_of_errors_are_one_string():
                 name = ast.unparse(node.exc.func)
                 if name.endswith(("Error", "Fault")):
                     assert len(node.exc.args) <= 1, f"{named(path)}:{node.lineno}"
-
-
-def test_no_test_hides_another_of_the_same_name():
-    for path in TESTS:
-        functions = [
-            node.name
-            for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-        ]
-        assert len(functions) == len(set(functions)), named(path)

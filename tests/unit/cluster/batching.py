@@ -36,6 +36,14 @@ FINISH = """printf '%s\\n' '{"event": "attempt"}' '{"event": "stop", "exit_code"
 UNTIL_SIGNAL = "until [[ -s $FAKE/srun.signals ]]; do sleep 0.02; done; sleep 0.2; exit 85"
 
 
+def site(folder: Path, text: str) -> Path:
+    """Write the settings of a site, to be found in this folder."""
+    (folder / "slurm").mkdir()
+    path = folder / "slurm" / "site.env"
+    path.write_text(text)
+    return path
+
+
 class Batch:
     """One run of slurm/distill.sh as Slurm would start it."""
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch
+from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch, site
 from executable import executable
 
 from fitb.base.signals import PREEMPTION, TIME_LIMIT, slurm_name
@@ -247,13 +247,6 @@ def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch:
         env = batch.srun_env()
         assert (env["FITB_PROCESSES_PER_NODE"], env["OMP_NUM_THREADS"]) == (each, threads)
         more["SLURM_JOB_ID"] = "9"
-
-
-def site(folder: Path, text: str) -> Path:
-    (folder / "slurm").mkdir()
-    path = folder / "slurm" / "site.env"
-    path.write_text(text)
-    return path
 
 
 def test_job_reads_the_file_of_its_site(batch: Batch) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+from batching import site
 from executable import executable
 
 from fitb.base.errors import ConfigError
@@ -36,13 +37,6 @@ def slurm(tmp_path, monkeypatch):
     yield tmp_path
     os.environ.clear()
     os.environ.update(before)
-
-
-def site(folder, text):
-    (folder / "slurm").mkdir()
-    path = folder / "slurm" / "site.env"
-    path.write_text(text)
-    return path
 
 
 def where(*flags, **more):

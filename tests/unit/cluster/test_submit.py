@@ -206,20 +206,3 @@ def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("job ") and "log of rank 0: " in done.stdout
     assert launch("--seed", "1").returncode == 93
-    wrong = launch("--stepz", "5")
-    assert wrong.returncode == 2
-    assert "nearest: steps" in wrong.stderr
-
-
-@pytest.mark.parametrize("name", ["distill", "prepare", "evaluate"])
-def test_launchers_explain_themselves_without_torch(name: str) -> None:
-    code = (
-        "import sys, runpy; sys.modules['torch'] = None\n"
-        f"sys.argv = ['launch.{name}', '--help']\n"
-        f"runpy.run_module('launch.{name}', run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--tasks" in done.stdout
