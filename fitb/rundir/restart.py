@@ -236,16 +236,15 @@ def decide(
     step = last_committed_step(run_dir)
     events = list(read_events(run_dir))
     owner = current_owner(run_dir)
-    record = as_written(asdict(owner)) if owner else None
-    taken = lost(events, record, exit_code, source, seen)
-    if taken:
+    holder = as_written(asdict(owner)) if owner else None
+    if taken := lost(events, holder, exit_code, source, seen):
         return Decision(STOP, f"{taken}; this one does not touch it", step)
     exit_code, found = believed(exit_code, newest_attempt(events, seen), source)
     decision = decide_from(events, exit_code=exit_code, step=step, source=source, why=why or found)
     run_dir.mkdir(parents=True, exist_ok=True)
     mend_tail(path)
-    for record in findings:
-        append_line(path, {"time": now(), **record, **source.record()})
+    for finding in findings:
+        append_line(path, {"time": now(), **finding, **source.record()})
     if decision.exit_code != FINISHED:
         line = {
             "time": now(),
