@@ -44,27 +44,23 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 def fsync_dir(path: Path) -> None:
     """Make renames inside a folder durable, if its filesystem supports that."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _fsync(path)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-    finally:
-        os.close(handle)
 
 
 def fsync_tree(folder: Path) -> None:
     """Make a folder and everything below it durable."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _fsync_file(Path(root, name))
+            if not os.path.islink(Path(root, name)):
+                _fsync(Path(root, name))
         fsync_dir(Path(root))
 
 
-def _fsync_file(path: Path) -> None:
-    if path.is_symlink():
-        return
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,7 +89,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         try:
             yield part
-            _fsync_file(part)
+            _fsync(part)
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -139,10 +135,7 @@ def folder_written_whole(
 
 
 def _put(scratch: Path, path: Path, replace: bool) -> Path | None:
-    """Rename a folder to its final name; return the new path of the folder it replaced, or None.
-
-    Raises: FileExistsError
-    """
+    """Rename a folder to its final name; return the new path of the folder it replaced, or None."""
     if rename(scratch, path, NOREPLACE):
         return None
     if not replace:
@@ -336,11 +329,7 @@ def read_records(
 def _records(
     path: Path, keys: tuple[str, ...], tail_bytes: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-    """Yield the number of each terminated line, and its object or what is wrong with it.
-
-    Args:
-        tail_bytes: start at the first whole line within the last bytes, as number 1.
-    """
+    """Yield the number of each whole line (from 1 in a tail), and its object or what is wrong."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:

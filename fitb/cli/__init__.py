@@ -62,10 +62,7 @@ def _run(name: str, args: list[str]) -> int:
 
 
 def _find(name: str, args: list[str]) -> tuple[Command, list[str]]:
-    """Return a command and the words after its name.
-
-    Raises: ConfigError with the nearest name if there is no such command.
-    """
+    """Return a command and the words after its name."""
     if name == "bench":
         name, args = f"bench {args[0]}", args[1:]
     if name not in COMMANDS:

@@ -53,21 +53,14 @@ def fill(config: FillConfig) -> Any:
     from fitb.infer.fill import fill_from
 
     if config.texts == ["-"]:
-        config = dataclasses.replace(config, texts=_lines(_piped()))
+        piped = getattr(sys.stdin, "buffer", None)  # what replaces it may have none
+        data = piped.read() if piped else sys.stdin.read().encode()
+        config = dataclasses.replace(config, texts=_lines(data))
     return fill_from(config)
 
 
-def _piped() -> bytes:
-    """Return the bytes of standard input; a replacement without a buffer is encoded as UTF-8."""
-    raw = getattr(sys.stdin, "buffer", None)
-    return raw.read() if raw else sys.stdin.read().encode()
-
-
 def _lines(data: bytes) -> list[str]:
-    """Split UTF-8 text into lines, at line feeds only.
-
-    Raises: DataError if a line is not UTF-8.
-    """
+    """Split UTF-8 text into lines, at line feeds only."""
     texts = []
     lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):

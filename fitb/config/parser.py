@@ -120,14 +120,7 @@ def _required(parser: ArgumentParser, positional: str) -> str:
 
 @dataclass(frozen=True)
 class _Command:
-    """Checks the command line of a command against the fields of its dataclass.
-
-    Args:
-        kind: the dataclass.
-        prog: the command, as a user types it.
-        positional: key that positional arguments set.
-        launcher: parser that took its own flags before; None without launcher arguments.
-    """
+    """Checks the command line of a command against the fields of its dataclass; see `parse`."""
 
     kind: type[Any]
     prog: str

@@ -139,7 +139,11 @@ def commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
     Raises: SystemFault if it does not read back; OSError if the fence is gone.
     """
     root, fence = final.parent, scratch.parent
-    _read_back(scratch, manifest["files"])
+    try:
+        for name, expected in manifest["files"].items():
+            read_file(scratch / name, expected)
+    except CheckpointError as error:  # of what was just written, so it may pass
+        raise SystemFault(f"the checkpoint just written does not read back: {error}") from error
     fsio.write_json(scratch / names.MANIFEST, {**manifest, "sha256": fsio.sha256_json(manifest)})
     fsio.fsync_dir(scratch)
     if final.exists():  # an earlier attempt saved the same step
@@ -147,15 +151,6 @@ def commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
     scratch.rename(final)
     fsio.fsync_dir(root)
     write_fenced(fence, root / names.LATEST, final.name + "\n")
-
-
-def _read_back(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Verify what was just written; a mismatch may be transient, so it is a SystemFault."""
-    try:
-        for name, expected in files.items():
-            read_file(path / name, expected)
-    except CheckpointError as error:
-        raise SystemFault(f"the checkpoint just written does not read back: {error}") from error
 
 
 def prune(root: Path, keep_last: int, keep_step: int | None, fence: Path) -> None:

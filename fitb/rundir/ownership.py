@@ -36,10 +36,6 @@ _TOKEN, _ENDED, _OWNER = "token", "ended", "owner.json"  # in the folder of an a
 CLAIM = ".claim-"  # prefix in checkpoints/ of the scratch folder that becomes attempts/NNNN
 _ATTEMPT, _FENCE = r"(\d+)(?:\.ended)?", r"\.(\d+)"  # .ended: see has_ended
 _AT_ONCE = "{} is being taken over by another job right now; only one job at a time can write a run"
-_GONE = (
-    "{}, the fence of this attempt, is gone as after a take-over, but {}."
-    " Start again; if it happens again, check the filesystem"
-)
 _LINKED = (
     "{0}/checkpoints is on another filesystem than {0}, and checkpoints are renamed between the"
     " two; expected one filesystem. Move it back, or move all of {0} and make that a link"
@@ -180,18 +176,19 @@ def check_owned(fence: Path) -> None:
     if _exists(fence):
         return
     run, number = fence.parent.parent, int(fence.name[1:])
+    why = "there is no later attempt"
     try:
         newest = max(_numbers(run / names.ATTEMPTS, _ATTEMPT), default=0)
-        replaced = newest > number or has_ended(run, number)
+        if newest > number or has_ended(run, number):
+            raise Replaced(
+                f"attempt {number} of {run} has been replaced by a later one; the newest is"
+                f" {newest}, and this one stops"
+            )
     except OSError as error:
-        raise SystemFault(
-            _GONE.format(fence, f"the later attempts cannot be listed: {error}")
-        ) from error
-    if not replaced:
-        raise SystemFault(_GONE.format(fence, "there is no later attempt"))
-    raise Replaced(
-        f"attempt {number} of {run} has been replaced by a later one; the newest is {newest}, and"
-        " this one stops"
+        why = f"the later attempts cannot be listed: {error}"
+    raise SystemFault(
+        f"{fence}, the fence of this attempt, is gone as after a take-over, but {why}. Start again;"
+        " if it happens again, check the filesystem"
     )
 
 
@@ -220,11 +217,7 @@ def heartbeat(folder: Path, rank: int, step: int) -> None:
 
 
 def _why_alive(folder: Path, env: Mapping[str, str], is_over: Callable[[str], bool]) -> str | None:
-    """Return why an attempt counts as alive; None if it is presumed dead.
-
-    A job that Slurm has requeued or ended is dead. On the same machine the process is looked up.
-    Otherwise its heartbeats are watched for SILENT_S, using only the clock of this host.
-    """
+    """Return why an attempt is alive, by Slurm, its process or its heartbeats; None if dead."""
     owner = _owner_of(folder)
     me = Owner.me(0, env)
     known = bool(owner and owner.job and owner.cluster == me.cluster)
@@ -237,7 +230,7 @@ def _why_alive(folder: Path, env: Mapping[str, str], is_over: Callable[[str], bo
         )
     if owner and known and owner.job != me.job and is_over(owner.job):
         return None
-    began, before = time.monotonic(), _heartbeats(folder)
+    began, before = time.monotonic(), _heartbeats(folder)  # only the clock of this host counts
     while time.monotonic() - began < SILENT_S:
         if _heartbeats(folder) != before:
             where = f"job {owner.job or 'none'} on {owner.host}" if owner else "a job"
@@ -279,10 +272,7 @@ def _runs(owner: Owner) -> bool:
 
 
 def _started(pid: int) -> float:
-    """Return when a process started, in ticks since boot: no change of the clock affects it.
-
-    Raises: psutil.NoSuchProcess
-    """
+    """Return when a process started, in ticks since boot: no change of the clock affects it."""
     try:
         return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
@@ -307,13 +297,8 @@ def _numbers(folder: Path, pattern: str) -> set[int]:
 
 
 def _claim(run: Path, owner: Owner) -> None:
-    """Claim a number by renaming a folder with owner and token to attempts/NNNN.
-
-    The folder is prepared in checkpoints/, so that two filesystems are detected here.
-
-    Raises: RunTaken if the number is taken; ConfigError if the folders are on two filesystems.
-    """
-    claim = run / names.CHECKPOINTS / (CLAIM + owner.nonce)
+    """Claim a number by renaming a folder with owner and token to attempts/NNNN."""
+    claim = run / names.CHECKPOINTS / (CLAIM + owner.nonce)  # there, to detect two filesystems here
     folder = names.attempt(run, owner.attempt)
     try:
         os.mkdir(claim)
@@ -334,24 +319,14 @@ def _claim(run: Path, owner: Owner) -> None:
 
 
 def _issue(run: Path, number: int) -> None:
-    """Rename the token of an attempt to its fence.
-
-    Raises: Replaced or SystemFault if the token was revoked.
-    """
+    """Rename the token of an attempt to its fence; check_owned raises if it was revoked."""
     with contextlib.suppress(FileNotFoundError):  # revoked, or NFS retried a rename that succeeded
         os.rename(names.attempt(run, number) / _TOKEN, names.fence(run, number))
     check_owned(names.fence(run, number))
 
 
 def _revoke(run: Path, number: int, patience_s: float) -> None:
-    """Remove the token of an attempt, or the fence that it has become, and mark the attempt ended.
-
-    Args:
-        run: run folder.
-        number: number of the attempt.
-        patience_s: how long to retry while a process may still be writing.
-    Raises: SystemFault if the fence cannot be removed.
-    """
+    """Remove the token of an attempt, or the fence that it has become; mark the attempt ended."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it has become a fence
         os.rmdir(names.attempt(run, number) / _TOKEN)
     fsio.put_back(run / names.EXPORT, names.fence(run, number))
@@ -363,10 +338,7 @@ def _revoke(run: Path, number: int, patience_s: float) -> None:
 
 
 def _remove(fence: Path, patience_s: float) -> None:
-    """Delete a fence, retrying because a process may still be writing into it.
-
-    Raises: SystemFault if it is still there after `patience_s` seconds.
-    """
+    """Delete a fence, retrying for so long because a process may still be writing into it."""
     deadline = time.monotonic() + patience_s
     while _exists(fence):
         shutil.rmtree(fence, ignore_errors=True)

@@ -21,20 +21,17 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "py
 def add_provenance(run: Path, entry: dict[str, Any]) -> None:
     """Append an entry; a damaged file is renamed to *.bad and a new one started."""
     path = run / names.PROVENANCE
-    attempts: Any = []
+    attempts: list[Any] = []
     try:
-        attempts = fsio.read_json(path)
+        found = fsio.read_json(path)
+        if not isinstance(found, list):
+            raise ValueError(f"{path} is no list")
+        attempts = found
     except FileNotFoundError:
         pass
     except ValueError as error:
-        attempts = error
-    if not isinstance(attempts, list):
-        aside = fsio.set_aside(path)
-        why = attempts if isinstance(attempts, ValueError) else f"{path} is no list"
-        logger.warning("renamed to %s, and started anew: %s", aside, why)
-        attempts = []
-    attempts.append(entry)
-    fsio.write_json(path, attempts)
+        logger.warning("renamed to %s, and started anew: %s", fsio.set_aside(path), error)
+    fsio.write_json(path, [*attempts, entry])
 
 
 def newest_code(run: Path) -> dict[str, Any] | None:

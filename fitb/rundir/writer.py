@@ -135,22 +135,18 @@ def _age_s() -> float:
 
 
 def _refuse_other(path: Path) -> None:
-    """Raise ConfigError for a folder that is not a run and has files that a run would replace.
-
-    Symbolic links that a run would replace by a rename are refused, too. A run is recognised by
-    `attempts/`, which every start creates first, or in old runs by the attempts in its events.
-    """
+    """Raise ConfigError for a folder that is not a run and has files that a run would replace."""
     for name in _RENAMED_OVER:
         if (path / name).is_symlink():
             raise ConfigError(
                 f"{path / name} is a link, which a run would replace; remove it, and to store the"
                 f" run elsewhere make {path} itself a link"
             )
-    attempts = path / names.ATTEMPTS
+    attempts = path / names.ATTEMPTS  # which every start creates first
     found = os.listdir(attempts) if attempts.is_dir() else []
     if found and all(re.fullmatch(r"\d{4,}(\.ended)?", name) for name in found):
         return
-    if num_attempts(path):
+    if num_attempts(path):  # an old run
         return
     others = [name for name in _REPLACED if _holds(path / name)]
     if others:
@@ -168,10 +164,7 @@ def _holds(path: Path) -> bool:
 
 
 def _begun(path: Path, config: Config) -> Config | None:
-    """Return the configuration with the run's algorithm versions; None before a first step.
-
-    Raises: ConfigError if the run was started under another configuration, or by a newer fitb.
-    """
+    """Return the configuration with the run's algorithm versions; None before a first step."""
     saved, logged = path / names.CONFIG, path / names.METRICS
     begun = logged.exists() and logged.stat().st_size > 0
     begun = begun or any((path / names.CHECKPOINTS).glob("step-*")) or last_saved(path) > 0
@@ -179,8 +172,7 @@ def _begun(path: Path, config: Config) -> Config | None:
         return None
     old = _read_config(saved)
     config = with_algorithms_of(old, config)
-    changed = changed_keys(old, config)
-    if changed:
+    if changed := changed_keys(old, config):
         raise ConfigError(
             f"{path} was begun under another configuration: {'; '.join(changed)}."
             " Restore the old values, or choose another --run_dir"
