@@ -20,7 +20,7 @@ from fitb.evaluation.folder import check_array
 
 def distill_arguments() -> LauncherArguments:
     """Build the parser of the launcher arguments of a distillation."""
-    parser = resource_parser("python -m launch.distill", job_name="fitb-distill", nodes=1)
+    parser = resource_parser("python -m launch.distill", job_name="fitb-distill")
     parser.add_argument(
         "--chain",
         type=int,

@@ -76,16 +76,8 @@ def seconds(text: str) -> float | None:
 
     Raises: ConfigError if it is malformed.
     """
-    if text in _NO_LIMIT:
-        return None
     amount = re.fullmatch(r"(\d+)\s*(sec|min|usec|)", text)
-    if amount:
-        return int(amount[1]) * _UNITS[amount[2]]
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if clock:
-        days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
-        return float(86_400 * days + 3600 * hours + 60 * minutes + rest)
-    raise ConfigError(f"{text!r} is not a duration of Slurm; expected '30 sec' or '1-02:00:00'")
+    return int(amount[1]) * _UNITS[amount[2]] if amount else limit_s(text)
 
 
 def limit_s(option: str) -> float | None:
@@ -97,7 +89,10 @@ def limit_s(option: str) -> float | None:
         return None
     found = _LIMIT.fullmatch(option)
     if not found:
-        raise ConfigError(f"--time={option}; expected minutes, HH:MM:SS or DAYS-HH:MM:SS")
+        raise ConfigError(
+            f"{option!r} is no duration of Slurm; expected one as --time takes it: minutes,"
+            " HH:MM:SS or DAYS-HH:MM:SS"
+        )
     days, *clock = (int(part) if part else None for part in found.groups())
     if days is not None or clock[2] is not None:  # DAYS-HOURS[:MINUTES[:SECONDS]]
         hours, minutes, rest = (part or 0 for part in clock)

@@ -120,19 +120,6 @@ def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops_or_is_f
     assert batch.requeues() == 0
 
 
-@pytest.mark.parametrize("code", [0, 85])
-def test_attempt_that_slurm_started_again_elsewhere_writes_nothing_about_the_run(
-    batch: Batch, code: int
-) -> None:
-    later = '{"event": "attempt", "attempt": 2, "job": "7", "restart": 1}'
-    run_dir = batch.folder / "runs" / "mine"
-    verdict, output = batch.run(f"echo '{later}' >>runs/mine/events.jsonl; exit {code}")
-    assert (verdict, batch.requeues()) == (93, 0)
-    assert "replaced by attempt 2 of job 7" in output
-    assert (run_dir / "events.jsonl").read_text() == f"{later}\n"
-    assert not (run_dir / "done.json").exists()
-
-
 @pytest.mark.parametrize("code", [85, 93])
 def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
     batch: Batch, code: int

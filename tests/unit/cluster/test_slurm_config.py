@@ -173,13 +173,3 @@ def test_durations_of_slurm_are_seconds(text: str, seconds: float | None) -> Non
     assert slurm_config.seconds(text) == seconds
     with pytest.raises(ConfigError, match="'soon'"):
         slurm_config.seconds("soon")
-
-
-@pytest.mark.parametrize(
-    ("option", "lead_s"),
-    [("B:USR1@300", 300.0), ("USR2@90", 90.0), ("B:USR1", 60.0), (None, None)],
-)
-def test_the_lead_of_a_signal_is_read_as_sbatch_reads_it(
-    option: str | None, lead_s: float | None
-) -> None:
-    assert slurm_config.signal_lead_s(option) == lead_s

@@ -166,10 +166,6 @@ def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
     flags = ["--run_dir", str(tmp_path / "run")]
     with pytest.raises(SystemFault, match="only one node"):
         submit_distill(flags, parser.parse_args(["--cluster", "local", "--nodes", "2"]))
-    chained = parser.parse_args(["--cluster", "local"])
-    chained.chain = 2
-    with pytest.raises(SystemFault, match="--chain and --preflight"):
-        submit_distill(flags, chained)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemFault, match="srun"):
         submit_distill(flags, parser.parse_args(["--cluster", "slurm"]))

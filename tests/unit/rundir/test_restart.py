@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fitb.base.errors import CRASH, FINISHED, RESUME, STOP
+from fitb.base.errors import FINISHED, RESUME, STOP
 from fitb.base.fsio import append_line, read_json, write_json
 from fitb.rundir.events import num_attempts
 from fitb.rundir.ownership import Owner, current_owner
@@ -115,19 +115,6 @@ def ended(run_dir: Path, *codes: int) -> None:
         append_line(run_dir / "events.jsonl", {"event": "stop", "exit_code": code})
 
 
-def test_launch_that_started_nothing_and_ended_with_0_is_a_crash_that_names_its_hosts(
-    tmp_path: Path,
-) -> None:
-    source = Source("8", chain="mine", hosts="h[3-4]")
-    verdicts = [decide(tmp_path, 0, source=source) for _ in range(3)]
-    assert [(each.exit_code, each.stalled) for each in verdicts[:2]] == [(RESUME, 1), (RESUME, 2)]
-    assert "h[3-4]" in verdicts[0].reason
-    line = json.loads(events_of(tmp_path).splitlines()[0])
-    assert (line["event"], line["exit_code"], line["stalled"]) == ("requeue", CRASH, 1)
-    assert verdicts[2].exit_code == STOP
-    assert read_json(tmp_path / "done.json")["exit_code"] == STOP
-
-
 @pytest.mark.parametrize(
     ("tasks", "own", "verdict", "stalled"),
     [
@@ -141,6 +128,7 @@ def test_launch_that_started_nothing_and_ended_with_0_is_a_crash_that_names_its_
         pytest.param(85, None, RESUME, 1, id="a shutdown"),
         pytest.param(93, None, STOP, 0, id="a stop"),
         pytest.param(137, 85, RESUME, 1, id="a rank was killed after the save"),
+        pytest.param(0, "none", RESUME, 1, id="a launch that started nothing"),
         pytest.param(85, "none", RESUME, 1, id="a shutdown before an attempt began"),
         pytest.param(143, "none", RESUME, 1, id="a signal before an attempt began"),
         pytest.param(93, "none", STOP, 0, id="refused before an attempt began"),

@@ -113,6 +113,8 @@ def test_gpus_and_tasks_are_read_however_they_are_asked_for(options, nodes, task
         (["--time=00:05:00"], "warn"),
         (["-t", "6"], None),
         (["--time=5", "--signal=B:USR1@60"], None),
+        (["--time=1", "--signal=USR2"], "warn"),  # a minute before
+        (["--time=2", "--signal=USR2"], None),
         (["--time=1-0"], None),
         (["--time=UNLIMITED"], None),
         (["--time=soon"], "bad"),
