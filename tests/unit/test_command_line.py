@@ -10,11 +10,11 @@ import os
 import pty
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from executable import ran
 
 from fitb import cli
 from fitb.base.errors import ConfigError, DataError
@@ -109,9 +109,8 @@ for row in COMMANDS.values():
     assert not row.launcher or launcher_of(row)
 assert not [name for name in {HEAVY} if name in sys.modules]
 """
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, check=True, capture_output=True)
-    assert (done.stdout, done.stderr) == (b"", b"")
+    done = ran(sys.executable, "-W", "error", "-c", code)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -125,9 +124,8 @@ for name in ("torch", "jsonargparse", "yaml", "docstring_parser", "numpy"):
 from fitb.cli import main
 sys.exit(main({words}) > 2)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout, done.stderr
-    assert ("see packages" in done.stdout) == ("--config" in words)
+    text = ran(sys.executable, "-c", code).stdout
+    assert text and ("see packages" in text) == ("--config" in words)
 
 
 @pytest.mark.parametrize(
@@ -247,10 +245,8 @@ def complete(path, line):
         "_fitb",
         'printf "%s\\n" "${COMPREPLY[@]}"',
     ]
-    done = subprocess.run(
-        ["/bin/bash", "--norc", "-c", "\n".join(lines)],
-        capture_output=True, text=True, env={"PATH": "/nowhere", "LANG": "C"},
-    )  # fmt: skip
+    env = {"PATH": "/nowhere", "LANG": "C"}
+    done = ran("/bin/bash", "--norc", "-c", "\n".join(lines), env=env)
     assert not done.stderr, done.stderr
     return done.stdout.split()
 

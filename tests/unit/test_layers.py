@@ -3,11 +3,11 @@
 import ast
 import configparser
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from executable import ran
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fitb"
@@ -50,10 +50,7 @@ def imports_of(path, top_level_only=False):
 
 def test_the_contract_of_layers_is_kept():
     code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran(sys.executable, "-c", code, cwd=ROOT, timeout=120)
 
 
 def test_every_module_has_a_layer():
@@ -87,8 +84,7 @@ for found in pkgutil.walk_packages(fitb.__path__, "fitb."):
 taken = [name for name in {OFFERED} if hasattr(fitb, name)]
 assert not taken, taken
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    ran(sys.executable, "-c", code, timeout=240)
 
 
 def every_import(path):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from executable import ran
 
 import fitb
 
@@ -30,12 +31,8 @@ BUILT = (
 @pytest.fixture(scope="session")
 def tracked() -> list[str]:
     """Files of the repository, of which a release is made."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a checkout: git does not list its files")
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
@@ -48,10 +45,7 @@ def dist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tracked:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
-    done = subprocess.run(
-        [sys.executable, "-c", BUILT, str(out)], cwd=source, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    ran(sys.executable, "-c", BUILT, out, cwd=source)
     return out
 
 
@@ -129,15 +123,7 @@ def test_a_wheel_starts_without_torch_and_finds_its_scripts_and_presets(
         "assert resolve_resource('tinybert4', 'fitb.presets', '.yaml')\n"
     )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(unpacked)],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(sys.executable, "-c", code, unpacked, cwd=tmp_path, env=env, timeout=120)
     assert f"\nfitb {fitb.__version__}\n" in done.stdout  # no commit: this is no checkout
     assert done.stdout.endswith(f"mine\n{unpacked / 'fitb' / 'slurm'}\n")
     example = "site.example.env"
@@ -175,8 +161,7 @@ def said(place: Path, launchers: str, folder: Path) -> list[list[object]]:
         "        print(json.dumps([line, end.code, out.getvalue()]))\n"
     )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", code, str(place), launchers, *SAME]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    done = ran(sys.executable, "-c", code, place, launchers, *SAME, cwd=folder, env=env)
     plain = re.sub(r"\d\d:\d\d:\d\d ", "", done.stdout)
     assert launchers == "" or "python -m fitb.launch.distill --help" in plain
     return [json.loads(line) for line in plain.replace("fitb.launch.", "launch.").splitlines()]
@@ -202,9 +187,8 @@ def test_the_commit_is_named_in_a_checkout_alone(
         monkeypatch.setenv(f"{name}_EMAIL", "a@b")
     monkeypatch.setattr("fitb.base.git.ROOT", tmp_path)
     assert _version() == f"fitb {fitb.__version__}"
-    git = ["git", "-C", str(tmp_path)]
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    ran("git", "init", "--quiet", cwd=tmp_path)
+    ran("git", "commit", "--quiet", "--allow-empty", "-m", "one", cwd=tmp_path)
     assert re.fullmatch(rf"fitb {fitb.__version__} \([0-9a-f]{{7,}}\)", _version())
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from executable import ran
 from snapshot import snapshot, touched
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,15 +194,14 @@ def test_sums_are_read_by_sha256sum(tmp_path):
     paths = [wheel(tmp_path, "alpha"), wheel(tmp_path, "beta")]
     wheelhouse.write_sums({path.name: wheelhouse.digest_of(path) for path in paths}, tmp_path)
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    assert subprocess.run(check, cwd=tmp_path, capture_output=True).returncode == 0
+    ran(*check, cwd=tmp_path)
     paths[0].write_bytes(b"another")
-    assert subprocess.run(check, cwd=tmp_path, capture_output=True).returncode == 1
+    ran(*check, cwd=tmp_path, code=1)
 
 
 def test_make_hands_its_variables_on():
     make = ["make", "--dry-run", "--no-print-directory", "wheelhouse"]
     make += ["PYTHON=3.12", "EXTRAS=serve", "TORCH=cpu"]
-    said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    command = re.sub(r"\\\n", " ", said).split()
+    command = re.sub(r"\\\n", " ", ran(*make, cwd=ROOT).stdout).split()
     expected = ["--python", "3.12", "--out", "wheelhouse", "--extras", "serve", "--torch", "cpu"]
     assert command == ["python3", "container/wheelhouse.py", *expected]

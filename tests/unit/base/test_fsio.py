@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 
 import pytest
+from executable import ran
 from small import mounted
 
 from fitb.base import fsio, renameat2
@@ -99,8 +99,7 @@ fsio.write_atomic(pathlib.Path(sys.argv[1]), "new")
 def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, moment):
     path = tmp_path / "file"
     path.write_text("old")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path), moment])
-    assert done.returncode == -9
+    ran(sys.executable, "-c", KILLED, path, moment, code=-9)
     assert path.read_text() == "old"
 
 
@@ -204,7 +203,7 @@ def power(tmp_path):
     device.write_bytes(bytes(16 << 20))
     if not shutil.which("mkfs.ext4"):
         pytest.skip("there is no mkfs.ext4")
-    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    ran("mkfs.ext4", "-q", device)
     with contextlib.ExitStack() as mounts:
 
         def cut():

@@ -83,6 +83,13 @@ def test_a_site_says_what_comes_behind_the_names_of_hosts():
     assert address_of("n1", {"FITB_HOST_SUFFIX": "i"}) == "n1i"
 
 
+def test_what_is_handed_to_torch_reads_back_as_the_same_place():
+    world = World(rank=2, size=4, local_rank=0)
+    env = world.env("10.0.0.1", 1234)
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("10.0.0.1", "1234")
+    assert World.from_env(env) == world
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from batching import FINISH, Batch
-from executable import executable
+from executable import executable, ran
 
 from fitb.base.errors import ConfigError
 from fitb.base.fsio import read_json
@@ -76,8 +76,7 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
     decide = f"decide() {{ echo $1 >'{tmp_path}/given'; return 85; }}"
     lines = [JOB, decide, f"logs='{tmp_path}'", f"(exit {code})", *STARTED]
     env = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, check=False)
-    assert done.returncode == ended
+    ran("bash", "-c", "\n".join(lines), env=env, code=ended)
     found = tmp_path / "given"
     assert (found.read_text().strip() if found.exists() else None) == given
 
@@ -87,9 +86,7 @@ def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_pa
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NUM_NODES": "2"}
     for logs, code in ((f"{tmp_path}", 0), (f"{tmp_path}/none 'x'", 7)):
         lines = ['logs="$1"', WRITABLE, "exit 7", "}"]
-        command = ["bash", "-c", "\n".join(lines), "bash", logs]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
+        done = ran("bash", "-c", "\n".join(lines), "bash", logs, env=env, code=code)
         assert done.stderr == (f"fitb: h3 cannot write {logs}\n" if code else "")
 
 

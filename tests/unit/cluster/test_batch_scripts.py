@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch, site
-from executable import executable
+from executable import executable, ran
 
 from fitb.base.signals import PREEMPTION, TIME_LIMIT, slurm_name
 from fitb.cluster.local import MALLOC_KEEPS
@@ -26,8 +26,7 @@ def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None
     if shutil.which("shellcheck"):
         checks.append(["shellcheck", str(script)])
     for check in checks:
-        done = subprocess.run(check, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        ran(*check)
 
 
 @pytest.mark.parametrize(
@@ -208,14 +207,9 @@ def test_script_becomes_its_command_or_starts_several_tasks_of_which_one_must_sp
     show = 'printf "%s\\n" "${OMP_NUM_THREADS-}" "${RANK-}" "$@"'
     for command in ("python", "srun"):
         executable(tmp_path / command, "exit 0" if ending == "silent" else f"{show}\n{ending}")
-    done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / f"{name}.sh"), "--out", "a b"],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "5"} | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.splitlines()) == (code, words), done.stderr
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "5"} | env
+    done = ran("bash", ROOT / "slurm" / f"{name}.sh", "--out", "a b", env=env, code=code)
+    assert done.stdout.splitlines() == words
     assert ("no task with a result" in done.stderr) == (ending == "silent")
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from unittest import mock
 
 import pytest
 from batching import site
-from executable import executable
+from executable import executable, ran
 
 from fitb.base.errors import ConfigError
 from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
@@ -155,6 +154,5 @@ def test_batch_script_of_a_container_requeues_a_job_that_left_and_runs(
     )
     lines = [JOB, f"(exit {code})", "", "# teardown", *REQUEUE]
     env = {"PATH": f"{tmp_path}:{PATH}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, check=False)
-    assert done.returncode == code
+    ran("bash", "-c", "\n".join(lines), env=env, code=code)
     assert log.read_text().splitlines() == calls

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from executable import ran
 
 from fitb.base.errors import CRASH, ConfigError, SystemFault
 from fitb.cluster.arrays import CommandJob
@@ -192,13 +192,7 @@ def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) 
     path = f"{ROOT}:{package.parent}:{ROOT / 'tests' / 'cluster'}"
     env = os.environ | {"PYTHONPATH": path, "STAND_IN_STEP_S": "0.01"}
 
-    def launch(*flags: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", start, *where, *flags]
-        return subprocess.run(
-            command, env=env, cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
-    done = launch("--", "--steps", "5")
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", start, *where]
+    done = ran(*command, "--", "--steps", "5", env=env, cwd=ROOT)
     assert done.stdout.startswith("job ") and "log of rank 0: " in done.stdout
-    assert launch("--seed", "1").returncode == 93
+    ran(*command, "--seed", "1", env=env, cwd=ROOT, code=93)

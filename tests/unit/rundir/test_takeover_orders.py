@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import takeover_orders
+from executable import ran
 from stopped_calls import Gate
 from takeover_orders import Broken, Contest, every_order, killed_at_every_call, random_order
 
@@ -77,10 +77,7 @@ def test_the_search_of_orders_finds_a_take_over_that_leaves_something_behind(
 
 def test_of_real_processes_that_start_a_run_at_once_one_owns_it() -> None:
     program = Path(takeover_orders.__file__).with_name("takeover_rounds.py")
-    done = subprocess.run(
-        [sys.executable, str(program), "--rounds", "60"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(sys.executable, program, "--rounds", "60")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["starters"] for line in found] == [2, 4]
     for line in found:

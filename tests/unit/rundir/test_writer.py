@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from executable import ran
 
 from fitb.base import fsio
 from fitb.base.errors import ConfigError
@@ -194,5 +194,4 @@ def test_an_event_knows_the_age_of_its_process_to_a_tenth_of_a_second():
     """It was off by up to a second, the fraction at which the machine had booted."""
     code = "from fitb.rundir.writer import _age_s; import time; print(time.time() - _age_s())"
     before = time.time()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert before - 0.1 <= float(done.stdout) <= time.time()
+    assert before - 0.1 <= float(ran(sys.executable, "-c", code).stdout) <= time.time()
