@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 _REAP_S = 0.5  # for a killed process to exit; one stuck in a dead filesystem does not
@@ -33,13 +32,12 @@ class Output:
         return not self.problem
 
 
-def output_of(*words: str, timeout_s: float, env: Mapping[str, str] | None = None) -> Output:
+def output_of(*words: str, timeout_s: float) -> Output:
     """Run a command for at most `timeout_s` seconds, then kill it and its children.
 
     Args:
         words: command and arguments.
         timeout_s: deadline in seconds.
-        env: environment; None is this process's.
     """
     shown = " ".join(words)
     shown = f"`{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + ' ...'}`"
@@ -49,7 +47,6 @@ def output_of(*words: str, timeout_s: float, env: Mapping[str, str] | None = Non
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=env,
             start_new_session=True,  # so that a kill reaches its children
         )
     except FileNotFoundError:

@@ -58,12 +58,12 @@ def ask(*words: str, timeout_s: float = 60.0) -> str:
     return found.text.strip()
 
 
-def tell(*words: str, tries: int = 3) -> None:
+def tell(*words: str) -> None:
     """Run a Slurm command, retrying because the controller may be busy.
 
     Raises: SystemFault with Slurm's message.
     """
-    for left in reversed(range(tries)):
+    for left in (2, 1, 0):
         try:
             ask(*words)
             return

@@ -28,12 +28,11 @@ class LauncherArguments(argparse.ArgumentParser):
 
     Args:
         prog: the command, as a user types it.
-        hands_to: command that gets all other flags.
     """
 
-    def __init__(self, prog: str, hands_to: str = "fitb train") -> None:
+    def __init__(self, prog: str) -> None:
         super().__init__(prog=prog, formatter_class=RawExamples, allow_abbrev=False)
-        self.describe(prog, "", "", hands_to)
+        self.describe(prog, "", "", "fitb train")
         self.set_defaults(launcher=self)
 
     def describe(self, prog: str, description: str, epilog: str, hands_to: str) -> None:
