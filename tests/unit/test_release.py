@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
@@ -59,12 +58,6 @@ def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def metadata(unpacked: Path) -> Message:
-    (path,) = unpacked.glob("*.dist-info/METADATA")
-    return Parser().parsestr(path.read_text())
-
-
 def test_the_wheel_holds_the_package_its_data_and_the_scripts_and_nothing_else(
     unpacked: Path, tracked: list[str]
 ) -> None:
@@ -92,10 +85,9 @@ def test_the_source_holds_what_the_repository_holds(dist: Path, tracked: list[st
     assert inside - written == set(tracked)
 
 
-def test_the_version_is_said_once_and_by_the_citation_too(
-    metadata: Message,
-) -> None:
-    assert metadata["Version"] == fitb.__version__
+def test_the_version_is_said_once_and_by_the_citation_too(unpacked: Path) -> None:
+    (path,) = unpacked.glob("*.dist-info/METADATA")
+    assert Parser().parsestr(path.read_text())["Version"] == fitb.__version__
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert setup["metadata"]["version"] == "attr: fitb.__version__"

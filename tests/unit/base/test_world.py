@@ -31,30 +31,21 @@ def test_a_batch_script_and_an_interactive_shell_of_a_job_of_four_tasks_are_alon
     assert World.from_env(job | step) == World()
 
 
-@pytest.mark.parametrize(("name", "env"), [("RANK", TORCHRUN), ("SLURM_STEP_NUM_TASKS", SLURM)])
-def test_a_rank_that_is_no_integer_is_refused(name, env):
-    with pytest.raises(ConfigError, match="must be integers"):
-        World.from_env(env | {name: "many"})
-
-
 @pytest.mark.parametrize(
-    "env",
+    ("env", "said"),
     [
-        TORCHRUN | {"RANK": "8"},
-        TORCHRUN | {"RANK": "-1"},
-        TORCHRUN | {"RANK": "0", "WORLD_SIZE": "0"},
-        SLURM | {"SLURM_PROCID": "6"},
+        (TORCHRUN | {"RANK": "many"}, "must be integers"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "many"}, "must be integers"),
+        (TORCHRUN | {"RANK": "8"}, "is not below"),
+        (TORCHRUN | {"RANK": "-1"}, "is not below"),
+        (TORCHRUN | {"RANK": "0", "WORLD_SIZE": "0"}, "is not below"),
+        (SLURM | {"SLURM_PROCID": "6"}, "is not below"),
+        # Half an environment does not make every process the main one.
+        *(({n: v for n, v in TORCHRUN.items() if n != gone}, gone) for gone in TORCHRUN),
     ],
 )
-def test_ranks_that_contradict_each_other_are_refused(env):
-    with pytest.raises(ConfigError, match="is not below"):
-        World.from_env(env)
-
-
-@pytest.mark.parametrize("missing", TORCHRUN)
-def test_half_an_environment_does_not_make_every_process_the_main_one(missing):
-    env = {name: value for name, value in TORCHRUN.items() if name != missing}
-    with pytest.raises(ConfigError, match=missing):
+def test_ranks_that_are_none_or_contradict_each_other_are_refused(env, said):
+    with pytest.raises(ConfigError, match=said):
         World.from_env(env)
 
 
