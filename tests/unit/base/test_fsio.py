@@ -103,48 +103,51 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, moment):
     assert path.read_text() == "old"
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that is there before."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    return tmp_path / "folder"
+
+
 @pytest.mark.parametrize(
     ("failure", "raised"),
     [(ZeroDivisionError(), ZeroDivisionError), (OSError(errno.ENOSPC, "full"), SystemFault)],
 )
-def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path, failure, raised):
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "old").write_text("old")
-    with pytest.raises(raised), fsio.folder_written_whole(path) as scratch:
+def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(
+    tmp_path, folder, failure, raised
+):
+    with pytest.raises(raised), fsio.folder_written_whole(folder) as scratch:
         (scratch / "half").write_text("half")
         raise failure
-    assert os.listdir(path) == ["old"]
+    assert os.listdir(folder) == ["old"]
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_last_rename_that_fails_leaves_the_old_folder_under_its_name(tmp_path, monkeypatch):
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "old").write_text("old")
-
+def test_a_last_rename_that_fails_leaves_the_old_folder_under_its_name(
+    tmp_path, folder, monkeypatch
+):
     def unsupported(source, target, flag):
         source.rename(tmp_path / "gone") if source.exists() else None
         return False
 
     monkeypatch.setattr(fsio, "rename", unsupported)
-    with pytest.raises(FileNotFoundError), fsio.folder_written_whole(path):
+    with pytest.raises(FileNotFoundError), fsio.folder_written_whole(folder):
         pass
-    assert os.listdir(path) == ["old"]
+    assert os.listdir(folder) == ["old"]
     assert sorted(os.listdir(tmp_path)) == ["folder", "gone"]
 
 
 @pytest.mark.parametrize("left", ["part", "old"])
-def test_what_another_process_of_the_same_number_has_is_left_alone(tmp_path, left):
+def test_what_another_process_of_the_same_number_has_is_left_alone(tmp_path, folder, left):
     """In containers the same process number is there more than once."""
-    path = tmp_path / "folder"
-    path.mkdir()
     others = tmp_path / f".folder.{os.getpid()}.{left}"
     others.mkdir()
     (others / "half").write_text("half")
-    with fsio.folder_written_whole(path) as scratch:
+    with fsio.folder_written_whole(folder) as scratch:
         (scratch / "new").write_text("new")
-    assert os.listdir(path) == ["new"]
+    assert os.listdir(folder) == ["new"]
     assert os.listdir(others) == ["half"]
 
 
@@ -168,14 +171,12 @@ def done(monkeypatch):
 
 
 def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(
-    tmp_path, monkeypatch, way, done
+    tmp_path, folder, monkeypatch, way, done
 ):
     """After a power cut an export was there whose files were empty or all zero."""
-    path, rename = tmp_path / "folder", fsio.rename
-    path.mkdir()
-    (path / "old").write_text("old")
+    rename = fsio.rename
     monkeypatch.setattr(fsio, "rename", lambda *args: (done.append("rename"), rename(*args))[1])
-    with fsio.folder_written_whole(path) as scratch:
+    with fsio.folder_written_whole(folder) as scratch:
         (scratch / "sub").mkdir()
         for name in ("a", "sub/b"):
             (scratch / name).write_text("new")
@@ -184,7 +185,7 @@ def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(
     first = done.index("rename")
     assert {str(tmp_path / name) for name in names} == set(done[:first])
     assert str(tmp_path) in done[first:]
-    assert sorted(os.listdir(path)) == ["a", "link", "sub"]
+    assert sorted(os.listdir(folder)) == ["a", "link", "sub"]
     assert os.listdir(tmp_path) == ["folder"]
 
 
