@@ -53,11 +53,7 @@ def denied(path: Path) -> str:
             return ""
         needed = os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
         if not os.access(part, needed, effective_ids=True):
-            owner, mode = _name(status.st_uid), stat.S_IMODE(status.st_mode)
-            return (
-                f"permission denied: {part} belongs to {owner} and has mode {mode:04o}; ask"
-                f" {owner} for `chmod a+rX {part}`"
-            )
+            return f"permission denied: {_whom_to_ask(part, status)} `chmod a+rX {part}`"
     return ""
 
 
@@ -87,15 +83,16 @@ def fault_of(error: OSError, what: str) -> FitbError:
     needed = os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK)
     if os.access(there, needed, effective_ids=True):
         return fault
-    owner, mode = _name(status.st_uid), stat.S_IMODE(status.st_mode)
     return ConfigError(
-        f"{name}: {said}: {there} belongs to {owner} and has mode {mode:04o}; ask {owner} for"
-        f" `chmod -R g+rwX {there}` and `umask 002` in the jobs of both, or use another folder"
+        f"{name}: {said}: {_whom_to_ask(there, status)} `chmod -R g+rwX {there}` and `umask 002` in"
+        " the jobs of both, or use another folder"
     )
 
 
-def _name(uid: int) -> str:
+def _whom_to_ask(path: Path, status: os.stat_result) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        owner = pwd.getpwuid(status.st_uid).pw_name
     except KeyError:  # a uid without a name, as in containers
-        return f"user {uid}"
+        owner = f"user {status.st_uid}"
+    mode = stat.S_IMODE(status.st_mode)
+    return f"{path} belongs to {owner} and has mode {mode:04o}; ask {owner} for"
