@@ -102,15 +102,7 @@ class LocalRun:
                 if rank > 0:
                     stream = tempfile.TemporaryFile()  # noqa: SIM115 - kill() closes it
                     self._outputs.append(stream)
-                process = subprocess.Popen(
-                    command,
-                    env=shared | world,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    start_new_session=True,  # Ctrl-C in a terminal reaches it once, through us
-                )
-                self._processes.append(process)
+                self._processes.append(_start(command, shared | world, stream))
         except BaseException:
             self.kill()
             raise
@@ -176,6 +168,20 @@ class LocalRun:
         text = os.pread(file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
         code = self._ended[rank]
         sys.stderr.write(f"rank {rank} ended with {code}:\n{text.decode(errors='replace')}\n")
+
+
+def _start(
+    command: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    # A session of its own, so that Ctrl-C in a terminal reaches a process once, through us.
+    return subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
 
 
 @contextlib.contextmanager
