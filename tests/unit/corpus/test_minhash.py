@@ -1,7 +1,5 @@
 """Near-duplicates against the exact Jaccard similarity, step by step."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os
@@ -10,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,8 +196,8 @@ def test_the_first_of_a_cluster_stays_in_whatever_order_shards_are_written(tmp_p
 
 @pytest.mark.parametrize("block_bytes", [1, 2000, 1 << 26])
 def test_candidates_are_neighbours_in_one_sorted_list_whatever_the_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
-) -> None:
+    tmp_path, monkeypatch, block_bytes
+):
     monkeypatch.setattr(minhash, "_BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(minhash, "_SAMPLED", 3)
     draw = np.random.default_rng(6)
@@ -276,7 +273,7 @@ def test_lists_of_an_earlier_clustering_do_not_stay(done):
         removed(folder, 1)
 
 
-def test_what_a_killed_writer_leaves_among_the_buckets_is_not_read(tmp_path: Path) -> None:
+def test_what_a_killed_writer_leaves_among_the_buckets_is_not_read(tmp_path):
     """The shard is written again, and all is well."""
     sigs = signatures(["a b c d e f", "a b c d e f"])
     code = (

@@ -1,7 +1,5 @@
 """Parquet and datasets are cut at row groups and shards, and every row is read once."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """A cache that is small, and what lies in it."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Remote sets: the rows of the local one, through a cache that is small."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

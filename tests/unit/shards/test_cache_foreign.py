@@ -1,7 +1,5 @@
 """What is not fitb's, in and beside a cache: neither counted, nor changed, nor removed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A manifest is held against itself when a set is opened, against a file when that is mapped."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

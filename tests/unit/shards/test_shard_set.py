@@ -1,7 +1,5 @@
 """Shards give back what was written, in any order asked, and say what is wrong with them."""
 
-from __future__ import annotations
-
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
