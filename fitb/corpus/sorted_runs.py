@@ -171,16 +171,14 @@ def _sorted(
         texts = pa.array([row[3] for row in rows], pa.large_string())
         kept.documents[split] += len(rows)
         kept.bytes[split] += pc.sum(pc.binary_length(texts)).as_py() or 0
-        yield pa.RecordBatch.from_arrays(
-            [
-                pa.array(keys[:, 0].astype(np.uint64)),
-                pa.array(keys[:, 1].astype(np.uint64)),
-                pa.array([row[1] for row in rows], pa.int32()),
-                pa.array([row[2] for row in rows], pa.int64()),
-                texts,
-            ],
-            schema=_SCHEMA,
-        )
+        columns = {
+            "high": keys[:, 0].astype(np.uint64),
+            "low": keys[:, 1].astype(np.uint64),
+            "file": [row[1] for row in rows],
+            "place": [row[2] for row in rows],
+            "text": texts,
+        }
+        yield pa.RecordBatch.from_pydict(columns, _SCHEMA)
 
 
 def gather(runs: Sequence[Path], split: str, number: int, num_shards: int) -> Documents:
