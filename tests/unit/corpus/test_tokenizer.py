@@ -54,7 +54,7 @@ def test_no_printable_ascii_is_unknown_after_training_on_one_word(tmp_path):
     assert special.unk not in tokenizer.encode(text).ids
 
 
-HAN = [chr(0x4E00 + number) for number in range(5000)]
+HAN = [chr(0x4E00 + number) for number in range(2000)]
 FOX = "the quick brown fox "
 OTHERS = "".join(f"{a}{b}{a} " for a in ascii_lowercase for b in ascii_lowercase)
 
@@ -62,8 +62,8 @@ OTHERS = "".join(f"{a}{b}{a} " for a in ascii_lowercase for b in ascii_lowercase
 @pytest.mark.parametrize(
     ("texts", "size", "held", "most_han"),
     [
-        (["".join(HAN[i : i + 50]) for i in range(0, 5000, 50)] * 3, 21_128, HAN, 5000),
-        ([(FOX * 100 + OTHERS) * 1000, *HAN[:2000]], 1024, FOX.split(), 256),
+        ([OTHERS * 10, *HAN[:400] * 10], 1024, HAN[:400], 400),
+        ([(FOX * 100 + OTHERS) * 1000, *HAN], 1024, FOX.split(), 256),
         (["".join(HAN[:200]), FOX * 100], 320, FOX.split(), 200),
     ],
     ids=["frequent symbols", "rare symbols", "few words"],
@@ -71,11 +71,11 @@ OTHERS = "".join(f"{a}{b}{a} " for a in ascii_lowercase for b in ascii_lowercase
 def test_a_vocabulary_holds_frequent_symbols_then_words_then_rare_symbols(
     tmp_path, texts, size, held, most_han
 ):
-    """It held 2,000 symbols at most, or stayed half empty, and characters were unknown."""
+    """It held too few symbols, or stayed half empty, and characters were unknown."""
     train_tokenizer(texts, size, tmp_path)
     pieces = (tmp_path / "vocab.txt").read_text().split()
     assert set(held) <= set(pieces) and sum(piece in HAN for piece in pieces) <= most_han
-    assert len(pieces) == size or held == HAN
+    assert len(pieces) == size
 
 
 @pytest.mark.parametrize(
