@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from fitb.corpus.sorted_runs import batches
 from fitb.shards.tokenizer import SpecialIds
 from fitb.shards.write import Columns
 
@@ -84,25 +85,12 @@ def token_streams(
         bool, true for texts that were kept.
     """
     ordinal = 0
-    for batch in _batches(texts):
+    for batch in batches(texts, _BATCH_CHARS, len):
         encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
         kept = np.array([any(number != special.unk for number in e.ids) for e in encodings])
         chosen = [encoding for encoding, keep in zip(encodings, kept, strict=True) if keep]
         yield stream_of(chosen, special.sep, first_document=ordinal) if chosen else None, kept
         ordinal += len(chosen)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    num_chars = 0
-    for text in texts:
-        batch.append(text)
-        num_chars += len(text)
-        if num_chars >= _BATCH_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
 
 
 def stream_of(encodings: list[Encoding], sep_id: int, *, first_document: int = 0) -> Stream:

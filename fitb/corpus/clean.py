@@ -95,11 +95,7 @@ class Cleaned:
 
 
 class _Visible(dict[int, str | None]):
-    """Lazy table for str.translate: maps white space to a space and control characters to None.
-
-    Args:
-        kept: characters that are never removed.
-    """
+    """Lazy table for str.translate: white space to a space, control characters to None."""
 
     def __init__(self, kept: str) -> None:
         self._kept = kept
@@ -148,11 +144,9 @@ class Cleaner:
         return Cleaned(normal, self._rule(normal))
 
     def _normalized(self, text: str) -> str:
-        """Return the normal form (an idempotent operation) and count the steps that change it.
-
-        The NFKC of a character never contains control characters, so they are removed first; it may
-        contain spaces, so they are merged last.
-        """
+        """Return the normal form (an idempotent operation) and count the steps that change it."""
+        # The NFKC of a character never contains control characters, so they are removed first; it
+        # may contain spaces, so they are merged last.
         visible = text.translate(_ASCII if text.isascii() else self._visible)
         formed = unicodedata.normalize(self.config.unicode, visible)
         normal = " ".join(formed.split())

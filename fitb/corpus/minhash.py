@@ -9,32 +9,28 @@ document of each cluster is kept, in the order of (shard, ordinal), for any numb
 Dimensions: n documents, H minima (256), P pairs.
 
     folder/buckets/bucket_000/00000.minhash.sig   per bucket and shard: minima, ordinal; sorted
-    folder/whole/00000.npy, 00000.ordinals.npy    per shard: (n, H) uint32 and (n,) int64
+    folder/whole/00000.npy                        per shard: (n, H) uint32
     folder/pairs/00000.pairs                      per bucket: shard, ordinal, shard, ordinal
     folder/removed/00000.npy                      per shard: ordinals, sorted, int64
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
 from fitb.base.errors import DataError
-from fitb.base.fsio import folder_written_whole, write_atomic
+from fitb.base.fsio import folder_written_whole, write_atomic, written_whole
 
 NUM_HASHES = 256
-JACCARD = 0.8
 
 _NO_WORD = np.uint32(0xFFFFFFFF)  # all minima of a text without words
 _SHINGLE_WORDS = 5
@@ -52,23 +48,6 @@ _WORD = regex.compile(r"\w+")
 _UNSPACED = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Counts of a clustering.
-
-    Args:
-        candidates: number of distinct pairs of documents that share a bucket.
-        pairs: number of pairs whose estimated similarity reaches the threshold.
-        clusters: number of clusters of at least two documents.
-        removed: number of documents removed: all but the first of each cluster.
-    """
-
-    candidates: int
-    pairs: int
-    clusters: int
-    removed: int
 
 
 def bands(jaccard: float) -> tuple[int, int]:
@@ -125,46 +104,29 @@ def _shingles(text: str) -> Iterator[list[str]]:
         block = list(islice(words, _BLOCK_WORDS))
 
 
-def write_signatures(
-    folder: Path,
-    shard: int,
-    sigs: NDArray[np.uint32],
-    ordinals: NDArray[np.int64],
-    jaccard: float = JACCARD,
-) -> int:
+def write_signatures(folder: Path, shard: int, sigs: NDArray[np.uint32], jaccard: float) -> None:
     """Write the signatures of one shard for `find_pairs` and `cluster`, each file atomically.
 
     Args:
         folder: folder of this deduplication, the same for all shards and steps.
         shard: number of the shard, below 2**32.
-        sigs: (n, H) uint32, from `signatures`.
-        ordinals: (n,) int64, ordinals of the documents in their shard, ascending, below 2**32.
+        sigs: (n, H) uint32, from `signatures`, in the order of the documents. Those of texts
+            without words are never duplicates.
         jaccard: threshold, the same for all shards and steps.
-    Returns: number of documents with at least one word; others are never duplicates.
     """
-    assert len(sigs) == len(ordinals) and np.all(np.diff(ordinals) > 0), "ordinals must ascend"
-    has_words = (sigs != _NO_WORD).any(axis=1)
-    sigs, ordinals = sigs[has_words], np.asarray(ordinals, dtype=np.int64)[has_words]
+    ordinals = np.flatnonzero((sigs != _NO_WORD).any(axis=1))
     num_buckets, num_hashes = bands(jaccard)
-    whole = folder / "whole"
-    whole.mkdir(parents=True, exist_ok=True)
     for bucket in range(num_buckets):
-        part = sigs[:, bucket * num_hashes : (bucket + 1) * num_hashes]
+        part = sigs[ordinals, bucket * num_hashes : (bucket + 1) * num_hashes]
         records = np.empty((len(part), num_hashes + 1), dtype="<u4")
-        order = np.lexsort((ordinals, *part.T[::-1]))
+        order = np.lexsort(part.T[::-1])  # stable: keeps the order of equal minima
         records[:, :-1], records[:, -1] = part[order], ordinals[order]
         path = folder / "buckets" / f"bucket_{bucket:03d}" / f"{shard:05d}.minhash.sig"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, records.tobytes())
-    _save(whole / f"{shard:05d}.npy", sigs)
-    _save(whole / f"{shard:05d}.ordinals.npy", ordinals)
-    return len(sigs)
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomic(path, buffer.getvalue())
+    (folder / "whole").mkdir(exist_ok=True)
+    with written_whole(folder / "whole" / f"{shard:05d}.npy") as path, path.open("wb") as file:
+        np.save(file, sigs)
 
 
 def pairs_of(folder: Path, bucket: int) -> Path:
@@ -172,7 +134,7 @@ def pairs_of(folder: Path, bucket: int) -> Path:
     return folder / "pairs" / f"{bucket:05d}.pairs"
 
 
-def find_pairs(folder: Path, bucket: int, jaccard: float = JACCARD) -> None:
+def find_pairs(folder: Path, bucket: int, jaccard: float) -> None:
     """Write the candidate pairs of a bucket, once the signatures of all shards exist.
 
     Documents with equal minima form a chain in the order of (shard, ordinal): (A, B), (B, C).
@@ -209,28 +171,23 @@ def _chains(shards: Sequence[int], parts: Sequence[NDArray[np.uint32]]) -> bytes
     return np.stack(pairs, axis=1).astype("<u4").tobytes()
 
 
-def cluster(folder: Path, jaccard: float = JACCARD) -> Clusters:
+def cluster(folder: Path, jaccard: float) -> tuple[int, int]:
     """Cluster the duplicates and write the ordinals to remove from each shard.
 
     Memory: about 200 bytes per candidate pair of a bucket, and 100 MB.
 
+    Returns: number of documents removed, all but the first of each cluster; number of clusters.
     Raises: DataError if the pairs of a bucket are missing or cut off.
     """
     keys, a, b = _candidates(folder, bands(jaccard)[0])
     alike = _similarities(folder, keys, a, b) >= jaccard
     root = _roots(len(keys), a[alike], b[alike])
     gone = root != np.arange(len(keys))
+    shards, ordinals = _places(keys[gone])
     with folder_written_whole(folder / "removed") as out:
-        shards = keys[gone] >> np.uint64(32)
         for shard in np.unique(shards):
-            ordinals = keys[gone][shards == shard] & np.uint64(0xFFFFFFFF)
-            _save(out / f"{shard:05d}.npy", ordinals.astype(np.int64))
-    return Clusters(
-        candidates=len(a),
-        pairs=int(alike.sum()),
-        clusters=len(np.unique(root[gone])),
-        removed=int(gone.sum()),
-    )
+            np.save(out / f"{shard:05d}.npy", ordinals[shards == shard])
+    return int(gone.sum()), len(np.unique(root[gone]))
 
 
 def removed(folder: Path, shard: int) -> NDArray[np.int64]:
@@ -248,14 +205,8 @@ def removed(folder: Path, shard: int) -> NDArray[np.int64]:
 def _candidates(
     folder: Path, num_buckets: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the documents of candidate pairs and the distinct pairs.
-
-    Each document of a chain is paired with the one before it and with the first.
-
-    Returns: ascending keys shard * 2**32 + ordinal of the documents; two arrays (P,) int64 of
-        indices into them, first < second.
-    """
-    lefts, rights = [], []
+    """Return keys of documents, ascending, and distinct pairs (P,) of indices, first < second."""
+    lefts, rights = [], []  # each document of a chain, with the one before it and with the first
     for bucket in range(num_buckets):
         first, second = _read_pairs(pairs_of(folder, bucket))
         begins = np.ones(len(first), dtype=bool)
@@ -284,23 +235,27 @@ def _read_pairs(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return shard_1 << np.uint64(32) | ordinal_1, shard_2 << np.uint64(32) | ordinal_2
 
 
+def _places(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return shard and ordinal of documents, whose keys are shard * 2**32 + ordinal."""
+    return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
 def _similarities(
     folder: Path, keys: NDArray[np.uint64], a: NDArray[np.int64], b: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the estimated similarity of pairs, their share of equal minima: (P,) float64."""
+    shards, ordinals = _places(keys)
 
     @lru_cache(maxsize=_OPEN_FILES)
-    def shard_of(number: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        stem = folder / "whole" / f"{number:05d}"
-        return np.load(f"{stem}.npy", mmap_mode="r"), np.load(f"{stem}.ordinals.npy")
+    def whole(shard: int) -> NDArray[np.uint32]:
+        sigs: NDArray[np.uint32] = np.load(folder / "whole" / f"{shard:05d}.npy", mmap_mode="r")
+        return sigs
 
     def rows(places: NDArray[np.int64]) -> NDArray[np.uint32]:
         out = np.empty((len(places), NUM_HASHES), dtype=np.uint32)
-        shards, ordinals = keys[places] >> np.uint64(32), keys[places] & np.uint64(0xFFFFFFFF)
-        for number in np.unique(shards):
-            sigs, known = shard_of(int(number))
-            mine = shards == number
-            out[mine] = sigs[np.searchsorted(known, ordinals[mine].astype(np.int64))]
+        for shard in np.unique(shards[places]):
+            mine = shards[places] == shard
+            out[mine] = whole(int(shard))[ordinals[places[mine]]]
         return out
 
     found = np.empty(len(a), dtype=np.float64)
@@ -311,11 +266,9 @@ def _similarities(
 
 
 def _roots(number: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the smallest member of each document's cluster (union-find): (number,) int64.
-
-    Each round links every root to the lowest root it has a pair with, flattens the trees, and drops
-    the pairs within a tree. It takes a few rounds, each linear in the number of pairs.
-    """
+    """Return the smallest member of each document's cluster (union-find): (number,) int64."""
+    # Each round links every root to the lowest that it has a pair with, flattens the trees, and
+    # drops the pairs within a tree: a few rounds, each linear in the number of pairs.
     root = np.arange(number)
     while len(a):
         low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])

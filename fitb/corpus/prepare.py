@@ -186,10 +186,7 @@ def _compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
 
 
 def _run_stage(work: Work, stage: str, workers: int, progress: log.ProgressLine) -> None:
-    """Make the missing targets of a stage.
-
-    Raises: any error of a target; SystemFault if a worker was killed.
-    """
+    """Make the missing targets of a stage; raise SystemFault if a worker was killed."""
     targets = targets_of(work, stage)
     ranks = [rank for rank, target in enumerate(targets) if not target.is_made]
 

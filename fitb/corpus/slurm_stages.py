@@ -76,18 +76,10 @@ def _num_tasks(stage: str, where: argparse.Namespace) -> int:
 def _executor(
     work: Path, stage: str, where: argparse.Namespace, after: str = ""
 ) -> submitit.Executor:
-    """Return the submitit executor of a stage.
-
-    Of the site's SBATCH_ variables only HANDED_ON (account, partition, ...) apply.
-
-    Args:
-        work: the working folder.
-        stage: name of the stage.
-        where: values of `launcher_arguments`.
-        after: id of the job that must succeed first; empty if there is none.
-    """
+    """Return the submitit executor of a stage, which begins after the job `after`, if any."""
     of_stage = argparse.Namespace(**{**vars(where), "job_name": f"{where.job_name}-{stage}"})
     executor = make_executor(of_stage, work / "stages" / stage, after=after)
+    # Of the site's SBATCH_ variables only HANDED_ON (account, partition, ...) apply.
     for name in [name for name in os.environ if name.startswith("SBATCH_")]:
         if name not in HANDED_ON:
             del os.environ[name]

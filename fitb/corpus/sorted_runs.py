@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from fitb.base.errors import DataError
 from fitb.base.fsio import written_whole
 
 SPLITS = ("train", "validation")
+T = TypeVar("T")
 
 _SCHEMA = pa.schema(
     [
@@ -133,25 +135,24 @@ def write_run(
         pa.OSFile(str(part), "wb") as sink,
         pa.ipc.new_stream(sink, _SCHEMA) as writer,
     ):
-        for block in _blocks(documents, block_bytes):
+        for block in batches(documents, block_bytes, lambda document: len(document[2])):
             for batch in _sorted(block, seed, validation_fraction, kept):
                 writer.write_batch(batch)
     return kept
 
 
-def _blocks(
-    documents: Iterable[tuple[int, int, str]], block_bytes: int
-) -> Iterator[list[tuple[int, int, str]]]:
-    block: list[tuple[int, int, str]] = []
+def batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield consecutive items in lists, each of which ends when its sizes reach `most`."""
+    batch: list[T] = []
     size = 0
-    for document in documents:
-        block.append(document)
-        size += len(document[2])
-        if size >= block_bytes:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= most:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _sorted(
@@ -171,16 +172,14 @@ def _sorted(
         texts = pa.array([row[3] for row in rows], pa.large_string())
         kept.documents[split] += len(rows)
         kept.bytes[split] += pc.sum(pc.binary_length(texts)).as_py() or 0
-        yield pa.RecordBatch.from_arrays(
-            [
-                pa.array(keys[:, 0].astype(np.uint64)),
-                pa.array(keys[:, 1].astype(np.uint64)),
-                pa.array([row[1] for row in rows], pa.int32()),
-                pa.array([row[2] for row in rows], pa.int64()),
-                texts,
-            ],
-            schema=_SCHEMA,
-        )
+        columns = {
+            "high": keys[:, 0].astype(np.uint64),
+            "low": keys[:, 1].astype(np.uint64),
+            "file": [row[1] for row in rows],
+            "place": [row[2] for row in rows],
+            "text": texts,
+        }
+        yield pa.RecordBatch.from_pydict(columns, _SCHEMA)
 
 
 def gather(runs: Sequence[Path], split: str, number: int, num_shards: int) -> Documents:

@@ -22,10 +22,10 @@ from fitb.corpus.files import compression_of
 from fitb.corpus.input_splits import TO_THE_END, Document, Dropped, InputSplit, ReadPlan, TextSource
 from fitb.corpus.sorted_runs import text_digest
 from fitb.shards.documents import MOST_DOCUMENTS, documents_at
+from fitb.shards.manifest import INPUTS
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.write import DIGEST_BYTES
 
-_INPUTS = "inputs.json"
 _MOST_BYTES = 4e9  # of input files to read: some minutes
 _BLOCK_ROWS = 1024
 
@@ -117,7 +117,7 @@ def _read(shards: ShardSet, places: _Places) -> dict[int, str]:
 def _inputs(shards: ShardSet) -> list[str]:
     if shards.cache is not None:
         raise DataError("the shards are remote, so their input files are not on this machine")
-    path = shards.tokenizer_folder.parent / _INPUTS
+    path = shards.tokenizer_folder.parent / INPUTS
     if not path.is_file():
         raise DataError(f"{path}, which lists the input files, is missing")
     return list(read_json(path))

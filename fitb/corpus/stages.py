@@ -47,8 +47,6 @@ from fitb.shards.write import DIGEST_BYTES, Columns, write_documents, write_shar
 
 SAMPLE_CHARS = 160
 
-_SIGN_BATCH = 4096
-
 logger = logging.getLogger(__name__)
 
 
@@ -170,18 +168,9 @@ def _read_split(work: Work, input_split: InputSplit) -> None:
 def _sign(work: Work, shard: Shard) -> None:
     """Write the MinHash signatures of a shard."""
     assert work.config.near_duplicates is not None
-    texts = work.gather(shard).texts
-    parts = [
-        minhash.signatures(texts.slice(begin, _SIGN_BATCH).to_pylist())
-        for begin in range(0, max(1, len(texts)), _SIGN_BATCH)
-    ]
-    minhash.write_signatures(
-        work.folder / "minhash",
-        shard.index,
-        np.concatenate(parts),
-        np.arange(len(texts)),
-        work.config.near_duplicates,
-    )
+    texts = work.gather(shard).texts.to_pylist()
+    similar, sigs = work.folder / "minhash", minhash.signatures(texts)
+    minhash.write_signatures(similar, shard.index, sigs, work.config.near_duplicates)
     work.signed(shard).touch()
     logger.info("signed=%s documents=%d", shard.name, len(texts))
 
@@ -190,7 +179,7 @@ def _cluster(work: Work) -> None:
     """Choose the near-duplicates to drop."""
     assert work.config.near_duplicates is not None
     found = minhash.cluster(work.folder / "minhash", work.config.near_duplicates)
-    logger.info("near_duplicates=%d clusters=%d", found.removed, found.clusters)
+    logger.info("near_duplicates=%d clusters=%d", *found)
 
 
 def _train_tokenizer(work: Work) -> None:

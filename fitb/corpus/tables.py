@@ -223,16 +223,15 @@ def _saved(source: TextSource) -> Any:
     return _only_text(found, source)
 
 
-def _streaming(source: TextSource) -> Any:
-    return _only_text(_loaded(source.files[0], source.subset, source.split), source)
-
-
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, subset: str | None, split: str) -> Any:
+def _streaming(source: TextSource) -> Any:
     """Open a stream once per process, because opening lists the files on the hub."""
     import datasets
 
-    return datasets.load_dataset(name, subset, split=split, streaming=True)
+    name, split = source.files[0], source.split
+    return _only_text(
+        datasets.load_dataset(name, source.subset, split=split, streaming=True), source
+    )
 
 
 def _only_text(dataset: Any, source: TextSource) -> Any:

@@ -83,7 +83,7 @@ def train_tokenizer(
 
 
 def _bert_tokenizer(
-    vocabulary: dict[str, int], lowercase: bool = True, strip_accents: bool | None = None
+    vocabulary: dict[str, int], lowercase: bool, strip_accents: bool | None
 ) -> Tokenizer:
     tokenizer = Tokenizer(
         models.WordPiece(
@@ -151,7 +151,7 @@ def take_tokenizer(name: str, folder: Path) -> None:
     Args:
         name: Hugging Face folder or hub name; HF_HUB_OFFLINE is respected.
         folder: folder to create.
-    Raises: DataError if it cannot be loaded, is not fast, has no words, or lacks a special token.
+    Raises: DataError if it cannot be loaded, is not fast, or lacks a special token.
     """
     tokenizer = load_tokenizer(name)
     if not tokenizer.is_fast:
@@ -160,11 +160,6 @@ def take_tokenizer(name: str, folder: Path) -> None:
     if missing:
         raise DataError(
             f"tokenizer {name!r} has no {', '.join(missing)}; give one of the BERT family"
-        )
-    if len(tokenizer) <= len(SPECIAL_TOKENS):  # transformers 5 does not report missing files
-        raise DataError(
-            f"tokenizer {name!r} has {len(tokenizer)} tokens and no words; its folder lacks"
-            " tokenizer.json or vocab.txt"
         )
     tokenizer.save_pretrained(folder)
     original = find_file(name, "tokenizer.json")

@@ -59,21 +59,17 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
                 f" run; expected {_WHOLE}; save it as a fast tokenizer, or name another"
             )
         kind: Any = PreTrainedTokenizerFast if whole else AutoTokenizer
-        if whole is None and pieces and not _names_class(source, said):
-            kind = BertTokenizer  # vocab.txt alone means BERT, as in TinyBERT's releases
+        if whole is None and pieces and "tokenizer_class" not in said:
+            config = find_file(source, _CONFIG)
+            model = json.loads(config.read_text(encoding="utf-8")) if config else {}
+            if model.get("model_type") is None:
+                kind = BertTokenizer  # vocab.txt alone means BERT, as in TinyBERT's releases
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source, trust_remote_code=False)
         if whole is None:
             _check_settings(source, tokenizer, said)
         elif pieces:
             _check_pieces(source, tokenizer, pieces)
     return tokenizer
-
-
-def _names_class(source: str, said: Mapping[str, Any]) -> bool:
-    """Whether the files name the class of the tokenizer."""
-    config = find_file(source, _CONFIG)
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config else None
-    return "tokenizer_class" in said or kind is not None
 
 
 def _check_settings(
@@ -101,12 +97,7 @@ def _rules(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[str, bool, normalizers.BertNormalizer]]:
     """Yield the settings of a BERT normaliser that change letters: key, value, normaliser."""
-    off = {
-        "clean_text": False,
-        "handle_chinese_chars": False,
-        "strip_accents": False,
-        "lowercase": False,
-    }
+    off = dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), False)
     lower = bool(getattr(tokenizer, "do_lower_case", False))
     strip = getattr(tokenizer, "strip_accents", None)
     han = bool(getattr(tokenizer, "tokenize_chinese_chars", False))

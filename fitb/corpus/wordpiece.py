@@ -37,7 +37,11 @@ def learn_pieces(words: Counter[str], num_pieces: int) -> list[str]:
         words: count of each word.
         num_pieces: number of subwords to learn.
     """
-    characters, room = _characters(words), 0
+    characters: Counter[tuple[str, bool]] = Counter()
+    for word, count in words.items():
+        for place, character in enumerate(word):
+            characters[character, place > 0] += count
+    room = 0
     while True:
         symbols = _symbols(characters, num_pieces, room)
         pieces = _merged(words, symbols, num_pieces)
@@ -62,29 +66,13 @@ def _merged(words: Counter[str], symbols: list[tuple[str, bool]], num_pieces: in
     return [_unspell(piece, symbols) for piece, _ in learnt]
 
 
-def _characters(words: Counter[str]) -> Counter[tuple[str, bool]]:
-    """Count the (character, inside a word) pairs of all words."""
-    counts: Counter[tuple[str, bool]] = Counter()
-    for word, count in words.items():
-        for place, character in enumerate(word):
-            counts[character, place > 0] += count
-    return counts
-
-
 def _symbols(
     counts: Counter[tuple[str, bool]], num_pieces: int, room: int
 ) -> list[tuple[str, bool]]:
-    """Return the (character, inside a word) pairs of the vocabulary, sorted.
-
-    Printable ASCII is always included, so that no ASCII word is unknown. The most frequent others
-    follow: up to a quarter of the vocabulary and 2,000; frequent ones up to half of what ASCII
-    leaves.
-
-    Args:
-        counts: count of each pair.
-        num_pieces: size of the vocabulary.
-        room: number of pairs beyond these limits.
-    """
+    """Return the (character, inside a word) pairs of the vocabulary, sorted."""
+    # Printable ASCII is always included, so that no ASCII word is unknown. The most frequent others
+    # follow: up to a quarter of the vocabulary and 2,000; frequent ones up to half of what ASCII
+    # leaves; and `room` more.
     plain = string.ascii_lowercase + string.digits
     if any(_CAPITAL.search(character) for character, _ in counts):
         plain += string.ascii_uppercase

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fitb.base.errors import ConfigError, DataError, SystemFault
 from fitb.base.fsio import naming_full_disk, sha256_file, sha256_json
@@ -79,8 +79,7 @@ class CacheSettings:
         return home
 
 
-@dataclass(frozen=True)
-class Expected:
+class Expected(NamedTuple):
     """Size and sha256 of a file according to the manifest."""
 
     num_bytes: int
@@ -278,20 +277,14 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _accounts(self) -> Iterator[int]:
-        """Hold the lock for counting, removing and renaming files.
-
-        Yields: descriptor of the folder of all shard sets.
-        """
+        """Hold the lock for counting, removing and renaming files; yield the home's descriptor."""
         with entered(self._home) as home, opened(home, self._home / _HOME_MARK) as lock:
             while not take(lock):
                 self.remote.pause()
             yield home
 
     def _make_room(self, entry: Entry, num_bytes: int, until_s: float) -> int:
-        """Remove least recently used files until another fits; return its empty partial file.
-
-        Files whose lock is held are not removed, so this may have to wait.
-        """
+        """Remove files used longest ago until another fits; return its empty partial file."""
         while True:
             with self._accounts() as home:
                 entry.clear()
@@ -358,10 +351,7 @@ def _key(mark: bytes) -> str:
 
 
 def _entries(home: int, path: Path) -> Iterator[tuple[Entry, int]]:
-    """Yield the files of all sets that may exist, and their expected bytes.
-
-    Folders without a valid marker and files in the place of a lock are skipped.
-    """
+    """Yield the files of sets with a valid marker that may exist, and their expected bytes."""
     for key in os.listdir(home):
         if not re.fullmatch("[0-9a-f]{32}", key):
             continue

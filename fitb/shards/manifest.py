@@ -20,6 +20,7 @@ from fitb.shards.remote import MissingFile, Remote
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+INPUTS = "inputs.json"  # names of the input files
 DOCUMENTS = "documents_file"  # optional key of an entry, with a count, bytes and sha256
 
 # Versions of the algorithms that make rows of text (order of documents, cuts, word starts); 1 where

@@ -69,7 +69,10 @@ class Remote:
         Raises: MissingFile or DataError if the server refuses; SystemFault if no server answers in
             time, the disk is full, or the wait was cancelled.
         """
-        callback = _callback(self._check_cancelled)
+        from fsspec.callbacks import Callback
+
+        # It is called between two parts of a file.
+        callback = Callback(hooks={"cancel": lambda *_: self._check_cancelled()})
 
         def copy() -> None:
             os.ftruncate(handle, 0)  # an earlier try may have written
@@ -165,17 +168,6 @@ def _filesystem(url: str) -> tuple[Any, str]:
             " s3:// or another that fsspec knows"
         ) from error
     return filesystem, path
-
-
-def _callback(check: Callable[[], None]) -> Any:
-    """Return an fsspec progress callback that calls `check` between two parts of a file."""
-    from fsspec.callbacks import Callback
-
-    class Checking(Callback):  # type: ignore[misc]
-        def call(self, *_: Any, **__: Any) -> None:
-            check()
-
-    return Checking()
 
 
 def _refuses(error: BaseException) -> bool:

@@ -5,7 +5,6 @@ Dimensions: B rows, L length, n documents.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fitb.base.fsio import naming_full_disk
 from fitb.shards.mmap import id_type
 
 DIGEST_BYTES = 16  # of a document's sha256
@@ -46,12 +44,11 @@ def write_shard(path: Path, rows: Columns, *, vocab_size: int, with_offsets: boo
     """Write rows as one Arrow file; equal rows give equal bytes.
 
     Args:
-        path: file to write, synced to disk.
+        path: file to write.
         rows: at least one row.
         vocab_size: vocabulary size, which decides the type of input_ids.
         with_offsets: whether to write the offset columns, as for validation.
     Returns: size of the file in bytes.
-    Raises: SystemFault if the disk is full.
     """
     columns: dict[str, pa.Array] = {
         "input_ids": _lists(rows.input_ids.astype(id_type(vocab_size))),
@@ -74,13 +71,12 @@ def write_documents(
     """Write the source of each document of a shard, in the shard's order.
 
     Args:
-        path: file to write, synced to disk.
+        path: file to write.
         file: (n,) int32, number of the input file.
         place: (n,) int64, position in that file.
         chars: (n,) int32, number of characters of the normalised text.
         digest: (n, 16) uint8, first half of the sha256 of the normalised text in UTF-8.
     Returns: size of the file in bytes.
-    Raises: SystemFault if the disk is full.
     """
     digests = pa.py_buffer(np.ascontiguousarray(digest, dtype=np.uint8))
     columns = {
@@ -96,11 +92,8 @@ def write_documents(
 
 def _write_stream(path: Path, columns: dict[str, pa.Array]) -> int:
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    with naming_full_disk(path), open(path, "wb") as file:
-        with pa.ipc.new_stream(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
     return path.stat().st_size
 
 

@@ -80,9 +80,7 @@ def _search(shards: Sequence[Sequence[str]], threshold: float) -> tuple[NDArray[
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         folder = Path(name)
         for shard, texts in enumerate(shards):
-            signatures = minhash.signatures(texts)
-            ordinals = np.arange(len(texts))
-            minhash.write_signatures(folder, shard, signatures, ordinals, threshold)
+            minhash.write_signatures(folder, shard, minhash.signatures(texts), threshold)
         for bucket in range(minhash.bands(threshold)[0]):
             minhash.find_pairs(folder, bucket, threshold)
         minhash.cluster(folder, threshold)

@@ -1,33 +1,33 @@
 """Small preparations, and what they leave behind."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fitb.base.fsio import read_json
 from fitb.corpus import stages
 from fitb.corpus.prepare import prepare
-from fitb.corpus.prepare_config import PrepareConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-MakeConfig = Callable[..., PrepareConfig]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def put(path, texts):
+    """Write texts as the blocks of a file, and return the files of a preparation."""
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return [str(path)]
+
+
+def contents(folder):
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def but_for_names(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+def but_for_names(folder):
     """What a set holds, without the names of its input files."""
     found = contents(folder)
     del found["manifest.json"], found["inputs.json"]
@@ -37,10 +37,10 @@ def but_for_names(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     return found, manifest
 
 
-def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place: str) -> None:
+def interrupted_at(monkeypatch, config, place):
     """Run a preparation until a call of stages.`place`."""
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -48,7 +48,7 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, config: PrepareConfig, place
         prepare(config)
 
 
-def started(config: PrepareConfig, folder: Path, patch: str) -> subprocess.Popen[str]:
+def started(config, folder, patch):
     """Start `fitb prepare` in a process whose stages are patched first.
 
     Args:
@@ -67,14 +67,14 @@ def started(config: PrepareConfig, folder: Path, patch: str) -> subprocess.Popen
     )
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition):
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def flags_of(config: PrepareConfig) -> list[str]:
+def flags_of(config):
     """The flags of a small preparation from text."""
     return [
         *("--out", config.out, "--source", "text", "--files", str(config.files).replace("'", '"')),

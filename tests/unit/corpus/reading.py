@@ -1,7 +1,5 @@
 """Reading all that a source plans, one input split after the other."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma

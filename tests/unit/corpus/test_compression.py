@@ -1,7 +1,5 @@
 """Compressed files are read whole, and what is wrong with one is told."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import random

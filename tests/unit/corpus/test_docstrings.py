@@ -1,7 +1,5 @@
 """Docstrings are found without importing anything, in one order, in input splits of many files."""
 
-from __future__ import annotations
-
 import gc
 from itertools import islice
 

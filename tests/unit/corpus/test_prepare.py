@@ -1,7 +1,5 @@
 """Preparing is repeatable to the byte, and the set holds what its manifest says."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from preparing import MakeConfig, but_for_names, flags_of
+from preparing import but_for_names, flags_of, put
 
 from fitb.base.errors import ConfigError, DataError, SystemFault
 from fitb.base.fsio import read_json
@@ -19,56 +17,52 @@ from fitb.corpus.clean import CleanConfig
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.sorted_runs import split_of, text_digest
-from fitb.shards.documents import MOST_DOCUMENTS
+from fitb.shards.documents import MOST_DOCUMENTS, documents_at
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import open_tokenizer, tokenizer_fingerprint
 
 SPLITS = ("train", "validation")
 
 
-def hashes(folder: Path) -> list[str]:
+def of(folder):
+    return read_json(folder / "manifest.json")
+
+
+def hashes(manifest):
     """The sha256 of the rows of each shard."""
-    return [entry["sha256"] for entry in read_json(folder / "manifest.json")["shards"]]
+    return [entry["sha256"] for entry in manifest["shards"]]
 
 
-def without_torch(*flags: str) -> list[str]:
-    """A command that prepares, and fails if that needs torch."""
-    code = (
-        "import sys\n"
-        "from fitb.cli import main\n"
-        "code = main(['prepare', *sys.argv[1:]])\n"
-        "assert 'torch' not in sys.modules\n"
-        "sys.exit(code)\n"
-    )
-    return [sys.executable, "-c", code, *flags]
+WITHOUT_TORCH = """
+import sys
+from fitb.cli import main
+code = main(["prepare", *sys.argv[1:]])
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
 
 
 def test_another_process_number_of_workers_and_place_give_the_same_bytes(
-    make_config: MakeConfig, shard_set: Path, text_file: Path, tmp_path: Path
-) -> None:
+    make_config, shard_set, text_file, tmp_path
+):
     (tmp_path / "moved::a.txt").write_bytes(text_file.read_bytes())  # a name, not a chain of URLs
     config = make_config(tmp_path / "other" / "set", files=["moved::a.txt"], workers=3)
+    command = [sys.executable, "-c", WITHOUT_TORCH, *flags_of(config)]
     environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
-    subprocess.run(
-        without_torch(*flags_of(config)), check=True, cwd=tmp_path, env=environment, timeout=120
-    )
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=120)
     assert but_for_names(shard_set) == but_for_names(tmp_path / "other" / "set")
 
 
-def test_the_order_and_number_of_files_do_not_change_the_rows(
-    make_config: MakeConfig, shard_set: Path, texts: list[str], tmp_path: Path
-) -> None:
+def test_the_order_and_number_of_files_do_not_change_the_rows(made, shard_set, texts, tmp_path):
     for name, part in (("z.txt", texts[:150]), ("y.txt", texts[150:])):
         (tmp_path / name).write_text("\r\n\r\n".join(part), encoding="utf-8", newline="")
-    files = [str(tmp_path / "z.txt"), str(tmp_path / "y.txt")]
-    prepare(make_config(tmp_path / "set", files=files))
-    ours, theirs = (read_json(f / "manifest.json") for f in (shard_set, tmp_path / "set"))
+    ours, theirs = of(shard_set), of(made(files=[str(tmp_path / f"{name}.txt") for name in "zy"]))
     assert ours["corpus_fingerprint"] == theirs["corpus_fingerprint"]
-    assert hashes(shard_set) == hashes(tmp_path / "set")
+    assert hashes(ours) == hashes(theirs)
     assert len(ours["shards"]) > 4
 
 
-def test_the_manifest_says_what_the_set_is(shard_set: Path, texts: list[str]) -> None:
+def test_the_manifest_says_what_the_set_is(shard_set, texts):
     manifest = read_json(shard_set / "manifest.json")
     assert manifest["length"] == 32
     assert manifest["tokenizer"]["fingerprint"] == tokenizer_fingerprint(shard_set / "tokenizer")
@@ -89,100 +83,66 @@ def test_the_manifest_says_what_the_set_is(shard_set: Path, texts: list[str]) ->
     assert manifest["settings"]["seed"] == 0
 
 
-def test_shards_hold_the_documents_of_their_split_and_no_others(
-    shard_set: Path, texts: list[str]
-) -> None:
+def test_shards_hold_the_documents_of_their_split_and_no_others(shard_set, texts):
     tokenizer, special = open_tokenizer(shard_set / "tokenizer")
     for split in SPLITS:
         shards = ShardSet.open(shard_set, split)
         ids = shards.read(np.arange(shards.num_rows)).input_ids
         found = np.sort(ids[~np.isin(ids, (special.pad, special.cls, special.sep))])
         mine = [text for text in texts if split_of(text_digest(text), 0.1) == split]
-        expected = [
-            number
-            for encoding in tokenizer.encode_batch(mine, add_special_tokens=False)
-            for number in encoding.ids
-        ]
-        assert found.tolist() == sorted(expected)
+        encodings = tokenizer.encode_batch(mine, add_special_tokens=False)
+        assert found.tolist() == sorted(id for encoding in encodings for id in encoding.ids)
 
 
-@pytest.mark.parametrize("rows", ["packed", "document"])
-def test_every_token_of_validation_leads_back_to_the_original_text(
-    make_config: MakeConfig, text_file: Path, tmp_path: Path, rows: str
-) -> None:
-    prepare(make_config(tmp_path / "set", rows=rows))
-    tokenizer, special = open_tokenizer(tmp_path / "set" / "tokenizer")
-    shards = ShardSet.open(tmp_path / "set", "validation")
-    assert read_json(tmp_path / "set" / "inputs.json") == [str(text_file)]
+@pytest.mark.parametrize("changes", [{}, {"rows": "document", "stride": 15}])
+def test_every_token_of_validation_leads_back_to_the_original_text(made, text_file, changes):
+    folder = made(**changes)
+    tokenizer, special = open_tokenizer(folder / "tokenizer")
+    shards = ShardSet.open(folder, "validation")
+    assert read_json(folder / "inputs.json") == [str(text_file)]
     source = text_file.read_bytes()
-    ends = np.cumsum(shards.shard_rows)
-    checked = 0
-    for number, end in enumerate(ends):
-        numbers = np.arange(end - shards.shard_rows[number], end)
-        ids, offsets = shards.read(numbers).input_ids, shards.read_offsets(numbers)
-        places = shards.documents(number)["place"].to_pylist()
-        first = shards.document_numbers(numbers) % MOST_DOCUMENTS
-        for row in range(len(numbers)):
-            ordinal = int(first[row])
-            for token, begin, stop in zip(
-                ids[row], offsets.offset_begin[row], offsets.offset_end[row], strict=True
-            ):
-                if stop:
-                    tail = source[places[ordinal] :].decode().partition("\n\n")[0].strip()
-                    piece = tokenizer.id_to_token(int(token)).removeprefix("##")
-                    same = tail[begin:stop].lower().replace("\u00e9", "e").replace("\u00ef", "i")
-                    assert token == special.unk or piece == same
-                    checked += 1
-                elif token == special.sep:
-                    ordinal += 1
-    assert checked > 500
+    places = {
+        number * MOST_DOCUMENTS + ordinal: place
+        for number in range(len(shards.shard_rows))
+        for ordinal, place in enumerate(shards.documents(number)["place"].to_pylist())
+    }
+    rows = np.arange(shards.num_rows)
+    ids, offsets = shards.read(rows).input_ids, shards.read_offsets(rows)
+    first = shards.document_numbers(rows)
+    numbers = documents_at(ids, first, sep_id=special.sep, pad_id=special.pad)
+    columns = (ids, numbers, offsets.offset_begin, offsets.offset_end)
+    tokens = list(zip(*(column[numbers >= 0].tolist() for column in columns), strict=True))
+    assert len(tokens) > 500
+    for token, number, begin, end in tokens:
+        text = source[places[number] :].decode().partition("\n\n")[0].strip()
+        same = text[begin:end].lower().replace("\u00e9", "e").replace("\u00ef", "i")
+        assert token == special.unk or tokenizer.id_to_token(token).removeprefix("##") == same
+    if changes:  # one document in a row, and its windows overlap
+        assert ((ids == special.sep).sum(axis=1) == 1).all()
+        again = first[1:] == first[:-1]
+        begins, ends = offsets.offset_begin[:, 1], offsets.offset_end.max(axis=1)
+        assert again.any() and (begins[1:][again] < ends[:-1][again]).all()
+        assert (begins[1:][again] > begins[:-1][again]).all()
 
 
-def test_document_rows_hold_one_document_each_and_windows_overlap(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    prepare(make_config(tmp_path / "set", rows="document", stride=15))
-    _, special = open_tokenizer(tmp_path / "set" / "tokenizer")
-    shards = ShardSet.open(tmp_path / "set", "validation")
-    numbers = np.arange(shards.num_rows)
-    ids, offsets = shards.read(numbers).input_ids, shards.read_offsets(numbers)
-    assert ((ids == special.sep).sum(axis=1) == 1).all()
-    document = shards.document_numbers(numbers)
-    again = document[1:] == document[:-1]
-    assert again.any()
-    begins = offsets.offset_begin[:, 1]
-    ends = offsets.offset_end.max(axis=1)
-    assert (begins[1:][again] < ends[:-1][again]).all()
-    assert (begins[1:][again] > begins[:-1][again]).all()
-
-
-def test_the_tokenizer_never_sees_validation_text(
-    make_config: MakeConfig, tmp_path: Path, texts: list[str]
-) -> None:
+def test_the_tokenizer_never_sees_validation_text(made, tmp_path, texts):
     validation = [text for text in texts if split_of(text_digest(text), 0.1) == "validation"]
     folders = []
     for name, rest in (("a", validation[:2]), ("b", validation)):
         kept = [text for text in texts if text not in validation] + rest
-        (tmp_path / f"{name}.txt").write_text("\n\n".join(kept), encoding="utf-8")
-        prepare(make_config(tmp_path / name, files=[str(tmp_path / f"{name}.txt")]))
-        folders.append(tmp_path / name)
-    fingerprints = [tokenizer_fingerprint(folder / "tokenizer") for folder in folders]
-    assert fingerprints[0] == fingerprints[1]
-    manifests = [read_json(folder / "manifest.json") for folder in folders]
-    assert manifests[0]["fingerprint"] != manifests[1]["fingerprint"]
+        folders.append(made(name, files=put(tmp_path / f"{name}.txt", kept)))
+    assert len({tokenizer_fingerprint(folder / "tokenizer") for folder in folders}) == 1
+    assert len({of(folder)["fingerprint"] for folder in folders}) == 2
 
 
-def test_a_dropped_document_leaves_its_place_and_reason(
-    make_config: MakeConfig, tmp_path: Path, texts: list[str]
-) -> None:
+def test_a_dropped_document_leaves_its_place_and_reason(made, tmp_path, texts):
     lines = [*texts[:300], "short", texts[7], "\u13a0\u13a1 \u13a2", " \u200b "]
     data = b"".join(line.encode() + b"\n" for line in lines) + b"caf\xe9 in another code\n"
     path = tmp_path / "lines.txt"
     path.write_bytes(data)
     clean = CleanConfig(min_chars=6)
-    config = make_config(tmp_path / "set", files=[str(path)], document="line", clean=clean)
-    prepare(config)
-    manifest = read_json(tmp_path / "set" / "manifest.json")
+    folder = made(files=[str(path)], document="line", clean=clean)
+    manifest = of(folder)
     reasons = {"duplicate": 1, "empty": 1, "invalid_utf8": 1, "too_short": 2}
     assert manifest["dropped"] == reasons
     table = pq.read_table(tmp_path / "set" / "dropped.parquet").to_pylist()
@@ -193,31 +153,24 @@ def test_a_dropped_document_leaves_its_place_and_reason(
 
 
 def test_a_document_of_unknown_symbols_only_is_counted_and_left_out(
-    make_config: MakeConfig, tmp_path: Path, texts: list[str], shard_set: Path
-) -> None:
-    path = tmp_path / "texts.txt"
-    path.write_text("\n\n".join([*texts, "\u13a0\u13a1 \u13a2\u13a3"]), encoding="utf-8")
-    given = str(shard_set / "tokenizer")
-    prepare(make_config(tmp_path / "set", files=[str(path)], tokenizer=given))
-    manifest = read_json(tmp_path / "set" / "manifest.json")
+    made, tmp_path, texts, shard_set
+):
+    files = put(tmp_path / "texts.txt", [*texts, "\u13a0\u13a1 \u13a2\u13a3"])
+    manifest = of(made(files=files, tokenizer=str(shard_set / "tokenizer")))
     assert manifest["dropped"] == {"unknown": 1}
     assert manifest["statistics"]["documents"] == len(texts)
-    assert hashes(shard_set) == hashes(tmp_path / "set")
+    assert hashes(manifest) == hashes(of(shard_set))
 
 
-def test_near_duplicates_go_at_any_number_of_workers(
-    make_config: MakeConfig, tmp_path: Path, texts: list[str]
-) -> None:
+def test_near_duplicates_go_at_any_number_of_workers(made, tmp_path, texts):
     long = [" ".join(texts[n : n + 8]) for n in range(0, 160, 8)]
     edited = [text.replace("reader", "writer", 1) for text in long[:10]]
     assert len(set(long) & set(edited)) < 5
-    path = tmp_path / "texts.txt"
-    path.write_text("\n\n".join([*long, *edited]), encoding="utf-8")
-    found = []
-    for workers in (1, 2):
-        out = tmp_path / f"set{workers}"
-        prepare(make_config(out, files=[str(path)], near_duplicates=0.8, workers=workers))
-        found.append(but_for_names(out))
+    files = put(tmp_path / "texts.txt", [*long, *edited])
+    found = [
+        but_for_names(made(f"set{workers}", files=files, near_duplicates=0.8, workers=workers))
+        for workers in (1, 2)
+    ]
     assert found[0] == found[1]
     manifest = found[0][1]
     unequal = len(set(edited) - set(long))
@@ -225,45 +178,35 @@ def test_near_duplicates_go_at_any_number_of_workers(
     assert manifest["statistics"]["documents"] == len(long)
 
 
-def test_a_given_tokenizer_is_used_and_known_by_content_not_by_name(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    prepare(make_config(out, tokenizer=str(shard_set / "tokenizer")))
-    fingerprint = tokenizer_fingerprint(shard_set / "tokenizer")
-    assert tokenizer_fingerprint(out / "tokenizer") == fingerprint
-    manifests = [read_json(folder / "manifest.json") for folder in (shard_set, out)]
-    assert manifests[0]["shards"] == manifests[1]["shards"]
-    assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
-    prepare(make_config(out, tokenizer=str(out / "tokenizer")))
+def test_a_given_tokenizer_is_used_and_known_by_content_not_by_name(made, shard_set):
+    out = made(tokenizer=str(shard_set / "tokenizer"))
+    assert of(out)["shards"] == of(shard_set)["shards"]
+    assert of(out)["fingerprint"] == of(shard_set)["fingerprint"]
+    assert made(tokenizer=str(out / "tokenizer")) == out
 
 
-def test_added_tokens_are_single_tokens_of_the_set(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("is_given", [True, False])
+def test_added_tokens_are_single_tokens_of_the_set(made, shard_set, tmp_path, is_given):
     (tmp_path / "tokens.txt").write_text("quokkas\nwombats\n")
-    for name, given in (("given", str(shard_set / "tokenizer")), ("trained", None)):
-        asked = {"add_tokens": str(tmp_path / "tokens.txt"), "tokenizer": given}
-        prepare(make_config(tmp_path / name, **asked))
-        tokenizer, _ = open_tokenizer(tmp_path / name / "tokenizer")
-        found = tokenizer.encode("the Quokkas read", add_special_tokens=False)
-        assert "quokkas" in found.tokens
-        added = read_json(tmp_path / name / "manifest.json")["tokenizer"]["added"]
-        assert [entry["token"] for entry in added] == ["quokkas", "wombats"]
+    given = str(shard_set / "tokenizer") if is_given else None
+    folder = made(add_tokens=str(tmp_path / "tokens.txt"), tokenizer=given)
+    tokenizer, _ = open_tokenizer(folder / "tokenizer")
+    assert "quokkas" in tokenizer.encode("the Quokkas read", add_special_tokens=False).tokens
+    assert [entry["token"] for entry in of(folder)["tokenizer"]["added"]] == ["quokkas", "wombats"]
 
 
-def test_too_little_text_is_an_error_that_says_what_to_do(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    path = tmp_path / "few.txt"
-    path.write_text("one\n\ntwo\n\nthree")
-    with pytest.raises(DataError, match=r"validation split: 3 documents .* raise the"):
-        prepare(make_config(tmp_path / "out", files=[str(path)], validation_fraction=1e-6))
-    with pytest.raises(DataError, match=r"train split: 3 documents .* lower the"):
-        prepare(make_config(tmp_path / "out", files=[str(path)], validation_fraction=1 - 1e-6))
-    path.write_text("one and the same\n\n" * 500)
-    with pytest.raises(DataError, match=r"500 documents \(repeated ones too\)"):
-        prepare(make_config(tmp_path / "out", files=[str(path)], validation_fraction=0.5))
+@pytest.mark.parametrize(
+    ("few", "fraction", "said"),
+    [
+        (["one", "two", "three"], 1e-6, "validation split: 3 documents .* raise the"),
+        (["one", "two", "three"], 1 - 1e-6, "train split: 3 documents .* lower the"),
+        (["one and the same"] * 500, 0.5, r"500 documents \(repeated ones too\)"),
+    ],
+)
+def test_too_little_text_is_an_error_that_says_what_to_do(made, tmp_path, few, fraction, said):
+    files = put(tmp_path / "few.txt", few)
+    with pytest.raises(DataError, match=said):
+        made(files=files, validation_fraction=fraction)
     assert [entry.name for entry in tmp_path.iterdir()] == ["few.txt"]
 
 
@@ -286,23 +229,19 @@ def test_too_little_text_is_an_error_that_says_what_to_do(
         {"rows": "document", "stride": 31},
     ],
 )
-def test_settings_that_cannot_work_are_refused(
-    make_config: MakeConfig, changes: dict[str, object]
-) -> None:
+def test_settings_that_cannot_work_are_refused(make_config, changes):
     with pytest.raises(ConfigError, match=list(changes)[-1]):
         make_config(Path("out"), **changes)
 
 
-def test_defaults_parse_and_every_setting_has_help() -> None:
+def test_defaults_parse_and_every_setting_has_help():
     assert parse(PrepareConfig, "fitb prepare", ["--out", "x"]) == PrepareConfig(out="x")
     actions = {action.dest: action.help for action in parser_for(PrepareConfig, "p")._actions}
     assert all(actions[name] for name in PrepareConfig.__dataclass_fields__ if name != "clean")
     assert all(actions[f"clean.{name}"] for name in CleanConfig.__dataclass_fields__)
 
 
-def test_a_link_is_followed_and_a_place_that_cannot_be_is_named_at_once(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_link_is_followed_and_a_place_that_cannot_be_is_named_at_once(make_config, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "set")
     prepare(make_config(tmp_path / "link"))
@@ -315,8 +254,6 @@ def test_a_link_is_followed_and_a_place_that_cannot_be_is_named_at_once(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "real"]
 
 
-def test_a_mount_point_is_refused_before_any_work(
-    make_config: MakeConfig, small_disk: Path
-) -> None:
+def test_a_mount_point_is_refused_before_any_work(make_config, small_disk):
     with pytest.raises(DataError, match="is a mount point"):
         prepare(make_config(small_disk))

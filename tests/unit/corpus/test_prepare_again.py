@@ -1,20 +1,17 @@
 """A preparation is whole or not at all, and goes on after an interruption."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from preparing import (
-    MakeConfig,
     but_for_names,
     contents,
     interrupted_at,
+    put,
     started,
     wait_until,
 )
@@ -27,9 +24,7 @@ from fitb.corpus.tokenizer import train_tokenizer
 from fitb.corpus.work import folder_of
 
 
-def test_preparing_again_does_nothing_and_says_so(
-    make_config: MakeConfig, shard_set: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_preparing_again_does_nothing_and_says_so(make_config, shard_set, caplog):
     before = {path: path.stat().st_mtime_ns for path in shard_set.rglob("*")}
     logging.getLogger("fitb").propagate = True
     with caplog.at_level(logging.INFO, logger="fitb"):
@@ -40,22 +35,19 @@ def test_preparing_again_does_nothing_and_says_so(
 
 
 def test_another_set_in_the_folder_is_refused_with_what_differs(
-    make_config: MakeConfig, shard_set: Path, text_file: Path, tmp_path: Path
-) -> None:
+    make_config, shard_set, text_file, tmp_path
+):
     before = contents(shard_set)
-    with pytest.raises(DataError, match=r"other settings \(length: 32 -> 64; seed: 0 -> 3\)"):
+    with pytest.raises(DataError, match=r"\(length: 32 -> 64; seed: 0 -> 3\)"):
         prepare(make_config(shard_set, length=64, seed=3))
-    other = tmp_path / "other.txt"
-    other.write_text(text_file.read_text(encoding="utf-8") + "\n\none more text of words\n")
+    files = put(tmp_path / "other.txt", [text_file.read_text(encoding="utf-8"), "one more text"])
     with pytest.raises(DataError, match="other text"):
-        prepare(make_config(shard_set, files=[str(other)]))
+        prepare(make_config(shard_set, files=files))
     assert contents(shard_set) == before
     assert [path.name for path in shard_set.parent.iterdir()] == [shard_set.name]
 
 
-def test_a_folder_with_other_files_is_refused_and_an_empty_one_used(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_folder_with_other_files_is_refused_and_an_empty_one_used(make_config, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("precious")
@@ -66,48 +58,36 @@ def test_a_folder_with_other_files_is_refused_and_an_empty_one_used(
     assert prepare(make_config(out)).exists()
 
 
-PLACES = ["write_run", "train_tokenizer", "write_shard", "write_documents", "write_manifest"]
-
-
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", ["write_run", "train_tokenizer", "write_shard", "write_documents", "write_manifest"]
+)
 def test_an_interrupted_preparation_shows_nothing_and_goes_on_where_it_was(
-    make_config: MakeConfig,
-    shard_set: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
-) -> None:
-    config = make_config(tmp_path / "out")
+    config, shard_set, tmp_path, monkeypatch, place
+):
     original, calls = getattr(stages, place), []
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
+    def interrupted(*args, **kwargs):
         calls.append(place)
         if len(calls) == 2 or place in ("train_tokenizer", "write_manifest"):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(stages, place, interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, place, interrupted)
         prepare(config)
     assert not (tmp_path / "out").exists()
-    done = {path: path.stat().st_mtime_ns for path in folder_of(config).rglob("*.run")}
-    monkeypatch.undo()
-    seen = []
-    monkeypatch.setattr(stages, "write_run", lambda *a, **k: seen.append(a) or original(*a, **k))
-    if place == "write_run":
-        prepare(config)
-        assert len(seen) > 0
-    else:
-        assert done
-        prepare(config)
-        assert not seen
+    done = list(folder_of(config).rglob("*.run"))
+    seen, write = [], stages.write_run
+    monkeypatch.setattr(stages, "write_run", lambda *a, **k: seen.append(a) or write(*a, **k))
+    prepare(config)
+    assert bool(seen) == (place == "write_run") and (seen or done)
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missing(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path
-) -> None:
+    make_config, shard_set, tmp_path
+):
     config = make_config(tmp_path / "out", workers=2)
     killer = (
         "def fatal(work, shard):\n"
@@ -131,10 +111,7 @@ def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missin
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
 
 
-def test_two_preparations_of_one_folder_at_once_are_refused(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config(tmp_path / "out")
+def test_two_preparations_of_one_folder_at_once_are_refused(config, tmp_path):
     stopper = "stages.train_tokenizer = lambda *a, **k: os.kill(os.getpid(), signal.SIGSTOP)\n"
     with started(config, tmp_path, stopper) as first:
         try:
@@ -147,55 +124,38 @@ def test_two_preparations_of_one_folder_at_once_are_refused(
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text + b"\n\none more text", lambda text: text.replace(b"reader", b"writer")],
+    ids=["longer", "of the same size"],
+)
 def test_a_change_of_the_input_between_two_starts_begins_anew(
-    make_config: MakeConfig, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    made, make_config, text_file, tmp_path, monkeypatch, change
+):
     path = tmp_path / "texts.txt"
-    path.write_text("\n\n".join(texts[:200]))
-    config = make_config(tmp_path / "out", files=[str(path)])
-    interrupted_at(monkeypatch, config, "train_tokenizer")
-    with pytest.raises(DataError, match=r"unfinished preparation of other settings \(seed"):
-        prepare(make_config(tmp_path / "out", files=[str(path)], seed=1))
-    path.write_text("\n\n".join(texts[:300]))
-    prepare(config)
-    statistics = read_json(tmp_path / "out" / "manifest.json")["statistics"]
-    assert statistics["documents"] == 300
+    path.write_bytes(text_file.read_bytes())
+    interrupted_at(monkeypatch, make_config(tmp_path / "out", files=[str(path)]), "_write_piece")
+    path.write_bytes(change(text_file.read_bytes()))
+    again, fresh = (made(name, files=[str(path)]) for name in ("out", "fresh"))
+    assert but_for_names(again) == but_for_names(fresh)
 
 
-def test_another_tokenizer_between_two_starts_is_refused(
-    make_config: MakeConfig,
-    shard_set: Path,
-    tmp_path: Path,
-    texts: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_seed_or_tokenizer_between_two_starts_is_refused(
+    made, make_config, shard_set, tmp_path, texts, monkeypatch
+):
     given = str(shard_set / "tokenizer")
     interrupted_at(monkeypatch, make_config(tmp_path / "out", tokenizer=given), "_write_piece")
     train_tokenizer(texts[:50], 256, tmp_path / "other")
-    with pytest.raises(DataError, match="unfinished preparation of other settings .tokenizer_fing"):
-        prepare(make_config(tmp_path / "out", tokenizer=str(tmp_path / "other")))
-    prepare(make_config(tmp_path / "out", tokenizer=given))
-    found = [read_json(f / "manifest.json")["fingerprint"] for f in (tmp_path / "out", shard_set)]
-    assert found[0] == found[1]
-
-
-def test_a_file_edited_to_the_same_size_between_two_starts_begins_anew(
-    make_config: MakeConfig, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "texts.txt"
-    path.write_bytes(text_file.read_bytes())
-    config = make_config(tmp_path / "out", files=[str(path)])
-    interrupted_at(monkeypatch, config, "_write_piece")
-    path.write_bytes(text_file.read_bytes().replace(b"reader", b"writer"))
-    prepare(config)
-    prepare(make_config(tmp_path / "fresh", files=[str(path)]))
-    assert but_for_names(tmp_path / "out") == but_for_names(tmp_path / "fresh")
+    for tokenizer, seed, named in ((given, 1, "seed"), (tmp_path / "other", 0, "tokenizer_fing")):
+        with pytest.raises(DataError, match=rf"unfinished preparation of other settings \({named}"):
+            made("out", tokenizer=str(tokenizer), seed=seed)
+    manifests = (folder / "manifest.json" for folder in (made("out", tokenizer=given), shard_set))
+    assert len({read_json(path)["fingerprint"] for path in manifests}) == 1
 
 
 def test_what_a_killed_task_left_in_the_set_does_not_become_part_of_it(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(tmp_path / "out")
+    config, shard_set, tmp_path, monkeypatch
+):
     interrupted_at(monkeypatch, config, "write_manifest")
     (folder_of(config) / "set" / ".train-00000.arrow.host.1.part").write_bytes(b"half")
     prepare(config)
@@ -203,40 +163,32 @@ def test_what_a_killed_task_left_in_the_set_does_not_become_part_of_it(
 
 
 @pytest.mark.parametrize("name", ["train-00001.arrow", "tokenizer/tokenizer.json"])
-def test_a_set_that_lost_a_file_is_not_taken_for_made(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_set_that_lost_a_file_is_not_taken_for_made(make_config, shard_set, tmp_path, name):
     out = shutil.copytree(shard_set, tmp_path / "set")
     (out / name).unlink()
     with pytest.raises(DataError, match=f"{name} is missing"):
         prepare(make_config(out))
 
 
-def test_a_kill_while_it_tidies_up_costs_nothing(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(tmp_path / "out")
+def test_a_kill_while_it_tidies_up_costs_nothing(config, shard_set, tmp_path, monkeypatch):
     remove, calls = os.rmdir, []
 
-    def interrupted(path: Any, **settings: Any) -> None:
+    def interrupted(path, **settings):
         if Path(path).parent == folder_of(config) and Path(path).name in ("runs", "pieces", "set"):
             calls.append(path)
             raise KeyboardInterrupt
         remove(path, **settings)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "rmdir", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
+        prepare(config)
     assert calls
     prepare(config)
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_control_c_is_one_line_and_the_next_start_goes_on(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path
-) -> None:
+def test_control_c_is_one_line_and_the_next_start_goes_on(make_config, shard_set, tmp_path):
     config = make_config(tmp_path / "out", workers=2)
     slow = (
         "def slowly(work, shard):\n"

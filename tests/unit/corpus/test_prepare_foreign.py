@@ -1,39 +1,35 @@
 """What is not fitb's, where a preparation works: it is refused or left as it is, never removed."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from preparing import MakeConfig, but_for_names, interrupted_at
+from preparing import but_for_names, interrupted_at
 from snapshot import snapshot, touched
 
 from fitb.base.errors import DataError
 from fitb.corpus.prepare import prepare
 
 
-def a_work_of_the_user(out: Path) -> None:
-    work = out.parent / f".{out.name}.work"
-    (work / "runs").mkdir(parents=True)
-    (work / "runs" / "1.csv").write_text("mine")
-    (work / "thesis.tex").write_text("mine")
+def work_of(out):
+    return out.parent / f".{out.name}.work"
 
 
-def a_plan_of_the_user(out: Path) -> None:
+def a_work_of_the_user(out):
+    (work_of(out) / "runs").mkdir(parents=True)
+    (work_of(out) / "runs" / "1.csv").write_text("mine")
+    (work_of(out) / "thesis.tex").write_text("mine")
+
+
+def a_plan_of_the_user(out):
     a_work_of_the_user(out)
-    (out.parent / f".{out.name}.work" / "thesis.tex").rename(
-        out.parent / f".{out.name}.work" / "plan.json"
-    )
+    (work_of(out) / "thesis.tex").rename(work_of(out) / "plan.json")
 
 
-def a_link_to_a_folder_of_the_user(out: Path) -> None:
+def a_link_to_a_folder_of_the_user(out):
     a_work_of_the_user(out.with_name("mine"))
-    (out.parent / f".{out.name}.work").symlink_to(out.with_name(".mine.work"))
+    work_of(out).symlink_to(out.with_name(".mine.work"))
 
 
-def a_lock_of_the_user(out: Path) -> None:
-    (out.parent / f".{out.name}.work.lock").write_text("mine")
+def a_lock_of_the_user(out):
+    work_of(out).with_name(".out.work.lock").write_text("mine")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +37,8 @@ def a_lock_of_the_user(out: Path) -> None:
     [a_work_of_the_user, a_plan_of_the_user, a_link_to_a_folder_of_the_user, a_lock_of_the_user],
 )
 def test_a_hidden_folder_or_lock_that_no_preparation_made_is_refused_and_stays(
-    put: Callable[[Path], None], make_config: MakeConfig, shard_set: Path, tmp_path: Path
-) -> None:
+    put, make_config, shard_set, tmp_path
+):
     place = tmp_path / "place"
     place.mkdir()
     put(place / "out")
@@ -59,11 +55,10 @@ def test_a_hidden_folder_or_lock_that_no_preparation_made_is_refused_and_stays(
 
 
 def test_what_a_user_put_beside_an_interrupted_preparation_outlives_it(
-    make_config: MakeConfig, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(tmp_path / "out")
+    config, shard_set, tmp_path, monkeypatch
+):
     interrupted_at(monkeypatch, config, "write_manifest")
-    work = tmp_path / ".out.work"
+    work = work_of(tmp_path / "out")
     (work / "notes").mkdir()
     (work / "notes" / "why.txt").write_text("mine")
     before = snapshot(work / "notes")

@@ -1,7 +1,5 @@
 """Parquet and datasets are cut at row groups and shards, and every row is read once."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -15,15 +13,19 @@ from fitb.corpus import tables
 from fitb.corpus.sources import Document, Dropped, TextSource, plan, read_split
 
 
+def documents(values, file=0):
+    return [
+        Dropped(file, place, "no_text") if value is None else Document(file, place, value)
+        for place, value in enumerate(values)
+    ]
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary("int32", "string")])
 def test_parquet_is_cut_at_row_groups(kind, tmp_path):
     values = [None if n % 11 == 3 else f"row {n} caf\u00e9" for n in range(100)]
     path = parquet(tmp_path / "a.parquet", pa.array(values).cast(kind), kind=None)
     source = TextSource("parquet", (path,))
-    expected = [
-        Dropped(0, n, "no_text") if value is None else Document(0, n, value)
-        for n, value in enumerate(values)
-    ]
+    expected = documents(values)
     counts = set()
     for split_bytes in (1, 200, 10**6):
         assert read_all(source, split_mb=split_bytes / 1e6) == expected
@@ -64,18 +66,8 @@ def test_a_parquet_column_that_is_missing_or_no_text_is_an_error(tmp_path):
         plan(TextSource("parquet", (path,), column="id"))
 
 
-ROWS = [{"id": n, "text": None if n % 5 == 2 else f"row {n}"} for n in range(40)]
-
-
-def expected_rows(shards):
-    """Documents of a dataset, of which every shard holds a run of ROWS."""
-    return [
-        Dropped(shard, place, "no_text")
-        if row["text"] is None
-        else Document(shard, place, row["text"])
-        for shard, rows in enumerate(shards)
-        for place, row in enumerate(rows)
-    ]
+TEXTS = [None if n % 5 == 2 else f"row {n}" for n in range(40)]
+ROWS = [{"id": n, "text": text} for n, text in enumerate(TEXTS)]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -90,9 +82,10 @@ def test_a_dataset_of_data_files_is_read_shard_by_shard(kind, tmp_path):
     source = TextSource("hf", (str(tmp_path),))
     planned = plan(source)
     assert len(planned.splits) == len(planned.files) == 4
-    assert read_all(source) == expected_rows([ROWS[n : n + 10] for n in range(0, 40, 10)])
+    whole = read_all(source)
+    assert whole == [found for n in range(4) for found in documents(TEXTS[10 * n : 10 * n + 10], n)]
     taken = read_all(source, max_mb=60 / 1e6)
-    assert taken == read_all(source)[: len(taken)]
+    assert taken == whole[: len(taken)]
     assert 60 <= sum(len(found.text) for found in taken if isinstance(found, Document)) < 66
     with pytest.raises(DataError, match="no column 'texts'.*nearest: text.*--column"):
         read_all(TextSource("hf", (str(tmp_path),), column="texts"))
@@ -109,11 +102,10 @@ def test_a_saved_dataset_is_read_in_as_many_shards_as_units_fit(tmp_path):
     for name in ("one", "both"):
         source = TextSource("hf", (str(tmp_path / name),))
         found = read_all(source)
-        assert found == expected_rows([ROWS])
+        assert found == documents(TEXTS)
         small = read_all(source, split_mb=50 / 1e6)
-        assert [dataclasses.replace(item, file=0, place=0) for item in small] == [
-            dataclasses.replace(item, file=0, place=0) for item in found
-        ]
+        for one, other in zip(small, found, strict=True):
+            assert dataclasses.replace(one, file=0, place=0) == dataclasses.replace(other, place=0)
         assert len(plan(source, split_mb=50 / 1e6).splits) > 3
     assert len(read_all(TextSource("hf", (str(tmp_path / "both"),), split="test"))) == 5
     with pytest.raises(DataError, match="no split 'dev'; it has train, test"):

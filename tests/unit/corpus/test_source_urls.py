@@ -1,7 +1,5 @@
 """Files behind URLs and in buckets, read in ranges from servers that may leave."""
 
-from __future__ import annotations
-
 import gzip
 
 import fsspec

@@ -1,7 +1,5 @@
 """The union of all splits is the input, each document once, wherever and however it is cut."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma
@@ -26,24 +24,18 @@ def decoded(place, raw, limit):
         return Dropped(0, place, "invalid_utf8")
 
 
-def naive_lines(data, limit):
+def naive(document, data, limit):
+    """The documents of a file, line by line."""
     place = len(BOM) if data.startswith(BOM) else 0
-    for line in data[place:].split(b"\n"):
-        if line.strip():
-            yield decoded(place, line, limit)
-        place += len(line) + 1
-
-
-def naive_blocks(data, limit):
-    place = len(BOM) if data.startswith(BOM) else 0
-    block, begin = [], None
+    block, begin = [], place
     for line in [*data[place:].split(b"\n"), b""]:
         if line.strip():
-            begin = place if begin is None else begin
+            if not block:
+                begin = place
             block.append(line)
-        elif block:
+        if block and (document == "line" or not line.strip()):
             yield decoded(begin, b"\n".join(block), limit)
-            block, begin = [], None
+            block = []
         place += len(line) + 1
 
 
@@ -69,12 +61,12 @@ HOSTILE = [
 def test_splits_of_any_size_hold_every_document_once(data, document, tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", data)
     source = TextSource("text", (path,), document=document, max_document_mb=LIMIT)
-    naive = list((naive_lines if document == "line" else naive_blocks)(data, 40))
+    expected = list(naive(document, data, 40))
     for read_bytes in (1, 2, 3, 7, 1 << 20):
         monkeypatch.setattr("fitb.corpus.lines._READ_BYTES", read_bytes)
         monkeypatch.setattr("fitb.corpus.lines._SEEK_BYTES", read_bytes)
         for split_bytes in [*range(1, min(len(data), 30)), 1000]:
-            assert read_all(source, split_mb=split_bytes / 1e6) == naive
+            assert read_all(source, split_mb=split_bytes / 1e6) == expected
 
 
 @pytest.mark.parametrize("document", ["line", "block"])
@@ -85,9 +77,9 @@ def test_random_bytes_are_cut_without_loss(document, tmp_path):
         data = b"".join(draw.choices(letters, k=60))
         path = write(tmp_path / "a.txt", data)
         source = TextSource("text", (path,), document=document, max_document_mb=1e-6 * 12)
-        naive = list((naive_lines if document == "line" else naive_blocks)(data, 12))
+        expected = list(naive(document, data, 12))
         for split_bytes in (1, 2, 5, 17):
-            assert read_all(source, split_mb=split_bytes / 1e6) == naive, data
+            assert read_all(source, split_mb=split_bytes / 1e6) == expected, data
 
 
 def test_splits_are_slices_of_about_the_size_asked_for_and_tile_the_file(tmp_path):
@@ -196,11 +188,10 @@ def test_globs_are_read_in_sorted_order_and_a_file_named_twice_once(tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     files = (str(tmp_path / "b.txt"), str(tmp_path / "**/*.txt"), f"file://{tmp_path}/a.txt")
     source = TextSource("text", files)
-    assert texts(source) == ["b.txt", "a.txt", "deep/er/c.txt"]
-    planned = plan(source)
-    assert [name.removeprefix(f"{tmp_path}/") for name in planned.files] == [
-        "b.txt", "a.txt", "deep/er/c.txt", "empty.txt"
-    ]  # fmt: skip
+    read = ["b.txt", "a.txt", "deep/er/c.txt"]
+    assert texts(source) == read
+    names = [name.removeprefix(f"{tmp_path}/") for name in plan(source).files]
+    assert names == [*read, "empty.txt"]
     odd = write(tmp_path / "[x].txt", b"a name that looks like a glob")
     assert texts(TextSource("text", (odd,))) == ["a name that looks like a glob"]
 

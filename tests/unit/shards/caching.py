@@ -1,7 +1,5 @@
 """A cache that is small, and what lies in it."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 
@@ -18,7 +16,7 @@ def bound(local):
 def kept(settings):
     """Bytes of every whole file and part in a cache now."""
     found = {}
-    for path in Path(str(settings.folder)).rglob("*"):
+    for path in Path(settings.folder).rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed
             if path.suffix in (".arrow", ".part"):
                 found[path.name] = path.stat().st_size

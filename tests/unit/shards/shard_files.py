@@ -66,3 +66,10 @@ def add_documents(folder, number, **columns):
         "documents_sha256": sha256_file(path),
     }
     write_manifest(folder, manifest)
+
+
+def flip(path, place):
+    """Flip a bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)

@@ -1,7 +1,5 @@
 """Remote sets: the rows of the local one, through a cache that is small."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -12,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from caching import NUM_ROWS, SHARD_ROWS, bound, expected_rows, kept
 from file_server import FileServer
-from shard_files import write_manifest
+from shard_files import flip, write_manifest
 
 from fitb.base.errors import ConfigError, DataError, SystemFault
 from fitb.shards.cache import CacheSettings
@@ -31,11 +30,8 @@ pytestmark = pytest.mark.usefixtures("impatient")
 def test_rows_are_the_same_from_a_server_through_a_cache_smaller_than_the_corpus(
     protocol, local, settings, request
 ):
-    where = (
-        request.getfixturevalue("server").url
-        if protocol == "http"
-        else request.getfixturevalue("bucket")
-    )
+    where = request.getfixturevalue("bucket" if protocol == "s3" else "server")
+    where = where if protocol == "s3" else where.url
     shards = ShardSet.open(where, "train", settings, max_mapped=2)
     there = ShardSet.open(local, "train")
     assert (shards.fingerprint, shards.shard_rows) == (there.fingerprint, there.shard_rows)
@@ -72,13 +68,10 @@ print(sum(int(part.sum()) for part in ids))
 def start_reader(server, settings, *, max_gb, seed=0, times=1):
     """Start a process that reads every row, some times, each in an order of its own."""
     words = [server.url, str(settings.folder), str(max_gb), str(seed), str(times)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", READER, *words],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout and process.stdout.readline() == "open\n"
+    command = [sys.executable, "-c", READER, *words]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout.readline() == "open\n"
     return process
 
 
@@ -91,33 +84,26 @@ def finish(process):
 
 def test_processes_of_a_node_download_each_shard_once(server, settings, local):
     readers = [start_reader(server, settings, max_gb=1.0, seed=seed) for seed in range(2)]
-    threads = [threading.Thread(target=reader.communicate, args=("\n",)) for reader in readers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [reader.returncode for reader in readers] == [0, 0]
+    with ThreadPoolExecutor() as pool:
+        assert len(set(pool.map(finish, readers))) == 1
     names = [path.name for path in local.glob("train-0000?.arrow")]
     assert [server.requests[name] for name in names] == [1] * len(names)
     assert server.requests["tokenizer/tokenizer.json"] == 1
 
 
 def test_a_cache_is_never_above_its_bound_whatever_its_processes_do(server, settings, local):
-    limit = settings.max_gb
     readers = [
-        start_reader(server, settings, max_gb=limit, seed=seed, times=2) for seed in range(2)
+        start_reader(server, settings, max_gb=settings.max_gb, seed=seed, times=2)
+        for seed in range(2)
     ]
-    sums = []
-    threads = [
-        threading.Thread(target=lambda one=reader: sums.append(finish(one))) for reader in readers
-    ]
-    for thread in threads:
-        thread.start()
     seen = []
-    while any(thread.is_alive() for thread in threads):
-        seen.append(sum(kept(settings).values()))
-        time.sleep(0.001)
-    assert sums == [int(expected_rows(local, np.arange(NUM_ROWS)).sum())] * 2
+    with ThreadPoolExecutor() as pool:
+        sums = [pool.submit(finish, reader) for reader in readers]
+        while not all(each.done() for each in sums):
+            seen.append(sum(kept(settings).values()))
+            time.sleep(0.001)
+    expected = int(expected_rows(local, np.arange(NUM_ROWS)).sum())
+    assert [each.result() for each in sums] == [expected] * 2
     assert 0 < max(seen) <= bound(local)
     assert sum(server.requests.values()) > 30  # so shards were removed and fetched again
 
@@ -125,7 +111,6 @@ def test_a_cache_is_never_above_its_bound_whatever_its_processes_do(server, sett
 def test_a_killed_fetcher_blocks_nobody_and_its_part_is_removed(server, settings, local):
     reader = start_reader(server, settings, max_gb=settings.max_gb)
     server.hold.clear()
-    assert reader.stdin
     reader.stdin.write("\n")
     reader.stdin.flush()
     assert server.holding.wait(10)
@@ -135,7 +120,7 @@ def test_a_killed_fetcher_blocks_nobody_and_its_part_is_removed(server, settings
     reader.communicate()
     assert any(name.endswith(".part") for name in kept(settings))
     server.hold.set()
-    (next(Path(str(settings.folder)).rglob("tokenizer")).parent / ".tokenizer.7.part").mkdir()
+    (next(Path(settings.folder).rglob("tokenizer")).parent / ".tokenizer.7.part").mkdir()
     shards = ShardSet.open(server.url, "train", settings)
     asked = np.arange(NUM_ROWS)
     assert (shards.read(asked).input_ids == expected_rows(local, asked)).all()
@@ -145,10 +130,10 @@ def test_a_killed_fetcher_blocks_nobody_and_its_part_is_removed(server, settings
 def test_a_file_that_is_being_fetched_is_waited_for_or_passed_over(server, settings):
     shards, other = (ShardSet.open(server.url, "train", settings) for _ in range(2))
     server.hold.clear()
-    fetch = threading.Thread(target=lambda: shards.fetch([0]))
+    fetch = threading.Thread(target=shards.fetch, args=([0],))
     fetch.start()
     assert server.holding.wait(10)
-    assert other.cache and not other.cache.fetch("train-00000.arrow", wait=False)
+    assert not other.cache.fetch("train-00000.arrow", wait=False)
     server.hold.set()
     other.fetch([0])
     fetch.join(10)
@@ -191,10 +176,8 @@ def test_a_cached_shard_that_changed_after_it_was_checked_is_fetched_again_at_th
     shards = ShardSet.open(server.url, "train", settings, max_mapped=1)
     shards.read(one)
     shards.read(other)  # which takes the place of the first in memory
-    (path,) = Path(str(settings.folder)).glob("**/train-00000.arrow")
-    data = bytearray(path.read_bytes())
-    data[-30] ^= 1
-    path.write_bytes(data)
+    (path,) = Path(settings.folder).glob("**/train-00000.arrow")
+    flip(path, -30)
     with pytest.raises(SystemFault, match=r"train-00000\.arrow .*start again"):
         shards.read(one)
     again = ShardSet.open(server.url, "train", settings)
@@ -223,7 +206,6 @@ def test_a_full_disk_is_named_and_not_tried_again(server, settings, monkeypatch)
         tries.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert shards.cache
     monkeypatch.setattr(shards.cache.remote._fs, "get_file", full)
     with pytest.raises(SystemFault, match=r"no space left while writing .*\.part"):
         shards.read(np.array([0]))
@@ -261,17 +243,8 @@ def test_the_cache_lies_where_the_scheduler_or_the_user_says(tmp_path, monkeypat
 def test_a_wait_for_a_server_ends_when_it_is_cancelled(server, settings):
     shards = ShardSet.open(server.url, "train", settings)
     server.stop()
-    errors = []
-
-    def work():
-        try:
-            shards.fetch([0])
-        except SystemFault as error:
-            errors.append(error)
-
-    waiting = threading.Thread(target=work)
-    waiting.start()
-    assert shards.cache
-    shards.cache.remote.cancelled.set()
-    waiting.join(5)
-    assert "was cancelled" in str(errors[0])
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(shards.fetch, [0])
+        shards.cache.remote.cancelled.set()
+        with pytest.raises(SystemFault, match="was cancelled"):
+            waiting.result(5)

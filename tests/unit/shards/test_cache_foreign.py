@@ -1,7 +1,5 @@
 """What is not fitb's, in and beside a cache: neither counted, nor changed, nor removed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -226,12 +224,12 @@ def test_a_folder_of_the_cache_s_name_that_fitb_did_not_make_is_refused_and_stay
 
 
 def test_a_cache_is_private_marked_and_made_again_if_it_is_removed(server, settings, local):
-    Path(str(settings.folder)).mkdir()
+    Path(settings.folder).mkdir()
     settings.home().joinpath("fitb-cache.lock").write_bytes(b"fitb keeps")  # cut off by a kill
     shards = read_all(server, settings, local)
     home, folder = settings.home(), shards.tokenizer_folder.parent
     assert [path.stat().st_mode & 0o777 for path in (home, folder)] == [0o700, 0o700]
-    assert home == Path(str(settings.folder)) / f"fitb-shard-cache-{os.getuid()}"
+    assert home == Path(settings.folder) / f"fitb-shard-cache-{os.getuid()}"
     shutil.rmtree(home)
     shards.fetch(range(10))
     shutil.rmtree(folder)
@@ -243,7 +241,7 @@ def test_a_cache_is_private_marked_and_made_again_if_it_is_removed(server, setti
 
 def test_a_cache_of_an_earlier_fitb_is_left_as_it_is(server, settings, local):
     folder = read_all(server, settings, local).tokenizer_folder.parent
-    old = Path(str(settings.folder))
+    old = Path(settings.folder)
     shutil.copytree(folder, old / folder.name)
     (old / "accounts.lock").touch()
     before = snapshot(old / folder.name)

@@ -1,7 +1,5 @@
 """Remote sets, through servers that fail, refuse, send damaged files or want a password."""
 
-from __future__ import annotations
-
 import logging
 import re
 import threading
