@@ -42,13 +42,13 @@ from fitb.model.attention import choose
 from fitb.model.load import load_model
 from fitb.objective.objective import Objective
 from fitb.shards.shard_set import ShardSet
+from fitb.tools.plan import VOCABULARY
 from fitb.training.engine import Engine
 from fitb.training.execution import DTYPES
 from fitb.training.setup import work_of
 from fitb.training.stop import StopFlag
 from fitb.training.zero import leave_distributed, start_distributed
 
-_VOCABULARY = 30_522  # of BERT-base
 _TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
@@ -56,7 +56,7 @@ _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 def bench(config: StepBenchConfig) -> dict[str, Any]:
     """Measure on every rank; return the result of rank 0."""
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
-        shards = config.shards or str(shards_of_docstrings(Path(name), config.length, _VOCABULARY))
+        shards = config.shards or str(shards_of_docstrings(Path(name), config.length, VOCABULARY))
         length = ShardSet.open(shards, "train").length
         if length != config.length:
             raise ConfigError(

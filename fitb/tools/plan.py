@@ -15,6 +15,8 @@ from fitb.config import Geometry, MaskConfig
 from fitb.data.masking import num_slots
 from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
 
+BERT_BASE = Geometry(12, 768, 3072, 12)
+VOCABULARY = 30_522  # of BERT-base
 _COLLECTIVES = 5  # per step: agreement, gradients, their norm, weights of two parameter groups
 _OVERFLOW = 1  # per step in fp16: whether a gradient overflowed
 _ZERO_OK = ("latency_us", "node_failures_per_day", "preemptions_per_day", "queue_min", "start_min")
@@ -57,8 +59,8 @@ class PlanConfig:
     length: int = 128
     rows: int = 256
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    vocabulary: int = 30_522
-    teacher: Geometry = field(default_factory=lambda: Geometry(12, 768, 3072, 12))
+    vocabulary: int = VOCABULARY
+    teacher: Geometry = field(default_factory=lambda: BERT_BASE)
     student: Geometry = field(default_factory=Geometry)
     tokens_per_s: float | None = None
     mfu: float = 0.4

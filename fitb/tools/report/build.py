@@ -68,7 +68,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
         blanks=blanks,
         notes=evaluations.notes,
     )
-    page = config.page()
+    page = Path(config.out or f"{config.runs[0]}/report.html")
     write_page(page, text)
     drawn = [chart for _, _, charts in sections for chart in charts]
     drawn += [chart for _, charts in tables for chart in charts]

@@ -213,11 +213,8 @@ def _float(value: int | float) -> float:
 
 
 def _status(path: Path, notes: list[str]) -> Status | None:
-    def ignore(_warning: str) -> None:
-        """`gather` reads the events too, and notes the same."""
-
-    try:
-        found = status(path, job_state=reported_state, tell=ignore)
+    try:  # `gather` reads the events too, and notes what is damaged
+        found = status(path, job_state=reported_state, tell=lambda _: None)
     except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         found = None
     if found is None or not (
