@@ -8,7 +8,7 @@ from typing import Literal
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, ObjectiveConfig, SpeedConfig
 from fitb.config.schema import check_range
-from fitb.tools.plan import BERT_BASE
+from fitb.model.flops import BERT_BASE
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from fitb.corpus.tokenizer import train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
+from fitb.model.flops import VOCABULARY
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import open_tokenizer
-from fitb.tools.plan import VOCABULARY
 
 SIMULATED_ROWS = 10**9
 SIMULATED_SHARD_ROWS = 65_536

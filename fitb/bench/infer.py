@@ -22,8 +22,8 @@ from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
+from fitb.model.flops import VOCABULARY
 from fitb.model.load import load_model, quiet
-from fitb.tools.plan import VOCABULARY
 
 
 def bench(config: InferBenchConfig) -> dict[str, Any]:

@@ -39,10 +39,10 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.model.attention import choose
+from fitb.model.flops import VOCABULARY
 from fitb.model.load import load_model
 from fitb.objective.objective import Objective
 from fitb.shards.shard_set import ShardSet
-from fitb.tools.plan import VOCABULARY
 from fitb.training.engine import Engine
 from fitb.training.execution import DTYPES
 from fitb.training.setup import work_of

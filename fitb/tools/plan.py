@@ -13,10 +13,14 @@ from typing import Any, Literal
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, MaskConfig
 from fitb.data.masking import num_slots
-from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
+from fitb.model.flops import (
+    BERT_BASE,
+    VOCABULARY,
+    checkpoint_bytes,
+    trained_parameters,
+    work_per_token,
+)
 
-BERT_BASE = Geometry(12, 768, 3072, 12)
-VOCABULARY = 30_522  # of BERT-base
 _COLLECTIVES = 5  # per step: agreement, gradients, their norm, weights of two parameter groups
 _OVERFLOW = 1  # per step in fp16: whether a gradient overflowed
 _ZERO_OK = ("latency_us", "node_failures_per_day", "preemptions_per_day", "queue_min", "start_min")

@@ -10,10 +10,9 @@ from fitb.base.errors import ConfigError, FitbError
 from fitb.base.fsio import read_json
 from fitb.config import Config, Geometry
 from fitb.config.launcher import LauncherArguments
-from fitb.model.flops import checkpoint_bytes, trained_parameters
+from fitb.model.flops import BERT_BASE, VOCABULARY, checkpoint_bytes, trained_parameters
 from fitb.tools.doctor.check import Check, of_sentence
 from fitb.tools.doctor.job_request import JobRequest
-from fitb.tools.plan import BERT_BASE, VOCABULARY
 
 RUN_DIR = "runs/fitb-distill"  # default of slurm/distill.sh
 _LENGTH = 128  # default row length of `fitb prepare`
