@@ -11,10 +11,10 @@ import numpy as np
 from fitb.base.errors import ConfigError
 from fitb.config import MaskConfig
 from fitb.data.coverage import mask_coverage
-from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
+from fitb.data.masking import IGNORE_INDEX, Vocabulary
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import tokenizer_fingerprint
-from fitb.tools.inspect.decoding import TokenDecoder, examples, round_trips
+from fitb.tools.inspect.decoding import TokenDecoder, examples, masked_rows, round_trips
 from fitb.tools.inspect.sample import Sample, read_sample
 from fitb.tools.inspect.statistics import statistics
 
@@ -140,17 +140,9 @@ def try_model(
     check_contract(
         tokenizer=tokenizer, manifest=shards.manifest, student=loaded, needs_student_head=True
     )
-    rows = sample.rows[:_MODEL_ROWS]
+    chosen = np.arange(min(_MODEL_ROWS, len(sample.rows)))
     batch = Batch.of(
-        mask_rows(
-            sample.input_ids[:_MODEL_ROWS],
-            sample.word_starts[:_MODEL_ROWS],
-            rows,
-            np.zeros_like(rows),
-            seed=config.seed,
-            vocabulary=Vocabulary.of(tokenizer),
-            config=config.mask,
-        )
+        masked_rows(sample, chosen, Vocabulary.of(tokenizer), config.mask, config.seed)
     )
     with torch.no_grad():
         answer = loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)

@@ -45,7 +45,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     check_matplotlib()
     paths = [Path(run) for run in config.runs]
     runs = [gather(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
-    evaluations = read_evaluations(runs, config.evaluations)
+    evaluated, paired, notes = read_evaluations(runs, config.evaluations)
     blanks = [blanks_of(run, config.blanks, config.blank_rows, config.shards) for run in runs]
     png = _folder(config.png)
     sections = [
@@ -55,7 +55,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     ]
     tables = [
         (table, list(_interval_charts(table, place, png)))
-        for place, table in enumerate(evaluations.tables, 1)
+        for place, table in enumerate(evaluated, 1)
     ]
     attempts = _attempts_chart(runs, png)
     text = render(
@@ -63,10 +63,10 @@ def report(config: ReportConfig) -> dict[str, Any]:
         datetime.datetime.now(datetime.timezone.utc),
         sections=sections,
         tables=tables,
-        paired=evaluations.paired,
+        paired=paired,
         attempts=attempts,
         blanks=blanks,
-        notes=evaluations.notes,
+        notes=notes,
     )
     page = Path(config.out or f"{config.runs[0]}/report.html")
     write_page(page, text)
@@ -79,7 +79,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
         "png": [str(png / f"{chart.name}.png") for chart in drawn] if png else [],
         "charts": [chart.name for chart in drawn],
         "runs": [_summary(run, each.skipped) for run, each in zip(runs, blanks, strict=True)],
-        "notes": list(evaluations.notes),
+        "notes": notes,
     }
 
 

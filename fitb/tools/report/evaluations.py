@@ -83,18 +83,12 @@ class PairedTable:
     rows: Sequence[tuple[str, Value, Value, Value, float | None]]
 
 
-@dataclass(frozen=True)
-class Evaluations:
-    """Tables of all files, and a sentence for each file without any."""
-
-    tables: Sequence[Table] = ()
-    paired: Sequence[PairedTable] = ()
-    notes: Sequence[str] = ()
-
-
-def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluations:
+def read_evaluations(
+    runs: Sequence[RunData], named: Iterable[str]
+) -> tuple[list[Table], list[PairedTable], list[str]]:
     """Read RUN/evaluation/*.json of every run, then the named files and folders.
 
+    Returns: both kinds of tables, and a sentence for each file without any.
     Raises: ConfigError if a named file or folder does not exist.
     """
     notes: list[str] = []
@@ -110,7 +104,7 @@ def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluatio
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
             notes.append(f"{printable(path.name)} cannot be read as an evaluation.")
     ordered = [replace(table, rows=_ordered(table.rows)) for table in tables.values()]
-    return Evaluations(ordered, paired, notes)
+    return ordered, paired, notes
 
 
 def _files(runs: Sequence[RunData], named: Iterable[str], notes: list[str]) -> Iterator[Path]:

@@ -94,7 +94,6 @@ server:/home {used}  9000000 10000000 {grace}  1200   90000  100000
     ("used", "grace", "status", "found"),
     [
         ("1000000", "", "warn", "1.0 of 10.2 GB"),
-        ("9500000*", "6days", "warn", "9.7 of 10.2 GB"),
         ("10000000*", "none", "bad", "10.2 of 10.2 GB"),
     ],
 )

@@ -40,7 +40,6 @@ def test_whole_gpus_are_counted_and_asked_for_by_their_kind_where_slices_are_bes
     ("asked", "hosts", "status", "found", "fix"),
     [
         ((2, 4, 4, 4), [Hosts("p", 2, 16, 4)], "ok", "partition p", ""),
-        ((2, 4, 4, 4), [Hosts("p", 4, 64, 2)], "bad", "2 GPUs: it never", "--gpus-per-node=2"),
         ((3, 4, 4, 4), [Hosts("p", 2, 64, 4)], "bad", "has 2 hosts", "--nodes=2"),
         ((2, 4, 4, 8), [Hosts("p", 2, 16, 4)], "bad", "16 CPUs", "--cpus-per-task=4"),
         ((2, 8, 4, 1), [Hosts("p", 2, 16, 4)], "bad", "one task per", "--ntasks-per-node=4"),
@@ -132,9 +131,6 @@ def test_munge_is_judged_together_with_what_slurm_answers():
     assert slurm.munge(Output("MUNGE:..."), "auth/munge", True).status == "ok"
     assert slurm.munge(missing, "auth/munge", True).status == "ok"
     assert slurm.munge(missing, "auth/slurm", True).status == "skipped"
-    assert "apt-get install munge" in slurm.munge(missing, "", False).fix
-    broken = slurm.munge(Output("", "`munge -n` ended with 6: no socket"), "auth/munge", True)
-    assert (broken.status, broken.fix) == ("bad", "systemctl restart munge  # by the site")
 
 
 HARSH = {

@@ -14,14 +14,10 @@ def by_a_loop(y: list[float], buckets: int) -> list[int]:
     """Places that are kept, found one stretch after the other."""
     kept = {0, len(y) - 1}
     for b in range(buckets):
-        lowest = highest = gap = None
-        for i in range(b * len(y) // buckets, (b + 1) * len(y) // buckets):
-            if math.isnan(y[i]):
-                gap = i if gap is None else gap
-                continue
-            lowest = i if lowest is None or y[i] < y[lowest] else lowest
-            highest = i if highest is None or y[i] > y[highest] else highest
-        kept |= {i for i in (lowest, highest, gap) if i is not None}
+        stretch = range(b * len(y) // buckets, (b + 1) * len(y) // buckets)
+        kept |= set([i for i in stretch if math.isnan(y[i])][:1])
+        if finite := [i for i in stretch if not math.isnan(y[i])]:
+            kept |= {min(finite, key=y.__getitem__), max(finite, key=y.__getitem__)}
     return sorted(kept)
 
 

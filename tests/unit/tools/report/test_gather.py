@@ -123,13 +123,12 @@ def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     named = [f"{tmp_path}/{name}.json" for name in ("other", "apart", "bad", "other")]
-    found = read_evaluations(runs, named)
-    same_rows, other_masks = found.tables
+    (same_rows, other_masks), (paired,), notes = read_evaluations(runs, named)
     assert [row.label for row in same_rows.rows] == ["a", "b", "unigram"]
     assert [row.metrics["top1"].value for row in same_rows.rows] == [0.5, 0.4, 0.05]
     assert [row.label for row in other_masks.rows] == ["tiny", "unigram"]
-    assert [each.title for each in found.paired] == ["a (A) and b (B), validation"]
-    assert found.notes == ["bad.json cannot be read as an evaluation."]
+    assert paired.title == "a (A) and b (B), validation"
+    assert notes == ["bad.json cannot be read as an evaluation."]
     with pytest.raises(ConfigError, match="nowhere.json"):
         read_evaluations(runs, ["nowhere.json"])
 
