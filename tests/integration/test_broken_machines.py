@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executable import executable
 from small import mounted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +74,7 @@ class Machine:
         self.script(name, f"/bin/cat <<'END'\n{output}\nEND\nexit {code}")
 
     def script(self, name: str, text: str) -> None:
-        path = self.folder / "bin" / name
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
+        executable(self.folder / "bin" / name, text, shell="/bin/sh")
 
     def driver(self, version: str, cuda: str) -> None:
         self.script(

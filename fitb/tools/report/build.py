@@ -22,7 +22,7 @@ from fitb.tools.report.charts import (
 )
 from fitb.tools.report.evaluations import Table, read_evaluations
 from fitb.tools.report.gather import RunData, gather, names_of
-from fitb.tools.report.panels import SECTIONS, Panel, panels_of
+from fitb.tools.report.panels import SECTIONS, panels_of
 from fitb.tools.report.render import key_figures, render, state_of
 from fitb.tools.report.report_config import ReportConfig
 from fitb.tools.report.timeline import draw_attempts, end_of
@@ -48,11 +48,13 @@ def report(config: ReportConfig) -> dict[str, Any]:
     evaluated, paired, notes = read_evaluations(runs, config.evaluations)
     blanks = [blanks_of(run, config.blanks, config.blank_rows, config.shards) for run in runs]
     png = _folder(config.png)
-    sections = [
-        (section.title, section.about, charts)
-        for section in SECTIONS
-        if (charts := [_panel_chart(panel, png) for panel in panels_of(section, runs)])
-    ]
+    sections = []
+    for section in SECTIONS:
+        charts = [
+            make_chart(panel.name, panel.label, panel.facts, partial(draw_panel, panel), png=png)
+            for panel in panels_of(section, runs)
+        ]
+        sections += [(section.title, section.about, charts)] if charts else []
     tables = [
         (table, list(_interval_charts(table, place, png)))
         for place, table in enumerate(evaluated, 1)
@@ -116,10 +118,6 @@ def _folder(name: str | None) -> Path | None:
             f"cannot write into {name}: {error.strerror}; choose another folder for --png"
         ) from error
     return Path(name)
-
-
-def _panel_chart(panel: Panel, png: Path | None) -> Chart:
-    return make_chart(panel.name, panel.label, panel.facts, partial(draw_panel, panel), png=png)
 
 
 def _attempts_chart(runs: Sequence[RunData], png: Path | None) -> Chart | None:

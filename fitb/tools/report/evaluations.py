@@ -13,11 +13,10 @@ from fitb.base.fsio import read_json
 from fitb.evaluation.metrics import METRICS
 from fitb.evaluation.printed import covered
 from fitb.rundir import names
-from fitb.tools.report.gather import RunData, printable
+from fitb.tools.report.gather import BEYOND, RunData, printable
 
 FOLDER = "evaluation"  # in a run's folder
 SHARES = ("top1", "top5", "span_em", "span_f1", "ece", "agreement")  # shown in per cent
-_BEYOND = 1e100  # an axis of such values overflows
 _MOST_FILES = 200  # per folder
 
 
@@ -210,6 +209,6 @@ def _value(each: Mapping[str, Any]) -> Value:
 
 
 def _number(value: Any) -> float | None:
-    if value is not None and (type(value) not in (int, float) or not abs(value) < _BEYOND):
+    if value is not None and (type(value) not in (int, float) or not abs(value) < BEYOND):
         raise ValueError("not a finite number")
     return None if value is None else float(value)

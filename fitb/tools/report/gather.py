@@ -28,7 +28,7 @@ from fitb.rundir.status import Status, status
 from fitb.tools.report.downsample import Floats
 
 _LARGEST = 2**53  # largest step that float64 represents exactly
-_BEYOND = 1e100  # an axis of such values overflows
+BEYOND = 1e100  # an axis of such values overflows
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _float(value: int | float) -> float:
         number = float(value)
     except OverflowError:
         return math.nan
-    return number if abs(number) < _BEYOND else math.nan
+    return number if abs(number) < BEYOND else math.nan
 
 
 def _status(path: Path, notes: list[str]) -> Status | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fitb.base.errors import SystemFault
-from fitb.bench.timing import machine, peak_mb, ratios, render, spread
+from fitb.bench.timing import peak_mb, ratios, render, spread
 
 
 def test_a_spread_is_the_median_and_both_ends() -> None:
@@ -33,7 +33,3 @@ def test_the_memory_of_a_command_is_that_of_its_children_too_without_mapped_file
 def test_a_command_that_fails_is_named_with_its_last_words() -> None:
     with pytest.raises(SystemFault, match="ended with 1: .*NameError"):
         peak_mb([sys.executable, "-c", "nonsense"])
-
-
-def test_a_figure_says_where_it_was_taken() -> None:
-    assert {"date", "commit", "cpu", "cores", "torch"} <= set(machine())
