@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fitb.base.errors import ConfigError
+from fitb.base.templates import write_page
 from fitb.config import MaskConfig
 from fitb.data.coverage import mask_coverage
 from fitb.data.masking import IGNORE_INDEX, Vocabulary
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import tokenizer_fingerprint
 from fitb.tools.inspect.decoding import TokenDecoder, examples, masked_rows, round_trips
+from fitb.tools.inspect.display import as_page
 from fitb.tools.inspect.sample import Sample, read_sample
 from fitb.tools.inspect.statistics import statistics
 
@@ -55,16 +58,17 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Inspect a shard set, without torch unless a model is given.
+    """Inspect a shard set, without torch unless a model is given; with `html`, write the page.
 
     Returns: JSON-able; holds text of the corpus, so never log it.
-    Raises: DataError if the set is damaged; ContractError if the model does not fit it.
+    Raises: DataError if the set is damaged; ContractError if the model does not fit it; what
+        write_page raises.
     """
     shards = ShardSet.open(config.shards, config.split)
     decoder = TokenDecoder(shards.tokenizer_folder)
     vocabulary = Vocabulary.of_folder(shards.tokenizer_folder)
     sample = read_sample(shards, config.rows, decoder.special)
-    return {
+    found = {
         "facts": facts(shards),
         "statistics": statistics(
             sample,
@@ -93,6 +97,9 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         ),
         "model": None if config.model is None else try_model(config.model, shards, sample, config),
     }
+    if config.html:
+        write_page(Path(config.html), as_page(found))
+    return found
 
 
 def facts(shards: ShardSet) -> dict[str, Any]:

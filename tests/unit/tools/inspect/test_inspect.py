@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +29,8 @@ def decoder(shards):
 
 
 @pytest.fixture(scope="module")
-def vocabulary(decoder):
-    special = asdict(decoder.special)
-    ids = tuple(sorted(special.values()))
-    size = decoder.tokenizer.get_vocab_size()
-    return Vocabulary(size, special["pad"], special["mask"], ids, special["sep"])
+def vocabulary(shards):
+    return Vocabulary.of_folder(shards / "tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +171,9 @@ def test_examples_are_masked_as_in_epoch_0_of_a_run(whole, decoder, vocabulary):
         size = len(example["ids"])
         assert example["ids"] == masked.input_ids[0, :size].tolist()
         assert not masked.attention_mask[0, size:].any()
-        assert [label["place"] for label in example["labels"]] == masked.slots[0][used].tolist()
-        assert [label["label"] for label in example["labels"]] == [
-            decoder.tokenizer.id_to_token(int(i)) for i in masked.labels[0][used]
-        ]
+        labels = map(decoder.tokenizer.id_to_token, masked.labels[0][used].tolist())
+        expected = [*zip(masked.slots[0][used].tolist(), labels, strict=True)]
+        assert [(label["place"], label["label"]) for label in example["labels"]] == expected
         assert all(example["pieces"][x["place"]] == x["shown"] for x in example["labels"])
         assert example["masked"].startswith("[CLS] ")
 
@@ -235,12 +231,10 @@ def test_the_command_works_without_torch_and_logs_no_text(shards, tmp_path):
     )
     page = tmp_path / "pages" / "page.html"
     words = ["inspect", str(shards), "--json", "--rows", "64", "--html", str(page)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["statistics"]["sample_rows"] == 64
-    assert done.stderr == ""
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
