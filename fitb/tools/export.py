@@ -280,10 +280,10 @@ def _data(run: Path, config: Config) -> Mapping[str, Any]:
     try:
         manifest = _open(config.data.shards).manifest
     except FitbError:
-        return data_facts(trained_on, None) if trained_on else {}
-    if trained_on in (None, manifest["fingerprint"]):
+        manifest = {}
+    if manifest and trained_on in (None, manifest["fingerprint"]):
         return data_facts(manifest["fingerprint"], manifest)
-    return data_facts(trained_on, None)
+    return data_facts(trained_on, None) if trained_on else {}
 
 
 def _validation(run: Path, step: int | None) -> list[Metric]:
