@@ -1,6 +1,10 @@
 """Signals that end a job, by sender."""
 
+import contextlib
 import signal
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any
 
 TIME_LIMIT = signal.SIGUSR1  # sbatch --signal=B:USR1@300, to the batch script, which passes it on
 TIME_LIMIT_OF_SUBMITIT = signal.SIGUSR2  # its own --signal, to the tasks
@@ -12,3 +16,16 @@ SHUTDOWN = (*BY_SCHEDULER, signal.SIGINT)  # and a terminal: each leads to a gra
 def slurm_name(number: signal.Signals) -> str:
     """Return the name of a signal as in Slurm's options, such as USR1."""
     return number.name.removeprefix("SIG")
+
+
+@contextlib.contextmanager
+def handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any]
+) -> Iterator[None]:
+    """Handle signals within the context; then their earlier handlers come back."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

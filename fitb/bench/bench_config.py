@@ -8,8 +8,7 @@ from typing import Literal
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, ObjectiveConfig, SpeedConfig
 from fitb.config.schema import check_range
-
-BERT_BASE = Geometry(12, 768, 3072, 12)
+from fitb.model.flops import BERT_BASE
 
 
 @dataclass(frozen=True)

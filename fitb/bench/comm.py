@@ -28,13 +28,15 @@ def bench(config: CommBenchConfig) -> dict[str, Any]:
 def _measure(config: CommBenchConfig, world: World) -> dict[str, Any]:
     run = Config(run_dir="", precision="fp32", micro_batch=1, global_batch=world.size)
     device = start_distributed(run, world)
+    number = torch.zeros(1, dtype=torch.float64, device=device)  # as gradient clipping needs
+    latency = _times(lambda: dist.all_reduce(number), config.repeats, device)
     row: dict[str, Any] = {
         "bench": "comm",
         **machine(),
         "processes": world.size,
         "backend": dist.get_backend(),
         "precision": config.precision,
-        "latency_us": _latency(config, device),
+        "latency_us": spread([1e6 * s for s in latency], 1),
     }
     for mb in config.mb:
         row[f"{mb:g}_mb"] = {
@@ -46,13 +48,6 @@ def _measure(config: CommBenchConfig, world: World) -> dict[str, Any]:
         }
     leave_distributed()
     return row
-
-
-def _latency(config: CommBenchConfig, device: torch.device) -> dict[str, float]:
-    """Latency in us of an all-reduce of one scalar, as gradient clipping needs at every step."""
-    number = torch.zeros(1, dtype=torch.float64, device=device)
-    times = _times(lambda: dist.all_reduce(number), config.repeats, device)
-    return spread([1e6 * s for s in times], 1)
 
 
 def _collectives(

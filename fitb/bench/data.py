@@ -26,6 +26,7 @@ from fitb.corpus.tokenizer import train_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.order import rows_at
 from fitb.data.stream import RowStream
+from fitb.model.flops import VOCABULARY
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import open_tokenizer
 
@@ -48,7 +49,7 @@ def bench(config: DataBenchConfig) -> dict[str, Any]:
         folder = Path(name)
         lines = pool()
         tokenizer = folder / "tokenizer"
-        train_tokenizer(lines, 30522, tokenizer)
+        train_tokenizer(lines, VOCABULARY, tokenizer)
         texts = list(documents(lines, int(config.mb * 1e6), seed=0))
         plain = folder / "texts.txt"
         plain.write_text("\n".join(texts) + "\n", encoding="utf-8")

@@ -17,14 +17,13 @@ from fitb.bench.bench_config import InferBenchConfig
 from fitb.bench.load_generator import serving
 from fitb.bench.scorers import compare_scorers
 from fitb.bench.text import documents, pool
-from fitb.bench.timing import machine, ratios, seconds, spread
+from fitb.bench.timing import in_turns, machine, ratios, spread
 from fitb.corpus.tokenizer import load_tokenizer, train_tokenizer
 from fitb.infer.fill import fill
 from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
+from fitb.model.flops import VOCABULARY
 from fitb.model.load import load_model, quiet
-
-_VOCABULARY = 30_522
 
 
 def bench(config: InferBenchConfig) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def bench(config: InferBenchConfig) -> dict[str, Any]:
         "words": config.words,
     }
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name, quiet():
-        train_tokenizer(lines, _VOCABULARY, Path(name))
+        train_tokenizer(lines, VOCABULARY, Path(name))
         tokenizer = load_tokenizer(Path(name))
         row["vocabulary"] = len(tokenizer)
         texts = blanked(lines, config, tokenizer.mask_token)
@@ -71,18 +70,14 @@ def _beside_the_pipeline(
     found: dict[str, Any] = {}
     for batch in config.batches:
         runs = {
-            "fitb": lambda batch=batch: [
-                fill(scorer, requests[begin : begin + batch])
-                for begin in range(0, len(requests), batch)
+            "fitb": lambda most, batch=batch: [
+                fill(scorer, requests[begin : min(begin + batch, most)])
+                for begin in range(0, most, batch)
             ],
-            "pipeline": lambda batch=batch: other(texts, top_k=5, batch_size=batch),
+            "pipeline": lambda most, batch=batch: other(texts[:most], top_k=5, batch_size=batch),
         }
-        speeds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(config.repeats + 1):
-            for name, run in runs.items():
-                speed = len(texts) / seconds(run, device)
-                if turn:
-                    speeds[name].append(speed)
+        times = in_turns(runs, len(texts), config.repeats, device)
+        speeds = {name: [len(texts) / s for s in mine] for name, mine in times.items()}
         found[f"batch_{batch}"] = {
             "texts_per_s": spread(speeds["fitb"], 1),
             "pipeline_texts_per_s": spread(speeds["pipeline"], 1),

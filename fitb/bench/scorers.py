@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fitb.bench.timing import ratios, seconds, spread
+from fitb.bench.timing import in_turns, ratios, spread
 from fitb.config import Geometry
 from fitb.infer.pytorch import torch_scorer
 from fitb.infer.scorer import Scorer
@@ -20,7 +19,6 @@ _RATIOS = {  # JSON key: scorers whose times are divided
     "onnx_over_torch": ("student", "onnx"),
     "int8_over_torch": ("student", "int8"),
 }
-_WARM_UP_ROWS = 3
 
 
 def compare_scorers(
@@ -74,7 +72,7 @@ def _run(
     scorer: Scorer, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]], batch: int
 ) -> Callable[[int], None]:
     def run(most: int) -> None:
-        for begin in range(0, min(most, len(rows)), batch):
+        for begin in range(0, most, batch):
             scorer.logits(rows[begin : begin + batch], slots[begin : begin + batch])
 
     return run
@@ -83,14 +81,7 @@ def _run(
 def _measured(
     runs: Mapping[str, Callable[[int], None]], num_rows: int, repeats: int
 ) -> dict[str, Any]:
-    """Time each run once per turn, in alternating order."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in list(runs.items())[:: -1 if turn % 2 else 1]:
-            run(_WARM_UP_ROWS)  # caches and threads are those of the previous scorer
-            elapsed_s = seconds(partial(run, num_rows))
-            if turn:
-                times[name].append(elapsed_s)
+    times = in_turns(runs, num_rows, repeats)
     found: dict[str, Any] = {
         f"{name}_ms": spread([1000 * value / num_rows for value in values])
         for name, values in times.items()

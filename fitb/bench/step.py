@@ -27,28 +27,20 @@ from fitb.bench.processes import in_ranks
 from fitb.bench.text import shards_of_docstrings
 from fitb.bench.timing import machine, peak_rss_gb, ratios, reset_peak_rss, spread
 from fitb.bench.unfused import UnfusedObjective, UnfusedTeacher
-from fitb.config import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    Geometry,
-    ModelConfig,
-    SpeedConfig,
-)
+from fitb.config import Config, DataConfig, EvalConfig, ModelConfig, SpeedConfig
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
 from fitb.model.attention import choose
-from fitb.model.load import load_model
+from fitb.model.flops import VOCABULARY
 from fitb.objective.objective import Objective
 from fitb.shards.shard_set import ShardSet
 from fitb.training.engine import Engine
 from fitb.training.execution import DTYPES
-from fitb.training.setup import work_of
+from fitb.training.setup import load_models, work_of
 from fitb.training.stop import StopFlag
 from fitb.training.zero import leave_distributed, start_distributed
 
-_VOCABULARY = 30_522  # of BERT-base
 _TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
@@ -56,7 +48,7 @@ _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 def bench(config: StepBenchConfig) -> dict[str, Any]:
     """Measure on every rank; return the result of rank 0."""
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
-        shards = config.shards or str(shards_of_docstrings(Path(name), config.length, _VOCABULARY))
+        shards = config.shards or str(shards_of_docstrings(Path(name), config.length, VOCABULARY))
         length = ShardSet.open(shards, "train").length
         if length != config.length:
             raise ConfigError(
@@ -190,15 +182,12 @@ class Variant:
     """
 
     def __init__(self, run: Config, unfused: bool, world: World, device: torch.device) -> None:
-        assert isinstance(run.model.student, Geometry) and isinstance(run.model.teacher, Geometry)
         self.run, self.device = run, device
         shards = ShardSet.open(run.data.shards, "train")
         self.length = shards.length
         tokenizer = load_tokenizer(shards.tokenizer_folder)
-        student, teacher = (
-            load_model(geometry, tokenizer=tokenizer, length=shards.length, dropout=0.0, seed=seed)
-            for seed, geometry in enumerate((run.model.student, run.model.teacher))
-        )
+        student, teacher = load_models(run, shards, tokenizer)
+        assert teacher is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             objective: Any = Objective(student.model, teacher.model, run.objective)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fitb.base.errors import SystemFault
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow")
 _SAMPLE_S = 0.01
 _SAMPLES_PER_LISTING = 10  # listing child processes is expensive
-_ANONYMOUS = re.compile(r"RssAnon:\s+(\d+) kB")
+_WARM_UP = 3  # items
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
@@ -61,10 +62,31 @@ def seconds(work: Callable[[], Any], device: Any = None) -> float:
     return time.perf_counter() - begin_s
 
 
+def in_turns(
+    runs: Mapping[str, Callable[[int], Any]], size: int, repeats: int, device: Any = None
+) -> dict[str, list[float]]:
+    """Time each run once per turn, in alternating order; return the seconds of each.
+
+    Args:
+        runs: name -> call that handles so many items.
+        size: number of items.
+        repeats: counted turns, after one that warms up.
+        device: as in `seconds`.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in list(runs.items())[:: -1 if turn % 2 else 1]:
+            run(min(_WARM_UP, size))  # caches and threads are those of the previous run
+            elapsed_s = seconds(partial(run, size), device)
+            if turn:
+                times[name].append(elapsed_s)
+    return times
+
+
 def peak_mb(command: Sequence[str]) -> float:
     """Run a command and return the peak memory of its whole process tree, in MB (1e6 bytes).
 
-    Sums anonymous memory (RssAnon) every 10 ms. Pages of mapped files are left out, because the
+    Sums anonymous memory every 10 ms. Pages of mapped files are left out, because the
     kernel can reclaim them; a page shared after a fork counts once per process.
 
     Raises: SystemFault with the last line of stderr if the command fails.
@@ -77,20 +99,20 @@ def peak_mb(command: Sequence[str]) -> float:
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as process,
     ):
         root = psutil.Process(process.pid)
-        members = [process.pid]
+        members = [root]
         for sample in itertools.count():
             if process.poll() is not None:
                 break
             if sample % _SAMPLES_PER_LISTING == 0:
                 with contextlib.suppress(psutil.Error):  # ended meanwhile
-                    members = [process.pid, *(kid.pid for kid in root.children(recursive=True))]
-            peak = max(peak, sum(map(_anonymous_kb, members)))
+                    members = [root, *root.children(recursive=True)]
+            peak = max(peak, sum(map(_anonymous_bytes, members)))
             time.sleep(_SAMPLE_S)
         said.seek(0)
         last = said.read().decode(errors="replace").strip().splitlines()[-1:]
     if process.returncode:
         raise SystemFault(f"`{' '.join(command)}` ended with {process.returncode}: {last}")
-    return round(peak * 1024 / 1e6, 1)
+    return round(peak / 1e6, 1)
 
 
 def reset_peak_rss(device: Any) -> None:
@@ -114,12 +136,14 @@ def peak_rss_gb(device: Any) -> float:
     return round(int(peak[0]) * 1024 / 1e9, 3)
 
 
-def _anonymous_kb(pid: int) -> int:
+def _anonymous_bytes(process: Any) -> int:
+    import psutil
+
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # ended meanwhile
+        memory = process.memory_info()
+    except psutil.Error:  # ended meanwhile
         return 0
-    return sum(map(int, _ANONYMOUS.findall(status)))
+    return int(memory.rss - memory.shared)
 
 
 def machine() -> dict[str, Any]:

@@ -76,7 +76,7 @@ _ROWS = (
         ),
         config="fitb.tools.inspect.inspection:InspectConfig",
         positional="shards",
-        run="fitb.cli.functions:inspect",
+        run="fitb.tools.inspect.inspection:inspect",
         render="fitb.tools.inspect.display:as_text",
     ),
     Command(

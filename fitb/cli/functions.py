@@ -1,4 +1,4 @@
-"""Functions of commands that need more than one call: standard input, pages, extras."""
+"""Functions of commands that need more than one call: standard input, extras."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import codecs
 import dataclasses
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitb.base.errors import ConfigError, DataError
@@ -15,19 +14,6 @@ if TYPE_CHECKING:
     from fitb.evaluation.evaluate_config import EvaluateConfig
     from fitb.infer.fill_config import FillConfig
     from fitb.serve.serve_config import ServeConfig
-    from fitb.tools.inspect.inspection import InspectConfig
-
-
-def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Inspect shards; with `html`, write the page too."""
-    from fitb.base.templates import write_page
-    from fitb.tools.inspect.display import as_page
-    from fitb.tools.inspect.inspection import inspect
-
-    result = inspect(config)
-    if config.html:
-        write_page(Path(config.html), as_page(result))
-    return result
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
 from typing import IO
 
 from fitb.base import signals
@@ -191,12 +190,5 @@ def forwarding(run: LocalRun) -> Iterator[None]:
         yield
         return
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        run.signal(number)
-
-    before = {number: signal.signal(number, forward) for number in signals.SHUTDOWN}
-    try:
+    with signals.handled(signals.SHUTDOWN, lambda number, _: run.signal(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

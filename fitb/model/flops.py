@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from fitb.config import Geometry
 
+BERT_BASE = Geometry(12, 768, 3072, 12)
+VOCABULARY = 30_522  # of BERT-base
 _STATE_BYTES = 12  # bytes of a parameter in a checkpoint: weight and two moments, fp32
 BACKWARD = 2  # a backward pass has twice the matmuls of its forward pass
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 import uvicorn
 
+from fitb.base import signals
 from fitb.base.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import make_app
@@ -115,13 +116,8 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Like uvicorn's, but without raising the signal again after a graceful shutdown."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
+        with signals.handled((signal.SIGINT, signal.SIGTERM), self.handle_exit):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

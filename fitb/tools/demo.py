@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fitb.base import fsio, signals
 from fitb.base.errors import FINISHED, RESUME, ConfigError, TrainingError
@@ -23,9 +23,6 @@ from fitb.config.parser import parse
 from fitb.rundir import names
 from fitb.rundir.events import num_attempts
 from fitb.rundir.metrics import tail_records
-
-if TYPE_CHECKING:
-    from fitb.evaluation.row_counts import RowCounts
 
 logger = logging.getLogger(__name__)
 _SPEED = "perf/tokens_per_s"
@@ -83,11 +80,11 @@ def demo(config: DemoConfig) -> int:
     logger.info("== control: without a teacher, for the same compute (%.2f x the steps)", ratio)
     _train(config, out / "control_equal_compute", alone, round(config.steps * ratio))
     logger.info("== evaluate all of them on the same masked validation rows")
-    counts, models = _measure(config, out)
+    models, differences = _measure(config, out)
     speeds = fsio.read_lines(out / "student" / names.METRICS, _SPEED)
     summary = {
         "models": models,
-        "differences": _differences(counts),
+        "differences": differences,
         "attempts": num_attempts(out / "student"),
         "compute_ratio": ratio,
         "seconds": time.monotonic() - began_s,
@@ -225,11 +222,15 @@ def _compute_ratio(run_dir: Path) -> float:
     return flops(source and load(source).model) / flops(None)
 
 
-def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, RowCounts], dict[str, Any]]:
-    """Evaluate all models on the same rows; "untrained" is the student before its first step."""
+def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Evaluate all models on the same rows; "untrained" is the student before its first step.
+
+    Returns: each model's metrics; the student's top-1 minus that of each other model, paired over
+        documents.
+    """
     from fitb.evaluation.count import choose_rows, count
     from fitb.evaluation.measure import EvaluationSet
-    from fitb.evaluation.metrics import summaries
+    from fitb.evaluation.metrics import differences, summaries
     from fitb.model.load import load_model, num_parameters
 
     held_out = EvaluationSet.open("validation", str(out / "shards"), "validation")
@@ -254,18 +255,11 @@ def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, RowCounts], dict[
             "tokens_per_s": len(rows) * shards.length / seconds,
             "steps": _last_step(out / name),
         }
-    return counts, models
-
-
-def _differences(counts: dict[str, RowCounts]) -> dict[str, Any]:
-    """Return the student's top-1 minus that of each other model, paired over documents."""
-    from fitb.evaluation.metrics import differences
-
-    found = {}
-    for name in (model for model in MODELS if model != "student"):
-        top1 = differences(counts["student"], counts[name])[0]["top1"]
-        found[name] = {"top1": top1.value, "interval": [top1.low, top1.high]}
-    return found
+    student_counts, apart = counts.pop("student"), {}
+    for name, other in counts.items():
+        top1 = differences(student_counts, other)[0]["top1"]
+        apart[name] = {"top1": top1.value, "interval": [top1.low, top1.high]}
+    return models, apart
 
 
 def _fill(model: Path) -> None:

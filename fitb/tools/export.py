@@ -32,7 +32,6 @@ from fitb.rundir.names import STEP
 from fitb.rundir.provenance import describe_code, newest_code
 
 if TYPE_CHECKING:
-    from fitb.evaluation.row_counts import RowCounts
     from fitb.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -281,10 +280,10 @@ def _data(run: Path, config: Config) -> Mapping[str, Any]:
     try:
         manifest = _open(config.data.shards).manifest
     except FitbError:
-        return data_facts(trained_on, None) if trained_on else {}
-    if trained_on in (None, manifest["fingerprint"]):
+        manifest = {}
+    if manifest and trained_on in (None, manifest["fingerprint"]):
         return data_facts(manifest["fingerprint"], manifest)
-    return data_facts(trained_on, None)
+    return data_facts(trained_on, None) if trained_on else {}
 
 
 def _validation(run: Path, step: int | None) -> list[Metric]:
@@ -321,26 +320,21 @@ def _with_onnx(card: Card, config: ExportConfig, model: Any, tokenizer: Any, fol
     from fitb.evaluation.count import choose_rows
 
     rows = choose_rows(shards.num_rows, config.rows)
-    fp32, int8 = (_count(scorers[name], shards, rows) for name in (FP32, INT8))
+    cost = _cost(scorers[FP32], scorers[INT8], shards, rows)
     on = f"{len(rows):,} validation rows of shards {shards.fingerprint[:12]}"
-    return replace(card, int8=True, cost=compare(fp32, int8), cost_on=on)
+    return replace(card, int8=True, cost=cost, cost_on=on)
 
 
-def _count(scorer: Any, shards: ShardSet, rows: Any) -> RowCounts:
+def _cost(fp32: Any, int8: Any, shards: ShardSet, rows: Any) -> list[Comparison]:
+    """Return the cost of int8 in each metric, with its paired interval."""
     from fitb.config import MaskConfig
     from fitb.data.masking import Vocabulary
     from fitb.evaluation.count import count
+    from fitb.evaluation.metrics import differences
     from fitb.evaluation.score import Onnx
 
-    vocabulary = Vocabulary.of(scorer.tokenizer)
-    return count(Onnx(scorer), shards, rows, vocabulary=vocabulary, mask=MaskConfig())
-
-
-def compare(fp32: RowCounts, int8: RowCounts) -> list[Comparison]:
-    """Return the cost of int8 in each metric, with its paired interval."""
-    from fitb.evaluation.metrics import differences
-
-    found = differences(int8, fp32)[0]
+    settings: Any = {"vocabulary": Vocabulary.of(fp32.tokenizer), "mask": MaskConfig()}
+    found = differences(*(count(Onnx(each), shards, rows, **settings) for each in (int8, fp32)))[0]
     return [
         Comparison(metric, cost.second, cost.first, cost.value, cost.low, cost.high)
         for metric in _COSTS

@@ -13,7 +13,13 @@ from typing import Any, Literal
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, MaskConfig
 from fitb.data.masking import num_slots
-from fitb.model.flops import checkpoint_bytes, trained_parameters, work_per_token
+from fitb.model.flops import (
+    BERT_BASE,
+    VOCABULARY,
+    checkpoint_bytes,
+    trained_parameters,
+    work_per_token,
+)
 
 _COLLECTIVES = 5  # per step: agreement, gradients, their norm, weights of two parameter groups
 _OVERFLOW = 1  # per step in fp16: whether a gradient overflowed
@@ -57,8 +63,8 @@ class PlanConfig:
     length: int = 128
     rows: int = 256
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    vocabulary: int = 30_522
-    teacher: Geometry = field(default_factory=lambda: Geometry(12, 768, 3072, 12))
+    vocabulary: int = VOCABULARY
+    teacher: Geometry = field(default_factory=lambda: BERT_BASE)
     student: Geometry = field(default_factory=Geometry)
     tokens_per_s: float | None = None
     mfu: float = 0.4

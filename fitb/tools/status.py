@@ -87,13 +87,18 @@ def as_json(found: Status) -> dict[str, Any]:
 
 def line(found: Status) -> str:
     """Render the state on one line."""
+    return f"{found.run}: {state_in_words(found)}"
+
+
+def state_in_words(found: Status) -> str:
+    """Describe the state: progress, time left, and why."""
     of = f" of {found.steps:,} ({found.step / found.steps:.1%})" if found.steps else ""
     text = {"waiting": "waiting for its next attempt"}.get(found.state, found.state)
     if found.attempts:
         text += f" at step {found.step:,}{of}"
     if found.state == "running" and found.left_s:
         text += f", {duration(found.left_s)} left"
-    return f"{found.run}: {text}" + (f": {found.why}" if found.why else "")
+    return text + (f": {found.why}" if found.why else "")
 
 
 def render(found: Status) -> str:

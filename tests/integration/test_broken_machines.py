@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executable import executable
 from small import mounted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +74,7 @@ class Machine:
         self.script(name, f"/bin/cat <<'END'\n{output}\nEND\nexit {code}")
 
     def script(self, name: str, text: str) -> None:
-        path = self.folder / "bin" / name
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
+        executable(self.folder / "bin" / name, text, shell="/bin/sh")
 
     def driver(self, version: str, cuda: str) -> None:
         self.script(
@@ -136,25 +135,9 @@ def wrong(checks: list[dict[str, str]]) -> dict[str, dict[str, str]]:
     return {name: check for name, check in found.items() if name not in OF_THIS_MACHINE}
 
 
-def old_driver(machine: Machine) -> None:
-    machine.driver("535.104.05", "12.2")
-
-
 def no_munge(machine: Machine) -> None:
     (machine.folder / "bin" / "munge").unlink()
     machine.command("scontrol", "slurm_load_ctl_conf error: Unable to contact controller", 1)
-
-
-def dead_munge(machine: Machine) -> None:
-    machine.command("munge", "munge: Error: Failed to access /run/munge/munge.socket.2", 6)
-
-
-def cancels(machine: Machine) -> None:
-    machine.partition |= {"PreemptMode": "CANCEL", "GraceTime": "0"}
-
-
-def few_gpus(machine: Machine) -> None:
-    machine.command("sinfo", "gpu|1|64|gpu:h100:2(S:0-1)")
 
 
 def package_missing(machine: Machine) -> None:
@@ -164,36 +147,37 @@ def package_missing(machine: Machine) -> None:
     machine.distribution("numpy", None)
 
 
-def full_home(machine: Machine) -> None:
-    machine.command("quota", "server:/home 9990000* 9000000 10000000 6days 9 0 0", 1)
-
-
-def sleeping_slurm(machine: Machine) -> None:
-    machine.script("scontrol", "/bin/sleep 600")
+SOCKET = "munge: Error: Failed to access /run/munge/munge.socket.2"
+FULL = "server:/home 9990000* 9000000 10000000 6days 9 0 0"
+DAMAGES: dict[str, Callable[[Machine], object]] = {
+    "old driver": lambda machine: machine.driver("535.104.05", "12.2"),
+    "no munge": no_munge,
+    "dead munge": lambda machine: machine.command("munge", SOCKET, 6),
+    "cancels": lambda machine: machine.partition.update(PreemptMode="CANCEL", GraceTime="0"),
+    "few GPUs": lambda machine: machine.command("sinfo", "gpu|1|64|gpu:h100:2(S:0-1)"),
+    "package missing": package_missing,
+    "full home": lambda machine: machine.command("quota", FULL, 1),
+    "sleeping Slurm": lambda machine: machine.script("scontrol", "/bin/sleep 600"),
+}
 
 
 @pytest.mark.parametrize(
     ("damage", "name", "status", "found", "fix"),
     [
-        (old_driver, "torch", "bad", "driver is too old", "download.pytorch.org/whl/cu126"),
-        (no_munge, "munge", "bad", "munge is not on PATH", "apt-get install munge"),
-        (dead_munge, "munge", "bad", "munge.socket.2", "systemctl restart munge"),
-        (cancels, "PreemptMode", "bad", "CANCEL", "--dependency=singleton"),
-        (few_gpus, "job shape", "bad", "never starts", "--gpus-per-node=2"),
-        (package_missing, "packages", "bad", "numpy has damaged metadata, ", "'wy>=2'"),
-        (full_home, "quota", "warn", "nearly full", "export HF_HOME="),
-        (sleeping_slurm, "slurm", "bad", "gave no answer in 3 s", "scontrol ping"),
+        ("old driver", "torch", "bad", "driver is too old", "download.pytorch.org/whl/cu126"),
+        ("no munge", "munge", "bad", "munge is not on PATH", "apt-get install munge"),
+        ("dead munge", "munge", "bad", "munge.socket.2", "systemctl restart munge"),
+        ("cancels", "PreemptMode", "bad", "CANCEL", "--dependency=singleton"),
+        ("few GPUs", "job shape", "bad", "never starts", "--gpus-per-node=2"),
+        ("package missing", "packages", "bad", "numpy has damaged metadata, ", "'wy>=2'"),
+        ("full home", "quota", "warn", "nearly full", "export HF_HOME="),
+        ("sleeping Slurm", "slurm", "bad", "gave no answer in 3 s", "scontrol ping"),
     ],
 )
 def test_a_broken_machine_is_told_with_what_to_type(
-    machine: Machine,
-    damage: Callable[[Machine], None],
-    name: str,
-    status: str,
-    found: str,
-    fix: str,
+    machine: Machine, damage: str, name: str, status: str, found: str, fix: str
 ) -> None:
-    damage(machine)
+    DAMAGES[damage](machine)
     checks, code = machine.checks()
     found_wrong = wrong(checks)
     assert found_wrong[name]["status"] == status, checks
@@ -253,19 +237,19 @@ def test_no_key_is_printed_whatever_a_command_says(machine: Machine) -> None:
     assert "127.0.0.1 cannot be reached" in done.stdout
 
 
+WITHOUT_LIBRARIES = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "deepspeed", "wandb", "numpy")))
+from fitb.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize(
     ("start", "packages"),
     [
         (("-S", "-m", "fitb"), "packaging is missing"),  # nothing but the standard library
-        (
-            (
-                "-c",
-                "import sys; sys.modules.update(dict.fromkeys("
-                "['torch', 'transformers', 'deepspeed', 'wandb', 'numpy'])); "
-                "from fitb.cli import main; sys.exit(main(sys.argv[1:]))",
-            ),
-            "installed and in range",
-        ),
+        (("-c", WITHOUT_LIBRARIES), "installed and in range"),
     ],
 )
 def test_it_works_without_the_libraries_that_it_asks_about(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from browser import chromium
+from run_folder import write_run
 
 from fitb.tools.report.build import report
 from fitb.tools.report.report_config import ReportConfig
@@ -17,7 +17,6 @@ WIDTH = "document.documentElement.scrollWidth"
 
 def make_run(folder: Path, steps: int) -> Path:
     """A run whose name is hostile and long, preempted once."""
-    (folder / "checkpoints").mkdir(parents=True)
     records = [
         {"train/step": i, "student/loss_mlm": 9 - i / 9, "distill/total": 80 / i, "optim/lr": 0.1}
         for i in range(1, steps + 1)
@@ -30,11 +29,8 @@ def make_run(folder: Path, steps: int) -> Path:
         {**begin, "attempt": 2, "time": "2026-11-25T11:00:00+00:00"},
         {"event": "stop", "attempt": 2, "time": "2026-11-25T11:30:00+00:00", "exit_code": 0},
     ]  # fmt: skip
-    for name, lines in (("metrics", records), ("events", events)):
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        (folder / f"{name}.jsonl").write_text(text)
-    (folder / "config.yaml").write_text(json.dumps({"steps": steps, "name": HOSTILE}))
-    return folder
+    config = {"steps": steps, "name": HOSTILE}
+    return write_run(folder, metrics=records, events=events, config=config)
 
 
 def test_a_page_opens_from_a_file_asks_for_nothing_and_fits_a_phone(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ from fitb.base.errors import ConfigError, FitbError
 from fitb.base.fsio import read_json
 from fitb.config import Config, Geometry
 from fitb.config.launcher import LauncherArguments
-from fitb.model.flops import checkpoint_bytes, trained_parameters
+from fitb.model.flops import BERT_BASE, VOCABULARY, checkpoint_bytes, trained_parameters
 from fitb.tools.doctor.check import Check, of_sentence
 from fitb.tools.doctor.job_request import JobRequest
 
 RUN_DIR = "runs/fitb-distill"  # default of slurm/distill.sh
-_VOCABULARY, _LENGTH = 30_522, 128  # BERT's vocabulary, default row length of `fitb prepare`
-_BERT_BASE = Geometry(12, 768, 3072, 12)
+_LENGTH = 128  # default row length of `fitb prepare`
 _EXPORT_BYTES = 4  # per parameter
 _LOGS_BYTES = 200e6  # metrics, logs and W&B's segments
 
@@ -114,11 +113,11 @@ def need(config: Config | None, manifest: dict[str, Any]) -> tuple[float, str]:
     """
     settings = config or Config("")
     student = geometry_of(settings.model.student) or Geometry()
-    teacher = geometry_of(settings.model.teacher) or _BERT_BASE
+    teacher = geometry_of(settings.model.teacher) or BERT_BASE
     parameters = trained_parameters(
         student,
         None if config and config.model.teacher is None else teacher,
-        vocabulary=manifest.get("tokenizer", {}).get("vocab_size", _VOCABULARY),
+        vocabulary=manifest.get("tokenizer", {}).get("vocab_size", VOCABULARY),
         length=manifest.get("length", _LENGTH),
     )
     number = settings.checkpoint.keep_last + 2

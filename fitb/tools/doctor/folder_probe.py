@@ -14,17 +14,16 @@ import time
 def probe(folder: str) -> dict[str, object]:
     """Probe a folder, or its nearest existing parent.
 
-    Returns: exists; real: the probed folder with links resolved; free_bytes and free_inodes for
-        this user, None if the filesystem does not count inodes; error: why a file cannot be
-        written, renamed and removed, empty if it can; clock_s: seconds by which the file server's
-        clock is ahead of this host's.
+    Returns: real: the probed folder with links resolved; free_bytes and free_inodes for this user,
+        None if the filesystem does not count inodes; error: why a file cannot be written, renamed
+        and removed, empty if it can; clock_s: seconds by which the file server's clock is ahead of
+        this host's.
     """
     nearest = os.path.abspath(folder)
     while not os.path.isdir(nearest) and not os.path.lexists(nearest):
         nearest = os.path.dirname(nearest)
     space = os.statvfs(nearest)
     found: dict[str, object] = {
-        "exists": os.path.isdir(folder),
         "real": os.path.realpath(nearest),
         "free_bytes": space.f_bavail * space.f_frsize,
         "free_inodes": space.f_favail if space.f_files else None,

@@ -38,7 +38,6 @@ class Folder:
     Args:
         path: path of the folder, as given.
         kind: filesystem type, as in /proc/mounts.
-        exists: whether the folder itself exists.
         free_bytes: bytes that this user can allocate.
         free_inodes: inodes that this user can allocate; None if the filesystem does not count them.
         error: why a file cannot be written there; empty if it can.
@@ -47,7 +46,6 @@ class Folder:
 
     path: str
     kind: str
-    exists: bool
     free_bytes: int
     free_inodes: int | None
     error: str = ""
@@ -79,6 +77,7 @@ CACHES = (
     Cache("WANDB_CACHE_DIR", "{cache}/wandb", 0.5, "artifacts of W&B"),
     Cache("XDG_CACHE_HOME", "{home}/.cache", 1.0, "other caches"),
     Cache("TMPDIR", "/tmp", 1.0, "temporary files"),
+    Cache("HOME", "{home}", 1.0, "everything else"),
 )
 
 
@@ -139,11 +138,6 @@ def few_inodes(folder: Folder) -> str:
     if folder.free_inodes is None or folder.free_inodes >= _LEAST_INODES:
         return ""
     return f"{folder.free_inodes} inodes free, expected {_LEAST_INODES:,}"
-
-
-def moved(variable: str, place: str) -> str:
-    """Return the command that moves a library's folder."""
-    return f"export {variable}={place}/{variable.lower()} && mkdir -p ${variable}"
 
 
 def cache(one: Cache, folder: Folder, fix: str) -> Check:
@@ -266,11 +260,8 @@ def look(
     Args:
         shards: folder of a local shard set; None if it is remote or unknown.
     """
-    home = str(Path.home())
-    caches = dict(zip(CACHES, cache_paths(env).values(), strict=True))
-    caches[Cache("HOME", "", 1.0, "everything else")] = home
-    named = {"run_dir": run_dir} | ({"shards": shards} if shards else {})
-    named |= {one.variable: path for one, path in caches.items()}
+    caches = cache_paths(env)
+    named = {"run_dir": run_dir} | ({"shards": shards} if shards else {}) | caches
     folders = probed(named.values())
     for name, path in named.items():
         if isinstance(error := folders[path], Exception):
@@ -282,9 +273,11 @@ def look(
         yield clock(folder)
     if shards and isinstance(folder := folders[shards], Folder):
         yield shared("shards", folder, num_hosts)
-    for one, path in caches.items():
-        fix = moved(one.variable, roomy(run_dir, env))
-        if one.variable == "HOME":
+    place = roomy(run_dir, env)
+    for one in CACHES:
+        name = one.variable
+        fix = f"export {name}={place}/{name.lower()} && mkdir -p ${name}"
+        if name == "HOME":
             fix = "du -sh ~/.[!.]* ~/* | sort -h  # and remove or move the largest"
-        if isinstance(folder := folders[path], Folder):
+        if isinstance(folder := folders[caches[name]], Folder):
             yield cache(one, folder, fix)

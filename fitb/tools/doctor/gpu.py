@@ -6,7 +6,6 @@ version has a limited feature set (NVIDIA, CUDA Compatibility, "Minor Version Co
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -57,12 +56,8 @@ class Driver:
 
 def parse_build(text: str) -> Build:
     """Parse torch/version.py; names whose value is no string are None."""
-    values: dict[str, str] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Name) and isinstance(node.value.value, str):
-                values[target.id] = node.value.value
+    assigned = r"^(__version__|cuda|hip)\b.*= *['\"](.*)['\"]"
+    values = dict(re.findall(assigned, text, flags=re.MULTILINE))
     return Build(values.get("__version__", "unknown"), values.get("cuda"), values.get("hip"))
 
 
@@ -145,7 +140,7 @@ def installed_build() -> Build | None:
         if spec is None or not spec.origin:
             return None
         return parse_build((Path(spec.origin).parent / "version.py").read_text())
-    except (ImportError, ValueError, SyntaxError):  # ValueError: sys.modules["torch"] is None
+    except (ImportError, ValueError):  # ValueError: sys.modules["torch"] is None
         return None
     except OSError:
         return Build("of unknown version", None, None)

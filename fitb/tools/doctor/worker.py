@@ -34,8 +34,7 @@ def emit(checks: Iterable[Check], name: str) -> None:
         _print(of_sentence(name, str(error)))
     except Exception as error:
         module = f"fitb.tools.doctor.{Path(sys.argv[0]).stem}"
-        fix = f"{sys.executable} -m {module} ...  # prints the whole traceback"
-        _print(Check("bad", name, reason(error), fix))
+        _print(Check("bad", name, reason(error), _traceback_of(module)))
         traceback.print_exc()
     sys.stderr.flush()
     os._exit(0)  # threads of a process group may block on the network
@@ -43,6 +42,10 @@ def emit(checks: Iterable[Check], name: str) -> None:
 
 def _print(check: Check) -> None:
     print(MARK + json.dumps(asdict(check)), flush=True)
+
+
+def _traceback_of(module: str) -> str:
+    return f"{sys.executable} -m {module} ...  # prints the whole traceback"
 
 
 def run(module: str, flags: Sequence[str], name: str, timeout_s: float) -> list[Check]:
@@ -56,6 +59,5 @@ def run(module: str, flags: Sequence[str], name: str, timeout_s: float) -> list[
     checks = [Check(**json.loads(line.removeprefix(MARK))) for line in lines]
     if not answer.ok and not any(check.status == "bad" for check in checks):
         words = answer.problem.replace(" ".join([sys.executable, "-m", module]), module)
-        fix = f"{sys.executable} -m {module} ...  # prints the whole traceback"
-        checks.append(Check("bad", name, words, fix))
+        checks.append(Check("bad", name, words, _traceback_of(module)))
     return checks

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import decoders, models
 
 from fitb.config import MaskConfig
-from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
+from fitb.data.masking import IGNORE_INDEX, Masked, Vocabulary, mask_rows
 from fitb.shards.tokenizer import open_tokenizer
 from fitb.tools.inspect.sample import Sample
 
@@ -61,15 +62,7 @@ def examples(
     size = len(sample.rows)
     number = min(number, size)
     chosen = np.arange(number) * size // max(1, number)
-    masked = mask_rows(
-        sample.input_ids[chosen],
-        sample.word_starts[chosen],
-        sample.rows[chosen],
-        np.zeros_like(chosen),
-        seed=seed,
-        vocabulary=vocabulary,
-        config=mask,
-    )
+    masked = masked_rows(sample, chosen, vocabulary, mask, seed)
     return [
         {
             "row": int(sample.rows[chosen[i]]),
@@ -88,6 +81,19 @@ def examples(
         }
         for i in range(len(chosen))
     ]
+
+
+def masked_rows(
+    sample: Sample, chosen: NDArray[np.int64], vocabulary: Vocabulary, mask: MaskConfig, seed: int
+) -> Masked:
+    """Mask the chosen rows of a sample as in epoch 0 of a run with this seed."""
+    rows = sample.rows[chosen]
+    return mask_rows(
+        *(sample.input_ids[chosen], sample.word_starts[chosen], rows, np.zeros_like(rows)),
+        seed=seed,
+        vocabulary=vocabulary,
+        config=mask,
+    )
 
 
 def round_trips(sample: Sample, decoder: TokenDecoder) -> dict[str, Any]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fitb.base.errors import ConfigError
+from fitb.base.templates import write_page
 from fitb.config import MaskConfig
 from fitb.data.coverage import mask_coverage
-from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
+from fitb.data.masking import IGNORE_INDEX, Vocabulary
 from fitb.shards.shard_set import ShardSet
 from fitb.shards.tokenizer import tokenizer_fingerprint
-from fitb.tools.inspect.decoding import TokenDecoder, examples, round_trips
+from fitb.tools.inspect.decoding import TokenDecoder, examples, masked_rows, round_trips
+from fitb.tools.inspect.display import as_page
 from fitb.tools.inspect.sample import Sample, read_sample
 from fitb.tools.inspect.statistics import statistics
 
@@ -55,16 +58,17 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Inspect a shard set, without torch unless a model is given.
+    """Inspect a shard set, without torch unless a model is given; with `html`, write the page.
 
     Returns: JSON-able; holds text of the corpus, so never log it.
-    Raises: DataError if the set is damaged; ContractError if the model does not fit it.
+    Raises: DataError if the set is damaged; ContractError if the model does not fit it; what
+        write_page raises.
     """
     shards = ShardSet.open(config.shards, config.split)
     decoder = TokenDecoder(shards.tokenizer_folder)
     vocabulary = Vocabulary.of_folder(shards.tokenizer_folder)
     sample = read_sample(shards, config.rows, decoder.special)
-    return {
+    found = {
         "facts": facts(shards),
         "statistics": statistics(
             sample,
@@ -93,6 +97,9 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         ),
         "model": None if config.model is None else try_model(config.model, shards, sample, config),
     }
+    if config.html:
+        write_page(Path(config.html), as_page(found))
+    return found
 
 
 def facts(shards: ShardSet) -> dict[str, Any]:
@@ -140,17 +147,9 @@ def try_model(
     check_contract(
         tokenizer=tokenizer, manifest=shards.manifest, student=loaded, needs_student_head=True
     )
-    rows = sample.rows[:_MODEL_ROWS]
+    chosen = np.arange(min(_MODEL_ROWS, len(sample.rows)))
     batch = Batch.of(
-        mask_rows(
-            sample.input_ids[:_MODEL_ROWS],
-            sample.word_starts[:_MODEL_ROWS],
-            rows,
-            np.zeros_like(rows),
-            seed=config.seed,
-            vocabulary=Vocabulary.of(tokenizer),
-            config=config.mask,
-        )
+        masked_rows(sample, chosen, Vocabulary.of(tokenizer), config.mask, config.seed)
     )
     with torch.no_grad():
         answer = loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 from fitb.base import signals
@@ -150,18 +149,10 @@ class _Patience:
 
         So they never interrupt the submission or the cancellation of a job.
         """
-
-        def note(number: int, _frame: FrameType | None) -> None:
-            self._told.append(number)
-
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heeded = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # of nohup
-        before = {number: signal.signal(number, note) for number in heeded}
-        try:
+        with signals.handled(heeded, lambda number, _: self._told.append(number)):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def wait(self, condition: Callable[[], T | None], what: str) -> T:
         """Wait until the condition returns something, and return that."""

@@ -22,7 +22,7 @@ from fitb.tools.report.charts import (
 )
 from fitb.tools.report.evaluations import Table, read_evaluations
 from fitb.tools.report.gather import RunData, gather, names_of
-from fitb.tools.report.panels import SECTIONS, Panel, panels_of
+from fitb.tools.report.panels import SECTIONS, panels_of
 from fitb.tools.report.render import key_figures, render, state_of
 from fitb.tools.report.report_config import ReportConfig
 from fitb.tools.report.timeline import draw_attempts, end_of
@@ -45,17 +45,19 @@ def report(config: ReportConfig) -> dict[str, Any]:
     check_matplotlib()
     paths = [Path(run) for run in config.runs]
     runs = [gather(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
-    evaluations = read_evaluations(runs, config.evaluations)
+    evaluated, paired, notes = read_evaluations(runs, config.evaluations)
     blanks = [blanks_of(run, config.blanks, config.blank_rows, config.shards) for run in runs]
     png = _folder(config.png)
-    sections = [
-        (section.title, section.about, charts)
-        for section in SECTIONS
-        if (charts := [_panel_chart(panel, png) for panel in panels_of(section, runs)])
-    ]
+    sections = []
+    for section in SECTIONS:
+        charts = [
+            make_chart(panel.name, panel.label, panel.facts, partial(draw_panel, panel), png=png)
+            for panel in panels_of(section, runs)
+        ]
+        sections += [(section.title, section.about, charts)] if charts else []
     tables = [
         (table, list(_interval_charts(table, place, png)))
-        for place, table in enumerate(evaluations.tables, 1)
+        for place, table in enumerate(evaluated, 1)
     ]
     attempts = _attempts_chart(runs, png)
     text = render(
@@ -63,12 +65,12 @@ def report(config: ReportConfig) -> dict[str, Any]:
         datetime.datetime.now(datetime.timezone.utc),
         sections=sections,
         tables=tables,
-        paired=evaluations.paired,
+        paired=paired,
         attempts=attempts,
         blanks=blanks,
-        notes=evaluations.notes,
+        notes=notes,
     )
-    page = config.page()
+    page = Path(config.out or f"{config.runs[0]}/report.html")
     write_page(page, text)
     drawn = [chart for _, _, charts in sections for chart in charts]
     drawn += [chart for _, charts in tables for chart in charts]
@@ -79,7 +81,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
         "png": [str(png / f"{chart.name}.png") for chart in drawn] if png else [],
         "charts": [chart.name for chart in drawn],
         "runs": [_summary(run, each.skipped) for run, each in zip(runs, blanks, strict=True)],
-        "notes": list(evaluations.notes),
+        "notes": notes,
     }
 
 
@@ -116,10 +118,6 @@ def _folder(name: str | None) -> Path | None:
             f"cannot write into {name}: {error.strerror}; choose another folder for --png"
         ) from error
     return Path(name)
-
-
-def _panel_chart(panel: Panel, png: Path | None) -> Chart:
-    return make_chart(panel.name, panel.label, panel.facts, partial(draw_panel, panel), png=png)
 
 
 def _attempts_chart(runs: Sequence[RunData], png: Path | None) -> Chart | None:

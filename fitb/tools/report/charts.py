@@ -120,7 +120,8 @@ def make_chart(
 
     svgs = []
     for number, width in enumerate(widths):
-        with _style(name):
+        prefix = f"{name}-{number}" if number else name
+        with _style(prefix):
             figure = draw(width)
             engine = figure.get_layout_engine()
             assert engine is not None  # of `new_figure`
@@ -132,7 +133,6 @@ def make_chart(
             if png and not number:
                 _put_png(png / f"{name}.png", figure)
         about = "; ".join(facts) or title
-        prefix = f"{name}-{number}" if number else name
         svgs.append(inline(text.getvalue(), prefix, title, about, VARIABLES))
     return Chart(name, facts, svgs)
 

@@ -5,6 +5,8 @@ Legend: N points of a curve, B buckets.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,16 +27,16 @@ def downsample(x: Floats, y: Floats, buckets: int = BUCKETS) -> tuple[Floats, Fl
     if size <= 2 * buckets:
         return x, y
     edges = np.arange(buckets + 1) * size // buckets
-    bucket = np.repeat(np.arange(buckets), np.diff(edges))
-    gap = np.isnan(y)
-    order = np.lexsort((np.arange(size), np.where(gap, np.inf, y), bucket))
-    lowest = order[edges[:-1]]  # the first gap of a bucket without finite points
-    order = np.lexsort((np.arange(size), np.where(gap, np.inf, -y), bucket))
-    highest = order[edges[:-1]]
-    places = np.flatnonzero(gap)
-    first_gaps = places[np.unique(bucket[places], return_index=True)[1]]
-    kept = np.unique(np.concatenate([[0, size - 1], lowest, highest, first_gaps]))
-    return x[kept], y[kept]
+    kept = [0, size - 1]
+    for begin, end in itertools.pairwise(edges.tolist()):
+        part = y[begin:end]
+        gap = np.isnan(part)
+        if gap.any():
+            kept.append(begin + int(gap.argmax()))
+        if not gap.all():
+            kept += [begin + int(np.nanargmin(part)), begin + int(np.nanargmax(part))]
+    at = np.unique(kept)
+    return x[at], y[at]
 
 
 def medians(x: Floats, y: Floats, buckets: int = 24) -> tuple[Floats, Floats]:

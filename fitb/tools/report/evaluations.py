@@ -13,11 +13,10 @@ from fitb.base.fsio import read_json
 from fitb.evaluation.metrics import METRICS
 from fitb.evaluation.printed import covered
 from fitb.rundir import names
-from fitb.tools.report.gather import RunData, printable
+from fitb.tools.report.gather import BEYOND, RunData, printable
 
 FOLDER = "evaluation"  # in a run's folder
 SHARES = ("top1", "top5", "span_em", "span_f1", "ece", "agreement")  # shown in per cent
-_BEYOND = 1e100  # an axis of such values overflows
 _MOST_FILES = 200  # per folder
 
 
@@ -83,18 +82,12 @@ class PairedTable:
     rows: Sequence[tuple[str, Value, Value, Value, float | None]]
 
 
-@dataclass(frozen=True)
-class Evaluations:
-    """Tables of all files, and a sentence for each file without any."""
-
-    tables: Sequence[Table] = ()
-    paired: Sequence[PairedTable] = ()
-    notes: Sequence[str] = ()
-
-
-def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluations:
+def read_evaluations(
+    runs: Sequence[RunData], named: Iterable[str]
+) -> tuple[list[Table], list[PairedTable], list[str]]:
     """Read RUN/evaluation/*.json of every run, then the named files and folders.
 
+    Returns: both kinds of tables, and a sentence for each file without any.
     Raises: ConfigError if a named file or folder does not exist.
     """
     notes: list[str] = []
@@ -110,7 +103,7 @@ def read_evaluations(runs: Sequence[RunData], named: Iterable[str]) -> Evaluatio
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
             notes.append(f"{printable(path.name)} cannot be read as an evaluation.")
     ordered = [replace(table, rows=_ordered(table.rows)) for table in tables.values()]
-    return Evaluations(ordered, paired, notes)
+    return ordered, paired, notes
 
 
 def _files(runs: Sequence[RunData], named: Iterable[str], notes: list[str]) -> Iterator[Path]:
@@ -216,6 +209,6 @@ def _value(each: Mapping[str, Any]) -> Value:
 
 
 def _number(value: Any) -> float | None:
-    if value is not None and (type(value) not in (int, float) or not abs(value) < _BEYOND):
+    if value is not None and (type(value) not in (int, float) or not abs(value) < BEYOND):
         raise ValueError("not a finite number")
     return None if value is None else float(value)

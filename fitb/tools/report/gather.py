@@ -28,7 +28,7 @@ from fitb.rundir.status import Status, status
 from fitb.tools.report.downsample import Floats
 
 _LARGEST = 2**53  # largest step that float64 represents exactly
-_BEYOND = 1e100  # an axis of such values overflows
+BEYOND = 1e100  # an axis of such values overflows
 
 
 @dataclass(frozen=True)
@@ -209,15 +209,12 @@ def _float(value: int | float) -> float:
         number = float(value)
     except OverflowError:
         return math.nan
-    return number if abs(number) < _BEYOND else math.nan
+    return number if abs(number) < BEYOND else math.nan
 
 
 def _status(path: Path, notes: list[str]) -> Status | None:
-    def ignore(_warning: str) -> None:
-        """`gather` reads the events too, and notes the same."""
-
-    try:
-        found = status(path, job_state=reported_state, tell=ignore)
+    try:  # `gather` reads the events too, and notes what is damaged
+        found = status(path, job_state=reported_state, tell=lambda _: None)
     except (DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         found = None
     if found is None or not (

@@ -19,6 +19,7 @@ from fitb.tools.report.evaluations import SHARES, Value
 from fitb.tools.report.gather import RunData, differing, printable, without_secrets
 from fitb.tools.report.panels import STUDENT, number
 from fitb.tools.report.timeline import end_of
+from fitb.tools.status import state_in_words
 
 METRIC_NAMES = {
     "loss": "loss",
@@ -70,15 +71,8 @@ def render(runs: Sequence[RunData], now: datetime.datetime, **content: Any) -> s
 
 def state_of(run: RunData) -> str:
     """Describe the state of a run in a sentence."""
-    found = run.status
-    if found is None:
-        return "Status unknown."
-    if not found.attempts:
-        return "Not started: no attempt has begun."
-    of = f" of {found.steps:,}" if found.steps else ""
-    why = f": {found.why}" if found.why else ""
-    left = f", {duration(found.left_s)} left" if found.state == "running" and found.left_s else ""
-    return f"{found.state.capitalize()} at step {found.step:,}{of}{left}{why}."
+    words = state_in_words(run.status) if run.status else "status unknown"
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def key_figures(run: RunData) -> Iterator[tuple[str, str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fitb.base.errors import ConfigError
 
@@ -40,7 +39,3 @@ class ReportConfig:
         for name in ("blanks", "blank_rows"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected 0 or more")
-
-    def page(self) -> Path:
-        """Return the path of the page."""
-        return Path(self.out) if self.out else Path(self.runs[0]) / "report.html"

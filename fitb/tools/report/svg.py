@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _DECIMALS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
 _FAMILY = re.compile(r"font: (?P<before>[^;]*?\d(?:px|pt)) [^;]*")
-_URL = re.compile(r"url\(#([^)]+)\)")
 _SHAPES = ("d", "transform", "x", "y", "points", "width", "height", "viewBox")
 _DROPPED = ("metadata", "style")
 
@@ -18,21 +17,20 @@ _DROPPED = ("metadata", "style")
 def inline(svg: str, name: str, title: str, about: str, colours: Mapping[str, str]) -> str:
     """Adapt an SVG of matplotlib to an HTML page.
 
-    It scales with its box, has a title and a description for screen readers, uses the page's font,
-    and its ids begin with `name`, so that no two charts share one.
+    It scales with its box, has a title and a description for screen readers, and uses the page's
+    font.
 
     Args:
-        svg: SVG with text as text.
+        svg: SVG with text as text, drawn with `svg.hashsalt` = `name`: no two charts share an id.
         colours: #rrggbb -> name of the CSS variable that replaces it.
     """
     root = ElementTree.fromstring(svg.encode())
-    used = set(_references(root))
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.removeprefix(_SVG) in _DROPPED:
                 parent.remove(child)
     for element in root.iter():
-        _clean(element, name, used, colours)
+        _clean(element, colours)
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "role": "img",
@@ -46,28 +44,17 @@ def inline(svg: str, name: str, title: str, about: str, colours: Mapping[str, st
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _references(root: ElementTree.Element) -> Iterator[str]:
-    for element in root.iter():
-        if _HREF in element.attrib:
-            yield element.attrib[_HREF].removeprefix("#")
-        for value in element.attrib.values():
-            yield from _URL.findall(value)
-
-
-def _clean(
-    element: ElementTree.Element, name: str, used: set[str], colours: Mapping[str, str]
-) -> None:
+def _clean(element: ElementTree.Element, colours: Mapping[str, str]) -> None:
     element.tag = element.tag.removeprefix(_SVG)
     element.tail = None
     if element.tag != "text":
         element.text = None
     attributes = element.attrib
-    if (old := attributes.pop("id", None)) in used:
-        attributes["id"] = f"{name}-{old}"
+    if element.tag == "g":  # its id names an artist, is in every chart, and is not referred to
+        attributes.pop("id", None)
     if target := attributes.pop(_HREF, None):
-        attributes["href"] = f"#{name}-{target.removeprefix('#')}"
-    for key, value in attributes.items():
-        text = _URL.sub(rf"url(#{name}-\1)", value)
+        attributes["href"] = target
+    for key, text in attributes.items():
         if key in _SHAPES:
             text = _DECIMALS.sub(r"\1", " ".join(text.split()))
         if key == "style":

@@ -20,7 +20,7 @@ from fitb.config import Config
 CPU = torch.device("cpu")
 
 
-def test_a_part_inside_another_has_its_own_time_and_all_of_them_are_the_whole(monkeypatch) -> None:
+def test_a_part_inside_another_has_its_own_time_and_all_of_them_are_the_whole(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
@@ -39,7 +39,7 @@ def test_a_part_inside_another_has_its_own_time_and_all_of_them_are_the_whole(mo
     assert timeline.seconds() == {"other": 5, "outer": 3, "inner": 3, "renamed": 4}
 
 
-def test_ratios_are_of_turns_that_stood_side_by_side() -> None:
+def test_ratios_are_of_turns_that_stood_side_by_side():
     times = {"fitb": [1.0, 2.0, 4.0], "plain": [3.0, 8.0, 8.0], "compile": [2.0, 2.0, 2.0]}
     found = _figures(times, tokens=800)
     assert found["tokens_per_s"]["median"] == 400
@@ -48,14 +48,14 @@ def test_ratios_are_of_turns_that_stood_side_by_side() -> None:
     assert found["switched"]["compile"]["median"] == 1.0
 
 
-def test_parts_are_medians_and_are_held_against_steps_that_nobody_watched() -> None:
+def test_parts_are_medians_and_are_held_against_steps_that_nobody_watched():
     parts = [{"teacher": 1.0, "data_wait": 0.2}, {"teacher": 3.0}, {"teacher": 2.0}]
     found = _parts(parts, [1.0, 3.0, 4.0])
     assert found["parts_s"] == {"data_wait": 0.0, "teacher": 2.0}
     assert found["parts_over_step"] == {"median": 1.0, "low": 0.5, "high": 1.2, "runs": 3}
 
 
-def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off() -> None:
+def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off():
     config = StepBenchConfig(baseline=True, switches=True, grad_accum=2, precision="bf16")
     run = Config(run_dir="", precision="bf16", micro_batch=32, global_batch=64)
     variants = _variants(config, run, CPU)
@@ -81,11 +81,11 @@ def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off(
         (DataBenchConfig, "mb", 0.5),
     ],
 )
-def test_a_number_out_of_its_range_is_refused(kind, name, value) -> None:
+def test_a_number_out_of_its_range_is_refused(kind, name, value):
     with pytest.raises(ConfigError, match=f"^{name}="):
         kind(**{name: value})
 
 
-def test_shards_of_another_length_are_refused_with_the_one_they_have(shard_set) -> None:
+def test_shards_of_another_length_are_refused_with_the_one_they_have(shard_set):
     with pytest.raises(ConfigError, match="--length 32"):
         step.bench(StepBenchConfig(length=128, shards=str(shard_set)))

@@ -16,7 +16,7 @@ from tests.unit.conftest import tiny_config
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
-def test_memory_of_the_attention_term_grows_no_faster_than_length() -> None:
+def test_memory_of_the_attention_term_grows_no_faster_than_length():
     """Bytes counted by the profiler, not by the machine: from 128 to 1,024 at most 8 times."""
     growth = attention.bench((128, 1024), rows=1, repeats=1)["memory_growth"]["128_to_1024"]
     assert growth["length"] == 8
@@ -24,7 +24,7 @@ def test_memory_of_the_attention_term_grows_no_faster_than_length() -> None:
     assert growth["plain"] > 30  # the L x L form, which shows that the count is able to see it
 
 
-def test_near_duplicates_are_found_and_far_copies_stay(monkeypatch) -> None:
+def test_near_duplicates_are_found_and_far_copies_stay(monkeypatch):
     lines = [line for path in DOCS.glob("*.md") for line in path.read_text().splitlines()]
     monkeypatch.setattr(duplicates, "pool", lambda: [line for line in lines if len(line) >= 20])
     assert duplicates.jaccard("a b c d e f", "A b, c d e g") == 1 / 3
@@ -37,7 +37,7 @@ def test_near_duplicates_are_found_and_far_copies_stay(monkeypatch) -> None:
     assert sum(row["pairs"] for row in table["by_similarity"]) == 600
 
 
-def test_words_filled_exactly_are_those_of_naive_loops(shard_set, tmp_path) -> None:
+def test_words_filled_exactly_are_those_of_naive_loops(shard_set, tmp_path):
     from transformers import BertForMaskedLM
 
     folder, tokenizer = str(tmp_path / "model"), load_tokenizer(shard_set / "tokenizer")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fitb.base.errors import SystemFault
-from fitb.bench.timing import machine, peak_mb, ratios, render, spread
+from fitb.bench.timing import peak_mb, ratios, render, spread
 
 
-def test_a_spread_is_the_median_and_both_ends() -> None:
+def test_a_spread_is_the_median_and_both_ends():
     assert spread([3.0, 1.0, 2.0]) == {"median": 2, "low": 1, "high": 3, "runs": 3}
     assert ratios([6.0, 1.0], [2.0, 1.0]) == {"median": 2, "low": 1, "high": 3, "runs": 2}
     assert render({"a": {"b": spread([1.0])}}).split(maxsplit=1) == ["a.b", "1 (1 to 1, 1 runs)"]
@@ -19,7 +19,7 @@ def test_a_spread_is_the_median_and_both_ends() -> None:
 
 def test_the_memory_of_a_command_is_that_of_its_children_too_without_mapped_files(
     tmp_path: Path,
-) -> None:
+):
     """Two children hold 100 MB each, and read a file of 200 MB through a mapping."""
     path = tmp_path / "file"
     path.write_bytes(b"x" * 200_000_000)
@@ -30,10 +30,6 @@ def test_the_memory_of_a_command_is_that_of_its_children_too_without_mapped_file
     assert 200 < peak_mb([sys.executable, "-c", code]) < 300
 
 
-def test_a_command_that_fails_is_named_with_its_last_words() -> None:
+def test_a_command_that_fails_is_named_with_its_last_words():
     with pytest.raises(SystemFault, match="ended with 1: .*NameError"):
         peak_mb([sys.executable, "-c", "nonsense"])
-
-
-def test_a_figure_says_where_it_was_taken() -> None:
-    assert {"date", "commit", "cpu", "cores", "torch"} <= set(machine())

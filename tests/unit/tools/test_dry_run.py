@@ -34,9 +34,8 @@ def test_script_is_printed_as_it_is_with_the_configuration_that_training_would_h
     monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
     monkeypatch.setenv("SBATCH_QOS", "read-too-late")
     flags = ["--config", "tinybert4", "--steps", "7"]
-    code, out, _ = shown(
-        capsys, "distill", str(DISTILL), "SBATCH_ACCOUNT", *flags[:2], "--dry-run", *flags[2:]
-    )
+    words = ["distill", str(DISTILL), "SBATCH_ACCOUNT", "--dry-run", *flags]
+    code, out, _ = shown(capsys, *words)
     assert code == 0
     script, _, rest = out.partition("\n# -- options that hold")
     assert script == DISTILL.read_text()
@@ -57,12 +56,9 @@ def test_script_is_printed_as_it_is_with_the_configuration_that_training_would_h
         ("prepare", ["--outt", "x"], "nearest: out"),
     ],
 )
-def test_what_would_be_refused_is_refused_with_2_and_nothing_is_printed(
-    capsys, kind, flags, message
-):
+def test_what_would_be_refused_is_refused_and_nothing_is_printed(capsys, kind, flags, message):
     code, out, err = shown(capsys, kind, str(ROOT / "slurm" / f"{kind}.sh"), "", *flags)
-    assert (code, out) == (2, "")
-    assert message in err
+    assert (code, out) == (2, "") and message in err
 
 
 @pytest.mark.parametrize("spelling", dry_run.SPELLINGS)

@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,6 @@ from html_page import HtmlPage
 
 from fitb.base.errors import ConfigError, ContractError, DataError
 from fitb.config import MaskConfig
-from fitb.config.parser import parse
 from fitb.data.masking import IGNORE_INDEX, Vocabulary, mask_rows
 from fitb.shards.shard_set import ShardSet
 from fitb.tools.inspect.decoding import TokenDecoder, examples, round_trips
@@ -30,11 +29,8 @@ def decoder(shards):
 
 
 @pytest.fixture(scope="module")
-def vocabulary(decoder):
-    special = asdict(decoder.special)
-    ids = tuple(sorted(special.values()))
-    size = decoder.tokenizer.get_vocab_size()
-    return Vocabulary(size, special["pad"], special["mask"], ids, special["sep"])
+def vocabulary(shards):
+    return Vocabulary.of_folder(shards / "tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +107,8 @@ def test_split_words_are_those_that_a_loop_finds():
 
 def test_statistics_count_words_and_pieces(shards, whole, decoder):
     numbers = inspect(InspectConfig(str(shards), rows=10**9, examples=0))["statistics"]
-    manifest = ShardSet.open(shards, "train").manifest
-    assert numbers["sample_rows"] == manifest["splits"]["train"]["rows"]
-    assert numbers["sample_tokens"] == manifest["splits"]["train"]["tokens"]
+    split = ShardSet.open(shards, "train").manifest["splits"]["train"]
+    assert (numbers["sample_rows"], numbers["sample_tokens"]) == (split["rows"], split["tokens"])
     words = int(whole.word_starts.sum())
     unknown = int((whole.input_ids == decoder.special.unk).sum())
     assert numbers["words_per_row"]["mean"] == pytest.approx(words / len(whole.rows), abs=0.01)
@@ -176,19 +171,17 @@ def test_examples_are_masked_as_in_epoch_0_of_a_run(whole, decoder, vocabulary):
         size = len(example["ids"])
         assert example["ids"] == masked.input_ids[0, :size].tolist()
         assert not masked.attention_mask[0, size:].any()
-        assert [label["place"] for label in example["labels"]] == masked.slots[0][used].tolist()
-        assert [label["label"] for label in example["labels"]] == [
-            decoder.tokenizer.id_to_token(int(i)) for i in masked.labels[0][used]
-        ]
+        labels = map(decoder.tokenizer.id_to_token, masked.labels[0][used].tolist())
+        expected = [*zip(masked.slots[0][used].tolist(), labels, strict=True)]
+        assert [(label["place"], label["label"]) for label in example["labels"]] == expected
         assert all(example["pieces"][x["place"]] == x["shown"] for x in example["labels"])
         assert example["masked"].startswith("[CLS] ")
 
 
 def test_more_examples_than_rows_are_all_rows(shards):
-    for split in ("train", "validation"):
-        result = inspect(InspectConfig(str(shards), split, rows=5, examples=50))
-        assert len(result["examples"]) == result["statistics"]["sample_rows"] == 5
-        assert (result["facts"]["split"], result["round_trips"]["failures"]) == (split, 0)
+    result = inspect(InspectConfig(str(shards), "validation", rows=5, examples=50))
+    assert len(result["examples"]) == result["statistics"]["sample_rows"] == 5
+    assert (result["facts"]["split"], result["round_trips"]["failures"]) == ("validation", 0)
 
 
 def test_an_inspection_is_plain_json_and_repeats_itself(shards, result):
@@ -218,12 +211,10 @@ def test_markup_in_a_corpus_stays_text(result):
     assert HtmlPage(as_page(told)).text().count(harm) >= 3
 
 
-@pytest.mark.parametrize("words", [["a", "b"], ["a", "--shard", "b"], ["--rows", "0"]])
-def test_flags_that_make_no_sense_are_refused(words):
-    with pytest.raises(ConfigError):
-        parse(InspectConfig, "fitb inspect", words, positional="shards")
-    with pytest.raises(ConfigError, match="examples=-1"):
-        InspectConfig(examples=-1)
+@pytest.mark.parametrize("name", ["rows", "examples"])
+def test_a_number_below_its_range_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}=-1"):
+        InspectConfig(**{name: -1})
 
 
 def test_no_shards_and_a_model_that_does_not_fit_are_refused(shards, make_folder, tmp_path):
@@ -240,12 +231,10 @@ def test_the_command_works_without_torch_and_logs_no_text(shards, tmp_path):
     )
     page = tmp_path / "pages" / "page.html"
     words = ["inspect", str(shards), "--json", "--rows", "64", "--html", str(page)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["statistics"]["sample_rows"] == 64
-    assert done.stderr == ""
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
@@ -267,13 +256,9 @@ def test_a_model_runs_on_a_batch_and_its_loss_stands_beside_that_of_uniform_gues
         read.input_ids, read.word_starts, np.arange(8), np.zeros(8, np.int64),
         seed=2, vocabulary=vocabulary, config=MaskConfig(),
     )  # fmt: skip
-    losses = []
+    labels = np.full_like(masked.input_ids, IGNORE_INDEX)
+    np.put_along_axis(labels, masked.slots, masked.labels, axis=1)
     with torch.no_grad():
-        for ids, mask, slots, labels in zip(
-            masked.input_ids, masked.attention_mask, masked.slots, masked.labels, strict=True
-        ):
-            logits = model(torch.tensor(ids[None]), torch.tensor(mask[None])).logits[0]
-            for slot, label in zip(slots, labels, strict=True):
-                if label != IGNORE_INDEX:
-                    losses.append(-float(logits[slot].log_softmax(-1)[label]))
-    assert told["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        found = model(*map(torch.tensor, (masked.input_ids, masked.attention_mask)),
+                      labels=torch.tensor(labels))  # fmt: skip
+    assert told["loss"] == pytest.approx(float(found.loss), rel=1e-5)

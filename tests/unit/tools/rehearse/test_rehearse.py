@@ -15,6 +15,7 @@ from fitb.cli import main
 from fitb.rundir.status import status
 from fitb.tools.rehearse.jobs import LocalJob
 from fitb.tools.rehearse.rehearsal import perform
+from fitb.tools.rehearse.verdict import Shutdown
 
 # It ends like `fitb train`, or as its first word says.
 JOB = """
@@ -61,9 +62,9 @@ sys.exit(85)
 """
 
 
-def job(how: str, run_dir: Path) -> LocalJob:
-    command = [sys.executable, "-c", JOB, how, "--run_dir", str(run_dir)]
-    return LocalJob(command, 2, run_dir)
+def shutdowns(how: str, run_dir: Path, minutes: float = 1, script: str = JOB) -> list[Shutdown]:
+    command = [sys.executable, "-c", script, how, "--run_dir", str(run_dir)]
+    return perform(LocalJob(command, 2, run_dir), run_dir, minutes)
 
 
 def survivors(run_dir: Path) -> list[str]:
@@ -74,14 +75,10 @@ def survivors(run_dir: Path) -> list[str]:
 
 
 def test_job_leaves_on_each_signal_comes_back_and_is_ended(tmp_path: Path) -> None:
-    ends = perform(job("well", tmp_path), tmp_path, minutes=1)
-    assert [(e.end, e.signal) for e in ends] == [
-        ("time limit", "SIGUSR1"),
-        ("preemption", "SIGTERM"),
-    ]
-    events = list(read_lines(tmp_path / "events.jsonl"))
-    stops = [e for e in events if e["event"] == "stop"]
-    assert [e["reason"] for e in stops] == ["SIGUSR1", "SIGTERM"]
+    ends = shutdowns("well", tmp_path)
+    assert [e.end for e in ends] == ["time limit", "preemption"]
+    stops = [e for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "stop"]
+    assert [e["reason"] for e in stops] == [e.signal for e in ends] == ["SIGUSR1", "SIGTERM"]
     assert [e["step"] for e in stops] == [e.step for e in ends]
     assert ends[1].step >= ends[0].step + 5
     for end in ends:
@@ -92,7 +89,7 @@ def test_job_leaves_on_each_signal_comes_back_and_is_ended(tmp_path: Path) -> No
 
 
 def test_steps_that_are_done_again_are_counted(tmp_path: Path) -> None:
-    assert [e.steps_lost for e in perform(job("forgetful", tmp_path), tmp_path, 1)] == [2, 2]
+    assert [e.steps_lost for e in shutdowns("forgetful", tmp_path)] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -103,14 +100,13 @@ def test_job_that_ends_otherwise_is_an_error_that_says_where_to_look(
     tmp_path: Path, how: str, said: str
 ) -> None:
     with pytest.raises(SystemFault, match=said):
-        perform(job(how, tmp_path), tmp_path, 1)
+        shutdowns(how, tmp_path)
     assert survivors(tmp_path) == []
 
 
 def test_minutes_that_are_over_end_the_job(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", JOB.replace("step += 1", ""), "well", "--run_dir"]
     with pytest.raises(SystemFault, match="5 steps: --minutes 0.02 are over"):
-        perform(LocalJob([*command, str(tmp_path)], 1, tmp_path), tmp_path, 0.02)
+        shutdowns("well", tmp_path, 0.02, JOB.replace("step += 1", ""))
     assert survivors(tmp_path) == []
 
 

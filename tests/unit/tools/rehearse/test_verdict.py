@@ -25,7 +25,6 @@ from fitb.tools.rehearse.verdict import (
     render,
 )
 
-ROOT = Path(__file__).resolve().parents[4]
 LIMIT = Shutdown("time limit", "SIGUSR1", 12, 2.0, 5.0, 3.0, 20.0, {}, 0)
 PREEMPTED = replace(LIMIT, end="preemption", signal="SIGTERM")
 GIVEN = Inputs(limit_s=300.0, attempt_s=14_400.0, preemption_s=30.0, preemption="KillWait")

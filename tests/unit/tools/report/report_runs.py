@@ -45,10 +45,8 @@ def events() -> list[dict[str, Any]]:
     """Two attempts: a preempted one on one host, and its end on two."""
 
     def at(second: int, name: str, **more: Any) -> dict[str, Any]:
-        return {
-            "time": f"2026-11-25T10:{second // 60:02}:{second % 60:02}+00:00",
-            "event": name,
-        } | more
+        time = f"2026-11-25T10:{second // 60:02}:{second % 60:02}+00:00"
+        return {"time": time, "event": name, **more}
 
     return [
         at(0, "attempt", attempt=1, age_s=5.0, world_size=2, hosts=["a1"], job="77", restart=0),

@@ -39,14 +39,11 @@ def test_a_curve_holds_what_was_logged_and_a_gap_for_what_is_no_number(write: Wr
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"metrics": None}, "Nothing is logged yet"),
-        ({"metrics": '{"train/step": 1, "a": 2.0}\n{"train/st'}, "metrics.jsonl is torn"),
         ({"metrics": 'x\n[1]\n{"train/step": 1, "a": 2.0}\n'}, "metrics.jsonl: 2 damaged lines"),
         ({"metrics": '{"train/step": "1"}\n{"train/step": -1}\n'}, "Nothing is logged yet"),
         ({"events": None}, "No attempt is on record"),
         ({"events": 'x\n{"event": "attempt", "attempt": 1}\n'}, "events.jsonl: a damaged line"),
         ({"events": '{"time": 3}\n'}, "No attempt is on record"),
-        ({"config": None}, "no config.yaml that can be read"),
         ({"config": "a: [1"}, "no config.yaml that can be read"),
         ({"provenance": None}, "Commit and versions are not known"),
         ({"provenance": "{}"}, "Commit and versions are not known"),
@@ -118,21 +115,20 @@ def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(
     sources = [str(run.path / "export") for run in runs]
     for run, source, top1 in zip(runs, sources, (0.5, 0.4), strict=True):
         (run.path / "evaluation").mkdir()
-        text = json.dumps(evaluation(source, top1))
-        (run.path / "evaluation" / "x.json").write_text(text)
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(evaluation("models/tiny", 0.3, seed=1)))
-    apart = tmp_path / "apart.json"
-    apart.write_text(json.dumps(comparison(sources[0], sources[1])))
-    bad = tmp_path / "bad.json"
-    bad.write_text('{"sets": 3}')
-    found = read_evaluations(runs, map(str, (other, apart, bad, other)))
-    same_rows, other_masks = found.tables
+        (run.path / "evaluation" / "x.json").write_text(json.dumps(evaluation(source, top1)))
+    for name, content in (
+        ("other", evaluation("models/tiny", 0.3, seed=1)),
+        ("apart", comparison(*sources)),
+        ("bad", {"sets": 3}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    named = [f"{tmp_path}/{name}.json" for name in ("other", "apart", "bad", "other")]
+    (same_rows, other_masks), (paired,), notes = read_evaluations(runs, named)
     assert [row.label for row in same_rows.rows] == ["a", "b", "unigram"]
     assert [row.metrics["top1"].value for row in same_rows.rows] == [0.5, 0.4, 0.05]
     assert [row.label for row in other_masks.rows] == ["tiny", "unigram"]
-    assert [each.title for each in found.paired] == ["a (A) and b (B), validation"]
-    assert found.notes == ["bad.json cannot be read as an evaluation."]
+    assert paired.title == "a (A) and b (B), validation"
+    assert notes == ["bad.json cannot be read as an evaluation."]
     with pytest.raises(ConfigError, match="nowhere.json"):
         read_evaluations(runs, ["nowhere.json"])
 
