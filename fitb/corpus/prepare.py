@@ -36,6 +36,7 @@ from fitb.corpus.work import (
     FOLDERS,
     GIVEN,
     JOBS,
+    LAYOUT,
     PLAN,
     SETTINGS,
     TOKENIZER,
@@ -136,8 +137,9 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
     if old is not None:
         _compare(old["settings"], settings, f"{folder} holds an unfinished preparation")
     planned = plan(TextSource.of(vars(config)), split_mb=4 * config.shard_mb, max_mb=config.max_mb)
-    if old is not None and read_plan(folder / PLAN) != planned:
-        logger.warning("the input has changed since %s was begun; starting over", folder)
+    as_begun = old is None or (old.get("layout"), read_plan(folder / PLAN)) == (LAYOUT, planned)
+    if not as_begun:
+        logger.warning("the input or fitb has changed since %s was begun; starting over", folder)
         for name in (*FOLDERS, *([TOKENIZER] if config.tokenizer is None else [])):
             shutil.rmtree(folder / name, ignore_errors=True)
     for name in FOLDERS:
@@ -147,7 +149,7 @@ def _begin(config: PrepareConfig, folder: Path, old: dict[str, Any] | None) -> W
     shutil.rmtree(given, ignore_errors=True)
     units = asdict(planned)
     write_json(folder / PLAN, {"units": units.pop("splits"), **units})
-    saved = {"out": str(out), "config": asdict(config), "settings": settings}
+    saved = {"out": str(out), "config": asdict(config), "settings": settings, "layout": LAYOUT}
     write_json(folder / SETTINGS, saved)
     return Work(folder, out, config, settings, planned)
 

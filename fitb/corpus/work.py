@@ -43,6 +43,7 @@ from fitb.shards.write import shard_name
 
 JOBS, PLAN, SETTINGS = "jobs.json", "plan.json", "settings.json"
 GIVEN, TOKENIZER = "given", "tokenizer"
+LAYOUT = 2  # of these folders; in 1 signatures had the numbers of their documents beside them
 FOLDERS = ("runs", "minhash", "signed", "pieces", "set", "stages")
 _MARKER = "made-by-fitb-prepare"
 _OWN = (_MARKER, JOBS, PLAN, SETTINGS, GIVEN, TOKENIZER, *FOLDERS)

@@ -17,7 +17,7 @@ from preparing import (
 )
 
 from fitb.base.errors import DataError, SystemFault
-from fitb.base.fsio import read_json
+from fitb.base.fsio import read_json, write_json
 from fitb.corpus import stages
 from fitb.corpus.prepare import prepare
 from fitb.corpus.tokenizer import train_tokenizer
@@ -83,6 +83,25 @@ def test_an_interrupted_preparation_shows_nothing_and_goes_on_where_it_was(
     assert bool(seen) == (place == "write_run") and (seen or done)
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_an_earlier_layout_of_the_working_folder_left_is_made_anew(
+    config, shard_set, tmp_path, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "write_manifest", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        prepare(config)
+    work = folder_of(config)
+    settings = read_json(work / "settings.json")
+    assert settings.pop("layout") > 1
+    write_json(work / "settings.json", settings)  # as it was before layouts had numbers
+    left = work / "minhash" / "left.npy"
+    left.touch()
+    pieces = {path.stat().st_ino for path in (work / "set").glob("*.arrow")}
+    logging.getLogger("fitb").propagate = True
+    prepare(config)
+    assert "starting over" in caplog.text and not left.exists()
+    assert pieces and but_for_names(tmp_path / "out") == but_for_names(shard_set)
 
 
 def test_a_killed_worker_is_an_error_and_the_next_start_does_only_what_is_missing(
