@@ -134,16 +134,11 @@ class Begins(ReadInOrder):
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
         text, whole = _around(self.lexicon, pieces, at)
-        prefix = self._in_case(self.prefix)
-
         def judge(token: int) -> bool:
-            found = self._in_case(text(token))
-            return found.startswith(prefix) or (not whole and prefix.startswith(found))
+            found = text(token)
+            return found.startswith(self.prefix) or (not whole and self.prefix.startswith(found))
 
         return judge
-
-    def _in_case(self, text: str) -> str:
-        return text.lower() if self.lexicon.lowercases else text
 
 
 @dataclass(frozen=True)
