@@ -298,9 +298,9 @@ def _apply_rules(log_probs: torch.Tensor, questions: Sequence[Question]) -> Step
     tests: list[list[Test]] = []
     for question in questions:
         layout, shown = question.layout, _shown(question)
-        group_of = layout.group_of
         for variable in question.variables:
-            rules, group = layout.rules[group_of[variable]], layout.groups[group_of[variable]]
+            number = next(n for n, group in enumerate(layout.groups) if variable in group)
+            rules, group = layout.rules[number], layout.groups[number]
             pieces, at = [shown[v] for v in group], group.index(variable)
             masks = [mask for rule in rules if (mask := rule.mask(pieces, at)) is not None]
             if masks:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fitb.infer.passes import Pass, PassLimits
-from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
+from fitb.serve.scheduler import QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
 
 WAIT_S = 20.0
 FAR = 1e9
@@ -28,9 +28,12 @@ class Held:
         self.during = {}  # by number, what is done in its pass
         self.scheduler = Scheduler(
             self.forward,
-            Bounds(texts, PassLimits(tokens, 1000), queue, weight),
             self.settle,
             lambda texts, tokens: self.observed.append((texts, tokens)),
+            PassLimits(tokens, 1000),
+            most_texts=texts,
+            most_waiting=queue,
+            most_weight=weight,
         )
 
     def forward(self, passes):
