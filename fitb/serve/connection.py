@@ -72,7 +72,12 @@ class Places:
 
 
 class Bounded(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with limits; `bounded` sets the class attributes."""
+    """uvicorn's HTTP protocol with limits; a subclass of each server sets the first two.
+
+    Args:
+        places: connection slots.
+        read_s: seconds in which a client must send its request, and read its response.
+    """
 
     places: Places
     read_s: float
@@ -174,16 +179,6 @@ class Bounded(HttpToolsProtocol):
             self._due.cancel()
             self._due = None
         self.places.go_on(self)
-
-
-def bounded(places: Places, read_s: float) -> type[Bounded]:
-    """Return a protocol class for uvicorn that limits connections and closes slow ones.
-
-    Args:
-        places: connection slots.
-        read_s: seconds in which a client must send its request, and read its response.
-    """
-    return type("Connection", (Bounded,), {"places": places, "read_s": read_s})
 
 
 def _plain(status: str, reason: str) -> bytes:

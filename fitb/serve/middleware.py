@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fitb.serve.metrics import Metrics
-from fitb.serve.request_checks import AllowedHosts
+from fitb.serve.request_checks import check_host
 
 logger = logging.getLogger(__name__)
 _CLOSE = (b"connection", b"close")
@@ -40,7 +40,7 @@ class Middleware:
     Args:
         app: ASGI application.
         metrics: metrics that count every request.
-        hosts: allowed Host headers; None allows any.
+        hosts: allowed Host headers, see `hosts_of`; None allows any.
         stopping: returns whether responses must close their connection.
     """
 
@@ -48,13 +48,11 @@ class Middleware:
         self,
         app: Any,
         metrics: Metrics,
-        hosts: AllowedHosts | None,
+        hosts: frozenset[str] | None,
         stopping: Callable[[], bool],
     ) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._hosts = hosts
-        self._stopping = stopping
+        self._app, self._metrics = app, metrics
+        self._hosts, self._stopping = hosts, stopping
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         began_s, status = time.perf_counter(), 0
@@ -69,8 +67,8 @@ class Middleware:
 
         self._metrics.in_flight.inc()
         try:
-            if self._hosts:
-                self._hosts.check(Headers(scope=scope))
+            if self._hosts is not None:
+                check_host(Headers(scope=scope), self._hosts)
             await self._app(scope, receive, marked)
         except HTTPException as error:
             await (await refused(Request(scope), error))(scope, receive, marked)

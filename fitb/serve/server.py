@@ -19,7 +19,7 @@ import uvicorn
 from fitb.base.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import make_app
-from fitb.serve.connection import Places, bounded
+from fitb.serve.connection import Bounded, Places
 from fitb.serve.metrics import Metrics
 from fitb.serve.request_checks import TOKEN_VARIABLE, Token, read_token
 from fitb.serve.serve_config import ServeConfig
@@ -76,10 +76,11 @@ class Server(uvicorn.Server):
         self.failure: BaseException | None = None  # exception of the loading thread
         self._settings, self._metrics = config, Metrics()
         places = Places(config.max_connections, config.max_connections_per_address)
+        limits = {"places": places, "read_s": config.read_s}
         super().__init__(
             uvicorn.Config(
                 make_app(config, token, self._metrics, self.workers, lambda: self.should_exit),
-                http=bounded(places, config.read_s),
+                http=type("Connection", (Bounded,), limits),
                 ws="none",
                 lifespan="off",
                 log_config=None,

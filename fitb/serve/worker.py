@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fastapi import HTTPException
@@ -39,7 +40,6 @@ class _Asked:
 
     def __init__(self, texts: int, future: asyncio.Future[list[bytes]]) -> None:
         self.filled: list[bytes] = [b""] * texts
-        self.open = texts
         self.future = future
 
     def leave(self, gone: asyncio.Future[object]) -> None:
@@ -53,20 +53,16 @@ class _Asked:
             self.future.set_exception(_as_http(number, outcome))
             return
         self.filled[number] = outcome
-        self.open -= 1
-        if not self.open:
+        if all(self.filled):
             self.future.set_result(self.filled)
 
 
+@dataclass(eq=False, kw_only=True)
 class _Text(SearchJob[bytes]):
     """One text of a request."""
 
-    def __init__(
-        self, begin: partial[tuple[int, Steps[bytes]]], asked: _Asked, number: int
-    ) -> None:
-        super().__init__(begin)
-        self.asked = asked
-        self.number = number
+    asked: _Asked
+    number: int
 
 
 class Worker:
@@ -118,7 +114,7 @@ class Worker:
         """
         asked = _Asked(len(requests), self._loop.create_future())
         texts: list[SearchJob[bytes]] = [
-            _Text(partial(self._begin, request), asked, number)
+            _Text(partial(self._begin, request), asked=asked, number=number)
             for number, request in enumerate(requests)
         ]
         chars = sum(len(one.text) * one.search.top_k + sum(map(len, one.words)) for one in requests)
