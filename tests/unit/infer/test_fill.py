@@ -7,9 +7,8 @@ from transformers import pipeline
 
 from fitb.base.errors import ConfigError, DataError
 from fitb.infer.fill import FillConfig, as_json, fill, render
-from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import Answer, Constraint, Filled, Filling, FillRequest, Search
-from fitb.model.load import load_model
+from fitb.infer.scorer import load_scorer
 from tests.unit.infer.conftest import Watched
 
 SINGLE = [
@@ -22,8 +21,8 @@ FEW = Search(beam=8, top_k=8, max_pieces=3)
 
 
 @pytest.fixture
-def scorer(make_folder, tokenizer):
-    return TorchScorer(load_model(make_folder(), tokenizer=tokenizer).model, tokenizer)
+def scorer(make_folder):
+    return load_scorer(make_folder())
 
 
 def ask(scorer, texts, **search):

@@ -10,31 +10,12 @@ from transformers import BertForMaskedLM
 from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
 from fitb.infer.onnx import export_onnx
-from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import load_scorer
 from fitb.infer.windows import in_windows, windows_of
-from fitb.model.load import load_model
 
 MOST = 16  # tokens that the models here were trained at; they have 64 positions
-WORDS = ("the", "fox", "dog", "book", "reader", "page", "walking", "home")
-
-
-@pytest.fixture
-def folder(make_folder):
-    return make_folder(trained_length=MOST)
-
-
-@pytest.fixture
-def scorer(folder, tokenizer):
-    return TorchScorer(load_model(folder, tokenizer=tokenizer).model, tokenizer)
-
-
-def words(tokenizer, number, seed):
-    """Words of one token each."""
-    known = [word for word in WORDS if len(tokenizer.tokenize(word)) == 1]
-    assert len(known) > 1
-    return random.Random(seed).choices(known, k=number)
+LEFT, RIGHT = random.Random(1).choices("abc", k=40), random.Random(2).choices("abc", k=40)
 
 
 def test_every_position_lies_in_one_window_with_the_ends_of_the_row_around_it():
@@ -93,8 +74,9 @@ def test_answers_come_back_in_the_order_in_which_they_were_asked():
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_a_long_row_is_answered_as_its_windows_are(folder, tokenizer, backend):
+def test_a_long_row_is_answered_as_its_windows_are(make_folder, tokenizer, backend):
     """Positions that no training reached were asked for: answers by chance."""
+    folder = make_folder(trained_length=MOST)
     model = BertForMaskedLM.from_pretrained(folder).eval()
     if backend == "onnx":
         pytest.importorskip("onnxruntime")
@@ -115,47 +97,42 @@ def test_a_long_row_is_answered_as_its_windows_are(folder, tokenizer, backend):
         assert (scorer.logits(*both) - expected).abs().max() <= 1e-4
 
 
-def test_rows_up_to_the_trained_length_are_answered_bitwise_as_without_it(folder, tokenizer):
-    model = load_model(folder, tokenizer=tokenizer).model
-    held = TorchScorer(model, tokenizer)
-    model.config.trained_length = 64
-    free = TorchScorer(model, tokenizer)
-    assert (held.max_length, free.max_length) == (MOST, 64)
-    rows = [[2, *range(20, 20 + size), 3] for size in (14, 3, 9)]
-    positions = [[3, 1], [], [9]]
-    assert torch.equal(held.logits(rows, positions), free.logits(rows, positions))
+def test_rows_up_to_the_trained_length_are_answered_bitwise_as_without_it(tiny):
+    asked = [[2, *[6, 8] * size, 3] for size in (7, 1, 4)], [[3, 1], [], [9]]
+    free = tiny.logits(*asked)
+    tiny.max_length = MOST
+    assert torch.equal(tiny.logits(*asked), free)
 
 
 @pytest.mark.parametrize("blank", ["[MASK]", "___"])
-def test_a_long_text_is_filled_as_the_words_around_its_blank_alone(scorer, tokenizer, blank):
-    left, right = words(tokenizer, 40, 1), words(tokenizer, 40, 2)
-    search = Search(max_pieces=1, top_k=7)
-    long, short = (
-        FillRequest(" ".join([*left[-before:], blank, *right[:after]]), search)
-        for before, after in ((40, 40), (7, 6))
+def test_a_long_text_is_filled_as_the_words_around_its_blank_alone(tiny, blank):
+    tiny.max_length, search = MOST, Search(max_pieces=1, top_k=3)
+    whole, around = fill(
+        tiny,
+        [
+            FillRequest(" ".join([*LEFT[-before:], blank, *RIGHT[:after]]), search)
+            for before, after in ((40, 40), (7, 6))
+        ],
     )
-    whole, around = fill(scorer, [long])[0], fill(scorer, [short])[0]
-    assert len(whole.fillings) == 7
+    assert len(whole.fillings) == 3
     for one, other in zip(whole.fillings, around.fillings, strict=True):
         assert one.answers[0].text == other.answers[0].text
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)
         answer = one.answers[0]
         assert one.sentence[answer.begin : answer.end] == answer.text
-        assert one.sentence.startswith(" ".join(left)) and one.sentence.endswith(" ".join(right))
+        assert one.sentence.startswith(" ".join(LEFT)) and one.sentence.endswith(" ".join(RIGHT))
 
 
-def test_the_work_of_a_long_text_is_that_of_its_windows(scorer, tokenizer):
-    fits = FillRequest("the [MASK] dog")
-    assert prepare(tokenizer, fits, scorer.max_length).num_tokens == 5
-    text = " ".join([*words(tokenizer, 500, 1), "[MASK] [MASK]", *words(tokenizer, 400, 2)])
-    assert prepare(tokenizer, FillRequest(text), scorer.max_length).num_tokens == MOST
-    far = f"[MASK] {text}"
-    assert prepare(tokenizer, FillRequest(far), scorer.max_length).num_tokens == 2 * MOST
-    seen = []
-    original = scorer._logits
-    scorer._logits = lambda rows, places: (
-        seen.append(sum(map(len, rows))),
-        original(rows, places),
-    )[1]
-    fill(scorer, [FillRequest(far, Search(beam=1, top_k=1))])
+def test_the_work_of_a_long_text_is_that_of_its_windows(tiny):
+    far = " ".join(["[MASK]", *LEFT, "[MASK] [MASK]", *RIGHT])
+    for text, tokens in (
+        ("a [MASK] b", 5),
+        (far.removeprefix("[MASK]"), MOST),
+        (far, 2 * MOST),
+    ):
+        assert prepare(tiny.tokenizer, FillRequest(text), MOST).num_tokens == tokens
+    seen, original = [], tiny._logits
+    tiny.max_length = MOST
+    tiny._logits = lambda rows, at: (seen.append(sum(map(len, rows))), original(rows, at))[1]
+    fill(tiny, [FillRequest(far, Search(beam=1, top_k=1))])
     assert seen[0] == 2 * MOST and max(seen) == seen[0]
