@@ -10,6 +10,7 @@ The scheduler knows neither HTTP nor texts.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -194,12 +195,10 @@ class Scheduler(Generic[Found]):
 
     def _in_order(self) -> Iterator[tuple[Request[Found], SearchJob[Found]]]:
         """Yield the first job of each request, the least served first; then the second of each."""
-        ranked = [
-            (request, list(request.jobs))
-            for request in sorted(self._requests, key=lambda one: one.served_s + one.expected_s)
-        ]
-        for turn in range(max((len(jobs) for _, jobs in ranked), default=0)):
-            yield from ((request, jobs[turn]) for request, jobs in ranked if turn < len(jobs))
+        ranked = sorted(self._requests, key=lambda one: one.served_s + one.expected_s)
+        jobs = [[(request, job) for job in request.jobs] for request in ranked]
+        for turn in itertools.zip_longest(*jobs):
+            yield from filter(None, turn)
 
     def _may_begin(self, job: SearchJob[Found]) -> bool:
         """Whether a job is running or may start; heavy ones are limited by total weight."""

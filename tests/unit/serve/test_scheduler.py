@@ -199,31 +199,21 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing():
     assert len(held.scheduler) == 0
 
 
-def test_work_whose_deadline_passed_in_the_queue_is_not_done():
+@pytest.mark.parametrize("changed", [{"deadline_s": 0.0}, {"wanted": False}], ids=str)
+@pytest.mark.parametrize("is_queued", [True, False])
+def test_work_for_which_nobody_waits_is_not_begun_or_dropped_between_two_passes(is_queued, changed):
     held = Held()
-    held.busy()
-    _, (late,) = held.submit(1, deadline_s=time.monotonic() - 1)
-    _, (good,) = held.submit(2)
-    held.go.set()
-    assert good.result(WAIT_S) == 4
-    with pytest.raises(TooLate):
-        late.result(WAIT_S)
-    assert held.passes == [[0], [2]]
-
-
-@pytest.mark.parametrize("how", ["deadline", "unwanted"])
-def test_work_under_way_is_dropped_between_two_passes_once_nobody_waits_for_it(how):
-    held = Held()
+    if is_queued:
+        held.busy()
     request, (late,) = held.submit(1, passes=1000)
     assert held.begun.wait(WAIT_S)
-    if how == "deadline":
-        request.deadline_s = time.monotonic()
-    else:
-        request.wanted = False
+    vars(request).update(changed)
     held.go.set()
     with pytest.raises(TooLate):
         late.result(WAIT_S)
-    assert held.passes == [[1]] and len(held.closed) == 1
+    assert results(held.submit(2)[1]) == [4]
+    assert held.passes == [[0] if is_queued else [1], [2]]
+    assert (1 in held.closed) == (not is_queued)
 
 
 def test_a_search_is_dropped_between_passes_that_never_come():
