@@ -10,7 +10,6 @@ the most idle ones.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections import Counter
 
@@ -95,13 +94,9 @@ class Bounded(HttpToolsProtocol):
             transport.write(_TURNED_AWAY)
             transport.close()
             return
-        connection = transport.get_extra_info("socket")
-        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Limits how long a response may wait for a client that does not read it.
-            with contextlib.suppress(OSError):  # not a TCP connection
-                connection.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.read_s * 1000)
-                )
+        # Limits how long the kernel may hold a response that its client does not read.
+        limit = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.read_s * 1000)
+        transport.get_extra_info("socket").setsockopt(*limit)
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:

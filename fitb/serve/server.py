@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from types import FrameType
 
 import torch
 import uvicorn
@@ -113,16 +113,10 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Like uvicorn's, but without raising the signal again after a graceful shutdown."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Like uvicorn's, which raises the signal again after a graceful shutdown."""
+        self.force_exit |= self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

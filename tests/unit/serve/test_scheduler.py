@@ -169,21 +169,20 @@ def test_a_request_does_not_make_up_for_all_the_time_that_it_was_held_back():
     assert order.index(3) - order.index(2) < 12
 
 
-def test_a_search_that_takes_long_between_passes_lets_others_go_on():
+def test_a_search_without_passes_lets_others_go_on_until_its_deadline():
     held = Held()
     held.go.set()
-    stop = threading.Event()
 
     def endless():
-        while not stop.is_set():
+        while True:
             yield None
-        return -1
 
-    _, long = held.start(lambda: (0, endless()))
+    request, late = held.start(lambda: (0, endless()))
     for number in range(3):
         assert results(held.submit(number)[1]) == [2 * number]
-    stop.set()
-    assert results(long) == [-1]
+    request.deadline_s = time.monotonic() + 0.05
+    with pytest.raises(TooLate):
+        results(late)
 
 
 def test_a_full_queue_takes_all_of_a_request_or_nothing():
@@ -216,18 +215,6 @@ def test_work_for_which_nobody_waits_is_not_begun_or_dropped_between_two_passes(
     assert (1 in held.closed) == (not is_queued)
 
 
-def test_a_search_is_dropped_between_passes_that_never_come():
-    held = Held()
-
-    def endless():
-        while True:
-            yield None
-
-    _, late = held.start(lambda: (0, endless()), deadline_s=time.monotonic() + 0.05)
-    with pytest.raises(TooLate):
-        results(late)
-
-
 def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
     held = Held(texts=10, weight=25_000)
     held.go.set()
@@ -249,29 +236,20 @@ def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
     assert max(most) == 2
 
 
-def test_one_that_fails_does_not_spoil_it_for_the_others_of_its_pass():
+def test_one_that_fails_or_cannot_be_prepared_does_not_spoil_it_for_the_others_of_its_pass():
     held = Held()
     held.busy()
-    futures = [held.submit(number)[1][0] for number in (1, -1, 2)]
+    (one,), (bad,), (unprepared,), (two,) = (
+        held.start(begin)[1] if callable(begin) else held.submit(begin)[1]
+        for begin in (1, -1, lambda: 1 / 0, 2)
+    )
     held.go.set()
-    assert futures[0].result(WAIT_S) == 2 and futures[2].result(WAIT_S) == 4
+    assert results([one, two]) == [2, 4]
     with pytest.raises(ValueError):
-        futures[1].result(WAIT_S)
-    assert len(held.threads) == 1
-
-
-def test_one_that_cannot_be_prepared_does_not_spoil_it_for_others():
-    held = Held()
-    held.go.set()
-
-    def bad():
-        raise ValueError("bad")
-
-    _, failed = held.start(bad)
-    with pytest.raises(ValueError):
-        results(failed)
-    assert results(held.submit(4)[1]) == [8]
-    assert len(held.scheduler) == 0
+        bad.result(WAIT_S)
+    with pytest.raises(ZeroDivisionError):
+        unprepared.result(WAIT_S)
+    assert len(held.threads) == 1 and len(held.scheduler) == 0
 
 
 def test_closing_does_what_waits_and_takes_no_more():
