@@ -1,12 +1,13 @@
-"""Tiny vocabularies, models for them, and a scorer that is a table."""
+"""Tiny vocabularies and models for them, and a scorer that remembers what it was asked."""
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from fitb.corpus.tokenizer import _bert_tokenizer
 from fitb.infer.pytorch import TorchScorer
 from fitb.shards.tokenizer import SPECIAL_TOKENS
+from tests.unit.conftest import tiny_config
 
 TINY = ("a", "b", "c", "##d", "##e", ".")
 
@@ -22,15 +23,7 @@ def tiny_tokenizer(*pieces, lowercase=True):
 def random_scorer(*pieces, seed=0):
     """A scorer over a small BERT with random weights that differ enough to have opinions."""
     tokenizer = tiny_tokenizer(*(pieces or TINY))
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=1.0,
-    )
+    config = tiny_config(len(tokenizer), initializer_range=1.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TorchScorer(BertForMaskedLM(config).eval(), tokenizer)
