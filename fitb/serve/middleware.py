@@ -7,6 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -32,6 +33,7 @@ async def failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "internal server error; see the log of the server"}, 500)
 
 
+@dataclass(frozen=True)
 class Middleware:
     """ASGI middleware.
 
@@ -44,15 +46,10 @@ class Middleware:
         stopping: returns whether responses must close their connection.
     """
 
-    def __init__(
-        self,
-        app: Any,
-        metrics: Metrics,
-        hosts: frozenset[str] | None,
-        stopping: Callable[[], bool],
-    ) -> None:
-        self._app, self._metrics = app, metrics
-        self._hosts, self._stopping = hosts, stopping
+    app: Any
+    metrics: Metrics
+    hosts: frozenset[str] | None
+    stopping: Callable[[], bool]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         began_s, status = time.perf_counter(), 0
@@ -61,15 +58,15 @@ class Middleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self._stopping():
+                if self.stopping():
                     message["headers"] = [*message["headers"], _CLOSE]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self.metrics.in_flight.inc()
         try:
-            if self._hosts is not None:
-                check_host(Headers(scope=scope), self._hosts)
-            await self._app(scope, receive, marked)
+            if self.hosts is not None:
+                check_host(Headers(scope=scope), self.hosts)
+            await self.app(scope, receive, marked)
         except HTTPException as error:
             await (await refused(Request(scope), error))(scope, receive, marked)
         except asyncio.CancelledError:
@@ -79,8 +76,8 @@ class Middleware:
         except Exception as error:  # the 500 is sent already
             _log(error)
         finally:
-            self._metrics.in_flight.dec()
-            self._metrics.answered(scope["path"], status, time.perf_counter() - began_s)
+            self.metrics.in_flight.dec()
+            self.metrics.answered(scope["path"], status, time.perf_counter() - began_s)
 
 
 def _log(error: Exception) -> None:
