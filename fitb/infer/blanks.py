@@ -15,7 +15,7 @@ from fitb.infer.lexicon import Lexicon, lexicon_of
 from fitb.infer.request import Blank, Constraint, FillRequest
 from fitb.infer.rules import OPEN, ConstraintReader, Rule, rules_of
 from fitb.infer.surface import Case, cases
-from fitb.infer.windows import num_window_tokens
+from fitb.infer.windows import windows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,11 +56,6 @@ class Layout:
     groups: tuple[tuple[int, ...], ...]
     variables: tuple[tuple[int, ...], ...]
     rules: tuple[tuple[Rule, ...], ...]
-
-    @property
-    def group_of(self) -> list[int]:
-        """The index of the group of each variable."""
-        return [number for number, group in enumerate(self.groups) for _ in group]
 
     def filled(self, tokens: Sequence[int]) -> list[int]:
         """Return the row with these tokens of its variables; OPEN leaves [MASK]."""
@@ -113,12 +108,30 @@ class Prepared:
         """Tokens of the first forward pass; long rows count by their windows."""
         layout = self.layout(self.shortest())
         positions = [at for variable in layout.variables for at in variable]
-        tokens = num_window_tokens(len(layout.row), positions, self.window)
+        windows = windows_of(len(layout.row), positions, self.window)
+        tokens = sum(window.end - window.begin for window in windows)
         return min(self.num_layouts, MAX_LAYOUTS) * tokens
+
+    @property
+    def width(self) -> int:
+        """The beam width: at least top_k, and at least the number of candidates of any blank."""
+        search = self.request.search
+        return max(search.beam, search.top_k, *(len(group.written) for group in self.groups))
 
     def shortest(self) -> tuple[int, ...]:
         """Return the smallest allowed number of subwords of each group."""
         return tuple(min(group.rules) for group in self.groups)
+
+    def trials(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Return group lengths by (group, its length), all other groups with their shortest."""
+        shortest = self.shortest()
+        return {
+            (number, length): pieces
+            for number, group in enumerate(self.groups)
+            for length in group.rules
+            if self.length(pieces := (*shortest[:number], length, *shortest[number + 1 :]))
+            <= self.max_length
+        }
 
     def length(self, pieces: Sequence[int]) -> int:
         """Return the tokens of the row if each group has this many subwords."""
@@ -234,11 +247,9 @@ def _group(
         reader.candidates(constraint.candidates, mine)
         for constraint, mine in zip(constraints, glued, strict=True)
     ]
+    most = request.search.max_pieces
     lengths = set.intersection(
-        *(
-            _lengths(blanks[number], mine, request.search.max_pieces)
-            for number, mine in zip(numbers, answers, strict=True)
-        )
+        *(_lengths(blanks[n], mine, most) for n, mine in zip(numbers, answers, strict=True))
     )
     if not lengths:
         raise ConfigError(
@@ -251,14 +262,14 @@ def _group(
             f"the shortest answer to blanks {list(numbers)} has {min(lengths)} subwords, the model"
             f" reads {max_length - 2} at once; give shorter candidates"
         )
+    kinds = [blanks[number].kind for number in numbers]
+    of_blanks = list(zip(kinds, constraints, glued, answers, strict=True))
     rules: dict[int, tuple[Rule, ...]] = {}
     for length in read:
         found: list[Rule] = []
-        for number, constraint, is_glued, mine in zip(
-            numbers, constraints, glued, answers, strict=True
-        ):
+        for kind, constraint, is_glued, mine in of_blanks:
             fit = [tokens for tokens in mine if len(tokens) == length]
-            found += rules_of(reader, blanks[number].kind, constraint, is_glued, fit)
+            found += rules_of(reader, kind, constraint, is_glued, fit)
         rules[length] = tuple(found)
     return Group(numbers, rules, {t: written for mine in answers for t, written in mine.items()})
 

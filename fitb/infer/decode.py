@@ -46,10 +46,6 @@ class Hypothesis:
     def log_probability(self) -> float:
         return sum(self.log_probs)
 
-    @property
-    def is_complete(self) -> bool:
-        return OPEN not in self.tokens
-
     def with_token(self, variable: int, token: int, log_prob: float) -> Hypothesis:
         tokens, log_probs = list(self.tokens), list(self.log_probs)
         tokens[variable], log_probs[variable] = token, log_prob
@@ -120,7 +116,7 @@ def decode(
             (number, hypothesis)
             for number, beam in enumerate(beams)
             for hypothesis in beam
-            if not hypothesis.is_complete
+            if OPEN in hypothesis.tokens
         ]
         if not active:
             return beams
@@ -298,9 +294,9 @@ def _apply_rules(log_probs: torch.Tensor, questions: Sequence[Question]) -> Step
     tests: list[list[Test]] = []
     for question in questions:
         layout, shown = question.layout, _shown(question)
-        group_of = layout.group_of
         for variable in question.variables:
-            rules, group = layout.rules[group_of[variable]], layout.groups[group_of[variable]]
+            number = next(n for n, group in enumerate(layout.groups) if variable in group)
+            rules, group = layout.rules[number], layout.groups[number]
             pieces, at = [shown[v] for v in group], group.index(variable)
             masks = [mask for rule in rules if (mask := rule.mask(pieces, at)) is not None]
             if masks:
@@ -339,13 +335,7 @@ def _surest(
 def _tested(
     log_probs: torch.Tensor, tests: Sequence[Test], width: int
 ) -> Steps[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Return the `width` likeliest tokens that pass every test, and their log-probabilities.
-
-    Args:
-        log_probs: (V,) fp32.
-        tests: tests of a token.
-        width: number of tokens wanted.
-    """
+    """Return the `width` likeliest tokens that pass every test, and their entries of (V,) fp32."""
     tokens: list[int] = []
     values: list[float] = []
     few = min(width + PATIENCE, len(log_probs))

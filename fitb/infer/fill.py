@@ -60,7 +60,7 @@ def search(prepared: Prepared, limits: PassLimits) -> Steps[Filled]:
     Raises: ConfigError if a regex is too complex.
     """
     layouts = yield from _layouts(prepared, limits)
-    width, order = _width(prepared), prepared.request.search.order
+    width, order = prepared.width, prepared.request.search.order
     beams = yield from decode(layouts, width, [order] * len(layouts), limits)
     found: list[tuple[Layout, Hypothesis]] = []
     for layout, beam in zip(layouts, beams, strict=True):
@@ -68,13 +68,6 @@ def search(prepared: Prepared, limits: PassLimits) -> Steps[Filled]:
             beam = yield from refine(layout, beam, width, limits)
         found += [(layout, hypothesis) for hypothesis in beam]
     return (yield from _filled(prepared, found))
-
-
-def _width(prepared: Prepared) -> int:
-    """The beam width: at least top_k, and at least the number of candidates of any blank."""
-    search = prepared.request.search
-    candidates = max(len(group.written) for group in prepared.groups)
-    return max(search.beam, search.top_k, candidates)
 
 
 def _layouts(prepared: Prepared, limits: PassLimits) -> Steps[list[Layout]]:
@@ -90,19 +83,13 @@ def _likeliest_lengths(prepared: Prepared, limits: PassLimits) -> Steps[list[lis
 
     Each length is scored by a greedy search in which all other groups have their shortest length.
     """
-    shortest, order = prepared.shortest(), prepared.request.search.order
-    trials = {
-        (group, length): prepared.layout(pieces)
-        for group, lengths in enumerate(prepared.groups)
-        for length in lengths.rules
-        if prepared.length(pieces := (*shortest[:group], length, *shortest[group + 1 :]))
-        <= prepared.max_length
-    }
-    layouts = list(trials.values())
-    beams = yield from decode(layouts, 1, [order] * len(layouts), limits)
+    trials = prepared.trials()
+    layouts = [prepared.layout(pieces) for pieces in trials.values()]
+    orders = [prepared.request.search.order] * len(layouts)
+    beams = yield from decode(layouts, 1, orders, limits)
     scores = {
         trial: _score(layout, beam[0]) if beam else -math.inf
-        for (trial, layout), beam in zip(trials.items(), beams, strict=True)
+        for trial, layout, beam in zip(trials, layouts, beams, strict=True)
     }
     ranked = [
         sorted(group.rules, key=lambda length: -scores.get((number, length), -math.inf))
@@ -131,7 +118,7 @@ def _filled(prepared: Prepared, found: Sequence[tuple[Layout, Hypothesis]]) -> S
 
 
 def _filling(prepared: Prepared, layout: Layout, hypothesis: Hypothesis) -> Filling:
-    text, lexicon = prepared.request.text, prepared.lexicon
+    pieces = prepared.lexicon.pieces
     texts: dict[int, tuple[str, bool]] = {}
     shares: dict[int, tuple[tuple[int, ...], float]] = {}
     for group, variables in zip(prepared.groups, layout.groups, strict=True):
@@ -140,20 +127,15 @@ def _filling(prepared: Prepared, layout: Layout, hypothesis: Hypothesis) -> Fill
         for number in group.blanks:
             shares[number] = tokens, share
             texts[number] = _text(prepared, number, tokens, group.written.get(tokens))
-    numbers = range(len(prepared.places))
-    sentence, found = surface.put(text, prepared.places, [texts[number] for number in numbers])
-    answers = tuple(
-        Answer(
-            text=texts[number][0],
-            begin=begin,
-            end=end,
-            tokens=shares[number][0],
-            pieces=tuple(lexicon.pieces[token] for token in shares[number][0]),
-            log_probability=shares[number][1],
-        )
-        for number, (begin, end) in zip(numbers, found, strict=True)
-    )
-    return Filling(sentence, answers, hypothesis.log_probability, _score(layout, hypothesis))
+    in_order = [texts[number] for number in range(len(texts))]
+    sentence, places = surface.put(prepared.request.text, prepared.places, in_order)
+    answers = []
+    for number, (begin, end) in enumerate(places):
+        tokens, share = shares[number]
+        of_tokens = tuple(pieces[token] for token in tokens)
+        answers.append(Answer(texts[number][0], begin, end, tokens, of_tokens, share))
+    probability, score = hypothesis.log_probability, _score(layout, hypothesis)
+    return Filling(sentence, tuple(answers), probability, score)
 
 
 def _text(

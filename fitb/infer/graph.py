@@ -38,42 +38,37 @@ class _Graph:
     """Nodes and initialisers in the order of insertion, named like the weights of the model."""
 
     def __init__(self, model: BertForMaskedLM) -> None:
-        self._state: dict[str, NDArray[np.float32]] = {
+        self.state: dict[str, NDArray[np.float32]] = {
             name: t.detach().float().numpy() for name, t in model.state_dict().items()
         }
         self._eps = float(model.config.layer_norm_eps)
         self._weights: dict[str, NDArray[Any]] = {}
         self._nodes: list[Any] = []
 
-    def state(self, name: str) -> NDArray[np.float32]:
-        return self._state[name]
-
     def weight(self, name: str, values: Any) -> str:
         self._weights[name] = np.ascontiguousarray(values)
         return name
 
-    def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        """Add a node whose only output has the node's name; return that name."""
-        self.nodes(kind, inputs, name, [name], **attributes)
-        return name
-
-    def nodes(
-        self, kind: str, inputs: list[str], name: str, outputs: list[str], **attributes: Any
-    ) -> None:
+    def node(
+        self, kind: str, inputs: list[str], name: str, *outputs: str, **attributes: Any
+    ) -> str:
+        """Add a node, by default with one output of the node's name; return that name."""
         from onnx import helper
 
-        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
+        node = helper.make_node(kind, inputs, outputs or [name], name=name, **attributes)
+        self._nodes.append(node)
+        return name
 
     def linear(self, x: str, name: str, *sources: str) -> str:
         """x W^T + b of one or several concatenated linear layers; the matmul is `name`/MatMul."""
-        weight = np.concatenate([self.state(f"{source}.weight") for source in sources])
-        bias = np.concatenate([self.state(f"{source}.bias") for source in sources])
+        weight = np.concatenate([self.state[f"{source}.weight"] for source in sources])
+        bias = np.concatenate([self.state[f"{source}.bias"] for source in sources])
         matmul = self.node("MatMul", [x, self.weight(f"{name}.weight", weight.T)], f"{name}/MatMul")
         return self.node("Add", [matmul, self.weight(f"{name}.bias", bias)], f"{name}/Add")
 
     def norm(self, x: str, name: str) -> str:
         parts = [
-            self.weight(f"{name}.{part}", self.state(f"{name}.{part}"))
+            self.weight(f"{name}.{part}", self.state[f"{name}.{part}"])
             for part in ("weight", "bias")
         ]
         return self.node("LayerNormalization", [x, *parts], name, axis=-1, epsilon=self._eps)
@@ -165,8 +160,8 @@ def _embeddings(graph: _Graph, length: str) -> str:
     words, positions, types = (
         f"{_EMBEDDINGS}.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
     )
-    graph.weight(words, graph.state(words))
-    graph.weight("places", graph.state(positions) + graph.state(types)[0])
+    graph.weight(words, graph.state[words])
+    graph.weight("places", graph.state[positions] + graph.state[types][0])
     found = graph.node("Gather", [words, "input_ids"], f"{_EMBEDDINGS}/words")
     zero = graph.weight("zero", np.array([0]))
     places = graph.node("Slice", ["places", zero, length, zero], f"{_EMBEDDINGS}/places")
@@ -181,11 +176,11 @@ def _layer(graph: _Graph, asked: str, state: str, keep: str, name: str, config: 
     parts = [f"{of}/{part}" for part in ("query", "key", "value")]
     if asked == state:
         together = graph.linear(state, of, *maps)
-        graph.nodes("Split", [together], f"{of}/Split", parts, axis=-1, num_outputs=3)
+        graph.node("Split", [together], f"{of}/Split", *parts, axis=-1, num_outputs=3)
     else:
         parts[0] = graph.linear(asked, maps[0], maps[0])
         together = graph.linear(state, of, *maps[1:])
-        graph.nodes("Split", [together], f"{of}/Split", parts[1:], axis=-1, num_outputs=2)
+        graph.node("Split", [together], f"{of}/Split", *parts[1:], axis=-1, num_outputs=2)
     heads = config.num_attention_heads
     context = graph.node(
         "Attention",
@@ -219,10 +214,10 @@ def _head(graph: _Graph, state: str, activation: str) -> None:
     active = graph.node(kind, [mapped], f"{_TRANSFORM}/{kind}", **attributes)
     state = graph.norm(active, f"{_TRANSFORM}.LayerNorm")
     words, decoder = f"{_EMBEDDINGS}.word_embeddings.weight", "cls.predictions.decoder.weight"
-    if not np.array_equal(graph.state(words), graph.state(decoder)):  # embeddings are not tied
-        words = graph.weight(decoder, graph.state(decoder))
+    if not np.array_equal(graph.state[words], graph.state[decoder]):  # embeddings are not tied
+        words = graph.weight(decoder, graph.state[decoder])
     # The bias of the decoder; `cls.predictions.bias` is the same tensor in tied models only.
-    bias = graph.weight("cls.predictions.bias", graph.state("cls.predictions.decoder.bias"))
+    bias = graph.weight("cls.predictions.bias", graph.state["cls.predictions.decoder.bias"])
     columns = graph.node("Transpose", [words], "cls.predictions.decoder/T", perm=[1, 0])
     matmul = graph.node("MatMul", [state, columns], "cls.predictions.decoder/MatMul")
     graph.node("Add", [matmul, bias], "logits")

@@ -33,7 +33,6 @@ class Lexicon:
         has_letter: (V,) bool, whether the subword has a letter, a mark (vowel signs of many
             scripts) or a digit.
         is_text: (V,) bool, false for special and unused tokens.
-        lowercases: whether the tokenizer lowercases.
         cls, sep, mask, unk: token ids of [CLS], [SEP], [MASK] and [UNK].
         _tokenizer: a copy of the fast tokenizer that reads special tokens as plain text.
     """
@@ -42,7 +41,6 @@ class Lexicon:
     continues: NDArray[np.bool_]
     has_letter: NDArray[np.bool_]
     is_text: NDArray[np.bool_]
-    lowercases: bool
     cls: int
     sep: int
     mask: int
@@ -75,7 +73,13 @@ class Lexicon:
 
     def normalise(self, text: str) -> str:
         """Normalise a text as the tokenizer does, for instance to lower case without accents."""
-        return _normalised(self._tokenizer, text)
+        normalizer = self._tokenizer.normalizer
+        return str(normalizer.normalize_str(text)) if normalizer else text
+
+    @cached_property
+    def lowercases(self) -> bool:
+        """Whether the tokenizer lowercases."""
+        return self.normalise("A") == "a"
 
     def continues_word(self, text: str, begin: int) -> bool:
         """Whether text inserted at an offset would continue the word before it.
@@ -135,15 +139,9 @@ def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> Lexicon:
                 for number, piece in enumerate(pieces)
             ]
         ),
-        lowercases=_normalised(own, "A") == "a",
         cls=tokenizer.cls_token_id,
         sep=tokenizer.sep_token_id,
         mask=tokenizer.mask_token_id,
         unk=tokenizer.unk_token_id,
         _tokenizer=own,
     )
-
-
-def _normalised(tokenizer: Tokenizer, text: str) -> str:
-    normalizer = tokenizer.normalizer
-    return str(normalizer.normalize_str(text)) if normalizer else text

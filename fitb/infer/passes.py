@@ -52,10 +52,6 @@ class Pass:
     def num_positions(self) -> int:
         return sum(map(len, self.positions))
 
-    @property
-    def size(self) -> tuple[list[int], int]:
-        return self.lengths, self.num_positions
-
 
 Steps = Generator[Pass | None, torch.Tensor | None, Found]  # a search and its result
 
@@ -140,11 +136,14 @@ def drive(scorer: Scorer, searches: Sequence[Steps[Found]], limits: PassLimits) 
         except StopIteration as end:
             found[number] = end.value
 
+    def size_of(number: int) -> tuple[list[int], int]:
+        return wanted[number].lengths, wanted[number].num_positions
+
     for number in range(len(searches)):
         go_on(number, None)
     while wanted:
         order = sorted(wanted, key=lambda number: len(wanted[number].rows[-1]))
-        for mixed in packed(order, lambda number: wanted[number].size, limits):
+        for mixed in packed(order, size_of, limits):
             answers = forward(scorer, [wanted.pop(number) for number in mixed])
             for number, logits in zip(mixed, answers, strict=True):
                 go_on(number, logits)

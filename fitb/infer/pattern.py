@@ -8,14 +8,12 @@ match `(x+x+)+y`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer
 
 from fitb.base.errors import ConfigError
 
-_END = 256  # token after the 256 bytes
 _MAX_CHARS = 2000  # the time to compile is proportional to it
 # Escapes and character classes.
 _LITERAL = re.compile(r"\\[pP]\{\^?\w+\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -46,7 +44,7 @@ class Pattern:
 
     def matches(self, text: str) -> bool:
         """Return whether the whole text matches."""
-        return self._takes([*text.encode(), _END])
+        return self._takes([*text.encode(), _tokenizer().eos_token])
 
     def begins(self, text: str) -> bool:
         """Return whether the text is a prefix of some match."""
@@ -66,18 +64,7 @@ class Pattern:
             raise ConfigError(f"the regex {what} ({reason}); {_SYNTAX}")
 
 
-class _Bytes:
-    """A byte-level vocabulary in the form that llguidance expects."""
-
-    eos_token_id = _END
-    bos_token_id = None
-    tokens = (*(bytes([value]) for value in range(_END)), b"<end>")
-    special_token_ids = (_END,)
-
-    def __call__(self, text: Iterable[int]) -> list[int]:
-        return list(text)
-
-
 @lru_cache(maxsize=1)
 def _tokenizer() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+    """llguidance's vocabulary of the 256 bytes and a token for the end."""
+    return LLTokenizer("byte", slices=[])

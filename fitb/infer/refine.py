@@ -9,7 +9,6 @@ position at a time and with a beam.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,45 +35,32 @@ def refine(
         width: beam width.
         limits: limits of a forward pass.
     """
-    known: dict[Tokens, _Scored] = {}
-    yield from _score(layout, [one.tokens for one in hypotheses], width, known, limits)
-    beam = [one.hypothesis for one in known.values()]
+    known: dict[Tokens, Hypothesis] = {}
+    changes: dict[Tokens, Grown] = {}  # the most promising ones of one subword
+    first = [one.tokens for one in hypotheses]
+    yield from _score(layout, first, width, known, changes, limits)
+    beam = list(known.values())
     for _ in range(_MAX_ROUNDS):
-        promising = yield from _neighbours([known[one.tokens] for one in beam], width)
-        yield from _score(layout, promising, width, known, limits)
-        after = best([*beam, *(known[tokens].hypothesis for tokens in promising)], width)
+        promising = yield from _neighbours([changes[one.tokens] for one in beam], width)
+        yield from _score(layout, promising, width, known, changes, limits)
+        after = best([*beam, *(known[tokens] for tokens in promising)], width)
         if after == beam:
             break
         beam = after
-        for one in known.keys() - {one.tokens for one in beam}:
-            known[one].changes = None  # it never re-enters the beam
+        for tokens in changes.keys() - {one.tokens for one in beam}:
+            del changes[tokens]  # it never re-enters the beam
     return best(beam, width)
-
-
-@dataclass
-class _Scored:
-    """A filling, each subword scored given all others.
-
-    Args:
-        hypothesis: the filling.
-        changes: its most promising changes of one subword; None if no longer needed.
-    """
-
-    hypothesis: Hypothesis
-    changes: Grown | None
 
 
 def _score(
     layout: Layout,
     fillings: Sequence[Tokens],
     width: int,
-    known: dict[Tokens, _Scored],
+    known: dict[Tokens, Hypothesis],
+    changes: dict[Tokens, Grown],
     limits: PassLimits,
 ) -> Steps[None]:
-    """Score fillings that are not in `known` yet, and add them to it.
-
-    Each answer begins with the log-probability of the subword that stands there.
-    """
+    """Score fillings that are not in `known` yet; add them to it, and their changes."""
     size = len(layout.variables)
     new = [tokens for tokens in dict.fromkeys(fillings) if tokens not in known]
     questions = []
@@ -88,10 +74,10 @@ def _score(
         filling, _ = divmod(asked, size)
         assert choices is not None
         mine = answers[filling]
-        mine.append(choices)
+        mine.append(choices)  # which begin with the subword that stands there
         if len(mine) == size:
             own = Hypothesis(new[filling], tuple(float(one.log_probs[0]) for one in mine))
-            known[new[filling]] = _Scored(own, _changes(own, mine, width))
+            known[own.tokens], changes[own.tokens] = own, _changes(own, mine, width)
             mine.clear()
 
     yield from ask(questions, take, limits)
@@ -108,9 +94,9 @@ def _changes(filling: Hypothesis, answers: Sequence[Choices], width: int) -> Gro
     return found
 
 
-def _neighbours(beam: Sequence[_Scored], width: int) -> Steps[list[Tokens]]:
+def _neighbours(changes: Sequence[Grown], width: int) -> Steps[list[Tokens]]:
     """Return the `width` most promising fillings that differ from the beam in one subword."""
-    parts = [part for one in beam if one.changes for part in one.changes.parts]
+    parts = [part for one in changes for part in one.parts]
     if not parts:
         return []
     gains = np.concatenate([without + choices.log_probs for _, choices, without in parts])

@@ -134,16 +134,12 @@ class Begins(ReadInOrder):
 
     def test(self, pieces: Pieces, at: int) -> Test | None:
         text, whole = _around(self.lexicon, pieces, at)
-        prefix = self._in_case(self.prefix)
 
         def judge(token: int) -> bool:
-            found = self._in_case(text(token))
-            return found.startswith(prefix) or (not whole and prefix.startswith(found))
+            found = text(token)
+            return found.startswith(self.prefix) or (not whole and self.prefix.startswith(found))
 
         return judge
-
-    def _in_case(self, text: str) -> str:
-        return text.lower() if self.lexicon.lowercases else text
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ class ConstraintReader:
         self.lexicon = lexicon
         self.pattern = cache(partial(Pattern, ignore_case=lexicon.lowercases))
         self.banned = cache(partial(_normalised, lexicon))
-        self.candidates = cache(partial(tokens_of, lexicon))
+        self.candidates = cache(partial(_tokens_of, lexicon))
 
 
 def _normalised(lexicon: Lexicon, words: tuple[str, ...]) -> frozenset[str]:
@@ -234,17 +230,10 @@ def rules_of(
     return rules
 
 
-def tokens_of(
+def _tokens_of(
     lexicon: Lexicon, candidates: Sequence[str], glued: bool
 ) -> dict[tuple[int, ...], str]:
-    """Return the candidates as the user wrote them, by token ids.
-
-    Args:
-        lexicon: vocabulary of the model.
-        candidates: the only answers allowed.
-        glued: whether the blank continues a word on its left.
-    Raises: ConfigError if the vocabulary cannot encode a candidate.
-    """
+    """Return the candidates as the user wrote them, by token ids; `glued` is as in `rules_of`."""
     if len(candidates) > _MAX_CANDIDATES:
         raise ConfigError(
             f"{len(candidates):,} candidates; at most {_MAX_CANDIDATES:,} for a blank"

@@ -69,11 +69,6 @@ def _joins(first: int, last: int, new: int, most: int) -> bool:
     return new - first < (room if new - last <= 1 else int(_SHARED * room))
 
 
-def num_window_tokens(num_tokens: int, positions: Sequence[int], most: int) -> int:
-    """Return the tokens of all windows of a row; see `windows_of`."""
-    return sum(window.end - window.begin for window in windows_of(num_tokens, positions, most))
-
-
 def in_windows(
     logits: Callable[[Rows, Rows], torch.Tensor], rows: Rows, positions: Rows, most: int
 ) -> torch.Tensor:

@@ -10,7 +10,6 @@ the most idle ones.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections import Counter
 
@@ -72,7 +71,12 @@ class Places:
 
 
 class Bounded(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with limits; `bounded` sets the class attributes."""
+    """uvicorn's HTTP protocol with limits; a subclass of each server sets the first two.
+
+    Args:
+        places: connection slots.
+        read_s: seconds in which a client must send its request, and read its response.
+    """
 
     places: Places
     read_s: float
@@ -90,13 +94,9 @@ class Bounded(HttpToolsProtocol):
             transport.write(_TURNED_AWAY)
             transport.close()
             return
-        connection = transport.get_extra_info("socket")
-        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Limits how long a response may wait for a client that does not read it.
-            with contextlib.suppress(OSError):  # not a TCP connection
-                connection.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.read_s * 1000)
-                )
+        # Limits how long the kernel may hold a response that its client does not read.
+        limit = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.read_s * 1000)
+        transport.get_extra_info("socket").setsockopt(*limit)
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -174,16 +174,6 @@ class Bounded(HttpToolsProtocol):
             self._due.cancel()
             self._due = None
         self.places.go_on(self)
-
-
-def bounded(places: Places, read_s: float) -> type[Bounded]:
-    """Return a protocol class for uvicorn that limits connections and closes slow ones.
-
-    Args:
-        places: connection slots.
-        read_s: seconds in which a client must send its request, and read its response.
-    """
-    return type("Connection", (Bounded,), {"places": places, "read_s": read_s})
 
 
 def _plain(status: str, reason: str) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import HTTPException
@@ -28,6 +29,7 @@ _SMALL_BYTES = 65_536  # smaller bodies are limited by the number of connections
 _LARGE_BODIES = 16  # bodies of limits.body_bytes in memory at a time; parsed, ten times as much
 
 
+@dataclass
 class FillEndpoint:
     """The endpoint.
 
@@ -38,39 +40,32 @@ class FillEndpoint:
         workers: worker of each model by name; empty until the models are loaded.
     """
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        token: Token | None,
-        model: type[BaseModel],
-        workers: Mapping[str, Worker],
-    ) -> None:
-        self._config = config
-        self._token = token
-        self._model = model
-        self._workers = workers
-        self._parsing = asyncio.Lock()
-        self._held_bytes = 0  # bytes of all large bodies in memory
+    config: ServeConfig
+    token: Token | None
+    model: type[BaseModel]
+    workers: Mapping[str, Worker]
+    _parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _held_bytes: int = 0  # bytes of all large bodies in memory
 
     async def fill(self, request: Request) -> Response:
         """Fill the texts of a request.
 
         Raises: HTTPException with the status of a request that is not served.
         """
-        deadline_s = time.monotonic() + self._config.deadline_s
-        if self._token:
-            await self._token(request)
+        deadline_s = time.monotonic() + self.config.deadline_s
+        if self.token:
+            await self.token(request)
         check_media_type(request.headers)
         with self._room_for_body() as grow:
-            body = await read_body(request, self._config.limits.body_bytes, grow)
+            body = await read_body(request, self.config.limits.body_bytes, grow)
             name, texts = await self._read(body)
             del body
-            if name not in self._workers:
+            if name not in self.workers:
                 raise HTTPException(503, "the models are loading; try again", {"retry-after": "5"})
             # The body is complete: the next message is the disconnect.
             gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
             try:
-                filled = await self._workers[name].fill(texts, deadline_s, gone)
+                filled = await self.workers[name].fill(texts, deadline_s, gone)
             finally:
                 gone.cancel()
         return Response(schema.response(name, filled), media_type="application/json")
@@ -78,11 +73,11 @@ class FillEndpoint:
     async def _read(self, body: bytes) -> tuple[str, list[FillRequest]]:
         """Parse a body; large ones (up to 50 ms) get at most half of the event loop's time."""
         if len(body) <= _SMALL_BYTES:
-            return schema.read_request(self._model, body, self._config.limits)
+            return schema.read_request(self.model, body, self.config.limits)
         async with self._parsing:
             began_s = time.monotonic()
             try:
-                return schema.read_request(self._model, body, self._config.limits)
+                return schema.read_request(self.model, body, self.config.limits)
             finally:
                 await asyncio.sleep(time.monotonic() - began_s)
 
@@ -92,7 +87,7 @@ class FillEndpoint:
 
         The callback raises HTTPException 503 if all large bodies together exceed the limit.
         """
-        most, mine = _LARGE_BODIES * self._config.limits.body_bytes, 0
+        most, mine = _LARGE_BODIES * self.config.limits.body_bytes, 0
 
         def grow(size: int) -> None:
             nonlocal mine

@@ -7,6 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fitb.serve.metrics import Metrics
-from fitb.serve.request_checks import AllowedHosts
+from fitb.serve.request_checks import check_host
 
 logger = logging.getLogger(__name__)
 _CLOSE = (b"connection", b"close")
@@ -32,6 +33,7 @@ async def failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "internal server error; see the log of the server"}, 500)
 
 
+@dataclass(frozen=True)
 class Middleware:
     """ASGI middleware.
 
@@ -40,21 +42,14 @@ class Middleware:
     Args:
         app: ASGI application.
         metrics: metrics that count every request.
-        hosts: allowed Host headers; None allows any.
+        hosts: allowed Host headers, see `hosts_of`; None allows any.
         stopping: returns whether responses must close their connection.
     """
 
-    def __init__(
-        self,
-        app: Any,
-        metrics: Metrics,
-        hosts: AllowedHosts | None,
-        stopping: Callable[[], bool],
-    ) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._hosts = hosts
-        self._stopping = stopping
+    app: Any
+    metrics: Metrics
+    hosts: frozenset[str] | None
+    stopping: Callable[[], bool]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         began_s, status = time.perf_counter(), 0
@@ -63,15 +58,15 @@ class Middleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self._stopping():
+                if self.stopping():
                     message["headers"] = [*message["headers"], _CLOSE]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self.metrics.in_flight.inc()
         try:
-            if self._hosts:
-                self._hosts.check(Headers(scope=scope))
-            await self._app(scope, receive, marked)
+            if self.hosts is not None:
+                check_host(Headers(scope=scope), self.hosts)
+            await self.app(scope, receive, marked)
         except HTTPException as error:
             await (await refused(Request(scope), error))(scope, receive, marked)
         except asyncio.CancelledError:
@@ -81,8 +76,8 @@ class Middleware:
         except Exception as error:  # the 500 is sent already
             _log(error)
         finally:
-            self._metrics.in_flight.dec()
-            self._metrics.answered(scope["path"], status, time.perf_counter() - began_s)
+            self.metrics.in_flight.dec()
+            self.metrics.answered(scope["path"], status, time.perf_counter() - began_s)
 
 
 def _log(error: Exception) -> None:

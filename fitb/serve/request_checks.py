@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import hmac
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -102,29 +102,24 @@ class Token(HTTPBearer):
         return given
 
 
-class AllowedHosts:
-    """Allowed values of the Host header, in any case and with any port.
+def check_host(headers: Headers, names: Container[str]) -> None:
+    """Raise HTTPException 421 if the Host header, less its port, is missing or another name.
 
     This prevents DNS rebinding: a page of another site whose name resolves to this machine is of
     one origin with the server, but its requests carry that name.
 
     Args:
-        names: allowed names besides localhost and loopback addresses.
+        headers: headers of the request.
+        names: allowed names besides loopback addresses, see `hosts_of`.
     """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = {"localhost", *map(_without_port, names)}
-
-    def check(self, headers: Headers) -> None:
-        """Raise HTTPException 421 if the Host header is missing or another name."""
-        hosts = list(map(_without_port, headers.getlist("host")))
-        if not hosts or not all(host in self._names or is_loopback(host) for host in hosts):
-            raise HTTPException(
-                421,
-                "the Host header is not a name of this server; use localhost, or start the server"
-                " with --allowed_hosts+=NAME",
-                {"connection": "close"},
-            )
+    hosts = list(map(_without_port, headers.getlist("host")))
+    if not hosts or not all(host in names or is_loopback(host) for host in hosts):
+        raise HTTPException(
+            421,
+            "the Host header is not a name of this server; use localhost, or start the server"
+            " with --allowed_hosts+=NAME",
+            {"connection": "close"},
+        )
 
 
 def _without_port(host: str) -> str:
@@ -133,10 +128,10 @@ def _without_port(host: str) -> str:
     return name.rstrip(".") if "[" not in name else name.strip("[]")
 
 
-def hosts_of(config: ServeConfig, has_token: bool) -> AllowedHosts | None:
-    """Return the allowed Host headers of a server; None allows any."""
+def hosts_of(config: ServeConfig, has_token: bool) -> frozenset[str] | None:
+    """Return the allowed names of a server besides loopback addresses; None allows any."""
     if config.allowed_hosts or (config.is_local and not has_token):
-        return AllowedHosts(config.allowed_hosts)
+        return frozenset({"localhost", *map(_without_port, config.allowed_hosts)})
     return None
 
 

@@ -10,6 +10,7 @@ The scheduler knows neither HTTP nor texts.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,23 +37,6 @@ class TooLate(Exception):  # noqa: N818
 
 class Stopped(Exception):  # noqa: N818
     """The scheduler is closed."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Limits of concurrent work.
-
-    Args:
-        texts: most searches per forward pass.
-        limits: limits of a forward pass.
-        queue: most searches waiting to start.
-        weight: most total weight of running heavy searches; a single one may exceed it.
-    """
-
-    texts: int
-    limits: PassLimits
-    queue: int
-    weight: int
 
 
 @dataclass(eq=False)
@@ -108,22 +92,29 @@ class Scheduler(Generic[Found]):
 
     Args:
         forward: runs several passes as one; returns the logits of each.
-        bounds: limits of concurrent work.
         settle: called in the scheduler's thread with finished jobs and their results or exceptions.
         observe: called with the number of texts and tokens of every forward pass before it runs.
+        limits: limits of a forward pass.
+        most_texts: most searches per forward pass.
+        most_waiting: most searches waiting to start.
+        most_weight: most total weight of running heavy searches; a single one may exceed it.
     """
 
     def __init__(
         self,
         forward: Callable[[Sequence[Pass]], Sequence[torch.Tensor]],
-        bounds: Bounds,
         settle: Callable[[Sequence[Outcome[Found]]], None],
-        observe: Callable[[int, int], None] = lambda texts, tokens: None,
+        observe: Callable[[int, int], None],
+        limits: PassLimits,
+        *,
+        most_texts: int,
+        most_waiting: int,
+        most_weight: int,
     ) -> None:
-        self._forward = forward
-        self._bounds = bounds
-        self._settle = settle
-        self._observe = observe
+        self._forward, self._settle, self._observe = forward, settle, observe
+        self._limits = limits
+        self._most_texts, self._most_waiting = most_texts, most_waiting
+        self._most_weight = most_weight
         self._new: list[Request[Found]] = []
         self._requests: list[Request[Found]] = []
         self._settled: list[Outcome[Found]] = []
@@ -149,7 +140,7 @@ class Scheduler(Generic[Found]):
             if not self._open:
                 raise Stopped
             waiting = self._waiting + len(request.jobs)
-            if waiting > self._bounds.queue or self._begun > self._bounds.queue:
+            if max(waiting, self._begun) > self._most_waiting:
                 raise QueueFull
             self._waiting = waiting
             self._new.append(request)
@@ -176,24 +167,18 @@ class Scheduler(Generic[Found]):
             self._requests += new
             for request in self._requests:
                 request.served_s = max(request.served_s, self._most_served_s - _CREDIT_S)
-            self._drop()
+                for job in list(request.jobs) if request.is_over else ():
+                    self._end(request, job, TooLate())
             self._run(self._mixed())
             self._requests = [request for request in self._requests if request.jobs]
             if self._settled:
                 settled, self._settled = self._settled, []
                 self._settle(settled)
 
-    def _drop(self) -> None:
-        """Drop requests that are over."""
-        for request in self._requests:
-            if request.is_over:
-                for job in list(request.jobs):
-                    self._end(request, job, TooLate())
-
     def _mixed(self) -> list[tuple[Request[Found], SearchJob[Found]]]:
         """Advance searches to their next pass, in order; return those that share the next one."""
         until_s = time.monotonic() + _TURN_S
-        room = Room(self._bounds.limits)
+        room = Room(self._limits)
         found: list[tuple[Request[Found], SearchJob[Found]]] = []
         for request, job in self._in_order():
             if job.wants is None and time.monotonic() < until_s and self._may_begin(job):
@@ -202,7 +187,7 @@ class Scheduler(Generic[Found]):
             wants = job.wants
             if wants and room.add(wants.lengths, wants.num_positions):
                 found.append((request, job))
-                if len(found) == self._bounds.texts:
+                if len(found) == self._most_texts:
                     break
         if found:
             self._observe(len(found), room.tokens)
@@ -210,16 +195,14 @@ class Scheduler(Generic[Found]):
 
     def _in_order(self) -> Iterator[tuple[Request[Found], SearchJob[Found]]]:
         """Yield the first job of each request, the least served first; then the second of each."""
-        ranked = [
-            (request, list(request.jobs))
-            for request in sorted(self._requests, key=lambda one: one.served_s + one.expected_s)
-        ]
-        for turn in range(max((len(jobs) for _, jobs in ranked), default=0)):
-            yield from ((request, jobs[turn]) for request, jobs in ranked if turn < len(jobs))
+        ranked = sorted(self._requests, key=lambda one: one.served_s + one.expected_s)
+        jobs = [[(request, job) for job in request.jobs] for request in ranked]
+        for turn in itertools.zip_longest(*jobs):
+            yield from filter(None, turn)
 
     def _may_begin(self, job: SearchJob[Found]) -> bool:
         """Whether a job is running or may start; heavy ones are limited by total weight."""
-        fits = not self._weight or self._weight + job.weight <= self._bounds.weight
+        fits = not self._weight or self._weight + job.weight <= self._most_weight
         return job.steps is not None or job.weight <= _LIGHT or fits
 
     def _go_on(self, request: Request[Found], job: SearchJob[Found]) -> bool:

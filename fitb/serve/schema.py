@@ -113,13 +113,7 @@ def _text_model(limits: Limits, text: Any) -> Any:
 
 
 def _model_of(default: Any, name: str = "", **types: Any) -> Any:
-    """Return a pydantic model of a dataclass, documented by its docstring.
-
-    Args:
-        default: instance with the default values, Ellipsis for required fields.
-        name: name in the OpenAPI document; by default that of the dataclass.
-        types: validated type of each field.
-    """
+    """Return a pydantic model of a dataclass: documented and with defaults (or ...) as it has."""
     about = docstring_parser.parse(type(default).__doc__ or "")
     said = {each.arg_name: each.description for each in about.params}
     fields: Any = {

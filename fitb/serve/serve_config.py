@@ -97,9 +97,7 @@ class ServeConfig:
         check_range("", self, *counts, *connections, low=1)
         check_range("", self, "threads", low=0)
         check_range("", self, "port", low=0, high=65_536)
-        for name in ("deadline_s", "read_s", "stop_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; above 0")
+        check_range("", self, "deadline_s", "read_s", "stop_s", low=0.001)
         if self.limits.texts > self.max_queue:
             raise ConfigError(
                 f"limits.texts={self.limits.texts} is more than max_queue={self.max_queue}: a"

@@ -11,16 +11,15 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from types import FrameType
 
 import torch
 import uvicorn
 
-from fitb.base import signals
 from fitb.base.errors import SystemFault
 from fitb.infer.scorer import Scorer, load_scorer
 from fitb.serve.app import make_app
-from fitb.serve.connection import Places, bounded
+from fitb.serve.connection import Bounded, Places
 from fitb.serve.metrics import Metrics
 from fitb.serve.request_checks import TOKEN_VARIABLE, Token, read_token
 from fitb.serve.serve_config import ServeConfig
@@ -77,10 +76,11 @@ class Server(uvicorn.Server):
         self.failure: BaseException | None = None  # exception of the loading thread
         self._settings, self._metrics = config, Metrics()
         places = Places(config.max_connections, config.max_connections_per_address)
+        limits = {"places": places, "read_s": config.read_s}
         super().__init__(
             uvicorn.Config(
                 make_app(config, token, self._metrics, self.workers, lambda: self.should_exit),
-                http=bounded(places, config.read_s),
+                http=type("Connection", (Bounded,), limits),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -113,11 +113,10 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Like uvicorn's, but without raising the signal again after a graceful shutdown."""
-        with signals.handled((signal.SIGINT, signal.SIGTERM), self.handle_exit):
-            yield
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Like uvicorn's, which raises the signal again after a graceful shutdown."""
+        self.force_exit |= self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

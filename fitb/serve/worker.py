@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fastapi import HTTPException
@@ -21,7 +22,7 @@ from fitb.infer.request import FillRequest
 from fitb.infer.scorer import Scorer
 from fitb.serve import schema
 from fitb.serve.metrics import Metrics
-from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
+from fitb.serve.scheduler import QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
 from fitb.serve.serve_config import ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ class _Asked:
 
     def __init__(self, texts: int, future: asyncio.Future[list[bytes]]) -> None:
         self.filled: list[bytes] = [b""] * texts
-        self.open = texts
         self.future = future
 
     def leave(self, gone: asyncio.Future[object]) -> None:
@@ -53,20 +53,16 @@ class _Asked:
             self.future.set_exception(_as_http(number, outcome))
             return
         self.filled[number] = outcome
-        self.open -= 1
-        if not self.open:
+        if all(self.filled):
             self.future.set_result(self.filled)
 
 
+@dataclass(eq=False, kw_only=True)
 class _Text(SearchJob[bytes]):
     """One text of a request."""
 
-    def __init__(
-        self, begin: partial[tuple[int, Steps[bytes]]], asked: _Asked, number: int
-    ) -> None:
-        super().__init__(begin)
-        self.asked = asked
-        self.number = number
+    asked: _Asked
+    number: int
 
 
 class Worker:
@@ -95,14 +91,12 @@ class Worker:
         self._loop = loop
         self._scheduler: Scheduler[bytes] = Scheduler(
             partial(forward, scorer),
-            Bounds(
-                config.max_batch_texts,
-                self._pass,
-                config.max_queue,
-                _HEAVY * config.limits.text_tokens,
-            ),
-            lambda settled: self._to_loop(_settle, settled),
+            self._settle,
             metrics.batches_of(name),
+            self._pass,
+            most_texts=config.max_batch_texts,
+            most_waiting=config.max_queue,
+            most_weight=_HEAVY * config.limits.text_tokens,
         )
         metrics.watch_queue(name, self._scheduler.__len__)
 
@@ -120,7 +114,7 @@ class Worker:
         """
         asked = _Asked(len(requests), self._loop.create_future())
         texts: list[SearchJob[bytes]] = [
-            _Text(partial(self._begin, request), asked, number)
+            _Text(partial(self._begin, request), asked=asked, number=number)
             for number, request in enumerate(requests)
         ]
         chars = sum(len(one.text) * one.search.top_k + sum(map(len, one.words)) for one in requests)
@@ -165,9 +159,9 @@ class Worker:
         yield None
         return schema.encoded(filled)
 
-    def _to_loop(self, call: object, *args: object) -> None:
+    def _settle(self, settled: Sequence[tuple[SearchJob[bytes], Outcome]]) -> None:
         try:
-            self._loop.call_soon_threadsafe(call, *args)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(_hand_over, settled)
         except RuntimeError:  # the loop is closed: no client is left
             if not self._loop.is_closed():
                 raise
@@ -180,21 +174,17 @@ def work_tokens(prepared: Prepared) -> int:
     usually adds two passes over all of them. With too many layouts, the greedy search over the
     lengths of each blank comes on top.
     """
-    asked, groups = prepared.request.search, prepared.groups
-    masked = sum(max(group.rules) for group in groups)
-    width = max(asked.beam, asked.top_k, *(len(group.written) for group in groups))
-    passes = 1 + (masked - 1) * width + (2 * masked * width if asked.order == "refine" else 0)
-    tokens = prepared.num_tokens * passes
+    masked, width = sum(max(group.rules) for group in prepared.groups), prepared.width
+    refined = 2 * masked * width if prepared.request.search.order == "refine" else 0
+    tokens = prepared.num_tokens * (1 + (masked - 1) * width + refined)
     if prepared.num_layouts > MAX_LAYOUTS:
-        shortest = prepared.shortest()
-        for group, least in zip(groups, shortest, strict=True):
-            for length in group.rules:
-                longer = (length - least) * len(group.blanks)
-                tokens += (sum(shortest) - least + length) * (prepared.length(shortest) + longer)
+        tokens += sum(
+            sum(pieces) * prepared.length(pieces) for pieces in prepared.trials().values()
+        )
     return tokens
 
 
-def _settle(settled: Sequence[tuple[SearchJob[bytes], Outcome]]) -> None:
+def _hand_over(settled: Sequence[tuple[SearchJob[bytes], Outcome]]) -> None:
     for job, outcome in settled:
         assert isinstance(job, _Text)
         job.asked.settle(job.number, outcome)

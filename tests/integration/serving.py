@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TIMEOUT_S = 120.0
 FITB = ("-m", "fitb", "serve")
 HELD = (str(Path(__file__).parent / "held_server.py"),)  # the same, with a model that can be held
@@ -83,6 +85,16 @@ def wait_for(what: Any) -> None:
     while not what():
         assert time.monotonic() < until_s
         time.sleep(0.01)
+
+
+def assert_alike(found: list[Any], expected: list[Any]) -> None:
+    """Answers to texts agree up to the rounding of another batch."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["blanks"] == theirs["blanks"]
+        assert len(ours["fillings"]) == len(theirs["fillings"]) > 0
+        for one, other in zip(ours["fillings"], theirs["fillings"], strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
 def figure(served: Served, name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import chromium
@@ -33,23 +34,24 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
     """The page, freshly opened; nothing it does may fail or leave the server."""
     context = browser.new_context()
     opened = context.new_page()
-    troubles: list[str] = []
-    opened.on("pageerror", lambda error: troubles.append(str(error)))
-    opened.on("request", lambda request: _note(request.url, server.url, troubles))
+    errors: list[str] = []
+    asked: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("request", lambda request: asked.append(request.url))
     opened.goto(server.url)
     yield opened
     context.close()
-    assert not troubles
-
-
-def _note(url: str, home: str, troubles: list[str]) -> None:
-    if not url.startswith(f"{home}/"):
-        troubles.append(url)
+    assert not errors and all(url.startswith(f"{server.url}/") for url in asked)
 
 
 def fill(page: Page, sentence: str) -> None:
     page.get_by_label("A sentence with something missing").fill(sentence)
     page.get_by_role("button", name="Fill", exact=True).click()
+
+
+def answered_with(page: Page, content: Any, status: int = 200) -> None:
+    """Let the page see this in place of the server's answers."""
+    page.route("**/v1/fill", lambda route: route.fulfill(status=status, json=content))
 
 
 def shown(page: Page) -> str:
@@ -82,13 +84,9 @@ def test_a_candidate_that_is_chosen_stands_in_place_and_what_agrees_comes_first(
     expect(page.get_by_role("listbox")).to_have_count(0)
     expect(page.locator(".blank").nth(1)).to_have_text(chosen)
     assert shown(page).endswith(f"of {chosen} strings.")
-    ends = [words.split("\u00b7")[1].strip() for words in _others(page)]
-    agree = [end == chosen for end in ends]
+    others = page.locator(".others .words").all_inner_texts()
+    agree = [words.split("\u00b7")[1].strip() == chosen for words in others]
     assert agree == sorted(agree, reverse=True)
-
-
-def _others(page: Page) -> list[str]:
-    return page.locator(".others .words").all_inner_texts()
 
 
 def test_another_filling_is_taken_as_a_whole(page: Page) -> None:
@@ -150,8 +148,7 @@ def test_a_server_that_is_gone_or_busy_is_said_in_words(page: Page) -> None:
     page.route("**/v1/fill", lambda route: route.abort())
     fill(page, "a ___")
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-    page.unroute("**/v1/fill")
-    page.route("**/v1/fill", lambda route: route.fulfill(status=503, json={"error": "full"}))
+    answered_with(page, {"error": "full"}, status=503)
     fill(page, "a ___")
     expect(page.get_by_role("alert")).to_contain_text("busy")
 
@@ -186,10 +183,7 @@ def test_markup_in_a_text_or_an_answer_stays_text(page: Page) -> None:
         "score": -0.7,
     }
     one = {"blanks": [{"begin": 2, "end": 5, "kind": "word"}], "fillings": [filling]}
-    body = json.dumps({"model": "student", "texts": [one]})
-    page.route(
-        "**/v1/fill", lambda route: route.fulfill(body=body, content_type="application/json")
-    )
+    answered_with(page, {"model": "student", "texts": [one]})
     fill(page, f"\U0001f600 ___ {markup}")
     expect(page.locator(".blank")).to_have_text(markup)
     page.locator(".blank").click()
@@ -201,7 +195,7 @@ def test_markup_in_a_text_or_an_answer_stays_text(page: Page) -> None:
 
 def test_no_answer_is_no_empty_page(page: Page) -> None:
     one = {"blanks": [{"begin": 0, "end": 3, "kind": "word"}], "fillings": []}
-    page.route("**/v1/fill", lambda route: route.fulfill(json={"model": "student", "texts": [one]}))
+    answered_with(page, {"model": "student", "texts": [one]})
     fill(page, "___")
     expect(page.locator("article")).to_contain_text("No answer")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from serving import HELD, TIMEOUT_S, Served, figure, serving, wait_for
 
 SECRET_TEXT = "xylophone"
 TOKEN = "a-token-nobody-may-read"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -113,23 +116,22 @@ def test_sigterm_under_load_leaves_no_accepted_request_without_its_answer(
     begun = threading.Barrier(17)
 
     def client(served: Served) -> None:
-        body = json.dumps({"texts": ["returns a [MASK] of strings"]}).encode()
-        head = f"POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-        message = f"{head}Content-Type: application/json\r\n\r\n".encode() + body
-        with socket.create_connection(("127.0.0.1", served.port), TIMEOUT_S) as connection:
+        body = json.dumps({"texts": ["returns a [MASK] of strings"]})
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.connect()
             begun.wait(TIMEOUT_S)
             while True:
                 try:
-                    connection.sendall(message)
-                    answer = _answer(connection)
-                except OSError as error:
-                    lost.append(type(error).__name__)
-                    return
-                if not answer.startswith(b"HTTP/1.1 200 "):
-                    lost.append(answer[:40].decode(errors="replace"))
+                    connection.request("POST", "/v1/fill", body, JSON)
+                    answer = connection.getresponse()
+                    answer.read()
+                    assert answer.status == 200
+                except (OSError, http.client.HTTPException, AssertionError) as error:
+                    lost.append(repr(error))
                     return
                 answered.append(1)
-                if b"connection: close" in answer:
+                if answer.getheader("connection") == "close":
                     return
 
     with serving(tmp_path, str(teacher), "--host", "0.0.0.0") as served:
@@ -158,18 +160,3 @@ def _refuses(port: int) -> bool:
     except OSError:
         return True
     return False
-
-
-def _answer(connection: socket.socket) -> bytes:
-    """Read one answer with its body; nothing where the connection was closed."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        more = connection.recv(65536)
-        if not more:
-            return b""
-        answer += more
-    head, _, body = answer.partition(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head + b"\r\n\r\n" + body

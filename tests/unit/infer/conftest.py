@@ -1,34 +1,29 @@
-"""Tiny vocabularies, models for them, and a scorer that is a table."""
-
-from __future__ import annotations
+"""Tiny vocabularies and models for them, and a scorer that remembers what it was asked."""
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from fitb.corpus.tokenizer import _bert_tokenizer
 from fitb.infer.pytorch import TorchScorer
 from fitb.shards.tokenizer import SPECIAL_TOKENS
+from tests.unit.conftest import tiny_config
+
+TINY = ("a", "b", "c", "##d", "##e", ".")
 
 
-def tiny_tokenizer(*pieces):
+def tiny_tokenizer(*pieces, lowercase=True):
     """A WordPiece tokenizer of the special tokens and these pieces."""
     words = [*SPECIAL_TOKENS.values(), *pieces]
-    backend = _bert_tokenizer({piece: number for number, piece in enumerate(words)})
+    ids = {piece: number for number, piece in enumerate(words)}
+    backend = _bert_tokenizer(ids, lowercase=lowercase)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS)
 
 
-def random_scorer(tokenizer, seed=0, spread=1.0):
+def random_scorer(*pieces, seed=0):
     """A scorer over a small BERT with random weights that differ enough to have opinions."""
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=spread,
-    )
+    tokenizer = tiny_tokenizer(*(pieces or TINY))
+    config = tiny_config(len(tokenizer), initializer_range=1.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TorchScorer(BertForMaskedLM(config).eval(), tokenizer)
@@ -49,4 +44,4 @@ class Watched:
 @pytest.fixture
 def tiny():
     """A scorer with a vocabulary of eleven tokens."""
-    return random_scorer(tiny_tokenizer("a", "b", "c", "##d", "##e", "."))
+    return random_scorer()

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from fitb.infer.blanks import Prepared
+from fitb.infer.blanks import Prepared, prepare
+from fitb.infer.decode import decode
 from fitb.infer.fill import fill
-from fitb.infer.passes import PassLimits
+from fitb.infer.passes import PassLimits, drive
 from fitb.infer.request import Constraint, FillRequest, Search, score_of
-from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
+from tests.unit.infer.conftest import random_scorer
 
 WIDE = 11**3
 
@@ -78,10 +79,8 @@ def found_by(scorer, text, search, **more):
 
 def agree(found, expected, number=40):
     """The same assignments in the same order, and the same scores, where scores differ."""
-    ranked = sorted(expected.items(), key=lambda one: -one[1])[:number]
-    assert [value for _, value in found[:number]] == pytest.approx(
-        [value for _, value in ranked], abs=2e-5
-    )
+    best = sorted(expected.values(), reverse=True)[:number]
+    assert [value for _, value in found[:number]] == pytest.approx(best, abs=2e-5)
     for tokens, value in found[:number]:
         assert expected[tokens] == pytest.approx(value, abs=2e-5)
 
@@ -89,7 +88,7 @@ def agree(found, expected, number=40):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("order", ["left_to_right", "confidence"])
 def test_a_wide_beam_equals_brute_force(seed, order):
-    scorer = random_scorer(tiny_tokenizer("a", "b", "c", "##d", "##e", "."), seed)
+    scorer = random_scorer(seed=seed)
     ids, slots = ids_of(scorer, "a", "[MASK]", "b", "[MASK]", "[MASK]"), [2, 4, 5]
     expected = all_by_confidence(scorer, ids, slots)
     if order == "left_to_right":
@@ -110,7 +109,7 @@ def test_a_wide_beam_with_refinement_equals_brute_force_over_pseudo_likelihoods(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_refinement_ends_where_no_single_change_helps(seed):
-    scorer = random_scorer(tiny_tokenizer("a", "b", "c", "##d", "##e", "."), seed)
+    scorer = random_scorer(seed=seed)
     ids, slots = ids_of(scorer, "a", "[MASK]", "[MASK]", "[MASK]"), [2, 3, 4]
     search = Search(order="refine", beam=2, top_k=1)
     ((tokens, value),) = found_by(scorer, "a [MASK] [MASK] [MASK]", search)
@@ -184,11 +183,9 @@ def test_texts_of_all_kinds_mixed_are_filled_as_each_alone(tiny):
 def test_a_forward_pass_is_cut_into_parts_without_an_effect(tiny, monkeypatch):
     request = FillRequest("a [MASK] b [SPAN] c", Search(order="confidence", beam=20, top_k=9))
     (whole,) = fill(tiny, [request])
-    monkeypatch.setattr("fitb.infer.fill.PassLimits", lambda: PassLimits(tokens=16))
-    (by_rows,) = fill(tiny, [request])
-    monkeypatch.setattr("fitb.infer.fill.PassLimits", lambda: PassLimits(tokens=16, positions=1))
-    (by_slots,) = fill(tiny, [request])
-    for parts in (by_rows, by_slots):
+    for limits in (PassLimits(tokens=16), PassLimits(tokens=16, positions=1)):
+        monkeypatch.setattr("fitb.infer.fill.PassLimits", lambda limits=limits: limits)
+        (parts,) = fill(tiny, [request])
         assert [f.sentence for f in parts.fillings] == [f.sentence for f in whole.fillings]
 
 
@@ -197,30 +194,20 @@ def test_too_many_combinations_of_lengths_keep_the_likeliest_of_each_blank(tiny,
     asked = []
     layout = Prepared.layout
     monkeypatch.setattr(Prepared, "layout", lambda self, p: (asked.append(p), layout(self, p))[1])
-    fill(tiny, [FillRequest("a ___ b ___ c ___ .", Search("left_to_right", 3, 3, 1))])
+    request = FillRequest("a ___ b ___ c ___ .", Search("left_to_right", 3, 3, 1))
+    fill(tiny, [request])
     trials, looked_at = asked[:9], asked[9:]
     assert {sum(pieces) for pieces in trials} == {3, 4, 5}
+    prepared, limits = prepare(tiny.tokenizer, request, 64), PassLimits()
+
+    def greedy_score(pieces):
+        greedy = decode([layout(prepared, pieces)], 1, ["left_to_right"], limits)
+        [[[found]]] = drive(tiny, [greedy], limits)
+        return score_of(found.log_probability, sum(pieces))
+
     likeliest = []
-    for blank in range(3):
-        scores = {}
-        for length in (1, 2, 3):
-            pieces = [1, 1, 1]
-            pieces[blank] = length
-            scores[length] = greedy_score(tiny, pieces)
-        likeliest.append(sorted(sorted(scores, key=lambda n: -scores[n])[:2]))
+    for place in range(3):
+        by_length = [(1,) * place + (length,) + (1,) * (2 - place) for length in (1, 2, 3)]
+        best = sorted(by_length, key=greedy_score)[-2:]
+        likeliest.append(sorted(pieces[place] for pieces in best))
     assert looked_at == list(itertools.product(*likeliest))
-
-
-def greedy_score(scorer, pieces):
-    """The score of the greedy words of these lengths, in "a _ b _ c _ ."."""
-    words, inner = (5, 6, 7), (8, 9)
-    ids, total, slots = ids_of(scorer)[:1], 0.0, []
-    for before, length in zip(ids_of(scorer, "a", "b", "c")[1:-1], pieces, strict=True):
-        slots += [(len(ids) + 1 + n, words if n == 0 else inner) for n in range(length)]
-        ids += [before, *[scorer.tokenizer.mask_token_id] * length]
-    ids += ids_of(scorer, ".")[1:]
-    for slot, allowed in slots:
-        values = log_probs(scorer, ids, slot)
-        ids[slot] = max(allowed, key=lambda token: values[token])
-        total += values[ids[slot]]
-    return total / len(slots) ** 0.6

@@ -4,7 +4,7 @@ import pytest
 
 from fitb.infer.fill import fill
 from fitb.infer.request import Constraint, FillRequest, Search
-from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
+from tests.unit.infer.conftest import random_scorer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 PIECES = [*LETTERS, *(f"##{letter}" for letter in LETTERS), *"-_./:?=&%()[]!,'\u2019@#"]
@@ -14,7 +14,7 @@ PIECES += ["\u5317", "\u4eac", "\u6211", "\u5728", "\u30ab", "\U0001f642", "name
 @pytest.fixture(scope="module")
 def spelling():
     """A scorer whose vocabulary spells every word."""
-    return random_scorer(tiny_tokenizer(*PIECES))
+    return random_scorer(*PIECES)
 
 
 CASES = [

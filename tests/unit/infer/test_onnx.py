@@ -1,8 +1,8 @@
 """onnxruntime says what PyTorch says; 8-bit products say nearly that."""
 
-from __future__ import annotations
-
+import copy
 import importlib.util
+import json
 import random
 from pathlib import Path
 
@@ -24,15 +24,22 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
-def folder(make_folder, tokenizer) -> str:
+def folder(make_folder, tokenizer):
     """A model, with its weights spread so that heads attend to few tokens, in both forms."""
     made = make_folder()
     export_onnx(BertForMaskedLM.from_pretrained(made).eval(), tokenizer, Path(made))
     return made
 
 
-def rows_of(lengths, seed=0):
-    draw = random.Random(seed)
+@pytest.fixture
+def both(folder):
+    """The same models with 8-bit products besides."""
+    quantise(Path(folder))
+    return folder
+
+
+def rows_of(lengths):
+    draw = random.Random(0)
     return [[draw.randrange(5, 200) for _ in range(length)] for length in lengths]
 
 
@@ -47,7 +54,7 @@ def rows_of(lengths, seed=0):
 )
 def test_logits_are_those_of_pytorch_at_any_lengths_and_slots(
     folder, lengths, positions, tokenizer
-) -> None:
+):
     model = BertForMaskedLM.from_pretrained(folder).eval()
     rows = rows_of(lengths)
     found = load_onnx(folder).logits(rows, positions)
@@ -62,16 +69,13 @@ def test_logits_are_those_of_pytorch_at_any_lengths_and_slots(
     assert (found - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"hidden_act": name} for name in ("gelu", "gelu_new", "relu")),
-        {"tie_word_embeddings": False},
-    ],
-)
+ACTIVATIONS = [{"hidden_act": name} for name in ("gelu", "gelu_new", "relu")]
+
+
+@pytest.mark.parametrize("changes", [*ACTIVATIONS, {"tie_word_embeddings": False}])
 def test_every_activation_and_a_decoder_of_its_own_are_written_as_pytorch_computes_them(
     make_folder, tokenizer, tmp_path, changes
-) -> None:
+):
     model = BertForMaskedLM.from_pretrained(make_folder(**changes)).eval()
     if "tie_word_embeddings" in changes:
         with torch.no_grad():
@@ -79,7 +83,7 @@ def test_every_activation_and_a_decoder_of_its_own_are_written_as_pytorch_comput
     assert export_onnx(model, tokenizer, tmp_path) <= 1e-4
 
 
-def test_the_graph_is_valid_standard_onnx_that_holds_the_embedding_once(folder) -> None:
+def test_the_graph_is_valid_standard_onnx_that_holds_the_embedding_once(folder):
     graph = onnx.load(Path(folder) / FP32)
     onnx.checker.check_model(graph, full_check=True)
     assert {node.domain for node in graph.graph.node} == {""}
@@ -91,42 +95,31 @@ def test_the_graph_is_valid_standard_onnx_that_holds_the_embedding_once(folder) 
     assert sorted(named) == ["attention_mask", "input_ids", "slots"]
 
 
-def test_a_file_with_other_inputs_is_refused_with_what_to_do(folder) -> None:
+def test_a_file_with_other_inputs_is_refused_with_what_to_do(folder):
     """Files of before the last layer ran at the slots alone took row and position."""
     path = Path(folder) / FP32
-    names = {"slots": "position"}
     graph = onnx.load(path)
-    for one in (*graph.graph.input, *graph.graph.node):
-        if hasattr(one, "input"):
-            one.input[:] = [names.get(name, name) for name in one.input]
-        else:
-            one.name = names.get(one.name, one.name)
+    (slots,) = (one for one in graph.graph.input if one.name == "slots")
+    slots.name = "position"
+    for node in graph.graph.node:
+        node.input[:] = ["position" if name == "slots" else name for name in node.input]
     onnx.save(graph, path)
-    with pytest.raises(DataError, match=r"takes attention_mask, input_ids, position; expected"):
+    with pytest.raises(DataError, match="attention_mask, input_ids, position; .* again"):
         load_onnx(folder)
 
 
-def test_a_graph_that_says_something_else_is_refused(
-    make_folder, tokenizer, tmp_path, monkeypatch
-) -> None:
+def test_a_graph_that_says_something_else_is_refused(make_folder, tokenizer, tmp_path, monkeypatch):
     model = BertForMaskedLM.from_pretrained(make_folder()).eval()
-
-    def wrong(of):
-        with torch.no_grad():
-            of.cls.predictions.bias[7] += 0.25
-        written = graph_of(of)
-        with torch.no_grad():
-            of.cls.predictions.bias[7] -= 0.25
-        return written
-
-    monkeypatch.setattr(ours, "graph_of", wrong)
-    with pytest.raises(SystemFault, match=r"differs from PyTorch's by 0.25; expected at most"):
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.cls.predictions.bias[7] += 0.25
+    monkeypatch.setattr(ours, "graph_of", lambda _: graph_of(wrong))
+    with pytest.raises(SystemFault, match=r" 0.25; .*--onnx"):
         export_onnx(model, tokenizer, tmp_path)
 
 
-def test_eight_bits_touch_the_encoder_alone(folder) -> None:
-    quantise(Path(folder))
-    plain, rounded = (onnx.load(Path(folder) / name) for name in (FP32, INT8))
+def test_eight_bits_touch_the_encoder_alone(both):
+    plain, rounded = (onnx.load(Path(both) / name) for name in (FP32, INT8))
     products = [node for node in rounded.graph.node if node.op_type == "MatMulInteger"]
     assert len(products) == len(encoder_products(plain)) == 2 * 4 + 1
     assert all(node.name.startswith("bert.encoder.") for node in products)
@@ -145,32 +138,24 @@ def test_eight_bits_touch_the_encoder_alone(folder) -> None:
     )
 
 
-def test_eight_bits_leave_the_logits_within_a_tenth(folder) -> None:
+def test_the_backend_that_is_asked_for_answers_and_eight_bits_within_a_tenth(both):
     """Weights have 7 bits, activations 8: products of 24 terms are off by about 1 %."""
-    quantise(Path(folder))
     rows, positions = rows_of([40, 9, 1]), [[3, 39], [4], [0]]
-    plain = load_onnx(folder).logits(rows, positions)
-    rounded = load_onnx(folder, INT8).logits(rows, positions)
-    assert 0 < (rounded - plain).norm() <= 0.1 * plain.norm()
-
-
-def test_a_folder_opens_with_the_backend_that_is_asked_for(folder) -> None:
-    quantise(Path(folder))
-    rows, positions = rows_of([5]), [[2]]
-    assert isinstance(load_scorer(folder), TorchScorer)
-    plain, rounded = (load_scorer(folder, name, threads=1) for name in ("onnx", "onnx-int8"))
+    assert isinstance(load_scorer(both), TorchScorer)
+    plain, rounded = (load_scorer(both, name, threads=1) for name in ("onnx", "onnx-int8"))
     assert isinstance(plain, OnnxScorer) and isinstance(rounded, OnnxScorer)
-    assert plain.max_length == load_scorer(folder).max_length
-    assert not torch.equal(plain.logits(rows, positions), rounded.logits(rows, positions))
+    assert plain.max_length == load_scorer(both).max_length
+    before = plain.logits(rows, positions)
+    assert 0 < (rounded.logits(rows, positions) - before).norm() <= 0.1 * before.norm()
 
 
-def test_a_missing_file_is_named_with_the_flag_that_writes_it(make_folder) -> None:
+def test_a_missing_file_is_named_with_the_flag_that_writes_it(make_folder):
     for file, flag in ((FP32, "--onnx"), (INT8, "--int8")):
         with pytest.raises(DataError, match=f"no {file}; .*`fitb export {flag}`"):
             load_onnx(make_folder(), file)
 
 
-def test_a_damaged_file_is_refused_in_one_line(folder) -> None:
+def test_a_damaged_file_is_refused_in_one_line(folder):
     path = Path(folder) / FP32
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match=f"{FP32} cannot be opened") as caught:
@@ -179,7 +164,7 @@ def test_a_damaged_file_is_refused_in_one_line(folder) -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_named_when_the_file_is_opened(folder, number) -> None:
+def test_a_weight_that_is_not_finite_is_named_when_the_file_is_opened(folder, number):
     path = Path(folder) / FP32
     graph = onnx.load(path)
     weight = next(w for w in graph.graph.initializer if w.name == "places")
@@ -191,7 +176,7 @@ def test_a_weight_that_is_not_finite_is_named_when_the_file_is_opened(folder, nu
         load_onnx(folder)
 
 
-def test_a_logit_that_is_not_finite_is_an_error_and_no_answer(folder, tokenizer) -> None:
+def test_a_logit_that_is_not_finite_is_an_error_and_no_answer(folder, tokenizer):
     model = BertForMaskedLM.from_pretrained(folder).eval()
     with torch.no_grad():  # finite weights, whose products are not
         model.cls.predictions.transform.LayerNorm.weight.fill_(3e38)
@@ -203,31 +188,29 @@ def test_a_logit_that_is_not_finite_is_an_error_and_no_answer(folder, tokenizer)
             scorer.logits([[2, 4, 3]], [[1]])
 
 
-def test_another_tokenizer_beside_the_file_is_refused(folder, tmp_path) -> None:
+def test_another_tokenizer_beside_the_file_is_refused(folder, tmp_path):
     train_tokenizer(["other words of another text altogether"] * 9, 90, tmp_path / "other")
     (Path(folder) / "tokenizer.json").write_bytes((tmp_path / "other/tokenizer.json").read_bytes())
     with pytest.raises(ContractError, match="has a vocabulary of"):
         load_onnx(folder)
 
 
-def test_a_tokenizer_with_other_ids_is_refused_by_its_fingerprint(folder) -> None:
+def test_a_tokenizer_with_other_ids_is_refused_by_its_fingerprint(folder):
     path = Path(folder) / "tokenizer.json"
-    text = path.read_text()
-    path.write_text(text.replace('"lowercase":true', '"lowercase":false'))
-    if path.read_text() == text:
-        path.write_text(text.replace('"lowercase": true', '"lowercase": false'))
-    assert path.read_text() != text
+    other = json.loads(path.read_text())
+    other["normalizer"]["lowercase"] = False
+    path.write_text(json.dumps(other))
     with pytest.raises(ContractError, match="export the model again"):
         load_onnx(folder)
 
 
-def test_an_activation_without_operator_is_refused(make_folder, tokenizer, tmp_path) -> None:
+def test_an_activation_without_operator_is_refused(make_folder, tokenizer, tmp_path):
     model = BertForMaskedLM.from_pretrained(make_folder(hidden_act="silu")).eval()
     with pytest.raises(ConfigError, match="hidden_act='silu'.*without --onnx"):
         export_onnx(model, tokenizer, tmp_path)
 
 
-def test_without_the_extra_it_says_what_to_install(folder, tmp_path, monkeypatch) -> None:
+def test_without_the_extra_it_says_what_to_install(folder, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name)

@@ -5,16 +5,13 @@ import random
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from fitb.corpus.tokenizer import _bert_tokenizer
 from fitb.infer.lexicon import lexicon_of
 from fitb.infer.request import Constraint
-from fitb.infer.rules import OPEN, ConstraintReader, NotBanned, OneOf, rules_of
-from fitb.shards.tokenizer import SPECIAL_TOKENS
-from tests.unit.infer.conftest import tiny_tokenizer
+from fitb.infer.rules import OPEN, ConstraintReader, OneOf, rules_of
+from tests.unit.infer.conftest import TINY, tiny_tokenizer
 
-LEXICON = lexicon_of(tiny_tokenizer("a", "b", "c", "##d", "##e", "."))
+LEXICON = lexicon_of(tiny_tokenizer(*TINY))
 
 
 def test_one_of_allows_the_tokens_of_the_answers_that_agree_with_what_stands():
@@ -32,27 +29,6 @@ def test_one_of_allows_the_tokens_of_the_answers_that_agree_with_what_stands():
                 )
             }
             assert set(rule.mask(pieces, at).nonzero()[0].tolist()) == allowed
-
-
-def test_banned_words_are_judged_once_nothing_is_open():
-    rule = NotBanned(LEXICON, frozenset({"ad", "b"}))
-    a, b, d = (LEXICON.pieces.index(piece) for piece in ("a", "b", "##d"))
-    assert rule.test([OPEN, OPEN], 0) is None
-    assert not rule.test([a, OPEN], 1)(d)
-    assert rule.test([a, OPEN], 1)(a)
-    assert not rule.test([OPEN, a], 0)(b)  # "b a" holds it as a word
-
-
-@pytest.mark.parametrize("prefix", ["B", "bed", "b e"])
-def test_a_prefix_is_one_while_either_text_begins_with_the_other(prefix):
-    (_, rule) = rules_of(ConstraintReader(LEXICON), "span", Constraint(prefix=prefix), False, [])
-    prefix = prefix.lower()
-    for token in range(5, 11):
-        text = LEXICON.pieces[token].removeprefix("##")
-        assert rule.test([OPEN, OPEN], 0)(token) == (
-            text.startswith(prefix) or prefix.startswith(text)
-        )
-        assert rule.test([OPEN], 0)(token) == text.startswith(prefix)
 
 
 def test_what_constraints_share_is_read_once(monkeypatch):
@@ -80,9 +56,7 @@ def test_a_long_word_is_cut_into_the_longest_pieces_that_fit():
 
 def test_a_vowel_sign_is_a_letter_of_its_word():
     """`___` could not give words that end in one, and a continuation ended before it."""
-    words = [*SPECIAL_TOKENS.values(), "पान", "##ी", "है", "##ि", "."]
-    kept = _bert_tokenizer({word: number for number, word in enumerate(words)}, lowercase=False)
-    lexicon = lexicon_of(PreTrainedTokenizerFast(tokenizer_object=kept, **SPECIAL_TOKENS))
+    lexicon = lexicon_of(tiny_tokenizer("पान", "##ी", "है", "##ि", ".", lowercase=False))
     sign = lexicon.pieces.index("##ी")
     assert lexicon.has_letter[sign]
     (rule, *_) = rules_of(ConstraintReader(lexicon), "word", Constraint(), False, [])

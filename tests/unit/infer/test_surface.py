@@ -2,7 +2,7 @@ import pytest
 
 from fitb.corpus.wordpiece import join
 from fitb.infer.blanks import find_blanks
-from fitb.infer.surface import cases, in_case, put
+from fitb.infer.surface import cases, in_case
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,3 @@ def test_blanks_are_found_where_they_are():
         ("[SPAN]", "span"),
         ("[MASK]", "mask"),
     ]
-
-
-def test_answers_are_put_in_with_their_places():
-    sentence, places = put("a ___ b ___.", [(2, 5), (8, 11)], [("one", False), ("s", True)])
-    assert sentence == "a one bs."
-    assert [sentence[begin:end] for begin, end in places] == ["one", "s"]

@@ -1,7 +1,5 @@
 """Rows longer than a model was trained at are read in windows, and shorter ones as before."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 
@@ -12,43 +10,19 @@ from transformers import BertForMaskedLM
 from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
 from fitb.infer.onnx import export_onnx
-from fitb.infer.pytorch import TorchScorer
 from fitb.infer.request import FillRequest, Search
 from fitb.infer.scorer import load_scorer
-from fitb.infer.windows import in_windows, num_window_tokens, windows_of
-from fitb.model.load import load_model
+from fitb.infer.windows import in_windows, windows_of
 
 MOST = 16  # tokens that the models here were trained at; they have 64 positions
-WORDS = ("the", "fox", "dog", "book", "reader", "page", "walking", "home")
-
-
-@pytest.fixture
-def folder(make_folder) -> str:
-    return make_folder(trained_length=MOST)
-
-
-@pytest.fixture
-def scorer(folder, tokenizer) -> TorchScorer:
-    return TorchScorer(load_model(folder, tokenizer=tokenizer).model, tokenizer)
-
-
-def words(tokenizer, number: int, seed: int) -> list[str]:
-    """Words of one token each."""
-    known = [word for word in WORDS if len(tokenizer.tokenize(word)) == 1]
-    assert len(known) > 1
-    return random.Random(seed).choices(known, k=number)
-
-
-def cases(number: int):
-    """Rows of every kind: length of the row, of a window, positions in any order, repeated."""
-    draw = random.Random(5)
-    for _ in range(number):
-        most, length = draw.randint(3, 20), draw.randint(1, 90)
-        yield length, most, draw.choices(range(length), k=draw.randint(1, 12))
+LEFT, RIGHT = random.Random(1).choices("abc", k=40), random.Random(2).choices("abc", k=40)
 
 
 def test_every_position_lies_in_one_window_with_the_ends_of_the_row_around_it():
-    for length, most, positions in cases(800):
+    draw = random.Random(5)
+    for _ in range(800):
+        most, length = draw.randint(3, 20), draw.randint(1, 90)
+        positions = draw.choices(range(length), k=draw.randint(1, 12))
         row, found = list(range(1000, 1000 + length)), []
         for window in windows_of(length, positions, most):
             cut = window.cut(row)
@@ -59,8 +33,6 @@ def test_every_position_lies_in_one_window_with_the_ends_of_the_row_around_it():
                 assert cut[positions[number] - window.begin] == row[positions[number]]
             found += window.numbers
         assert sorted(found) == list(range(len(positions)))
-        total = sum(w.end - w.begin for w in windows_of(length, positions, most))
-        assert num_window_tokens(length, positions, most) == total
 
 
 @pytest.mark.parametrize("most", [5, 8, 16, 64])
@@ -80,17 +52,14 @@ def test_positions_far_from_each_other_have_windows_of_their_own():
 
 
 def test_answers_come_back_in_the_order_in_which_they_were_asked():
-    """A model that says which token it sees and what its neighbours are."""
+    """A model that says which token it sees."""
+
+    def tokens(rows, positions):
+        return [row[at] for row, places in zip(rows, positions, strict=True) for at in places]
 
     def logits(rows, positions):
         assert max(map(len, rows)) <= 7
-        return torch.tensor(
-            [
-                [row[at], row[at - 1], row[at + 1]]
-                for row, places in zip(rows, positions, strict=True)
-                for at in places
-            ]
-        )
+        return torch.tensor(tokens(rows, positions))
 
     draw = random.Random(3)
     for _ in range(300):
@@ -100,91 +69,70 @@ def test_answers_come_back_in_the_order_in_which_they_were_asked():
         ]
         positions = [draw.choices(range(1, len(row) - 1), k=draw.randint(0, 6)) for row in rows]
         positions[0] = [1, *positions[0]]
-        found = in_windows(logits, rows, positions, 7)[:, 0]
-        expected = [row[at] for row, places in zip(rows, positions, strict=True) for at in places]
-        assert found.tolist() == expected
-        if max(map(len, rows)) > 7:
-            singles = [[at] for places in positions for at in places]
-            owners = [row for row, places in zip(rows, positions, strict=True) for _ in places]
-            alone = in_windows(logits, owners, singles, 7)
-            for (_, before, after), row, (at,) in zip(alone.tolist(), owners, singles, strict=True):
-                assert (before, after) == (row[at - 1], row[at + 1])
+        found = in_windows(logits, rows, positions, 7)
+        assert found.tolist() == tokens(rows, positions)
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_a_long_row_is_answered_as_its_windows_are(folder, tokenizer, backend):
+def test_a_long_row_is_answered_as_its_windows_are(make_folder, tokenizer, backend):
     """Positions that no training reached were asked for: answers by chance."""
+    folder = make_folder(trained_length=MOST)
     model = BertForMaskedLM.from_pretrained(folder).eval()
     if backend == "onnx":
         pytest.importorskip("onnxruntime")
         export_onnx(model, tokenizer, Path(folder))
     scorer, draw = load_scorer(folder, backend), random.Random(1)
     assert scorer.max_length == MOST
+
+    def alone(rows, positions):
+        with torch.inference_mode():
+            answers = [model(torch.tensor([row])).logits[0] for row in rows]
+        return torch.cat([each[at] for each, at in zip(answers, positions, strict=True)])
+
     for asked in ([30], [5, 6, 7], [3, 40, 20], [1, 48], [25, 25]):
         row = [2, *(draw.randrange(5, 200) for _ in range(48)), 3]
-        found = scorer.logits([row, row[:9]], [asked, [4]])
-        expected: dict[int, torch.Tensor] = {}
-        for window in windows_of(len(row), asked, MOST):
-            with torch.inference_mode():
-                whole = model(torch.tensor([window.cut(row)])).logits[0]
-            expected |= {n: whole[asked[n] - window.begin] for n in window.numbers}
-        wanted = torch.stack([expected[n] for n in range(len(asked))])
-        assert wanted.abs().max() > 1  # an error of 1e-4 would be seen
-        assert (found[:-1] - wanted).abs().max() <= 1e-4
-        assert (found[-1] - scorer.logits([row[:9]], [[4]])[0]).abs().max() <= 1e-4
+        both = [row, row[:9]], [asked, [4]]
+        expected = in_windows(alone, *both, MOST)
+        assert expected.abs().max() > 1  # an error of 1e-4 would be seen
+        assert (scorer.logits(*both) - expected).abs().max() <= 1e-4
 
 
-def test_rows_up_to_the_trained_length_are_answered_bitwise_as_without_it(folder, tokenizer):
-    model = load_model(folder, tokenizer=tokenizer).model
-    held = TorchScorer(model, tokenizer)
-    model.config.trained_length = 64
-    free = TorchScorer(model, tokenizer)
-    assert (held.max_length, free.max_length) == (MOST, 64)
-    rows = [[2, *range(20, 20 + size), 3] for size in (14, 3, 9)]
-    positions = [[3, 1], [], [9]]
-    assert torch.equal(held.logits(rows, positions), free.logits(rows, positions))
+def test_rows_up_to_the_trained_length_are_answered_bitwise_as_without_it(tiny):
+    asked = [[2, *[6, 8] * size, 3] for size in (7, 1, 4)], [[3, 1], [], [9]]
+    free = tiny.logits(*asked)
+    tiny.max_length = MOST
+    assert torch.equal(tiny.logits(*asked), free)
 
 
 @pytest.mark.parametrize("blank", ["[MASK]", "___"])
-def test_a_long_text_is_filled_as_the_words_around_its_blank_alone(scorer, tokenizer, blank):
-    left, right = words(tokenizer, 40, 1), words(tokenizer, 40, 2)
-    search = Search(max_pieces=1, top_k=7)
-    long, short = (
-        FillRequest(" ".join([*left[-before:], blank, *right[:after]]), search)
-        for before, after in ((40, 40), (7, 6))
+def test_a_long_text_is_filled_as_the_words_around_its_blank_alone(tiny, blank):
+    tiny.max_length, search = MOST, Search(max_pieces=1, top_k=3)
+    whole, around = fill(
+        tiny,
+        [
+            FillRequest(" ".join([*LEFT[-before:], blank, *RIGHT[:after]]), search)
+            for before, after in ((40, 40), (7, 6))
+        ],
     )
-    whole, around = fill(scorer, [long])[0], fill(scorer, [short])[0]
-    assert len(whole.fillings) == 7
+    assert len(whole.fillings) == 3
     for one, other in zip(whole.fillings, around.fillings, strict=True):
         assert one.answers[0].text == other.answers[0].text
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)
         answer = one.answers[0]
         assert one.sentence[answer.begin : answer.end] == answer.text
-        assert one.sentence.startswith(" ".join(left)) and one.sentence.endswith(" ".join(right))
+        assert one.sentence.startswith(" ".join(LEFT)) and one.sentence.endswith(" ".join(RIGHT))
 
 
-def test_blanks_far_apart_do_not_see_each_other_and_have_their_own_best(scorer, tokenizer):
-    parts = [words(tokenizer, 30, seed) for seed in range(3)]
-    text = " [MASK] ".join(" ".join(part) for part in parts)
-    (both,) = fill(scorer, [FillRequest(text, Search(top_k=1, beam=3))])
-    for number, (left, right) in enumerate(zip(parts[:-1], parts[1:], strict=True)):
-        alone = FillRequest(" ".join([*left[-7:], "[MASK]", *right[:6]]), Search(top_k=1))
-        (found,) = fill(scorer, [alone])
-        assert both.fillings[0].answers[number].text == found.fillings[0].answers[0].text
-
-
-def test_the_work_of_a_long_text_is_that_of_its_windows(scorer, tokenizer):
-    fits = FillRequest("the [MASK] dog")
-    assert prepare(tokenizer, fits, scorer.max_length).num_tokens == 5
-    text = " ".join([*words(tokenizer, 500, 1), "[MASK] [MASK]", *words(tokenizer, 400, 2)])
-    assert prepare(tokenizer, FillRequest(text), scorer.max_length).num_tokens == MOST
-    far = f"[MASK] {text}"
-    assert prepare(tokenizer, FillRequest(far), scorer.max_length).num_tokens == 2 * MOST
-    seen = []
-    original = scorer._logits
-    scorer._logits = lambda rows, places: (
-        seen.append(sum(map(len, rows))),
-        original(rows, places),
-    )[1]
-    fill(scorer, [FillRequest(far, Search(beam=1, top_k=1))])
+def test_the_work_of_a_long_text_is_that_of_its_windows(tiny):
+    far = " ".join(["[MASK]", *LEFT, "[MASK] [MASK]", *RIGHT])
+    for text, tokens in (
+        ("a [MASK] b", 5),
+        (far.removeprefix("[MASK]"), MOST),
+        (far, 2 * MOST),
+    ):
+        assert prepare(tiny.tokenizer, FillRequest(text), MOST).num_tokens == tokens
+    seen, original = [], tiny._logits
+    tiny.max_length = MOST
+    tiny._logits = lambda rows, at: (seen.append(sum(map(len, rows))), original(rows, at))[1]
+    fill(tiny, [FillRequest(far, Search(beam=1, top_k=1))])
     assert seen[0] == 2 * MOST and max(seen) == seen[0]

@@ -13,6 +13,7 @@ from fitb.base.errors import ConfigError
 from fitb.serve.request_checks import (
     TOKEN_VARIABLE,
     Token,
+    check_host,
     check_media_type,
     hosts_of,
     read_body,
@@ -147,7 +148,7 @@ def named(*hosts):
 )  # fmt: skip
 @pytest.mark.parametrize("config", [LOCAL, NAMED])
 def test_a_server_of_this_machine_may_be_called_by_the_names_of_loopback(config, host):
-    hosts_of(config, has_token=False).check(named(host))
+    check_host(named(host), hosts_of(config, has_token=False))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_server_of_this_machine_may_be_called_by_the_names_of_loopback(config,
      ("evil.example:localhost",), ("localhost@evil.example",), ("0.0.0.0",)],
 )  # fmt: skip
 def test_a_page_whose_name_was_rebound_to_loopback_is_refused(hosts):
-    refused = refusal(lambda: hosts_of(LOCAL, has_token=False).check(named(*hosts)))
+    refused = refusal(lambda: check_host(named(*hosts), hosts_of(LOCAL, has_token=False)))
     assert refused.status_code == 421 and "--allowed_hosts+=" in refused.detail
 
 
@@ -166,8 +167,8 @@ def test_allowed_hosts_hold_wherever_the_server_listens_and_any_name_does_where_
     has_token,
 ):
     hosts = hosts_of(NAMED, has_token)
-    hosts.check(named("fill.example:443"))
-    hosts.check(named("10.0.0.7"))
-    refusal(lambda: hosts.check(named("other.example")))
+    check_host(named("fill.example:443"), hosts)
+    check_host(named("10.0.0.7"), hosts)
+    refusal(lambda: check_host(named("other.example"), hosts))
     assert hosts_of(ServeConfig("model", host="0.0.0.0"), has_token) is None
     assert (hosts_of(LOCAL, has_token) is None) == has_token

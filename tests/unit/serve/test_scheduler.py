@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fitb.infer.passes import Pass, PassLimits
-from fitb.serve.scheduler import Bounds, QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
+from fitb.serve.scheduler import QueueFull, Request, Scheduler, SearchJob, Stopped, TooLate
 
 WAIT_S = 20.0
 FAR = 1e9
@@ -28,9 +28,12 @@ class Held:
         self.during = {}  # by number, what is done in its pass
         self.scheduler = Scheduler(
             self.forward,
-            Bounds(texts, PassLimits(tokens, 1000), queue, weight),
             self.settle,
             lambda texts, tokens: self.observed.append((texts, tokens)),
+            PassLimits(tokens, 1000),
+            most_texts=texts,
+            most_waiting=queue,
+            most_weight=weight,
         )
 
     def forward(self, passes):
@@ -166,21 +169,20 @@ def test_a_request_does_not_make_up_for_all_the_time_that_it_was_held_back():
     assert order.index(3) - order.index(2) < 12
 
 
-def test_a_search_that_takes_long_between_passes_lets_others_go_on():
+def test_a_search_without_passes_lets_others_go_on_until_its_deadline():
     held = Held()
     held.go.set()
-    stop = threading.Event()
 
     def endless():
-        while not stop.is_set():
+        while True:
             yield None
-        return -1
 
-    _, long = held.start(lambda: (0, endless()))
+    request, late = held.start(lambda: (0, endless()))
     for number in range(3):
         assert results(held.submit(number)[1]) == [2 * number]
-    stop.set()
-    assert results(long) == [-1]
+    request.deadline_s = time.monotonic() + 0.05
+    with pytest.raises(TooLate):
+        results(late)
 
 
 def test_a_full_queue_takes_all_of_a_request_or_nothing():
@@ -196,43 +198,21 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing():
     assert len(held.scheduler) == 0
 
 
-def test_work_whose_deadline_passed_in_the_queue_is_not_done():
+@pytest.mark.parametrize("changed", [{"deadline_s": 0.0}, {"wanted": False}], ids=str)
+@pytest.mark.parametrize("is_queued", [True, False])
+def test_work_for_which_nobody_waits_is_not_begun_or_dropped_between_two_passes(is_queued, changed):
     held = Held()
-    held.busy()
-    _, (late,) = held.submit(1, deadline_s=time.monotonic() - 1)
-    _, (good,) = held.submit(2)
-    held.go.set()
-    assert good.result(WAIT_S) == 4
-    with pytest.raises(TooLate):
-        late.result(WAIT_S)
-    assert held.passes == [[0], [2]]
-
-
-@pytest.mark.parametrize("how", ["deadline", "unwanted"])
-def test_work_under_way_is_dropped_between_two_passes_once_nobody_waits_for_it(how):
-    held = Held()
+    if is_queued:
+        held.busy()
     request, (late,) = held.submit(1, passes=1000)
     assert held.begun.wait(WAIT_S)
-    if how == "deadline":
-        request.deadline_s = time.monotonic()
-    else:
-        request.wanted = False
+    vars(request).update(changed)
     held.go.set()
     with pytest.raises(TooLate):
         late.result(WAIT_S)
-    assert held.passes == [[1]] and len(held.closed) == 1
-
-
-def test_a_search_is_dropped_between_passes_that_never_come():
-    held = Held()
-
-    def endless():
-        while True:
-            yield None
-
-    _, late = held.start(lambda: (0, endless()), deadline_s=time.monotonic() + 0.05)
-    with pytest.raises(TooLate):
-        results(late)
+    assert results(held.submit(2)[1]) == [4]
+    assert held.passes == [[0] if is_queued else [1], [2]]
+    assert (1 in held.closed) == (not is_queued)
 
 
 def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
@@ -256,29 +236,20 @@ def test_few_heavy_searches_are_under_way_at_a_time_and_all_are_done():
     assert max(most) == 2
 
 
-def test_one_that_fails_does_not_spoil_it_for_the_others_of_its_pass():
+def test_one_that_fails_or_cannot_be_prepared_does_not_spoil_it_for_the_others_of_its_pass():
     held = Held()
     held.busy()
-    futures = [held.submit(number)[1][0] for number in (1, -1, 2)]
+    (one,), (bad,), (unprepared,), (two,) = (
+        held.start(begin)[1] if callable(begin) else held.submit(begin)[1]
+        for begin in (1, -1, lambda: 1 / 0, 2)
+    )
     held.go.set()
-    assert futures[0].result(WAIT_S) == 2 and futures[2].result(WAIT_S) == 4
+    assert results([one, two]) == [2, 4]
     with pytest.raises(ValueError):
-        futures[1].result(WAIT_S)
-    assert len(held.threads) == 1
-
-
-def test_one_that_cannot_be_prepared_does_not_spoil_it_for_others():
-    held = Held()
-    held.go.set()
-
-    def bad():
-        raise ValueError("bad")
-
-    _, failed = held.start(bad)
-    with pytest.raises(ValueError):
-        results(failed)
-    assert results(held.submit(4)[1]) == [8]
-    assert len(held.scheduler) == 0
+        bad.result(WAIT_S)
+    with pytest.raises(ZeroDivisionError):
+        unprepared.result(WAIT_S)
+    assert len(held.threads) == 1 and len(held.scheduler) == 0
 
 
 def test_closing_does_what_waits_and_takes_no_more():

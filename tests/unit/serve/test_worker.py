@@ -14,7 +14,7 @@ from fitb.infer.request import FillRequest
 from fitb.serve.metrics import Metrics
 from fitb.serve.serve_config import ServeConfig
 from fitb.serve.worker import Worker
-from tests.unit.infer.conftest import random_scorer, tiny_tokenizer
+from tests.unit.infer.conftest import random_scorer
 
 WAIT_S = 20.0
 
@@ -24,7 +24,7 @@ def filled(use):
 
     async def run():
         loop = asyncio.get_running_loop()
-        scorer = random_scorer(tiny_tokenizer("a", "b", "##c"))
+        scorer = random_scorer()
         worker = Worker("student", scorer, ServeConfig("model"), Metrics(), loop)
         try:
             return await use(worker, loop)
