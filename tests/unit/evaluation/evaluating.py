@@ -13,6 +13,8 @@ from fitb.evaluation.count import EVALUATION_EPOCH
 from fitb.model.load import load_model
 from fitb.shards.shard_set import Rows
 
+LENGTH = 50
+
 
 @dataclasses.dataclass
 class MemoryShards:

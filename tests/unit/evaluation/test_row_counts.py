@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from evaluating import MemoryShards, masked_rows, sharp_model
+from evaluating import masked_rows, sharp_model
 
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.masking import Vocabulary
 from fitb.evaluation.metrics import metrics_of
 from fitb.evaluation.row_counts import (
     COLUMNS,
@@ -154,12 +153,8 @@ def models(tokenizer):
 
 
 @pytest.fixture
-def batch(tokenizer):
-    draw = np.random.default_rng(2)
-    ids = draw.integers(5, len(tokenizer), (4, 16))
-    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-    shards, mask = MemoryShards(ids, ids >= 5), MaskConfig(fraction=0.4)
-    return Batch.of(masked_rows(shards, range(4), Vocabulary.of(tokenizer), mask))
+def batch(memory, vocabulary):
+    return Batch.of(masked_rows(memory, range(4), vocabulary, MaskConfig(fraction=0.4)))
 
 
 def test_answers_equal_softmaxes_written_out(models, batch, monkeypatch):
