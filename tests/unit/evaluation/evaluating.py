@@ -53,11 +53,10 @@ def sharp_model(tokenizer, layers=2, seed=0):
     return model
 
 
-def write_shards(folder, seed, **changes):
-    draw = np.random.default_rng(seed)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "reading", "in", "Paris"]
-    made_up = ["".join(draw.choice(list("aeioubdgklmnst"), 3)) for _ in range(80)]
-    documents = [" ".join([*draw.choice(words, 40), *made_up[i : i + 9]]) + "." for i in range(80)]
+def write_shards(folder, documents, **changes):
+    """Prepare documents, or made-up ones of a seed; return the folder of the shards."""
+    if isinstance(documents, int):
+        documents = made_up(documents)
     folder.mkdir(exist_ok=True)
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
     settings = {
@@ -72,3 +71,10 @@ def write_shards(folder, seed, **changes):
     }
     prepare(PrepareConfig(**(settings | changes)))
     return str(folder / "shards")
+
+
+def made_up(seed):
+    draw = np.random.default_rng(seed)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "reading", "in", "Paris"]
+    others = ["".join(draw.choice(list("aeioubdgklmnst"), 3)) for _ in range(80)]
+    return [" ".join([*draw.choice(words, 40), *others[i : i + 9]]) + "." for i in range(80)]
