@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
+from model_folders import edit_config, edit_weights
+from transformers import BertForMaskedLM, BertForPreTraining, BertModel
 
 from fitb.base.errors import ConfigError, ContractError, DataError
 from fitb.config import Config, ModelConfig
@@ -16,20 +16,6 @@ from fitb.model.contract import check_contract
 from fitb.model.load import load_model
 
 EXTRA = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
-
-
-def edit_config(folder, without=(), **changes):
-    path = Path(folder) / "config.json"
-    content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
-    return folder
-
-
-def edit_weights(folder, change):
-    path = Path(folder) / "model.safetensors"
-    weights = {name: tensor.clone() for name, tensor in change(load_file(path)).items()}
-    save_file(weights, path, {"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -218,10 +204,3 @@ def test_a_configuration_of_other_types_is_unreadable_and_no_traceback(make_fold
     for changes in ({"hidden_size": "24"}, {"hidden_act": ["gelu"]}, {"layer_norm_eps": {}}):
         with pytest.raises(DataError, match=r"config\.json: "):
             load_model(edit_config(make_folder(), **changes), tokenizer=tokenizer)
-
-
-def test_what_save_pretrained_writes_is_taken(tmp_path, make_folder, tokenizer):
-    """Of every setting of BertConfig that training may hold."""
-    folder = make_folder(layer_norm_eps=1e-5, hidden_act="gelu_new", type_vocab_size=1)
-    assert load_model(folder, tokenizer=tokenizer).model.config.hidden_act == "gelu_new"
-    assert BertConfig().hidden_act == "gelu"
