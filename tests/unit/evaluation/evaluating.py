@@ -4,14 +4,16 @@ import dataclasses
 
 import numpy as np
 import torch
+from transformers import BertForMaskedLM
 
 from fitb.config import Geometry, MaskConfig
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
-from fitb.data.masking import mask_rows
-from fitb.evaluation.count import EVALUATION_EPOCH
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.masking import Vocabulary, mask_rows
+from fitb.evaluation.count import EVALUATION_EPOCH, choose_rows, count
 from fitb.model.load import load_model
-from fitb.shards.shard_set import Rows
+from fitb.shards.shard_set import Rows, ShardSet
 
 LENGTH = 50
 
@@ -51,6 +53,19 @@ def sharp_model(tokenizer, layers=2, seed=0):
         for parameter in model.parameters():
             parameter.mul_(8)
     return model
+
+
+def counts_of(model, folder, num_rows, seed=0):
+    """Counts of a saved model on rows of a validation split, all in one process."""
+    shards = ShardSet.open(folder, "validation")
+    return count(
+        BertForMaskedLM.from_pretrained(model),
+        shards,
+        choose_rows(shards.num_rows, num_rows),
+        vocabulary=Vocabulary.of(load_tokenizer(shards.tokenizer_folder)),
+        mask=MaskConfig(),
+        seed=seed,
+    )
 
 
 def write_shards(folder, documents, **changes):
