@@ -90,7 +90,8 @@ def test_an_untrained_model_has_the_geometry_and_nothing_else(make_model):
 
 def test_masks_are_those_of_following_seeds(make_model, general):
     config = EvaluateConfig(model=make_model(1), shards=general, rows=8, seed=3, masks=3)
-    found_set = evaluate(config)["sets"]["validation"]
+    result = evaluate(config)
+    found_set = result["sets"]["validation"]
     found = found_set["models"]["model"]
     counts = [counts_of(make_model(1), general, 8, seed) for seed in (3, 4, 5)]
     assert found_set["num_rows"] == 8
@@ -102,6 +103,8 @@ def test_masks_are_those_of_following_seeds(make_model, general):
     assert found["over_masks"]["loss"]["sd"] == pytest.approx(np.std(losses, ddof=1))
     assert found["metrics"]["loss"]["value"] == pytest.approx(losses[0])
     assert len(set(losses)) == 3
+    spread = evaluation_text(result).split("over 3 masks", 1)[1]
+    assert f"{np.mean(losses):.4f}" in spread and f"+-{np.std(losses, ddof=1):.4f}" in spread
     once = evaluate(EvaluateConfig(model=make_model(1), shards=general, rows=8, seed=3))
     assert once["metrics"]["loss"] == found["metrics"]["loss"]
     assert once["sets"]["validation"]["models"]["model"]["over_masks"]["loss"]["sd"] is None
