@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluating import LENGTH, masked_rows
+from evaluating import LENGTH, masked_rows, sharp_model
 
 from fitb.data.batch import Batch
-from fitb.data.masking import IGNORE_INDEX, Vocabulary
+from fitb.data.masking import IGNORE_INDEX
 from fitb.evaluation import folder as results
 from fitb.evaluation.compare import compare
 from fitb.evaluation.evaluate import evaluate
@@ -21,26 +20,24 @@ from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig
 from fitb.evaluation.printed import evaluation_text
 from fitb.evaluation.score import Bert, Onnx, cut_rows, score
 from fitb.infer.onnx import export_onnx, load_onnx
-from fitb.model.load import load_model
 
 MOST = 16
 
 
 @pytest.fixture
-def folder(make_folder):
-    return make_folder(trained_length=MOST)
+def model(tokenizer):
+    model = sharp_model(tokenizer)
+    model.config.trained_length = MOST
+    return model
 
 
-def masked(memory, tokenizer, rows):
-    return Batch.of(masked_rows(memory, rows, Vocabulary.of(tokenizer), seed=4))
+@pytest.fixture
+def batch(memory, vocabulary):
+    return Batch.of(masked_rows(memory, range(9), vocabulary))
 
 
-def test_teacher_and_student_each_have_their_own_windows(make_folder, memory, tokenizer):
-    models = [
-        load_model(make_folder(str(most), trained_length=most), tokenizer=tokenizer).model
-        for most in (MOST, 64)
-    ]
-    batch = masked(memory, tokenizer, np.arange(9))
+def test_teacher_and_student_each_have_their_own_windows(model, batch, tokenizer):
+    models = [model, sharp_model(tokenizer)]
     with torch.no_grad():
         both = score(
             {"student": Bert(models[0]), "teacher": Bert(models[1])}, batch, teacher="teacher"
@@ -52,26 +49,21 @@ def test_teacher_and_student_each_have_their_own_windows(make_folder, memory, to
     assert both["student"].kl.max() > 0 and not np.allclose(alone[0].loss, alone[1].loss)
 
 
-def test_a_batch_that_fits_is_the_very_same_and_rows_without_a_slot_give_nothing(
-    folder, memory, tokenizer
-):
-    batch = masked(memory, tokenizer, np.arange(2))
+def test_a_batch_that_fits_is_the_very_same_and_rows_without_a_slot_give_nothing(model, batch):
     assert cut_rows(batch, LENGTH) is batch
     batch.labels.fill_(IGNORE_INDEX)
-    model = load_model(folder, tokenizer=tokenizer).model
     with torch.no_grad():
         assert len(Bert(model).hidden(batch)) == 0
 
 
-def test_onnxruntime_reads_the_same_windows(folder, memory, tokenizer):
+def test_onnxruntime_reads_the_same_windows(model, batch, tokenizer, tmp_path):
     pytest.importorskip("onnxruntime")
-    model = load_model(folder, tokenizer=tokenizer).model
-    export_onnx(model, tokenizer, Path(folder))
-    batch = masked(memory, tokenizer, np.arange(9))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    export_onnx(model, tokenizer, tmp_path)
     with torch.no_grad():
-        ours, theirs = (
-            score({"": one}, batch)[""] for one in (Onnx(load_onnx(folder)), Bert(model))
-        )
+        onnx, torchs = Onnx(load_onnx(str(tmp_path))), Bert(model)
+        ours, theirs = (score({"": one}, batch)[""] for one in (onnx, torchs))
     np.testing.assert_allclose(ours.loss, theirs.loss, atol=1e-4)
 
 

@@ -73,6 +73,8 @@ def test_a_run_means_its_newest_checkpoint_and_a_checkpoint_itself(make_run, tmp
     assert checkpoint_of(first) == first
     assert not same(load_saved(first).model, model)
     assert checkpoint_of(tmp_path) is None and checkpoint_of("bert-base-uncased") is None
+    with pytest.raises(DataError, match="neither a run with checkpoints nor one of them"):
+        load_saved(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["geometry", "folder"])
@@ -212,8 +214,3 @@ def test_a_checkpoint_that_is_not_whole_is_refused(make_run, harm, file, said):
     harm(next(run.glob(file)))
     with pytest.raises(DataError, match=said):
         load_saved(run / "checkpoints" / "step-0000002")
-
-
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(DataError, match="neither a run with checkpoints nor one of them"):
-        load_saved(tmp_path)
