@@ -16,6 +16,7 @@ from fitb.base.errors import CheckpointError, DataError
 from fitb.config import Config, Geometry
 from fitb.config.parser import parse
 from fitb.model.loaded import Loaded, check_finite, some, tokenizer_fingerprint_of
+from fitb.model.positions import settle
 from fitb.rundir import checkpoints, names
 from fitb.rundir.checkpoints import checkpoint_of
 
@@ -47,8 +48,6 @@ def load_saved(
     """
     import torch
     from transformers import BertForMaskedLM
-
-    from fitb.model.positions import settle
 
     folder = checkpoint_of(path)
     if folder is None:
