@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 from fitb.data.masking import Vocabulary
 from fitb.evaluation.count import choose_rows
 from fitb.evaluation.data_parallel import Ranks
+from fitb.model.load import seeded
 from fitb.shards.shard_set import ShardSet
 
 _BLOCK_ROWS = 4096
@@ -51,8 +52,7 @@ def untrained(model: BertForMaskedLM, seed: int) -> BertForMaskedLM:
         model: model whose configuration is used.
         seed: seed of the weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         fresh = BertForMaskedLM(BertConfig.from_dict(model.config.to_dict()))
     fresh.train(False)
     torch.nn.Module.to(fresh, model.device)

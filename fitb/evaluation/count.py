@@ -120,19 +120,12 @@ def _parts(
     slots: tuple[NDArray[np.int64], NDArray[np.int64]],
     vocabulary: Vocabulary,
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Return row and document of every part, and the part of each masked position.
-
-    A part is what one document has in one row; the first part of a row and all parts with a masked
-    position are returned. Rows in memory are for totals only: each of them is one part.
-
-    Args:
-        slots: (M,) index of the row in the batch and (M,) position in the row, of each masked
-            position.
-    """
-    if isinstance(shards, CachedRows):
+    """Return row and document of every part, and the part of each masked position (row, place)."""
+    if isinstance(shards, CachedRows):  # for totals only: each row is one part
         return (rows, rows), slots[0]
     first = shards.document_numbers(rows)
     at = documents_at(input_ids, first, sep_id=vocabulary.sep_id, pad_id=vocabulary.pad_id)
+    # The first part of each row, and all parts with a masked position.
     place = np.concatenate([np.arange(len(rows)), slots[0]])
     nth = np.concatenate([np.zeros(len(rows), dtype=np.int64), at[slots] - first[slots[0]]])
     of_part, part = np.unique(place * (input_ids.shape[1] + 1) + nth, return_inverse=True)

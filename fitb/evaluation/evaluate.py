@@ -8,14 +8,12 @@ from typing import Any
 from fitb.base.fsio import finite
 from fitb.evaluation.baselines import count_tokens, drift, untrained
 from fitb.evaluation.data_parallel import Ranks, joined
-from fitb.evaluation.evaluate_config import EvaluateConfig
+from fitb.evaluation.evaluate_config import ROLES, EvaluateConfig
 from fitb.evaluation.measure import Measured, device_of, load, measure, models_and_settings
 from fitb.evaluation.metrics import by_group, over_masks, summaries
 from fitb.evaluation.score import Bert, Predictor, Unigram
 from fitb.model.loaded import Loaded
 from fitb.shards.shard_set import ShardSet
-
-ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
 
 
 def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, Any]:

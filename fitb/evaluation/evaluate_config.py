@@ -8,6 +8,8 @@ from fitb.base.errors import ConfigError
 from fitb.config import MaskConfig
 from fitb.config.schema import check_range
 
+ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:

@@ -174,16 +174,7 @@ def _weighted(
     num_resamples: int,
     weights_of: Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Sum a table with random weights per document, a function of (seed, resample, document).
-
-    Args:
-        documents: (N,) int64, document of each row of the table.
-        table: (N, ...) float64.
-        seed: seed of the weights.
-        num_resamples: R.
-        weights_of: returns (R, n) float64 weights of n documents.
-    Returns: (R, ...) float64.
-    """
+    """Sum a table (N, ...) with random weights (R, n) of its documents (N,): (R, ...) float64."""
     numbers, place = np.unique(documents, return_inverse=True)
     flat = np.zeros((len(numbers), math.prod(table.shape[1:])))
     np.add.at(flat, place, table.reshape(len(table), -1))
@@ -239,15 +230,12 @@ def by_group(
 
 
 def _interval(metric: str, value: float, resampled: NDArray[np.float64]) -> Interval:
-    """Return the percentile interval over resamples that are not NaN.
-
-    The calibration error is a sum of absolute values, so the noise of resampling biases it upwards:
-    its resamples are shifted so that their mean is the value.
-    """
+    """Return the percentile interval over resamples that are not NaN."""
     drawn = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(drawn):
         return Interval(value, float("nan"), float("nan"))
     with np.errstate(invalid="ignore"):  # a perplexity may be infinite
         low, high = np.percentile(drawn, [2.5, 97.5])
+    # A sum of absolute values, which the noise of resampling biases upwards: centred on the value.
     moved = value - drawn.mean() if metric == "ece" else 0.0
     return Interval(value, float(low + moved), float(high + moved))

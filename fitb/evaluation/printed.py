@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fitb.base.templates import render_template
 from fitb.evaluation.categories import GROUPS
+from fitb.evaluation.evaluate_config import ROLES
 from fitb.evaluation.metrics import METRICS
-
-_BASELINES = ("unigram", "untrained", "frozen", "control", "teacher")
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
@@ -30,13 +29,13 @@ def folder_text(found: Mapping[str, Any]) -> str:
     def rows_of(name: str) -> dict[str, Any]:
         rows = {model: each["sets"][name]["models"]["model"] for model, each in results.items()}
         others = first["sets"][name]["models"]
-        return rows | {role: others[role] for role in _BASELINES if role in others}
+        return rows | {role: others[role] for role in ROLES[1:] if role in others}
 
     return _render("folder", first, results=results, missing=missing, rows_of=rows_of)
 
 
 def _render(name: str, result: Mapping[str, Any], **values: Any) -> str:
-    functions = (covered, number, interval_table, spread_table, category_table, difference_table)
+    functions = (covered, number, interval_table, category_table, difference_table)
     values |= {function.__name__: function for function in functions}
     return render_template(f"evaluation/{name}.txt.j2", result=result, **values).rstrip("\n")
 
@@ -76,30 +75,22 @@ def covered(found: Mapping[str, Any]) -> str:
     )
 
 
-def interval_table(models: Mapping[str, Any]) -> str:
-    """Return two lines per model: metrics, and their intervals below."""
-    return _two_lines(
-        models,
-        "metrics",
-        lambda each: (number(each["value"]), f"{number(each['low'])}..{number(each['high'])}"),
-    )
+def interval_table(models: Mapping[str, Any], part: str = "metrics") -> str:
+    """Return two lines per model: values, and their intervals below.
 
-
-def spread_table(models: Mapping[str, Any]) -> str:
-    """Return two lines per model: means over masks, and standard deviations below."""
-    return _two_lines(
-        models, "over_masks", lambda each: (number(each["mean"]), f"+-{number(each['sd'])}")
-    )
-
-
-def _two_lines(
-    models: Mapping[str, Any], part: str, cell: Callable[[Mapping[str, Any]], tuple[str, str]]
-) -> str:
+    Args:
+        models: results by name.
+        part: metrics; or over_masks, means over masks with standard deviations below.
+    """
     metrics = [metric for metric in METRICS if metric in next(iter(models.values()))[part]]
     rows = [["", *metrics]]
     for name, model in models.items():
-        cells = [cell(model[part][metric]) for metric in metrics]
-        rows += [[name, *(upper for upper, _ in cells)], ["", *(lower for _, lower in cells)]]
+        found = [model[part][metric] for metric in metrics]
+        if part == "over_masks":
+            upper, lower = "mean", [f"+-{number(each['sd'])}" for each in found]
+        else:
+            upper, lower = "value", [f"{number(e['low'])}..{number(e['high'])}" for e in found]
+        rows += [[name, *(number(each[upper]) for each in found)], ["", *lower]]
     return aligned(rows)
 
 

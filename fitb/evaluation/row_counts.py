@@ -145,6 +145,7 @@ def count_rows(slots: Slots, scores: Scores, classes: NDArray[np.int64] | None =
     if scores.predicted is not None and scores.confidence is not None:
         assert classes is not None
         overlap = _overlap(of_slot, slots.labels, scores.predicted, classes, num_rows * length)
+        # Both bags have a subword per masked token: precision, recall and F1 are equal.
         by_word["f1_sum"] = overlap[whole] / num_masked[whole]
         by_slot |= _gaps(scores.confidence, scores.rank <= 1)
         columns = JUDGED
@@ -192,11 +193,7 @@ def _overlap(
     classes: NDArray[np.int64],
     num_words: int,
 ) -> NDArray[np.float64]:
-    """Return the size of the intersection of true and predicted bags, (num_words,) float64.
-
-    Both bags have one subword per masked token of the word, so precision, recall and F1 are all
-    this size over that number.
-    """
+    """Return the size of the intersection of true and predicted bags, (num_words,) float64."""
     width = len(classes)
     keys = np.concatenate([word * width + classes[true], word * width + classes[predicted]])
     found, which = np.unique(keys, return_inverse=True)

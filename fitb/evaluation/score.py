@@ -191,18 +191,10 @@ def _scores(
     judged: bool,
     taught: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
-    """Return the fields of Scores at some masked positions, on the CPU.
-
-    A rank is V + 1 - the number of tokens with no greater logit, so that NaN counts as wrong.
-
-    Args:
-        logits: (m, V) fp32.
-        true: (m,) int64, true tokens.
-        judged: whether predictions and their probabilities are wanted.
-        taught: log-probabilities (m, V) and predictions (m,) of the teacher.
-    """
+    """Return the fields of Scores, on the CPU, from logits (m, V) and true tokens (m,)."""
     loss = F.cross_entropy(logits, true, reduction="none").double()
     at_true = logits.gather(1, true[:, None])
+    # V + 1 - the number of tokens with no greater logit, so that NaN counts as wrong
     rank = logits.shape[1] + 1 - (logits <= at_true).sum(dim=1)
     found = {"loss": loss, "rank": rank}
     if judged:

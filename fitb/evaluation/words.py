@@ -62,7 +62,10 @@ class Categoriser:
             tokenizer: fast tokenizer of the shards.
             originals: whether source texts may be read.
         """
-        pieces, breaks, lowers = _of_tokenizer(tokenizer, vocabulary)
+        pieces = tokenizer.convert_ids_to_tokens(list(range(vocabulary.size)))
+        breaks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        lowers = normalizer is not None and normalizer.normalize_str("A") != "A"
         try:
             shards.read_offsets(rows[:1])
         except DataError:
@@ -78,8 +81,7 @@ class Categoriser:
         if not read.texts:
             why = f"the tokenizer lowercases, and {read.reason}"
             missing["name"] = f"{why}; camelCase is not recognised either"
-        found = (len(read.texts), read.wanted)
-        return cls(shards, pieces, breaks, read.texts, missing, found)
+        return cls(shards, pieces, breaks, read.texts, missing, (len(read.texts), read.wanted))
 
     def groups(
         self,
@@ -175,14 +177,3 @@ def put_together(
         text += piece
         ends.append(len(text))
     return text, begins, ends
-
-
-def _of_tokenizer(
-    fast: Any, vocabulary: Vocabulary
-) -> tuple[list[str], tuple[int, int, int], bool]:
-    """Return subwords by id, ids of [CLS], [SEP] and [PAD], and whether it lowercases."""
-    pieces = fast.convert_ids_to_tokens(list(range(vocabulary.size)))
-    normalizer = fast.backend_tokenizer.normalizer
-    lowers = normalizer is not None and normalizer.normalize_str("A") != "A"
-    ids = (fast.cls_token_id, fast.sep_token_id, fast.pad_token_id)
-    return [str(piece) for piece in pieces], ids, lowers

@@ -42,9 +42,7 @@ def attend(
     """Return softmax(query key^T x scale) value (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        query: (B, H, L, d).
-        key: (B, H, L, d).
-        value: (B, H, L, d).
+        query, key, value: (B, H, L, d) each.
         mask: (B, 1, 1, L) bool, false on padding; None if there is none.
         scale: factor of the scores.
         dropout: probability that an attention weight is zeroed.

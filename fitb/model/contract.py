@@ -7,7 +7,7 @@ should not fail for one reason per day.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.corpus.vocabulary import EDGE_CASES, difference
 from fitb.corpus.wordpiece import bare, continues
 from fitb.model.layer_map import LayerMap, resolve
-from fitb.model.loaded import Loaded, tokenizer_fingerprint_of
+from fitb.model.loaded import Loaded, some, tokenizer_fingerprint_of
 from fitb.model.positions import trained_length
 from fitb.shards.tokenizer import SPECIAL_TOKENS
 
@@ -147,7 +147,7 @@ def _vocabulary(
     if of_set is not None and of_set == manifest.get("fingerprint") and not loaded.added:
         return
     source, found = loaded.tokenizer_source, loaded.tokenizer_fingerprint
-    if source is None or tokenizer_fingerprint_of(source) != found:
+    if source is None:
         yield from _fingerprint(role, loaded, manifest["tokenizer"])
         return
     try:
@@ -195,13 +195,13 @@ def _weights(role: str, loaded: Loaded, needs_head: bool) -> Iterator[str]:
     if body:
         yield (
             f"the checkpoint of the {role} ({loaded.source}) lacks {len(body)} weights of its"
-            f" encoder ({_some(body)}), which would be random; use a checkpoint that holds them"
+            f" encoder ({some(body, 8)}), which would be random; use a checkpoint that holds them"
             " or correct its config.json"
         )
     if head and needs_head:
         yield (
             f"the checkpoint of the {role} ({loaded.source}) lacks a trained MLM head:"
-            f" {_some(head)} would be random; use a checkpoint saved from BertForMaskedLM or"
+            f" {some(head, 8)} would be random; use a checkpoint saved from BertForMaskedLM or"
             f" BertForPreTraining{', or turn off the logits term' if role == 'teacher' else ''}"
         )
 
@@ -211,7 +211,7 @@ def _places(role: str, loaded: Loaded, *, learns: bool) -> Iterator[str]:
     if loaded.unexpected and not (learns and _are_further_layers(loaded)):
         yield (
             f"the checkpoint of the {role} ({loaded.source}) has {len(loaded.unexpected)} weights"
-            f" that a BERT of its config.json lacks ({_some(loaded.unexpected)}), so its outputs"
+            f" that a BERT of its config.json lacks ({some(loaded.unexpected, 8)}), so its outputs"
             " would differ; put back the config.json that was saved with them, or choose a plain"
             " BERT"
         )
@@ -230,11 +230,6 @@ def _are_further_layers(loaded: Loaded) -> bool:
         further.setdefault(int(match[1]), set()).add(match[2])
     as_many = sorted(further) == list(range(depth, depth + len(further)))
     return as_many and all(found == whole for found in further.values())
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def _geometry(

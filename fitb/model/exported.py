@@ -82,10 +82,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Read export.json.
-
-    Raises: ValueError if it is damaged.
-    """
+    """Read export.json; ValueError if it is damaged."""
     record: dict[str, Any] = _object(folder / RECORD, "step", "files", "sha256")
     rest = {key: value for key, value in record.items() if key != "sha256"}
     if record["sha256"] != fsio.sha256_json(rest):

@@ -15,6 +15,7 @@ from fitb.config import Geometry
 
 BERT_BASE = Geometry(12, 768, 3072, 12)
 VOCABULARY = 30_522  # of BERT-base
+MIN_POSITIONS = 512  # as in BERT, so that a student of a published geometry has its size
 _STATE_BYTES = 12  # bytes of a parameter in a checkpoint: weight and two moments, fp32
 BACKWARD = 2  # a backward pass has twice the matmuls of its forward pass
 
@@ -88,8 +89,7 @@ def trained_parameters(
     The embedding, which is tied to the decoder, counts once.
     """
     width, inner = student.hidden_size, student.intermediate_size
-    positions = max(512, length)
-    embeddings = (vocabulary + positions + 2) * width + 2 * width
+    embeddings = (vocabulary + max(MIN_POSITIONS, length) + 2) * width + 2 * width
     layer = 4 * (width + 1) * width + 2 * width * inner + inner + width + 4 * width
     head = (width + 1) * width + 2 * width + vocabulary
     maps = (student.num_hidden_layers + 1) * width * teacher.hidden_size if teacher else 0

@@ -18,14 +18,14 @@ from fitb.base.errors import ConfigError, DataError
 from fitb.base.hub import not_found, reading
 from fitb.config import Geometry
 from fitb.model.configuration import read_config
+from fitb.model.flops import MIN_POSITIONS
 from fitb.model.loaded import Loaded, check_finite, tokenizer_fingerprint_of
 from fitb.model.positions import settle
-from fitb.model.saved import load_saved
+from fitb.model.saved import load_saved, set_dropout
 from fitb.rundir.checkpoints import checkpoint_of
 
 logger = logging.getLogger(__name__)
 _BIASES = ("cls.predictions.decoder.bias", "cls.predictions.bias")
-_MIN_POSITIONS = 512  # as in BERT, so that a student of a published geometry has its size
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 # Heads of other tasks, on which no MLM logit depends, and constants.
 _NO_PART = re.compile(
@@ -41,7 +41,6 @@ def load_model(
     length: int | None = None,
     dropout: float | None = None,
     seed: int = 0,
-    attn_implementation: str = "sdpa",
 ) -> Loaded:
     """Load a BERT with its MLM head, or create one with random weights.
 
@@ -52,7 +51,6 @@ def load_model(
             number of positions; None: unknown.
         dropout: both dropout probabilities; None keeps those of the source.
         seed: seed of random weights; the global random state does not change.
-        attn_implementation: name of the attention in transformers.
     Raises:
         ConfigError: the source is not a BERT encoder that fitb implements.
         DataError: the source does not exist, or its weights cannot be read, have other shapes or
@@ -61,10 +59,16 @@ def load_model(
     if dropout is not None and not 0 <= dropout < 1:
         raise ConfigError(f"model.dropout={dropout}; at least 0, below 1")
     if isinstance(source, Geometry):
-        config = _config_of(source, tokenizer, length)
-        _set_dropout(config, dropout)
-        config._attn_implementation = attn_implementation
-        with _seeded(seed):
+        config = BertConfig(
+            **asdict(source),
+            vocab_size=len(tokenizer),
+            max_position_embeddings=max(MIN_POSITIONS, length or 0),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        if length is not None:
+            config.trained_length = length  # transformers keeps unknown keys
+        set_dropout(config, dropout)
+        with seeded(seed):
             model = BertForMaskedLM(config)
         model.train(False)
         return Loaded(model, source=f"random {source}", is_random=True)
@@ -73,10 +77,8 @@ def load_model(
     except PermissionError as error:
         raise not_found("model", source, "config.json", error) from error
     if is_saved:
-        return load_saved(
-            source, tokenizer=tokenizer, dropout=dropout, attn_implementation=attn_implementation
-        )
-    model, missing, unexpected = _from_pretrained(source, dropout, seed, attn_implementation)
+        return load_saved(source, tokenizer=tokenizer, dropout=dropout)
+    model, missing, unexpected = _from_pretrained(source, dropout, seed)
     fingerprint = tokenizer_fingerprint_of(source)
     size, padded = len(tokenizer), model.config.vocab_size
     if padded > size and _has(source, fingerprint, tokenizer):
@@ -109,40 +111,20 @@ def _has(source: str, fingerprint: str | None, tokenizer: PreTrainedTokenizerBas
     )
 
 
-def _config_of(
-    geometry: Geometry, tokenizer: PreTrainedTokenizerBase, length: int | None
-) -> BertConfig:
-    config = BertConfig(
-        **asdict(geometry),
-        vocab_size=len(tokenizer),
-        max_position_embeddings=max(_MIN_POSITIONS, length or 0),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    if length is not None:
-        config.trained_length = length  # transformers keeps unknown keys
-    return config
-
-
-def _set_dropout(config: BertConfig, dropout: float | None) -> None:
-    if dropout is not None:
-        config.hidden_dropout_prob = dropout
-        config.attention_probs_dropout_prob = dropout
-
-
 def _from_pretrained(
-    source: str, dropout: float | None, seed: int, attn_implementation: str
+    source: str, dropout: float | None, seed: int
 ) -> tuple[BertForMaskedLM, tuple[str, ...], tuple[str, ...]]:
     """Return the model, the names of missing weights, and those of unexpected weights."""
     config = read_config(source)
     settle(config, source)
-    _set_dropout(config, dropout)
-    with _seeded(seed), quiet(), reading("weights of model", source, *_WEIGHTS):
+    set_dropout(config, dropout)
+    with seeded(seed), quiet(), reading("weights of model", source, *_WEIGHTS):
         loaded: Any = BertForMaskedLM.from_pretrained(
             source,
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, all at once
-            attn_implementation=attn_implementation,
+            attn_implementation="sdpa",
             dtype=torch.float32,
             trust_remote_code=False,
         )
@@ -179,7 +161,7 @@ def _settle_biases(model: BertForMaskedLM, missing: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

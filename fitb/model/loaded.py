@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,13 +47,18 @@ class Loaded:
     is_random: bool = False
 
 
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Join the first names, and count the rest."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
 def check_finite(model: nn.Module, source: str) -> None:
     """Raise DataError with the names of weights that hold infinities or NaN."""
     found = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if found:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise DataError(
-            f"model {source!r}: {', '.join(found[:4])}{more} not finite (NaN or infinity): its"
+            f"model {source!r}: {some(found)} not finite (NaN or infinity): its"
             " training diverged, or 16 bits overflowed; use an earlier or another checkpoint"
         )
 

@@ -15,7 +15,8 @@ from fitb.base import fsio
 from fitb.base.errors import CheckpointError, DataError
 from fitb.config import Config, Geometry
 from fitb.config.parser import parse
-from fitb.model.loaded import Loaded, check_finite, tokenizer_fingerprint_of
+from fitb.model.loaded import Loaded, check_finite, some, tokenizer_fingerprint_of
+from fitb.model.positions import settle
 from fitb.rundir import checkpoints, names
 from fitb.rundir.checkpoints import checkpoint_of
 
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _STUDENT = "param/student.model."
-_TIED = {
-    "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias",
-}  # to tensors that are saved
+_TIED = {f"cls.predictions.decoder.{name}" for name in ("weight", "bias")}  # to saved tensors
 _EMBEDDINGS = "bert.embeddings."
 
 
@@ -37,7 +35,6 @@ def load_saved(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dropout: float | None = None,
-    attn_implementation: str = "sdpa",
 ) -> Loaded:
     """Load the student of a checkpoint, or of the newest checkpoint of a run.
 
@@ -47,13 +44,10 @@ def load_saved(
         path: a run or a checkpoint, as in `checkpoint_of`.
         tokenizer: tokenizer whose pad id a student made from a geometry gets; None: BERT's 0.
         dropout: both dropout probabilities; None keeps those of the run.
-        attn_implementation: name of the attention in transformers.
     Raises: DataError if the path is neither, a file is missing or damaged, or a weight is missing.
     """
     import torch
     from transformers import BertForMaskedLM
-
-    from fitb.model.positions import settle
 
     folder = checkpoint_of(path)
     if folder is None:
@@ -62,13 +56,11 @@ def load_saved(
             " RUN/checkpoints/step-NNNNNNN"
         )
     run = folder.parent.parent
-    manifest = read_manifest(folder)
-    weights = _weights(folder, manifest)
+    weights, manifest = _read(folder)
     config = _sizes(run, weights, tokenizer)
     settle(config, folder)
-    if dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    config._attn_implementation = attn_implementation
+    set_dropout(config, dropout)
+    config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         model = BertForMaskedLM(config)
     _fill(model, weights, folder)
@@ -111,23 +103,23 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
     Raises: DataError if the manifest or a file is damaged.
     """
-    return _weights(folder, read_manifest(folder))
+    return _read(folder)[0]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint.
-
-    Raises: DataError if it is damaged or of a newer format.
-    """
-    try:
-        return checkpoints.read_manifest(folder)
-    except CheckpointError as error:
-        raise DataError(f"{error}; name another checkpoint") from error
+def set_dropout(config: BertConfig, dropout: float | None) -> None:
+    """Set both dropout probabilities of a configuration, in place; None keeps them."""
+    if dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
 
 
-def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the student's tensors in a checkpoint by parameter name, and its manifest."""
     from safetensors import safe_open
 
+    try:
+        manifest = checkpoints.read_manifest(folder)
+    except CheckpointError as error:
+        raise DataError(f"{error}; name another checkpoint") from error
     weights: dict[str, torch.Tensor] = {}
     for name, entry in manifest["files"].items():
         file = folder / name
@@ -140,7 +132,7 @@ def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
             for key in tensors.keys():  # noqa: SIM118 - it is no dict
                 if key.startswith(_STUDENT):
                     weights[key.removeprefix(_STUDENT)] = tensors.get_tensor(key)
-    return weights
+    return weights, manifest
 
 
 def _sizes(
@@ -159,8 +151,7 @@ def _sizes(
         config = BertConfig(**asdict(student), pad_token_id=pad_id)
     else:
         config = _config_of_start(student, run / names.EXPORT)
-    if began.model.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = began.model.dropout
+    set_dropout(config, began.model.dropout)
     for key, name in (
         ("vocab_size", "word_embeddings"),
         ("max_position_embeddings", "position_embeddings"),
@@ -204,9 +195,8 @@ def _fill(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
         differing = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise DataError(
-            f"{folder} does not hold this student: {', '.join(differing[:4])}{more} missing,"
+            f"{folder} does not hold this student: {some(differing)} missing,"
             " unknown or of another shape; expected the config.yaml, fitb and transformers that"
             " saved it"
         )

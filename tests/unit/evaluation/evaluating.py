@@ -4,14 +4,18 @@ import dataclasses
 
 import numpy as np
 import torch
+from transformers import BertForMaskedLM
 
 from fitb.config import Geometry, MaskConfig
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
-from fitb.data.masking import mask_rows
-from fitb.evaluation.count import EVALUATION_EPOCH
+from fitb.corpus.tokenizer import load_tokenizer
+from fitb.data.masking import Vocabulary, mask_rows
+from fitb.evaluation.count import EVALUATION_EPOCH, choose_rows, count
 from fitb.model.load import load_model
-from fitb.shards.shard_set import Rows
+from fitb.shards.shard_set import Rows, ShardSet
+
+LENGTH = 50
 
 
 @dataclasses.dataclass
@@ -51,11 +55,23 @@ def sharp_model(tokenizer, layers=2, seed=0):
     return model
 
 
-def write_shards(folder, seed, **changes):
-    draw = np.random.default_rng(seed)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "reading", "in", "Paris"]
-    made_up = ["".join(draw.choice(list("aeioubdgklmnst"), 3)) for _ in range(80)]
-    documents = [" ".join([*draw.choice(words, 40), *made_up[i : i + 9]]) + "." for i in range(80)]
+def counts_of(model, folder, num_rows, seed=0):
+    """Counts of a saved model on rows of a validation split, all in one process."""
+    shards = ShardSet.open(folder, "validation")
+    return count(
+        BertForMaskedLM.from_pretrained(model),
+        shards,
+        choose_rows(shards.num_rows, num_rows),
+        vocabulary=Vocabulary.of(load_tokenizer(shards.tokenizer_folder)),
+        mask=MaskConfig(),
+        seed=seed,
+    )
+
+
+def write_shards(folder, documents, **changes):
+    """Prepare documents, or made-up ones of a seed; return the folder of the shards."""
+    if isinstance(documents, int):
+        documents = made_up(documents)
     folder.mkdir(exist_ok=True)
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
     settings = {
@@ -70,3 +86,10 @@ def write_shards(folder, seed, **changes):
     }
     prepare(PrepareConfig(**(settings | changes)))
     return str(folder / "shards")
+
+
+def made_up(seed):
+    draw = np.random.default_rng(seed)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "reading", "in", "Paris"]
+    others = ["".join(draw.choice(list("aeioubdgklmnst"), 3)) for _ in range(80)]
+    return [" ".join([*draw.choice(words, 40), *others[i : i + 9]]) + "." for i in range(80)]

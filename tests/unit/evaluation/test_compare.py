@@ -4,15 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from evaluating import write_shards
+from evaluating import counts_of, write_shards
 from transformers import BertForMaskedLM
 
 from fitb.base.errors import ConfigError
-from fitb.corpus.tokenizer import load_tokenizer
-from fitb.data.masking import Vocabulary
 from fitb.evaluation.baselines import drift
 from fitb.evaluation.compare import compare
-from fitb.evaluation.count import choose_rows, count
 from fitb.evaluation.evaluate import evaluate
 from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig
 from fitb.evaluation.metrics import differences, summaries
@@ -37,15 +34,7 @@ def test_a_comparison_holds_both_models_and_their_paired_difference(make_model, 
     result = compare(CompareConfig(models=paths, shards=general, rows=10, teacher=make_model(4)))
     found = result["sets"]["validation"]["differences"]
     assert set(found) >= {"loss", "ece", "kl"}
-    shards = ShardSet.open(general, "validation")
-    tokenizer = load_tokenizer(shards.tokenizer_folder)
-    counts = [
-        count(
-            BertForMaskedLM.from_pretrained(path), shards, choose_rows(shards.num_rows, 10),
-            vocabulary=Vocabulary.of(tokenizer), mask=CompareConfig(models=paths).mask,
-        )
-        for path in paths
-    ]  # fmt: skip
+    counts = [counts_of(path, general, 10) for path in paths]
     for name in ("loss", "top5", "span_em"):
         each = found[name]
         assert each["first"] == pytest.approx(summaries(counts[0])[0][name].value)

@@ -5,98 +5,39 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluating import MemoryShards, masked_rows
+from evaluating import LENGTH, masked_rows, sharp_model
 
-from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.masking import IGNORE_INDEX, Vocabulary
+from fitb.data.masking import IGNORE_INDEX
 from fitb.evaluation import folder as results
 from fitb.evaluation.compare import compare
-from fitb.evaluation.count import count
 from fitb.evaluation.evaluate import evaluate
 from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig
 from fitb.evaluation.printed import evaluation_text
 from fitb.evaluation.score import Bert, Onnx, cut_rows, score
 from fitb.infer.onnx import export_onnx, load_onnx
-from fitb.infer.windows import windows_of
-from fitb.model.load import load_model
 
-MOST, LENGTH = 16, 50
+MOST = 16
 
 
 @pytest.fixture
-def shards(tokenizer):
-    draw = np.random.default_rng(3)
-    ids = draw.integers(5, len(tokenizer), (9, LENGTH))
-    starts = draw.random((9, LENGTH)) < 0.6
-    starts[:, 1] = True
-    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-    for row, end in ((2, 40), (5, 12), (7, 17)):
-        ids[row, end - 1], ids[row, end:] = tokenizer.sep_token_id, tokenizer.pad_token_id
-    return MemoryShards(ids, starts & (ids >= 5))
+def model(tokenizer):
+    model = sharp_model(tokenizer)
+    model.config.trained_length = MOST
+    return model
 
 
 @pytest.fixture
-def folder(make_folder):
-    return make_folder(trained_length=MOST)
+def batch(memory, vocabulary):
+    return Batch.of(masked_rows(memory, range(9), vocabulary))
 
 
-def masked(shards, tokenizer, rows):
-    return Batch.of(masked_rows(shards, rows, Vocabulary.of(tokenizer), seed=4))
-
-
-def naive(model, shards, tokenizer):
-    """Sums of loss, right and slots of each row, a window at a time, without padding or batches."""
-    sums = []
-    for row in range(len(shards.input_ids)):
-        batch = masked(shards, tokenizer, np.array([row]))
-        ids = batch.input_ids[0][batch.attention_mask[0] == 1].tolist()
-        labels = [label for label in batch.labels[0].tolist() if label != IGNORE_INDEX]
-        places = batch.slots[0].tolist()[: len(labels)]
-        loss, right = 0.0, 0
-        for window in windows_of(len(ids), places, MOST):
-            cut = window.cut(ids)
-            with torch.no_grad():
-                logits = model(torch.tensor([cut])).logits[0].double()
-            for number in window.numbers:
-                at = logits[places[number] - window.begin].log_softmax(0)
-                loss -= float(at[labels[number]])
-                right += int((at > at[labels[number]]).sum()) == 0
-        sums.append((loss, right, len(labels)))
-    return np.array(sums)
-
-
-@pytest.mark.parametrize("batch_rows", [1, 4, 64])
-def test_counts_are_those_of_a_loop_over_windows(folder, shards, tokenizer, batch_rows):
-    """Past the trained length every model was as good as chance."""
-    model = load_model(folder, tokenizer=tokenizer).model
-    rows = np.arange(9)
-    found = count(
-        model, shards, rows, vocabulary=Vocabulary.of(tokenizer), mask=MaskConfig(), seed=4,
-        batch_rows=batch_rows,
-    )  # fmt: skip
-    expected = naive(model, shards, tokenizer)
-    np.testing.assert_allclose(found.column("loss_sum"), expected[:, 0], rtol=1e-4)
-    np.testing.assert_array_equal(found.column("top1"), expected[:, 1])
-    np.testing.assert_array_equal(found.column("num_slots"), expected[:, 2])
-    model.config.trained_length = 64
-    whole = count(
-        model, shards, rows, vocabulary=Vocabulary.of(tokenizer), mask=MaskConfig(), seed=4
-    )
-    assert not np.allclose(whole.column("loss_sum"), expected[:, 0], rtol=1e-3)
-
-
-def test_teacher_and_student_each_have_their_own_windows(make_folder, shards, tokenizer):
-    models = [
-        load_model(make_folder(str(most), trained_length=most), tokenizer=tokenizer).model
-        for most in (MOST, 64)
-    ]
-    batch = masked(shards, tokenizer, np.arange(9))
+def test_teacher_and_student_each_have_their_own_windows(model, batch, tokenizer):
+    models = [model, sharp_model(tokenizer)]
     with torch.no_grad():
         both = score(
             {"student": Bert(models[0]), "teacher": Bert(models[1])}, batch, teacher="teacher"
@@ -108,26 +49,21 @@ def test_teacher_and_student_each_have_their_own_windows(make_folder, shards, to
     assert both["student"].kl.max() > 0 and not np.allclose(alone[0].loss, alone[1].loss)
 
 
-def test_a_batch_that_fits_is_the_very_same_and_rows_without_a_slot_give_nothing(
-    folder, shards, tokenizer
-):
-    batch = masked(shards, tokenizer, np.arange(2))
+def test_a_batch_that_fits_is_the_very_same_and_rows_without_a_slot_give_nothing(model, batch):
     assert cut_rows(batch, LENGTH) is batch
     batch.labels.fill_(IGNORE_INDEX)
-    model = load_model(folder, tokenizer=tokenizer).model
     with torch.no_grad():
         assert len(Bert(model).hidden(batch)) == 0
 
 
-def test_onnxruntime_reads_the_same_windows(folder, shards, tokenizer):
+def test_onnxruntime_reads_the_same_windows(model, batch, tokenizer, tmp_path):
     pytest.importorskip("onnxruntime")
-    model = load_model(folder, tokenizer=tokenizer).model
-    export_onnx(model, tokenizer, Path(folder))
-    batch = masked(shards, tokenizer, np.arange(9))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    export_onnx(model, tokenizer, tmp_path)
     with torch.no_grad():
-        ours, theirs = (
-            score({"": one}, batch)[""] for one in (Onnx(load_onnx(folder)), Bert(model))
-        )
+        onnx, torchs = Onnx(load_onnx(str(tmp_path))), Bert(model)
+        ours, theirs = (score({"": one}, batch)[""] for one in (onnx, torchs))
     np.testing.assert_allclose(ours.loss, theirs.loss, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Metrics, intervals and p-values against naive loops and against statistics that are known."""
+"""Metrics, intervals and p-values against naive loops."""
 
 import dataclasses
 import math
@@ -108,25 +108,6 @@ def test_intervals_equal_a_naive_poisson_bootstrap():
         assert dataclasses.astuple(found[name]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_intervals_are_as_wide_as_the_normal_theory_of_a_ratio_says():
-    counts = make_counts(400)
-    found = summarise(counts)["loss"]
-    loss_sum, num_slots = counts.column("loss_sum"), counts.column("num_slots")
-    error = math.sqrt(((loss_sum - found.value * num_slots) ** 2).sum()) / num_slots.sum()
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert found.low < found.value < found.high
-
-
-def test_intervals_widen_as_the_rows_of_a_document_depend_on_each_other():
-    alike = make_counts(100)
-    copies = RowCounts(np.arange(400), np.arange(400), np.repeat(alike.sums, 4, axis=0))
-    for name in METRICS:
-        alone, rows = summarise(alike)[name], summarise(copies)[name]
-        documents = summarise(in_documents(copies, 4))[name]
-        assert documents.high - documents.low == pytest.approx(alone.high - alone.low, rel=0.2)
-        assert rows.high - rows.low == pytest.approx((alone.high - alone.low) / 2, rel=0.3)
-
-
 def test_the_interval_of_a_calibration_error_has_its_value_in_the_middle():
     draw = np.random.default_rng(0)
     covered, gaps = [], draw.normal(0, 0.3, (200, 60, NUM_BINS))
@@ -233,15 +214,3 @@ def test_p_values_equal_a_naive_exchange_of_documents():
             as_large += abs(drawn) >= abs(observed) * (1 - 1e-9)
         assert found[name].p == pytest.approx(as_large / 301), name
     assert found["top1"].p == 1 and 1 / 301 < found["loss"].p < 1
-
-
-def test_p_values_come_near_those_of_all_exchanges():
-    first = make_counts(9, seed=3)
-    draw = np.random.default_rng(4)
-    second = changed(first, loss_sum=lambda loss: loss + draw.normal(1, 3, loss.shape))
-    apart = first.column("loss_sum") - second.column("loss_sum")
-    signs = np.array(np.meshgrid(*[[1, -1]] * 9)).reshape(9, -1)
-    exact = np.mean(np.abs(apart @ signs) >= abs(apart.sum()) - 1e-9)
-    found = differences(first, second, num_resamples=4000)[0]["loss"].p
-    assert 0.02 < exact < 0.98
-    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4000))

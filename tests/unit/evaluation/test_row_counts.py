@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from evaluating import MemoryShards, masked_rows, sharp_model
+from evaluating import masked_rows, sharp_model
 
 from fitb.config import MaskConfig
 from fitb.data.batch import Batch
-from fitb.data.masking import Vocabulary
 from fitb.evaluation.metrics import metrics_of
 from fitb.evaluation.row_counts import (
     COLUMNS,
@@ -154,12 +153,8 @@ def models(tokenizer):
 
 
 @pytest.fixture
-def batch(tokenizer):
-    draw = np.random.default_rng(2)
-    ids = draw.integers(5, len(tokenizer), (4, 16))
-    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-    shards, mask = MemoryShards(ids, ids >= 5), MaskConfig(fraction=0.4)
-    return Batch.of(masked_rows(shards, range(4), Vocabulary.of(tokenizer), mask))
+def batch(memory, vocabulary):
+    return Batch.of(masked_rows(memory, range(4), vocabulary, MaskConfig(fraction=0.4)))
 
 
 def test_answers_equal_softmaxes_written_out(models, batch, monkeypatch):
@@ -200,18 +195,15 @@ def test_without_a_teacher_nothing_is_held_against_one(models, batch):
     np.testing.assert_array_equal(found.rank, plain.rank)
 
 
-def test_among_equals_the_true_token_is_the_prediction(batch, tokenizer):
-    flat = Unigram(np.zeros(len(tokenizer), dtype=np.int64), torch.device("cpu"))
-    found = score({"": flat}, batch)[""]
-    labels = batch.labels[batch.labels >= 0].numpy()
-    np.testing.assert_array_equal(found.predicted, labels)
-    np.testing.assert_allclose(found.confidence, 1 / len(tokenizer), rtol=1e-5)
-
-
-def test_token_frequencies_are_smoothed_by_one(batch, tokenizer):
-    counts = np.random.default_rng(0).integers(0, 9, len(tokenizer))
+def test_token_frequencies_are_smoothed_by_one_and_the_true_token_wins_among_equals(
+    batch, tokenizer
+):
+    size, labels = len(tokenizer), batch.labels[batch.labels >= 0].numpy()
+    counts = np.random.default_rng(0).integers(0, 9, size)
     found = score({"": Unigram(counts, torch.device("cpu"))}, batch)[""]
-    labels = batch.labels[batch.labels >= 0].tolist()
-    total = counts.sum() + len(counts)
-    for loss, label in zip(found.loss, labels, strict=True):
-        assert loss == pytest.approx(-math.log((counts[label] + 1) / total), rel=1e-5)
+    np.testing.assert_allclose(
+        found.loss, -np.log((counts[labels] + 1) / (counts.sum() + size)), rtol=1e-5
+    )
+    flat = score({"": Unigram(np.zeros(size, dtype=np.int64), torch.device("cpu"))}, batch)[""]
+    np.testing.assert_array_equal(flat.predicted, labels)
+    np.testing.assert_allclose(flat.confidence, 1 / size, rtol=1e-5)

@@ -1,24 +1,27 @@
 """Masked words of real shards: their text, their capitals, their categories."""
 
+import gzip
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from evaluating import write_shards
+from tokenizers import Tokenizer, normalizers
 
-from fitb.corpus.prepare import prepare
-from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.source_text import read_source_texts
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary, word_numbers
 from fitb.evaluation.categories import GROUPS
 from fitb.evaluation.words import Categoriser
-from fitb.shards.documents import documents_at
 from fitb.shards.shard_set import ShardSet
 
 DOCUMENTS = [
     "It is said that Paris calls os.path.join with some_value of 3.14 at https://example.org/a now",
     "There the reader of BertModel looks at 42 pages in London and sleeps",
-    "Nobody knows why the brown fox jumps over the lazy dog in Vienna or www.example.org today",
+    "Nobody knows why the brown fox jumps over the lazy dog in Ur or www.example.org today",
 ]
 
 
@@ -30,31 +33,16 @@ def folder(tmp_path_factory):
 
 def make(folder, number=60, **changes):
     texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(number)]
-    (folder / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    settings = {
-        "source": "text",
-        "files": [str(folder / "text.txt")],
-        "vocab_size": 300,
-        "length": 32,
-        "validation_fraction": 0.3,
-        "shard_mb": 0.002,
-        "workers": 1,
-    }
-    prepare(PrepareConfig(out=str(folder / "shards"), **(settings | changes)))
+    write_shards(folder, texts, shard_mb=0.002, **changes)
     return folder
-
-
-def open_all(folder, split="validation"):
-    shards = ShardSet.open(folder / "shards", split)
-    tokenizer = load_tokenizer(shards.tokenizer_folder)
-    vocabulary = Vocabulary.of(tokenizer)
-    rows = np.arange(shards.num_rows)
-    return shards, vocabulary, rows, Categoriser.of(shards, rows, vocabulary, tokenizer)
 
 
 def found_in(folder, split="validation"):
     """Category by text -> the pieces of the words that have it, joined."""
-    shards, vocabulary, rows, categoriser = open_all(folder, split)
+    shards = ShardSet.open(folder / "shards", split)
+    tokenizer = load_tokenizer(shards.tokenizer_folder)
+    vocabulary, rows = Vocabulary.of(tokenizer), np.arange(shards.num_rows)
+    categoriser = Categoriser.of(shards, rows, vocabulary, tokenizer)
     read = shards.read(rows)
     words = word_numbers(read.input_ids, read.word_starts, vocabulary)
     masked = np.zeros(words.shape, dtype=bool)
@@ -76,21 +64,12 @@ def found_in(folder, split="validation"):
 
 def test_capitals_of_a_lowercase_tokenizer_come_from_the_input(folder):
     found, categoriser = found_in(folder)
-    assert found["name"] == {"paris", "london", "vienna"}
+    assert found["name"] == {"paris", "london", "ur"}
     assert {"bertmodel", "os", "join", "some", "_", "value"} <= found["identifier"]
     assert {"https", "example", "www"} <= found["url"]
     assert {"3", "14", "42"} <= found["number"]
-    assert categoriser.missing == {}
-    assert categoriser.found[0] == categoriser.found[1] > 9
-
-
-def test_originals_are_the_text_that_offsets_point_into(folder):
-    shards, vocabulary, rows, _ = open_all(folder)
-    ends = {"sep_id": vocabulary.sep_id, "pad_id": vocabulary.pad_id}
-    originals = read_source_texts(shards, rows, **ends)
-    assert originals.reason == "" and len(originals.texts) == originals.wanted
-    assert all(text.rsplit(" number ")[0] in DOCUMENTS for text in originals.texts.values())
-    assert originals.wanted == shards.manifest["splits"]["validation"]["documents"]
+    wanted = categoriser.shards.manifest["splits"]["validation"]["documents"]
+    assert categoriser.missing == {} and categoriser.found == (wanted, wanted)
 
 
 def gone(folder):
@@ -111,14 +90,14 @@ def unnamed(folder):
     [(gone, "No such file"), (changed, "has changed"), (unnamed, "which lists the input")],
 )
 def test_without_the_input_no_name_is_told_and_the_rest_is(tmp_path, harm, said):
-    make(tmp_path)
+    whole, _ = found_in(make(tmp_path))
     harm(tmp_path)
     found, categoriser = found_in(tmp_path)
     assert list(categoriser.missing) == ["name"] and said in categoriser.missing["name"]
     assert found["name"] == set()
-    assert {"os", "some", "value"} <= found["identifier"] and "bertmodel" not in found["identifier"]
-    assert {"https", "example", "www"} <= found["url"]
-    assert {"3", "14", "42"} <= found["number"]
+    assert whole["identifier"] - found["identifier"] == {"bertmodel"}
+    for name in ("url", "number", "single_piece", "multi_piece"):
+        assert found[name] == whole[name]
 
 
 def test_documents_that_have_changed_are_not_taken_and_the_others_are(tmp_path):
@@ -127,19 +106,13 @@ def test_documents_that_have_changed_are_not_taken_and_the_others_are(tmp_path):
     found, categoriser = found_in(tmp_path)
     number, wanted = categoriser.found
     assert 0 < number < wanted
-    assert found["name"] == {"paris", "vienna"}
+    assert found["name"] == {"paris", "ur"}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "gz"])
 def test_originals_are_found_in_every_kind_of_local_file(tmp_path, kind):
-    import gzip
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     texts = [f"{DOCUMENTS[i % 3]} number {i}" for i in range(60)]
-    path = tmp_path / f"text.{'txt.gz' if kind == 'gz' else kind}"
+    path = tmp_path / f"input.{kind}"
     if kind == "jsonl":
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     elif kind == "parquet":
@@ -148,7 +121,7 @@ def test_originals_are_found_in_every_kind_of_local_file(tmp_path, kind):
         path.write_bytes(gzip.compress("\n\n".join(texts).encode()))
     make(tmp_path, source="text" if kind == "gz" else kind, files=[str(path)])
     found, categoriser = found_in(tmp_path)
-    assert found["name"] == {"paris", "london", "vienna"}
+    assert found["name"] == {"paris", "london", "ur"}
     assert categoriser.found[0] == categoriser.found[1]
 
 
@@ -162,8 +135,6 @@ def test_docstrings_are_read_again_from_their_python_files(shards):
 
 
 def test_a_cased_tokenizer_needs_no_input(folder, tmp_path):
-    from tokenizers import Tokenizer, normalizers
-
     cased = tmp_path / "tokenizer"
     shutil.copytree(folder / "shards" / "tokenizer", cased)
     tokenizer = Tokenizer.from_file(str(cased / "tokenizer.json"))
@@ -175,7 +146,7 @@ def test_a_cased_tokenizer_needs_no_input(folder, tmp_path):
     gone(tmp_path)
     found, categoriser = found_in(tmp_path)
     assert categoriser.missing == {} and categoriser.found == (0, 0)
-    assert {"Paris", "London", "Vienna"} <= found["name"]
+    assert {"Paris", "London", "Ur"} <= found["name"]
     assert not found["name"] & {"It", "There", "Nobody"}
 
 
@@ -185,22 +156,3 @@ def test_a_split_without_offsets_tells_pieces_alone(folder):
     assert "no offsets" in categoriser.missing["name"]
     assert found["multi_piece"] and found["single_piece"]
     assert not found["url"] | found["identifier"] | found["number"] | found["name"]
-
-
-def test_words_of_rows_put_together_are_those_of_the_document_in_small_letters(folder):
-    shards, vocabulary, rows, categoriser = open_all(folder)
-    read = shards.read(rows)
-    words = word_numbers(read.input_ids, read.word_starts, vocabulary)
-    offsets = shards.read_offsets(rows)
-    bare = Categoriser(shards, categoriser.pieces, categoriser.breaks, {}, {}, (0, 0))
-    ends = {"sep_id": vocabulary.sep_id, "pad_id": vocabulary.pad_id}
-    documents = documents_at(read.input_ids, shards.document_numbers(rows), **ends)
-    number = 0
-    for i in range(0, len(rows), 3):
-        wanted = np.unique(words[i][words[i] >= 0])
-        each = (i, read.input_ids[i], documents[i], words[i], wanted, offsets)
-        for place, other in zip(categoriser._places(*each), bare._places(*each), strict=True):
-            text, begin, end = place
-            assert other[0][other[1] : other[2]] == text[begin:end].lower()
-            number += 1
-    assert number > 100

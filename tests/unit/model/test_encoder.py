@@ -41,7 +41,7 @@ def rows():
 
 @pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
 @pytest.mark.parametrize("padded", [False, True])
-def test_states_are_those_of_transformers(model, rows, kernels, padded):
+def test_states_queries_keys_and_logits_are_those_of_transformers(model, rows, kernels, padded):
     """In float64 to 1e-12: padding heads and vocabulary changes nothing but the order of sums."""
     ids, real = rows
     told = model(ids, attention_mask=real.long() if padded else None, output_hidden_states=True)
@@ -49,40 +49,22 @@ def test_states_are_those_of_transformers(model, rows, kernels, padded):
     shown = real if padded else torch.ones_like(real)
     for ours, number in zip((*encoded.hidden, encoded.last), (0, 3, 1, 3), strict=True):
         assert torch.allclose(ours[shown], told.hidden_states[number][shown], atol=1e-12)
-    slots = torch.tensor([[1, 3], [2, 6], [3, 0]])
+    for (query, key), number in zip(encoded.pairs, (3, 1), strict=True):
+        below, this = told.hidden_states[number - 1], model.bert.encoder.layer[number - 1]
+        for ours, name in ((query, "query"), (key, "key")):
+            expected = getattr(this.attention.self, name)(below).view(ROWS, LENGTH, HEADS, 5)
+            assert torch.allclose(ours.transpose(1, 2)[shown], expected[shown], atol=1e-12)
+    slots = torch.tensor([[9, 1, 1], [2, 6, 0], [3, 0, 3]])  # they repeat, in any order
+    some = encode(model, ids, real if padded else None, layers=(1,), slots=slots, kernels=kernels)
+    assert torch.equal(some.hidden[1], encoded.hidden[2])
+    at_slots = encoded.last.gather(1, slots[..., None].expand(-1, -1, WIDTH))
+    assert torch.allclose(some.last, at_slots, atol=1e-12)
     logits = logits_at(model, encoded.last, slots, kernels)
-    assert logits.shape == (6, 128 if kernels.pad else VOCABULARY)
+    assert logits.shape == (9, 128 if kernels.pad else VOCABULARY)
     at_slots = told.logits.gather(1, slots[..., None].expand(-1, -1, VOCABULARY)).flatten(0, 1)
     assert torch.allclose(logits[:, :VOCABULARY], at_slots, atol=1e-12)
     assert torch.allclose(logits.softmax(-1)[:, :VOCABULARY], at_slots.softmax(-1), atol=1e-12)
     assert (logits.softmax(-1)[:, VOCABULARY:] == 0).all()
-
-
-@pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
-@pytest.mark.parametrize("padded", [False, True])
-def test_the_last_layer_at_some_positions_answers_as_it_does_at_all_of_them(
-    model, rows, kernels, padded
-):
-    """In float64 to 1e-12; positions may repeat and come in any order."""
-    ids, real = rows[0], rows[1] if padded else None
-    slots = torch.tensor([[9, 1, 1], [2, 6, 0], [3, 0, 3]])
-    whole = encode(model, ids, real, layers=(2,), kernels=kernels)
-    some = encode(model, ids, real, layers=(2,), slots=slots, kernels=kernels)
-    expected = torch.stack([states[at] for states, at in zip(whole.last, slots, strict=True)])
-    assert some.last.shape == (ROWS, 3, WIDTH)
-    assert torch.allclose(some.last, expected, atol=1e-12)
-    assert torch.equal(some.hidden[1], whole.hidden[1])
-
-
-@pytest.mark.parametrize("kernels", EVERY_WAY, ids=str)
-def test_queries_and_keys_have_the_size_of_the_head_whatever_was_computed(model, rows, kernels):
-    encoded = encode(model, rows[0], None, layers=(2,), kernels=kernels)
-    ((query, key),) = encoded.pairs
-    state = model.bert.encoder.layer[0](model.bert.embeddings(rows[0]))
-    for ours, name in ((query, "query"), (key, "key")):
-        expected = getattr(model.bert.encoder.layer[1].attention.self, name)(state)
-        expected = expected.view(ROWS, LENGTH, HEADS, 5).transpose(1, 2)
-        assert torch.allclose(ours, expected, atol=1e-12)
 
 
 def test_padding_gives_every_weight_its_exact_gradient(model, rows):

@@ -18,7 +18,7 @@ def model(make_folder):
     return BertForMaskedLM.from_pretrained(make_folder())
 
 
-def test_one_flipped_bit_of_any_parameter_or_buffer_is_another_model(model):
+def test_one_flipped_bit_another_type_or_another_setting_is_another_model(model):
     model.bert.embeddings.register_buffer("scalar", torch.tensor(1.5, dtype=torch.bfloat16))
     before = digest_of_model(model, model.config)
     assert digest_of_model(model, model.config) == before
@@ -28,24 +28,16 @@ def test_one_flipped_bit_of_any_parameter_or_buffer_is_another_model(model):
         assert digest_of_model(model, model.config) != before
         last ^= 1
     assert digest_of_model(model, model.config) == before
-
-
-def test_another_configuration_or_type_is_another_model(model):
-    before = digest_of_model(model, model.config)
     assert digest_of_model(model.double(), model.config) != before
     model.float()
     model.config.layer_norm_eps *= 2
     assert digest_of_model(model, model.config) != before
 
 
-def test_a_tokenizer_that_is_loaded_again_has_the_same_digest(tokenizer_folder):
-    first, second = (load_tokenizer(tokenizer_folder) for _ in range(2))
-    assert digest_of_tokenizer(first) == digest_of_tokenizer(second)
-
-
 def test_another_piece_or_special_token_is_another_tokenizer(tokenizer_folder, tmp_path):
     tokenizer = load_tokenizer(tokenizer_folder)
     before = digest_of_tokenizer(tokenizer)
+    assert digest_of_tokenizer(load_tokenizer(tokenizer_folder)) == before
     tokenizer.add_tokens(["xyzzy"])
     assert digest_of_tokenizer(tokenizer) != before
     tokenizer.save_pretrained(tmp_path)
