@@ -10,7 +10,7 @@ from file_server import FileServer
 from s3_server import s3_bucket
 from small import flags_of
 
-from fitb.cluster.local import LocalRun, train_command
+from fitb.cluster.local import LocalRun
 
 OUTAGE_S = 10.0
 STEPS = 16  # of 64 rows: five windows of one shard
@@ -40,14 +40,6 @@ def cache_flags(shards, where, cache):
     return flags_of({"data.shards": where, "data.cache_dir": cache, "data.cache_gb": room / 1e9})
 
 
-@pytest.fixture()
-def bucket(shards):
-    """URL of a copy of the shards on an S3 server."""
-    with s3_bucket("for-training") as filesystem:
-        filesystem.put(f"{shards}/", "for-training/shards/", recursive=True)
-        yield "s3://for-training/shards"
-
-
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
@@ -55,10 +47,12 @@ def no_proxy(monkeypatch):
 
 
 def test_shards_on_an_s3_server_give_the_losses_of_local_ones(
-    at_home, shards, bucket, remote_flags, tmp_path
+    at_home, shards, remote_flags, tmp_path
 ):
-    flags = [*remote_flags, *cache_flags(shards, bucket, tmp_path / "cache")]
-    assert job.run(flags, tmp_path / "run") == 0
+    with s3_bucket("for-training") as filesystem:
+        filesystem.put(f"{shards}/", "for-training/shards/", recursive=True)
+        where = cache_flags(shards, "s3://for-training/shards", tmp_path / "cache")
+        assert job.run([*remote_flags, *where], tmp_path / "run") == 0
     job.assert_same(at_home, tmp_path / "run")
 
 
@@ -69,7 +63,7 @@ def test_an_http_server_that_is_away_for_some_seconds_costs_time_and_nothing_els
     with FileServer(shards) as server:
         flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
         server.only = 3
-        with LocalRun(train_command([*flags, "--run_dir", str(run)]), 2) as training:
+        with LocalRun(job.command(flags, run), 2) as training:
             assert server.asked_for_more.wait(job.TIMEOUT_S)
             server.stop()
             server.only = math.inf
@@ -88,7 +82,7 @@ def test_a_server_that_stays_away_stops_the_run_and_a_restart_goes_on_from_there
         flags = [*remote_flags, *cache_flags(shards, server.url, tmp_path / "cache")]
         flags += ["--data.cache_gb", "1", "--data.fetch_deadline_s", "1"]
         server.only = 3
-        with LocalRun(train_command([*flags, "--run_dir", str(run)]), 2) as training:
+        with LocalRun(job.command(flags, run), 2) as training:
             assert server.asked_for_more.wait(job.TIMEOUT_S)
             server.stop()
             assert training.wait(job.TIMEOUT_S) == 1
