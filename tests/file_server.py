@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from pathlib import Path
@@ -22,25 +23,20 @@ class FileServer(HttpServer):
         self.requests: Counter[str] = Counter()  # by name of the file
         self.seen: list[str] = []  # queries and Authorization headers
         self.corrupt: Counter[str] = Counter()  # answers to come with a flipped bit
-        self.cut: Counter[str] = Counter()  # answers to come that end in the middle
         self.answers: dict[str, int] = {}  # status instead of the file
         self.ranges: list[str] = []  # that were asked for
-        self.only: int | None = (
-            None  # different training shards it gives; asked for more, it hangs up
-        )
+        self.only = math.inf  # training shards that it gives; asked for another, it hangs up
         self.asked_for_more = threading.Event()
         self.holding = threading.Event()  # a file has stopped in the middle, as `hold` is clear
         self._given: set[str] = set()
         super().__init__(_Files)
 
     def is_one_too_many(self, name: str) -> bool:
-        if self.only is None or not name.startswith("train-"):
-            return False
-        with self.lock:
-            self._given.add(name)
-            if len(self._given) > self.only:
-                self._given.discard(name)
-                return True
+        if name.startswith("train-"):
+            with self.lock:
+                if len(self._given | {name}) > self.only:
+                    return True
+                self._given.add(name)
         return False
 
     def content(self, name: str) -> bytes:
@@ -59,8 +55,6 @@ class _Files(Handler):
         with server.lock:
             server.requests[name] += 1
             server.seen += [asked.query, self.headers.get("Authorization", "")]
-            cut = server.cut[name] > 0
-            server.cut[name] -= cut
         if server.is_one_too_many(name):
             server.asked_for_more.set()
             self.close_connection = True
@@ -84,8 +78,7 @@ class _Files(Handler):
         if not server.hold.is_set():
             server.holding.set()
             server.hold.wait()
-        if not cut:
-            self.wfile.write(data[len(data) // 2 :])
+        self.wfile.write(data[len(data) // 2 :])
 
     def do_HEAD(self) -> None:  # noqa: N802
         path = self.owner.folder / unquote(urlsplit(self.path).path).strip("/")

@@ -9,7 +9,6 @@ import ast
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,46 +18,35 @@ LONGEST_MODULE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 60, 9
 MOST_CODE, MOST_TESTS = 34_600, 30_400
 
 
-@dataclass(frozen=True)
-class Size:
-    """Lines of a module or function, blank ones and comments included."""
-
-    lines: int
-    name: str
+Sizes = list[tuple[int, str]]  # lines, blank ones and comments included, and name; sorted
 
 
-def counted(*folders: str) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of every module that counts."""
+def counted(*folders: str) -> Iterator[tuple[str, str]]:
+    """Yield name and text of every module that counts."""
     for folder in folders:
         for path in (ROOT / folder).rglob("*.py"):
             name = str(path.relative_to(ROOT))
             if not name.startswith(BENCHMARKS):
-                yield name, path
+                yield name, path.read_text()
 
 
-def modules(*folders: str) -> list[Size]:
-    """All modules of folders, the shortest first."""
-    sizes = [Size(len(path.read_text().splitlines()), name) for name, path in counted(*folders)]
-    return sorted(sizes, key=lambda size: (size.lines, size.name))
+def modules(*folders: str) -> Sizes:
+    return sorted((len(text.splitlines()), name) for name, text in counted(*folders))
 
 
-def functions_of(path: Path) -> Iterator[Size]:
-    """Functions and methods of a module, from `def` to their last line."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            yield Size(lines, f"{path.relative_to(ROOT)}:{node.name}")
+def functions(*folders: str) -> Sizes:
+    """Functions and methods, from `def` to their last line."""
+    return sorted(
+        ((node.end_lineno or node.lineno) - node.lineno + 1, f"{name}:{node.name}")
+        for name, text in counted(*folders)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
 
 
-def functions(*folders: str) -> list[Size]:
-    """All functions of folders, the shortest first."""
-    sizes = [size for _, path in counted(*folders) for size in functions_of(path)]
-    return sorted(sizes, key=lambda size: (size.lines, size.name))
-
-
-def quantile(sizes: list[Size], share: float) -> int:
+def quantile(sizes: Sizes, share: float) -> int:
     """Return the length that this share of sorted sizes does not exceed."""
-    return sizes[math.ceil(share * len(sizes)) - 1].lines
+    return sizes[math.ceil(share * len(sizes)) - 1][0]
 
 
 def main() -> int:
@@ -68,14 +56,14 @@ def main() -> int:
     for title, folders in (("", CODE), ("test ", TESTS)):
         for kind, sizes in (("modules", modules(*folders)), ("functions", functions(*folders))):
             figures = f"{len(sizes):7} {quantile(sizes, 0.5):7} {quantile(sizes, 0.9):7}"
-            print(f"{title + kind:18} {figures} {sizes[-1].lines:8}  {sizes[-1].name}")
-        total[title] = sum(size.lines for size in modules(*folders))
+            print(f"{title + kind:18} {figures} {sizes[-1][0]:8}  {sizes[-1][1]}")
+        total[title] = sum(lines for lines, _ in modules(*folders))
     share = total["test "] / total[""]
     print(f"{total['']:,} lines of code, {total['test ']:,} of tests: {share:.2f} to 1")
     code = functions(*CODE)
     limits = (
-        ("longest module", modules(*CODE)[-1].lines, LONGEST_MODULE),
-        ("longest function", code[-1].lines, LONGEST_FUNCTION),
+        ("longest module", modules(*CODE)[-1][0], LONGEST_MODULE),
+        ("longest function", code[-1][0], LONGEST_FUNCTION),
         ("median of functions", quantile(code, 0.5), MEDIAN_FUNCTION),
         ("lines of code", total[""], MOST_CODE),
         ("lines of tests", total["test "], MOST_TESTS),

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fitb.config import Geometry
+
 HEADS = 4
+TEACHER = Geometry(4, 64, 128, HEADS)
 STUDENT = (
     '{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64,'
     f' "num_attention_heads": {HEADS}}}'
@@ -49,14 +52,13 @@ def make_shards(folder: Path) -> Path:
     return folder / "shards"
 
 
-def make_teacher(folder: Path, shards: Path) -> Path:
-    """A Hugging Face folder with a BERT of 4 layers and its MLM head; its weights are random."""
-    from fitb.config import Geometry
+def make_teacher(folder: Path, shards: Path, sizes: Geometry = TEACHER, length: int = 64) -> Path:
+    """A Hugging Face folder with a BERT and its MLM head; its weights are random."""
     from fitb.corpus.tokenizer import load_tokenizer
     from fitb.model.load import load_model
 
     tokenizer = load_tokenizer(shards / "tokenizer")
-    loaded = load_model(Geometry(4, 64, 128, HEADS), tokenizer=tokenizer, length=64, seed=7)
+    loaded = load_model(sizes, tokenizer=tokenizer, length=length, seed=7)
     loaded.model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
     return folder / "teacher"
@@ -70,7 +72,7 @@ def quick(
     eval_every: int = 8,
 ) -> list[str]:
     """Flags of a run that distils 24 steps in a few seconds on a CPU; --run_dir is the caller's."""
-    flags = {
+    settings = {
         "steps": steps,
         "global_batch": 16,
         "micro_batch": 4,
@@ -86,4 +88,8 @@ def quick(
         "track.every_steps": 1,
         "track.wandb": "disabled",
     }
-    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    return flags_of(settings)
+
+
+def flags_of(settings: dict[str, object]) -> list[str]:
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]

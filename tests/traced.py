@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,32 +55,26 @@ def rows_of_steps(run_dir: Path) -> dict[int, list[int]]:
         if event["event"] == "resume"
     }
     rows: dict[int, list[int]] = {}
-    for attempt, records in _records(run_dir / "rows"):
-        for step in [step for step in rows if step > begun.get(attempt, 0)]:
-            del rows[step]
-        for step, part in records:
-            rows.setdefault(step, []).extend(part)
+    last = 0
+    for path in sorted((run_dir / "rows").glob("*.jsonl")):  # of the ranks of attempts in turn
+        attempt = int(path.name[:4])
+        if attempt > last:
+            last, begin = attempt, begun.get(attempt, 0)
+            rows = {step: read for step, read in rows.items() if step <= begin}
+        for line in read_lines(path, "step", "rows"):
+            rows.setdefault(line["step"], []).extend(line["rows"])
     return rows
+
+
+def newest(run_dir: Path) -> Path:
+    """Folder of the newest checkpoint."""
+    checkpoints = run_dir / "checkpoints"
+    return checkpoints / (checkpoints / "latest").read_text().strip()
 
 
 def weights(run_dir: Path) -> dict[str, str]:
     """File -> hash of the newest checkpoint's tensors."""
-    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
-    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _records(folder: Path) -> Iterator[tuple[int, list[tuple[int, list[int]]]]]:
-    """Attempts in turn, each with the records of its ranks in turn."""
-    attempts: dict[int, list[Path]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        attempts.setdefault(int(path.name[:4]), []).append(path)
-    for attempt, paths in sorted(attempts.items()):
-        records = [
-            (line["step"], line["rows"])
-            for path in paths
-            for line in read_lines(path, "step", "rows")
-        ]
-        yield attempt, records
+    return {path.name: sha256_file(path) for path in newest(run_dir).glob("*.safetensors")}
 
 
 if __name__ == "__main__":

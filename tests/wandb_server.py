@@ -11,7 +11,6 @@ or as a program, for a soak test; kill it and start it again whenever you like:
 
     python wandb_server.py --host 0.0.0.0 --port 8080 --out journal.jsonl
     WANDB_BASE_URL=http://HOST:8080 WANDB_API_KEY=... fitb train ...
-    python wandb_server.py --show --out journal.jsonl     # steps held, per run, as JSON
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import gzip
 import json
 import re
 import threading
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -67,11 +65,7 @@ class Run:
             "id": f"id-{name}",
             "name": name,
             "displayName": self.display_name,
-            "description": "",
             "config": self.config,
-            "sweepName": None,
-            "tags": [],
-            "notes": None,
             "summaryMetrics": json.dumps(self.summary()),
             "historyLineCount": len(history),
             "eventsLineCount": len(self.files[EVENTS]),
@@ -96,9 +90,7 @@ class WandbServer(HttpServer):
     def __init__(self, host: str = "127.0.0.1", port: int = 0, journal: Path | None = None) -> None:
         self.runs: dict[str, Run] = defaultdict(Run)
         self.requests: list[str] = []  # operations and paths, as they came
-        self.keys: set[str] = set()  # Authorization headers
         self.status: dict[str, int] = {}  # by operation, path's end, or "" for all: refuse with it
-        self.delay_s = 0.0  # before every answer
         self._journal = journal
         if journal and journal.exists():
             for line in journal.read_text().splitlines(keepends=True):
@@ -160,7 +152,6 @@ class WandbServer(HttpServer):
         with self.lock:
             self.requests.append(operation)
         self.hold.wait()
-        time.sleep(self.delay_s)
         status = self.status.get(operation, self.status.get("", 200))
         if status != 200:
             return status, {"error": "told to refuse"}
@@ -180,8 +171,6 @@ class _Runs(Handler):
         server, body = self.owner, self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        with server.lock:
-            server.keys.add(self.headers.get("Authorization", ""))
         status, answer = server.answer(self.path, body, self.headers["Host"])
         data = json.dumps(answer).encode()
         self.send_response(status)
@@ -198,12 +187,8 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the journal")
-    parser.add_argument("--show", action="store_true", help="print the steps held and end")
     flags = parser.parse_args()
     with WandbServer(flags.host, flags.port, flags.out) as server:
-        if flags.show:
-            print(json.dumps({name: run.steps() for name, run in server.runs.items()}))
-            return
         print(server.url, flush=True)
         threading.Event().wait()
 

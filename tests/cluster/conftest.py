@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executable import executable
 from machine import ClusterUnavailable
 from slurm_cluster import Cluster, a_cluster, tail
 from small import quick
 
+from fitb.base.fsio import read_lines
 from fitb.cluster.executor import resource_parser
 from fitb.cluster.local import LocalRun, train_command
 from fitb.cluster.submit import submit_distill
+from fitb.rundir.checkpoints import last_committed_step
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTILL = ROOT / "slurm" / "distill.sh"
@@ -84,9 +85,14 @@ class Run:
         return self.payload.env | {"FITB_PYTHON": self.payload.python} | more
 
     def sbatch(
-        self, *options: str, env: dict[str, str] | None = None, flags: Sequence[str] = ()
+        self,
+        *options: str,
+        env: dict[str, str] | None = None,
+        flags: Sequence[str] = (),
+        script: Path = DISTILL,
+        cwd: Path = ROOT,
     ) -> str:
-        """Submit slurm/distill.sh and return the job id."""
+        """Submit a script and return the job id."""
         return self.cluster.sbatch(
             "--nodes=2",
             f"--ntasks-per-node={self.payload.tasks_per_node}",
@@ -94,26 +100,22 @@ class Run:
             "--cpus-per-task=1",
             f"--output={self.batch_log}",
             *options,
-            DISTILL,
+            script,
             *self.flags,
             *flags,
             env=self.env(**(env or {})),
-            cwd=ROOT,
+            cwd=cwd,
         )
 
-    def submitit(self, monkeypatch: pytest.MonkeyPatch, *where: str, torchrun: bool = False) -> Any:
-        """Submit through fitb.cluster.submit and return submitit's job."""
-        return self.submitit_chain(monkeypatch, 0, *where, torchrun=torchrun)[0]
-
-    def submitit_chain(
+    def submitit(
         self,
         monkeypatch: pytest.MonkeyPatch,
-        links: int,
         *where: str,
+        links: int = 0,
         preflight: bool = False,
         torchrun: bool = False,
     ) -> list[Any]:
-        """The same for the jobs of a chain."""
+        """Submit through fitb.cluster.submit; return submitit's jobs, of a chain all of them."""
         for name, value in (self.payload.env | {"SLURM_CONF": str(self.cluster.conf)}).items():
             monkeypatch.setenv(name, value)
         tasks = str(self.payload.tasks_per_node)
@@ -123,32 +125,26 @@ class Run:
         return submit_distill(self.flags, arguments, entry=self.payload.entry)[0]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == name]
+        lines = read_lines(self.folder / "events.jsonl")
+        return [event for event in lines if event["event"] == name]
 
     def saved(self) -> int:
         """The last committed step."""
-        latest = self.folder / "checkpoints" / "latest"
-        return int(latest.read_text().strip().removeprefix("step-")) if latest.exists() else 0
+        return last_committed_step(self.folder)
 
     def logs(self) -> str:
         """The ends of all logs of the run, for a message."""
-        files = [
-            path for path in (self.batch_log, *sorted(self.folder.glob("logs/*"))) if path.is_file()
-        ]
-        return tail([path for path in files if path.suffix in (".out", ".err")])
+        files = (self.batch_log, *sorted(self.folder.glob("logs/*")))
+        return tail([path for path in files if path.is_file() and path.suffix in (".out", ".err")])
 
 
 def stand_in(folder: Path, steps: int = 60) -> Payload:
     """The stand-in behind an interpreter that runs it in place of `-m fitb train`."""
-    python = folder / "python"
-    python.write_text(
-        "#!/usr/bin/env bash\n"
-        f'if [[ "$1 $2 $3" == "-m fitb train" ]]; then shift 3; set -- -m stand_in "$@"; fi\n'
-        f'exec {sys.executable} "$@"\n'
+    python = executable(
+        folder / "python",
+        'if [[ "$1 $2 $3" == "-m fitb train" ]]; then shift 3; set -- -m stand_in "$@"; fi\n'
+        f'exec {sys.executable} "$@"',
     )
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
     env = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     flags = ["--steps", str(steps), "--checkpoint.every_steps", "10"]
     return Payload(str(python), "stand_in:train", flags, env, steps, tasks_per_node=2)

@@ -29,12 +29,17 @@ def why_not() -> str | None:
     return None
 
 
-def run(*command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
+def run(
+    *command: str,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
     """Run a command and return its standard output.
 
     Raises: ClusterUnavailable with the command and what it said.
     """
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=60)
     if check and done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise ClusterUnavailable(f"{' '.join(command)}: exit {done.returncode}: {said}")

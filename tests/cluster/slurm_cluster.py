@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -30,17 +30,12 @@ HOSTS_OF = Path("/etc/netns")  # `ip netns exec` mounts the files found there ov
 CONF = """\
 ClusterName=fitb
 SlurmctldHost={controller}({subnet}.1)
-AuthType=auth/munge
-SlurmUser=root
-SlurmdUser=root
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/controller.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/controller.log
 SlurmdLogFile={folder}/%n.log
-SlurmctldPort=6817
-SlurmdPort=6818
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -51,14 +46,8 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-OverTimeLimit=0
 KillWait=5
-CompleteWait=0
 SlurmdTimeout=10
-MessageTimeout=10
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
-MpiDefault=none
 GresTypes=gpu
 NodeName={hosts} NodeAddr={addresses} CPUs=64 RealMemory=4000 Gres=gpu:8
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace_s}
@@ -211,11 +200,7 @@ class Cluster:
     def daemon_logs(self, num_lines: int = 20) -> str:
         """The ends of all daemons' logs, for a message."""
         files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.err")])
-        return "\n".join(
-            f"--- {file.name}\n"
-            + "\n".join(file.read_text(errors="replace").splitlines()[-num_lines:])
-            for file in files
-        )
+        return tail(files, num_lines)
 
     # What a user does
 
@@ -227,16 +212,8 @@ class Cluster:
         self, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> str:
         """Submit and return the job id."""
-        done = subprocess.run(
-            ["sbatch", "--parsable", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=self.env | dict(env or {}),
-            cwd=cwd,
-            timeout=60,
-        )
-        assert done.returncode == 0, f"sbatch {arguments}: {done.stderr}"
-        return done.stdout.strip().split(";")[0]
+        words = ("sbatch", "--parsable", *map(str, arguments))
+        return run(*words, env=self.env | dict(env or {}), cwd=cwd).strip().split(";")[0]
 
     def squeue(self) -> str:
         return self("squeue", "-a")
@@ -255,17 +232,20 @@ class Cluster:
         return 3600 * hours + 60 * minutes + seconds
 
     def wait_state(self, job: str, *states: str, timeout_s: float = 120) -> str:
-        """Wait until the job is in one of `states`, and return it.
+        """Wait until the job is in one of `states`, and return it."""
+        self._wait(job, lambda: self.state(job) in states, timeout_s, "/".join(states))
+        return self.state(job)
 
-        Raises: TimeoutError with the job's record.
-        """
+    def wait_restart(self, job: str, count: int = 1, timeout_s: float = 120) -> None:
+        """Wait until a job has been requeued `count` times."""
+        self._wait(job, lambda: int(self.show(job)["Restarts"]) >= count, timeout_s, "a requeue")
+
+    def _wait(self, job: str, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Raises: TimeoutError with the job's record."""
         try:
-            wait_until(
-                lambda: self.state(job) in states, timeout_s, f"job {job} {'/'.join(states)}"
-            )
+            wait_until(condition, timeout_s, f"job {job}: {what}")
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.show(job)}\n{self.squeue()}") from None
-        return self.state(job)
 
     def wait_end(self, job: str, timeout_s: float = 180) -> str:
         """Wait until the job is over, hurrying it whenever it was requeued."""
@@ -278,16 +258,6 @@ class Cluster:
                 raise TimeoutError(f"job {job} not over in {timeout_s} s\n{self.show(job)}")
             time.sleep(0.3)
         return state
-
-    def wait_restart(self, job: str, count: int = 1, timeout_s: float = 120) -> None:
-        """Wait until a job has been requeued `count` times.
-
-        Raises: TimeoutError with the job's record.
-        """
-        try:
-            wait_until(lambda: int(self.show(job)["Restarts"]) >= count, timeout_s, "a requeue")
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}\n{self.show(job)}\n{self.squeue()}") from None
 
     def hurry(self, job: str) -> None:
         """Shorten the two minutes that Slurm makes a requeued job wait.

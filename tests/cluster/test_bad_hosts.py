@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
-def hosts(slurm: Cluster) -> Iterator[Cluster]:
+def cluster(slurm: Cluster) -> Iterator[Cluster]:
     """Five hosts, which a test may spoil; the session's two stay whole."""
     with a_cluster(num_hosts=5) as cluster:
         yield cluster
@@ -32,24 +32,23 @@ def full_disk(cluster: Cluster, host: str, folder: Path) -> Path:
 
 
 def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_requeue(
-    hosts: Cluster, run: Run, tmp_path: Path
+    cluster: Cluster, run: Run, tmp_path: Path
 ) -> None:
-    run = Run(hosts, run.payload, run.folder)
-    full, cut, *good = hosts.hosts
-    scratch = full_disk(hosts, full, tmp_path / "scratch")
-    hosts.on(cut, "ip", "link", "set", hosts.FABRIC, "down")
+    full, cut, *good = cluster.hosts
+    scratch = full_disk(cluster, full, tmp_path / "scratch")
+    cluster.on(cut, "ip", "link", "set", cluster.FABRIC, "down")
     job = run.sbatch(
         "--nodes=3",
         "--ntasks-per-node=1",
         env={
             "FITB_PREFLIGHT": "1",
             "FITB_PREFLIGHT_LINK_S": "4",
-            "GLOO_SOCKET_IFNAME": hosts.FABRIC,
+            "GLOO_SOCKET_IFNAME": cluster.FABRIC,
             "TMPDIR": str(scratch),
         },
         flags=["--global_batch", "192", "--steps", "20"],
     )
-    assert hosts.wait_end(job) == "COMPLETED", run.logs()
+    assert cluster.wait_end(job) == "COMPLETED", run.logs()
     found = {event["host"]: event["checks"] for event in run.events("bad_host")}
     assert list(found) == [full, cut]
     assert found[full] == [f"disk {scratch}: 0.000 GB are free, expected 1"]
@@ -58,9 +57,9 @@ def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_re
     (requeue,) = run.events("requeue")
     assert requeue["exit_code"] == 85
     assert requeue["reason"].startswith(f"preflight: unfit hosts: {full}, {cut}; 1 of 10")
-    record = hosts.show(job)
+    record = cluster.show(job)
     assert record["ExcNodeList"] == f"{full},{cut}"
-    assert record["NodeList"] == f"{hosts.prefix}h[3-5]"
+    assert record["NodeList"] == f"{cluster.prefix}h[3-5]"
     assert record["Restarts"] == "1"
     assert len(run.events("attempt")) == 1
     (passed,) = (run.folder / "preflight").glob(f"{job}.1/{good[0]}.json")
@@ -72,36 +71,36 @@ def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_re
     assert "all 3 hosts are fit" in said
 
 
-def test_hosts_whose_own_name_is_loopback_are_told_and_not_barred(hosts: Cluster, run: Run) -> None:
+def test_hosts_whose_own_name_is_loopback_are_told_and_not_barred(
+    cluster: Cluster, run: Run
+) -> None:
     """Debian's installer writes 127.0.1.1; the preflight blamed good hosts for it."""
-    run = Run(hosts, run.payload, run.folder)
-    for host in hosts.hosts:
+    for host in cluster.hosts:
         path = HOSTS_OF / host / "hosts"
         others = [line for line in path.read_text().splitlines() if line.split()[1] != host]
         path.write_text("\n".join([*others, f"127.0.1.1 {host}", ""]))
     env = {"FITB_PREFLIGHT": "1", "FITB_PREFLIGHT_LINK_S": "4"}
     job = run.sbatch("--ntasks-per-node=1", env=env)
-    assert hosts.wait_end(job) == "FAILED"
-    record = hosts.show(job)
+    assert cluster.wait_end(job) == "FAILED"
+    record = cluster.show(job)
     assert (record["ExitCode"], record["ExcNodeList"]) == ("93:0", "(null)"), run.logs()
     assert run.events("bad_host") == []
     (stop,) = run.events("stop")
     assert "127.0.1.1" in stop["reason"] and "GLOO_SOCKET_IFNAME=eth0" in stop["reason"]
     job = run.sbatch("--ntasks-per-node=1", env=env | {"GLOO_SOCKET_IFNAME": "eth0"})
-    assert hosts.wait_end(job) == "COMPLETED", run.logs()
+    assert cluster.wait_end(job) == "COMPLETED", run.logs()
 
 
 def test_submitit_chain_goes_on_without_a_bad_host_and_from_where_a_link_left(
-    hosts: Cluster, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(hosts, run.payload, run.folder)
-    bad = hosts.hosts[0]
-    monkeypatch.setenv("TMPDIR", str(full_disk(hosts, bad, tmp_path / "scratch")))
+    bad = cluster.hosts[0]
+    monkeypatch.setenv("TMPDIR", str(full_disk(cluster, bad, tmp_path / "scratch")))
     monkeypatch.setattr(submit, "STATE_POLL_S", 0.5)
-    first, *links = run.submitit_chain(monkeypatch, 4, "--time_min", "30", preflight=True)
+    first, *links = run.submitit(monkeypatch, "--time_min", "30", links=4, preflight=True)
     wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
-    hosts("scancel", "--signal=USR2", links[0].job_id)
-    assert hosts.wait_end(links[2].job_id) == "COMPLETED", run.logs()
+    cluster("scancel", "--signal=USR2", links[0].job_id)
+    assert cluster.wait_end(links[2].job_id) == "COMPLETED", run.logs()
     assert [event["host"] for event in run.events("bad_host")] == [bad]
     unfit, left = run.events("requeue")
     assert (unfit["job"], unfit["step"]) == (first.job_id, 0)
@@ -109,6 +108,6 @@ def test_submitit_chain_goes_on_without_a_bad_host_and_from_where_a_link_left(
     assert len({event["chain"] for event in (unfit, left)}) == 1
     assert [event["step"] for event in run.events("attempt")] == [0, left["step"]]
     assert json.loads((run.folder / "done.json").read_text())["job"] == links[1].job_id
-    assert {hosts.show(link.job_id)["ExcNodeList"] for link in links} == {bad}
+    assert {cluster.show(link.job_id)["ExcNodeList"] for link in links} == {bad}
     assert not (run.folder / "preflight" / f"{links[2].job_id}.0").exists()
     assert [submit.wait_for(job, run.folder) for job in (first, *links)] == [85, 85, 0, 0]

@@ -7,10 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import DISTILL, ROOT, Run
+from conftest import DISTILL, Run
 from machine import wait_until
-
-from fitb.rundir.checkpoints import last_committed_step
 
 pytestmark = pytest.mark.cluster
 
@@ -20,18 +18,11 @@ def test_both_tasks_of_an_array_leave_as_asked_come_back_and_finish(run: Run) ->
     runs = [dataclasses.replace(run, folder=Path(f"{run.folder}-{n}")) for n in (0, 1)]
     script = run.folder.parent / "array.sh"
     script.write_text(f'#!/bin/bash\nexec bash {DISTILL} "$@-$SLURM_ARRAY_TASK_ID"\n')
-    sbatch = ("--array=0-1", "--requeue", "--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")
-    array = run.cluster.sbatch(
-        *sbatch,
-        "--open-mode=append",
-        "--signal=B:USR1@300",
+    array = run.sbatch(
+        *("--array=0-1", "--requeue", "--nodes=1", "--open-mode=append", "--signal=B:USR1@300"),
         f"--output={run.folder}-%a.batch.out",
-        script,
-        *run.payload.flags,
-        "--run_dir",
-        run.folder,
-        env=run.env(),
-        cwd=ROOT,
+        script=script,
+        flags=["--run_dir", str(run.folder)],
     )
     jobs = [f"{array}_{n}" for n in (0, 1)]
     for one in runs:
@@ -50,25 +41,14 @@ def test_both_tasks_of_an_array_leave_as_asked_come_back_and_finish(run: Run) ->
 
 def test_sbatch_export_none_hands_on_what_the_script_exports(run: Run) -> None:
     """It ended with 93: tasks did not know where rank 0 was, nor the modules of site.env."""
-    path = run.folder.parent / "site.env"
-    env = run.env()
-    path.write_text("".join(f"export {name}='{value}'\n" for name, value in env.items()))
     # With NONE the job gets no FITB_SITE either: it finds the file where it was submitted.
-    (run.folder.parent / "slurm").mkdir()
-    path.rename(run.folder.parent / "slurm" / "site.env")
-    job = run.cluster.sbatch(
-        "--export=NONE",
-        "--nodes=2",
-        "--ntasks-per-node=2",
-        "--gpus-per-node=0",
-        "--cpus-per-task=1",
-        f"--output={run.batch_log}",
-        DISTILL,
-        *run.flags,
-        cwd=run.folder.parent,
-    )
+    path = run.folder.parent / "slurm" / "site.env"
+    path.parent.mkdir()
+    lines = (f"export {name}='{value}'\n" for name, value in run.env().items())
+    path.write_text("".join(lines))
+    job = run.sbatch("--export=NONE", cwd=run.folder.parent)
     assert run.cluster.wait_end(job) == "COMPLETED", run.logs()
-    assert last_committed_step(run.folder) == run.payload.steps
+    assert run.saved() == run.payload.steps
 
 
 def test_a_bound_of_memory_that_the_submitting_shell_had_does_not_stop_the_job(run: Run) -> None:

@@ -20,18 +20,15 @@ from fitb.evaluation.evaluate_config import EvaluateConfig
 pytestmark = pytest.mark.cluster
 
 
-def submit(cluster: Cluster, log: Path, flags: list[str]) -> None:
-    """Submit slurm/evaluate.sh as an array of three and wait for its end."""
-    job = cluster.sbatch(
-        *("--array=0-2", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}.%a"),
+def submit(cluster: Cluster, log: str, flags: list[str], *options: str) -> str:
+    """Submit slurm/evaluate.sh and return the job id."""
+    return cluster.sbatch(
+        *(*options, "--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}"),
         ROOT / "slurm" / "evaluate.sh",
         *flags,
         env={"FITB_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
     )
-    for task in range(3):
-        state = cluster.wait_end(f"{job}_{task}")
-        assert state == "COMPLETED", Path(f"{log}.{task}").read_text()
 
 
 def test_tasks_of_an_array_share_models_and_do_nothing_twice(
@@ -45,7 +42,10 @@ def test_tasks_of_an_array_share_models_and_do_nothing_twice(
             shutil.copy(path, tmp_path / "models" / f"step-{step}")
     flags = ["--models+", f"{tmp_path}/models/step-*", "--out", str(tmp_path / "out")]
     flags += ["--shards", str(shards), "--rows", "8", "--baselines=false"]
-    submit(cluster, tmp_path / "log", flags)
+    job = submit(cluster, f"{tmp_path}/log.%a", flags, "--array=0-2")
+    for task in range(3):
+        state = cluster.wait_end(f"{job}_{task}")
+        assert state == "COMPLETED", (tmp_path / f"log.{task}").read_text()
     files = sorted((tmp_path / "out").iterdir())
     found = [read_json(path)["metrics"]["loss"]["value"] for path in files]
     assert [path.name[:13] for path in files] == [f"models-step-{step}" for step in range(3)]
@@ -72,14 +72,7 @@ def test_tasks_on_two_hosts_evaluate_as_one_process_does(
 ) -> None:
     flags = ["--model", str(teacher), "--shards", str(shards), "--rows", "24", "--batch", "8"]
     flags += ["--baselines=false", "--json"]
-    job = cluster.sbatch(
-        *("--nodes=2", "--ntasks=2", "--gpus-per-node=0", "--cpus-per-task=1"),
-        f"--output={tmp_path}/log",
-        ROOT / "slurm" / "evaluate.sh",
-        *flags,
-        env={"FITB_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-    )
+    job = submit(cluster, f"{tmp_path}/log", flags, "--nodes=2", "--ntasks=2")
     assert cluster.wait_end(job) == "COMPLETED", (tmp_path / "log").read_text()
     lines = (tmp_path / "log").read_text().splitlines()
     (together,) = [json.loads(line) for line in lines if line.startswith("{")]

@@ -12,6 +12,7 @@ from slurm_cluster import Cluster
 
 from fitb.base.errors import DataError
 from fitb.base.fsio import read_json
+from fitb.config.parser import parse
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
 from fitb.corpus.work import folder_of
@@ -33,38 +34,27 @@ stages._write_piece = held
 """
 
 
+# About a megabyte of docstrings in some ten shards, near-duplicates dropped.
+FLAGS = ["--max_mb", "1.0", "--vocab_size", "600", "--length", "64", "--shard_mb", "0.1"]
+FLAGS += ["--near_duplicates", "0.8"]
+
+
 def config_of(out: Path) -> PrepareConfig:
-    """About a megabyte of docstrings in some ten shards, near-duplicates dropped."""
-    return PrepareConfig(
-        out=str(out),
-        max_mb=1.0,
-        vocab_size=600,
-        length=64,
-        shard_mb=0.1,
-        near_duplicates=0.8,
-        workers=1,
-    )
+    return parse(PrepareConfig, "fitb prepare", ["--out", str(out), "--workers", "1", *FLAGS])
 
 
 def submitted(cluster: Cluster, out: Path, log: Path, env: dict[str, str]) -> dict[str, str]:
     """Submit slurm/prepare.sh and return the job ids of the stages; two tasks fit on no host."""
-    flags = ["--out", str(out), "--max_mb", "1.0", "--vocab_size", "600", "--length", "64"]
-    flags += ["--shard_mb", "0.1", "--near_duplicates", "0.8"]
     job = cluster.sbatch(
         f"--output={log}",
         ROOT / "slurm" / "prepare.sh",
         *("--tasks", "2", "--cpus_per_task", "40", "--mem_per_cpu_gb", "0", "--time_min", "10"),
-        *flags,
+        *("--out", out, *FLAGS),
         env={"FITB_PYTHON": sys.executable, **env},
         cwd=ROOT,
     )
     assert cluster.wait_end(job) == "COMPLETED", log.read_text()
     return dict(read_json(folder_of(config_of(out)) / "jobs.json"))
-
-
-def hosts_of(cluster: Cluster, job: str) -> set[str]:
-    text = cluster("scontrol", "show", "job", "-o", job)
-    return {word[9:] for word in text.split() if word.startswith("NodeList=")} - {"(null)"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -83,7 +73,8 @@ def test_arrays_on_two_hosts_killed_midway_give_the_bytes_of_one_process(
     assert list(jobs) == ["read", "sign", "buckets", "cluster", "tokenizer", "write", "finish"]
     work = folder_of(config_of(out))
     wait_until(lambda: held.exists(), 240, "the write stage")
-    assert len(hosts_of(cluster, jobs["read"])) == 2
+    tasks = cluster("scontrol", "show", "job", "-o", jobs["read"]).split()
+    assert len({word for word in tasks if word.startswith("NodeList=fitb")}) == 2
     with pytest.raises(AssertionError, match="is being made by Slurm jobs"):
         submitted(cluster, out, tmp_path / "twin.out", env)
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))

@@ -29,7 +29,7 @@ def test_torchrun_job_warned_under_sbatch_and_preempted_under_submitit_ends_bitw
     with standing_still(run, TORCHRUN_RANK):
         cluster("scancel", job)
     cluster.wait_state(job, "CANCELLED")
-    second = run.submitit(monkeypatch, "--time_min", "30", torchrun=True).job_id
+    second = run.submitit(monkeypatch, "--time_min", "30", torchrun=True)[0].job_id
     wait_for_step(run, second, run.saved() + 5)
     with standing_still(run, TORCHRUN_RANK):
         cluster.preempt()

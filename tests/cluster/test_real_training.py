@@ -51,7 +51,7 @@ def test_run_begun_by_sbatch_and_preempted_and_killed_under_submitit_ends_bitwis
         cluster("scancel", job)
     cluster.wait_state(job, "CANCELLED")
     assert run.events("requeue") == []
-    second = run.submitit(monkeypatch, "--time_min", "30").job_id
+    second = run.submitit(monkeypatch, "--time_min", "30")[0].job_id
     wait_for_step(run, second, run.saved() + 5)
     with standing_still(run, SUBMITIT_RANK):
         cluster.preempt()

@@ -72,12 +72,16 @@ def test_real_job_is_stopped_as_by_a_time_limit_and_a_preemption_and_judged(
     assert told.steps_per_s and told.save and told.save.step == told.step
 
 
+def start_stand_in(cluster: Cluster, folder: Path, *words: str) -> subprocess.Popen[str]:
+    payload = stand_in(folder, steps=5000)
+    flags = (*words, "--", *payload.flags, "--run_dir", str(folder / "run"))
+    return start(cluster, *flags, env=payload.env | {"FITB_PYTHON": payload.python})
+
+
 def test_job_that_may_not_be_requeued_is_said_to_be_so_at_once_and_cancelled(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    payload = stand_in(tmp_path)
-    flags = ("--sbatch=--no-requeue", "--", *payload.flags, "--run_dir", str(tmp_path / "run"))
-    with start(cluster, *flags, env=payload.env | {"FITB_PYTHON": payload.python}) as process:
+    with start_stand_in(cluster, tmp_path, "--sbatch=--no-requeue") as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 4, err
     assert "Requeue=0: `scontrol requeue` is refused for this job" in err
@@ -85,12 +89,8 @@ def test_job_that_may_not_be_requeued_is_said_to_be_so_at_once_and_cancelled(
 
 
 def test_interrupted_rehearsal_cancels_its_job(cluster: Cluster, tmp_path: Path) -> None:
-    payload = stand_in(tmp_path, steps=5000)
-    flags = ("--", *payload.flags, "--run_dir", str(tmp_path / "run"))
-    env = payload.env | {"FITB_PYTHON": payload.python}
-    with start(cluster, *flags, env=env) as process:
-        events = tmp_path / "run-rehearsal" / "events.jsonl"
-        wait_until(events.exists, 60, "an attempt")
+    with start_stand_in(cluster, tmp_path) as process:
+        wait_until((tmp_path / "run-rehearsal" / "events.jsonl").exists, 60, "an attempt")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err

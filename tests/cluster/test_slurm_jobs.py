@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DISTILL, ROOT, Run
+from executable import executable
 from machine import start_munge, wait_until
 from slurm_cluster import Cluster
 
@@ -35,7 +36,7 @@ def test_submitit_job_resumes_after_its_time_limit(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_STEP_S", "1.0")
-    job = run.submitit(monkeypatch, "--time_min", "1", "--signal_delay_s", "10")
+    (job,) = run.submitit(monkeypatch, "--time_min", "1", "--signal_delay_s", "10")
     run.cluster.wait_restart(job.job_id, timeout_s=120)
     assert run.events("requeue")[0]["step"] > 0, run.logs()
     assert run.cluster.wait_end(job.job_id) == "COMPLETED", run.logs()
@@ -52,28 +53,32 @@ def test_cancelled_job_saves_and_is_not_requeued(run: Run) -> None:
     assert run.cluster.show(job)["Restarts"] == "0"
 
 
-def test_crash_is_requeued_while_it_makes_progress_and_then_stopped(run: Run) -> None:
-    job = run.sbatch(env={"STAND_IN_CRASH_AT": "15"})
+@pytest.mark.parametrize(
+    ("env", "flags", "stalled", "saved", "said"),
+    [
+        ({"STAND_IN_CRASH_AT": "15"}, [], [0, 1, 2, 3], 10, "3 of 3 attempts"),
+        ({"STAND_IN_STOP_AT": "3"}, [], [0], 0, "93"),
+        ({}, ["--stepz", "3"], [], 0, "'stepz' (nearest: steps)"),
+    ],
+)
+def test_crash_is_requeued_while_it_makes_progress_and_a_stop_and_a_typing_error_are_not(
+    run: Run, env: dict[str, str], flags: list[str], stalled: list[int], saved: int, said: str
+) -> None:
+    job = run.sbatch(env=env, flags=flags)
     assert run.cluster.wait_end(job) == "FAILED"
     assert run.cluster.show(job)["ExitCode"] == "93:0", run.logs()
-    assert [event["stalled"] for event in run.events("requeue")] == [0, 1, 2]
-    stops = [event for event in run.events("stop") if "stalled" in event]
-    assert [event["stalled"] for event in stops] == [3]
-    assert run.saved() == 10
-
-
-def test_job_that_says_stop_is_not_requeued(run: Run) -> None:
-    job = run.sbatch(env={"STAND_IN_STOP_AT": "3"})
-    assert run.cluster.wait_end(job) == "FAILED"
-    assert run.cluster.show(job)["ExitCode"] == "93:0", run.logs()
-    assert len(run.events("attempt")) == 1
+    ends = [*run.events("requeue"), *run.events("stop")]
+    assert [event["stalled"] for event in ends if "stalled" in event] == stalled
+    assert len(run.events("attempt")) == len(stalled)
+    assert run.folder.exists() == bool(stalled) and run.saved() == saved
+    assert said in run.batch_log.read_text()
 
 
 def test_submitit_job_that_crashes_again_and_again_fails_visibly(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_CRASH_AT", "3")
-    job = run.submitit(monkeypatch, "--time_min", "30")
+    (job,) = run.submitit(monkeypatch, "--time_min", "30")
     assert run.cluster.wait_end(job.job_id) == "FAILED", run.logs()
     assert len(run.events("attempt")) == 3
     assert wait_for(job, run.folder) == 93
@@ -134,9 +139,7 @@ def test_clusters_that_start_at_once_start_one_munged(
         "runuser": f'set -C; : > "{started}" && sleep 0.2 && : > "{started}.ready"',
     }
     for name, line in scripts.items():
-        script = tmp_path / name
-        script.write_text(f"#!/usr/bin/env bash\n{line}\n")
-        script.chmod(0o755)
+        executable(tmp_path / name, line)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with ThreadPoolExecutor() as threads:
         for _ in threads.map(lambda _: start_munge(), range(4)):

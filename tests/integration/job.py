@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from traced import newest
 
+from fitb.base.fsio import read_lines
 from fitb.cluster.local import LocalRun
 
 TIMEOUT_S = 240.0
@@ -49,11 +50,17 @@ def run_and_signal(
 ) -> int:
     """Run until a step is logged, signal one rank (None: all), and return the exit code."""
     with LocalRun(command(flags, run_dir, program), size) as job:
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while steps(run_dir)[-1:] < [at_step] and job.running() and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        wait_for_step(job, run_dir, at_step)
         job.signal(number, rank)
         return job.wait(TIMEOUT_S)
+
+
+def wait_for_step(job: LocalRun, run_dir: Path, step: int) -> None:
+    """Wait until a step is logged."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while steps(run_dir)[-1:] < [step]:
+        assert job.running() and time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def fitb(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -68,13 +75,7 @@ def completed(command: list[str], env: dict[str, str]) -> subprocess.CompletedPr
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
-    whole = (
-        [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-        if (path.exists())
-        else []
-    )
-    return [json.loads(line) for line in whole]
+    return list(read_lines(run_dir / "metrics.jsonl"))
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -82,14 +83,7 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
-
-
-def newest(run_dir: Path) -> Path:
-    """Folder of the newest checkpoint."""
-    checkpoints = run_dir / "checkpoints"
-    return checkpoints / (checkpoints / "latest").read_text().strip()
+    return [event for event in read_lines(run_dir / "events.jsonl") if event["event"] == name]
 
 
 def state(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -113,3 +107,7 @@ def unlike(first: Path, second: Path) -> list[str]:
     for a, b in zip(metrics(first), metrics(second), strict=True):
         found |= {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
     return sorted(name for name in found if not name.startswith("perf/"))
+
+
+def assert_same(first: Path, second: Path) -> None:
+    assert differing(first, second) == unlike(first, second) == []

@@ -13,7 +13,6 @@ JSON line a case with the way, the action and what RUN/export is when the next a
 from __future__ import annotations
 
 import builtins
-import contextlib
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,8 @@ def save(run: RunDir, step: int, world: World) -> None:
     )
 
 
-@contextlib.contextmanager
-def after_each(action: Callable[[str], None]) -> Iterator[None]:
-    """Call `action` with the name of every action, when it was done."""
-    real = [(owner, name, getattr(owner, name)) for owner, name in ACTIONS]
+def after_each(action: Callable[[str], None]) -> None:
+    """Call `action` with the name of every action of this process from here, when it was done."""
 
     def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -76,13 +74,21 @@ def after_each(action: Callable[[str], None]) -> Iterator[None]:
 
         return call
 
-    try:
-        for owner, name, function in real:
-            setattr(owner, name, wrapped(name, function))
-        yield
-    finally:
-        for owner, name, function in real:
-            setattr(owner, name, function)
+    for owner, name in ACTIONS:
+        setattr(owner, name, wrapped(name, getattr(owner, name)))
+
+
+def kill_after_each(n: int, pid: int, told: int) -> None:
+    """Kill a process when this one has done its n-th action from here, which is told."""
+    numbers = itertools.count(1)
+
+    def acted(name: str) -> None:
+        if next(numbers) == n:
+            os.write(told, f"{name}\n".encode())
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    after_each(acted)
 
 
 def enter(rank: int, port: int) -> World:
@@ -92,26 +98,18 @@ def enter(rank: int, port: int) -> World:
 
 
 def rank_of_a_case(
-    rank: int, port: int, folder: Path, actor: int, victim: int, n: int, pids: int
+    rank: int, port: int, folder: Path, actor: int, victim: int, n: int, told: int
 ) -> None:
-    """One rank: save three times, the last with the kill; what it did is left in a file."""
-    world, seen = enter(rank, port), 0
+    """One rank: save three times, the last with the kill."""
+    world = enter(rank, port)
     number = collectives.on_main(lambda: ownership.take(folder, {}), world)
     run = RunDir(folder, number, world)
     for step in (0, 1):
         save(run, step, world)
-    numbers = collectives.on_all(os.getpid, world)
-
-    def acted(name: str) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == n:
-            os.write(pids, f"{name}\n".encode())
-            os.kill(numbers[victim], signal.SIGKILL)
-            time.sleep(0.02 if rank != victim else 10)
-
-    with after_each(acted if rank == actor else lambda name: None):
-        save(run, 2, world)
+    pids = collectives.on_all(os.getpid, world)
+    if rank == actor:
+        kill_after_each(n, pids[victim], told)
+    save(run, 2, world)
     os._exit(0)
 
 
@@ -140,23 +138,15 @@ def export(run: RunDir, step: int) -> None:
         exported.seal(folder, step)
 
 
-def export_of_a_case(folder: Path, way: str, n: int, pids: int) -> None:
+def export_of_a_case(folder: Path, way: str, n: int, told: int) -> None:
     """Export twice, the last time with the kill."""
     if way == "two renames":
         real = fsio.rename
         fsio.rename = lambda *args: args[2] != fsio.EXCHANGE and real(*args)
-    run, seen = RunDir(folder, ownership.take(folder, {}), World()), 0
+    run = RunDir(folder, ownership.take(folder, {}), World())
     export(run, 1)
-
-    def acted(name: str) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == n:
-            os.write(pids, f"{name}\n".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    with after_each(acted):
-        export(run, 2)
+    kill_after_each(n, os.getpid(), told)
+    export(run, 2)
 
 
 def exports(folder: Path) -> None:
@@ -165,11 +155,7 @@ def exports(folder: Path) -> None:
         for n in itertools.count(1):
             case = folder / f"{way}-{n}"
             case.mkdir()
-            read, write = os.pipe()
-            os.waitpid(fork(export_of_a_case, case, way, n, write), 0)
-            os.close(write)
-            with os.fdopen(read) as names:
-                action = names.read().strip()
+            action = action_of([partial(export_of_a_case, case, way, n)])
             between = sorted(path.name for path in case.glob("export"))
             ownership.take(case, {})
             found = exported.damage(case / "export") or exported.step_of(case / "export")
@@ -178,6 +164,17 @@ def exports(folder: Path) -> None:
             print(json.dumps(line | {"found": found}), flush=True)
             if not action:
                 break
+
+
+def action_of(processes: list[Callable[[int], None]]) -> str:
+    """Run processes to their end; return the action that was told, or "" where none was an n-th."""
+    read, write = os.pipe()
+    pids = [fork(process, write) for process in processes]
+    os.close(write)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    with os.fdopen(read) as told:
+        return told.read().strip()
 
 
 def fork(function: Callable[..., None], *args: Any) -> int:
@@ -203,22 +200,13 @@ def main(folder: Path) -> None:
     askers = [fork(choices, port, rank, asking[rank][0], telling[rank][1]) for rank in range(2)]
     told = [os.fdopen(read) for read, _ in telling]
     for actor, victim in ((0, 0), (0, 1), (1, 1)):
-        n = 1
-        while True:
+        for n in itertools.count(1):
             case = folder / f"{actor}-{victim}-{n}"
             case.mkdir()
-            read, write = os.pipe()
             with hold_port() as held_for_case:
-                port = held_for_case.getsockname()[1]
-                ranks = [
-                    fork(rank_of_a_case, rank, port, case, actor, victim, n, write)
-                    for rank in range(2)
-                ]
-                os.close(write)
-                for pid in ranks:
-                    os.waitpid(pid, 0)
-            with os.fdopen(read) as names:
-                action = names.read().strip()
+                place = (held_for_case.getsockname()[1], case, actor, victim, n)
+                ranks = [partial(rank_of_a_case, rank, *place) for rank in range(2)]
+                action = action_of(ranks)
             for rank in range(2):
                 os.write(asking[rank][1], f"{case}\n".encode())
             chosen = [told[rank].readline().strip() for rank in range(2)]
@@ -226,7 +214,6 @@ def main(folder: Path) -> None:
             print(json.dumps(line), flush=True)
             if not action:  # the protocol has no n-th action: nothing was killed
                 break
-            n += 1
     for pid in askers:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

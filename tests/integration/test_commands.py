@@ -31,49 +31,20 @@ def test_deepspeeds_own_launcher_starts_the_same_job(
     assert job.steps(run) == [1, 2]
 
 
-def test_a_teacher_is_trained_evaluated_and_asked_to_fill_a_blank(
+def test_a_teacher_is_trained_and_evaluated_as_its_training_validated_it(
     quick_flags: list[str], shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    plain = ["--model.teacher", "null", "--run_dir", str(run)]
-    done = job.fitb("train", *quick_flags, *plain)
+    done = job.fitb("train", *quick_flags, "--model.teacher", "null", "--run_dir", str(run))
     assert done.returncode == 0, done.stderr
     last = job.metrics(run)[-1]
     assert last["train/loss"] == last["student/loss_mlm"] and "distill/total" not in last
-    model = str(run / "export")
-    where = ["--model", model, "--shards", str(shards)]
+    where = ["--model", str(run / "export"), "--shards", str(shards)]
     first, again = (job.fitb("evaluate", *where, "--rows", "64", "--json") for _ in range(2))
     assert first.returncode == 0, first.stderr
     a, b = json.loads(first.stdout), json.loads(again.stdout)
     assert a["metrics"] == b["metrics"]
     assert a["metrics"]["loss"]["value"] == pytest.approx(last["val/loss_mlm"], rel=1e-5)
-    for metric in ("loss", "ppl", "top1", "top5", "span_em"):
-        value = a["metrics"][metric]
-        assert value["low"] <= value["value"] <= value["high"]
-    filled = job.fitb("fill", "Returns a [MASK] of strings.", "--model", model, "--json")
-    assert filled.returncode == 0, filled.stderr
-    (answer,) = json.loads(filled.stdout)
-    assert answer["blanks"] == [{"begin": 10, "end": 16, "kind": "mask"}]
-    assert len(answer["fillings"]) == 5
-    scores = [filling["probability"] for filling in answer["fillings"]]
-    assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
-
-
-def test_a_model_without_head_weights_is_not_evaluated_or_asked(
-    teacher: Path, shards: Path, tmp_path: Path
-) -> None:
-    from transformers import AutoTokenizer, BertForMaskedLM
-
-    headless = tmp_path / "headless"
-    BertForMaskedLM.from_pretrained(teacher).bert.save_pretrained(headless)
-    AutoTokenizer.from_pretrained(teacher).save_pretrained(headless)
-    for words in (
-        ["evaluate", "--model", str(headless), "--shards", str(shards)],
-        ["fill", "a [MASK] b", "--model", str(headless)],
-    ):
-        done = job.fitb(*words)
-        assert done.returncode == 3, done.stderr
-        assert "cls.predictions" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_demo_in_miniature_walks_the_whole_road(

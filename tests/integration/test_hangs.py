@@ -39,9 +39,7 @@ def test_a_rank_that_is_killed_takes_the_others_down_in_seconds(
 ) -> None:
     run = tmp_path / "run"
     with LocalRun(job.command(flags, run), 3, crash_grace_s=60) as ranks:
-        while not job.steps(run)[-1:] >= [3]:
-            assert ranks.running() == [0, 1, 2]
-            time.sleep(0.05)
+        job.wait_for_step(ranks, run, 3)
         ranks.signal(signal.SIGKILL, 0)
         killed_s = time.monotonic()
         code = ranks.wait(60)
@@ -86,9 +84,7 @@ def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(
     run = tmp_path / "run"
     few = [*flags, "--steps", "600", "--checkpoint.every_steps", "0"]
     with LocalRun(job.command(few, run), 1) as first:
-        while not job.steps(run)[-1:] >= [3]:
-            assert first.running()
-            time.sleep(0.05)
+        job.wait_for_step(first, run, 3)
         second = job.fitb("train", *few, "--run_dir", str(run))
         assert first.running()
         assert second.returncode == 93, second.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import job
 import pytest
+from small import flags_of
 
 from fitb.config.parser import resolve_resource
 
@@ -35,7 +36,7 @@ def zero2_with_scale(folder: Path, power: int) -> str:
 def flags(quick_flags: list[str]) -> list[str]:
     """A run of one process."""
     more = {"steps": STEPS, "optim.lr": 2e-3, "eval.every_steps": 0, "checkpoint.every_steps": 0}
-    return [*quick_flags, *(word for k, v in more.items() for word in (f"--{k}", str(v)))]
+    return [*quick_flags, *flags_of(more)]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +109,7 @@ def test_fp16_resumes_bitwise_with_its_loss_scale(
     )
     assert stopped == 85
     assert job.run(flags, run, 1, program=job.IN_FP16) == 0
-    assert job.differing(whole, run) == []
-    assert job.unlike(whole, run) == []
+    job.assert_same(whole, run)
 
 
 COUNT = """
