@@ -70,24 +70,16 @@ def test_rows_that_are_late_are_given_up_when_the_rank_is_told_to_leave(make_str
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_the_shares_of_all_ranks_are_one_big_batch(make_stream, size):
+def test_the_shares_of_all_ranks_are_one_big_batch_and_each_reads_its_own(
+    make_stream, make_shards, size
+):
     for step in (0, 2, 3, 50):  # an epoch is three steps
-        whole = make_stream().batch(step)
-        shares = [make_stream(rank, size).batch(step) for rank in range(size)]
+        whole, *own = (make_shards() for _ in range(1 + size))
+        batch = make_stream(shards=whole).batch(step)
+        shares = [make_stream(r, size, shards=own[r]).batch(step) for r in range(size)]
         assert [len(share.labels) for share in shares] == [8 // size] * size
-        assert same(whole, *shares)
-
-
-def test_a_rank_reads_only_its_own_rows(make_stream, make_shards):
-    asked = []
-    for rank in range(4):
-        shards = make_shards()
-        make_stream(rank, 4, shards=shards).batch(1)
-        asked += sum(shards.asked, [])
-        assert len(sum(shards.asked, [])) == 2
-    whole = make_shards()
-    make_stream(shards=whole).batch(1)
-    assert asked == sum(whole.asked, [])
+        assert same(batch, *shares)
+        assert [row for shards in own for row in shards.asked[0]] == whole.asked[0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,30 +20,6 @@ def handlers_as_before():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-class Ranks:
-    """Stand-in for torch.distributed: other ranks add what they noted and counted."""
-
-    def __init__(self, *others):
-        self.others, self.handed_in = others, None
-
-    def is_initialized(self):
-        return True
-
-    def get_world_size(self):
-        return 2
-
-    def get_rank(self):
-        return 0
-
-    def get_backend(self):
-        return "gloo"
-
-    def all_reduce(self, tensor, group=None):
-        self.handed_in = tensor.clone()
-        for other in self.others:
-            tensor += other
 
 
 COUNTS = torch.tensor([1.0, 2.5], dtype=torch.float64)
@@ -96,9 +73,18 @@ def agree(monkeypatch):
     """Let a flag agree with what others handed in; return its answer and what it handed in."""
 
     def agree(flag, *others):
-        ranks = Ranks(*others)
+        handed_in = []
+
+        def all_reduce(tensor, group=None):
+            handed_in.append(tensor.clone())
+            for other in others:
+                tensor += other
+
+        ranks = SimpleNamespace(is_initialized=lambda: True, all_reduce=all_reduce)
+        ranks.get_world_size, ranks.get_rank = lambda: 2, lambda: 0
+        ranks.get_backend = lambda: "gloo"
         monkeypatch.setattr(stopping, "dist", ranks)
-        return *flag.agree(COUNTS), ranks.handed_in
+        return *flag.agree(COUNTS), handed_in[0]
 
     return agree
 
@@ -128,12 +114,9 @@ def test_a_failure_to_read_becomes_one_last_step_and_outweighs_a_signal():
         flag.raise_failure()
 
 
-def test_guard_passes_everything_on_and_leaves_other_errors_alone():
-    flag = StopFlag()
-    assert list(flag.guard(iter([(4, []), (5, [])]))) == [(4, []), (5, [])]
-    flag.raise_failure()
+def test_guard_leaves_other_errors_alone():
     with pytest.raises(ZeroDivisionError):
-        list(flag.guard(read(ZeroDivisionError(), good=1)))
+        list(StopFlag().guard(read(ZeroDivisionError(), good=1)))
 
 
 @pytest.mark.parametrize("error", [DataError("torn shard"), SystemFault("no space left")])
