@@ -44,9 +44,7 @@ def test_a_full_disk_and_a_missing_folder_fail_by_name_and_a_probe_leaves_nothin
     assert list(good.iterdir()) == []
 
 
-def test_devices_that_multiply_rightly_pass_and_a_missing_one_does_not(
-    monkeypatch,
-):
+def test_devices_that_multiply_rightly_pass_and_a_missing_one_does_not(monkeypatch):
     assert (torch.ones(512, 512) @ torch.ones(512, 512)).sum() > 0  # threads that a fork loses
     within(20, check_devices, {"SLURM_GPUS_ON_NODE": str(torch.cuda.device_count())})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -70,7 +68,7 @@ def at_once(call, values):
     ("size", "deadline_s", "coming"), [(3, 20, [0, 1, 2]), (3, 1, [0, 2]), (2, 1, [1])]
 )
 def test_hosts_meet_where_all_come_and_part_at_the_deadline_where_one_does_not(
-    size, deadline_s, coming: list[int]
+    size, deadline_s, coming
 ):
     port = free_port()
 
@@ -95,13 +93,10 @@ def test_hosts_that_cannot_all_reduce_try_their_neighbours(monkeypatch):
     assert found == {"reduced": False, "pairs": {"127.0.0.2": False}, "clock_s": None}
 
 
-def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(
-    monkeypatch,
-):
+def test_both_hosts_of_every_pair_begin_together_whatever_the_others_wait_for(monkeypatch):
     """Three hosts, of which one sits out each round while the others use up their deadline."""
     hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-    begins = {}
-    ends = {}
+    begins, ends = {}, {}
 
     def late(deadline_s, check, rank, size, first, port, _):
         begins.setdefault(port, []).append(time.monotonic())

@@ -150,9 +150,7 @@ def test_without_the_best_checkpoint_the_resumed_weights_are_taken_and_it_is_sai
     assert len(mending.mend()) == 1
 
 
-def test_an_older_export_gives_way_to_the_best_one_and_a_later_one_does_not(
-    mending,
-):
+def test_an_older_export_gives_way_to_the_best_one_and_a_later_one_does_not(mending):
     """A later one is of an attempt that was killed before it saved; its step comes again."""
     mending.export(4)
     assert [step for step, _ in mending.mend()] == [8]
