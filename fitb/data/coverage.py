@@ -35,14 +35,9 @@ def mask_coverage(
         deviation per row slots_mean and slots_std. A share of nothing is 0.
     """
     rows = np.arange(len(input_ids), dtype=np.int64)
+    where = rows, np.zeros_like(rows)
     masked = mask_rows(
-        input_ids,
-        word_starts,
-        rows,
-        np.zeros_like(rows),
-        seed=seed,
-        vocabulary=vocabulary,
-        config=config,
+        input_ids, word_starts, *where, seed=seed, vocabulary=vocabulary, config=config
     )
     used = masked.labels != IGNORE_INDEX
     shown = masked.input_ids[np.nonzero(used)[0], masked.slots[used]]

@@ -122,22 +122,6 @@ def word_numbers(
     return words
 
 
-def budgets(words: NDArray[np.int64], length: int, config: MaskConfig) -> NDArray[np.int64]:
-    """(B,) int64: largest number of masked positions of each row.
-
-    It is round(fraction x ordinary tokens), at least 1 if the row has one, at most num_slots.
-
-    Args:
-        words: (B, L) int64, from word_numbers.
-        length: L.
-        config: masking settings.
-    """
-    ordinary = np.count_nonzero(words >= 0, axis=1)
-    wanted = np.round(config.fraction * ordinary).astype(np.int64)
-    budget: NDArray[np.int64] = np.maximum(wanted, np.minimum(ordinary, 1))
-    return np.minimum(budget, num_slots(length, config))
-
-
 def mask_rows(
     input_ids: NDArray[np.int64],
     word_starts: NDArray[np.bool_],
@@ -151,9 +135,10 @@ def mask_rows(
 ) -> Masked:
     """Choose masked positions, and replace each by [MASK], a random token or the token itself.
 
-    The strategy `token` reaches the budget of a row exactly; `whole_word` and `span` never cut a
-    word, so they may miss it by less than the shortest word left. 80/10/10 per token as in Devlin
-    et al. 2019, section 3.1.
+    The budget of a row is round(fraction x ordinary tokens), at least 1 if it has one, at most
+    num_slots. The strategy `token` reaches it exactly; `whole_word` and `span` never cut a word, so
+    they may miss it by less than the shortest word left. 80/10/10 per token as in Devlin et al.
+    2019, section 3.1.
 
     Args:
         input_ids: (B, L) int64, token ids.
@@ -219,16 +204,18 @@ def _choose(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(M,) rows and (M,) positions of all slots, in row-major order."""
     length = words.shape[1]
-    budget = budgets(words, length, config)
+    ordinary = np.count_nonzero(words >= 0, axis=1)
+    wanted = np.round(config.fraction * ordinary).astype(np.int64)
+    budget = np.minimum(np.maximum(wanted, np.minimum(ordinary, 1)), num_slots(length, config))
     row_key = tuple(part[:, None] for part in where)
     if config.strategy == "token":
         key = rng.keyed(seed, _CHOICE, *row_key, np.arange(length)[None])
         key[words < 0] = _NEVER
         row, place = np.nonzero(_smallest(key, budget) & (words >= 0))
         return row, place
-    tokens = np.flatnonzero(words >= 0)
+    tokens = np.flatnonzero(words >= 0)  # flat positions
     width = int(words.max(initial=0)) + 1
-    word = (words + np.arange(len(words))[:, None] * width).ravel()[tokens]
+    word = (words + np.arange(len(words))[:, None] * width).ravel()[tokens]  # flat in (B, W)
     sizes, first = _word_table(tokens, word, (len(words), width), length)
     key = rng.keyed(seed, _CHOICE, *row_key, first)
     key[sizes == 0] = _NEVER
@@ -255,14 +242,7 @@ def _smallest(key: NDArray[np.uint64], budget: NDArray[np.int64]) -> NDArray[np.
 def _word_table(
     tokens: NDArray[np.int64], word: NDArray[np.int64], shape: tuple[int, int], length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(B, W) number of tokens in each word (0: no word) and (B, W) position of its first token.
-
-    Args:
-        tokens: (T,) int64, flat positions of ordinary tokens, ascending.
-        word: (T,) int64, flat index of each token's word in a table of this shape, ascending.
-        shape: (B, W).
-        length: L.
-    """
+    """(B, W) number of tokens in each word (0: no word) and (B, W) position of its first token."""
     sizes, first = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     new = np.ones(len(word), dtype=bool)
     np.not_equal(word[1:], word[:-1], out=new[1:])
@@ -276,10 +256,8 @@ def _word_table(
 def _first_fit(
     order: NDArray[np.int64], sizes: NDArray[np.int64], budget: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Choose words in order, skipping those that do not fit the rest of the budget: (B, W) bool.
-
-    Each round takes the longest prefix that fits: a skipped word never fits later.
-    """
+    """Choose words in order, skipping those that do not fit the rest of the budget: (B, W) bool."""
+    # Each round takes the longest prefix that fits: a skipped word never fits later.
     by_word = np.zeros(order.shape, dtype=bool)
     todo = np.flatnonzero(budget > 0)
     left = budget[todo]
@@ -301,11 +279,9 @@ def _first_fit(
 def _span_lengths(
     seed: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], config: MaskConfig, version: int
 ) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Return a function from rows (n,) and span numbers (s,) to span lengths in words, (n, s).
-
-    The distribution is geometric, truncated at the longest span as in the code of Joshi et al.
-    2020, whose mean is 3.8 words (section 3.1). Version 1 clipped longer spans instead.
-    """
+    """Return a function from rows (n,) and span numbers (s,) to span lengths in words, (n, s)."""
+    # Geometric, truncated at the longest span as in the code of Joshi et al. 2020, whose mean is
+    # 3.8 words (section 3.1). Version 1 clipped longer spans instead.
     p, longest = config.span_p, config.span_max_words
     within = 1.0 if version == 1 else 1 - (1 - p) ** longest  # probability of a length up to it
 

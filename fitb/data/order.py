@@ -82,19 +82,12 @@ def windows_between(
 
 @dataclass(frozen=True)
 class _Shards:
-    """The shards of an epoch, in its order.
+    """The shards of an epoch, in its order; ends are positions in it after the last row."""
 
-    Args:
-        numbers: (S,) int64, shard numbers of the manifest.
-        ends: (S,) int64, position in the epoch after the last row of each shard.
-        shift: (S,) int64, row number minus position in the epoch, constant in a shard.
-        window_ends: (W,) int64, position in the epoch after the last row of each window.
-    """
-
-    numbers: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    shift: NDArray[np.int64]
-    window_ends: NDArray[np.int64]
+    numbers: NDArray[np.int64]  # (S,)
+    ends: NDArray[np.int64]  # (S,)
+    shift: NDArray[np.int64]  # (S,) row number minus position in the epoch, constant in a shard
+    window_ends: NDArray[np.int64]  # (W,)
 
 
 @lru_cache(maxsize=4)  # a batch touches two epochs, a fetcher one; 0.5 MB each at 15,000 shards

@@ -47,15 +47,13 @@ def bytes_ahead(shard_bytes: Sequence[int], window_shards: int) -> int:
     return sum(sorted(shard_bytes)[-WINDOWS_AHEAD * window_shards :])
 
 
-def check_cache(cache: ShardCache, shard_bytes: Sequence[int], window_shards: int) -> None:
+def _check_cache(cache: ShardCache, shard_bytes: Sequence[int], window_shards: int) -> None:
     """Raise ConfigError if WINDOWS_AHEAD windows do not fit into the cache."""
     needed = bytes_ahead(shard_bytes, window_shards)
     if needed <= cache.max_bytes:
         return
-    fitting = next(
-        (w for w in range(window_shards, 0, -1) if bytes_ahead(shard_bytes, w) <= cache.max_bytes),
-        None,
-    )
+    fewer = range(window_shards - 1, 0, -1)
+    fitting = next((w for w in fewer if bytes_ahead(shard_bytes, w) <= cache.max_bytes), None)
     other = f"lower data.window_shards to {fitting}" if fitting else "prepare smaller shards"
     raise ConfigError(
         f"data.cache_gb={cache.max_bytes / GB:g} does not hold {WINDOWS_AHEAD} windows of"
@@ -73,7 +71,9 @@ class FetchAhead:
     """
 
     def __init__(self, shards: ShardSet, windows: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
+        assert shards.cache is not None
         self._shards, self._windows = shards, windows
+        self._cancelled = shards.cache.remote.cancelled
         self._changed = threading.Condition()
         self._reading = self._wanted = self._fetched = 0  # positions
         self._closed = False
@@ -98,9 +98,7 @@ class FetchAhead:
 
     def close(self) -> None:
         """End every wait, also for a fetch of the same shards on another thread."""
-        cache = self._shards.cache
-        if cache is not None:
-            cache.remote.cancelled.set()
+        self._cancelled.set()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -108,9 +106,7 @@ class FetchAhead:
     def join(self) -> None:
         """Wait up to a second for the thread to end, then allow fetches again."""
         self._thread.join(_LEAVE_S)
-        cache = self._shards.cache
-        if cache is not None:
-            cache.remote.cancelled.clear()
+        self._cancelled.clear()
 
     def _run(self) -> None:
         ends: deque[int] = deque([0] * WINDOWS_AHEAD, maxlen=WINDOWS_AHEAD)
@@ -169,7 +165,7 @@ class RowStream:
         mask_version: int = AlgorithmsConfig.masks,
     ) -> None:
         if shards.cache is not None:
-            check_cache(shards.cache, shards.shard_bytes, window_shards)
+            _check_cache(shards.cache, shards.shard_bytes, window_shards)
         self._shards, self._vocabulary, self._mask, self._world = shards, vocabulary, mask, world
         self._order: dict[str, Any] = {
             "shard_rows": np.asarray(shards.shard_rows, np.int64),

@@ -143,19 +143,16 @@ class Objective(nn.Module):
 
     def _names_and_weights(self, num_layers: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
         layers = range(1, num_layers + 1)
-        named: list[tuple[str, float]] = []
-        if self._uses["embedding"]:
-            named += [("distill/embedding", self.config.embedding)]
-        if self._uses["hidden"]:
-            named += [(f"distill/hidden/layer_{i}", self.config.hidden) for i in layers]
-        if self._uses["attention"]:
-            named += [(f"distill/attention/layer_{i}", self.config.attention) for i in layers]
-        if self._uses["logits"]:
-            named += [("distill/logits", self.config.logits)]
-        if self._uses["mlm"]:
-            named += [("student/loss_mlm", self.config.mlm)]
-        if self.student.head:
-            named += [("student/top1", 0.0)]
+        names_of = {
+            "embedding": ["distill/embedding"],
+            "hidden": [f"distill/hidden/layer_{i}" for i in layers],
+            "attention": [f"distill/attention/layer_{i}" for i in layers],
+            "logits": ["distill/logits"],
+            "mlm": ["student/loss_mlm"],
+        }
+        used = [term for term in names_of if self._uses[term]]
+        named = [(name, getattr(self.config, term)) for term in used for name in names_of[term]]
+        named += [("student/top1", 0.0)] if self.student.head else []
         names, weights = zip(*named, strict=True)
         return names, weights
 

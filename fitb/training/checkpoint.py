@@ -185,5 +185,5 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tenso
     """Read every tensor, from the same bytes that were hashed."""
     tensors: dict[str, torch.Tensor] = {}
     for name, expected in manifest["files"].items():
-        tensors.update(safetensors.torch.load(read_file(path / name, expected)))
+        tensors |= safetensors.torch.load(read_file(path / name, expected))
     return tensors

@@ -16,9 +16,7 @@ T = TypeVar("T")
 
 def on_main(action: Callable[[], T], world: World) -> T:
     """Run an action on rank 0; return its result, or raise its error, on every rank."""
-    outcome: list[Any] = [None, None]
-    if world.is_main:
-        outcome = _outcome(action)
+    outcome: list[Any] = _outcome(action) if world.is_main else [None, None]
     if world.size > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
@@ -29,10 +27,9 @@ def on_main(action: Callable[[], T], world: World) -> T:
 
 def on_all(action: Callable[[], T], world: World) -> list[T]:
     """Run an action on every rank; return all results, or raise the first rank's error, on each."""
-    outcomes: list[Any] = [_outcome(action)]
+    mine = _outcome(action)
+    outcomes: list[Any] = [mine] * world.size
     if world.size > 1:
-        mine = outcomes[0]
-        outcomes = [None] * world.size
         dist.all_gather_object(outcomes, mine)
     for _, error in outcomes:
         if error is not None:

@@ -48,12 +48,10 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two optimiser groups: matrices with weight decay, biases and LayerNorm without."""
-    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for _, p in trained if p.ndim >= 2]
-    rest = [p for _, p in trained if p.ndim < 2]
+    trained = [p for p in module.parameters() if p.requires_grad]
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
 
 
@@ -207,10 +205,8 @@ class Engine:
             yield self._engine.step
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, Any]]:
-        """Yield micro-batches, each with the teacher's features of its rows.
-
-        One teacher forward covers several micro-batches: it stores no activations for a backward.
-        """
+        """Yield micro-batches, each with the teacher's features of its rows."""
+        # One teacher forward covers several: it stores no activations for a backward pass.
         num_rows = len(batch.input_ids)
         bounds = [num_rows * i // self._grad_accum for i in range(self._grad_accum + 1)]
         for first in range(0, self._grad_accum, self._asked_at_once):
@@ -225,11 +221,9 @@ class Engine:
                 yield rows.part(begin, end), part
 
     def _clip(self) -> torch.Tensor:
-        """Clip this rank's gradient partition by the global norm, and return that norm.
-
-        Non-finite gradients stay non-finite, so that the loss scaler sees them. Squares are summed
-        in fp64, as in DeepSpeed: fp32 would lose small ones beside large ones.
-        """
+        """Clip this rank's gradient partition by the global norm, and return that norm."""
+        # Non-finite gradients stay so: the loss scaler must see them. Squares are summed in fp64,
+        # as in DeepSpeed: fp32 would lose small ones beside large ones.
         zero = self._engine.optimizer
         gradients = [part for group in zero.averaged_gradients.values() for part in group]
         dtype = torch.float32 if self.config.algorithms.norm == 1 else torch.float64

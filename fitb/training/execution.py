@@ -63,10 +63,7 @@ class Execution:
         pad = whole_on_gpu if speed.pad is None else speed.pad
         return cls(
             dtype=dtype,
-            kernels=Kernels(
-                attention=choose(speed.attention, device, dtype, length),
-                pad=pad,
-            ),
+            kernels=Kernels(attention=choose(speed.attention, device, dtype, length), pad=pad),
             compile=whole_on_gpu if speed.compile is None else speed.compile,
             pack_teacher=speed.pack_teacher and not pad and can_pack(device, dtype),
             fp8_teacher=config.model.teacher_precision == "fp8",

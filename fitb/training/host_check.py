@@ -242,9 +242,7 @@ def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, 
     return {"reduced": False, "pairs": pairs, "clock_s": None}
 
 
-def main(args: Sequence[str]) -> None:
-    folder, hosts, run_dir = Path(args[0]), args[1].split(","), args[2]
-    cache_dir = args[3] if len(args) > 3 else None
+def main(folder: str, hosts: str, run_dir: str, cache_dir: str | None = None) -> None:
     me = os.environ["SLURMD_NODENAME"]
     log.setup()
 
@@ -255,13 +253,13 @@ def main(args: Sequence[str]) -> None:
         signal.signal(number, on_signal)
     failures = own_failures(run_dir, cache_dir, os.environ)
     found = {"reduced": True, "pairs": {}, "clock_s": None}
-    if len(hosts) > 1:
-        found = network(hosts, me, os.environ)
-    write_json(folder / f"{me}.json", {"host": me, "failures": failures, **found})
+    if "," in hosts:
+        found = network(hosts.split(","), me, os.environ)
+    write_json(Path(folder) / f"{me}.json", {"host": me, "failures": failures, **found})
     for failure in failures:
         logger.error("%s", failure)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
     os._exit(0)  # do not wait for checks that hang

@@ -168,8 +168,8 @@ class Watch:
             return
         self._send(_HANG if event == "hang" else code)
         name = f"stacks-{self._run.attempt:04d}-rank-{self._world.rank:05d}.txt"
-        path = self._run.logs / name
-        threading.Thread(target=dump, args=(path,), daemon=True).start()  # the disk may hang
+        words = (self._run.logs / name,)
+        threading.Thread(target=_dump, args=words, daemon=True).start()  # the disk may hang
         if self._closed.wait(LAST_WORDS_S):
             return
         logger.error("rank %d %s after step %d: ending this one", rank, said, self._step)
@@ -248,7 +248,7 @@ class Watchdog:
         faulthandler.unregister(gil_watchdog.SIGNAL)
 
 
-def dump(path: Path) -> None:
+def _dump(path: Path) -> None:
     """Write the stacks of all threads to a file, or to standard error if that fails."""
     try:
         with open(path, "w") as file:
@@ -258,10 +258,7 @@ def dump(path: Path) -> None:
 
 
 def _connect(world: World) -> dict[socket.socket, int]:
-    """Connect every rank with rank 0; return this rank's sockets and the rank at their other end.
-
-    Raises: SystemFault if rank 0 cannot be reached.
-    """
+    """Connect each rank with rank 0; return this rank's sockets and the rank at their other end."""
     listeners: list[socket.socket] = []
 
     def listen() -> tuple[int, bytes]:

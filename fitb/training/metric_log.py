@@ -104,9 +104,8 @@ class Tracker:
         self._logged_until = -1
         if world.is_main:
             self._handle = run.open_metrics()
-            for record in fsio.read_records(run.metrics, STEP):
-                if type(record[STEP]) is int:
-                    self._logged_until = max(self._logged_until, record[STEP])
+            steps = (record[STEP] for record in fsio.read_records(run.metrics, STEP))
+            self._logged_until = max((s for s in steps if type(s) is int), default=-1)
             self.wandb_id = make_id(run.path)
             mode = _mode(config.track.wandb)
             if mode != "disabled":

@@ -107,16 +107,7 @@ def _write_export(
     config: Config,
     metrics: Mapping[str, float],
 ) -> None:
-    """Replace RUN/export atomically by a student.
-
-    Args:
-        weights: full fp32 tensors, named as in the student's module.
-        step: step of the weights.
-        parts: tokenizer, engine and shards of the run.
-        run: run folder.
-        config: run configuration.
-        metrics: validation metrics for the model card.
-    """
+    """Replace RUN/export atomically by a student of these weights, with metrics on its card."""
     copy = BertForMaskedLM(parts.engine.objective.student.model.config)
     missing, unexpected = copy.load_state_dict(weights, strict=False)
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}

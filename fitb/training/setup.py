@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +120,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Read:
-    """What every rank reads for itself, and what must be equal on all of them.
-
-    Args:
-        shards: training split.
-        held_out: validation split; None if the run does not validate.
-        tokenizer: tokenizer of the shards.
-        objective: student and projections.
-        teacher: tapped teacher; None for plain MLM.
-    """
+    """What every rank reads for itself, and what must be equal on all of them."""
 
     shards: ShardSet
-    held_out: ShardSet | None
+    held_out: ShardSet | None  # the validation split, if the run validates
     tokenizer: Any
     objective: Objective
-    teacher: Any
+    teacher: Tap | None
 
     @classmethod
     def of(cls, config: Config) -> _Read:
@@ -154,20 +146,19 @@ class _Read:
     def digests(self, config: Config, world: World) -> dict[str, str]:
         """Hash each part, before DeepSpeed broadcasts the student of rank 0 to every rank."""
         node = replace(config, data=replace(config.data, cache_dir=None))  # may differ per node
-        model = config.model
+        student, teacher = self.objective.student, self.teacher
         found = {
             "configuration": fsio.sha256_json(asdict(node)),
             f"ds_config {config.ds_config}": fsio.sha256_json(deepspeed_config(config, world)),
             f"manifest of {self.shards.name}": fsio.sha256_json(self.shards.manifest),
             f"tokenizer of {self.shards.name}": digest_of_tokenizer(self.tokenizer),
-            f"student {model.student}": digest_of_model(
-                self.objective, self.objective.student.model.config
+            f"student {config.model.student}": digest_of_model(
+                self.objective, student.model.config
             ),
         }
-        if self.teacher is not None:
-            found[f"teacher {model.teacher}"] = digest_of_model(
-                self.teacher, self.teacher.model.config
-            )
+        if teacher is not None:
+            name = f"teacher {config.model.teacher}"
+            found[name] = digest_of_model(teacher, teacher.model.config)
         return found
 
 
@@ -255,13 +246,7 @@ def work_of(objective: Objective, teacher: Tap | None, config: Config, length: i
 
 
 def _geometry(tap: Tap) -> Geometry:
-    config = tap.model.config
-    return Geometry(
-        config.num_hidden_layers,
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads,
-    )
+    return Geometry(*(getattr(tap.model.config, key.name) for key in fields(Geometry)))
 
 
 def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loaded, Loaded | None]:
@@ -274,22 +259,12 @@ def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loade
     Returns: student, and teacher or None.
     Raises: ConfigError, DataError, ContractError.
     """
-    student = load_model(
-        config.model.student,
-        tokenizer=tokenizer,
-        length=shards.length,
-        dropout=config.model.dropout,
-        seed=config.seed,
-    )
-    teacher = None
-    if config.model.teacher is not None:
-        teacher = load_model(
-            config.model.teacher,
-            tokenizer=tokenizer,
-            length=shards.length,
-            seed=config.seed + 1,
-        )
-        if config.model.positions == "teacher":
+    model, teacher = config.model, None
+    fitting: dict[str, Any] = {"tokenizer": tokenizer, "length": shards.length}
+    student = load_model(model.student, dropout=model.dropout, seed=config.seed, **fitting)
+    if model.teacher is not None:
+        teacher = load_model(model.teacher, seed=config.seed + 1, **fitting)
+        if model.positions == "teacher":
             take_positions(student.model, teacher.model)
     ours = student.model.config
     ours.trained_length = max(trained_length(ours), shards.length)
@@ -308,16 +283,14 @@ def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loade
     return student, teacher
 
 
-def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Any]:
+def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Tap | None]:
     student, teacher = load_models(config, shards, tokenizer)
     terms: ObjectiveConfig = config.objective
-    if student.missing:
-        names = ", ".join(student.missing)
-        logger.warning("student %s lacks %s: randomly initialised", student.source, names)
-    if student.unexpected:  # whole layers, as the contract has checked
-        unused = len(student.unexpected)
-        names = f"{student.unexpected[0]} ... {student.unexpected[-1]}"
-        logger.warning("student %s leaves out %d weights: %s", student.source, unused, names)
+    if missing := ", ".join(student.missing):
+        logger.warning("student %s lacks %s: randomly initialised", student.source, missing)
+    if unused := student.unexpected:  # whole layers, as the contract has checked
+        names = f"{unused[0]} ... {unused[-1]}"
+        logger.warning("student %s leaves out %d weights: %s", student.source, len(unused), names)
     logger.info("student %s: %d parameters", student.source, num_parameters(student.model))
     if teacher is None:
         return Objective(student.model, None, terms), None
@@ -339,10 +312,7 @@ def _validation(held_out: ShardSet | None, config: Config, world: World) -> Vali
 
 
 def _load_weights(found: checkpoint.Checkpoint, fingerprint: str, objective: Objective) -> None:
-    """Load a checkpoint's weights into the module, before DeepSpeed partitions them.
-
-    Raises: DataError for other shards; CheckpointError for other parameters.
-    """
+    """Load a checkpoint's weights into the module, before DeepSpeed partitions them."""
     trained_on = found.manifest["fingerprint"]
     if trained_on != fingerprint:
         raise DataError(

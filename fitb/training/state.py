@@ -64,9 +64,7 @@ class PortableState:
         return {
             "optimizer_steps": max((float(s["step"]) for s in states if "step" in s), default=0.0),
             "skipped_steps": int(self._engine.skipped_steps),
-            "loss_scaler": {
-                key: getattr(scaler, key) for key in _SCALER_KEYS if hasattr(scaler, key)
-            },
+            "loss_scaler": {k: getattr(scaler, k) for k in _SCALER_KEYS if hasattr(scaler, k)},
         }
 
     def load_scalars(self, scalars: dict[str, Any], precision: str) -> None:
@@ -80,35 +78,28 @@ class PortableState:
                 setattr(zero.loss_scaler, key, value)
 
     def _set(self, parameter: torch.nn.Parameter, moment: str | None, full: torch.Tensor) -> None:
-        from deepspeed.utils import (
-            safe_get_local_fp32_param,
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
+        from deepspeed import utils
 
+        set_weight = utils.safe_set_full_fp32_param
+        set_moment = utils.safe_set_full_optimizer_state
         if hasattr(parameter, "ds_id"):  # ZeRO 3: its partitions are padded to equal size
-            size = safe_get_local_fp32_param(parameter).numel()
+            set_weight = utils.safe_set_local_fp32_param
+            set_moment = utils.safe_set_local_optimizer_state
+            size = utils.safe_get_local_fp32_param(parameter).numel()
             padded = torch.zeros(size * self._world.size)
             padded[: full.numel()] = full.flatten()
-            mine = padded.narrow(0, size * self._world.rank, size).to(self._device)
-            if moment is None:
-                safe_set_local_fp32_param(parameter, mine)
-            else:
-                safe_set_local_optimizer_state(parameter, mine, moment)
-        elif moment is None:
-            safe_set_full_fp32_param(parameter, full.to(self._device))
+            full = padded.narrow(0, size * self._world.rank, size)
+        full = full.to(self._device)
+        if moment is None:
+            set_weight(parameter, full)
         else:
-            safe_set_full_optimizer_state(parameter, full.to(self._device), moment)
+            set_moment(parameter, full, moment)
 
 
 def _make_moments(zero: Any) -> None:
-    """Create Adam's moments, which the optimiser creates lazily in its first step.
-
-    DeepSpeed 0.19.8 (stages 1 and 2) links parameters to their moments once, after the step of the
-    first parameter group, and would never find those of later groups.
-    """
+    """Create Adam's moments, which the optimiser creates lazily in its first step."""
+    # DeepSpeed 0.19.8 (stages 1 and 2) links parameters to their moments once, after the step of
+    # the first parameter group, and would never find those of later groups.
     flat = getattr(zero, "fp32_partitioned_groups_flat", None)
     if flat is None:
         flat = [p for group in zero.optimizer.param_groups for p in group["params"]]

@@ -22,13 +22,8 @@ from fitb.base import signals
 from fitb.base.errors import FINISHED
 
 
-def arguments(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """Return torchrun's command line; ranks are numbered host by host, as by srun.
-
-    Args:
-        flags: flags of `fitb train`.
-        env: environment of the task.
-    """
+def _arguments(flags: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """Return torchrun's command line; ranks are numbered host by host, as by srun."""
     return [
         f"--nnodes={env.get('SLURM_NNODES', '1')}",
         f"--node-rank={env.get('SLURM_NODEID', '0')}",
@@ -56,7 +51,7 @@ def main(flags: Sequence[str]) -> int:
         signal.signal(number, _forward)
     agent: Any = torchrun
     try:
-        agent.run(agent.parse_args(arguments(flags, os.environ)))
+        agent.run(agent.parse_args(_arguments(flags, os.environ)))
     except ChildFailedError as error:
         # The agent terminates the others once one has failed: only its code tells why.
         code = int(error.get_first_failure()[1].exitcode)

@@ -235,8 +235,7 @@ class Mirror:
     def _follow(self, run: Any, step: int) -> None:
         """Send the lines of metrics.jsonl after `step` until the mirror is finished."""
         with contextlib.ExitStack() as stack:
-            file = None
-            closing = False
+            file, closing = None, False
             while not closing:
                 self._grown.wait()
                 self._grown.clear()

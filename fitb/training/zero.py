@@ -40,11 +40,8 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
     filled["gradient_accumulation_steps"] = config.grad_accum(world.size)
     filled["gradient_clipping"] = config.optim.clip_norm
     filled["fp16"] = {**filled.get("fp16", {}), "enabled": config.precision == "fp16"}
-    filled["bf16"] = {
-        **filled.get("bf16", {}),
-        "enabled": config.precision == "bf16",
-        "check_grad_overflow": False,
-    }
+    bf16 = {"enabled": config.precision == "bf16", "check_grad_overflow": False}
+    filled["bf16"] = {**filled.get("bf16", {}), **bf16}
     filled["steps_per_print"] = 2**31 - 1
     filled["timers"] = {"throughput": {"enabled": False}}  # it synchronises at each micro-batch
     if ends_steps(filled):
@@ -137,10 +134,10 @@ def check_precision(precision: str) -> None:
     accelerator = get_accelerator()
     supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
     if precision in supported and not supported[precision]():
-        others = "bf16 or fp32" if precision == "fp16" else "fp32"
+        others = "--precision bf16 or " if precision == "fp16" else ""
         error = SystemFault(
             f"precision={precision} is not supported by this machine's {accelerator.device_name()}"
-            f" device; use --precision {others.replace(' or ', ' or --precision ')}"
+            f" device; use {others}--precision fp32"
         )
         error.restart_helps = False
         raise error

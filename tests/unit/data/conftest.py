@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fitb.base.errors import DataError
 from fitb.data.masking import Vocabulary
 
 PAD, UNK, CLS, SEP, MASK = 0, 1, 2, 3, 4
@@ -22,26 +23,27 @@ class Rows:
 
 
 class MemoryShards:
-    """Stand-in for a shard set: rows in memory, and what was asked for."""
+    """Stand-in for a shard set: rows in memory, without a cache, and what was asked for."""
+
+    cache = None
+    broken_row = -1
 
     def __init__(self, rows, shard_rows):
         self.rows, self.shard_rows = rows, shard_rows
         self.num_rows = sum(shard_rows)
         self.asked: list[list[int]] = []
-        self.broken_row: int | None = None
-        self.error: Exception | None = None
 
     def read(self, rows):
         self.asked.append(rows.tolist())
-        if self.error is not None and self.broken_row in rows:
-            raise self.error
+        if self.broken_row in rows:
+            raise DataError("the shard is torn")
         return Rows(self.rows.input_ids[rows], self.rows.word_starts[rows])
 
 
-def random_rows(num_rows, length, seed=0, longest_word=4, tails=True):
+def random_rows(num_rows, length, seed=0, longest_word=4):
     """Rows of [CLS] documents [SEP] [PAD], with words of several pieces and unknown words.
 
-    With tails, every third row begins inside a word that the row before it cut.
+    Every third row begins inside a word that the row before it cut.
     """
     draw = np.random.default_rng(seed)
     ids = np.full((num_rows, length), PAD, dtype=np.int64)
@@ -50,19 +52,15 @@ def random_rows(num_rows, length, seed=0, longest_word=4, tails=True):
         end = length if draw.random() < 0.7 else int(draw.integers(2, length + 1))
         ids[row, 0], ids[row, end - 1] = CLS, SEP
         place = 1
-        if tails and row % 3 == 0:
-            stop = min(place + int(draw.integers(1, 4)), end - 1)
-            ids[row, place:stop] = draw.integers(5, SIZE, stop - place)
-            place = stop
         while place < end - 1:
-            kind = draw.random()
-            if kind < 0.1:
+            tail, kind = place == 1 and row % 3 == 0, draw.random()
+            if kind < 0.1 and not tail:
                 ids[row, place] = SEP if kind < 0.05 else UNK
                 place += 1
                 continue
             stop = min(place + int(draw.integers(1, longest_word + 1)), end - 1)
             ids[row, place:stop] = draw.integers(5, SIZE, stop - place)
-            starts[row, place] = True
+            starts[row, place] = not tail
             place = stop
     return Rows(ids, starts)
 

@@ -20,17 +20,15 @@ def masked(vocabulary, make_rows):
     )  # fmt: skip
 
 
-def test_a_batch_has_the_fields_of_masked_rows_in_their_order():
-    assert [f.name for f in fields(Batch)] == [*(f.name for f in fields(Masked)), "padded", "rows"]
-
-
-def test_a_batch_shares_the_memory_of_masked_rows(masked):
+def test_a_batch_shares_the_memory_of_masked_rows_and_its_parts_are_its_rows(masked):
     batch = Batch.of(masked)
+    part = batch.part(4, 7).to(torch.device("cpu"))
     for field in fields(masked):
         tensor, array = getattr(batch, field.name), getattr(masked, field.name)
         assert tensor.dtype == torch.int64
         assert tensor.shape == array.shape
         assert tensor.data_ptr() == array.ctypes.data
+        assert torch.equal(getattr(part, field.name), tensor[4:7])
 
 
 def test_coverage_counts_rows_tokens_slots_and_their_squares(masked):
@@ -41,13 +39,6 @@ def test_coverage_counts_rows_tokens_slots_and_their_squares(masked):
     assert batch.coverage().tolist() == [30, tokens, sum(used), sum(n * n for n in used)]
     parts = [batch.part(0, 11).coverage(), batch.part(11, 30).coverage()]
     assert torch.equal(parts[0] + parts[1], batch.coverage())
-
-
-def test_parts_of_a_batch_are_its_rows(masked):
-    batch = Batch.of(masked)
-    part = batch.part(4, 7).to(torch.device("cpu"))
-    for field in fields(masked):
-        assert torch.equal(getattr(part, field.name), getattr(batch, field.name)[4:7])
 
 
 def test_a_batch_knows_whether_a_row_ends_in_padding_and_hides_it_only_then(masked):

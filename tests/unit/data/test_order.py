@@ -1,7 +1,7 @@
 """The order of rows: what an epoch is, random access, windows, and the shares of ranks."""
 
 import hashlib
-from itertools import islice
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -25,42 +25,23 @@ def order(begin, end, shard_rows=UNEVEN, seed=0, window_shards=3):
 def test_one_epoch_reads_every_row_exactly_once(shard_rows, window_shards):
     num_rows = sum(shard_rows)
     for epoch in range(3):
-        epochs, rows = order(
-            epoch * num_rows,
-            (epoch + 1) * num_rows,
-            shard_rows=shard_rows,
-            window_shards=window_shards,
-        )
+        begin, end = epoch * num_rows, (epoch + 1) * num_rows
+        epochs, rows = order(begin, end, shard_rows, 0, window_shards)
         assert (epochs == epoch).all()
         assert epochs.dtype == rows.dtype == np.int64
         assert np.array_equal(np.sort(rows), np.arange(num_rows))
 
 
 @pytest.mark.parametrize("window_shards", [1, 3, 100])
-def test_any_slice_of_the_order_is_reached_at_once(window_shards):
+def test_positions_may_come_in_any_order_and_more_than_once(window_shards):
     end = 3 * sum(UNEVEN) + 11
     epochs, rows = order(0, end, window_shards=window_shards)
     draw = np.random.default_rng(0)
-    for begin, stop in [(5, 5), *np.sort(draw.integers(0, end + 1, (50, 2)))]:
-        some = order(begin, stop, window_shards=window_shards)
-        assert np.array_equal(some[0], epochs[begin:stop])
-        assert np.array_equal(some[1], rows[begin:stop])
-
-
-def test_positions_may_come_in_any_order_and_more_than_once():
-    epochs, rows = order(0, 200)
-    positions = np.random.default_rng(1).integers(0, 200, 300)
-    some = rows_at(positions, shard_rows=UNEVEN, seed=0, window_shards=3)
-    assert np.array_equal(some[0], epochs[positions])
-    assert np.array_equal(some[1], rows[positions])
-
-
-def test_a_position_far_away_costs_no_memory():
-    shard_rows = (10**9, 10**9 + 7)
-    begin = 10**15
-    epochs, rows = order(begin, begin + 100, shard_rows=shard_rows)
-    assert (epochs == begin // sum(shard_rows)).all()
-    assert len(set(rows.tolist())) == 100
+    slices = [np.arange(*sorted(draw.integers(0, end + 1, 2))) for _ in range(50)]
+    for positions in (*slices, np.arange(0), draw.integers(0, end, 300)):
+        some = rows_at(positions, shard_rows=UNEVEN, seed=0, window_shards=window_shards)
+        assert np.array_equal(some[0], epochs[positions])
+        assert np.array_equal(some[1], rows[positions])
 
 
 def test_every_epoch_and_every_seed_has_its_own_order():
@@ -71,23 +52,6 @@ def test_every_epoch_and_every_seed_has_its_own_order():
         for seed in range(10)
     }
     assert len(orders) == 100
-
-
-@pytest.mark.parametrize("window_shards", [1, 2, 3, 5])
-def test_the_rows_of_a_window_come_from_so_many_shards_and_no_other(window_shards):
-    ends = np.cumsum(UNEVEN)
-    for seed in range(5):
-        rows = order(0, sum(UNEVEN), seed=seed, window_shards=window_shards)[1]
-        shard = np.searchsorted(ends, rows, side="right")
-        begin, seen = 0, set()
-        while begin < len(shard):
-            window = list(dict.fromkeys(shard[begin:]))[:window_shards]
-            size = sum(UNEVEN[number] for number in window)
-            assert set(shard[begin : begin + size]) <= set(window)
-            assert not seen & set(window)
-            seen |= set(window)
-            begin += size
-        assert seen == set(range(len(UNEVEN)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 48])
@@ -122,41 +86,33 @@ def test_an_array_of_sizes_that_changes_afterwards_is_not_remembered():
     assert np.array_equal(order(0, 80, shard_rows=sizes)[1], fresh[1])
 
 
-def windows_by_rows(position, num_windows, shard_rows, seed, window_shards):
-    """The same windows, found by reading every row from the beginning of the epoch on."""
-    num_rows, ends = sum(shard_rows), np.cumsum(shard_rows)
-    begin = position // num_rows * num_rows
-    found = []
-    while len(found) < num_windows:
-        rows = order(begin, (begin // num_rows + 1) * num_rows, shard_rows, seed, window_shards)[1]
-        shards = np.searchsorted(ends, rows, side="right")
-        window = list(dict.fromkeys(shards.tolist()))[:window_shards]
-        begin += sum(shard_rows[number] for number in window)
-        if begin > position:
-            found.append(set(window))
-    return found
+@pytest.mark.parametrize("window_shards", [1, 2, 3, 5, 7, 100])
+@pytest.mark.parametrize("seed", [0, 9])
+def test_the_rows_of_a_window_come_from_its_shards_and_no_other(window_shards, seed):
+    num_rows = sum(UNEVEN)
+    settings = {"shard_rows": UNEVEN, "seed": seed, "window_shards": window_shards}
+    for epoch in (0, 1, 10**6):
+        begin, shards = epoch * num_rows, []
+        windows = list(windows_between(begin, begin + num_rows, **settings))
+        for end, numbers in windows:
+            rows = order(begin, end, **settings)[1]
+            found = np.searchsorted(np.cumsum(UNEVEN), rows, side="right")
+            assert set(found) == set(numbers.tolist())
+            begin, shards = end, shards + numbers.tolist()
+        assert begin == (epoch + 1) * num_rows
+        assert sorted(shards) == list(range(len(UNEVEN)))
+        sizes = [len(numbers) for _, numbers in windows]
+        assert sizes[:-1] == [window_shards] * (len(sizes) - 1) and sizes[-1] <= window_shards
 
 
-@pytest.mark.parametrize("window_shards", [1, 2, 3, 7, 100])
-def test_windows_hold_the_shards_of_the_rows_from_a_position_on(window_shards):
-    for seed in (0, 9):
-        settings = {"shard_rows": UNEVEN, "seed": seed, "window_shards": window_shards}
-        for position in (0, 1, 40, 79, 80, 81, 200, 399, 10**6 + 13):
-            found = list(islice(windows_between(position, 10**9, **settings), 12))
-            expected = windows_by_rows(position, 12, **settings)
-            assert [set(window.tolist()) for _, window in found] == expected
-
-
-@pytest.mark.parametrize("begin", [0, 1, 7, 79, 80, 300])
-def test_the_rows_of_a_position_lie_in_the_shards_of_its_window(begin):
+def test_windows_of_a_range_are_those_of_its_epochs_that_meet_it():
     settings = {"shard_rows": UNEVEN, "seed": 4, "window_shards": 2}
-    windows = list(windows_between(begin, begin + 160, **settings))
-    ends = [end for end, _ in windows]
-    assert ends[-2] < begin + 160 <= ends[-1] and ends == sorted(set(ends))
-    rows = order(begin, begin + 160, seed=4, window_shards=2)[1]
-    for position, row in enumerate(rows, begin):
-        shard = np.searchsorted(np.cumsum(UNEVEN), row, side="right")
-        assert shard in next(numbers for end, numbers in windows if end > position)
+    ends = [each for each, _ in windows_between(0, 400, **settings)]
+    places = sorted({0, 1, *(end + off for end in ends[:9] for off in (-1, 0, 1))})
+    for begin, end in combinations(places, 2):
+        first, last = np.searchsorted(ends, [begin, end - 1], side="right")
+        found = [each for each, _ in windows_between(begin, end, **settings)]
+        assert found == ends[first : last + 1], (begin, end)
 
 
 def test_writing_into_a_window_changes_no_later_one():

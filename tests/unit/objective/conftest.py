@@ -49,6 +49,27 @@ def padded_batch(num_rows, seed=0, longest=LENGTH):
     )
 
 
+def states_and_scores(model, batch):
+    """Hidden states 0 .. N and scores of layers 1 .. N, in eager arithmetic, and the logits."""
+    bert, heads = model.bert, model.config.num_attention_heads
+    away = (1.0 - batch.attention_mask[:, None, None, :].float()) * -10000.0
+    states = bert.embeddings(input_ids=batch.input_ids)
+    hidden, scores = [states], []
+    for layer in bert.encoder.layer:
+        attention = layer.attention.self
+        query, key, value = (
+            projection(states).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for projection in (attention.query, attention.key, attention.value)
+        )
+        score = query @ key.mT / query.shape[-1] ** 0.5 + away
+        context = (score.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        attended = layer.attention.output(context, states)
+        states = layer.output(layer.intermediate(attended), attended)
+        hidden.append(states)
+        scores.append(score)
+    return hidden, scores, model.cls(states)
+
+
 @pytest.fixture
 def make_bert():
     return tiny_bert

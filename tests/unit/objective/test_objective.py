@@ -1,7 +1,5 @@
 """The objective with tiny BERTs: names, counts, gradients, features, accumulation."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional
@@ -10,6 +8,7 @@ from fitb.base.errors import ConfigError
 from fitb.config import ObjectiveConfig
 from fitb.data.masking import IGNORE_INDEX
 from fitb.objective.objective import Objective
+from tests.unit.objective.conftest import states_and_scores
 
 TERMS = ("embedding", "hidden", "attention", "logits", "mlm")
 ALL_NAMES = (
@@ -79,16 +78,11 @@ def test_without_a_teacher_only_plain_mlm_is_trained(student, make_batch):
     assert objective.weights == (2.0, 0.0)
     assert len(objective.projections) == 0
     batch = make_batch(4)
-    logits = student(batch.input_ids, attention_mask=batch.attention_mask).logits
-    total, right = 0.0, 0
-    for b in range(4):
-        for slot, label in zip(batch.slots[b].tolist(), batch.labels[b].tolist(), strict=True):
-            if label != IGNORE_INDEX:
-                row = logits[b, slot].double()
-                total += (row.exp().sum().log() - row[label]).item()
-                right += int(row.argmax()) == label
-    sums = objective(batch, None)
-    assert sums.tolist() == pytest.approx([total, right], rel=1e-5)
+    used = batch.labels != IGNORE_INDEX
+    logits = states_and_scores(student, batch)[2][used.nonzero()[:, 0], batch.slots[used]]
+    loss = functional.cross_entropy(logits, batch.labels[used], reduction="sum")
+    right = (logits.argmax(-1) == batch.labels[used]).sum().item()
+    assert objective(batch, None).tolist() == pytest.approx([loss.item(), right], rel=1e-5)
 
 
 def test_without_a_teacher_and_without_mlm_there_is_nothing_to_train(student):
@@ -96,19 +90,16 @@ def test_without_a_teacher_and_without_mlm_there_is_nothing_to_train(student):
         Objective(student, None, ObjectiveConfig(mlm=0.0))
 
 
-def test_counts_are_those_of_a_loop_over_cells(student, teacher, make_batch):
-    objective, _ = build(student, teacher, ObjectiveConfig())
+def test_counts_are_those_of_cells_that_are_real_and_slots_that_are_used(
+    student, teacher, make_batch
+):
     batch = make_batch(6)
-    tokens = scores = slots = 0
-    for b in range(6):
-        for i in range(batch.attention_mask.shape[1]):
-            tokens += 24 * int(batch.attention_mask[b, i])
-            for j in range(batch.attention_mask.shape[1]):
-                scores += 3 * int(batch.attention_mask[b, i] and batch.attention_mask[b, j])
-        slots += sum(label != IGNORE_INDEX for label in batch.labels[b].tolist())
-    assert objective.counts(batch).dtype == torch.float64
-    expected = [tokens] * 3 + [scores] * 2 + [slots] * 3
-    assert objective.counts(batch).tolist() == expected
+    real = batch.attention_mask
+    tokens, scores = 24 * real.sum(), 3 * (real[:, :, None] * real[:, None, :]).sum()
+    slots = (batch.labels != IGNORE_INDEX).sum()
+    counts = build(student, teacher, ObjectiveConfig())[0].counts(batch)
+    assert counts.dtype == torch.float64
+    assert counts.tolist() == [tokens] * 3 + [scores] * 2 + [slots] * 3
 
 
 def test_the_teacher_is_frozen_in_eval_mode_and_leaves_no_graph(student, make_bert, make_batch):
@@ -133,21 +124,8 @@ def test_the_teacher_is_frozen_in_eval_mode_and_leaves_no_graph(student, make_be
 
 def naive_terms(student, teacher, objective, batch, config):
     """Each term's mean by its formula, in float64, with L x L scores and full logits."""
-    told = []
-    for model in (student, teacher):
-        out = model(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
-        scores = []
-        for layer, states in zip(model.bert.encoder.layer, out.hidden_states, strict=False):
-            attention = layer.attention.self
-            query, key = (
-                projection(states)
-                .unflatten(-1, (model.config.num_attention_heads, -1))
-                .transpose(1, 2)
-                for projection in (attention.query, attention.key)
-            )
-            scores.append(query @ key.mT / math.sqrt(query.shape[-1]))
-        told.append((out.hidden_states, scores, out.logits))
-    (hidden_s, scores_s, logits_s), (hidden_t, scores_t, logits_t) = told
+    hidden_s, scores_s, logits_s = states_and_scores(student, batch)
+    hidden_t, scores_t, logits_t = states_and_scores(teacher, batch)
     real = batch.attention_mask.bool()
     both = (real[:, None, :, None] & real[:, None, None, :]).expand_as(scores_s[0])
     means = []
@@ -156,14 +134,11 @@ def naive_terms(student, teacher, objective, batch, config):
         means.append(functional.mse_loss(projected[real], hidden_t[theirs][real]))
     for ours, theirs in ((0, 1), (1, 3)):
         means.append(functional.mse_loss(scores_s[ours][both], scores_t[theirs][both]))
-    soft, hard = [], []
-    for b, k in (batch.labels != IGNORE_INDEX).nonzero().tolist():
-        place, heat = batch.slots[b, k], config.temperature
-        log_p = (logits_s[b, place] / heat).log_softmax(-1)
-        q = (logits_t[b, place] / heat).softmax(-1)
-        soft.append(-(q * log_p).sum() * heat**2)
-        hard.append(-logits_s[b, place].log_softmax(-1)[batch.labels[b, k]])
-    return torch.stack([*means, torch.stack(soft).mean(), torch.stack(hard).mean()])
+    used, heat = batch.labels != IGNORE_INDEX, config.temperature
+    row = used.nonzero()[:, 0]
+    ours, theirs = (logits[row, batch.slots[used]] for logits in (logits_s, logits_t))
+    soft = functional.cross_entropy(ours / heat, (theirs / heat).softmax(-1)) * heat**2
+    return torch.stack([*means, soft, functional.cross_entropy(ours, batch.labels[used])])
 
 
 def test_every_term_and_gradient_equals_its_formula(student, teacher, make_batch):

@@ -16,21 +16,19 @@ def test_the_unfused_baseline_has_the_same_terms_and_gradients(student, teacher,
         objective = Objective(student, teacher, ObjectiveConfig())
     features = objective.teacher_tap(teacher)(batch)
     plain, plain_features = UnfusedObjective(objective), UnfusedTeacher(teacher)(batch)
-    found = {}
-    for name, sums in (
-        ("fitb", objective(batch, features)),
-        ("plain", plain(batch, plain_features)),
-    ):
-        trained = [p for p in objective.parameters() if p.requires_grad]
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    found = []
+    for sums in (objective(batch, features), plain(batch, plain_features)):
         gradients = torch.autograd.grad(sums[:-1].sum(), trained, allow_unused=True)
-        found[name] = sums[:-1].detach(), gradients  # without the hits, which it does not count
+        found.append((sums[:-1].detach(), gradients))  # without the hits, which it does not count
+    (ours, gradients), (theirs, plain_gradients) = found
     assert objective.names[-1] == "student/top1"
-    assert torch.allclose(found["fitb"][0], found["plain"][0], rtol=1e-5)
-    for ours, theirs in zip(found["fitb"][1], found["plain"][1], strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+    for a, b in zip(gradients, plain_gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
             # Entries of a gradient that is zero but for rounding have no relative size.
-            assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max().clamp(min=1.0)
+            assert (a - b).abs().max() <= 1e-4 * b.abs().max().clamp(min=1.0)
 
 
 def test_the_unfused_baseline_cannot_be_asked_for_part_of_its_features(teacher, make_batch):

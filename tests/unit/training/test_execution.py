@@ -1,21 +1,19 @@
 """What `speed` comes to on a device, and that it changes how a step is computed, not what."""
 
-from __future__ import annotations
-
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from fitb.base.errors import ConfigError, SystemFault
 from fitb.base.world import World
 from fitb.config import ModelConfig, ObjectiveConfig, SpeedConfig
-from fitb.data.batch import Batch
 from fitb.model.packed_linear import to_float8
 from fitb.objective.objective import Objective
 from fitb.training.execution import Execution
+from tests.unit.objective.conftest import padded_batch, tiny_bert
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WORLD = World()
@@ -38,7 +36,7 @@ def decide(run_config):
 )
 def test_a_gpu_compiles_and_pads_but_under_zero_3_where_asking_for_it_is_refused(
     decide, device, zero_stage, whole, attention, teacher_rows
-) -> None:
+):
     execution = decide(device, zero_stage=zero_stage)
     assert execution.compile == execution.kernels.pad == whole
     assert (execution.kernels.attention, execution.teacher_rows) == (attention, teacher_rows)
@@ -50,9 +48,7 @@ def test_a_gpu_compiles_and_pads_but_under_zero_3_where_asking_for_it_is_refused
 
 @pytest.mark.parametrize("length", [128, 512, 4096, 40_000])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_the_teachers_rows_divide_the_share_and_hold_at_most_32768_tokens(
-    decide, length, size
-) -> None:
+def test_the_teachers_rows_divide_the_share_and_hold_at_most_32768_tokens(decide, length, size):
     rows = decide(GPU, length, world=World(0, size)).teacher_rows
     assert rows % 4 == 0 and (64 // size) % rows == 0
     assert rows == 4 or rows * length <= 32_768
@@ -60,48 +56,23 @@ def test_the_teachers_rows_divide_the_share_and_hold_at_most_32768_tokens(
     assert all(r * length > 32_768 for r in larger)
 
 
-def test_rows_asked_for_are_rounded_down_to_micro_batches_that_divide_a_step(decide) -> None:
+def test_rows_asked_for_are_rounded_down_to_micro_batches_that_divide_a_step(decide):
     for wanted, taken in ((1, 4), (3, 4), (4, 4), (24, 16), (32, 32), (63, 32), (128, 64)):
         assert decide(teacher_rows=wanted).teacher_rows == taken
 
 
-def tiny(layers: int, width: int, seed: int) -> BertForMaskedLM:
-    config = BertConfig(
-        vocab_size=70,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=2 * width,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return BertForMaskedLM(config)
+ROWS = padded_batch(4)
+WHOLE = replace(ROWS, attention_mask=torch.ones_like(ROWS.attention_mask), padded=False)
 
 
-def batch(padded: bool) -> Batch:
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 70, (4, 16), generator=draw)
-    real = torch.ones_like(ids)
-    if padded:
-        real[1, 9:] = 0
-    slots = torch.tensor([[1, 3], [2, 5], [4, 0], [6, 7]])
-    labels = torch.randint(5, 70, (4, 2), generator=draw)
-    labels[2, 1] = -100
-    return Batch(ids * real, real, slots, labels, torch.zeros_like(slots), padded=padded)
-
-
-def losses_and_gradients(execution: Execution, padded: bool):
-    student, teacher = tiny(2, 20, 1), tiny(4, 32, 2)  # heads of 5: they are padded to 8
+def losses_and_gradients(execution, padded):
+    student, teacher = tiny_bert(2, 20, 4, 1), tiny_bert(4, 32, 4, 2)  # heads of 5, padded to 8
     with torch.random.fork_rng():
         torch.manual_seed(3)
         objective = Objective(student, teacher, ObjectiveConfig())
     tap = objective.teacher_tap(copy.deepcopy(teacher))
     execution.prepare(objective, tap, CPU)
-    rows = batch(padded)
+    rows = ROWS if padded else WHOLE
     with torch.no_grad():
         features = tap(rows)
     sums = objective(rows, features)
@@ -123,7 +94,7 @@ def losses_and_gradients(execution: Execution, padded: bool):
     ],
     ids=str,
 )
-def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded) -> None:
+def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded):
     """In fp32: each sum to 1e-5 relative, gradients to 1e-5 of their largest entry.
 
     `compile` must find one graph each in the teacher, the student and the losses, or it raises.
@@ -139,7 +110,7 @@ def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded) -> None:
 
 def test_eight_bits_are_asked_for_in_the_model_section_and_refused_where_a_gpu_has_none(
     run_config, monkeypatch
-) -> None:
+):
     config = run_config(model=ModelConfig(teacher_precision="fp8"))
     assert Execution.of(config, WORLD, CPU, 16, 2).fp8_teacher
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))

@@ -1,13 +1,8 @@
 """A run's export is looked at when an attempt begins, and made again where it is not whole."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -28,7 +23,7 @@ SIZES = BertConfig(
 )
 
 
-def student(step: int) -> BertForMaskedLM:
+def student(step):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step)
         return BertForMaskedLM(SIZES)
@@ -37,9 +32,9 @@ def student(step: int) -> BertForMaskedLM:
 class Mending:
     """A run with an export of step 8, the best one, that resumes at step 16."""
 
-    def __init__(self, config: Any, tokenizer: Any) -> None:
+    def __init__(self, config, tokenizer):
         self.config, (self.run, _) = config, open_run(config, World())
-        self.parts: Any = SimpleNamespace(
+        self.parts = SimpleNamespace(
             engine=SimpleNamespace(
                 world=World(), objective=SimpleNamespace(student=SimpleNamespace(model=student(0)))
             ),
@@ -49,55 +44,51 @@ class Mending:
         for step in (8, 16):
             names = student(step).named_parameters()
             tensors = [(f"param/student.model.{name}", p.detach()) for name, p in names]
-            checkpoint.save(
-                *(self.run.checkpoints, tensors, {"step": step}),
-                fence=self.run.fence,
-                world=World(),
-                keep_last=9,
-            )
+            where = {"fence": self.run.fence, "world": World(), "keep_last": 9}
+            checkpoint.save(self.run.checkpoints, tensors, {"step": step}, **where)
             fsio.append_line(self.run.metrics, {"train/step": step, "val/loss_mlm": 4 + step / 16})
         self.export(8)
-        self.before = self.weights()
 
-    def export(self, step: int) -> None:
+    def export(self, step):
         weights = dict(student(step).named_parameters())
         milestones._write_export(weights, step, self.parts, self.run, self.config, {})
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        return load_file(self.run.export / "model.safetensors")
-
-    def mend(self) -> list[tuple[int, str]]:
+    def mend(self):
         """Begin; return step and reason of what was made again."""
         mend_export(self.parts, self.run, self.config)
         events = fsio.read_lines(self.run.path / "events.jsonl", "event")
         return [(e["step"], e["reason"]) for e in events if e["event"] == "exported"]
 
-    def same(self, step: int) -> bool:
-        found, wanted = self.weights(), dict(student(step).named_parameters())
-        return all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    def same(self, step):
+        """Whether the export is whole, and of these weights."""
+        found = load_file(self.run.export / "model.safetensors")
+        wanted = dict(student(step).named_parameters())
+        equal = all(torch.equal(found[name], wanted[name]) for name in wanted)
+        whole = exported.damage(self.run.export) is None
+        return equal and whole and exported.step_of(self.run.export) == step
 
 
 @pytest.fixture
-def mending(run_config: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Mending:
+def mending(run_config, tokenizer, monkeypatch):
     monkeypatch.setattr(milestones, "_model_card", lambda *args: "# a card\n")
     return Mending(run_config(eval=EvalConfig(every_steps=8)), tokenizer)
 
 
-def zeros(path: Path) -> None:
+def zeros(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
-def emptied(export: Path) -> None:
+def emptied(export):
     """As a power cut left it."""
     for path in export.iterdir():
         path.write_bytes(b"")
 
 
-def gone(export: Path) -> None:
+def gone(export):
     export.rename(export.with_name("elsewhere"))
 
 
-def flipped(export: Path) -> None:
+def flipped(export):
     data = bytearray((export / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (export / "model.safetensors").write_bytes(data)
@@ -116,20 +107,17 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_an_export_that_is_not_whole_is_made_again_from_the_best_checkpoint(
-    mending: Mending, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
+    mending, caplog, name: str
+):
     """A run believed in an export of zeros, for its checkpoint knew the best loss."""
     DAMAGE[name](mending.run.export)
     ((step, reason),) = mending.mend()
-    assert step == 8 and "export" in reason
-    assert exported.damage(mending.run.export) is None
-    assert exported.step_of(mending.run.export) == 8
-    assert mending.weights().keys() == mending.before.keys() and mending.same(8)
+    assert step == 8 and "export" in reason and mending.same(8)
     assert [m for m in caplog.messages if "from the weights of step 8" in m]
     assert len(mending.mend()) == 1  # once
 
 
-def filled(value: float, export: Path) -> None:
+def filled(value, export):
     model = student(8)
     with torch.no_grad():
         next(model.parameters()).fill_(value)
@@ -144,33 +132,25 @@ def filled(value: float, export: Path) -> None:
         partial(filled, float("nan")),
     ],
 )
-def test_an_export_of_an_older_fitb_is_judged_by_what_can_be_seen(
-    mending: Mending, damage: Callable[[Path], object]
-) -> None:
+def test_an_export_of_an_older_fitb_is_judged_by_what_can_be_seen(mending, damage):
     export = mending.run.export
     (export / "export.json").unlink()
     assert mending.mend() == []
     assert not (export / "export.json").exists()
     damage(export)
     assert [step for step, _ in mending.mend()] == [8] and mending.same(8)
-    assert exported.damage(export) is None
 
 
-def test_without_the_best_checkpoint_the_resumed_weights_are_taken_and_it_is_said(
-    mending: Mending, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_the_best_checkpoint_the_resumed_weights_are_taken_and_it_is_said(mending, caplog):
     (mending.run.checkpoints / "step-0000008").rename(mending.run.path / "elsewhere")
     emptied(mending.run.export)
     ((step, reason),) = mending.mend()
-    assert step == 16 and "no checkpoint holds the best step 8" in reason
-    assert mending.same(16) and exported.step_of(mending.run.export) == 16
+    assert step == 16 and "no checkpoint holds the best step 8" in reason and mending.same(16)
     assert any("no checkpoint holds" in message for message in caplog.messages)
     assert len(mending.mend()) == 1
 
 
-def test_an_older_export_gives_way_to_the_best_one_and_a_later_one_does_not(
-    mending: Mending,
-) -> None:
+def test_an_older_export_gives_way_to_the_best_one_and_a_later_one_does_not(mending):
     """A later one is of an attempt that was killed before it saved; its step comes again."""
     mending.export(4)
     assert [step for step, _ in mending.mend()] == [8]
@@ -178,7 +158,7 @@ def test_an_older_export_gives_way_to_the_best_one_and_a_later_one_does_not(
     assert len(mending.mend()) == 1 and mending.same(24)
 
 
-def test_a_card_that_people_have_edited_is_no_damage(mending: Mending) -> None:
+def test_a_card_that_people_have_edited_is_no_damage(mending):
     (mending.run.export / "README.md").write_text("# ours\n")
     (mending.run.export / "notes.txt").write_text("mine\n")
     assert mending.mend() == []
@@ -189,16 +169,16 @@ def test_a_card_that_people_have_edited_is_no_damage(mending: Mending) -> None:
     [(Progress(0), 100, []), (Progress(16), 100, []), (Progress(16), 16, [16])],
 )
 def test_without_validation_an_export_is_due_when_the_run_is_finished(
-    mending: Mending, progress: Progress, steps: int, made: list[int]
-) -> None:
+    mending, progress, steps, made
+):
     gone(mending.run.export)
     mending.parts.progress = progress
-    changes: dict[str, Any] = {"steps": steps, "eval": EvalConfig(every_steps=0)}
+    changes = {"steps": steps, "eval": EvalConfig(every_steps=0)}
     mending.config = dataclasses.replace(mending.config, **changes)
     assert [step for step, _ in mending.mend()] == made
 
 
-def test_a_checkpoint_that_is_damaged_too_is_no_source(mending: Mending) -> None:
+def test_a_checkpoint_that_is_damaged_too_is_no_source(mending):
     for path in mending.run.checkpoints.glob("step-*/*.safetensors"):
         zeros(path)
     gone(mending.run.export)
@@ -207,9 +187,7 @@ def test_a_checkpoint_that_is_damaged_too_is_no_source(mending: Mending) -> None
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_what_somebody_put_beside_an_export_is_there_after_the_next_one(
-    mending: Mending, recorded: bool
-) -> None:
+def test_what_somebody_put_beside_an_export_is_there_after_the_next_one(mending, recorded: bool):
     export = mending.run.export
     if not recorded:  # as an older fitb left it
         (export / exported.RECORD).unlink()
@@ -221,5 +199,5 @@ def test_what_somebody_put_beside_an_export_is_there_after_the_next_one(
     assert (export / "notes.txt").read_text() == "mine"
     assert (export / "onnx" / "model.onnx").read_text() == "mine, too"
     assert (export / "link").is_symlink()
-    assert exported.damage(export) is None and exported.step_of(export) == 16
+    assert mending.same(16)
     assert "notes.txt" not in fsio.read_json(export / exported.RECORD)["files"]

@@ -1,10 +1,8 @@
-"""metrics.jsonl is the truth; W&B mirrors it and may fail."""
+"""metrics.jsonl is the truth, and what is shown of it; for W&B see test_tracking.py."""
 
 import io
 import json
-import logging
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -14,124 +12,36 @@ from fitb.base.world import World
 from fitb.config import TrackConfig
 from fitb.rundir.writer import RunDir
 from fitb.training.metric_log import Line, Tracker
-from fitb.training.wandb_mirror import held_step, whole_lines
-
-
-class StandInRun:
-    def __init__(self, starting_step=0, **settings):
-        self.settings, self.starting_step, self.summary = settings, starting_step, {}
-        self.logged, self.metrics, self.finished = [], [], []
-        self.error = None
-
-    def define_metric(self, name, step_metric=None):
-        self.metrics.append((name, step_metric))
-
-    def log(self, record, step, commit):
-        if self.error:
-            raise self.error
-        assert step == record["train/step"] and commit
-        self.logged.append(record)
-
-    def finish(self, exit_code):
-        if self.error:
-            raise self.error
-        self.finished.append(exit_code)
+from fitb.training.wandb_mirror import held_step, start, target_of, whole_lines
 
 
 @pytest.fixture
-def wandb(monkeypatch):
-    """A stand-in for the W&B module that keeps every run."""
-    module = SimpleNamespace(runs=[], error=None, starting_step=0)
-
-    def init(**settings):
-        if module.error:
-            raise module.error
-        module.runs.append(StandInRun(module.starting_step, **settings))
-        return module.runs[-1]
-
-    module.init, module.teardown, module.setup = init, lambda: None, lambda settings: None
-    module.Settings = lambda **settings: settings
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return module
-
-
-@pytest.fixture
-def make_tracker(tmp_path, run_config):
-    def make(rank=0, **track):
-        world = World(rank, rank + 1)
-        run = RunDir(tmp_path, 1, world)
-        run.fence.mkdir(parents=True, exist_ok=True)
-        settings = {"wandb": "offline"} | track
-        return Tracker(run, run_config(steps=100, track=TrackConfig(**settings)), world)
-
-    return make
-
-
-def wait_for(condition, limit_s=10.0):
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
-
-
-def lines(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_w_and_b_gets_the_same_records(tmp_path, make_tracker, wandb):
-    tracker = make_tracker()
-    for step in (1, 2):
-        tracker.log(step, {"train/loss": 1.0 / step})
-    tracker.close(85)
-    assert wandb.runs[0].logged == lines(tmp_path)
-    assert wandb.runs[0].metrics == [("train/step", None), ("*", "train/step")]
-    assert wandb.runs[0].finished == [85]
-
-
-def test_a_replayed_step_is_not_logged_twice_and_all_attempts_are_one_w_and_b_run(
-    tmp_path, make_tracker, wandb
-):
-    first = make_tracker()
-    for step in (10, 20, 30):
-        first.log(step, {"train/loss": 1.0})
-    first.close(85)
-    second = make_tracker()
-    for step in (20, 30, 40):
-        second.log(step, {"train/loss": 2.0})
-    second.log(40, {"train/loss": 3.0})
-    second.close(0)
-    assert [line["train/step"] for line in lines(tmp_path)] == [10, 20, 30, 40]
-    assert lines(tmp_path)[-1]["train/loss"] == 2.0
-    logged = [[record["train/step"] for record in run.logged] for run in wandb.runs]
-    assert logged == [[10, 20, 30], [40]]
-    assert {run.settings["id"] for run in wandb.runs} == {first.wandb_id} == {second.wandb_id}
-
-
-def test_a_resumed_online_run_gets_the_configuration_and_what_the_server_lacks_first(
-    tmp_path, make_tracker, wandb
-):
-    first = make_tracker()
-    for step in (10, 20, 30):
-        first.log(step, {"train/loss": 1.0})
-    first.close(85)
-    wandb.starting_step = 11  # it holds step 10
-    second = make_tracker(wandb="online", project="p", entity="e", name="n")
-    second.log(40, {"train/loss": 2.0})
-    second.close(0)
-    assert [r["train/step"] for r in wandb.runs[1].logged] == [20, 30, 40]
-    settings = wandb.runs[1].settings
-    wanted = {"resume": "allow", "project": "p", "entity": "e", "name": "n", "dir": str(tmp_path)}
-    assert {name: settings[name] for name in wanted} == wanted
-    assert settings["config"]["optim.lr"] == 5e-4
+def tracker(tmp_path, run_config):
+    """Begin an attempt that logs to the file alone."""
+    world = World()
+    run = RunDir(tmp_path, 1, world)
+    run.fence.mkdir(parents=True)
+    config = run_config(steps=100, track=TrackConfig(wandb="disabled"))
+    return lambda: Tracker(run, config, world)
 
 
 def test_a_run_whose_lines_were_only_counted_goes_on_behind_its_last_step():
-    run = StandInRun(starting_step=12)
-    run.summary = {"_step": 11, "train/step": 120}
-    assert held_step(run) == 120
-    run.summary = {"_step": 9, "train/step": 100}  # older than the last line
-    assert held_step(run) == 11
-    assert held_step(StandInRun(starting_step=0)) == -1
+    old, older = {"_step": 11, "train/step": 120}, {"_step": 9, "train/step": 100}
+    for starting_step, summary, held in ((12, old, 120), (12, older, 11), (0, {}, -1)):
+        run = SimpleNamespace(starting_step=starting_step, summary=summary)
+        assert held_step(run) == held
+
+
+def test_w_and_b_is_told_where_a_run_belongs_and_what_it_is(run_config, tmp_path, monkeypatch):
+    defined = []
+    run = SimpleNamespace(define_metric=lambda name, step_metric=None: defined.append(name))
+    run.init, run.Settings = lambda **settings: vars(run).update(settings) or run, dict
+    monkeypatch.setitem(sys.modules, "wandb", run)
+    config = run_config(track=TrackConfig(project="p", entity="e", name="n"))
+    start(target_of("abc", "run", config), "online", tmp_path, 1.0)
+    assert (run.id, run.resume, run.mode, run.dir) == ("abc", "allow", "online", str(tmp_path))
+    assert (run.project, run.entity, run.name, run.config["optim.lr"]) == ("p", "e", "n", 5e-4)
+    assert defined == ["train/step", "*"]
 
 
 def test_a_line_that_is_being_written_is_left_for_later():
@@ -141,81 +51,35 @@ def test_a_line_that_is_being_written_is_left_for_later():
 
 
 def test_a_damaged_line_is_passed_over_and_kept_and_no_step_is_there_twice(
-    tmp_path, make_tracker, caplog
+    tmp_path, tracker, caplog
 ):
     """A line of NULs in the middle ended every start with 93."""
     path = tmp_path / "metrics.jsonl"
     before = b'{"train/step": 1}\n' + bytes(20) + b'\n[2]\n{"train/step": 3}\n'
     path.write_bytes(before)
-    tracker = make_tracker(wandb="disabled")
+    attempt = tracker()
     for step in (2, 3, 4):
-        tracker.log(step, {"a": 1.0})
+        attempt.log(step, {"a": 1.0})
     assert path.read_bytes() == before + b'{"train/step": 4, "a": 1.0}\n'
     assert any("metrics.jsonl: 2 damaged lines" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("damage", [b"", bytes(8), b"\xff\xfe"])
-def test_a_damaged_id_of_w_and_b_is_set_aside_and_another_one_taken(
-    tmp_path, make_tracker, caplog, damage
-):
+def test_a_damaged_id_of_w_and_b_is_set_aside_and_another_one_taken(tmp_path, tracker, damage):
     (tmp_path / "wandb_id").write_bytes(damage)
-    found = make_tracker(wandb="disabled").wandb_id
+    found = tracker().wandb_id
     assert found.isalnum() and (tmp_path / "wandb_id").read_text().strip() == found
     assert (tmp_path / "wandb_id.bad").read_bytes() == damage
-    assert make_tracker(wandb="disabled").wandb_id == found
+    assert tracker().wandb_id == found
 
 
-def test_a_line_that_a_kill_tore_is_mended_and_its_step_logged_again(tmp_path, make_tracker):
-    make_tracker(wandb="disabled").log(1, {"train/loss": 1.0})
+def test_a_line_that_a_kill_tore_is_mended_and_its_step_logged_again(tmp_path, tracker):
+    tracker().log(1, {"train/loss": 1.0})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"train/step": 2, "train/lo')
-    make_tracker(wandb="disabled").log(2, {"train/loss": 2.0})
-    assert [line["train/step"] for line in lines(tmp_path)] == [1, 2]
-
-
-@pytest.mark.parametrize("when", ["start", "log", "end"])
-@pytest.mark.parametrize("error", [ValueError("closed"), OSError("gone"), SystemError("broken")])
-def test_w_and_b_that_fails_is_a_warning_and_stops_neither_training_nor_the_file(
-    tmp_path, make_tracker, wandb, error, when, caplog
-):
-    wandb.error = error if when == "start" else None
-    tracker = make_tracker()
-    if when != "start":
-        wait_for(lambda: wandb.runs)
-    if when == "log":
-        wandb.runs[0].error = error
-    with caplog.at_level(logging.WARNING):
-        for step in (1, 2, 3):
-            tracker.log(step, {"train/loss": 1.0})
-        if when == "end":
-            wait_for(lambda: len(wandb.runs[0].logged) == 3)
-            wandb.runs[0].error = error
-        tracker.close(0)
-    assert [line["train/step"] for line in lines(tmp_path)] == [1, 2, 3]
-    (warning,) = [r.message for r in caplog.records if "W&B" in r.message]
-    assert str(error) in warning
-
-
-def test_w_and_b_that_hangs_at_the_end_is_left_behind(make_tracker, wandb, monkeypatch, caplog):
-    monkeypatch.setattr("fitb.training.wandb_mirror.FINISH_LIMIT_S", 0.05)
-    tracker, never = make_tracker(), threading.Event()
-    wait_for(lambda: wandb.runs)
-    wandb.runs[0].finish = lambda exit_code: never.wait(10)
-    with caplog.at_level(logging.WARNING):
-        tracker.close(0)
-    never.set()
-    assert "abandoned" in caplog.text
-
-
-def test_ranks_other_than_the_first_write_nothing_and_w_and_b_can_be_disabled(
-    tmp_path, make_tracker, wandb
-):
-    tracker = make_tracker(rank=1)
-    tracker.log(1, {"train/loss": 1.0})
-    tracker.close(0)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    make_tracker(wandb="disabled").close(0)
-    assert wandb.runs == []
+    tracker().log(2, {"train/loss": 2.0})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["train/step"] for line in lines] == [1, 2]
 
 
 NOW_S = time.mktime((2026, 11, 26, 10, 0, 0, 0, 0, -1))
@@ -259,14 +123,14 @@ def test_line_of_a_log_is_as_it_was():
     )
 
 
-def test_validation_stays_on_the_line_until_the_next_one(make_tracker, monkeypatch):
+def test_validation_stays_on_the_line_until_the_next_one(tracker, monkeypatch):
     told = []
     monkeypatch.setattr(
         "fitb.base.log.ProgressLine.tell",
         lambda self, parts, plain, last: told.append((parts, last)),
     )
-    tracker = make_tracker(wandb="disabled")
-    tracker.log(1, {"train/loss": 1.0, "val/loss_mlm": 4.5})
-    tracker.log(100, {"train/loss": 2.0})
+    attempt = tracker()
+    attempt.log(1, {"train/loss": 1.0, "val/loss_mlm": 4.5})
+    attempt.log(100, {"train/loss": 2.0})
     assert "val mlm 4.500" in told[1][0]
     assert [last for _, last in told] == [False, True]

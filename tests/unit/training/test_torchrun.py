@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from fitb.cluster.local import hold_port
-from fitb.training.torchrun import arguments
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 120
@@ -21,7 +20,7 @@ TIMEOUT_S = 120
 RANK = """#!/usr/bin/env bash
 trap 'touch "$FOLDER/told.$RANK"; exit 85' USR1
 trap '' TERM
-printf '%s\\n' "$RANK $WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $*" >"$FOLDER/started.$RANK"
+printf '%s\\n' "$RANK $WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $*" >>"$FOLDER/started.$RANK"
 words=($ENDS)
 case ${words[$RANK]} in wait) ;; KILL) kill -KILL $$ ;; *) exit "${words[$RANK]}" ;; esac
 for _ in {1..600}; do sleep 0.05; done
@@ -84,11 +83,9 @@ def test_ranks_of_two_hosts_are_numbered_as_srun_does_and_leave_together_with_th
 
 
 @pytest.mark.parametrize(("ends", "code"), [("0 0", 0), ("93 93", 93), ("0 KILL", 137)])
-def test_code_of_the_ranks_is_the_code_of_the_task(agents, ends, code):
+def test_code_of_the_ranks_is_the_code_of_the_task_and_none_starts_again(
+    agents, tmp_path, ends, code
+):
     assert agents(ends).wait(TIMEOUT_S) == code
-
-
-def test_agent_never_starts_ranks_again():
-    words = arguments(["--steps", "3"], {"SLURM_NNODES": "2", "SLURM_NODEID": "1"})
-    assert "--max-restarts=0" in words
-    assert words[-5:] == ["--module", "fitb", "train", "--steps", "3"]
+    lines = [path.read_text().splitlines() for path in tmp_path.glob("started.*")]
+    assert {len(each) for each in lines} == {1}
