@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fitb
-from fitb.base import log
+from fitb.base import log, signals
 from fitb.base.errors import ConfigError, DataError, SystemFault
 from fitb.base.fsio import (
     folder_written_whole,
@@ -205,8 +205,11 @@ def _run_stage(work: Work, stage: str, workers: int, progress: log.ProgressLine)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fitb.corpus.prepare"])
     with ProcessPoolExecutor(min(workers, len(targets)), context, _begin_worker) as pool:
-        tasks = [pool.submit(Task(str(work.folder), stage, rank, len(targets))) for rank in ranks]
         try:
+            with signals.held_back(signal.SIGINT):  # a half-started worker would never be joined
+                tasks = [
+                    pool.submit(Task(str(work.folder), stage, rank, len(targets))) for rank in ranks
+                ]
             for number, task in enumerate(as_completed(tasks), 1):
                 task.result()
                 report(number)

@@ -225,3 +225,22 @@ def test_control_c_is_one_line_and_the_next_start_goes_on(make_config, shard_set
     assert list((folder_of(config) / "pieces").glob("*.json"))
     prepare(config)
     assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
+
+
+def test_control_c_while_workers_are_started_does_not_hang(make_config, shard_set, tmp_path):
+    """A worker that had started but was not yet known took the end of another one's queue."""
+    config = make_config(tmp_path / "out", workers=2)
+    interrupted = (
+        "from multiprocessing.context import ForkServerProcess as Process\n"
+        "start, begun = Process.start, []\n"
+        "def started(self):\n"
+        "    start(self)\n"
+        "    begun.append(self)\n"
+        "    if len(begun) == 2: signal.raise_signal(signal.SIGINT)\n"
+        "Process.start = started\n"
+    )
+    with started(config, tmp_path, interrupted) as process:
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "interrupted" in said, said
+    prepare(config)
+    assert but_for_names(tmp_path / "out") == but_for_names(shard_set)
