@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ os.environ["FITB_SITE"] = os.devnull  # nor follow the settings of the site that
 
 
 @pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
+def own_log():
     """A command that a test calls logs to that test's stderr, which is closed after it."""
     logger = logging.getLogger("fitb")
     before = logger.handlers[:], logger.level, logger.propagate
@@ -41,12 +41,12 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+def make_once(tmp_path_factory):
     """Fill a folder that all workers of a session read: the first that asks for its name does."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def once(name: str, fill: Callable[[Path], object]) -> Path:
+    def once(name, fill):
         with open(base / f"{name}.lock", "a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.fstat(lock.fileno()).st_size:
@@ -59,25 +59,25 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 
 
 @pytest.fixture(scope="session")
-def shards(make_once: MakeOnce) -> Path:
+def shards(make_once):
     """As `make_shards` makes them."""
     return make_once("corpus", make_shards) / "shards"
 
 
 @pytest.fixture(scope="session")
-def teacher(shards: Path, make_once: MakeOnce) -> Path:
+def teacher(shards, make_once):
     """As `make_teacher` makes it."""
     return make_once("models", lambda folder: make_teacher(folder, shards)) / "teacher"
 
 
 @pytest.fixture(scope="session")
-def quick_flags(shards: Path, teacher: Path) -> list[str]:
+def quick_flags(shards, teacher):
     """Flags of a run that distils 24 steps in a few seconds on a CPU; --run_dir is the caller's."""
     return quick(shards, teacher)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path):
     """A filesystem of 2 MB."""
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as folder:
         yield folder

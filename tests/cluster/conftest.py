@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from executable import executable
@@ -26,7 +24,7 @@ DISTILL = ROOT / "slurm" / "distill.sh"
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Cluster]:
+def slurm():
     """A Slurm of two hosts; where there can be none the tests are skipped, in CI they fail."""
     try:
         with a_cluster(num_hosts=2) as cluster:
@@ -38,7 +36,7 @@ def slurm() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(slurm: Cluster) -> Iterator[Cluster]:
+def cluster(slurm):
     """The session's cluster with an empty queue before and after."""
     yield slurm
     slurm.cancel_all()
@@ -73,25 +71,18 @@ class Run:
     folder: Path
 
     @property
-    def batch_log(self) -> Path:
+    def batch_log(self):
         return Path(f"{self.folder}.batch.out")
 
     @property
-    def flags(self) -> list[str]:
+    def flags(self):
         return ["--run_dir", str(self.folder), *self.payload.flags]
 
-    def env(self, **more: str) -> dict[str, str]:
+    def env(self, **more):
         """What the job finds in its environment."""
         return self.payload.env | {"FITB_PYTHON": self.payload.python} | more
 
-    def sbatch(
-        self,
-        *options: str,
-        env: dict[str, str] | None = None,
-        flags: Sequence[str] = (),
-        script: Path = DISTILL,
-        cwd: Path = ROOT,
-    ) -> str:
+    def sbatch(self, *options, env=None, flags=(), script=DISTILL, cwd=ROOT):
         """Submit a script and return the job id."""
         return self.cluster.sbatch(
             "--nodes=2",
@@ -107,14 +98,7 @@ class Run:
             cwd=cwd,
         )
 
-    def submitit(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        *where: str,
-        links: int = 0,
-        preflight: bool = False,
-        torchrun: bool = False,
-    ) -> list[Any]:
+    def submitit(self, monkeypatch, *where, links=0, preflight=False, torchrun=False):
         """Submit through fitb.cluster.submit; return submitit's jobs, of a chain all of them."""
         for name, value in (self.payload.env | {"SLURM_CONF": str(self.cluster.conf)}).items():
             monkeypatch.setenv(name, value)
@@ -124,21 +108,21 @@ class Run:
         arguments.chain, arguments.preflight, arguments.torchrun = links, preflight, torchrun
         return submit_distill(self.flags, arguments, entry=self.payload.entry)[0]
 
-    def events(self, name: str) -> list[dict[str, Any]]:
+    def events(self, name):
         lines = read_lines(self.folder / "events.jsonl")
         return [event for event in lines if event["event"] == name]
 
-    def saved(self) -> int:
+    def saved(self):
         """The last committed step."""
         return last_committed_step(self.folder)
 
-    def logs(self) -> str:
+    def logs(self):
         """The ends of all logs of the run, for a message."""
         files = (self.batch_log, *sorted(self.folder.glob("logs/*")))
         return tail([path for path in files if path.is_file() and path.suffix in (".out", ".err")])
 
 
-def stand_in(folder: Path, steps: int = 60) -> Payload:
+def stand_in(folder, steps=60):
     """The stand-in behind an interpreter that runs it in place of `-m fitb train`."""
     python = executable(
         folder / "python",
@@ -151,13 +135,13 @@ def stand_in(folder: Path, steps: int = 60) -> Payload:
 
 
 @pytest.fixture
-def run(cluster: Cluster, tmp_path: Path) -> Run:
+def run(cluster, tmp_path):
     """A run of the stand-in, not yet submitted."""
     return Run(cluster, stand_in(tmp_path), tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
-def real(shards: Path, teacher: Path) -> Payload:
+def real(shards, teacher):
     """The real training of 80 steps, without validation, which is not what is tested here."""
     flags = quick(shards, teacher, steps=80, eval_every=0)
     env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -165,10 +149,10 @@ def real(shards: Path, teacher: Path) -> Payload:
 
 
 @pytest.fixture(scope="session")
-def straight(real: Payload, make_once: Callable[..., Path]) -> Path:
+def straight(real, make_once):
     """A run of two ranks on this machine that nothing interrupted."""
 
-    def train(folder: Path) -> None:
+    def train(folder):
         command = train_command([*real.flags, "--run_dir", str(folder / "run")])
         with LocalRun(command, 2, env=real.env) as ranks:
             assert ranks.wait(300) == 0
@@ -177,6 +161,6 @@ def straight(real: Payload, make_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def real_run(cluster: Cluster, real: Payload, tmp_path: Path) -> Run:
+def real_run(cluster, real, tmp_path):
     """A run of the real training, not yet submitted."""
     return Run(cluster, real, tmp_path / "run")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import Run
 from machine import wait_until
-from slurm_cluster import HOSTS_OF, Cluster, a_cluster
+from slurm_cluster import HOSTS_OF, a_cluster
 
 from fitb.cluster import submit
 
@@ -17,13 +14,13 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
-def cluster(slurm: Cluster) -> Iterator[Cluster]:
+def cluster(slurm):
     """Five hosts, which a test may spoil; the session's two stay whole."""
     with a_cluster(num_hosts=5) as cluster:
         yield cluster
 
 
-def full_disk(cluster: Cluster, host: str, folder: Path) -> Path:
+def full_disk(cluster, host, folder):
     """Fill a folder up as one host sees it; the others see the machine's own disk."""
     folder.mkdir()
     cluster.on(host, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
@@ -32,8 +29,8 @@ def full_disk(cluster: Cluster, host: str, folder: Path) -> Path:
 
 
 def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_requeue(
-    cluster: Cluster, run: Run, tmp_path: Path
-) -> None:
+    cluster, run, tmp_path
+):
     full, cut, *good = cluster.hosts
     scratch = full_disk(cluster, full, tmp_path / "scratch")
     cluster.on(cut, "ip", "link", "set", cluster.FABRIC, "down")
@@ -71,9 +68,7 @@ def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_re
     assert "all 3 hosts are fit" in said
 
 
-def test_hosts_whose_own_name_is_loopback_are_told_and_not_barred(
-    cluster: Cluster, run: Run
-) -> None:
+def test_hosts_whose_own_name_is_loopback_are_told_and_not_barred(cluster, run):
     """Debian's installer writes 127.0.1.1; the preflight blamed good hosts for it."""
     for host in cluster.hosts:
         path = HOSTS_OF / host / "hosts"
@@ -92,8 +87,8 @@ def test_hosts_whose_own_name_is_loopback_are_told_and_not_barred(
 
 
 def test_submitit_chain_goes_on_without_a_bad_host_and_from_where_a_link_left(
-    cluster: Cluster, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cluster, run, tmp_path, monkeypatch
+):
     bad = cluster.hosts[0]
     monkeypatch.setenv("TMPDIR", str(full_disk(cluster, bad, tmp_path / "scratch")))
     monkeypatch.setattr(submit, "STATE_POLL_S", 0.5)

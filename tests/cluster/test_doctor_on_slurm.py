@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import Cluster
 
 pytestmark = pytest.mark.cluster
 
 
-def test_a_real_slurm_is_found_with_its_version_partitions_and_settings(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_real_slurm_is_found_with_its_version_partitions_and_settings(cluster, tmp_path):
     where = "--nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=1"
     command = [sys.executable, "-m", "fitb", "doctor", "--json", "--sbatch", where]
     env = cluster.env | {"PYTHONPATH": str(ROOT), "FITB_PYTHON": sys.executable}

@@ -7,13 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import DISTILL, Run
+from conftest import DISTILL
 from machine import wait_until
 
 pytestmark = pytest.mark.cluster
 
 
-def test_both_tasks_of_an_array_leave_as_asked_come_back_and_finish(run: Run) -> None:
+def test_both_tasks_of_an_array_leave_as_asked_come_back_and_finish(run):
     """The one with the number of the array asked about the other, and never came back."""
     runs = [dataclasses.replace(run, folder=Path(f"{run.folder}-{n}")) for n in (0, 1)]
     script = run.folder.parent / "array.sh"
@@ -39,7 +39,7 @@ def test_both_tasks_of_an_array_leave_as_asked_come_back_and_finish(run: Run) ->
         }
 
 
-def test_sbatch_export_none_hands_on_what_the_script_exports(run: Run) -> None:
+def test_sbatch_export_none_hands_on_what_the_script_exports(run):
     """It ended with 93: tasks did not know where rank 0 was, nor the modules of site.env."""
     # With NONE the job gets no FITB_SITE either: it finds the file where it was submitted.
     path = run.folder.parent / "slurm" / "site.env"
@@ -51,7 +51,7 @@ def test_sbatch_export_none_hands_on_what_the_script_exports(run: Run) -> None:
     assert run.saved() == run.payload.steps
 
 
-def test_a_bound_of_memory_that_the_submitting_shell_had_does_not_stop_the_job(run: Run) -> None:
+def test_a_bound_of_memory_that_the_submitting_shell_had_does_not_stop_the_job(run):
     """srun refuses two bounds: three attempts ended before they began."""
     env = {"SLURM_MEM_PER_CPU": "1000", "SLURM_CPU_BIND": "x", "SLURM_CPU_BIND_LIST": "0x1"}
     job = run.sbatch("--mem=500", env=env)
@@ -59,7 +59,7 @@ def test_a_bound_of_memory_that_the_submitting_shell_had_does_not_stop_the_job(r
     assert len(run.events("attempt")) == 1
 
 
-def test_an_interactive_shell_of_four_tasks_runs_one_process(run: Run) -> None:
+def test_an_interactive_shell_of_four_tasks_runs_one_process(run):
     """`fitb evaluate` waited there for three others; `fitb train` looked for rank 0."""
     seen = run.folder.parent / "world"
     words = "from fitb.base.world import World; import os; print(World.from_env(os.environ))"

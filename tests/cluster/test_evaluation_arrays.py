@@ -6,11 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import Cluster
 from transformers import BertForMaskedLM
 
 from fitb.base.fsio import read_json
@@ -20,7 +18,7 @@ from fitb.evaluation.evaluate_config import EvaluateConfig
 pytestmark = pytest.mark.cluster
 
 
-def submit(cluster: Cluster, log: str, flags: list[str], *options: str) -> str:
+def submit(cluster, log, flags, *options):
     """Submit slurm/evaluate.sh and return the job id."""
     return cluster.sbatch(
         *(*options, "--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}"),
@@ -31,9 +29,7 @@ def submit(cluster: Cluster, log: str, flags: list[str], *options: str) -> str:
     )
 
 
-def test_tasks_of_an_array_share_models_and_do_nothing_twice(
-    cluster: Cluster, shards: Path, teacher: Path, tmp_path: Path
-) -> None:
+def test_tasks_of_an_array_share_models_and_do_nothing_twice(cluster, shards, teacher, tmp_path):
     model = BertForMaskedLM.from_pretrained(teacher)
     for step in range(3):
         model.bert.embeddings.word_embeddings.weight.data.mul_(2)
@@ -67,9 +63,7 @@ def test_tasks_of_an_array_share_models_and_do_nothing_twice(
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] == before
 
 
-def test_tasks_on_two_hosts_evaluate_as_one_process_does(
-    cluster: Cluster, shards: Path, teacher: Path, tmp_path: Path
-) -> None:
+def test_tasks_on_two_hosts_evaluate_as_one_process_does(cluster, shards, teacher, tmp_path):
     flags = ["--model", str(teacher), "--shards", str(shards), "--rows", "24", "--batch", "8"]
     flags += ["--baselines=false", "--json"]
     job = submit(cluster, f"{tmp_path}/log", flags, "--nodes=2", "--ntasks=2")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from machine import wait_until
-from slurm_cluster import Cluster
 
 from fitb.base.errors import DataError
 from fitb.base.fsio import read_json
@@ -39,11 +37,11 @@ FLAGS = ["--max_mb", "1.0", "--vocab_size", "600", "--length", "64", "--shard_mb
 FLAGS += ["--near_duplicates", "0.8"]
 
 
-def config_of(out: Path) -> PrepareConfig:
+def config_of(out):
     return parse(PrepareConfig, "fitb prepare", ["--out", str(out), "--workers", "1", *FLAGS])
 
 
-def submitted(cluster: Cluster, out: Path, log: Path, env: dict[str, str]) -> dict[str, str]:
+def submitted(cluster, out, log, env):
     """Submit slurm/prepare.sh and return the job ids of the stages; two tasks fit on no host."""
     job = cluster.sbatch(
         f"--output={log}",
@@ -57,14 +55,14 @@ def submitted(cluster: Cluster, out: Path, log: Path, env: dict[str, str]) -> di
     return dict(read_json(folder_of(config_of(out)) / "jobs.json"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_arrays_on_two_hosts_killed_midway_give_the_bytes_of_one_process(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cluster, tmp_path, monkeypatch
+):
     (tmp_path / "sitecustomize.py").write_text(HELD)
     held = tmp_path / "held"
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HELD": str(held)}

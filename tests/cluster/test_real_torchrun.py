@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from conftest import Run
 from real import TIMEOUT_S, TORCHRUN_RANK, assert_ended_as, standing_still, wait_for_step
 
 pytestmark = pytest.mark.cluster
 
 
 def test_torchrun_job_warned_under_sbatch_and_preempted_under_submitit_ends_bitwise_the_same(
-    straight: Path, real_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    straight, real_run, monkeypatch
+):
     run, cluster = real_run, real_run.cluster
     job = run.sbatch(env={"FITB_LAUNCHER": "torchrun"})
     wait_for_step(run, job, 5)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from conftest import Run
 from real import SUBMITIT_RANK, TIMEOUT_S, assert_ended_as, ranks, standing_still, wait_for_step
 
 pytestmark = pytest.mark.cluster
 
 
 def test_sbatch_job_preempted_and_then_at_its_time_limit_ends_bitwise_as_if_uninterrupted(
-    straight: Path, real_run: Run
-) -> None:
+    straight, real_run
+):
     run, cluster = real_run, real_run.cluster
     job = run.sbatch("--time=30", "--signal=B:USR1@110")
     wait_for_step(run, job, 5)
@@ -42,8 +40,8 @@ def test_sbatch_job_preempted_and_then_at_its_time_limit_ends_bitwise_as_if_unin
 
 
 def test_run_begun_by_sbatch_and_preempted_and_killed_under_submitit_ends_bitwise_the_same(
-    straight: Path, real_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    straight, real_run, monkeypatch
+):
     run, cluster = real_run, real_run.cluster
     job = run.sbatch()
     wait_for_step(run, job, 5)

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, stand_in
 from machine import wait_until
-from slurm_cluster import Cluster
 
 from fitb.base.fsio import read_lines
 from fitb.rundir.status import status
@@ -22,7 +20,7 @@ pytestmark = pytest.mark.cluster
 WHERE = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1"
 
 
-def start(cluster: Cluster, *words: str, env: dict[str, str]) -> subprocess.Popen[str]:
+def start(cluster, *words, env):
     return subprocess.Popen(
         [sys.executable, "-m", "fitb", "rehearse", "--json", "--sbatch", WHERE, *words],
         cwd=ROOT,
@@ -34,8 +32,8 @@ def start(cluster: Cluster, *words: str, env: dict[str, str]) -> subprocess.Pope
 
 
 def test_real_job_is_stopped_as_by_a_time_limit_and_a_preemption_and_judged(
-    cluster: Cluster, tmp_path: Path, quick_flags: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cluster, tmp_path, quick_flags, monkeypatch
+):
     flags = [*quick_flags, "--steps", "5000", "--eval.every_steps", "0"]
     run_dir = tmp_path / "run-rehearsal"
     words = ("--", *flags, "--run_dir", str(tmp_path / "run"))
@@ -72,15 +70,13 @@ def test_real_job_is_stopped_as_by_a_time_limit_and_a_preemption_and_judged(
     assert told.steps_per_s and told.save and told.save.step == told.step
 
 
-def start_stand_in(cluster: Cluster, folder: Path, *words: str) -> subprocess.Popen[str]:
+def start_stand_in(cluster, folder, *words):
     payload = stand_in(folder, steps=5000)
     flags = (*words, "--", *payload.flags, "--run_dir", str(folder / "run"))
     return start(cluster, *flags, env=payload.env | {"FITB_PYTHON": payload.python})
 
 
-def test_job_that_may_not_be_requeued_is_said_to_be_so_at_once_and_cancelled(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_job_that_may_not_be_requeued_is_said_to_be_so_at_once_and_cancelled(cluster, tmp_path):
     with start_stand_in(cluster, tmp_path, "--sbatch=--no-requeue") as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 4, err
@@ -88,7 +84,7 @@ def test_job_that_may_not_be_requeued_is_said_to_be_so_at_once_and_cancelled(
     assert not cluster("squeue", "-h")
 
 
-def test_interrupted_rehearsal_cancels_its_job(cluster: Cluster, tmp_path: Path) -> None:
+def test_interrupted_rehearsal_cancels_its_job(cluster, tmp_path):
     with start_stand_in(cluster, tmp_path) as process:
         wait_until((tmp_path / "run-rehearsal" / "events.jsonl").exists, 60, "an attempt")
         process.send_signal(signal.SIGINT)

@@ -8,19 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import DISTILL, ROOT, Run
+from conftest import DISTILL, ROOT
 from executable import executable
 from machine import start_munge, wait_until
-from slurm_cluster import Cluster
 
 from fitb.cluster.submit import wait_for
 
 pytestmark = pytest.mark.cluster
 
 
-def test_batch_script_as_it_is_runs_on_two_hosts_to_its_end_in_a_folder_of_any_name(
-    run: Run,
-) -> None:
+def test_batch_script_as_it_is_runs_on_two_hosts_to_its_end_in_a_folder_of_any_name(run):
     run.folder = run.folder.with_name("drop=50%j warm é\\%t [a]*")
     log = run.folder.parent / "batch.out"
     job = run.cluster.sbatch(f"--output={log}", DISTILL, *run.flags, env=run.env(), cwd=ROOT)
@@ -32,9 +29,7 @@ def test_batch_script_as_it_is_runs_on_two_hosts_to_its_end_in_a_folder_of_any_n
     assert logs == {f"{job}.{task}.out" for task in range(8)}
 
 
-def test_submitit_job_resumes_after_its_time_limit(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_submitit_job_resumes_after_its_time_limit(run, monkeypatch):
     monkeypatch.setenv("STAND_IN_STEP_S", "1.0")
     (job,) = run.submitit(monkeypatch, "--time_min", "1", "--signal_delay_s", "10")
     run.cluster.wait_restart(job.job_id, timeout_s=120)
@@ -43,7 +38,7 @@ def test_submitit_job_resumes_after_its_time_limit(
     assert run.saved() == run.payload.steps and wait_for(job, run.folder) == 0
 
 
-def test_cancelled_job_saves_and_is_not_requeued(run: Run) -> None:
+def test_cancelled_job_saves_and_is_not_requeued(run):
     job = run.sbatch()
     wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
     run.cluster("scancel", job)
@@ -62,8 +57,8 @@ def test_cancelled_job_saves_and_is_not_requeued(run: Run) -> None:
     ],
 )
 def test_crash_is_requeued_while_it_makes_progress_and_a_stop_and_a_typing_error_are_not(
-    run: Run, env: dict[str, str], flags: list[str], stalled: list[int], saved: int, said: str
-) -> None:
+    run, env, flags, stalled, saved, said
+):
     job = run.sbatch(env=env, flags=flags)
     assert run.cluster.wait_end(job) == "FAILED"
     assert run.cluster.show(job)["ExitCode"] == "93:0", run.logs()
@@ -74,9 +69,7 @@ def test_crash_is_requeued_while_it_makes_progress_and_a_stop_and_a_typing_error
     assert said in run.batch_log.read_text()
 
 
-def test_submitit_job_that_crashes_again_and_again_fails_visibly(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_submitit_job_that_crashes_again_and_again_fails_visibly(run, monkeypatch):
     monkeypatch.setenv("STAND_IN_CRASH_AT", "3")
     (job,) = run.submitit(monkeypatch, "--time_min", "30")
     assert run.cluster.wait_end(job.job_id) == "FAILED", run.logs()
@@ -84,7 +77,7 @@ def test_submitit_job_that_crashes_again_and_again_fails_visibly(
     assert wait_for(job, run.folder) == 93
 
 
-def test_flag_with_a_typing_error_costs_no_task(run: Run) -> None:
+def test_flag_with_a_typing_error_costs_no_task(run):
     job = run.sbatch(flags=["--stepz", "3"])
     assert run.cluster.wait_end(job) == "FAILED"
     assert run.cluster.show(job)["ExitCode"] == "93:0"
@@ -92,7 +85,7 @@ def test_flag_with_a_typing_error_costs_no_task(run: Run) -> None:
     assert not run.folder.exists()
 
 
-def test_chain_goes_on_where_a_preempted_link_left_and_ends_with_the_run(run: Run) -> None:
+def test_chain_goes_on_where_a_preempted_link_left_and_ends_with_the_run(run):
     link = ("--no-requeue", "--dependency=singleton")
     first, second, third = (run.sbatch(*link, env={"FITB_CHAIN": "mine"}) for _ in range(3))
     wait_until(lambda: run.saved() >= 10, 90, "a first checkpoint")
@@ -108,9 +101,7 @@ def test_chain_goes_on_where_a_preempted_link_left_and_ends_with_the_run(run: Ru
     assert run.batch_log.read_text().count("nothing is left to do") == 1
 
 
-def test_logs_that_one_host_cannot_write_are_a_crash_with_its_name_and_the_chain_goes_on(
-    run: Run,
-) -> None:
+def test_logs_that_one_host_cannot_write_are_a_crash_with_its_name_and_the_chain_goes_on(run):
     logs, host = run.folder / "logs", run.cluster.hosts[1]
     logs.mkdir(parents=True)
     run.cluster.on(host, "mount", "--bind", str(logs), str(logs))
@@ -130,9 +121,7 @@ def test_logs_that_one_host_cannot_write_are_a_crash_with_its_name_and_the_chain
     assert run.saved() == run.payload.steps
 
 
-def test_clusters_that_start_at_once_start_one_munged(
-    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clusters_that_start_at_once_start_one_munged(slurm, tmp_path, monkeypatch):
     started = tmp_path / "started"
     scripts = {
         "munge": f'[[ -e "{started}.ready" ]]',

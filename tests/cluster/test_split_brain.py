@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, Run
+from conftest import ROOT
 from machine import run, wait_until
 from real import RANK, assert_ended_as, wait_for_step
-from slurm_cluster import Cluster
 
 from fitb.base.fsio import read_lines
 
@@ -31,8 +29,8 @@ if "train" in sys.orig_argv and os.environ.get("SLURM_RESTART_COUNT", "0") == "0
 
 
 def test_an_attempt_on_a_host_that_was_cut_off_cannot_write_into_the_run_it_has_lost(
-    cluster: Cluster, straight: Path, real_run: Run, tmp_path: Path
-) -> None:
+    cluster, straight, real_run, tmp_path
+):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
     env = real_run.payload.env | {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO
-
 import job
 import pytest
 from forked import Forked, can_fork, completed
@@ -14,12 +10,10 @@ from fitb.cluster import local
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_ranks() -> Iterator[None]:
+def forked_ranks():
     started = local._start
 
-    def start(
-        command: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None
-    ) -> subprocess.Popen[bytes] | Forked:
+    def start(command, env, output):
         return (Forked if can_fork(command, env) else started)(command, env, output)
 
     with pytest.MonkeyPatch.context() as patch:

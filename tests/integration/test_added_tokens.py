@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from pathlib import Path
-from typing import Any
 
 import job
 import pytest
@@ -17,7 +15,7 @@ EMBEDDINGS = "param/student.model.bert.embeddings.word_embeddings.weight"
 
 
 @pytest.fixture(scope="module")
-def extended_shards(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def extended_shards(shards, tmp_path_factory):
     """The same text once more, with added tokens."""
     from fitb.corpus.tokenizer import add_tokens
 
@@ -33,7 +31,7 @@ def extended_shards(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def student(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(shards, tmp_path_factory):
     """A student's folder whose tokenizer knows nothing of the added tokens."""
     from fitb.config import Geometry
     from fitb.corpus.tokenizer import load_tokenizer
@@ -48,25 +46,23 @@ def student(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def flags(quick_flags: list[str], extended_shards: Path, student: Path) -> list[str]:
+def flags(quick_flags, extended_shards, student):
     """Distil from a teacher's folder into a student's, neither of which has the added tokens."""
     return [*quick_flags, "--data.shards", str(extended_shards), "--model.student", str(student)]
 
 
 @pytest.fixture(scope="module")
-def straight(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight") / "run"
     assert job.run(flags, folder) == 0
     return folder
 
 
-def manifest(shards: Path) -> dict[str, Any]:
+def manifest(shards):
     return json.loads((shards / "manifest.json").read_text())["tokenizer"]
 
 
-def test_a_stopped_run_with_added_tokens_resumes_bitwise(
-    straight: Path, flags: list[str], tmp_path: Path
-) -> None:
+def test_a_stopped_run_with_added_tokens_resumes_bitwise(straight, flags, tmp_path):
     run = tmp_path / "run"
     assert job.run_and_signal(flags, run, signal.SIGUSR1, at_step=6, rank=0) == 85
     assert job.run(flags, run) == 0
@@ -76,8 +72,8 @@ def test_a_stopped_run_with_added_tokens_resumes_bitwise(
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_norms_of_added_and_other_embeddings_are_logged_under_every_stage(
-    straight: Path, flags: list[str], extended_shards: Path, tmp_path: Path, stage: str
-) -> None:
+    straight, flags, extended_shards, tmp_path, stage
+):
     run = tmp_path / "run"
     assert job.run([*flags, "--ds_config", stage, "--steps", "4"], run) == 0
     norms, records = job.state(run)[EMBEDDINGS].double().norm(dim=1), job.metrics(run)
@@ -90,8 +86,8 @@ def test_norms_of_added_and_other_embeddings_are_logged_under_every_stage(
 
 
 def test_the_export_has_the_new_vocabulary_and_is_a_student_that_is_not_extended_again(
-    straight: Path, flags: list[str], extended_shards: Path, tmp_path: Path
-) -> None:
+    straight, flags, extended_shards, tmp_path
+):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     entry = manifest(extended_shards)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from attack_server import ATTACKS, attacked
-from serving import Served, serving
+from serving import serving
 
 SECONDS = 1.0
 GIVEN_UP = {"TimeoutError"}  # by the attackers, on a slow machine
@@ -15,7 +12,7 @@ REFUSED = {"many_keys": {"422"}, "long_candidates": {"422"}, "rebound_names": {"
 
 
 @pytest.fixture(scope="module")
-def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(teacher, tmp_path_factory):
     flags = ("--read_s", "1", "--deadline_s", "60")
     with serving(tmp_path_factory.mktemp("attacked"), str(teacher), *flags) as served:
         yield served
@@ -24,7 +21,7 @@ def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_another_client_is_answered_while_one_attacks(server: Served, name: str) -> None:
+def test_another_client_is_answered_while_one_attacks(server, name):
     found = attacked(server, ATTACKS[name], SECONDS, patience_s=1.0)
     assert found.times_s and not found.failures
     assert set(found.attackers) <= REFUSED.get(name, set(found.attackers)) | GIVEN_UP

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,19 +22,17 @@ SMALL = (
 
 
 @pytest.fixture
-def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
+def bench(capsys):
     """Run a benchmark in this process, so that its ranks are forked."""
 
-    def run(what: str, flags: str) -> dict[str, Any]:
+    def run(what, flags):
         assert cli.main(["bench", what, *flags.split(), "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     return run
 
 
-def test_a_step_is_measured_beside_the_unfused_baseline_with_equal_losses(
-    bench: Bench, shards: Path
-) -> None:
+def test_a_step_is_measured_beside_the_unfused_baseline_with_equal_losses(bench, shards):
     row = bench("step", f"{SMALL} --baseline --processes 2 --shards {shards}")
     assert row["processes"] == 2
     for name in ("tokens_per_s", "baseline_tokens_per_s", "ratio"):
@@ -49,13 +46,13 @@ def test_a_step_is_measured_beside_the_unfused_baseline_with_equal_losses(
     assert {"commit", "date", "cpu", "cores", "torch"} <= set(row)
 
 
-def test_collectives_are_measured_between_processes(bench: Bench) -> None:
+def test_collectives_are_measured_between_processes(bench):
     row = bench("comm", "--mb [0.1] --repeats 2 --precision bf16")
     assert row["latency_us"]["median"] > 0
     assert set(row["0.1_mb"]) == {"all_reduce", "all_gather", "reduce_scatter"}
 
 
-def test_leaving_and_coming_back_are_measured_with_their_parts(shards: Path) -> None:
+def test_leaving_and_coming_back_are_measured_with_their_parts(shards):
     row = resume.bench(
         *("fp32", 64),
         processes=1,
@@ -71,9 +68,7 @@ def test_leaving_and_coming_back_are_measured_with_their_parts(shards: Path) -> 
     assert row["checkpoint_mb"] > 0.1
 
 
-def test_filling_is_measured_beside_the_pipeline_a_teacher_onnxruntime_and_under_load(
-    bench: Bench,
-) -> None:
+def test_filling_is_measured_beside_the_pipeline_a_teacher_onnxruntime_and_under_load(bench):
     row = bench(
         "infer",
         "--texts 4 --batches [2] --repeats 1 --model.hidden_size 24 --model.num_hidden_layers 1"

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from executable import executable
@@ -51,7 +50,7 @@ class Machine:
     config: dict[str, str] = field(default_factory=lambda: dict(CONFIG))
     partition: dict[str, str] = field(default_factory=lambda: dict(PARTITION))
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         for name in ("bin", "site", "home", "tmp", "work"):
             (self.folder / name).mkdir()
         self.run_dir = str(self.folder / "work" / "run")
@@ -70,27 +69,27 @@ class Machine:
         self.torch("2.13.0+cu130", "13.0")
         self.driver("580.65.06", "13.0")
 
-    def command(self, name: str, output: str, code: int = 0) -> None:
+    def command(self, name, output, code=0):
         self.script(name, f"/bin/cat <<'END'\n{output}\nEND\nexit {code}")
 
-    def script(self, name: str, text: str) -> None:
+    def script(self, name, text):
         executable(self.folder / "bin" / name, text, shell="/bin/sh")
 
-    def driver(self, version: str, cuda: str) -> None:
+    def driver(self, version, cuda):
         self.script(
             "nvidia-smi",
             "if [ \"$1\" = -L ]; then echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n"
             f"else echo '{SMI.format(version, cuda)}'; fi",
         )
 
-    def torch(self, version: str, cuda: str | None) -> None:
+    def torch(self, version, cuda):
         package = self.folder / "site" / "torch"
         package.mkdir(exist_ok=True)
         (package / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open')\n")
         text = f"__version__ = {version!r}\ncuda: Optional[str] = {cuda!r}\nhip = None\n"
         (package / "version.py").write_text(text)
 
-    def distribution(self, name: str, version: str | None, *lines: str) -> None:
+    def distribution(self, name, version, *lines):
         """Metadata of a package that hide those of the real one."""
         folder = self.folder / "site" / f"{name}-{version or 0}.dist-info"
         folder.mkdir()
@@ -98,7 +97,7 @@ class Machine:
         head += [f"Version: {version}"] if version else []
         (folder / "METADATA").write_text("\n".join([*head, *lines, "", ""]))
 
-    def doctor(self, *words: str, start: tuple[str, ...] = ("-m", "fitb")) -> Any:
+    def doctor(self, *words, start=("-m", "fitb")):
         """Run it; return what ended."""
         config = "\n".join(f"{name:24}= {value}" for name, value in self.config.items())
         fields = " ".join(f"{name}={value}" for name, value in self.partition.items())
@@ -118,29 +117,29 @@ class Machine:
             timeout=60,
         )
 
-    def checks(self, *words: str) -> tuple[list[dict[str, str]], int]:
+    def checks(self, *words):
         done = self.doctor("--json", *words)
         assert done.stderr == ""
         return json.loads(done.stdout), done.returncode
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path):
     (tmp_path / "machine").mkdir()
     return Machine(tmp_path / "machine")
 
 
-def wrong(checks: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+def wrong(checks):
     found = {c["name"]: c for c in checks if c["status"] in ("warn", "bad")}
     return {name: check for name, check in found.items() if name not in OF_THIS_MACHINE}
 
 
-def no_munge(machine: Machine) -> None:
+def no_munge(machine):
     (machine.folder / "bin" / "munge").unlink()
     machine.command("scontrol", "slurm_load_ctl_conf error: Unable to contact controller", 1)
 
 
-def package_missing(machine: Machine) -> None:
+def package_missing(machine):
     wanted = importlib.metadata.requires("fitb") or []
     lines = [f"Requires-Dist: {line}" for line in wanted if "extra ==" not in line]
     machine.distribution("fitb", "0.1.0", "Requires-Python: >=3.10", *lines, "Requires-Dist: wy>=2")
@@ -174,9 +173,7 @@ DAMAGES: dict[str, Callable[[Machine], object]] = {
         ("sleeping Slurm", "slurm", "bad", "gave no answer in 3 s", "scontrol ping"),
     ],
 )
-def test_a_broken_machine_is_told_with_what_to_type(
-    machine: Machine, damage: str, name: str, status: str, found: str, fix: str
-) -> None:
+def test_a_broken_machine_is_told_with_what_to_type(machine, damage, name, status, found, fix):
     DAMAGES[damage](machine)
     checks, code = machine.checks()
     found_wrong = wrong(checks)
@@ -188,9 +185,7 @@ def test_a_broken_machine_is_told_with_what_to_type(
     assert set(found_wrong) - {name} <= consequences.get(name, set())
 
 
-def test_a_machine_in_good_health_has_nothing_to_mend_and_imports_no_torch(
-    machine: Machine,
-) -> None:
+def test_a_machine_in_good_health_has_nothing_to_mend_and_imports_no_torch(machine):
     checks, code = machine.checks()
     assert not wrong(checks), checks
     assert code in (0, 1) and (code == 0) == all(c["status"] != "warn" for c in checks)
@@ -209,9 +204,7 @@ def test_a_machine_in_good_health_has_nothing_to_mend_and_imports_no_torch(
         ("ro", "run_dir writable", "Read-only file system"),
     ],
 )
-def test_a_run_directory_that_cannot_hold_the_run_is_told(
-    machine: Machine, options: str, name: str, found: str
-) -> None:
+def test_a_run_directory_that_cannot_hold_the_run_is_told(machine, options, name, found):
     where = machine.folder / "mounted"
     with mounted(where, "-t", "tmpfs", "-o", options, "tmpfs") as folder:
         flags = ["--run_dir", str(folder / "run"), "--model.teacher", str(machine.folder)]
@@ -223,7 +216,7 @@ def test_a_run_directory_that_cannot_hold_the_run_is_told(
     assert "fitb prepare" in shards["found"] + shards["fix"]
 
 
-def test_no_key_is_printed_whatever_a_command_says(machine: Machine) -> None:
+def test_no_key_is_printed_whatever_a_command_says(machine):
     del machine.env["WANDB_MODE"]
     machine.env |= {"WANDB_API_KEY": KEY, "HF_TOKEN": f"hf_{KEY}"}
     machine.env["WANDB_BASE_URL"] = f"http://user:{KEY}@127.0.0.1:9"
@@ -252,9 +245,7 @@ sys.exit(main(sys.argv[1:]))
         (("-c", WITHOUT_LIBRARIES), "installed and in range"),
     ],
 )
-def test_it_works_without_the_libraries_that_it_asks_about(
-    machine: Machine, start: tuple[str, ...], packages: str
-) -> None:
+def test_it_works_without_the_libraries_that_it_asks_about(machine, start, packages):
     flags = ("--json", "--data.shards", "nowhere", "--model.teacher", "null")
     done = machine.doctor(*flags, start=start)
     assert "Traceback" not in done.stderr

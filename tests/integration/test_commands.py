@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import job
 import pytest
@@ -15,9 +14,7 @@ from fitb import cli
 from fitb.cluster.local import hold_port
 
 
-def test_deepspeeds_own_launcher_starts_the_same_job(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
+def test_deepspeeds_own_launcher_starts_the_same_job(quick_flags, tmp_path):
     """It puts --local_rank=N behind the module's name: before the command."""
     run = tmp_path / "run"
     flags = [*quick_flags, "--steps", "2", "--run_dir", str(run)]
@@ -32,8 +29,8 @@ def test_deepspeeds_own_launcher_starts_the_same_job(
 
 
 def test_a_teacher_is_trained_and_evaluated_as_its_training_validated_it(
-    quick_flags: list[str], shards: Path, tmp_path: Path
-) -> None:
+    quick_flags, shards, tmp_path
+):
     run = tmp_path / "run"
     done = job.fitb("train", *quick_flags, "--model.teacher", "null", "--run_dir", str(run))
     assert done.returncode == 0, done.stderr
@@ -47,9 +44,7 @@ def test_a_teacher_is_trained_and_evaluated_as_its_training_validated_it(
     assert a["metrics"]["loss"]["value"] == pytest.approx(last["val/loss_mlm"], rel=1e-5)
 
 
-def test_the_demo_in_miniature_walks_the_whole_road(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_in_miniature_walks_the_whole_road(tmp_path, capfd):
     """In this process, so that its ranks are forked."""
     out = tmp_path / "demo"
     words = ["demo", "--out", str(out), "--max_mb", "0.5", "--vocab_size", "600"]
@@ -67,7 +62,7 @@ def test_the_demo_in_miniature_walks_the_whole_road(
     assert "control_equal_compute" in told.out and "[MASK]" not in told.out.split("==")[-1]
 
 
-def test_a_reader_that_goes_away_gets_no_traceback(shards: Path) -> None:
+def test_a_reader_that_goes_away_gets_no_traceback(shards):
     command = f"{sys.executable} -m fitb inspect {shards} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.stdout.count("\n") == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
-from pathlib import Path
 
 import job
 import pytest
@@ -27,7 +25,7 @@ ON_A_CLUSTER = "## On the login node of a cluster"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory):
     """Where the story takes place; one process, one thread, no account."""
     place = tmp_path_factory.mktemp("story")
     with pytest.MonkeyPatch.context() as patch:
@@ -36,13 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
-def smaller(text: str) -> str:
+def smaller(text):
     for theirs, ours in SMALLER.items():
         text = text.replace(theirs, ours)
     return text
 
 
-def run(words: list[str]) -> str:
+def run(words):
     """Run a fitb command: training in a process of its own, all others in this one."""
     program, command, *flags = words
     assert program == "fitb"
@@ -58,7 +56,7 @@ def run(words: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def quickstart(folder: Path) -> dict[str, str]:
+def quickstart(folder):
     """Run the laptop's part of the page; return what each command printed, the last of its name."""
     page = ROOT / "docs" / "quickstart.md"
     end = page.read_text().split("\n").index(ON_A_CLUSTER)
@@ -70,9 +68,7 @@ def quickstart(folder: Path) -> dict[str, str]:
     return told
 
 
-def test_the_quickstart_of_a_laptop_works_line_by_line(
-    quickstart: dict[str, str], folder: Path
-) -> None:
+def test_the_quickstart_of_a_laptop_works_line_by_line(quickstart, folder):
     told = quickstart
     assert " ".join(told) == "prepare inspect train status evaluate fill export report"
     assert told["prepare"].strip().endswith("data/demo/manifest.json")
@@ -82,9 +78,7 @@ def test_the_quickstart_of_a_laptop_works_line_by_line(
     assert files >= {"config.json", "model.safetensors", "README.md"}
 
 
-def test_the_page_for_notebooks_runs_from_top_to_bottom(
-    quickstart: dict[str, str], folder: Path
-) -> None:
+def test_the_page_for_notebooks_runs_from_top_to_bottom(quickstart, folder):
     """After the quickstart, whose shards and teacher it uses."""
     names: dict[str, object] = {}
     out = io.StringIO()
@@ -99,6 +93,6 @@ def test_the_page_for_notebooks_runs_from_top_to_bottom(
     assert read_json(folder / "runs" / "notebook" / "done.json")["exit_code"] == 0
 
 
-def test_what_makes_the_story_smaller_is_on_the_pages() -> None:
+def test_what_makes_the_story_smaller_is_on_the_pages():
     pages = "".join((ROOT / "docs" / name).read_text() for name in ("quickstart.md", "api.md"))
     assert not [words for words in SMALLER if words not in pages]

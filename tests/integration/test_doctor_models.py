@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import job
 
 PLAIN = ["--track.wandb", "disabled", "--precision", "fp32"]
 
 
-def doctor(*words: str) -> list[dict[str, str]]:
+def doctor(*words):
     done = job.fitb("doctor", "--json", *words)
     assert done.returncode in (0, 1, 2), done.stderr
     return json.loads(done.stdout)
 
 
-def test_what_fits_together_answers_and_deepspeed_makes_a_step(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
+def test_what_fits_together_answers_and_deepspeed_makes_a_step(quick_flags, tmp_path):
     found = {c["name"]: c for c in doctor("--deep", *quick_flags, "--run_dir", str(tmp_path / "r"))}
     names = ("configuration", "ds_config", "shards", "contract", "teacher forward", "teacher fills")
     for name in (*names, "student forward", "deepspeed"):
@@ -28,8 +25,8 @@ def test_what_fits_together_answers_and_deepspeed_makes_a_step(
 
 
 def test_a_missing_head_and_another_tokenizer_are_a_line_each_with_its_remedy(
-    shards: Path, teacher: Path, tmp_path: Path
-) -> None:
+    shards, teacher, tmp_path
+):
     from transformers import BertForMaskedLM
 
     from fitb.corpus.tokenizer import train_tokenizer

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import job
 import pytest
@@ -21,14 +20,14 @@ from fitb.model.saved import load_saved
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def without_times(value: Any) -> Any:
+def without_times(value):
     """The same without how long it took."""
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k != "tokens_per_s"}
     return value
 
 
-def in_ranks(words: list[str], size: int, output: Path) -> Any:
+def in_ranks(words, size, output):
     """Run the command line in several processes; return what rank 0 printed, without times."""
     command = [sys.executable, "-m", "fitb", *words, "--json"]
     with open(output, "wb") as file, LocalRun(command, size, output=file) as run:
@@ -36,7 +35,7 @@ def in_ranks(words: list[str], size: int, output: Path) -> Any:
     return printed(output.read_text())
 
 
-def under_torchrun(words: list[str], size: int) -> Any:
+def under_torchrun(words, size):
     """The same, where the output of all ranks is one."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(size), "-m", "fitb", *words, "--json"]
@@ -45,13 +44,13 @@ def under_torchrun(words: list[str], size: int) -> Any:
     return printed(done.stdout)
 
 
-def printed(text: str) -> Any:
+def printed(text):
     (line,) = [line for line in text.splitlines() if line.startswith("{")]
     return without_times(json.loads(line))
 
 
 @pytest.fixture(scope="module")
-def other(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(teacher, tmp_path_factory):
     """A model that is not the teacher."""
     folder = tmp_path_factory.mktemp("models") / "other"
     model = BertForMaskedLM.from_pretrained(teacher)
@@ -64,8 +63,8 @@ def other(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_two_and_three_ranks_evaluate_and_compare_to_the_same_bits(
-    teacher: Path, other: Path, shards: Path, tmp_path: Path
-) -> None:
+    teacher, other, shards, tmp_path
+):
     words = ["evaluate", "--model", str(other), "--frozen", str(teacher), "--shards", str(shards)]
     words += ["--teacher", str(teacher), "--rows", "90", "--batch", "16", "--masks", "2"]
     one = in_ranks(words, 1, tmp_path / "one")
@@ -77,9 +76,7 @@ def test_one_two_and_three_ranks_evaluate_and_compare_to_the_same_bits(
     assert both["sets"]["validation"]["differences"]["loss"]["p"] < 1
 
 
-def test_checkpoints_of_a_run_are_models(
-    quick_flags: list[str], shards: Path, tmp_path: Path
-) -> None:
+def test_checkpoints_of_a_run_are_models(quick_flags, shards, tmp_path):
     run = tmp_path / "run"
     assert job.run([*quick_flags, "--eval.every_steps", "24"], run) == 0
     exported = BertForMaskedLM.from_pretrained(run / "export").state_dict()
@@ -98,7 +95,7 @@ def test_checkpoints_of_a_run_are_models(
     assert last["metrics"] != found["models"][steps[0]]["metrics"]
 
 
-def launched(flags: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def launched(flags, folder):
     """Run launch.evaluate in a folder, on this machine."""
     return subprocess.run(
         [sys.executable, "-m", "launch.evaluate", "--cluster", "local", *flags],
@@ -111,8 +108,8 @@ def launched(flags: list[str], folder: Path) -> subprocess.CompletedProcess[str]
 
 
 def test_launched_tasks_share_models_and_the_launcher_prints_the_table(
-    teacher: Path, other: Path, shards: Path, tmp_path: Path
-) -> None:
+    teacher, other, shards, tmp_path
+):
     flags = ["--models", f"[{teacher}, {other}]", "--out", "out", "--shards", str(shards)]
     done = launched(
         ["--array", "2", "--wait", *flags, "--rows", "20", "--baselines=false"], tmp_path
@@ -124,7 +121,7 @@ def test_launched_tasks_share_models_and_the_launcher_prints_the_table(
     assert str(teacher) in table and str(other) in table
 
 
-def test_a_launcher_refuses_what_no_task_could_do(tmp_path: Path) -> None:
+def test_a_launcher_refuses_what_no_task_could_do(tmp_path):
     done = launched(["--array", "3", "--model", "a"], tmp_path)
     assert done.returncode == 2 and "--array 3" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import socket
 import time
-from pathlib import Path
 
 import job
 import pytest
@@ -29,14 +28,12 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.fixture
-def flags(quick_flags: list[str]) -> list[str]:
+def flags(quick_flags):
     """Steps enough to be hit in the middle of."""
     return [*quick_flags, "--steps", "5000", "--eval.every_steps", "0"]
 
 
-def test_a_rank_that_is_killed_takes_the_others_down_in_seconds(
-    flags: list[str], tmp_path: Path
-) -> None:
+def test_a_rank_that_is_killed_takes_the_others_down_in_seconds(flags, tmp_path):
     run = tmp_path / "run"
     with LocalRun(job.command(flags, run), 3, crash_grace_s=60) as ranks:
         job.wait_for_step(ranks, run, 3)
@@ -47,9 +44,7 @@ def test_a_rank_that_is_killed_takes_the_others_down_in_seconds(
     assert code not in (0, 85, 93)
 
 
-def test_a_hang_leaves_the_stacks_of_every_rank_and_a_reason_and_the_run_goes_on(
-    flags: list[str], tmp_path: Path
-) -> None:
+def test_a_hang_leaves_the_stacks_of_every_rank_and_a_reason_and_the_run_goes_on(flags, tmp_path):
     run, site = tmp_path / "run", tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(HANGING)
@@ -67,9 +62,7 @@ def test_a_hang_leaves_the_stacks_of_every_rank_and_a_reason_and_the_run_goes_on
     assert job.steps(run) == list(range(1, 11))
 
 
-def test_a_job_that_was_suspended_for_longer_than_the_deadline_goes_on(
-    flags: list[str], tmp_path: Path
-) -> None:
+def test_a_job_that_was_suspended_for_longer_than_the_deadline_goes_on(flags, tmp_path):
     """A timer ran on while the processes were stopped, and ended them as they woke."""
     run = tmp_path / "run"
     few = [*flags, "--steps", "60", "--checkpoint.every_steps", "0", "--stop.hang_s", "30"]
@@ -78,9 +71,7 @@ def test_a_job_that_was_suspended_for_longer_than_the_deadline_goes_on(
     assert job.steps(run) == list(range(1, 61)) and len(job.events(run, "attempt")) == 1
 
 
-def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(
-    flags: list[str], tmp_path: Path
-) -> None:
+def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(flags, tmp_path):
     run = tmp_path / "run"
     few = [*flags, "--steps", "600", "--checkpoint.every_steps", "0"]
     with LocalRun(job.command(few, run), 1) as first:
@@ -96,8 +87,8 @@ def test_a_second_job_on_a_run_that_lives_refuses_and_the_first_goes_on(
 
 
 def test_a_run_starts_beside_another_one_and_beside_a_lock_that_a_killed_build_left(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
+    quick_flags, tmp_path
+):
     """A run of one process listened at port 29500, so a host had room for one. And DeepSpeed
     compiled an operator at its first start, under a lock file in the home directory: a rank killed
     meanwhile left it, and every start from then on waited for it for ever."""

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ PROGRAM = Path(__file__).parent / "kill_points.py"
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def lines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, timeout=300
@@ -26,14 +25,12 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def cases(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def cases(lines):
     return [line for line in lines if "actor" in line]
 
 
 @pytest.mark.parametrize("way", ["exchange", "two renames"])
-def test_after_a_kill_at_any_point_of_an_export_there_is_the_old_or_the_new_one_whole(
-    lines: list[dict[str, Any]], way: str
-) -> None:
+def test_after_a_kill_at_any_point_of_an_export_there_is_the_old_or_the_new_one_whole(lines, way):
     """A kill between two renames left no export, and the next start deleted the older one."""
     cases = [line for line in lines if line.get("way") == way]
     found = [case["found"] for case in cases]
@@ -45,15 +42,13 @@ def test_after_a_kill_at_any_point_of_an_export_there_is_the_old_or_the_new_one_
     assert actions.count("fsync") >= 6 and actions[-1] == ""
 
 
-def test_after_a_kill_at_any_point_all_ranks_resume_from_the_same_good_step(
-    cases: list[dict[str, Any]],
-) -> None:
+def test_after_a_kill_at_any_point_all_ranks_resume_from_the_same_good_step(cases):
     for case in cases:
         assert case["chosen"][0] == case["chosen"][1], case
         assert case["chosen"][0] in (BEFORE, AFTER), case
 
 
-def test_the_rename_of_the_folder_is_what_commits(cases: list[dict[str, Any]]) -> None:
+def test_the_rename_of_the_folder_is_what_commits(cases):
     """Of rank 0 killed at its own points; another rank's kill may be survived by the commit."""
     points = {
         key: list(group)

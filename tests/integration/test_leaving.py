@@ -43,7 +43,7 @@ print(ended)
 """
 
 
-def test_a_rank_that_has_left_does_not_abort_while_its_interpreter_ends() -> None:
+def test_a_rank_that_has_left_does_not_abort_while_its_interpreter_ends():
     """One process in eight did: gloo's threads held a tensor that needs the interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=240, check=True

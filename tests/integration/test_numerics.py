@@ -23,7 +23,7 @@ NAMES = ("train/loss", "student/loss_mlm", "distill/total", "distill/logits")
 OVERFLOWING_POWER = 24  # this student's gradients overflow down to a scale of 2 ** 16
 
 
-def zero2_with_scale(folder: Path, power: int) -> str:
+def zero2_with_scale(folder, power):
     """ds_configs/zero2.json with another first loss scale."""
     settings = json.loads(resolve_resource("zero2", "fitb.ds_configs", ".json").read_text())
     settings["fp16"]["initial_scale_power"] = power
@@ -33,14 +33,14 @@ def zero2_with_scale(folder: Path, power: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def flags(quick_flags: list[str]) -> list[str]:
+def flags(quick_flags):
     """A run of one process."""
     more = {"steps": STEPS, "optim.lr": 2e-3, "eval.every_steps": 0, "checkpoint.every_steps": 0}
     return [*quick_flags, *flags_of(more)]
 
 
 @pytest.fixture(scope="module")
-def curves(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def curves(flags, tmp_path_factory):
     """The same run in each precision; in fp16 from a scale at which nothing overflows."""
     folder = tmp_path_factory.mktemp("precisions")
     low = ["--ds_config", zero2_with_scale(folder, 8)]
@@ -51,9 +51,7 @@ def curves(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_curve_of_a_half_precision_is_that_of_fp32_within_its_band(
-    curves: dict[str, Path], precision: str
-) -> None:
+def test_the_curve_of_a_half_precision_is_that_of_fp32_within_its_band(curves, precision):
     exact, half = job.metrics(curves["fp32"]), job.metrics(curves[precision])
     assert [m["train/step"] for m in half] == list(range(1, STEPS + 1))
     assert exact[-1]["train/loss"] < 0.95 * exact[0]["train/loss"]  # it learns
@@ -64,9 +62,7 @@ def test_the_curve_of_a_half_precision_is_that_of_fp32_within_its_band(
 
 
 @pytest.fixture(scope="module")
-def overflowed(
-    flags: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[str], Path]:
+def overflowed(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("overflow")
     planted = [*flags, "--precision", "fp16"]
     planted += ["--ds_config", zero2_with_scale(folder, OVERFLOWING_POWER)]
@@ -74,9 +70,7 @@ def overflowed(
     return planted, folder / "run"
 
 
-def test_the_loss_scale_recovers_from_a_planted_overflow(
-    overflowed: tuple[list[str], Path],
-) -> None:
+def test_the_loss_scale_recovers_from_a_planted_overflow(overflowed):
     metrics = job.metrics(overflowed[1])
     scales = [m["optim/loss_scale"] for m in metrics]
     skipped = metrics[-1]["optim/skipped_steps"]
@@ -91,17 +85,13 @@ def test_the_loss_scale_recovers_from_a_planted_overflow(
     assert manifest["optimizer"]["optimizer_steps"] == STEPS - skipped
 
 
-def test_skipped_steps_move_neither_data_nor_schedule_out_of_line(
-    overflowed: tuple[list[str], Path], curves: dict[str, Path]
-) -> None:
+def test_skipped_steps_move_neither_data_nor_schedule_out_of_line(overflowed, curves):
     in_line = ("train/step", "optim/lr", "mask/coverage", "mask/slots_per_row_variance")
     for ours, theirs in zip(job.metrics(overflowed[1]), job.metrics(curves["fp32"]), strict=True):
         assert [ours[name] for name in in_line] == [theirs[name] for name in in_line]
 
 
-def test_fp16_resumes_bitwise_with_its_loss_scale(
-    overflowed: tuple[list[str], Path], tmp_path: Path
-) -> None:
+def test_fp16_resumes_bitwise_with_its_loss_scale(overflowed, tmp_path):
     flags, whole = overflowed
     run = tmp_path / "run"
     stopped = job.run_and_signal(
@@ -160,7 +150,7 @@ print(json.dumps(found))
 """
 
 
-def test_a_step_of_eight_micro_batches_waits_for_the_device_at_most_once(shards: Path) -> None:
+def test_a_step_of_eight_micro_batches_waits_for_the_device_at_most_once(shards):
     """Not at all in fp32 and bf16; in fp16 DeepSpeed asks whether a gradient overflowed."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT, str(shards)],

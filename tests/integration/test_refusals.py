@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import job
 import pytest
 
 
-def headless(folder: Path, teacher: Path) -> tuple[str, ...]:
+def headless(folder, teacher):
     from transformers import AutoTokenizer, BertForMaskedLM
 
     BertForMaskedLM.from_pretrained(teacher).bert.save_pretrained(folder / "headless")
@@ -19,7 +17,7 @@ def headless(folder: Path, teacher: Path) -> tuple[str, ...]:
     return ("--model.teacher", str(folder / "headless"))
 
 
-def in_fp16(folder: Path, teacher: Path) -> tuple[str, ...]:
+def in_fp16(folder, teacher):
     from deepspeed.accelerator import get_accelerator
 
     if get_accelerator().is_fp16_supported():
@@ -27,7 +25,7 @@ def in_fp16(folder: Path, teacher: Path) -> tuple[str, ...]:
     return ("--precision", "fp16")
 
 
-def with_a_number_of_fitbs(folder: Path, teacher: Path) -> tuple[str, ...]:
+def with_a_number_of_fitbs(folder, teacher):
     mine = folder / "mine.json"
     mine.write_text('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}')
     return ("--ds_config", str(mine))
@@ -42,12 +40,8 @@ def with_a_number_of_fitbs(folder: Path, teacher: Path) -> tuple[str, ...]:
     ],
 )
 def test_training_is_refused_in_one_line_with_code_93_and_leaves_nothing_half_written(
-    quick_flags: list[str],
-    teacher: Path,
-    tmp_path: Path,
-    make: Callable[[Path, Path], tuple[str, ...]],
-    words: tuple[str, ...],
-) -> None:
+    quick_flags, teacher, tmp_path, make, words
+):
     run = tmp_path / "run"
     done = job.fitb("train", *quick_flags, *make(tmp_path, teacher), "--run_dir", str(run))
     lines = [line for line in done.stderr.splitlines() if " ERROR " in line]
@@ -57,9 +51,7 @@ def test_training_is_refused_in_one_line_with_code_93_and_leaves_nothing_half_wr
     assert not list(run.glob("checkpoints/*")) and not (run / "export").exists()
 
 
-def test_no_space_while_saving_leaves_the_earlier_checkpoint_good(
-    quick_flags: list[str], small_disk: Path
-) -> None:
+def test_no_space_while_saving_leaves_the_earlier_checkpoint_good(quick_flags, small_disk):
     run = small_disk / "run"
     flags = [*quick_flags, "--eval.every_steps", "0", "--checkpoint.every_steps", "4"]
     room = ["--checkpoint.keep_last", "9"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from browser import chromium
 from run_folder import write_run
 
@@ -15,7 +13,7 @@ HOSTILE = "<script>document.title=1</script>&lt;" + "x" * 80
 WIDTH = "document.documentElement.scrollWidth"
 
 
-def make_run(folder: Path, steps: int) -> Path:
+def make_run(folder, steps):
     """A run whose name is hostile and long, preempted once."""
     records = [
         {"train/step": i, "student/loss_mlm": 9 - i / 9, "distill/total": 80 / i, "optim/lr": 0.1}
@@ -33,7 +31,7 @@ def make_run(folder: Path, steps: int) -> Path:
     return write_run(folder, metrics=records, events=events, config=config)
 
 
-def test_a_page_opens_from_a_file_asks_for_nothing_and_fits_a_phone(tmp_path: Path) -> None:
+def test_a_page_opens_from_a_file_asks_for_nothing_and_fits_a_phone(tmp_path):
     runs = [make_run(tmp_path / HOSTILE.replace("/", ""), 40), make_run(tmp_path / "b", 20)]
     page = tmp_path / "page.html"
     charts = report(ReportConfig([str(run) for run in runs], out=str(page)))["charts"]

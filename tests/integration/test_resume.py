@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 import job
 import pytest
@@ -15,7 +14,7 @@ from traced import rows_of_steps
 
 
 @pytest.fixture(scope="module")
-def straight(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(quick_flags, tmp_path_factory):
     """A run of two ranks that nothing interrupted."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     assert job.run(quick_flags, folder) == 0
@@ -23,8 +22,8 @@ def straight(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_two_resumes_in_one_epoch_end_bitwise_where_an_uninterrupted_run_ends(
-    straight: Path, quick_flags: list[str], tmp_path: Path
-) -> None:
+    straight, quick_flags, tmp_path
+):
     run = tmp_path / "run"
     assert job.run_and_signal(quick_flags, run, signal.SIGUSR1, at_step=4, rank=1) == 85
     assert job.run_and_signal(quick_flags, run, signal.SIGTERM, at_step=14, rank=None) == 85
@@ -37,8 +36,8 @@ def test_two_resumes_in_one_epoch_end_bitwise_where_an_uninterrupted_run_ends(
 
 
 def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_checkpoint(
-    straight: Path, quick_flags: list[str], tmp_path: Path
-) -> None:
+    straight, quick_flags, tmp_path
+):
     run = tmp_path / "run"
     assert job.run_and_signal(quick_flags, run, signal.SIGKILL, at_step=13, rank=1) not in (0, 85)
     assert job.run(quick_flags, run) == 0
@@ -52,8 +51,8 @@ def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_checkpoint(
     [("zero1", "fp32"), ("zero2_offload", "fp32"), ("zero3", "fp32"), ("zero2", "bf16")],
 )
 def test_zero_stages_agree_and_each_resumes_bitwise(
-    straight: Path, quick_flags: list[str], tmp_path: Path, stage: str, precision: str
-) -> None:
+    straight, quick_flags, tmp_path, stage, precision
+):
     flags = [*quick_flags, "--ds_config", stage, "--precision", precision]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert job.run(flags, whole) == 0
@@ -67,7 +66,7 @@ def test_zero_stages_agree_and_each_resumes_bitwise(
 
 
 @pytest.fixture(scope="module")
-def alone(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(quick_flags, tmp_path_factory):
     """A run of one process that takes each global batch whole, without dropout."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     flags = [*quick_flags, "--model.dropout", "0", "--micro_batch", "16"]
@@ -75,7 +74,7 @@ def alone(quick_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def agree(reference: Path, run: Path, rel: float) -> None:
+def agree(reference, run, rel):
     """Every metric of every step, speed and the places of ties apart."""
     for ours, theirs in zip(job.metrics(reference), job.metrics(run), strict=True):
         assert ours.keys() == theirs.keys()
@@ -84,17 +83,15 @@ def agree(reference: Path, run: Path, rel: float) -> None:
                 assert theirs[key] == pytest.approx(value, rel=rel, abs=1e-7), key
 
 
-def test_accumulation_does_not_change_the_loss(
-    alone: Path, quick_flags: list[str], tmp_path: Path
-) -> None:
+def test_accumulation_does_not_change_the_loss(alone, quick_flags, tmp_path):
     flags = [*quick_flags, "--model.dropout", "0", "--micro_batch", "3"]  # which divides nothing
     assert job.run(flags, tmp_path / "accumulated", 1) == 0
     agree(alone, tmp_path / "accumulated", rel=1e-5)
 
 
 def test_a_run_that_goes_on_at_other_sizes_and_zero_stages_reads_and_learns_the_same(
-    alone: Path, quick_flags: list[str], tmp_path: Path
-) -> None:
+    alone, quick_flags, tmp_path
+):
     """2 ranks, 1, 4, then 3, whose shares of 16 rows are not equal; micro-batches of 4 at most."""
     run = tmp_path / "run"
     flags = [*quick_flags, "--model.dropout", "0"]
@@ -116,8 +113,8 @@ def test_a_run_that_goes_on_at_other_sizes_and_zero_stages_reads_and_learns_the_
 
 
 def test_a_time_budget_asks_to_be_started_again_and_another_precision_goes_on(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
+    quick_flags, tmp_path
+):
     run = tmp_path / "run"
     flags = [*quick_flags, "--checkpoint.every_steps", "1", "--steps", "12"]
     assert job.run([*flags, "--stop.time_budget_min", "0.0"], run, 1) == 85
@@ -126,9 +123,7 @@ def test_a_time_budget_asks_to_be_started_again_and_another_precision_goes_on(
     assert job.steps(run) == list(range(1, 13))
 
 
-def test_early_stopping_finishes_and_keeps_the_best_student(
-    quick_flags: list[str], tmp_path: Path
-) -> None:
+def test_early_stopping_finishes_and_keeps_the_best_student(quick_flags, tmp_path):
     flags = [*quick_flags, "--optim.lr", "1.0", "--optim.clip_norm", "0", "--eval.patience", "1"]
     flags += ["--eval.every_steps", "2"]
     assert job.run(flags, tmp_path / "run", 1) == 0
@@ -137,7 +132,7 @@ def test_early_stopping_finishes_and_keeps_the_best_student(
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
 
 
-def test_the_export_is_a_hugging_face_folder_that_holds_the_final_weights(straight: Path) -> None:
+def test_the_export_is_a_hugging_face_folder_that_holds_the_final_weights(straight):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     model = AutoModelForMaskedLM.from_pretrained(straight / "export")
@@ -154,8 +149,8 @@ def test_the_export_is_a_hugging_face_folder_that_holds_the_final_weights(straig
 
 
 def test_a_student_begins_with_the_positions_of_its_teacher_and_learns_those_of_its_rows(
-    quick_flags: list[str], teacher: Path, tmp_path: Path
-) -> None:
+    quick_flags, teacher, tmp_path
+):
     run = tmp_path / "run"
     flags = [*quick_flags, "--steps", "2", "--model.positions", "teacher", "--run_dir", str(run)]
     done = job.fitb("train", *flags, "--model.student", STUDENT.replace("32", "64"))

@@ -9,17 +9,14 @@ import resource
 import selectors
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from serving import TIMEOUT_S, Served, assert_alike, figure, serving
+from serving import TIMEOUT_S, assert_alike, figure, serving
 
 from fitb.bench.load_generator import drive, requests
 
@@ -30,7 +27,7 @@ RESET = b"reset"
 
 
 @pytest.fixture(scope="module")
-def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(teacher, tmp_path_factory):
     flags = ["--read_s", str(READ_S), "--limits.text_tokens", "20000"]
     with serving(tmp_path_factory.mktemp("server"), str(teacher), *flags) as served:
         yield served
@@ -40,7 +37,7 @@ def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 # What it answers.
 
 
-def test_mixed_requests_at_once_are_answered_as_each_alone(server: Served) -> None:
+def test_mixed_requests_at_once_are_answered_as_each_alone(server):
     draw = random.Random(11)
     bodies = []
     for number in range(24):
@@ -64,16 +61,14 @@ def test_mixed_requests_at_once_are_answered_as_each_alone(server: Served) -> No
     assert_alike(in_one, alone)
 
 
-def test_concurrent_requests_share_batches(server: Served) -> None:
+def test_concurrent_requests_share_batches(server):
     load = drive(f"{server.url}/v1/fill", requests(["a [MASK] b"] * 8), 16, 1.0, 0.2)
     assert load.failures == 0 and load.requests_per_s > 0
     batches = figure(server, 'fitb_batch_texts_count{model="student"}')
     assert figure(server, 'fitb_batch_texts_sum{model="student"}') > 1.5 * batches
 
 
-def test_the_document_describes_what_it_serves_and_tools_that_read_it_find_no_fault(
-    server: Served,
-) -> None:
+def test_the_document_describes_what_it_serves_and_tools_that_read_it_find_no_fault(server):
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     tried = []
     for found in schema.get_all_operations():
@@ -84,7 +79,7 @@ def test_the_document_describes_what_it_serves_and_tools_that_read_it_find_no_fa
 
             @settings(max_examples=40, deadline=None, derandomize=True, database=None)
             @given(case=operation.as_strategy(generation_mode=mode))
-            def check(case: Any) -> None:
+            def check(case):
                 answer = case.call()
                 # No schema says whether a text has blanks and how many tokens it takes, and
                 # what is too large is refused before it is looked at.
@@ -98,7 +93,7 @@ def test_the_document_describes_what_it_serves_and_tools_that_read_it_find_no_fa
     assert set(tried) == {"/v1/fill", "/healthz", "/metrics"}
 
 
-def test_health_metrics_and_unknown_paths(server: Served) -> None:
+def test_health_metrics_and_unknown_paths(server):
     status, content, _ = server.ask("/healthz")
     assert status == 200 and content["models"] == ["student"]
     before = figure(server, 'fitb_requests_total{path="/healthz",status="200"}')
@@ -126,16 +121,14 @@ def test_health_metrics_and_unknown_paths(server: Served) -> None:
         ({"texts": ["___"], "model": "teacher"}, 422, "student"),
     ],
 )
-def test_a_bad_request_is_told_what_is_wrong_with_it(
-    server: Served, body: Any, status: int, said: str
-) -> None:
+def test_a_bad_request_is_told_what_is_wrong_with_it(server, body, status, said):
     found, content, _ = server.ask(body=body)
     assert found == status
     assert re.search(said, content["error"])
 
 
 @pytest.mark.parametrize("claims", [True, False])
-def test_fifty_megabytes_are_refused_while_they_come(server: Served, claims: bool) -> None:
+def test_fifty_megabytes_are_refused_while_they_come(server, claims):
     big = b'{"texts": ["' + b"a" * 50_000_000
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as client:
         head = "POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -151,13 +144,13 @@ def test_fifty_megabytes_are_refused_while_they_come(server: Served, claims: boo
     assert answer.startswith(b"HTTP/1.1 413 ") and b"larger than 1,000,000 bytes" in answer
 
 
-def test_heads_without_end_are_refused(server: Served) -> None:
+def test_heads_without_end_are_refused(server):
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000)
         assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
-def test_500_slow_clients_keep_nobody_from_being_served_and_are_cut_off(server: Served) -> None:
+def test_500_slow_clients_keep_nobody_from_being_served_and_are_cut_off(server):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
     head = b"POST /v1/fill HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +21,7 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
-def held(teacher: Path, tmp_path: Path) -> Iterator[tuple[Served, Path]]:
+def held(teacher, tmp_path):
     """A server with room for four texts, whose model stands still while a file exists."""
     hold = tmp_path / "hold"
     flags = ["--max_queue", "4", "--limits.texts", "4", "--deadline_s", "100"]
@@ -32,9 +31,7 @@ def held(teacher: Path, tmp_path: Path) -> Iterator[tuple[Served, Path]]:
 
 
 @pytest.fixture(scope="module")
-def guarded(
-    teacher: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Served, Path]]:
+def guarded(teacher, tmp_path_factory):
     """One that wants a token and gives up after a second; its model can be held as well."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "token").write_text(TOKEN)
@@ -46,13 +43,13 @@ def guarded(
         assert TOKEN not in served.log.read_text()
 
 
-def passes(hold: Path) -> list[int]:
+def passes(hold):
     """Rows of each forward pass of a held model so far."""
     path = Path(f"{hold}.passes")
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def test_a_full_queue_a_deadline_and_an_orderly_stop(held: tuple[Served, Path]) -> None:
+def test_a_full_queue_a_deadline_and_an_orderly_stop(held):
     served, hold = held
     hold.touch()
     body = {"texts": [f"{SECRET_TEXT} [MASK]"]}
@@ -75,9 +72,7 @@ def test_a_full_queue_a_deadline_and_an_orderly_stop(held: tuple[Served, Path]) 
     assert SECRET_TEXT not in log and "stopped" in log
 
 
-def test_a_request_whose_deadline_passes_in_the_queue_is_never_computed(
-    guarded: tuple[Served, Path],
-) -> None:
+def test_a_request_whose_deadline_passes_in_the_queue_is_never_computed(guarded):
     served, hold = guarded
     before = len(passes(hold))
     hold.touch()
@@ -93,7 +88,7 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_never_computed(
     assert passes(hold)[before:] == [1, 1]  # the first, and the last
 
 
-def test_a_token_is_required_where_there_is_one(guarded: tuple[Served, Path]) -> None:
+def test_a_token_is_required_where_there_is_one(guarded):
     served, _ = guarded
     for token in ("", "wrong"):
         other = Served(served.process, served.log, token)
@@ -107,15 +102,13 @@ def test_a_token_is_required_where_there_is_one(guarded: tuple[Served, Path]) ->
     assert served.fill("a [MASK]")
 
 
-def test_sigterm_under_load_leaves_no_accepted_request_without_its_answer(
-    teacher: Path, tmp_path: Path
-) -> None:
+def test_sigterm_under_load_leaves_no_accepted_request_without_its_answer(teacher, tmp_path):
     """Clients keep their connections busy; each is told to leave with its last answer."""
     lost: list[str] = []
     answered: list[int] = []
     begun = threading.Barrier(17)
 
-    def client(served: Served) -> None:
+    def client(served):
         body = json.dumps({"texts": ["returns a [MASK] of strings"]})
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=TIMEOUT_S)
         with contextlib.closing(connection):
@@ -147,14 +140,14 @@ def test_sigterm_under_load_leaves_no_accepted_request_without_its_answer(
         assert "Traceback" not in served.log.read_text()
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
     command = [sys.executable, "-m", "fitb", "serve", str(tmp_path), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode in (2, 3), done.stderr
     assert str(tmp_path) in done.stderr and "Traceback" not in done.stderr
 
 
-def _refuses(port: int) -> bool:
+def _refuses(port):
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:

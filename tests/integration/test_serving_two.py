@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from serving import assert_alike, serving
-from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import BertForMaskedLM
 
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.infer.fill import fill
@@ -21,7 +20,7 @@ LONG = "value of " * 60 + "a [MASK] " + "of values " * 60  # the models were tra
 TEXTS = ("Returns a [MASK] of ___ strings.", "The [SPAN] is None.", LONG)
 
 
-def exported(folder: Path, teacher: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
+def exported(folder, teacher, tokenizer, seed):
     """A folder with model.onnx and the weights of the teacher, shaken."""
     model = BertForMaskedLM.from_pretrained(teacher).eval()
     draw = torch.Generator().manual_seed(seed)
@@ -34,9 +33,7 @@ def exported(folder: Path, teacher: Path, tokenizer: PreTrainedTokenizerBase, se
     return str(folder)
 
 
-def test_student_and_teacher_answer_side_by_side_as_their_files_do(
-    teacher: Path, tmp_path: Path
-) -> None:
+def test_student_and_teacher_answer_side_by_side_as_their_files_do(teacher, tmp_path):
     tokenizer = load_tokenizer(teacher)
     folders = {
         name: exported(tmp_path / name, teacher, tokenizer, seed)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import job
@@ -25,7 +24,7 @@ from fitb.tools.sync import MERGED, SyncConfig, sync
 from fitb.training.metric_log import Tracker
 
 
-def upload(segment: Path, server: WandbServer) -> None:
+def upload(segment, server):
     """Have W&B send an offline run."""
     command = [sys.executable, "-m", "wandb", "sync", str(segment)]
     env = os.environ | server.env
@@ -33,16 +32,14 @@ def upload(segment: Path, server: WandbServer) -> None:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+def server(monkeypatch):
     with WandbServer() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         yield server
 
 
-def attempt(
-    folder: Path, steps: Iterable[int], exit_code: int | None = 85, mode: str = "online"
-) -> Tracker:
+def attempt(folder, steps, exit_code=85, mode="online"):
     """Log steps as one attempt of a training does; None leaves it unfinished."""
     folder.mkdir(exist_ok=True)
     config = Config(str(folder), steps=100, track=TrackConfig(wandb=mode))  # type: ignore[arg-type]
@@ -59,13 +56,13 @@ def attempt(
     return tracker
 
 
-def held(server: WandbServer, folder: Path) -> list[int]:
+def held(server, folder):
     """Steps that the server holds of the one run that was logged."""
     assert set(server.runs) <= {(folder / "wandb_id").read_text().strip()}
     return [step for run in server.runs.values() for step in run.steps()]
 
 
-def wandb_process(pid: int) -> psutil.Process:
+def wandb_process(pid):
     return next(c for c in psutil.Process(pid).children() if c.name() == "wandb-core")
 
 
@@ -79,9 +76,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_run_interrupted_and_killed_has_every_step_once_on_the_server(
-    server: WandbServer, tmp_path: Path
-) -> None:
+def test_a_run_interrupted_and_killed_has_every_step_once_on_the_server(server, tmp_path):
     run = tmp_path / "run"
     attempt(run, range(1, 6))
     attempt(run, range(4, 9))  # it replays two
@@ -99,8 +94,8 @@ def test_a_run_interrupted_and_killed_has_every_step_once_on_the_server(
 
 
 def test_what_an_attempt_without_a_server_logged_is_filled_in_by_the_next(
-    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    server, tmp_path, monkeypatch
+):
     """W&B refused to start offline after it had failed online under the same id."""
     monkeypatch.setattr("fitb.training.wandb_mirror.START_LIMIT_S", 1.0)
     run = tmp_path / "run"
@@ -148,8 +143,8 @@ follower.finish(85)
 
 @pytest.mark.parametrize("when", ["start", "later", "crash", "frozen", "killed"])
 def test_a_server_that_never_answers_costs_no_step_and_at_the_end_no_more_than_the_limit(
-    server: WandbServer, tmp_path: Path, when: str
-) -> None:
+    server, tmp_path, when
+):
     """Also where nobody closes W&B, and where its own process is what hangs."""
     if when == "start":
         server.hold.clear()
@@ -180,9 +175,7 @@ def test_a_server_that_never_answers_costs_no_step_and_at_the_end_no_more_than_t
     assert psutil.wait_procs([hung], timeout=5)[1] == []
 
 
-def test_a_full_disk_under_w_and_b_stops_no_step(
-    server: WandbServer, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_under_w_and_b_stops_no_step(server, tmp_path, small_disk, monkeypatch):
     monkeypatch.setattr("fitb.training.wandb_mirror.FINISH_LIMIT_S", 5.0)
     run = tmp_path / "run"
     run.mkdir()
@@ -204,9 +197,7 @@ def test_a_full_disk_under_w_and_b_stops_no_step(
     assert job.steps(run) == list(range(1, 40))
 
 
-def test_sync_sends_a_run_once_however_often_it_is_called(
-    server: WandbServer, tmp_path: Path
-) -> None:
+def test_sync_sends_a_run_once_however_often_it_is_called(server, tmp_path):
     run = tmp_path / "run"
     attempt(run, range(1, 5), mode="disabled")
     attempt(run, range(5, 9), 0, mode="disabled")
@@ -227,9 +218,7 @@ def test_sync_sends_a_run_once_however_often_it_is_called(
     assert not (run / "wandb").exists()
 
 
-def test_a_merged_segment_holds_all_attempts_and_w_and_b_uploads_it_as_one_run(
-    server: WandbServer, tmp_path: Path
-) -> None:
+def test_a_merged_segment_holds_all_attempts_and_w_and_b_uploads_it_as_one_run(server, tmp_path):
     run = tmp_path / "run"
     attempt(run, range(1, 5), mode="offline")
     attempt(run, range(3, 9), 0, mode="offline")
@@ -244,9 +233,7 @@ def test_a_merged_segment_holds_all_attempts_and_w_and_b_uploads_it_as_one_run(
     assert logged == job.metrics(run)
 
 
-def test_sync_says_what_is_wrong(
-    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_says_what_is_wrong(server, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"is not a run: .*config.yaml is missing"):
         sync(SyncConfig(str(run)))
@@ -264,12 +251,8 @@ def test_sync_says_what_is_wrong(
 
 
 def test_wandb_holds_student_and_distillation_losses_as_separate_series_across_attempts(
-    server: WandbServer,
-    quick_flags: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+    server, quick_flags, tmp_path, monkeypatch, capfd
+):
     """And no secret is in a file or on the terminal; W&B's debug log did hold the key."""
     for name, value in {"WANDB_DEBUG": "true", "WANDB_CORE_DEBUG": "true", "A_TOKEN": KEY}.items():
         monkeypatch.setenv(name, value)

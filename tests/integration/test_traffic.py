@@ -19,9 +19,7 @@ COUNT = str(Path(__file__).parent / "traffic.py")
 @pytest.mark.parametrize(
     ("precision", "grad_accum"), [("bf16", 1), ("bf16", 4), ("fp32", 4)], ids=str
 )
-def test_a_step_reduces_once_and_sends_what_the_plan_says(
-    shards: Path, precision: str, grad_accum: int
-) -> None:
+def test_a_step_reduces_once_and_sends_what_the_plan_says(shards, precision, grad_accum):
     command = [sys.executable, COUNT, str(shards), precision, str(grad_accum)]
     with tempfile.TemporaryFile() as output:
         with LocalRun(command, 2, output=output) as run:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from snapshot import snapshot, touched
@@ -20,7 +18,7 @@ from fitb.tools.sync import MERGED, SyncConfig, sync
 
 
 @pytest.fixture()
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(Config(run_dir=str(folder), steps=4)))
@@ -29,27 +27,27 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def a_report(run: Path) -> None:
+def a_report(run):
     report(ReportConfig([str(run)], png=str(run / "png"), blanks=0))
 
 
-def a_segment(run: Path) -> None:
+def a_segment(run):
     sync(SyncConfig(str(run), offline=True))
 
 
-def a_demo(run: Path) -> None:
+def a_demo(run):
     demo(DemoConfig(out=str(run), max_mb=1e-4))  # not refused, it ends soon: too little text
 
 
-def an_old_text(path: Path) -> None:
+def an_old_text(path):
     path.write_text("mine")
 
 
-def an_html_page(path: Path) -> None:
+def an_html_page(path):
     path.write_text("<!DOCTYPE html>\n<html><title>mine</title></html>")
 
 
-def a_link(path: Path) -> None:
+def a_link(path):
     (path.parent.parent / "mine.txt").write_text("mine")
     path.symlink_to(path.parent.parent / "mine.txt")
 
@@ -66,9 +64,7 @@ def a_link(path: Path) -> None:
         (a_demo, "summary.json", an_old_text),
     ],
 )
-def test_a_file_that_fitb_did_not_write_is_in_the_way_and_stays(
-    command: Callable[[Path], None], name: str, put: Callable[[Path], None], run: Path
-) -> None:
+def test_a_file_that_fitb_did_not_write_is_in_the_way_and_stays(command, name, put, run):
     (run / name).parent.mkdir(exist_ok=True)
     if command is a_report:  # which replaces its own
         command(run)
@@ -86,7 +82,7 @@ def test_a_file_that_fitb_did_not_write_is_in_the_way_and_stays(
         command(run)
 
 
-def test_the_doctor_follows_no_link_that_waits_for_it_in_a_shared_folder(tmp_path: Path) -> None:
+def test_the_doctor_follows_no_link_that_waits_for_it_in_a_shared_folder(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / f".fitb-doctor-{os.getpid()}").symlink_to(tmp_path / "mine.txt")
     before = snapshot(tmp_path)

@@ -28,7 +28,7 @@ BUILT = (
 
 
 @pytest.fixture(scope="session")
-def tracked() -> list[str]:
+def tracked():
     """Files of the repository, of which a release is made."""
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -38,7 +38,7 @@ def tracked() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def dist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tracked, tmp_path_factory):
     """The folder of both, built from a copy without anything that the repository does not hold."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in tracked:
@@ -49,7 +49,7 @@ def dist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unpacked(dist, tmp_path_factory):
     """The wheel as pip would lay it down."""
     folder = tmp_path_factory.mktemp("site")
     (wheel,) = dist.glob("*.whl")
@@ -58,9 +58,7 @@ def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_package_its_data_and_the_scripts_and_nothing_else(
-    unpacked: Path, tracked: list[str]
-) -> None:
+def test_the_wheel_holds_the_package_its_data_and_the_scripts_and_nothing_else(unpacked, tracked):
     inside = {
         path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()
     }
@@ -77,7 +75,7 @@ def test_the_wheel_holds_the_package_its_data_and_the_scripts_and_nothing_else(
     assert {name for name in inside if ".dist-info/" not in name} == expected
 
 
-def test_the_source_holds_what_the_repository_holds(dist: Path, tracked: list[str]) -> None:
+def test_the_source_holds_what_the_repository_holds(dist, tracked):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         inside = {member.name.partition("/")[2] for member in archive if member.isfile()}
@@ -85,7 +83,7 @@ def test_the_source_holds_what_the_repository_holds(dist: Path, tracked: list[st
     assert inside - written == set(tracked)
 
 
-def test_the_version_is_said_once_and_by_the_citation_too(unpacked: Path) -> None:
+def test_the_version_is_said_once_and_by_the_citation_too(unpacked):
     (path,) = unpacked.glob("*.dist-info/METADATA")
     assert Parser().parsestr(path.read_text())["Version"] == fitb.__version__
     setup = configparser.ConfigParser()
@@ -97,9 +95,7 @@ def test_the_version_is_said_once_and_by_the_citation_too(unpacked: Path) -> Non
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
 
 
-def test_a_wheel_starts_without_torch_and_finds_its_scripts_and_presets(
-    unpacked: Path, tmp_path: Path
-) -> None:
+def test_a_wheel_starts_without_torch_and_finds_its_scripts_and_presets(unpacked, tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); sys.modules['torch'] = None\n"
         "import fitb; from fitb.cli import main\n"
@@ -138,7 +134,7 @@ SAME = (
 )
 
 
-def said(place: Path, launchers: str, folder: Path) -> list[list[object]]:
+def said(place, launchers, folder):
     """What each line prints and its exit code, where `place` is the folder on Python's path."""
     code = (
         "import contextlib, io, json, runpy, sys\n"
@@ -159,7 +155,7 @@ def said(place: Path, launchers: str, folder: Path) -> list[list[object]]:
     return [json.loads(line) for line in plain.replace("fitb.launch.", "launch.").splitlines()]
 
 
-def test_a_wheel_and_a_checkout_say_the_same(unpacked: Path, tmp_path: Path) -> None:
+def test_a_wheel_and_a_checkout_say_the_same(unpacked, tmp_path):
     """A mistyped flag of a launcher died of ModuleNotFoundError: a wheel has no module `launch`."""
     found = said(unpacked, "fitb.", tmp_path)
     assert [(line, code) for line, code, _ in found] == [
@@ -169,9 +165,7 @@ def test_a_wheel_and_a_checkout_say_the_same(unpacked: Path, tmp_path: Path) -> 
     assert found == said(ROOT, "", tmp_path)
 
 
-def test_the_commit_is_named_in_a_checkout_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_commit_is_named_in_a_checkout_alone(monkeypatch, tmp_path):
     from fitb.cli import _version
 
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
@@ -184,7 +178,7 @@ def test_the_commit_is_named_in_a_checkout_alone(
     assert re.fullmatch(rf"fitb {fitb.__version__} \([0-9a-f]{{7,}}\)", _version())
 
 
-def test_requirements_of_setup_cfg_meet_the_constraints() -> None:
+def test_requirements_of_setup_cfg_meet_the_constraints():
     from packaging.requirements import Requirement
 
     setup = configparser.ConfigParser()

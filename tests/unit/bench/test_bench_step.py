@@ -24,7 +24,7 @@ def test_a_part_inside_another_has_its_own_time_and_all_of_them_are_the_whole(mo
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    def pass_s(seconds: float) -> None:
+    def pass_s(seconds):
         now[0] += seconds
 
     timeline = Timeline(CPU)

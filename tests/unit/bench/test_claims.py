@@ -58,7 +58,7 @@ def test_words_filled_exactly_are_those_of_naive_loops(shard_set, tmp_path):
     assert result["1"]["exact"]["beam"] == result["1"]["exact"]["marginals"]
 
 
-def greedy(scorer, word) -> bool:
+def greedy(scorer, word):
     """Whether a word is found by filling the slot of which the model is surest, again and again."""
     ids = torch.tensor([word.row])
     ids[0, word.begin : word.end] = scorer.tokenizer.mask_token_id

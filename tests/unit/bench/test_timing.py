@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ def test_a_spread_is_the_median_and_both_ends():
 
 
 def test_the_memory_of_a_command_is_that_of_its_children_too_without_mapped_files(
-    tmp_path: Path,
+    tmp_path,
 ):
     """Two children hold 100 MB each, and read a file of 200 MB through a mapping."""
     path = tmp_path / "file"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from batching import FINISH, Batch
+from batching import FINISH
 from executable import executable, ran
 
 from fitb.base.errors import ConfigError
@@ -46,7 +45,7 @@ echo "trained in ${{@: -1}}"
 
 
 @pytest.fixture
-def trained(batch: Batch) -> Batch:
+def trained(batch):
     """A batch whose tasks run."""
     python = executable(batch.folder / "python", TRAIN.format(python=sys.executable) + FINISH)
     batch.env["FITB_PYTHON"] = str(python)
@@ -54,7 +53,7 @@ def trained(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_log_of_a_task_lies_under_a_run_folder_of_any_name(trained: Batch, absolute: bool) -> None:
+def test_log_of_a_task_lies_under_a_run_folder_of_any_name(trained, absolute):
     name = f"{trained.folder}/{ODD} " if absolute else f" {ODD}"
     code, output = trained.run(SRUN, "--run_dir", name)
     assert code == 0, output
@@ -69,8 +68,8 @@ def test_log_of_a_task_lies_under_a_run_folder_of_any_name(trained: Batch, absol
     [(0, True, None, 0), (0, False, "0", 85), (1, False, None, 1), (255, True, None, 255)],
 )
 def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
-    tmp_path: Path, code: int, result: bool, given: str | None, ended: int
-) -> None:
+    tmp_path, code, result, given, ended
+):
     if result:
         (tmp_path / "7_3_0_result.pkl").touch()
     decide = f"decide() {{ echo $1 >'{tmp_path}/given'; return 85; }}"
@@ -81,7 +80,7 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
     assert (found.read_text().strip() if found.exists() else None) == given
 
 
-def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_path: Path) -> None:
+def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_path):
     executable(tmp_path / "srun", 'shift 2\nSLURMD_NODENAME=h3 "$@"')
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NUM_NODES": "2"}
     for logs, code in ((f"{tmp_path}", 0), (f"{tmp_path}/none 'x'", 7)):
@@ -102,8 +101,8 @@ def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_pa
     ],
 )
 def test_folder_that_submitit_or_slurm_would_take_for_another_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, name: str, taken: bool
-) -> None:
+    tmp_path, monkeypatch, cluster, name, taken
+):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("FITB_SITE", "/dev/null")
     executable(tmp_path / "srun", "printf '%s\\n' \"$@\"")
@@ -123,8 +122,8 @@ def test_folder_that_submitit_or_slurm_would_take_for_another_is_refused(
 
 
 def test_words_of_srun_about_a_host_of_the_preflight_lie_under_a_run_folder_of_any_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     executable(tmp_path / "srun", "printf '%s\\n' \"$@\"\nexit 85")
     folder = tmp_path / ODD

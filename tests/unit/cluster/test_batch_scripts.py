@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, Batch, site
+from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, site
 from executable import executable, ran
 
 from fitb.base.signals import PREEMPTION, TIME_LIMIT, slurm_name
@@ -18,7 +16,7 @@ from fitb.cluster.local import MALLOC_KEEPS
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None:
+def test_script_is_executable_bash_that_shellcheck_accepts(script):
     assert os.access(script, os.X_OK)
     told = f"#SBATCH --signal=B:{slurm_name(TIME_LIMIT)}@300\n"
     assert (told in script.read_text()) == (script.name == "distill.sh")
@@ -44,8 +42,8 @@ def test_script_is_executable_bash_that_shellcheck_accepts(script: Path) -> None
     ],
 )
 def test_job_ends_and_is_requeued_by_the_exit_code_of_its_tasks(
-    batch: Batch, srun: str, env: dict[str, str], code: int, requeues: int, said: str
-) -> None:
+    batch, srun, env, code, requeues, said
+):
     ended, output = batch.run(srun, **env)
     assert (ended, batch.requeues()) == (code, requeues), output
     assert said in output
@@ -66,18 +64,14 @@ def test_job_ends_and_is_requeued_by_the_exit_code_of_its_tasks(
         (["--stepz", "3"], {"FITB_SITE": "gone"}, "FITB_SITE=gone cannot"),
     ],
 )
-def test_what_cannot_run_ends_with_93_before_any_task(
-    batch: Batch, flags: list[str], env: dict[str, str], said: str
-) -> None:
+def test_what_cannot_run_ends_with_93_before_any_task(batch, flags, env, said):
     code, output = batch.run("exit 0", *flags, **env)
     assert (code, batch.requeues(), batch.started()) == (93, 0, False)
     assert said in output
 
 
 @pytest.mark.parametrize("script", ["distill", "evaluate"])
-def test_tasks_get_what_the_script_exports_and_no_bounds_of_another_job(
-    batch: Batch, script: str
-) -> None:
+def test_tasks_get_what_the_script_exports_and_no_bounds_of_another_job(batch, script):
     """sbatch --export=NONE has srun hand on nothing; a shell inside a job hands on its own."""
     left = {"SLURM_CPUS_PER_TASK": "3", "SLURM_MEM_PER_NODE": "2000", "SLURM_NTASKS": "2"}
     ambient = {
@@ -96,13 +90,11 @@ def test_tasks_get_what_the_script_exports_and_no_bounds_of_another_job(
         assert {name: seen[name] for name in names} == kept
 
 
-def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops_or_is_finished(
-    batch: Batch,
-) -> None:
-    def link(job: str, chain: str = "mine", srun: str = "exit 1") -> tuple[int, str]:
+def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops_or_is_finished(batch):
+    def link(job, chain="mine", srun="exit 1"):
         return batch.run(srun, SLURM_JOB_ID=job, FITB_CHAIN=chain)
 
-    def over(job: str, chain: str) -> tuple[int, str]:
+    def over(job, chain):
         (batch.folder / "srun.ready").unlink()
         code, output = link(job, chain)
         assert not batch.started()
@@ -120,9 +112,7 @@ def test_chain_is_never_requeued_and_counts_over_its_jobs_until_it_stops_or_is_f
 
 
 @pytest.mark.parametrize("code", [85, 93])
-def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
-    batch: Batch, code: int
-) -> None:
+def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(batch, code):
     preflight = "[[ $2 != fitb.cluster.preflight ]] || exit $PREFLIGHT"
     python = executable(batch.folder / "python", f'{preflight}\nexec {sys.executable} "$@"')
     asked = {"FITB_PREFLIGHT": "1", "FITB_PYTHON": str(python)}
@@ -134,9 +124,7 @@ def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
 
 
 @pytest.mark.parametrize("number", [TIME_LIMIT, PREEMPTION], ids=lambda n: n.name)
-def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(
-    batch: Batch, number: signal.Signals
-) -> None:
+def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(batch, number):
     with batch.start(UNTIL_SIGNAL) as process:
         batch.wait_for("srun.ready", process)
         process.send_signal(number)
@@ -145,7 +133,7 @@ def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(
     assert (batch.folder / "srun.signals").read_text() == f"{slurm_name(TIME_LIMIT)}\n"
 
 
-def test_signal_before_the_tasks_began_requeues_without_starting_them(batch: Batch) -> None:
+def test_signal_before_the_tasks_began_requeues_without_starting_them(batch):
     plan = '[[ $2 != fitb.cluster.slurm ]] || { touch "$FAKE/planning"; sleep 1; }'
     slow = executable(batch.folder / "slow-python", f'{plan}\nexec {sys.executable} "$@"')
     with batch.start("exit 0", FITB_PYTHON=str(slow)) as process:
@@ -155,7 +143,7 @@ def test_signal_before_the_tasks_began_requeues_without_starting_them(batch: Bat
     assert (process.returncode, batch.requeues(), batch.started()) == (85, 1, False)
 
 
-def test_tasks_get_the_flags_the_run_directory_and_the_address(batch: Batch) -> None:
+def test_tasks_get_the_flags_the_run_directory_and_the_address(batch):
     flags = ["--run_dir=my runs/a b", "--track.name", "two words * $HOME"]
     assert batch.run(FINISH, *flags, RANK="3", WORLD_SIZE="9")[0] == 0
     arguments = batch.srun_arguments()
@@ -172,7 +160,7 @@ def test_tasks_get_the_flags_the_run_directory_and_the_address(batch: Batch) -> 
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & env.keys()
 
 
-def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch: Batch) -> None:
+def test_threads_follow_the_cores_of_a_task_unless_the_user_chose(batch):
     batch.run("exit 0", SLURM_CPUS_PER_TASK="6")
     env = batch.srun_env()
     assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("6", "6")
@@ -202,8 +190,8 @@ TASKS = {"SLURM_NTASKS": "2", "RANK": "3", "FITB_PYTHON": "mine"}
     ],
 )
 def test_script_becomes_its_command_or_starts_several_tasks_of_which_one_must_speak(
-    tmp_path: Path, name: str, env: dict[str, str], ending: str, code: int, words: list[str]
-) -> None:
+    tmp_path, name, env, ending, code, words
+):
     show = 'printf "%s\\n" "${OMP_NUM_THREADS-}" "${RANK-}" "$@"'
     for command in ("python", "srun"):
         executable(tmp_path / command, "exit 0" if ending == "silent" else f"{show}\n{ending}")
@@ -213,7 +201,7 @@ def test_script_becomes_its_command_or_starts_several_tasks_of_which_one_must_sp
     assert ("no task with a result" in done.stderr) == (ending == "silent")
 
 
-def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch: Batch) -> None:
+def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch):
     given = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "6", "SLURM_CPUS_PER_TASK": "4"}
     assert batch.run(FINISH, "--steps=3", FITB_LAUNCHER="torchrun", **given)[0] == 0
     arguments, env = batch.srun_arguments(), batch.srun_env()
@@ -230,7 +218,7 @@ def test_torchrun_is_one_task_a_host_and_starts_the_ranks_that_srun_would(batch:
         more["SLURM_JOB_ID"] = "9"
 
 
-def test_job_reads_the_file_of_its_site(batch: Batch) -> None:
+def test_job_reads_the_file_of_its_site(batch):
     text = "export HF_HOME=/scratch/hf OMP_NUM_THREADS=5\n[[ $# == 0 ]] || exit 1\necho $UNSET\n"
     site(batch.folder, text)
     del batch.env["FITB_SITE"]
@@ -240,7 +228,7 @@ def test_job_reads_the_file_of_its_site(batch: Batch) -> None:
     assert (env["HF_HOME"], env["OMP_NUM_THREADS"]) == ("/scratch/hf", "5")
 
 
-def test_settings_that_came_too_late_for_sbatch_are_said(batch: Batch) -> None:
+def test_settings_that_came_too_late_for_sbatch_are_said(batch):
     path = site(batch.folder, "export SBATCH_ACCOUNT=mine\n")
     late = "fitb: sbatch has not seen SBATCH_ACCOUNT of"
     assert f"{late} {path}" in batch.run("exit 0", FITB_SITE=str(path))[1]
@@ -249,9 +237,7 @@ def test_settings_that_came_too_late_for_sbatch_are_said(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["fitb", "fitb.training.torchrun"])
-def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(
-    batch: Batch, launcher: str
-) -> None:
+def test_everything_of_a_job_but_slurms_own_commands_runs_in_its_container(batch, launcher):
     executable(
         batch.folder / "apptainer",
         'printf "%s|" "$@" >>"$FAKE/container"; echo >>"$FAKE/container"\n'

@@ -6,7 +6,6 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -27,20 +26,18 @@ WAIT_FOR_SIGNAL = "while not got: time.sleep(0.01)\nsys.exit(60 + got[0])\n"
 TIMEOUT_S = 60
 
 
-def command(folder: Path, ending: str) -> list[str]:
+def command(folder, ending):
     return [sys.executable, "-c", JOB + ending, str(folder)]
 
 
-def wait_for_ranks(folder: Path, num_ranks: int) -> None:
+def wait_for_ranks(folder, num_ranks):
     deadline = time.monotonic() + TIMEOUT_S
     while sum(file.stat().st_size > 0 for file in folder.iterdir()) < num_ranks:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_ranks_get_their_environment_and_rank_0_the_output(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_get_their_environment_and_rank_0_the_output(tmp_path, capfd):
     with LocalRun(command(tmp_path, "sys.exit(85)"), 3) as run:
         assert run.wait(TIMEOUT_S) == 85
     seen = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
@@ -50,7 +47,7 @@ def test_ranks_get_their_environment_and_rank_0_the_output(
     assert capfd.readouterr().out == "rank 0 speaks\n"
 
 
-def test_nobody_takes_the_port_of_a_job_before_its_rank_0_listens() -> None:
+def test_nobody_takes_the_port_of_a_job_before_its_rank_0_listens():
     """It was looked up, given up and bound again 10 s later; another process could have it then."""
     with hold_port() as held, socket.socket() as stranger:
         with pytest.raises(OSError, match="in use"):
@@ -63,13 +60,11 @@ def test_nobody_takes_the_port_of_a_job_before_its_rank_0_listens() -> None:
     ("codes", "common"),
     [([0, 0], 0), ([85, 85], 85), ([93, 93], 93), ([1, 137], 1), ([85, 1], 1), ([0, 85], 85)],
 )
-def test_common_code_is_the_one_that_explains_the_end(codes: list[int], common: int) -> None:
+def test_common_code_is_the_one_that_explains_the_end(codes, common):
     assert common_code(codes) == common
 
 
-def test_rank_that_crashes_takes_the_others_down_and_its_words_are_shown(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_rank_that_crashes_takes_the_others_down_and_its_words_are_shown(tmp_path, capfd):
     ending = "if rank == '1': sys.exit('out of luck')\ntime.sleep(600)"
     with LocalRun(command(tmp_path, ending), 3, crash_grace_s=0.1) as run:
         assert run.wait(TIMEOUT_S) == 1
@@ -77,13 +72,13 @@ def test_rank_that_crashes_takes_the_others_down_and_its_words_are_shown(
     assert "rank 1 ended with 1:\nrank 1 speaks\nout of luck" in capfd.readouterr().err
 
 
-def test_rank_that_stays_when_the_others_left_in_order_is_ended(tmp_path: Path) -> None:
+def test_rank_that_stays_when_the_others_left_in_order_is_ended(tmp_path):
     ending = "if rank == '1': time.sleep(600)\nsys.exit(85)"
     with LocalRun(command(tmp_path, ending), 2, exit_grace_s=0.2) as run:
         assert run.wait(TIMEOUT_S) == 128 + signal.SIGKILL
 
 
-def test_one_rank_can_be_signalled_alone(tmp_path: Path) -> None:
+def test_one_rank_can_be_signalled_alone(tmp_path):
     ending = """
 while rank == "1" and not got: time.sleep(0.01)
 if rank == "1": open(f"{folder}/told", "w")
@@ -97,7 +92,7 @@ sys.exit(85 if bool(got) == (rank == "1") else 1)
 
 
 @pytest.mark.parametrize("number", signals.SHUTDOWN, ids=lambda n: n.name)
-def test_signals_are_forwarded_to_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_are_forwarded_to_all_ranks(tmp_path, number):
     before = signal.getsignal(number)
     with LocalRun(command(tmp_path, WAIT_FOR_SIGNAL), 2, crash_grace_s=20) as run, forwarding(run):
         wait_for_ranks(tmp_path, 2)
@@ -106,17 +101,17 @@ def test_signals_are_forwarded_to_all_ranks(tmp_path: Path, number: signal.Signa
     assert signal.getsignal(number) == before
 
 
-def test_wait_gives_up_after_its_timeout_and_leaving_the_context_ends_all(tmp_path: Path) -> None:
+def test_wait_gives_up_after_its_timeout_and_leaving_the_context_ends_all(tmp_path):
     still = pytest.raises(TimeoutError, match=r"ranks \[0, 1\] still run")
     with LocalRun(command(tmp_path, "time.sleep(600)"), 2) as run, still:
         run.wait(0.1)
     assert run.running() == []
 
 
-def test_other_threads_can_run_jobs_but_forward_nothing(tmp_path: Path) -> None:
+def test_other_threads_can_run_jobs_but_forward_nothing(tmp_path):
     codes = []
 
-    def work() -> None:
+    def work():
         with LocalRun(command(tmp_path, "sys.exit(0)"), 1) as run, forwarding(run):
             codes.append(run.wait(TIMEOUT_S))
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 from executable import executable
@@ -15,7 +13,7 @@ from fitb.rundir.restart import Source
 NO_ONE = "the all-reduce over all hosts failed, and no single host is at fault"
 
 
-def record(clock_s: float | None = 0.0, failures: tuple[str, ...] = (), **pairs: bool) -> Any:
+def record(clock_s=0.0, failures=(), **pairs):
     """A host that reduced with all, or with those named only."""
     reduced = not pairs
     return {
@@ -27,7 +25,7 @@ def record(clock_s: float | None = 0.0, failures: tuple[str, ...] = (), **pairs:
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2, 3, 4, 5, 8, 31])
-def test_every_host_meets_both_neighbours_and_one_at_a_time(num_hosts: int) -> None:
+def test_every_host_meets_both_neighbours_and_one_at_a_time(num_hosts):
     rounds = pair_rounds(num_hosts)
     assert len(rounds) == {1: 0, 2: 1}.get(num_hosts, 2 + num_hosts % 2)
     for pairs in rounds:
@@ -38,10 +36,10 @@ def test_every_host_meets_both_neighbours_and_one_at_a_time(num_hosts: int) -> N
     assert every == {pair for pair in ring if len(pair) == 2}
 
 
-def ring(hosts: str, **reached: str) -> Any:
+def ring(hosts, **reached):
     """Records of hosts that reduced with these of their neighbours, and not with the others."""
 
-    def beside(host: str) -> set[str]:
+    def beside(host):
         place = hosts.index(host)
         return {hosts[place - 1], hosts[(place + 1) % len(hosts)]}
 
@@ -83,18 +81,16 @@ APART = ring("abc", a="", b="", c="")  # no two reach each other
         ),
     ],
 )
-def test_hosts_are_bad_by_what_they_say_their_clocks_and_whom_they_reach(
-    hosts: str, records: Any, bad: dict[str, list[str]]
-) -> None:
+def test_hosts_are_bad_by_what_they_say_their_clocks_and_whom_they_reach(hosts, records, bad):
     assert judge(hosts, records) == Verdict(bad)
 
 
 @pytest.mark.parametrize("records", [APART, ring("abc", a="bc", b="ac", c="ab")])
-def test_a_network_that_carries_no_pair_or_not_all_together_is_no_hosts_fault(records: Any) -> None:
+def test_a_network_that_carries_no_pair_or_not_all_together_is_no_hosts_fault(records):
     assert judge("abc", records) == Verdict({}, NO_ONE)
 
 
-def test_no_host_is_to_blame_for_what_its_own_name_leads_to() -> None:
+def test_no_host_is_to_blame_for_what_its_own_name_leads_to():
     """Debian's 127.0.1.1: good hosts were barred, and the job went on to the next pair."""
     why = "a is 127.0.1.1 on a itself; export GLOO_SOCKET_IFNAME=eth0"
     misled = {**record(None), "reduced": False, "unreachable": why}
@@ -104,8 +100,8 @@ def test_no_host_is_to_blame_for_what_its_own_name_leads_to() -> None:
     assert judge("ab", {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
 
 
-def test_hosts_found_bad_stay_so_for_their_submission_alone() -> None:
-    def found(host: str, **source: str) -> dict[str, Any]:
+def test_hosts_found_bad_stay_so_for_their_submission_alone():
+    def found(host, **source):
         return {"event": "bad_host", "host": host, "checks": [], **source}
 
     events = [
@@ -132,7 +128,7 @@ esac
 
 
 @pytest.fixture
-def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def env(tmp_path, monkeypatch):
     """A Slurm of three small scripts, five hosts and a job on two of them."""
     for name in ("scontrol", "sinfo", "squeue"):
         executable(tmp_path / name, SLURM)
@@ -143,14 +139,14 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"SLURM_JOB_PARTITION": "low", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NAME": "mine"}
 
 
-def calls(tmp_path: Path) -> list[str]:
+def calls(tmp_path):
     path = tmp_path / "calls"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def test_the_job_comes_back_without_hosts_bad_now_bad_before_and_left_out_by_its_user(
-    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    env, tmp_path, monkeypatch
+):
     monkeypatch.setenv("EXCLUDED", "h[1,9]")
     line = {"event": "bad_host", "host": "h2", "checks": ["disk"], "job": "7"}
     append_line(tmp_path / "events.jsonl", line)
@@ -163,9 +159,7 @@ def test_the_job_comes_back_without_hosts_bad_now_bad_before_and_left_out_by_its
     assert requeue["reason"].startswith("preflight: unfit hosts: h3; 1 of 10")
 
 
-def test_a_job_that_too_few_hosts_are_left_for_stops_and_says_so(
-    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_too_few_hosts_are_left_for_stops_and_says_so(env, tmp_path, monkeypatch):
     monkeypatch.setenv("EXCLUDED", "h[1-3]")
     assert come_back(tmp_path, Verdict({"h5": ["disk"]}), Source("7"), 0, env) == 93
     assert calls(tmp_path) == []
@@ -181,15 +175,13 @@ def test_a_job_that_too_few_hosts_are_left_for_stops_and_says_so(
     ],
 )
 def test_links_that_wait_leave_bad_hosts_out_and_where_none_is_any_will_do(
-    env: dict[str, str], tmp_path: Path, verdict: Verdict, chain: str, told: list[str]
-) -> None:
+    env, tmp_path, verdict, chain, told
+):
     assert come_back(tmp_path, verdict, Source("7", chain=chain), 0, env) == 85
     assert calls(tmp_path) == told
 
 
-def test_a_preflight_of_a_job_that_lost_its_run_requeues_nothing(
-    env: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_preflight_of_a_job_that_lost_its_run_requeues_nothing(env, tmp_path):
     events = tmp_path / "events.jsonl"
     append_line(events, {"event": "attempt", "attempt": 1, "job": "8", "restart": 0})
     before = events.read_bytes()

@@ -15,7 +15,7 @@ date
 ENV = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "a b", "SBATCH_NO_KILL": "", "HOME": "x"}
 
 
-def test_words_win_over_the_environment_and_that_over_the_script() -> None:
+def test_words_win_over_the_environment_and_that_over_the_script():
     found = read_options(SCRIPT, ENV, ["-N4", "-p", "low", "--signal", "B:USR1@30", "-H"])
     assert [(option.name, option.value, option.source) for option in found.values()] == [
         ("nodes", "4", "sbatch"),
@@ -30,7 +30,7 @@ def test_words_win_over_the_environment_and_that_over_the_script() -> None:
     assert read_options(SCRIPT, ENV)["partition"].value == "a b"
 
 
-def test_a_variable_that_sbatch_does_not_know_is_no_option() -> None:
+def test_a_variable_that_sbatch_does_not_know_is_no_option():
     assert values(read_options(SCRIPT, {"SBATCH_NODES": "9"}))["nodes"] == "2"
 
 
@@ -43,7 +43,5 @@ def test_a_variable_that_sbatch_does_not_know_is_no_option() -> None:
         (["--ntasks=many"], (1, 1)),
     ],
 )
-def test_hosts_and_tasks_are_the_least_that_a_job_gets(
-    words: list[str], found: tuple[int, int]
-) -> None:
+def test_hosts_and_tasks_are_the_least_that_a_job_gets(words, found):
     assert hosts_and_tasks(values(read_options(words=words))) == found

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from executable import executable
 
@@ -29,18 +27,18 @@ from fitb.cluster.slurm import (
         ("10.0.0.[7,9]", ["10.0.0.7", "10.0.0.9"]),
     ],
 )
-def test_nodelist_expands_to_hosts_in_slurms_order(expression: str, hosts: list[str]) -> None:
+def test_nodelist_expands_to_hosts_in_slurms_order(expression, hosts):
     assert expand_nodelist(expression) == hosts
     assert first_host(expression) == hosts[0]
 
 
 @pytest.mark.parametrize("expression", ["", "a[1-2", "a]1[", "a,,b", "a[1-x]", "a[]", "a[1-2-3]"])
-def test_broken_nodelist_is_an_error_that_shows_it(expression: str) -> None:
+def test_broken_nodelist_is_an_error_that_shows_it(expression):
     with pytest.raises(ConfigError):
         expand_nodelist(expression)
 
 
-def test_ports_lie_below_the_ephemeral_range_and_differ_at_each_restart() -> None:
+def test_ports_lie_below_the_ephemeral_range_and_differ_at_each_restart():
     for job in (0, 1, 11_999, 12_000, 67_043_328, 2**32):
         ports = [master_port(job, restart) for restart in range(100)]
         assert len(set(ports)) == 100
@@ -51,7 +49,7 @@ def test_ports_lie_below_the_ephemeral_range_and_differ_at_each_restart() -> Non
 ENV = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[3-4]", "SLURM_JOB_NAME": "mine"}
 
 
-def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path: Path) -> None:
+def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("run_dir: from/file\n")
     assert plan([], ENV)[1:] == ("h3", 20_007)
@@ -69,7 +67,7 @@ def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path: Pa
         plan([], {})
 
 
-def test_ranks_are_the_tasks_or_what_torchrun_starts_on_every_host() -> None:
+def test_ranks_are_the_tasks_or_what_torchrun_starts_on_every_host():
     job = ENV | {"SLURM_NTASKS": "6", "SLURM_JOB_NUM_NODES": "2"}
     assert (num_ranks({}), num_ranks(job)) == (1, 6)
     torchrun = job | {"FITB_LAUNCHER": "torchrun"}
@@ -92,9 +90,7 @@ def test_ranks_are_the_tasks_or_what_torchrun_starts_on_every_host() -> None:
         (None, "scontrol is not on PATH"),
     ],
 )
-def test_job_state_is_what_scontrol_says_or_a_system_fault(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str | None, state: str
-) -> None:
+def test_job_state_is_what_scontrol_says_or_a_system_fault(monkeypatch, tmp_path, answer, state):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if answer else str(tmp_path))
     if answer:
         executable(tmp_path / "scontrol", answer, shell="/bin/sh")

@@ -88,7 +88,7 @@ SLURM_VERSION           = 26.05.0
 ALL_26 = "PartitionName=p Default=YES"
 
 
-def partition_of(partitions: str, name: str | None) -> slurm_config.Fields:
+def partition_of(partitions, name):
     return slurm_config.choose_partition(slurm_config.parse_partitions(partitions), name)
 
 
@@ -121,8 +121,8 @@ def partition_of(partitions: str, name: str | None) -> slurm_config.Fields:
     ],
 )  # fmt: skip
 def test_settings_of_every_version_are_told_with_what_they_do_to_a_job(
-    config: str, partitions: str, name: str | None, job: str, found: str
-) -> None:
+    config, partitions, name, job, found
+):
     record = slurm.parse_record(job) if job else None
     settings = slurm_config.parse_config(config)
     told = slurm_config.findings(settings, partition_of(partitions, name), record)
@@ -144,13 +144,13 @@ def test_settings_of_every_version_are_told_with_what_they_do_to_a_job(
     ],
 )
 def test_the_lead_of_a_preemption_is_the_grace_or_else_the_wait_before_the_kill(
-    config: str, partitions: str, name: str | None, lead: tuple[float | None, str]
-) -> None:
+    config, partitions, name, lead
+):
     settings = slurm_config.parse_config(config)
     assert slurm_config.preemption_lead_s(settings, partition_of(partitions, name)) == lead
 
 
-def test_a_partition_that_is_not_there_is_named_with_the_nearest() -> None:
+def test_a_partition_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"'preemt' .* gpu, preempt \(nearest: preempt"):
         partition_of(PARTITIONS_20, "preemt")
     with pytest.raises(ConfigError, match="default; name one of gpu, preempt"):
@@ -169,7 +169,7 @@ def test_a_partition_that_is_not_there_is_named_with_the_nearest() -> None:
         ("(null)", None),
     ],
 )
-def test_durations_of_slurm_are_seconds(text: str, seconds: float | None) -> None:
+def test_durations_of_slurm_are_seconds(text, seconds):
     assert slurm_config.seconds(text) == seconds
     with pytest.raises(ConfigError, match="'soon'"):
         slurm_config.seconds("soon")

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from executable import ran
@@ -25,32 +24,30 @@ FLAGS = ["--steps", "20", "--checkpoint.every_steps", "10"]
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def stand_in(monkeypatch):
     """Let jobs import the stand-in of the cluster tests."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests' / 'cluster'}")
     monkeypatch.setenv("STAND_IN_STEP_S", "0.02")
     return monkeypatch
 
 
-def submit(run_dir: Path, *where: str) -> Any:
+def submit(run_dir, *where):
     arguments = resource_parser("test").parse_args(["--cluster", "local", *where])
     flags = ["--run_dir", str(run_dir), *FLAGS]
     return submit_distill(flags, arguments, entry="stand_in:train")[0][0]
 
 
-def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+def events(run_dir, name):
     path = run_dir / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
-def log(job: Any) -> str:
+def log(job):
     return job.paths.stderr.read_text() if job.paths.stderr.exists() else "no log"
 
 
-def test_sigterm_saves_requeues_and_resumes_under_the_same_id(
-    stand_in: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_sigterm_saves_requeues_and_resumes_under_the_same_id(stand_in, tmp_path):
     stand_in.setenv("STAND_IN_STEP_S", "0.3")
     run_dir = tmp_path / "run"
     job = submit(run_dir, "--tasks_per_node", "2")
@@ -67,9 +64,7 @@ def test_sigterm_saves_requeues_and_resumes_under_the_same_id(
     assert job.paths.folder == run_dir / "logs"
 
 
-def test_time_limit_saves_requeues_and_resumes(
-    stand_in: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_time_limit_saves_requeues_and_resumes(stand_in, tmp_path):
     stand_in.setenv("STAND_IN_STEP_S", "1")
     run_dir = tmp_path / "run"
     job = submit(run_dir, "--time_min", "0.5", "--signal_delay_s", "26")
@@ -86,13 +81,8 @@ def test_time_limit_saves_requeues_and_resumes(
     ],
 )
 def test_job_that_stops_or_crashes_three_times_fails_visibly_with_the_reason(
-    stand_in: pytest.MonkeyPatch,
-    tmp_path: Path,
-    fault: str,
-    value: str,
-    stalled: list[int],
-    said: str,
-) -> None:
+    stand_in, tmp_path, fault, value, stalled, said
+):
     stand_in.setenv(fault, value)
     run_dir = tmp_path / "run"
     job = submit(run_dir, "--tasks_per_node", "2")
@@ -101,7 +91,7 @@ def test_job_that_stops_or_crashes_three_times_fails_visibly_with_the_reason(
     assert said in log(job)
 
 
-def unresolved(run_dir: Path, job: str, chain: str) -> Any:
+def unresolved(run_dir, job, chain):
     """A job of nine steps that ended without a result."""
     task = DistillJob(("--run_dir", str(run_dir), "--steps", "9"), chain=chain)
     return SimpleNamespace(
@@ -123,16 +113,14 @@ def unresolved(run_dir: Path, job: str, chain: str) -> Any:
         ({"job": "5", "step": 5, "chain": "mine", "exit_code": 93}, 93),
     ],
 )
-def test_job_without_a_result_is_finished_only_if_its_run_is(
-    tmp_path: Path, done: dict[str, Any], code: int
-) -> None:
+def test_job_without_a_result_is_finished_only_if_its_run_is(tmp_path, done, code):
     if done:
         record = {"exit_code": 0, "reason": "finished", "chain": ""} | done
         (tmp_path / "done.json").write_text(json.dumps(record))
     assert wait_for(unresolved(tmp_path, "9", done.get("chain", "")), tmp_path) == code
 
 
-def test_link_without_a_result_left_although_a_later_one_finished(tmp_path: Path) -> None:
+def test_link_without_a_result_left_although_a_later_one_finished(tmp_path):
     lines = [
         {"event": "requeue", "job": "9", "chain": "mine"},
         {"event": "attempt"},
@@ -149,9 +137,7 @@ def test_link_without_a_result_left_although_a_later_one_finished(tmp_path: Path
     ("where", "flags", "said"),
     [(["--nodes", "300"], [], "300 processes"), ([], ["--stepz", "1"], "nearest: steps")],
 )
-def test_configuration_is_checked_before_anything_is_submitted(
-    tmp_path: Path, where: list[str], flags: list[str], said: str
-) -> None:
+def test_configuration_is_checked_before_anything_is_submitted(tmp_path, where, flags, said):
     with pytest.raises(ConfigError, match=said):
         submit_distill(
             ["--run_dir", str(tmp_path / "run"), *flags], resource_parser("test").parse_args(where)
@@ -159,9 +145,7 @@ def test_configuration_is_checked_before_anything_is_submitted(
     assert not (tmp_path / "run").exists()
 
 
-def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cluster_that_cannot_hold_the_job_is_a_system_fault(tmp_path, monkeypatch):
     parser = resource_parser("test")
     flags = ["--run_dir", str(tmp_path / "run")]
     with pytest.raises(SystemFault, match="only one node"):
@@ -171,14 +155,14 @@ def test_cluster_that_cannot_hold_the_job_is_a_system_fault(
         submit_distill(flags, parser.parse_args(["--cluster", "slurm"]))
 
 
-def test_command_job_fails_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_job_fails_with_the_command(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert CommandJob(("--version",))() == 0
     with pytest.raises(Exception, match="`fitb train` ended with 93"):
         CommandJob(("train", "--stepz", "1"))()
 
 
-def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path: Path) -> None:
+def test_launcher_submits_waits_and_returns_the_code_of_the_job(tmp_path):
     train = "def train(config, on_end):\n    return 93 if config.seed else stand_in.train(config)\n"
     package = tmp_path / "shadow" / "fitb_entry.py"
     package.parent.mkdir()

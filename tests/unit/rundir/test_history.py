@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from fitb.rundir.events import save_seconds
 from fitb.rundir.history import attempts_of
@@ -11,7 +10,7 @@ from fitb.rundir.history import attempts_of
 T = "2026-11-24T20:58:{:02d}.000+00:00"
 
 
-def event(second: int, name: str, **more: Any) -> dict[str, Any]:
+def event(second, name, **more):
     return {"time": T.format(second), "event": name, **more}
 
 
@@ -30,7 +29,7 @@ PREEMPTED = [
 ]
 
 
-def test_attempts_hold_what_their_events_say() -> None:
+def test_attempts_hold_what_their_events_say():
     first, second = attempts_of(PREEMPTED)
     assert (first.first_step, first.last_step, first.exit_code) == (0, 81, 85)
     assert (first.reason, first.decision, first.decided) == ("SIGTERM", "requeue", "as asked")
@@ -46,7 +45,7 @@ def test_attempts_hold_what_their_events_say() -> None:
     assert second.notes == ["rank 1 at step 90 hung (rank 1 made no step for 61 s)"]
 
 
-def test_words_of_an_attempt_that_was_replaced_stay_with_it() -> None:
+def test_words_of_an_attempt_that_was_replaced_stay_with_it():
     late = [
         event(40, "attempt", attempt=3),
         event(41, "lost_rank", attempt=3, rank=0, host="a", step=3),
@@ -61,7 +60,7 @@ def test_words_of_an_attempt_that_was_replaced_stay_with_it() -> None:
     ]
 
 
-def test_any_field_may_be_missing_and_any_event_unknown() -> None:
+def test_any_field_may_be_missing_and_any_event_unknown():
     """Each event loses each of its fields in turn, among events of a version to come."""
     rng = random.Random(3)
     notes = [event(50, name) for name in ("hang", "lost_rank", "bad_host", "to come")]
@@ -73,7 +72,7 @@ def test_any_field_may_be_missing_and_any_event_unknown() -> None:
     assert len(attempts_of(whole)) == 2
 
 
-def test_attempts_that_never_opened_the_run_count_as_number_0() -> None:
+def test_attempts_that_never_opened_the_run_count_as_number_0():
     crash = {"exit_code": 127, "stalled": 1, "job": "7", "reason": "crashed with exit code 127"}
     stop = {**crash, "reason": "given up"}
     (found,) = attempts_of([event(1, "requeue", **crash), event(9, "stop", **stop)])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,14 +23,12 @@ from fitb.rundir.restart import (
 )
 
 
-def before(step: int, stalled: int, job: str = "7", event: str = "requeue") -> dict[str, Any]:
+def before(step, stalled, job="7", event="requeue"):
     return {"event": event, "step": step, "stalled": stalled, "job": job}
 
 
 @pytest.mark.parametrize("damage", [b"", bytes(30), b'{"exit', b"\xff", b"[0]", b'{"step": 3}'])
-def test_a_damaged_end_is_no_end_and_the_run_is_started(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
-) -> None:
+def test_a_damaged_end_is_no_end_and_the_run_is_started(tmp_path, caplog, damage):
     (tmp_path / "done.json").write_bytes(damage)
     assert already_over(tmp_path, source=Source("7"), steps=3) is None
     assert any("done.json is damaged" in message for message in caplog.messages)
@@ -43,9 +39,7 @@ def test_a_damaged_end_is_no_end_and_the_run_is_started(
 
 
 @pytest.mark.parametrize("damage", [b"", bytes(30), b"{", b"\xff", b"[0]", b"{}", b'{"job": []}'])
-def test_what_is_damaged_of_a_run_is_passed_over_in_a_decision(
-    tmp_path: Path, damage: bytes
-) -> None:
+def test_what_is_damaged_of_a_run_is_passed_over_in_a_decision(tmp_path, damage):
     folder = tmp_path / "attempts" / "0001"
     folder.mkdir(parents=True)
     (folder / "owner.json").write_bytes(damage)
@@ -86,20 +80,18 @@ NOISE = [{"event": "save", "step": 500}, {"event": "stop", "step": 500, "exit_co
         pytest.param([before(10, 2), *NOISE], 1, 10, STOP, 3, id="other events do not count"),
     ],
 )
-def test_decision(
-    events: list[dict[str, Any]], exit_code: int, step: int, verdict: int, stalled: int
-) -> None:
+def test_decision(events, exit_code, step, verdict, stalled):
     decision = decide_from(events, exit_code=exit_code, step=step, source=Source("7"))
     assert (decision.exit_code, decision.stalled) == (verdict, stalled), decision.reason
     assert "\n" not in decision.reason
 
 
-def committed(run_dir: Path, step: int) -> None:
+def committed(run_dir, step):
     (run_dir / "checkpoints" / f"step-{step:07d}").mkdir(parents=True)
 
 
 @pytest.mark.parametrize(("code", "limit"), [(1, MAX_STALLED_CRASHES), (85, MAX_STALLED_LEAVES)])
-def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limit: int) -> None:
+def test_attempts_without_progress_end_in_a_stop(tmp_path, code, limit):
     run_dir = tmp_path / "run"  # a crash may come before the folder
     verdicts = [decide(run_dir, code, source=Source("7")).exit_code for _ in range(limit)]
     assert verdicts == [RESUME] * (limit - 1) + [STOP]
@@ -108,7 +100,7 @@ def test_attempts_without_progress_end_in_a_stop(tmp_path: Path, code: int, limi
     assert {"time", "event", "step", "exit_code", "stalled", "job", "reason"} == lines[0].keys()
 
 
-def ended(run_dir: Path, *codes: int) -> None:
+def ended(run_dir, *codes):
     """Attempts that wrote their exit code down themselves."""
     for code in codes:
         append_line(run_dir / "events.jsonl", {"event": "attempt"})
@@ -134,9 +126,7 @@ def ended(run_dir: Path, *codes: int) -> None:
         pytest.param(93, "none", STOP, 0, id="refused before an attempt began"),
     ],
 )
-def test_success_is_what_the_attempt_wrote_down_itself(
-    tmp_path: Path, tasks: int, own: int | str | None, verdict: int, stalled: int
-) -> None:
+def test_success_is_what_the_attempt_wrote_down_itself(tmp_path, tasks, own, verdict, stalled):
     ended(tmp_path, 85)
     lines = [attempt(2)] if own != "none" else []
     lines += [{"event": "stop", "attempt": 2, "exit_code": own}] if isinstance(own, int) else []
@@ -152,7 +142,7 @@ def test_success_is_what_the_attempt_wrote_down_itself(
     assert (events_of(tmp_path) == before) == (verdict == FINISHED)
 
 
-def test_finish_that_a_failed_launch_was_once_taken_for_ends_no_chain(tmp_path: Path) -> None:
+def test_finish_that_a_failed_launch_was_once_taken_for_ends_no_chain(tmp_path):
     append_line(tmp_path / "events.jsonl", {"event": "attempt", "attempt": 1})
     done = {"exit_code": 0, "reason": "finished", "step": 0, "job": "14", "chain": "mine"}
     write_json(tmp_path / "done.json", done)
@@ -162,9 +152,7 @@ def test_finish_that_a_failed_launch_was_once_taken_for_ends_no_chain(tmp_path: 
     assert over is not None and over.exit_code == FINISHED
 
 
-def test_command_exits_with_its_verdict(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_exits_with_its_verdict(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert main([str(tmp_path), "85"]) == 85
     assert "shut down as requested" in capsys.readouterr().out
@@ -182,15 +170,15 @@ def test_command_exits_with_its_verdict(
     assert main([str(tmp_path), "-1"]) == 2
 
 
-def link(job: str, chain: str = "mine") -> Source:
+def link(job, chain="mine"):
     return Source(job, 0, chain)
 
 
-def events_of(run_dir: Path) -> str:
+def events_of(run_dir):
     return (run_dir / "events.jsonl").read_text()
 
 
-def test_end_of_a_run_is_written_down_whole(tmp_path: Path) -> None:
+def test_end_of_a_run_is_written_down_whole(tmp_path):
     committed(tmp_path, 90)
     decide(tmp_path, 85, source=link("7"))
     assert not (tmp_path / "done.json").exists()
@@ -202,9 +190,7 @@ def test_end_of_a_run_is_written_down_whole(tmp_path: Path) -> None:
     assert done == expected
 
 
-def test_finished_run_is_over_for_its_job_its_chain_and_whoever_wants_no_more_steps(
-    tmp_path: Path,
-) -> None:
+def test_finished_run_is_over_for_its_job_its_chain_and_whoever_wants_no_more_steps(tmp_path):
     assert already_over(tmp_path, source=Source("7"), steps=90) is None
     committed(tmp_path, 90)
     ended(tmp_path, 0)
@@ -219,7 +205,7 @@ def test_finished_run_is_over_for_its_job_its_chain_and_whoever_wants_no_more_st
     begin_afresh(tmp_path)  # there was nothing to forget
 
 
-def test_stop_ends_its_chain_and_no_other_submission(tmp_path: Path) -> None:
+def test_stop_ends_its_chain_and_no_other_submission(tmp_path):
     decide(tmp_path, 93, source=link("7"))
     over = already_over(tmp_path, source=link("8"), steps=90)
     assert over is not None and over.exit_code == STOP
@@ -230,7 +216,7 @@ def test_stop_ends_its_chain_and_no_other_submission(tmp_path: Path) -> None:
     assert already_over(tmp_path, source=Source("7", 1), steps=90) is None  # requeued by hand
 
 
-def attempt(number: int, **source: Any) -> dict[str, Any]:
+def attempt(number, **source):
     return {"event": "attempt", "attempt": number, **source}
 
 
@@ -243,9 +229,7 @@ def attempt(number: int, **source: Any) -> dict[str, Any]:
         ([attempt(2, job="7", restart=1), attempt(3, job="9", restart=0)], "attempt 3 of job 9"),
     ],
 )
-def test_attempt_that_lost_its_run_writes_nothing_into_it(
-    tmp_path: Path, exit_code: int, later: list[dict[str, Any]], message: str
-) -> None:
+def test_attempt_that_lost_its_run_writes_nothing_into_it(tmp_path, exit_code, later, message):
     for record in [attempt(1, job="7", restart=1), *later]:
         append_line(tmp_path / "events.jsonl", record)
     with open(tmp_path / "events.jsonl", "a") as file:
@@ -270,24 +254,20 @@ def test_attempt_that_lost_its_run_writes_nothing_into_it(
         pytest.param([], 0, id="no attempt at all"),
     ],
 )
-def test_attempt_that_has_its_run_decides(
-    tmp_path: Path, records: list[dict[str, Any]], seen: int
-) -> None:
+def test_attempt_that_has_its_run_decides(tmp_path, records, seen):
     for record in records:
         append_line(tmp_path / "events.jsonl", record)
     assert num_attempts(tmp_path) == len(records)
     assert decide(tmp_path, 85, source=Source("7", 1), seen=seen).exit_code == RESUME
 
 
-def owner(run_dir: Path, name: str, job: str) -> None:
+def owner(run_dir, name, job):
     record = asdict(Owner(int(name[:4]), job, 0, "h1", "", 3, 0.0, ""))
     (run_dir / "attempts" / name).mkdir(parents=True)
     write_json(run_dir / "attempts" / name / "owner.json", record)
 
 
-def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it_until_that_has_ended(
-    tmp_path: Path,
-) -> None:
+def test_second_job_on_a_run_that_is_alive_leaves_no_stop_in_it_until_that_has_ended(tmp_path):
     """One that was refused after it had its number, say, owns nothing."""
     append_line(tmp_path / "events.jsonl", attempt(2, job="6", restart=0))
     for name, job in (("0001.ended", "5"), ("0002", "6"), ("0003", "7")):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from snapshot import snapshot, touched
 
@@ -17,9 +15,7 @@ from fitb.training.setup import open_run
     "name",
     ["config.yaml", "metrics.jsonl", "export/model.bin", "checkpoints/step-100/a", "attempts/a"],
 )
-def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(name, tmp_path):
     home = tmp_path / "home"
     (home / name).parent.mkdir(parents=True)
     (home / name).write_text("mine")
@@ -37,7 +33,7 @@ def test_a_folder_of_another_program_is_refused_as_a_run_and_stays(
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "metrics.jsonl", "export"])
-def test_a_link_that_a_run_would_replace_is_refused_and_stays(name: str, tmp_path: Path) -> None:
+def test_a_link_that_a_run_would_replace_is_refused_and_stays(name, tmp_path):
     """A link to another filesystem was taken for an export whose checkpoints were removed."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -14,8 +14,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from executable import executable
@@ -36,7 +34,7 @@ LIVE = Life(heard_s=3.0, limit_s=60.0, ended=False, step=5, silent=[])
 LEFT = Attempt(1, exit_code=85, reason="SIGTERM")
 
 
-def at(seconds_ago: float) -> datetime.datetime:
+def at(seconds_ago):
     return datetime.datetime.fromtimestamp(NOW_S - seconds_ago, datetime.timezone.utc)
 
 
@@ -62,33 +60,33 @@ def at(seconds_ago: float) -> datetime.datetime:
     ],
 )
 def test_state_follows_from_the_newest_attempt_its_life_and_slurm(
-    attempt: Attempt | None, life: Life, slurm: str | None, state: str, said: str
-) -> None:
+    attempt, life, slurm, state, said
+):
     attempts = [replace(LEFT, decision="requeue"), attempt] if attempt else []
     found, why = state_of([a for a in attempts if a], life, slurm, NOW_S)
     assert found == state
     assert (said == why == "") or bool(said and re.search(said, why))
 
 
-def write(run: Path, events: list[dict[str, Any]], records: list[dict[str, Any]]) -> Path:
+def write(run, events, records):
     run.mkdir(exist_ok=True)
     for name, lines in (("events.jsonl", events), ("metrics.jsonl", records)):
         (run / name).write_text("".join(f"{json.dumps(entry)}\n" for entry in lines))
     return run
 
 
-def event(name: str, seconds_ago: float = 10, **more: Any) -> dict[str, Any]:
+def event(name, seconds_ago=10, **more):
     now = datetime.datetime.now(datetime.timezone.utc)
     moment = now - datetime.timedelta(seconds=seconds_ago)
     return {"time": moment.isoformat(), "event": name, **more}
 
 
-def logged(steps: range, per_s: float, **more: float) -> list[dict[str, Any]]:
+def logged(steps, per_s, **more):
     return [{"train/step": step, "perf/steps_per_s": per_s, **more} for step in steps]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A run at step 400 of 1,000 in its second attempt, saved at 350."""
     events = [
         event("attempt", 300, attempt=1, world_size=2, hosts=["a"], job="x"),
@@ -112,7 +110,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_running_run_tells_steps_rate_end_save_risk_best_and_logs(run: Path) -> None:
+def test_a_running_run_tells_steps_rate_end_save_risk_best_and_logs(run):
     found = status(run)
     assert (found.state, found.step, found.steps) == ("running", 400, 1000)
     assert found.steps_per_s == pytest.approx(4.0)  # of this attempt alone
@@ -139,7 +137,7 @@ def test_a_running_run_tells_steps_rate_end_save_risk_best_and_logs(run: Path) -
     )
 
 
-def test_a_replayed_step_counts_from_the_resume_until_it_is_passed(run: Path) -> None:
+def test_a_replayed_step_counts_from_the_resume_until_it_is_passed(run):
     """metrics.jsonl has steps of an earlier attempt that this one has not reached again."""
     events = [*map(json.loads, (run / "events.jsonl").read_text().splitlines())]
     events += [event("attempt", 1, attempt=3), event("resume", 0, attempt=3, step=350)]
@@ -149,7 +147,7 @@ def test_a_replayed_step_counts_from_the_resume_until_it_is_passed(run: Path) ->
     assert (found.step, found.save and found.save.steps_at_risk) == (350, 0)
 
 
-def test_heartbeats_tell_the_step_who_is_silent_and_when_all_are(run: Path) -> None:
+def test_heartbeats_tell_the_step_who_is_silent_and_when_all_are(run):
     folder = run / "attempts" / "0002"
     folder.mkdir(parents=True)
     for rank, step in enumerate([431, 431, 407]):
@@ -169,12 +167,12 @@ def test_heartbeats_tell_the_step_who_is_silent_and_when_all_are(run: Path) -> N
     assert status(run).state == "lost"
 
 
-def test_silence_without_heartbeats_means_something_after_ten_minutes(run: Path) -> None:
+def test_silence_without_heartbeats_means_something_after_ten_minutes(run):
     assert status(run, now_s=time.time() + 590).state == "running"
     assert status(run, now_s=time.time() + 620).state == "lost"
 
 
-def test_only_the_tail_of_a_huge_file_is_read(tmp_path: Path) -> None:
+def test_only_the_tail_of_a_huge_file_is_read(tmp_path):
     run = write(tmp_path / "run", [event("attempt", attempt=1)], [])
     with open(run / "metrics.jsonl", "r+b") as file:
         file.seek(64 << 30)  # a hole that no memory holds
@@ -187,7 +185,7 @@ def test_only_the_tail_of_a_huge_file_is_read(tmp_path: Path) -> None:
     assert [r["train/step"] for r in records] == [37, 38, 39]
 
 
-def test_rate_is_of_the_last_minutes_and_weighs_intervals_by_their_time() -> None:
+def test_rate_is_of_the_last_minutes_and_weighs_intervals_by_their_time():
     slow, fast = logged(range(10, 1001, 10), 1.0), logged(range(1010, 3001, 10), 4.0)
     assert rate([*slow, *fast], 0) == pytest.approx(4.0, rel=0.01)  # 300 s of it
     mixed = [*logged(range(10, 111, 10), 1.0), *logged(range(120, 211, 10), 10.0)]
@@ -198,16 +196,14 @@ def test_rate_is_of_the_last_minutes_and_weighs_intervals_by_their_time() -> Non
     assert rate([], 0) is None
 
 
-def test_the_folder_of_another_thing_is_an_error(tmp_path: Path) -> None:
+def test_the_folder_of_another_thing_is_an_error(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match=r"is not the folder of a run: none of config.yaml"):
             status(folder)
     assert main(["status", str(tmp_path)]) == 2
 
 
-def test_damaged_files_are_passed_over_with_a_word_that_names_the_line(
-    run: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_files_are_passed_over_with_a_word_that_names_the_line(run, caplog):
     whole = status(run)
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
     odd = {"event": "save", "attempt": "x", "step": [], "time": 3, "seconds": {"write": "y"}}
@@ -223,7 +219,7 @@ def test_damaged_files_are_passed_over_with_a_word_that_names_the_line(
     assert render(found) and as_json(found)
 
 
-def test_the_last_words_of_a_rank_that_was_ended_from_outside_are_the_reason(run: Path) -> None:
+def test_the_last_words_of_a_rank_that_was_ended_from_outside_are_the_reason(run):
     last = status(run).attempts[-1].number
     folder = run / "attempts" / f"{last + 1:04d}.ended"
     folder.mkdir(parents=True)
@@ -233,7 +229,7 @@ def test_the_last_words_of_a_rank_that_was_ended_from_outside_are_the_reason(run
     assert "rank 1 hung" in found.why and "kept the interpreter" in found.why
 
 
-def test_a_folder_where_nothing_began_yet_says_so(tmp_path: Path) -> None:
+def test_a_folder_where_nothing_began_yet_says_so(tmp_path):
     (tmp_path / "logs").mkdir()
     found = status(tmp_path)
     assert (found.state, found.step, found.steps, found.save) == ("not started", 0, None, None)
@@ -246,11 +242,11 @@ def test_a_folder_where_nothing_began_yet_says_so(tmp_path: Path) -> None:
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"),
      (7260, "2 h 1 min"), (90_000, "1 d 1 h"), (86_400 * 3, "3 d 0 h")],
 )  # fmt: skip
-def test_durations_are_said_in_two_units(seconds: float, text: str) -> None:
+def test_durations_are_said_in_two_units(seconds, text):
     assert duration(seconds) == text
 
 
-def watch(run: Path, *words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+def watch(run, *words, stdout=subprocess.PIPE):
     command = [sys.executable, "-m", "fitb", "status", str(run), "--watch", "--every_s", "0.1"]
     return subprocess.Popen([*command, *words], stdout=stdout, text=True)
 
@@ -262,9 +258,7 @@ def watch(run: Path, *words: str, stdout: int = subprocess.PIPE) -> subprocess.P
         (("--json",), '"state": "running"', '"state": "finished"'),
     ],
 )
-def test_watching_waits_for_a_run_prints_lines_and_ends_with_it(
-    run: Path, words: tuple[str, ...], running: str, finished: str
-) -> None:
+def test_watching_waits_for_a_run_prints_lines_and_ends_with_it(run, words, running, finished):
     later = run.with_name("later")
     with watch(later, *words) as process:
         assert process.stdout
@@ -281,7 +275,7 @@ def test_watching_waits_for_a_run_prints_lines_and_ends_with_it(
     assert finished in rest[-1]
 
 
-def test_watching_on_a_terminal_draws_the_page_in_place(run: Path) -> None:
+def test_watching_on_a_terminal_draws_the_page_in_place(run):
     reader, terminal = pty.openpty()
     with watch(run, stdout=terminal) as process:
         os.close(terminal)
@@ -298,9 +292,7 @@ def test_watching_on_a_terminal_draws_the_page_in_place(run: Path) -> None:
     assert b"last save  step 350" in seen
 
 
-def test_status_asks_slurm_where_it_is_and_says_what_it_heard(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_asks_slurm_where_it_is_and_says_what_it_heard(run, tmp_path, monkeypatch):
     text = (run / "events.jsonl").read_text().replace('"job": "x"', '"job": "71"')
     (run / "events.jsonl").write_text(text)
     executable(tmp_path / "scontrol", "echo JobId=$5 JobState=FAILED Reason=None", shell="/bin/sh")

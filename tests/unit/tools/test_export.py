@@ -34,7 +34,7 @@ SMALL = Geometry(num_hidden_layers=2, hidden_size=24, intermediate_size=32, num_
 def make_run(tmp_path, shard_set):
     """A run on the shards of all tests, with checkpoints of steps 1 and 2, each its own weights."""
 
-    def make(exported: bool = False) -> Path:
+    def make(exported=False):
         run = tmp_path / "runs" / "mine"
         root = run / "checkpoints"
         fence = root / ".0001"
@@ -69,7 +69,7 @@ def make_run(tmp_path, shard_set):
 
 
 @pytest.fixture
-def evaluated(tmp_path) -> Path:
+def evaluated(tmp_path):
     """What `fitb evaluate --json` prints."""
     interval = {"value": 3.25, "low": 3.125, "high": 3.5}
     metrics = {"loss": interval, "span_em": dict.fromkeys(("value", "low", "high"))}
@@ -81,14 +81,14 @@ def evaluated(tmp_path) -> Path:
     return path
 
 
-def facts(folder: Path) -> dict[str, str]:
+def facts(folder):
     """The rows of the card's tables of two columns."""
     lines = (folder / "README.md").read_text().splitlines()
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     return {pair[0]: pair[1] for pair in cells if len(pair) == 2}
 
 
-def zeros(run: Path, name: str) -> None:
+def zeros(run, name):
     """As a power cut left it."""
     (run / "export" / name).write_bytes(bytes((run / "export" / name).stat().st_size))
 
@@ -145,7 +145,7 @@ def test_a_damaged_record_hinders_no_export(make_run, tmp_path, caplog):
 def test_what_another_process_made_meanwhile_is_not_replaced(make_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
-    def card(*args: object) -> str:
+    def card(*args):
         out.mkdir()
         (out / "theirs").write_text("theirs")
         return "card"

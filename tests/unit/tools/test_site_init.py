@@ -37,7 +37,7 @@ END
 }
 
 
-def in_bash(text: str, *names: str) -> list[str]:
+def in_bash(text, *names):
     """What bash has in these variables after reading a file."""
     script = "set -eu\n" + text + "\nprintf '%s\\n' " + " ".join(f'"${{{n}-}}"' for n in names)
     env = {"PATH": os.environ["PATH"], "USER": "me"}

@@ -25,7 +25,7 @@ def test_a_check_gives_its_answer_from_a_process_of_its_own():
         (20, lambda: os.kill(os.getpid(), signal.SIGKILL), "ended without an answer"),
     ],
 )
-def test_a_check_that_is_late_or_whose_process_is_killed_has_failed(deadline_s, check, said: str):
+def test_a_check_that_is_late_or_whose_process_is_killed_has_failed(deadline_s, check, said):
     with pytest.raises(SystemFault, match=said):
         within(deadline_s, check)
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -103,7 +102,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_end_together_and_say_why(tmp_path: Path, case: str) -> None:
+def test_ranks_end_together_and_say_why(tmp_path, case):
     codes, lost, dumped = CASES[case]
     for folder in ("logs", "checkpoints/.0001", "attempts/0001"):
         (tmp_path / folder).mkdir(parents=True)

@@ -106,9 +106,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_an_export_that_is_not_whole_is_made_again_from_the_best_checkpoint(
-    mending, caplog, name: str
-):
+def test_an_export_that_is_not_whole_is_made_again_from_the_best_checkpoint(mending, caplog, name):
     """A run believed in an export of zeros, for its checkpoint knew the best loss."""
     DAMAGE[name](mending.run.export)
     ((step, reason),) = mending.mend()
@@ -187,7 +185,7 @@ def test_a_checkpoint_that_is_damaged_too_is_no_source(mending):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_what_somebody_put_beside_an_export_is_there_after_the_next_one(mending, recorded: bool):
+def test_what_somebody_put_beside_an_export_is_there_after_the_next_one(mending, recorded):
     export = mending.run.export
     if not recorded:  # as an older fitb left it
         (export / exported.RECORD).unlink()

@@ -15,7 +15,6 @@ from fitb.cli import main
 from fitb.rundir.status import status
 from fitb.tools.rehearse.jobs import LocalJob
 from fitb.tools.rehearse.rehearsal import perform
-from fitb.tools.rehearse.verdict import Shutdown
 
 # It ends like `fitb train`, or as its first word says.
 JOB = """
@@ -62,19 +61,19 @@ sys.exit(85)
 """
 
 
-def shutdowns(how: str, run_dir: Path, minutes: float = 1, script: str = JOB) -> list[Shutdown]:
+def shutdowns(how, run_dir, minutes=1, script=JOB):
     command = [sys.executable, "-c", script, how, "--run_dir", str(run_dir)]
     return perform(LocalJob(command, 2, run_dir), run_dir, minutes)
 
 
-def survivors(run_dir: Path) -> list[str]:
+def survivors(run_dir):
     """Processes of the job that still run."""
     pids = [path.name.removeprefix("pid-") for path in run_dir.glob("pid-*")]
     assert pids
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_job_leaves_on_each_signal_comes_back_and_is_ended(tmp_path: Path) -> None:
+def test_job_leaves_on_each_signal_comes_back_and_is_ended(tmp_path):
     ends = shutdowns("well", tmp_path)
     assert [e.end for e in ends] == ["time limit", "preemption"]
     stops = [e for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "stop"]
@@ -88,7 +87,7 @@ def test_job_leaves_on_each_signal_comes_back_and_is_ended(tmp_path: Path) -> No
     assert [a.last_step for a in status(tmp_path).attempts[:2]] == [e.step for e in ends]
 
 
-def test_steps_that_are_done_again_are_counted(tmp_path: Path) -> None:
+def test_steps_that_are_done_again_are_counted(tmp_path):
     assert [e.steps_lost for e in shutdowns("forgetful", tmp_path)] == [2, 2]
 
 
@@ -96,23 +95,21 @@ def test_steps_that_are_done_again_are_counted(tmp_path: Path) -> None:
     ("how", "said"),
     [("crashing", "ended with 1 .* expected 85"), ("short", "ended with 0 .* --steps")],
 )
-def test_job_that_ends_otherwise_is_an_error_that_says_where_to_look(
-    tmp_path: Path, how: str, said: str
-) -> None:
+def test_job_that_ends_otherwise_is_an_error_that_says_where_to_look(tmp_path, how, said):
     with pytest.raises(SystemFault, match=said):
         shutdowns(how, tmp_path)
     assert survivors(tmp_path) == []
 
 
-def test_minutes_that_are_over_end_the_job(tmp_path: Path) -> None:
+def test_minutes_that_are_over_end_the_job(tmp_path):
     with pytest.raises(SystemFault, match="5 steps: --minutes 0.02 are over"):
         shutdowns("well", tmp_path, 0.02, JOB.replace("step += 1", ""))
     assert survivors(tmp_path) == []
 
 
 def test_command_rehearses_here_where_it_is_told_to_and_prints_its_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, monkeypatch, capsys
+):
     for how, code in (("well", 0), ("forgetful", 1)):
         monkeypatch.setattr(
             "fitb.tools.rehearse.rehearsal.train_command",

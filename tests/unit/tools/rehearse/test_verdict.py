@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -30,11 +29,11 @@ PREEMPTED = replace(LIMIT, end="preemption", signal="SIGTERM")
 GIVEN = Inputs(limit_s=300.0, attempt_s=14_400.0, preemption_s=30.0, preemption="KillWait")
 
 
-def verdicts(given: Inputs) -> list[bool]:
+def verdicts(given):
     return [lead.suffices for lead in grace_periods([LIMIT, PREEMPTED], given)]
 
 
-def test_a_lead_suffices_from_three_times_what_was_needed() -> None:
+def test_a_lead_suffices_from_three_times_what_was_needed():
     assert verdicts(GIVEN) == [True, True]
     assert verdicts(replace(GIVEN, limit_s=15.0, preemption_s=6.0)) == [True, True]
     assert verdicts(replace(GIVEN, limit_s=14.9, preemption_s=5.9)) == [False, False]
@@ -43,7 +42,7 @@ def test_a_lead_suffices_from_three_times_what_was_needed() -> None:
     assert verdicts(replace(given, requeues=False)) == [True, False]
 
 
-def test_no_preemption_needs_no_lead_and_no_signal_or_a_late_limit_is_never_enough() -> None:
+def test_no_preemption_needs_no_lead_and_no_signal_or_a_late_limit_is_never_enough():
     assert verdicts(replace(GIVEN, preemption_s=None)) == [True, True]
     for wrong, remedy in (
         ({"limit_s": None}, "--signal=B:USR1@300"),
@@ -53,7 +52,7 @@ def test_no_preemption_needs_no_lead_and_no_signal_or_a_late_limit_is_never_enou
         assert not short.suffices and remedy in short.sentence
 
 
-def test_reasons_are_lost_steps_short_leads_and_what_the_site_forbids() -> None:
+def test_reasons_are_lost_steps_short_leads_and_what_the_site_forbids():
     sites = [Finding("KillWait", "5 sec", "warn", "known"), Finding("Requeue", "0", "bad", "no")]
     ends = [replace(LIMIT, steps_lost=7), PREEMPTED]
     short = grace_periods(ends, replace(GIVEN, preemption_s=3.0))
@@ -67,7 +66,7 @@ def test_reasons_are_lost_steps_short_leads_and_what_the_site_forbids() -> None:
     assert (good.reasons, exit_code(good), exit_code(found)) == ([], 0, 1)
 
 
-def test_a_clock_of_a_host_is_believed_only_where_it_can_be_right() -> None:
+def test_a_clock_of_a_host_is_believed_only_where_it_can_be_right():
     assert elapsed_s(100.0, [102.5, 103.0], 104.0) == 2.5
     assert elapsed_s(100.0, [99.0, 103.0], 104.0) == 3.0  # a save before the signal
     assert elapsed_s(100.0, [40.0, 41.0], 104.0) == 4.0  # clocks a minute apart
@@ -75,7 +74,7 @@ def test_a_clock_of_a_host_is_believed_only_where_it_can_be_right() -> None:
 
 
 @pytest.mark.parametrize("word", ["--wait", "-W", "--array=0-3", "--wrap=ls", "-H", "--test-only"])
-def test_a_job_that_cannot_be_rehearsed_is_refused(word: str) -> None:
+def test_a_job_that_cannot_be_rehearsed_is_refused(word):
     script = choose_script(None)
     assert script is not None
     assert sbatch_options(script.read_text(), {}, [])["signal"] == "B:USR1@300"
@@ -83,7 +82,7 @@ def test_a_job_that_cannot_be_rehearsed_is_refused(word: str) -> None:
         sbatch_options(script.read_text(), {}, [word])
 
 
-def test_where_flags_and_training_flags_may_be_mixed_or_parted() -> None:
+def test_where_flags_and_training_flags_may_be_mixed_or_parted():
     flags = ["--steps", "9", "--config", "tinybert4"]
     for args in (
         ["--sbatch", "--nodes=2", "--minutes", "5", "--", *flags],
@@ -95,7 +94,7 @@ def test_where_flags_and_training_flags_may_be_mixed_or_parted() -> None:
     assert where.sbatch == ["--nodes=2 -p low", "--time=60"]
 
 
-def test_a_rehearsal_leaves_other_folders_alone_and_checks_the_flags_first(tmp_path: Path) -> None:
+def test_a_rehearsal_leaves_other_folders_alone_and_checks_the_flags_first(tmp_path):
     (tmp_path / "run-rehearsal").mkdir()
     (tmp_path / "run-rehearsal" / "here").touch()
     for words, said in (

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from fitb.tools.report.gather import RunData
 
 
 @pytest.fixture
-def run(shard_set: Path, make_folder: Callable[..., str], tmp_path: Path) -> RunData:
+def run(shard_set, make_folder, tmp_path):
     """A run whose export is a random model with strong opinions."""
     tokenizer = load_tokenizer(shard_set / "tokenizer")
     folder = make_folder("run/export", with_tokenizer=False, vocab_size=len(tokenizer))
@@ -62,7 +60,7 @@ def naive(run):
     return found
 
 
-def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: RunData) -> None:
+def test_blanks_are_those_that_a_loop_finds_best_and_worst(run):
     expected = naive(run)
     blanks = blanks_of(run, 4, 0)
     assert not blanks.skipped and len(blanks.best) == len(blanks.worst) == 4
@@ -82,7 +80,7 @@ def test_blanks_are_those_that_a_loop_finds_best_and_worst(run: RunData) -> None
     assert any(hidden for blank in blanks.best for _, hidden in (*blank.before, *blank.after))
 
 
-def test_fewer_rows_are_spread_over_the_split(run: RunData) -> None:
+def test_fewer_rows_are_spread_over_the_split(run):
     elsewhere = RunData(run.path, "x", config={"data.shards": "nowhere"})
     found = blanks_of(elsewhere, 50, 3, run.config["data.shards"])
     rows = {blank.row for blank in found.best}
@@ -91,7 +89,7 @@ def test_fewer_rows_are_spread_over_the_split(run: RunData) -> None:
     assert rows <= {i * num_rows // 3 for i in range(3)}
 
 
-def test_an_export_of_another_vocabulary_fills_no_blanks(run: RunData) -> None:
+def test_an_export_of_another_vocabulary_fills_no_blanks(run):
     """Of equal size: its answers would be the words of other ids."""
     path = run.path / "export" / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -102,8 +100,8 @@ def test_an_export_of_another_vocabulary_fills_no_blanks(run: RunData) -> None:
     assert "ContractError" in blanks_of(run, 2, 8).skipped
 
 
-def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run: RunData, tmp_path: Path) -> None:
-    def said(path: Path, shards: object, number: int = 2) -> str:
+def test_blanks_that_cannot_be_had_are_said_in_a_sentence(run, tmp_path):
+    def said(path, shards, number=2):
         blanks = blanks_of(RunData(path, "x", config={"data.shards": shards}), number, 8)
         assert not blanks.best and not blanks.worst
         return blanks.skipped

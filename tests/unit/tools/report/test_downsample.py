@@ -10,7 +10,7 @@ import pytest
 from fitb.tools.report.downsample import downsample, medians
 
 
-def by_a_loop(y: list[float], buckets: int) -> list[int]:
+def by_a_loop(y, buckets):
     """Places that are kept, found one stretch after the other."""
     kept = {0, len(y) - 1}
     for b in range(buckets):
@@ -23,7 +23,7 @@ def by_a_loop(y: list[float], buckets: int) -> list[int]:
 
 @pytest.mark.parametrize("size", [1, 14, 15, 100, 1001])
 @pytest.mark.parametrize("gaps", [0.0, 0.3, 1.0])
-def test_downsampling_keeps_what_a_loop_over_the_buckets_keeps(size: int, gaps: float) -> None:
+def test_downsampling_keeps_what_a_loop_over_the_buckets_keeps(size, gaps):
     draw = np.random.default_rng(size)
     y = draw.integers(0, 6, size).astype(float)  # many are equal
     y[draw.random(size) < gaps] = np.nan
@@ -34,7 +34,7 @@ def test_downsampling_keeps_what_a_loop_over_the_buckets_keeps(size: int, gaps: 
     np.testing.assert_array_equal(found_y, y[places])
 
 
-def test_medians_of_stretches_pass_over_what_is_no_number() -> None:
+def test_medians_of_stretches_pass_over_what_is_no_number():
     x = np.array([1.0, 2.0, 3.0, 4.0, 5.0, np.nan, 7.0])
     y = np.array([5.0, np.nan, 1.0, 3.0, 9.0, 8.0, 7.0])
     found = medians(x, y, buckets=2)  # of 1, 3, 4 and of 5, 7

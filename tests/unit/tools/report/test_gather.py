@@ -21,7 +21,7 @@ from fitb.tools.report.timeline import timed
 Write = Callable[..., Path]
 
 
-def test_a_curve_holds_what_was_logged_and_a_gap_for_what_is_no_number(write: Write) -> None:
+def test_a_curve_holds_what_was_logged_and_a_gap_for_what_is_no_number(write):
     lines = [record(step) for step in (10, 20, 30)]
     lines[1]["student/loss_mlm"] = math.inf
     lines[2]["optim/grad_norm"] = 10**400
@@ -49,9 +49,7 @@ def test_a_curve_holds_what_was_logged_and_a_gap_for_what_is_no_number(write: Wr
         ({"provenance": "{}"}, "Commit and versions are not known"),
     ],
 )
-def test_what_is_missing_or_damaged_is_said_and_the_rest_is_read(
-    write: Write, files: dict[str, str | None], said: str
-) -> None:
+def test_what_is_missing_or_damaged_is_said_and_the_rest_is_read(write, files, said):
     run = gather(write(**files), "run")
     assert [note for note in run.notes if said in note]
     if "metrics" not in files:
@@ -60,14 +58,14 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_read(
         assert [attempt.exit_code for attempt in run.attempts] == [85, 0]
 
 
-def test_a_whole_run_has_nothing_to_say_about_its_files(write: Write) -> None:
+def test_a_whole_run_has_nothing_to_say_about_its_files(write):
     run = gather(write(), "run")
     assert not run.notes
     assert run.status and run.status.state == "finished"
     assert run.config["optim.lr"] == 0.002 and run.resumed_at() == [20]
 
 
-def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
+def test_names_are_the_shortest_ends_of_paths_that_differ():
     assert names_of([Path("/a/one"), Path("/a/two")]) == ["one", "two"]
     assert names_of([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
     assert names_of([Path("/a/\x1b[1m\n")]) == ["\ufffd[1m\ufffd"]
@@ -75,7 +73,7 @@ def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
         names_of([Path("/a/one"), Path("/a/./one")])
 
 
-def test_configurations_differ_in_the_keys_that_differ_and_in_no_other() -> None:
+def test_configurations_differ_in_the_keys_that_differ_and_in_no_other():
     runs = [
         RunData(Path("a"), "a", config={"run_dir": "a", "seed": 0, "lr": 0.1, "same": [1]}),
         RunData(Path("b"), "b", config={"run_dir": "b", "seed": False, "lr": 0.1, "same": [1]}),
@@ -86,7 +84,7 @@ def test_configurations_differ_in_the_keys_that_differ_and_in_no_other() -> None
     assert differing(runs[:1]) == differing([runs[3], runs[3]]) == {}
 
 
-def test_every_logged_metric_of_the_design_is_in_a_panel(write: Write) -> None:
+def test_every_logged_metric_of_the_design_is_in_a_panel(write):
     run = gather(write(), "run")
     ours = [panel for section in SECTIONS for panel in panels_of(section, [run])]
     assert len({panel.name for panel in ours}) == len(ours)
@@ -96,7 +94,7 @@ def test_every_logged_metric_of_the_design_is_in_a_panel(write: Write) -> None:
     assert sum(len(panel.series) for panel in ours) == len(run.curves) - len(left_out) + 2
 
 
-def test_several_runs_have_a_panel_for_each_metric_and_a_line_for_each_run(write: Write) -> None:
+def test_several_runs_have_a_panel_for_each_metric_and_a_line_for_each_run(write):
     alone = [{k: v for k, v in record(s).items() if "distill" not in k} for s in range(1, 9)]
     runs = [gather(write("a"), "a"), gather(write("b", metrics=alone), "b")]
     found = {p.name: p for section in SECTIONS for p in panels_of(section, runs)}
@@ -108,9 +106,7 @@ def test_several_runs_have_a_panel_for_each_metric_and_a_line_for_each_run(write
     assert colours == {("a", 0), ("b", 1)}
 
 
-def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(
-    write: Write, tmp_path: Path
-) -> None:
+def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(write, tmp_path):
     runs = [gather(write(name), name) for name in ("a", "b")]
     sources = [str(run.path / "export") for run in runs]
     for run, source, top1 in zip(runs, sources, (0.5, 0.4), strict=True):
@@ -133,7 +129,7 @@ def test_models_of_the_same_rows_and_masks_meet_and_baselines_are_listed_once(
         read_evaluations(runs, ["nowhere.json"])
 
 
-def test_an_attempt_without_an_end_reaches_as_far_as_was_logged(write: Write) -> None:
+def test_an_attempt_without_an_end_reaches_as_far_as_was_logged(write):
     live = [event for event in events() if event["event"] != "stop"]
     folder = write(events=live)
     begin = gather(folder, "run").attempts[0].began

@@ -25,15 +25,15 @@ FEW = [{"train/step": step, "student/loss_mlm": 9.0 - step} for step in (1, 2, 3
 Write = Callable[..., Path]
 
 
-def written(*runs: Path, **changes: object) -> HtmlPage:
+def written(*runs, **changes):
     settings = {"blanks": 0, "runs": [str(run) for run in runs], **changes}
     report(ReportConfig(**settings))
     return HtmlPage((runs[0] / "report.html").read_text())
 
 
 def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_comes_from(
-    write: Write, tmp_path: Path
-) -> None:
+    write, tmp_path
+):
     run = write()
     folder = run / "evaluation"
     folder.mkdir()
@@ -61,7 +61,7 @@ def test_a_page_stands_alone_and_shows_every_chart_the_attempts_and_where_it_com
     assert not list(run.glob(".*.part"))
 
 
-def test_names_values_and_reasons_stay_text_wherever_they_stand(write: Write) -> None:
+def test_names_values_and_reasons_stay_text_wherever_they_stand(write):
     hostile = [
         {"event": "attempt", "attempt": 1, "time": "2026-11-25T10:00:00", "hosts": [HOSTILE]},
         {"event": "stop", "attempt": 1, "reason": HOSTILE, "exit_code": 1, "step": 4},
@@ -98,9 +98,7 @@ ODD = {"age_s": 1e999, "time": [], "hosts": {}, "reason": 3}
         ({"metrics": FEW, "events": [each | ODD for each in events()]}, "no reason on record"),
     ],
 )
-def test_a_run_that_has_hardly_begun_or_is_damaged_gives_a_page_that_says_so(
-    write: Write, files: dict[str, object], said: str
-) -> None:
+def test_a_run_that_has_hardly_begun_or_is_damaged_gives_a_page_that_says_so(write, files, said):
     folder = write(**files)
     text = written(folder).text()
     assert said in text and "Evaluation" in text and "Provenance" in text
@@ -108,9 +106,7 @@ def test_a_run_that_has_hardly_begun_or_is_damaged_gives_a_page_that_says_so(
     assert said in both and "Runs side by side" in both
 
 
-def test_several_runs_have_a_table_of_what_differs_and_a_page_again_is_the_same(
-    write: Write,
-) -> None:
+def test_several_runs_have_a_table_of_what_differs_and_a_page_again_is_the_same(write):
     changed = 'run_dir: "b"\nsteps: 40\noptim:\n  lr: 0.004\n'
     runs = write("first", metrics=FEW), write("second", metrics=FEW, config=changed)
     text, again = (written(*runs).text().partition("Written by")[0] for _ in range(2))
@@ -121,7 +117,7 @@ def test_several_runs_have_a_table_of_what_differs_and_a_page_again_is_the_same(
     assert "steps" not in differences and "run_dir" not in differences
 
 
-def test_a_run_of_many_steps_gives_a_small_page(write: Write) -> None:
+def test_a_run_of_many_steps_gives_a_small_page(write):
     many = [json.dumps(record(1 + step) | {"train/step": -1}) for step in range(1000)]
     text = "".join(f"{many[i % 1000].replace('-1', str(i))}\n" for i in range(12_000))
     folder = write(metrics=text)
@@ -130,7 +126,7 @@ def test_a_run_of_many_steps_gives_a_small_page(write: Write) -> None:
     assert result["bytes"] < 2_000_000
 
 
-def test_the_command_says_what_it_wrote_and_needs_no_torch(write: Write, tmp_path: Path) -> None:
+def test_the_command_says_what_it_wrote_and_needs_no_torch(write, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None; from fitb.cli import main;"
         " sys.exit(main(sys.argv[1:]))"
@@ -147,9 +143,7 @@ def test_the_command_says_what_it_wrote_and_needs_no_torch(write: Write, tmp_pat
     assert found["runs"][0]["notes"] == ["No blanks: torch is not installed."]
 
 
-def test_what_cannot_be_asked_for_drawn_or_written_is_refused(
-    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_asked_for_drawn_or_written_is_refused(write, monkeypatch, capsys):
     folder = str(write(metrics=FEW))
     for flags, code, said in (
         ([folder, "--blanks", "-1"], 2, "blanks=-1"),
@@ -166,7 +160,7 @@ def test_what_cannot_be_asked_for_drawn_or_written_is_refused(
     assert not Path(folder, "report.html").exists()
 
 
-def test_ticks_are_short_and_words_are_spaced_as_people_do() -> None:
+def test_ticks_are_short_and_words_are_spaced_as_people_do():
     assert [tick(value) for value in (0.05, 250.0, 1500.0, 2e7)] == ["0.05", "250", "1.5k", "20M"]
     words = [("os", False), (".", False), ("path", True), ("(", False), ("x", False), (")", False)]
     assert "".join(w["gap"] + w["text"] for w in spaced(words, "see")) == " os. path (x)"
