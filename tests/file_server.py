@@ -23,6 +23,7 @@ class FileServer(HttpServer):
         self.requests: Counter[str] = Counter()  # by name of the file
         self.seen: list[str] = []  # queries and Authorization headers
         self.corrupt: Counter[str] = Counter()  # answers to come with a flipped bit
+        self.cut: Counter[str] = Counter()  # answers to come that end in the middle
         self.answers: dict[str, int] = {}  # status instead of the file
         self.ranges: list[str] = []  # that were asked for
         self.only = math.inf  # training shards that it gives; asked for another, it hangs up
@@ -55,6 +56,8 @@ class _Files(Handler):
         with server.lock:
             server.requests[name] += 1
             server.seen += [asked.query, self.headers.get("Authorization", "")]
+            cut = server.cut[name] > 0
+            server.cut[name] -= cut
         if server.is_one_too_many(name):
             server.asked_for_more.set()
             self.close_connection = True
@@ -78,7 +81,8 @@ class _Files(Handler):
         if not server.hold.is_set():
             server.holding.set()
             server.hold.wait()
-        self.wfile.write(data[len(data) // 2 :])
+        if not cut:
+            self.wfile.write(data[len(data) // 2 :])
 
     def do_HEAD(self) -> None:  # noqa: N802
         path = self.owner.folder / unquote(urlsplit(self.path).path).strip("/")

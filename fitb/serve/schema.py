@@ -25,7 +25,7 @@ from pydantic import (
 
 from fitb.infer.blanks import find_blanks
 from fitb.infer.request import Constraint, Filled, FillRequest, Kind, Order, Search
-from fitb.serve.serve_config import Limits
+from fitb.serve.request_limits import Limits
 
 _SENTENCE = "Returns a [MASK] of strings."
 _PLAIN, _WHOLE = "a string", "an object"  # the two forms of a text

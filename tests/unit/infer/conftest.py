@@ -16,7 +16,7 @@ def tiny_tokenizer(*pieces, lowercase=True):
     """A WordPiece tokenizer of the special tokens and these pieces."""
     words = [*SPECIAL_TOKENS.values(), *pieces]
     ids = {piece: number for number, piece in enumerate(words)}
-    backend = _bert_tokenizer(ids, lowercase=lowercase)
+    backend = _bert_tokenizer(ids, lowercase, strip_accents=None)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS)
 
 

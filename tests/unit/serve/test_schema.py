@@ -14,7 +14,8 @@ from fitb.infer.blanks import prepare
 from fitb.infer.fill import fill
 from fitb.infer.request import Constraint, FillRequest, Search
 from fitb.serve import schema
-from fitb.serve.serve_config import Limits, ServeConfig
+from fitb.serve.request_limits import Limits
+from fitb.serve.serve_config import ServeConfig
 from fitb.serve.worker import work_tokens
 from tests.unit.infer.conftest import Watched, random_scorer
 
