@@ -7,7 +7,7 @@ from typing import Literal
 
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, ObjectiveConfig, SpeedConfig
-from fitb.config.schema import check_range
+from fitb.config.checks import check_range
 from fitb.model.flops import BERT_BASE
 
 
@@ -57,8 +57,10 @@ class StepBenchConfig:
         counts = ("length", "micro_batch", "grad_accum", "repeats", "steps", "processes")
         check_range("", self, *counts, low=1)
         terms = self.objective
-        weights = (terms.embedding, terms.hidden, terms.attention, terms.logits, terms.mlm)
-        ordinary = min(weights) > 0 and terms.temperature == 1 and terms.form == "masked_mean"
+        ordinary = all(
+            (weight > 0) == (term != "relation") for term, weight in terms.weights.items()
+        )
+        ordinary &= terms.temperature == 1 and terms.form == "masked_mean"
         if self.baseline and not ordinary:
             raise ConfigError(
                 f"{terms} with --baseline; expected all five terms, temperature 1 and form"

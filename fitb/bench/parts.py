@@ -128,7 +128,7 @@ def _after_student(features: Any, timeline: Timeline) -> Any:
     """Begin the losses, and in the backward pass the student's part behind them."""
     timeline.switch("losses")
     places = [(state,) for state in features.hidden]
-    places += list(features.attention)
+    places += list(features.heads)
     places += [(features.logits,)] if features.logits is not None else []
     tensors = [tensor for place in places for tensor in place]
     passed = iter(
@@ -136,7 +136,7 @@ def _after_student(features: Any, timeline: Timeline) -> Any:
     )
     return type(features)(
         tuple(next(passed) for _ in features.hidden),
-        tuple((next(passed), next(passed)) for _ in features.attention),
+        tuple(tuple(next(passed) for _ in layer) for layer in features.heads),
         next(passed) if features.logits is not None else None,
     )
 

@@ -105,8 +105,7 @@ def training_facts(config: Config, step: int | None) -> dict[str, Any]:
         step: optimiser step of the weights; None if unknown.
     """
     terms = config.objective
-    names = ("embedding", "hidden", "attention", "logits", "mlm")
-    weights = {name: getattr(terms, name) for name in names if getattr(terms, name)}
+    weights = {term: weight for term, weight in terms.weights.items() if weight}
     teacher = config.model.teacher
     return {
         "teacher": "none: masked tokens alone" if teacher is None else _source(teacher),

@@ -6,9 +6,11 @@ should not fail for one reason per day.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -35,7 +37,8 @@ def check_contract(
     needs_teacher_head: bool = False,
     needs_student_head: bool = False,
     attention: bool = False,
-    layer_map: LayerMap | None = None,
+    relation_heads: int | None = None,
+    layer_maps: Mapping[str, LayerMap] = MappingProxyType({}),
     in_windows: bool = False,
 ) -> None:
     """Check that models, tokenizer and shards fit together.
@@ -49,7 +52,8 @@ def check_contract(
         needs_teacher_head: whether the teacher's logits are used.
         needs_student_head: whether the student is used, so that its head must be trained already.
         attention: whether attention scores are compared, head by head.
-        layer_map: teacher layer of each student layer; None if no layers are compared.
+        relation_heads: number of heads that relations are split into; None compares none.
+        layer_maps: by configuration key, maps from student layers to teacher layers.
         in_windows: whether rows longer than a model's trained length are cut into windows.
     Raises: ContractError with every failure: its value, the expected value, a remedy.
     """
@@ -67,7 +71,8 @@ def check_contract(
         failures += _weights(role, loaded, needs_head)
         failures += _places(role, loaded, learns=role == "student" and not needs_head)
     if teacher is not None:
-        failures += _geometry(student, teacher, attention, layer_map)
+        failures += _geometry(student, teacher, attention, relation_heads)
+        failures += _layer_maps(student, teacher, layer_maps)
     if failures:
         raise ContractError(failures)
 
@@ -236,18 +241,34 @@ def _geometry(
     student: Loaded,
     teacher: Loaded,
     attention: bool,
-    layer_map: LayerMap | None,
+    relation_heads: int | None,
 ) -> Iterator[str]:
     ours, theirs = student.model.config, teacher.model.config
     if attention and ours.num_attention_heads != theirs.num_attention_heads:
         yield (
             f"the student has {ours.num_attention_heads} attention heads, the teacher"
             f" {theirs.num_attention_heads}, and attention is compared head by head; give the"
-            f" student {theirs.num_attention_heads} or set objective.attention to 0"
+            f" student {theirs.num_attention_heads}, or set objective.attention to 0 and"
+            " objective.relation to 1, which splits heads anew"
         )
-    if layer_map is not None:
+    if relation_heads and (
+        ours.hidden_size % relation_heads or theirs.hidden_size % relation_heads
+    ):
+        yield (
+            f"hidden sizes {ours.hidden_size} (student) and {theirs.hidden_size} (teacher) do not"
+            f" split into {relation_heads} relation heads; set objective.relation_heads to a"
+            f" divisor of {math.gcd(ours.hidden_size, theirs.hidden_size)}"
+        )
+
+
+def _layer_maps(
+    student: Loaded, teacher: Loaded, layer_maps: Mapping[str, LayerMap]
+) -> Iterator[str]:
+    depths = (loaded.model.config.num_hidden_layers for loaded in (student, teacher))
+    num_student, num_teacher = depths
+    for key, layer_map in layer_maps.items():
         try:
-            resolve(layer_map, ours.num_hidden_layers, theirs.num_hidden_layers)
+            resolve(layer_map, num_student, num_teacher, key)
         except ConfigError as error:
             yield str(error)
 

@@ -1,4 +1,4 @@
-"""Forward pass of a BERT that returns chosen hidden states, queries and keys.
+"""Forward pass of a BERT that returns chosen hidden states, queries, keys and values.
 
 It uses the modules and weights of transformers, but calls them itself, so that states are returned
 without hooks, no mask is inspected on the host, and torch.compile sees one graph.
@@ -49,12 +49,12 @@ class Encoded:
     Args:
         last: (B, L, D), states after the last layer; (B, K, D) if slots were given.
         hidden: (B, L, D) each: the embeddings, then the requested layers in the requested order.
-        pairs: queries and keys, (B, H, L, d) each, of these layers.
+        heads: queries, keys and values, (B, H, L, d) each, of these layers.
     """
 
     last: torch.Tensor
     hidden: tuple[torch.Tensor, ...]
-    pairs: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    heads: tuple[tuple[torch.Tensor, ...], ...]
 
 
 def encode(
@@ -81,18 +81,18 @@ def encode(
     bert: Any = encoder(model)
     mask = None if real is None else real[:, None, None, :]
     state = bert.embeddings(input_ids)
-    hidden, pairs = {0: state}, {}
+    hidden, heads = {0: state}, {}
     for number, layer in enumerate(bert.encoder.layer, 1):
         queried = state if slots is None or number < len(bert.encoder.layer) else _at(state, slots)
-        context, pair = _self_attention(layer.attention, queried, state, mask, kernels)
+        context, projected = _self_attention(layer.attention, queried, state, mask, kernels)
         between = layer.attention.output(context, queried)
         state = layer.output(layer.intermediate(between), between)
         if number in layers:  # other states are freed
-            hidden[number], pairs[number] = state, pair
+            hidden[number], heads[number] = state, projected
     return Encoded(
         state,
         tuple(hidden[number] for number in (0, *layers)),
-        tuple(pairs[number] for number in layers),
+        tuple(heads[number] for number in layers),
     )
 
 
@@ -130,8 +130,8 @@ def _self_attention(
     state: torch.Tensor,
     mask: torch.Tensor | None,
     kernels: Kernels,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the context of the queried states, and the queries and keys."""
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return the context of the queried states, and the queries, keys and values."""
     this = module.self
     size = this.attention_head_size
     pads = kernels.pad and isinstance(this.query, nn.Linear)  # not 8-bit or packed maps
@@ -143,7 +143,7 @@ def _self_attention(
     dropout = this.dropout.p if this.training else 0.0
     context = attend(query, key, value, mask, size**-0.5, dropout, kernels.attention)
     context = context.transpose(1, 2)[..., :size].flatten(2)
-    return context, (query[..., :size], key[..., :size])
+    return context, tuple(heads[..., :size] for heads in (query, key, value))
 
 
 def _heads(projection: Any, state: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:

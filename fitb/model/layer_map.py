@@ -7,29 +7,34 @@ from typing import Literal
 
 from fitb.base.errors import ConfigError
 
-LayerMap = Literal["uniform"] | Sequence[int]
+LayerMap = Literal["uniform", "lower"] | Sequence[int]
 
 
-def resolve(layer_map: LayerMap, num_student: int, num_teacher: int) -> tuple[int, ...]:
-    """Return the teacher layer of each student layer, numbered from 1 (TinyBERT, section 3.1).
+def resolve(
+    layer_map: LayerMap, num_student: int, num_teacher: int, key: str = "objective.layer_map"
+) -> tuple[int, ...]:
+    """Return the teacher layer of each student layer, numbered from 1.
 
     Args:
-        layer_map: uniform, or a teacher layer for each student layer.
+        layer_map: uniform (TinyBERT, section 3.1), lower for the first layers, or a teacher layer
+            for each student layer.
         num_student: number of student layers.
         num_teacher: number of teacher layers.
+        key: configuration key of the map, for errors.
     Raises: ConfigError if the map has another length, or names a layer that does not exist.
     """
-    if layer_map == "uniform":
+    if isinstance(layer_map, str):
         if num_student > num_teacher:
             raise ConfigError(
-                f"objective.layer_map=uniform needs a teacher at least as deep as the student;"
+                f"{key}={layer_map} needs a teacher at least as deep as the student;"
                 f" {num_teacher} < {num_student} layers; give the map as a list"
             )
-        return tuple(round((i + 1) * num_teacher / num_student) for i in range(num_student))
+        step = num_teacher / num_student if layer_map == "uniform" else 1
+        return tuple(round((i + 1) * step) for i in range(num_student))
     given = tuple(int(layer) for layer in layer_map)
     if len(given) != num_student or not all(1 <= layer <= num_teacher for layer in given):
         raise ConfigError(
-            f"objective.layer_map={list(given)}; expected {num_student} layers, each from 1"
+            f"{key}={list(given)}; expected {num_student} layers, each from 1"
             f" to {num_teacher}; correct the list or use uniform"
         )
     return given

@@ -14,16 +14,18 @@ import torch
 from torch import nn
 
 from fitb.base.errors import ConfigError
-from fitb.config import ObjectiveConfig
+from fitb.config import AlgorithmsConfig, ObjectiveConfig
 from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
 from fitb.model.encoder import DEFAULT, encode, logits_at
 from fitb.model.layer_map import resolve
-from fitb.objective.attention import attention_loss
+from fitb.objective.attention import attention_loss, relation_loss
 from fitb.objective.losses import hidden_loss, slot_losses
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
+
+_OF_LAYERS = ("embedding", "hidden", "attention", "relation")  # terms that compare states
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Features:
 
     Args:
         hidden: (B, L, D) each: the embedding output, then the compared layers.
-        attention: queries and keys, (B, H, L, d) each, of the compared layers.
+        heads: queries and keys, (B, H, L, d) each, of the compared layers, and values if relations
+            are compared.
         logits: (B * K, V) at masked positions; None if no term needs them.
     """
 
     hidden: tuple[torch.Tensor, ...]
-    attention: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    heads: tuple[tuple[torch.Tensor, ...], ...]
     logits: torch.Tensor | None
 
     def part(self, begin: int, end: int, num_rows: int) -> Features:
@@ -48,7 +51,7 @@ class Features:
             logits = logits[begin * per_row : end * per_row]
         return Features(
             tuple(state[begin:end] for state in self.hidden),
-            tuple((query[begin:end], key[begin:end]) for query, key in self.attention),
+            tuple(tuple(states[begin:end] for states in layer) for layer in self.heads),
             logits,
         )
 
@@ -59,14 +62,14 @@ class Tap(nn.Module):
     Args:
         model: the model, which is not changed.
         layers: numbers of the layers to return, from 1; empty returns no hidden states.
-        attention: whether to return queries and keys.
+        projected: how many of queries, keys and values to return: 0, 2 or 3.
         head: whether to return logits.
     Attributes:
         kernels: execution options, to be set before the first call.
     """
 
     def __init__(
-        self, model: BertForMaskedLM, layers: Sequence[int], *, attention: bool, head: bool
+        self, model: BertForMaskedLM, layers: Sequence[int], *, projected: int, head: bool
     ) -> None:
         super().__init__()
         self.model = model
@@ -74,7 +77,7 @@ class Tap(nn.Module):
         self.head = head
         self.kernels = DEFAULT
         self._layers = tuple(layers)
-        self._attention = attention and bool(layers)
+        self._projected = projected
 
     def forward(self, batch: Batch) -> Features:
         encoded = encode(
@@ -85,7 +88,7 @@ class Tap(nn.Module):
             logits = logits_at(self.model, encoded.last, batch.slots, self.kernels)
         return Features(
             encoded.hidden if self._layers else (),
-            encoded.pairs if self._attention else (),
+            tuple(states[: self._projected] for states in encoded.heads if self._projected),
             logits,
         )
 
@@ -100,31 +103,41 @@ class Objective(nn.Module):
     Args:
         student: model to train.
         teacher: teacher, of which only the geometry is used; None: plain MLM, only the mlm term.
-        config: weights, temperature, layer map, form.
+        config: weights, temperature, layer map, relation heads, form.
+        attention: version of the attention term, `algorithms.attention`.
     Attributes:
+        asks_teacher: whether any term compares with the teacher.
         names: names of the terms; the last is student/top1, the accuracy at masked positions.
         weights: weights of the terms; 0 for student/top1.
     """
 
     def __init__(
-        self, student: BertForMaskedLM, teacher: BertForMaskedLM | None, config: ObjectiveConfig
+        self,
+        student: BertForMaskedLM,
+        teacher: BertForMaskedLM | None,
+        config: ObjectiveConfig,
+        attention: int = AlgorithmsConfig.attention,
     ) -> None:
         super().__init__()
         self.config = config
+        self._attention = attention
         num_layers = int(student.config.num_hidden_layers)
         num_teacher = int(teacher.config.num_hidden_layers) if teacher else 0
         self.layers = resolve(config.layer_map, num_layers, num_teacher) if teacher else ()
         self._uses = {
-            name: getattr(config, name) > 0 and (teacher is not None or name == "mlm")
-            for name in ("embedding", "hidden", "attention", "logits", "mlm")
+            name: weight > 0 and (teacher is not None or name == "mlm")
+            for name, weight in config.weights.items()
         }
         if not any(self._uses.values()):
             raise ConfigError("without a teacher only objective.mlm counts, and its weight is 0")
-        self._compares = any(self._uses[name] for name in ("embedding", "hidden", "attention"))
+        self._compares = any(self._uses[name] for name in _OF_LAYERS)
+        self.asks_teacher = self._compares or self._uses["logits"]
+        self._projected = 3 if self._uses["relation"] else 2 * self._uses["attention"]
+        self._relation_heads = config.relation_heads or int(student.config.num_attention_heads)
         self.student = Tap(
             student,
             range(1, num_layers + 1) if self._compares else (),
-            attention=self._uses["attention"],
+            projected=self._projected,
             head=self._uses["logits"] or self._uses["mlm"],
         )
         self.projections = nn.ModuleList(self._build_projections(student, teacher))
@@ -144,17 +157,27 @@ class Objective(nn.Module):
     def _names_and_weights(self, num_layers: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
         layers = range(1, num_layers + 1)
         names_of = {
+            term: [f"distill/{term}/layer_{i}" for i in layers]
+            for term in ("hidden", "attention", "relation")
+        }
+        names_of |= {
             "embedding": ["distill/embedding"],
-            "hidden": [f"distill/hidden/layer_{i}" for i in layers],
-            "attention": [f"distill/attention/layer_{i}" for i in layers],
             "logits": ["distill/logits"],
             "mlm": ["student/loss_mlm"],
         }
-        used = [term for term in names_of if self._uses[term]]
-        named = [(name, getattr(self.config, term)) for term in used for name in names_of[term]]
+        used = [(term, weight) for term, weight in self.config.weights.items() if self._uses[term]]
+        named = [(name, weight) for term, weight in used for name in names_of[term]]
         named += [("student/top1", 0.0)] if self.student.head else []
         names, weights = zip(*named, strict=True)
         return names, weights
+
+    def begin_projections(self, basis: torch.Tensor) -> None:
+        """Set every projection to one map from the student's width to the teacher's: (D, d)."""
+        with torch.no_grad():
+            for projection in self.projections:
+                projection.weight.copy_(basis)  # type: ignore[operator]
+                if projection.bias is not None:
+                    projection.bias.zero_()  # type: ignore[operator]
 
     def teacher_tap(self, teacher: BertForMaskedLM) -> Tap:
         """Freeze the teacher, and return a Tap of the layers that this objective compares."""
@@ -163,7 +186,7 @@ class Objective(nn.Module):
         return Tap(
             teacher,
             self.layers if self._compares else (),
-            attention=self._uses["attention"],
+            projected=self._projected,
             head=self._uses["logits"],
         )
 
@@ -177,9 +200,14 @@ class Objective(nn.Module):
         real = torch.ones_like(batch.attention_mask) if reference else batch.attention_mask
         width = int(self.projections[0].out_features) if len(self.projections) else 0  # type: ignore[arg-type]
         hidden = real.sum().double() * width
-        scores = real.sum(1).square().sum().double() * self.student.num_heads
+        pairs = real.sum(1).square().sum().double()
         slots = (batch.labels != IGNORE_INDEX).sum().double()
-        kinds = {"embedding": hidden, "hidden": hidden, "attention": scores}
+        kinds = {
+            "embedding": hidden,
+            "hidden": hidden,
+            "attention": pairs * self.student.num_heads,
+            "relation": pairs * self._relation_heads,
+        }
         return torch.stack([kinds.get(name.split("/")[1], slots) for name in self.names])
 
     def forward(self, batch: Batch, teacher: Features | None) -> torch.Tensor:
@@ -208,9 +236,13 @@ class Objective(nn.Module):
             for place, state in enumerate(states):
                 projected = self.projections[0 if reference else place](student.hidden[state])
                 sums.append(hidden_loss(projected, teacher.hidden[state], tokens))
+            layers = list(zip(student.heads, teacher.heads, strict=True))
             if self._uses["attention"]:
-                for ours, theirs in zip(student.attention, teacher.attention, strict=True):
-                    sums.append(attention_loss(ours, theirs, query_mask=tokens, key_mask=real))
+                for ours, theirs in layers:
+                    pair = (ours[0], ours[1]), (theirs[0], theirs[1])
+                    sums.append(attention_loss(*pair, tokens, real, self._attention))
+            if self._uses["relation"]:
+                sums += [relation_loss(*layer, self._relation_heads, real) for layer in layers]
         if student.logits is not None:
             soft, hard, hits = slot_losses(
                 student.logits,

@@ -100,6 +100,7 @@ SECTIONS = (
             Panel(
                 "attention", "attention, squared error", r"distill/attention/layer_\d+", log=True
             ),
+            Panel("relation", "relations, squared error", r"distill/relation/layer_\d+", log=True),
         ),
     ),
     Section(

@@ -8,6 +8,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from fitb.config import Geometry
 from fitb.model.load import load_model
 
+MAPS = {"objective.layer_map": "uniform", "model.init_layers": "lower"}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -28,7 +29,7 @@ def test_what_fits_together_passes(make, failures, tokenizer, manifest):
     """A trained pair of which every position is used; a random student alone; no shards."""
     every = dict.fromkeys(("needs_teacher_head", "needs_student_head", "attention"), True)
     pair = {"student": make("student"), "teacher": make("teacher", num_hidden_layers=4)}
-    assert not failures(**pair, manifest=manifest | {"length": 64}, layer_map="uniform", **every)
+    assert not failures(**pair, manifest=manifest | {"length": 64}, layer_maps=MAPS, **every)
     small = Geometry(num_hidden_layers=1, hidden_size=12, intermediate_size=8)
     random = load_model(small, tokenizer=tokenizer, length=32)
     assert not failures(random, needs_student_head=True)
@@ -38,9 +39,9 @@ def test_what_fits_together_passes(make, failures, tokenizer, manifest):
 def test_all_failures_come_at_once_each_with_a_remedy(make, failures, manifest):
     teacher = make("teacher", kind=BertModel, num_attention_heads=4, num_hidden_layers=1)
     models = {"student": make("student"), "teacher": teacher}
-    needs = {"needs_teacher_head": True, "attention": True, "layer_map": "uniform"}
+    needs = {"needs_teacher_head": True, "attention": True, "layer_maps": MAPS}
     found = failures(manifest=manifest | {"length": 65}, **models, **needs)
-    assert len(found) == 5
+    assert len(found) == 6
     assert all("; " in failure for failure in found)
     for said in (
         "64 positions, rows have 65 tokens; prepare shards of length 64 or less",
@@ -61,6 +62,14 @@ def test_a_head_that_would_be_random_is_named_where_it_is_needed(make, failures,
     assert f"the {called} (" in failure and ("term" in failure) == (role == "teacher")
     assert "cls.predictions.transform.dense.weight" in failure
     assert not failures(**models)
+
+
+def test_relation_heads_divide_both_hidden_sizes(make, failures):
+    pair = {"student": make("student", hidden_size=12, num_attention_heads=2)}
+    pair["teacher"] = make("teacher", hidden_size=16, num_attention_heads=4)
+    assert not failures(**pair, relation_heads=4)
+    (failure,) = failures(**pair, relation_heads=3)
+    assert all(word in failure for word in ("12", "16", "3", "divisor of 4"))
 
 
 def test_an_encoder_with_random_layers_is_refused_even_without_head(make, failures):

@@ -49,7 +49,7 @@ def test_states_queries_keys_and_logits_are_those_of_transformers(model, rows, k
     shown = real if padded else torch.ones_like(real)
     for ours, number in zip((*encoded.hidden, encoded.last), (0, 3, 1, 3), strict=True):
         assert torch.allclose(ours[shown], told.hidden_states[number][shown], atol=1e-12)
-    for (query, key), number in zip(encoded.pairs, (3, 1), strict=True):
+    for (query, key, _), number in zip(encoded.heads, (3, 1), strict=True):
         below, this = told.hidden_states[number - 1], model.bert.encoder.layer[number - 1]
         for ours, name in ((query, "query"), (key, "key")):
             expected = getattr(this.attention.self, name)(below).view(ROWS, LENGTH, HEADS, 5)
@@ -73,7 +73,7 @@ def test_padding_gives_every_weight_its_exact_gradient(model, rows):
         encoded = encode(model, *rows, layers=(1, 2), kernels=kernels)
         logits = logits_at(model, encoded.last, torch.tensor([[1], [2], [3]]), kernels)
         logits = logits[:, :VOCABULARY].log_softmax(-1)
-        loss = logits.square().sum() + encoded.pairs[1][0].square().sum() + encoded.hidden[1].sum()
+        loss = logits.square().sum() + encoded.heads[1][0].square().sum() + encoded.hidden[1].sum()
         parameters = [p for _, p in model.named_parameters()]
         found.append(torch.autograd.grad(loss, parameters, allow_unused=True))
     for plain, padded in zip(*found, strict=True):

@@ -29,8 +29,8 @@ def model():
 def answers(model):
     ids = torch.arange(5, 25).reshape(2, 10)
     encoded = encode(model, ids, None, layers=(1, 2))
-    pairs = [state for pair in encoded.pairs for state in pair]
-    return [*encoded.hidden, *pairs, logits_at(model, encoded.last, torch.tensor([[1], [4]]))]
+    heads = [state for layer in encoded.heads for state in layer]
+    return [*encoded.hidden, *heads, logits_at(model, encoded.last, torch.tensor([[1], [4]]))]
 
 
 @packs

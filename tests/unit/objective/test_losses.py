@@ -3,6 +3,7 @@
 Tolerances: a value 1e-6 relative, a gradient 1e-5 relative to its largest entry.
 """
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from fitb.data.masking import IGNORE_INDEX
 from fitb.objective import losses
-from fitb.objective.attention import attention_loss
+from fitb.objective.attention import attention_loss, relation_loss
 from fitb.objective.losses import hidden_loss, slot_losses
 
 GARBAGE = [1e4, -1e4, 3e38, float("inf"), float("nan")]
@@ -54,6 +55,13 @@ def naive_attention(query_s, key_s, query_t, key_t, queries):
     return ((scores_t - scores_s).square() * counted).sum()
 
 
+def naive_relation(states, num_heads):
+    """Products between tokens written out, of heads split anew; three of each model."""
+    split = [torch.stack(torch.cat(each.unbind(1), -1).chunk(num_heads, -1), 1) for each in states]
+    pairs = zip(split[:3], split[3:], strict=True)
+    return sum(naive_attention(ours, ours, theirs, theirs, MASK) for ours, theirs in pairs)
+
+
 # Loss of what counts and the inputs, its reference, shapes, where nothing counts, garbage there.
 PADDING, UNUSED = (MASK, ~REAL[..., None], GARBAGE), (LABELS, ~USED[:, None], GARBAGE[:3])
 HEADS = MASK, ~REAL[:, None, :, None], GARBAGE
@@ -74,6 +82,14 @@ for size_s, size_t in ((4, 4), (3, 8), (8, 2), (1, 16)):
         lambda mask, *qk: attention_loss(qk[:2], qk[2:], mask, mask),
         lambda *qk: naive_attention(*qk, MASK),
         [(3, 2, 5, size_s)] * 2 + [(3, 2, 5, size_t)] * 2, *HEADS,
+    )  # fmt: skip
+for (heads_s, size_s, heads_t, size_t), number in itertools.product(
+    ((2, 6, 4, 6), (3, 4, 2, 6)), (1, 3, 6)
+):
+    CASES[f"{number} relations of {heads_s} x {size_s} and {heads_t} x {size_t}"] = (
+        lambda mask, *qkv, number=number: relation_loss(qkv[:3], qkv[3:], number, mask),
+        lambda *qkv, number=number: naive_relation(qkv, number),
+        [(3, heads_s, 5, size_s)] * 3 + [(3, heads_t, 5, size_t)] * 3, *HEADS,
     )  # fmt: skip
 CASES["attention of all queries"] = (
     lambda mask, *qk: attention_loss(qk[:2], qk[2:], None, mask),
@@ -131,12 +147,42 @@ def test_nothing_that_counts_gives_a_zero_that_has_a_graph(name):
     assert all(gradient is None or (gradient == 0).all() for gradient in found)
 
 
-def test_attention_loss_survives_a_student_near_its_teacher():
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-4, 1e-6])
+def test_a_student_near_its_teacher_loses_no_digits(distance):
+    """As one whose layers were copied; the loss and both gradients to 1e-6, relative."""
+    teacher = [randn(2, 3, 64, 16, seed=i) for i in range(2)]
+    student = [each + distance * randn(2, 3, 64, 16, seed=9 + i) for i, each in enumerate(teacher)]
+    ours, found = with_gradients(
+        lambda *qk: attention_loss(qk, tuple(teacher), None, None), student
+    )
+
+    def naive(query, key):
+        query_t, key_t = (each.double() for each in teacher)
+        return (query_t @ key_t.mT / 4 - query @ key.mT / 4).square().sum()
+
+    expected, wanted = with_gradients(naive, [each.double() for each in student])
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    for gradient, double in zip(found, wanted, strict=True):
+        assert (gradient.double() - double).norm() <= 1e-6 * double.norm()
+
+
+def test_a_copy_of_the_teacher_has_no_loss_and_no_gradient():
+    states = tuple(randn(2, 3, 64, 16, seed=i) for i in range(3))
+    for loss in (
+        lambda *leaves: attention_loss(leaves[:2], states[:2], None, None),
+        lambda *leaves: relation_loss(leaves, states, 4, None),
+    ):
+        value, found = with_gradients(loss, states)
+        assert value == 0
+        assert all(gradient is None or (gradient == 0).all() for gradient in found)
+
+
+def test_the_attention_loss_of_old_runs_survives_a_student_near_its_teacher():
     """Cancellation: scores 1 % apart; the loss to 1e-3, its gradient to 2e-5, relative."""
     teacher = [randn(2, 3, 64, 16, seed=i) for i in range(2)]
     query = (teacher[0] + 0.01 * randn(2, 3, 64, 16, seed=9)).requires_grad_()
     mask = torch.ones(2, 64)
-    ours = attention_loss((query, teacher[1]), tuple(teacher), query_mask=mask, key_mask=mask)
+    ours = attention_loss((query, teacher[1]), tuple(teacher), mask, mask, version=1)
     double = query.detach().double().requires_grad_()
     difference = (teacher[0].double() - double) @ teacher[1].double().mT / 4
     expected = difference.square().sum()

@@ -10,13 +10,15 @@ from fitb.data.masking import IGNORE_INDEX
 from fitb.objective.objective import Objective
 from tests.unit.objective.conftest import states_and_scores
 
-TERMS = ("embedding", "hidden", "attention", "logits", "mlm")
+TERMS = ("embedding", "hidden", "attention", "relation", "logits", "mlm")
 ALL_NAMES = (
     "distill/embedding",
     "distill/hidden/layer_1",
     "distill/hidden/layer_2",
     "distill/attention/layer_1",
     "distill/attention/layer_2",
+    "distill/relation/layer_1",
+    "distill/relation/layer_2",
     "distill/logits",
     "student/loss_mlm",
     "student/top1",
@@ -35,10 +37,10 @@ def build(student, teacher, config):
 
 
 def test_all_terms_have_their_names_and_weights(student, teacher):
-    config = weights(embedding=0.5, hidden=2.0, attention=3.0, logits=4.0, mlm=5.0)
+    config = weights(embedding=0.5, hidden=2.0, attention=3.0, relation=6.0, logits=4.0, mlm=5.0)
     objective, _ = build(student, teacher, config)
     assert objective.names == ALL_NAMES
-    assert objective.weights == (0.5, 2.0, 2.0, 3.0, 3.0, 4.0, 5.0, 0.0)
+    assert objective.weights == (0.5, 2.0, 2.0, 3.0, 3.0, 6.0, 6.0, 4.0, 5.0, 0.0)
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -52,7 +54,8 @@ def test_a_term_of_weight_zero_is_absent_and_costs_nothing(student, teacher, mak
     sums = objective(batch, features)
     assert sums.shape == objective.counts(batch).shape == (len(named),)
     assert (features.logits is None) == (term != "logits")
-    assert (features.attention == ()) == (term != "attention")
+    projected = {"attention": [2, 2], "relation": [3, 3]}.get(term, [])
+    assert [len(layer) for layer in features.heads] == projected
     assert (features.hidden == ()) == (term in ("logits", "mlm"))
     num_projections = {"embedding": 1, "hidden": 2}.get(term, 0)
     assert len(objective.projections) == num_projections
@@ -62,7 +65,8 @@ def test_a_term_of_weight_zero_is_absent_and_costs_nothing(student, teacher, mak
 def test_leaving_a_term_out_changes_no_other(student, teacher, make_batch, left_out):
     batch = make_batch(4)
     sums = {}
-    for config in (ObjectiveConfig(), ObjectiveConfig(**{left_out: 0.0})):
+    for changes in ({}, {left_out: 0.0}):
+        config = ObjectiveConfig(**{"relation": 1.0, **changes})
         objective, tap = build(student, teacher, config)
         for module in objective.projections:
             torch.nn.init.constant_(module.weight, 0.1)
@@ -97,9 +101,10 @@ def test_counts_are_those_of_cells_that_are_real_and_slots_that_are_used(
     real = batch.attention_mask
     tokens, scores = 24 * real.sum(), 3 * (real[:, :, None] * real[:, None, :]).sum()
     slots = (batch.labels != IGNORE_INDEX).sum()
-    counts = build(student, teacher, ObjectiveConfig())[0].counts(batch)
+    config = ObjectiveConfig(relation=1.0, relation_heads=2)
+    counts = build(student, teacher, config)[0].counts(batch)
     assert counts.dtype == torch.float64
-    assert counts.tolist() == [tokens] * 3 + [scores] * 2 + [slots] * 3
+    assert counts.tolist() == [tokens] * 3 + [scores] * 2 + [scores / 3 * 2] * 2 + [slots] * 3
 
 
 def test_the_teacher_is_frozen_in_eval_mode_and_leaves_no_graph(student, make_bert, make_batch):
@@ -111,7 +116,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_leaves_no_graph(student, make_be
     batch = make_batch(3)
     first, second = tap(batch), tap(batch)
     tensors = [
-        [*f.hidden, *(x for pair in f.attention for x in pair), f.logits] for f in (first, second)
+        [*f.hidden, *(x for layer in f.heads for x in layer), f.logits] for f in (first, second)
     ]
     for a, b in zip(*tensors, strict=True):
         assert torch.equal(a, b)
