@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fitb.base import rng
 from fitb.config import AlgorithmsConfig, MaskConfig
+from fitb.data.whole_words import equal_shares
 from fitb.shards.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
@@ -195,6 +196,14 @@ def _show(
     return shown
 
 
+def budgets(words: NDArray[np.int64], config: MaskConfig) -> NDArray[np.int64]:
+    """(B,) int64: number of tokens to mask in each row, from its (B, L) word numbers."""
+    ordinary = np.count_nonzero(words >= 0, axis=1)
+    wanted = np.round(config.fraction * ordinary).astype(np.int64)
+    most = num_slots(words.shape[1], config)
+    return np.asarray(np.minimum(np.maximum(wanted, np.minimum(ordinary, 1)), most))
+
+
 def _choose(
     words: NDArray[np.int64],
     where: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -203,10 +212,7 @@ def _choose(
     version: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(M,) rows and (M,) positions of all slots, in row-major order."""
-    length = words.shape[1]
-    ordinary = np.count_nonzero(words >= 0, axis=1)
-    wanted = np.round(config.fraction * ordinary).astype(np.int64)
-    budget = np.minimum(np.maximum(wanted, np.minimum(ordinary, 1)), num_slots(length, config))
+    length, budget = words.shape[1], budgets(words, config)
     row_key = tuple(part[:, None] for part in where)
     if config.strategy == "token":
         key = rng.keyed(seed, _CHOICE, *row_key, np.arange(length)[None])
@@ -220,7 +226,9 @@ def _choose(
     key = rng.keyed(seed, _CHOICE, *row_key, first)
     key[sizes == 0] = _NEVER
     order = np.argsort(key, axis=1)  # keys of a row are distinct: hashing a position is bijective
-    if config.strategy == "whole_word":
+    if config.strategy == "whole_word" and version > 2:
+        taken = equal_shares(key, sizes, budget)
+    elif config.strategy == "whole_word":
         taken = _first_fit(order, sizes, budget)
     else:
         lengths_of = _span_lengths(seed, where, config, version)

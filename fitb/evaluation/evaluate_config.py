@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fitb.base.errors import ConfigError
-from fitb.config import MaskConfig
-from fitb.config.schema import check_range
+from fitb.config import AlgorithmsConfig, MaskConfig
+from fitb.config.checks import check_range
 
 ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
 
@@ -26,6 +26,8 @@ class MeasureConfig:
         masks: number of masks (seeds seed, seed + 1, ...) for the spread over masks; metrics,
             intervals and categories are those of the first.
         mask: masking of the rows.
+        mask_version: version of the choice of masked positions, as `algorithms.masks`; 2 keeps
+            figures comparable with earlier ones, 3 masks long words as often as short ones.
         teacher: model whose predictions the others are compared with.
         originals: with a lowercasing tokenizer, read the input of the shards again to recognise
             names; this takes as long as reading that input.
@@ -41,6 +43,7 @@ class MeasureConfig:
     seed: int = 0
     masks: int = 1
     mask: MaskConfig = field(default_factory=MaskConfig)
+    mask_version: int = 2
     teacher: str | None = None
     originals: bool = True
     resamples: int = 1000
@@ -49,6 +52,7 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         check_range("", self, "rows", low=0)
         check_range("", self, "batch", "masks", "resamples", low=1)
+        check_range("", self, "mask_version", low=1, high=AlgorithmsConfig.masks + 1)
 
     def named_sets(self) -> dict[str, str]:
         """Return the folder or URL of each set by name; a single set is named after its split."""

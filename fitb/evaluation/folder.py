@@ -106,6 +106,8 @@ def share_of(share: str | None, env: Mapping[str, str]) -> tuple[int, int]:
 def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
     """Return the file name of each model's result, without suffix."""
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_PART}
+    if settings["mask_version"] == 2:
+        del settings["mask_version"]  # the only one there was, so that earlier results count
     opened = {
         name: ShardSet.open(where, config.split) for name, where in config.named_sets().items()
     }

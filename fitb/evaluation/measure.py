@@ -57,6 +57,9 @@ class EvaluationSet:
         return cls(name, where, shards, tokenizer, Vocabulary.of(tokenizer))
 
 
+_SETTINGS = ("mask_version", "seed", "masks", "resamples", "batch")
+
+
 @dataclass(frozen=True)
 class Measured:
     """Counts of all models on a set; empty on ranks other than 0.
@@ -175,6 +178,7 @@ def measure(
                 config.mask,
                 config.seed + number,
                 None if number else categoriser,
+                config.mask_version,
             )
             with torch.no_grad():
                 scores = score(predictors, batch, teacher=teacher, seconds=seconds)
@@ -246,5 +250,8 @@ def models_and_settings(
             for role, each in loaded.items()
         },
         "mask": asdict(config.mask),
-        **{name: getattr(config, name) for name in ("seed", "masks", "resamples", "batch")},
+        **{
+            name: getattr(config, name)
+            for name in ("mask_version", "seed", "masks", "resamples", "batch")
+        },
     }

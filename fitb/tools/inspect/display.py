@@ -38,6 +38,7 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
             "replaced by",
             f"[MASK] {masks['mask_share']:.2%}, another token {masks['random_share']:.2%}",
         ),
+        ("never masked", _never_masked(numbers["never_masked"])),
         ("round trips", f"{trips['failures']:,} of {trips['segments']:,} segments differ"),
     ]
     if model := result["model"]:
@@ -48,6 +49,11 @@ def rows_of_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
             ("loss", f"{model['loss']:.4f} nats; log(vocabulary) is {model['log_vocab']:.4f}"),
         ]
     return rows
+
+
+def _never_masked(found: dict[str, Any]) -> str:
+    named = ", ".join(entry["word"] for entry in found["words"])
+    return f"{found['count']:,} words longer than their row's masks" + (f": {named}" * bool(named))
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -76,6 +76,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
             vocabulary=vocabulary,
             decoder=decoder,
             overlapping=shards.manifest["settings"].get("stride") is not None,
+            mask=config.mask,
         ),
         "masks": mask_coverage(
             sample.input_ids,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitb.data.masking import Vocabulary, word_numbers
+from fitb.config import MaskConfig
+from fitb.data.masking import Vocabulary, budgets, word_numbers
 from fitb.tools.inspect.decoding import TokenDecoder
 from fitb.tools.inspect.sample import Sample, document_lengths
 
@@ -29,17 +30,21 @@ def statistics(
     vocabulary: Vocabulary,
     decoder: TokenDecoder,
     overlapping: bool,
+    mask: MaskConfig,
 ) -> dict[str, Any]:
     """Return statistics of a sample.
 
     Args:
         overlapping: whether rows overlap, so that the lengths of documents are unknown.
-    Returns: JSON-able; `unknown_share` is of tokens of text, `split_share` of known words.
+        mask: masking settings.
+    Returns: JSON-able; `unknown_share` is of tokens of text, `split_share` of known words;
+        `never_masked` are words with more tokens than their row may have masked.
     """
     text = sample.segments >= 0
     words = word_numbers(sample.input_ids, sample.word_starts, vocabulary)
     sizes = word_sizes(words)
     num_words = int((sizes > 0).sum())
+    above = (sizes > budgets(words, mask)[:, None]) & (mask.strategy == "whole_word")
     lengths = None if overlapping else document_lengths(sample, shard_rows)
     return {
         "sample_rows": len(sample.rows),
@@ -51,11 +56,19 @@ def statistics(
         ),
         "split_share": _share(int((sizes > 1).sum()), num_words),
         "pieces_per_word": _share(int(sizes.sum()), num_words),
-        "most_split": [
-            {"word": decoder.text(list(ids)), "pieces": decoder.pieces(ids), "count": count}
-            for ids, count in most_split(sample.input_ids, words, sizes)
-        ],
+        "most_split": _named(most_split(sample.input_ids, words, sizes), decoder),
+        "never_masked": {
+            "count": int(above.sum()),
+            "words": _named(most_split(sample.input_ids, words, sizes * above), decoder),
+        },
     }
+
+
+def _named(words: list[tuple[tuple[int, ...], int]], decoder: TokenDecoder) -> list[dict[str, Any]]:
+    return [
+        {"word": decoder.text(list(ids)), "pieces": decoder.pieces(ids), "count": count}
+        for ids, count in words
+    ]
 
 
 def _share(part: int, whole: int) -> float:

@@ -120,6 +120,19 @@ def test_statistics_count_words_and_pieces(shards, whole, decoder):
         assert entry["word"] == "".join(piece.removeprefix("##") for piece in entry["pieces"])
 
 
+def test_words_longer_than_their_rows_masks_are_counted_and_named(shards):
+    found = {}
+    for fraction in (0.15, 0.03):
+        config = InspectConfig(str(shards), rows=10**9, mask=MaskConfig(fraction=fraction))
+        found[fraction] = inspect(config)["statistics"]["never_masked"]
+    length = ShardSet.open(shards, "train").length
+    most = max(1, round(0.03 * (length - 2)))
+    assert found[0.03]["count"] > found[0.15]["count"]
+    assert all(len(entry["pieces"]) > most for entry in found[0.03]["words"])
+    token = InspectConfig(str(shards), mask=MaskConfig("token", fraction=0.03))
+    assert inspect(token)["statistics"]["never_masked"] == {"count": 0, "words": []}
+
+
 def test_text_is_joined_from_pieces_and_not_mended(decoder):
     ids = decoder.encode(["they do not know ."])[0]
     assert decoder.text(ids) == "they do not know ."
