@@ -39,8 +39,9 @@ no value (`--json`), a list is JSON (`--lengths '[128, 512]'`) or grows by one
 """
 CONFIGURATION_HEAD = """# Every key of a run
 
-One definition (`fitb/config/schema.py`) is the YAML file of `--config`, the flags of `fitb train`,
-and the `config.yaml` that a run keeps. A file holds sections, a flag is the dotted key:
+One definition (`fitb/config/schema.py`, `recipe.py`) is the YAML file of `--config`, the flags of
+`fitb train`, and the `config.yaml` that a run keeps. A file holds sections, a flag is the dotted
+key:
 
     fitb train --config tinybert4 --run_dir runs/tb4 --optim.lr 1e-4 --data.shards data/shards
 

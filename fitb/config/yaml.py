@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from fitb.base.errors import ConfigError
-from fitb.config.schema import AlgorithmsConfig, Config
+from fitb.config.recipe import AlgorithmsConfig
+from fitb.config.schema import Config
 
 # Keys that may change when a run is resumed: how it is executed, not what it computes, up to
 # rounding. (Algorithm versions are always those of the run, see with_algorithms_of.)
@@ -47,22 +48,24 @@ def with_algorithms_of(old: dict[str, Any], new: Config) -> Config:
     return replace(new, algorithms=AlgorithmsConfig(**versions))
 
 
-def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
+def changed_keys(old: dict[str, Any], new: Config, *more_may: str) -> list[str]:
     """Return the keys that differ but must not change on a resume, as "key: old -> new".
 
     Args:
         old: saved configuration of the run; keys that it lacks had their default.
         new: configuration of the resume.
+        more_may: further keys that may change.
     """
     before, after = flatten(old), flatten(new)
     before = {
         k: v for k, v in flatten(Config("")).items() if k in after and k not in before
     } | before
+    may_change = (*MAY_CHANGE, *more_may)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
-        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_CHANGE)
+        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in may_change)
     ]
 
 

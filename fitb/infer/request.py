@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fitb.config.schema import check_range
+from fitb.config.checks import check_range
 
 Order = Literal["left_to_right", "confidence", "refine"]
 Kind = Literal["mask", "word", "span"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,9 @@ def commit(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
     write_fenced(fence, root / names.LATEST, final.name + "\n")
 
 
-def prune(root: Path, keep_last: int, keep_step: int | None, fence: Path) -> None:
-    """Delete all but the newest checkpoints and the best, and leftovers of earlier versions."""
-    older = [p for p in committed(root)[:-keep_last] if step_of(p) != keep_step]
+def prune(root: Path, keep_last: int, keep_steps: Collection[int], fence: Path) -> None:
+    """Delete all but the newest checkpoints and some steps, and leftovers of old versions."""
+    older = [p for p in committed(root)[:-keep_last] if step_of(p) not in keep_steps]
     for path in [*root.glob("step-*.tmp"), *older]:
         _discard(path, fence)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-CONFIG = "config.yaml"  # resolved configuration of the first attempt
+CONFIG = "config.yaml"  # resolved configuration of the first attempt, or as the end was moved
 PROVENANCE = "provenance.json"  # a list: code, packages and hosts of each attempt
 METRICS = "metrics.jsonl"  # one line per logged step, each step once
 EVENTS = "events.jsonl"  # one line per attempt, resume, save, requeue, stop, ...
@@ -20,6 +20,11 @@ PREFLIGHT = "preflight"  # JOB.RESTART/HOST.json: results of the preflight
 
 STEP = "train/step"  # key of every line of METRICS: optimiser updates done
 BEST_BY = "val/loss_mlm"  # key of METRICS whose lowest value marks the best step
+
+
+def done_before(number: int) -> str:
+    """Return the name of an earlier end's DONE, from 1, of a run that went on."""
+    return f"done.{number}.json"
 
 
 def checkpoint_name(step: int) -> str:

@@ -28,6 +28,7 @@ the script began; without EXIT_CODE that number is printed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -303,8 +304,12 @@ def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | Non
 
 
 def begin_afresh(run_dir: Path) -> None:
-    """Remove done.json, before a run is continued."""
-    (run_dir / names.DONE).unlink(missing_ok=True)
+    """Set done.json aside as done.N.json, before a run is continued."""
+    number = 1
+    while (run_dir / names.done_before(number)).exists():
+        number += 1
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir / names.DONE).rename(run_dir / names.done_before(number))
 
 
 def main(args: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fitb.base.world import World
 from fitb.config import Config
 from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.rundir import names, ownership
-from fitb.rundir.checkpoints import last_saved
+from fitb.rundir.checkpoints import committed, last_saved, step_of
 from fitb.rundir.events import hang_reports, now, num_attempts
 from fitb.rundir.ownership import Replaced
 
@@ -93,7 +94,8 @@ def enter(
 ) -> tuple[int, Config]:
     """Create or re-enter a run folder as its owner; called on rank 0.
 
-    The configuration may change until a first step has been logged or saved.
+    The configuration may change until a first step has been logged or saved, and the number of
+    steps until the learning rate has begun to decay.
 
     Args:
         config: run configuration.
@@ -119,9 +121,10 @@ def enter(
             fsio.append_line(events, event)
             file.unlink()
         began = _begun(path, config)  # again: the replaced owner may have logged its first step
-        if began is None:
+        moved = began is not None and _read_config(path / names.CONFIG).get("steps") != config.steps
+        if began is None or moved:
             fence = names.fence(path, number)
-            ownership.write_fenced(fence, path / names.CONFIG, to_yaml(config))
+            ownership.write_fenced(fence, path / names.CONFIG, to_yaml(began or config))
     except BaseException:
         ownership.release(path, number)
         raise
@@ -172,12 +175,29 @@ def _begun(path: Path, config: Config) -> Config | None:
         return None
     old = _read_config(saved)
     config = with_algorithms_of(old, config)
-    if changed := changed_keys(old, config):
+    if changed := changed_keys(old, config, "steps"):
         raise ConfigError(
             f"{path} was begun under another configuration: {'; '.join(changed)}."
             " Restore the old values, or choose another --run_dir"
         )
+    _check_end(path, old["steps"], config)
     return config
+
+
+def _check_end(path: Path, steps: int, config: Config) -> None:
+    """Raise ConfigError if the end of a run is moved after its learning rate depended on it."""
+    free = min(replace(config, steps=steps).decay_begins, config.decay_begins)
+    done = [step_of(each) for each in committed(path / names.CHECKPOINTS)]
+    if steps == config.steps or max(done, default=0) <= free:
+        return
+    before = max((step for step in done if step <= free), default=None)
+    where = names.checkpoint(path, before) if before is not None else config.branch_from
+    branch = f", or branch from {where} into another --run_dir: --branch_from {where}"
+    raise ConfigError(
+        f"{path} was begun with steps={steps} and cannot end at steps={config.steps}: its learning"
+        f" rate depends on the end since step {free}, and step {max(done)} is done; restore"
+        f" --steps {steps}{branch if where else ', or begin another --run_dir'}"
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fitb.config.schema import check_range
+from fitb.config.checks import check_range
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from fitb.base.errors import ConfigError
-from fitb.config.schema import check_range
+from fitb.config.checks import check_range
 from fitb.infer.request import Backend
 from fitb.serve.request_limits import Limits
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fitb.base import fsio, signals
 from fitb.base.errors import FINISHED, RESUME, ConfigError, TrainingError
 from fitb.base.templates import render_template
 from fitb.cluster.local import LocalRun, forwarding, train_command
-from fitb.config import Config, MaskConfig
+from fitb.config import Config, MaskConfig, ObjectiveConfig
 from fitb.config.parser import parse
 from fitb.rundir import names
 from fitb.rundir.events import num_attempts
@@ -193,33 +193,38 @@ def _last_step(run_dir: Path) -> int:
 
 def _compute_ratio(run_dir: Path) -> float:
     """Return the FLOPs of a distillation step divided by those of an MLM step."""
+    config = parse(Config, "fitb demo", ["--config", str(run_dir / names.CONFIG)])
+    alone = replace(config, model=replace(config.model, teacher=None, init="random"))
+    alone = replace(alone, objective=ObjectiveConfig())
+    return flops_of_step(config) / flops_of_step(alone)
+
+
+def flops_of_step(config: Config) -> int:
+    """Return the FLOPs of a step of a run, teacher included, as torch counts them on a CPU."""
     import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fitb.config import ObjectiveConfig
     from fitb.evaluation.count import masked_batch
     from fitb.evaluation.measure import EvaluationSet
     from fitb.model.load import load_model
     from fitb.objective.objective import Objective
 
-    config = parse(Config, "fitb demo", ["--config", str(run_dir / names.CONFIG)])
     train = EvaluationSet.open("train", config.data.shards, "train")
     rows = np.arange(min(config.micro_batch, train.shards.num_rows))
     batch, _ = masked_batch(train.shards, rows, train.vocabulary, config.mask, seed=0)
     load = partial(load_model, tokenizer=train.tokenizer)
 
-    def flops(teacher: Any) -> int:
-        student = load(config.model.student, length=train.shards.length).model
-        objective = Objective(student, teacher, config.objective if teacher else ObjectiveConfig())
-        with FlopCounterMode(display=False) as counter:
+    student = load(config.model.student, length=train.shards.length).model
+    teacher = load(config.model.teacher).model if config.model.teacher else None
+    objective = Objective(student, teacher, config.objective)
+    with FlopCounterMode(display=False) as counter:
+        targets = None
+        if teacher is not None and objective.asks_teacher:
             with torch.no_grad():
-                targets = objective.teacher_tap(teacher)(batch) if teacher else None
-            objective(batch, targets).sum().backward()
-        return int(counter.get_total_flops())
-
-    source = config.model.teacher
-    return flops(source and load(source).model) / flops(None)
+                targets = objective.teacher_tap(teacher)(batch)
+        objective(batch, targets).sum().backward()
+    return int(counter.get_total_flops()) * config.global_batch // len(rows)
 
 
 def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def save(
     fence: Path,
     world: World,
     keep_last: int,
-    keep_step: int | None = None,
+    keep_steps: Collection[int] = (),
 ) -> tuple[Path, dict[str, float]]:
     """Write and commit a checkpoint. Collective: every rank calls this at the same step.
 
@@ -60,7 +60,7 @@ def save(
         manifest: further entries of the manifest; must hold `step`.
         fence: folder of this attempt, on the same filesystem; without it nothing can be committed.
         keep_last: number of newest checkpoints to keep.
-        keep_step: step of one more checkpoint to keep, the best one.
+        keep_steps: steps of further checkpoints to keep.
     Returns: the committed folder; seconds spent on `write` and `commit`, on this rank.
     Raises:
         SystemFault: on every rank if any rank could not write; earlier checkpoints are untouched.
@@ -91,7 +91,7 @@ def save(
         files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
         whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
         on_main(lambda: commit(scratch, final, whole), world)
-        on_main(lambda: prune(root, keep_last, keep_step, fence), world)
+        on_main(lambda: prune(root, keep_last, keep_steps, fence), world)
     except FitbError:
         on_main(lambda: check_owned(fence), world)  # the error reached all ranks
         if world.is_main:
@@ -154,13 +154,33 @@ def load(root: Path, world: World) -> Checkpoint | None:
     chosen = on_main(find, world)
     if chosen is None:
         return None
-    path, manifest = root / chosen[0], chosen[1]
+    return _on_every_rank(root / chosen[0], chosen[1], loaded, world)
 
-    def read_on_this_rank() -> None:
+
+def load_from(path: Path, world: World) -> Checkpoint:
+    """Load one checkpoint of any run, which is not touched, the same on every rank.
+
+    Raises: CheckpointError if it is damaged; SystemFault as `load`.
+    """
+    loaded: list[Checkpoint] = []
+
+    def find() -> dict[str, Any]:
+        loaded.append(read(path))
+        return loaded[0].manifest
+
+    return _on_every_rank(path, on_main(find, world), loaded, world)
+
+
+def _on_every_rank(
+    path: Path, manifest: dict[str, Any], loaded: Sequence[Checkpoint], world: World
+) -> Checkpoint:
+    """Return rank 0's checkpoint, which other ranks read for themselves."""
+
+    def read_on_this_rank() -> Checkpoint:
         if loaded:
-            return
+            return loaded[0]
         try:
-            loaded.append(Checkpoint(path, manifest, _read_tensors(path, manifest)))
+            return Checkpoint(path, manifest, _read_tensors(path, manifest))
         except CheckpointError as error:
             host = socket.gethostname()
             raise SystemFault(
@@ -168,8 +188,9 @@ def load(root: Path, world: World) -> Checkpoint | None:
                 f" checkpoint: {error}. Start again; if {host} fails again, exclude that host"
             ) from error
 
-    on_all(read_on_this_rank, world)
-    return loaded[0]
+    found: list[Checkpoint] = []
+    on_all(lambda: found.append(read_on_this_rank()), world)
+    return found[0]
 
 
 def read(path: Path) -> Checkpoint:

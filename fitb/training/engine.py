@@ -31,6 +31,7 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """Return the learning rate of a step: a pure function, so there is no schedule to checkpoint.
 
     The first warm-up step has lr / warmup_steps, not 0 as in transformers, and the last has lr.
+    The decay of wsd is that of Haegele et al. 2024, section 3 (https://arxiv.org/abs/2405.18392).
 
     Args:
         step: 0-based step.
@@ -38,6 +39,9 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "wsd":
+        decayed = max(0.0, 1 - (steps - step) / max(1, config.decay_steps))
+        return config.lr * (1 - math.sqrt(decayed))
     left = max(0.0, (steps - step) / max(1, steps - config.warmup_steps))
     if config.schedule == "linear":
         return config.lr * left

@@ -43,8 +43,13 @@ _EVAL_BATCH = 64
 
 
 def due(step: int, every: int, config: Config) -> bool:
-    """Return whether work that runs every `every` steps (0: never) and at the last step is due."""
-    return every > 0 and (step % every == 0 or step == config.steps)
+    """Return whether work is due: every `every` steps (0: never), before a decay, and last."""
+    return every > 0 and (step % every == 0 or step in (before_decay(config), config.steps))
+
+
+def before_decay(config: Config) -> int:
+    """Return the last step before a decay, whose checkpoint is kept to branch from; 0 for none."""
+    return config.decay_begins if config.optim.decay_steps else 0
 
 
 def out_of_patience(progress: Progress, config: Config) -> bool:
@@ -221,7 +226,7 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
         fence=run.fence,
         world=parts.engine.world,
         keep_last=config.checkpoint.keep_last,
-        keep_step=progress.best_step,
+        keep_steps={progress.best_step or 0, before_decay(config)},
     )
     rounded = {part: round(value, 3) for part, value in seconds.items()}
     run.event("save", step=progress.step, checkpoint=folder.name, seconds=rounded)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fitb.base import fsio
-from fitb.base.errors import CheckpointError, DataError, SystemFault
+from fitb.base.errors import CheckpointError, ConfigError, DataError, SystemFault
 from fitb.base.world import World, job_id
 from fitb.cluster.slurm import is_over
 from fitb.config import Config, Geometry, ObjectiveConfig
@@ -23,16 +23,19 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.cached_rows import CachedRows
 from fitb.data.masking import Vocabulary, num_slots
 from fitb.data.stream import RowStream
-from fitb.evaluation.count import choose_rows
+from fitb.evaluation.count import choose_rows, masked_batch
 from fitb.model.added_tokens import extended
 from fitb.model.contract import check_contract
 from fitb.model.flops import TokenFlops, work_per_token
+from fitb.model.from_teacher import take_weights
+from fitb.model.layer_map import resolve
 from fitb.model.load import load_model, num_parameters
 from fitb.model.loaded import Loaded
 from fitb.model.peaks import peak_tflops
 from fitb.model.positions import take_positions, trained_length
 from fitb.model.rank_agreement import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.objective.objective import Objective, Tap
+from fitb.rundir.checkpoints import checkpoint_of, step_of
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter
 from fitb.shards.cache import CacheSettings
@@ -43,6 +46,7 @@ from fitb.training.engine import Engine
 from fitb.training.zero import deepspeed_config
 
 logger = logging.getLogger(__name__)
+_FIRST_ROWS = 8  # on which the terms of a student that begins from its teacher are measured
 
 
 @dataclass
@@ -193,16 +197,26 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
     shards, tokenizer, objective = read.shards, read.tokenizer, read.objective
     validation = _validation(read.held_out, config, world)
     found = checkpoint.load(run.checkpoints, world)
+    branched = found is None and config.branch_from is not None
+    if branched:
+        found = checkpoint.load_from(_branching_point(config), world)
     if found:
         _load_weights(found, shards.fingerprint, objective)
-    engine = Engine(objective, read.teacher, config, world, device, shards.length)
+    elif config.model.init == "teacher":
+        _begin_from_teacher(read, config, run, world)
+    teacher = read.teacher if objective.asks_teacher else None
+    engine = Engine(objective, teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
         manifest = found.manifest
         engine.state.load_full_tensors(found.tensors)
         engine.state.load_scalars(manifest["optimizer"], config.precision)
-        progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
-        run.event("resume", step=progress.step, checkpoint=found.path.name)
+        if branched:
+            progress = Progress(manifest["step"])
+            run.event("branch", step=progress.step, checkpoint=str(found.path.absolute()))
+        else:
+            progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
+            run.event("resume", step=progress.step, checkpoint=found.path.name)
         logger.info("resumed at step %d from %s", progress.step, found.path)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     vocabulary = Vocabulary.of(tokenizer)
@@ -226,11 +240,52 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
         tokenizer,
         shards.fingerprint,
         progress,
-        work_of(objective, read.teacher, config, shards.length).total,
+        work_of(objective, teacher, config, shards.length).total,
         peak_tflops(name, config.precision),
         shards.manifest,
         tuple(entry["id"] for entry in shards.manifest["tokenizer"].get("added", ())),
     )
+
+
+def _branching_point(config: Config) -> Path:
+    found = checkpoint_of(config.branch_from or "")
+    if found is None:
+        raise ConfigError(
+            f"branch_from={config.branch_from} is neither a run with checkpoints nor one of its"
+            " folders checkpoints/step-NNNNNNN; correct it, or leave it out to begin at step 0"
+        )
+    step, decay = step_of(found), config.optim.decay_steps
+    if step >= config.steps or (decay and step > config.decay_begins):
+        raise ConfigError(
+            f"branch_from={config.branch_from} is step {step} of steps={config.steps}, the last"
+            f" {decay} of which decay; expected a step before; use --steps {step + max(1, decay)}"
+        )
+    return found
+
+
+def _begin_from_teacher(read: _Read, config: Config, run: RunDir, world: World) -> None:
+    """Set the student's first weights; log them, what stays random, and what the terms start at."""
+    objective, teacher = read.objective, read.teacher
+    assert teacher is not None  # as the configuration has checked
+    student, depth = objective.student.model, teacher.model.config.num_hidden_layers
+    wanted = config.model.init_layers
+    layers = resolve(wanted, student.config.num_hidden_layers, depth, "model.init_layers")
+    basis, left = take_weights(student, teacher.model, layers)
+    if basis is not None:
+        objective.begin_projections(basis)
+    if not world.is_main:
+        return
+    shards = read.held_out or read.shards
+    rows = choose_rows(shards.num_rows, _FIRST_ROWS)
+    batch, _ = masked_batch(shards, rows, Vocabulary.of(read.tokenizer), config.mask, config.seed)
+    with torch.no_grad():
+        sums = objective(batch, teacher(batch) if objective.asks_teacher else None)
+    means = (sums / objective.counts(batch).clamp(min=1)).tolist()
+    terms = {name: round(mean, 6) for name, mean in zip(objective.names, means, strict=True)}
+    logger.info("student begins as teacher layers %s: %s", list(layers), terms)
+    for what in left:
+        logger.warning("not taken from the teacher: %s", what)
+    run.event("begin", layers=list(layers), left=left, terms=terms)
 
 
 def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> TokenFlops:
@@ -278,9 +333,19 @@ def load_models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Loade
         teacher=teacher,
         needs_teacher_head=terms.logits > 0,
         attention=terms.attention > 0,
-        layer_map=terms.layer_map if teacher else None,
+        relation_heads=(terms.relation_heads or student.model.config.num_attention_heads)
+        if terms.relation
+        else None,
+        layer_maps=_layer_maps(config) if teacher else {},
     )
     return student, teacher
+
+
+def _layer_maps(config: Config) -> dict[str, Any]:
+    maps = {"objective.layer_map": config.objective.layer_map}
+    if config.model.init == "teacher":
+        maps["model.init_layers"] = config.model.init_layers
+    return maps
 
 
 def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective, Tap | None]:
@@ -297,7 +362,7 @@ def _models(config: Config, shards: ShardSet, tokenizer: Any) -> tuple[Objective
     logger.info("teacher %s: %d parameters", teacher.source, num_parameters(teacher.model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the projections
-        objective = Objective(student.model, teacher.model, terms)
+        objective = Objective(student.model, teacher.model, terms, config.algorithms.attention)
     logger.info("student layers learn from teacher layers %s", list(objective.layers))
     return objective, objective.teacher_tap(teacher.model)
 

@@ -172,8 +172,8 @@ def test_a_run_goes_on_with_the_algorithm_versions_it_began_with(monkeypatch):
     new = Config("run", algorithms=Newer())
     assert new.algorithms == Newer(order=3)
     for saved, began in (
-        ({}, Newer(order=1, masks=1, norm=1)),
-        ({"algorithms": {"order": 2}}, Newer(order=2, masks=1, norm=1)),
+        ({}, Newer(order=1, masks=1, attention=1, norm=1)),
+        ({"algorithms": {"order": 2}}, Newer(order=2, masks=1, attention=1, norm=1)),
         (dataclasses.asdict(new), new.algorithms),
     ):
         went_on = with_algorithms_of(saved, new)

@@ -58,8 +58,8 @@ def test_once_a_step_is_logged_a_changed_configuration_is_refused_with_every_key
     assert open_run(mended, ALONE)[0].attempt == 2
     begin(mended)
     before = (Path(config.run_dir) / "config.yaml").read_bytes()
-    changed = dataclasses.replace(config, optim=OptimConfig(lr=0.5))
-    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0005 -> 0\.5; steps: 7 -> 100000"):
+    changed = dataclasses.replace(mended, optim=OptimConfig(lr=0.5), seed=5)
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0005 -> 0\.5; seed: 0 -> 5"):
         open_run(changed, ALONE)
     assert (Path(config.run_dir) / "config.yaml").read_bytes() == before
     assert len(events(config)) == 3

@@ -31,7 +31,7 @@ def tensors(step):
             yield f"{kind}/{name}", torch.arange(4.0).reshape(2, -1).T + step
 
 
-def commit(root, step, keep_last=10, keep_step=None, **details):
+def commit(root, step, keep_last=10, keep_steps=(), **details):
     fence = root / ".0001"
     if not fence.is_dir():
         fence.mkdir()
@@ -42,7 +42,7 @@ def commit(root, step, keep_last=10, keep_step=None, **details):
         fence=fence,
         world=ALONE,
         keep_last=keep_last,
-        keep_step=keep_step,
+        keep_steps=keep_steps,
     )
     return folder
 
@@ -243,7 +243,7 @@ def test_an_unfinished_checkpoint_is_ignored_and_goes_with_the_next_save(root):
 )
 def test_the_newest_are_kept_and_the_best_and_older_ones_go(tmp_path, keep_last, best, left):
     for step in range(1, 7):
-        commit(tmp_path, step, keep_last=keep_last, keep_step=best and min(step, best))
+        commit(tmp_path, step, keep_last=keep_last, keep_steps=[best and min(step, best)])
         assert chosen(tmp_path) == tmp_path / f"step-{step:07d}"
     assert names(tmp_path) == ["latest", *(f"step-{int(step):07d}" for step in left)]
 
