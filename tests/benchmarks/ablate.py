@@ -1,0 +1,386 @@
+"""Ablation of the training recipe: settings x seeds on a fixed corpus, as one table.
+
+    python tests/benchmarks/ablate.py OUT [--corpus docstrings] [--grid default] [--seeds 0 1 2]
+                                      [--steps 300] [--minutes 60] [--only NAME ...]
+
+The teacher is the demo's (4 x 192, MLM alone); students have 2 layers. Every run is `fitb train` in
+one process with one thread, two at a time. After `--minutes` runs are stopped, and the same command
+goes on with them: finished runs are not run again. OUT/GRID.json and OUT/GRID.md hold, for each
+setting, means over seeds, and differences from the first setting with 95 % intervals: paired over
+documents (bootstrap), and over seeds (Student's t). All models see the same masks of the validation
+rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from corpora import corpus
+from numpy.typing import NDArray
+
+from fitb.base.fsio import write_atomic, write_json
+from fitb.bench.timing import machine
+from fitb.config import Config, MaskConfig
+from fitb.config.parser import parse
+from fitb.corpus.prepare import prepare
+from fitb.corpus.prepare_config import PrepareConfig
+from fitb.data.masking import Vocabulary
+from fitb.evaluation.count import choose_rows, masked_batch
+from fitb.evaluation.metrics import differences, metrics_of
+from fitb.evaluation.row_counts import RowCounts, count_rows, piece_classes
+from fitb.evaluation.score import Bert, score
+from fitb.model.load import load_model
+from fitb.shards.shard_set import ShardSet
+from fitb.tools.demo import flops_of_step
+
+SIZES = (1, 2, 3, 4)  # subwords of a word; the last group holds longer words too
+ROWS = 1024  # validation rows
+_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % by number of seeds
+
+
+def off(*terms: str) -> dict[str, Any]:
+    """Return weights of 0."""
+    return {f"objective.{term}": 0 for term in terms}
+
+
+STATES = ("embedding", "hidden", "attention")
+NEW = {"model.init": "teacher", "algorithms.masks": 3}  # what the settings after the first change
+OLD = {"model.init": "random", "algorithms.masks": 2}
+GRIDS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "copied": NEW,
+        "random start, old masks": OLD,
+        "random start": NEW | {"model.init": "random"},
+        "old masks": NEW | {"algorithms.masks": 2},
+        "lower layers copied": NEW | {"model.init_layers": "lower"},
+        "lower layers copied, learns from them": NEW
+        | {"model.init_layers": "lower", "objective.layer_map": "lower"},
+        "copied, learns from lower": NEW | {"objective.layer_map": "lower"},
+        "copied, learns from 1 and 4": NEW | {"objective.layer_map": "[1, 4]"},
+        "no embedding term": NEW | off("embedding"),
+        "no hidden term": NEW | off("hidden"),
+        "no attention term": NEW | off("attention"),
+        "no logits term": NEW | off("logits"),
+        "no mlm term": NEW | off("mlm"),
+        "logits and mlm": NEW | off(*STATES),
+        "logits alone": NEW | off(*STATES, "mlm"),
+        "mlm alone": NEW | off(*STATES, "logits"),
+        "relations for attention": NEW | off("attention") | {"objective.relation": 1},
+        "relations too": NEW | {"objective.relation": 1},
+        "dropout 0.1": NEW | {"model.dropout": 0.1},
+        "masks 25 %": NEW | {"mask.fraction": 0.25},
+        "masks 40 %": NEW | {"mask.fraction": 0.4},
+        "temperature 2": NEW | {"objective.temperature": 2},
+        "temperature 4": NEW | {"objective.temperature": 4},
+        "batch 64": NEW | {"global_batch": 64},
+        "batch 16": NEW | {"global_batch": 16},
+        "lr 1e-3": NEW | {"optim.lr": 1e-3},
+        "lr 4e-3": NEW | {"optim.lr": 4e-3},
+        "betas 0.9, 0.98": NEW | {"optim.betas": "[0.9, 0.98]"},
+        "wsd, decay 20 %": NEW | {"optim.schedule": "wsd", "optim.decay_steps": 60},
+    },
+    "narrow": {
+        "random start": NEW | {"model.init": "random"},
+        "principal components": NEW,
+        "random start, no states": NEW | {"model.init": "random"} | off(*STATES),
+        "principal components, no states": NEW | off(*STATES),
+    },
+}
+STUDENTS = {
+    "default": {"hidden_size": 192, "intermediate_size": 768},
+    "narrow": {"hidden_size": 96, "intermediate_size": 384},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Args:
+        name: name of its setting.
+        seed: seed of weights, order, masks and dropout.
+        flags: flags of `fitb train`.
+        folder: run folder.
+    """
+
+    name: str
+    seed: int
+    flags: tuple[str, ...]
+    folder: Path
+
+    @property
+    def counts(self) -> Path:
+        return self.folder.with_suffix(".npz")
+
+
+def common_flags(out: Path, student: Mapping[str, int], steps: int) -> dict[str, Any]:
+    """Return the settings that all runs share: the demo's student."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, **student}
+    return {
+        "config": "demo",
+        "model.teacher": out / "teacher" / "export",
+        "model.student": str(shape).replace("'", '"'),
+        "data.shards": out / "shards",
+        "steps": steps,
+        "optim.warmup_steps": steps // 10,
+        "precision": "fp32",
+        "eval.every_steps": 0,
+        "checkpoint.every_steps": 0,
+        "track.wandb": "disabled",
+        "track.every_steps": 50,
+    }
+
+
+def command(flags: Mapping[str, Any] | Sequence[str], folder: Path) -> list[str]:
+    """Return the command line of a training."""
+    words = flags
+    if isinstance(flags, Mapping):
+        words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "fitb", "train", *words, "--run_dir", str(folder)]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return this environment with a number of threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def prepare_corpus(out: Path, name: str) -> None:
+    """Prepare shards, and train the teacher on them, unless both are there."""
+    if not (out / "shards" / "manifest.json").exists():
+        text = str(corpus(out, name))
+        about = {"vocab_size": 4096, "length": 64, "validation_fraction": 0.1}
+        prepare(PrepareConfig(out=str(out / "shards"), source="jsonl", files=[text], **about))
+    flags = {
+        "config": "demo-teacher",
+        "data.shards": out / "shards",
+        "steps": 2000,
+        "precision": "fp32",
+        "track.wandb": "disabled",
+    }
+    if not finished(out / "teacher"):
+        subprocess.run(command(flags, out / "teacher"), check=True, env=environment(2))
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has ended with all steps done."""
+    try:
+        config = parse(Config, "ablate", ["--config", str(folder / "config.yaml")])
+        return (folder / "checkpoints" / f"step-{config.steps:07d}" / "manifest.json").exists()
+    except Exception:  # no run, or not one that has begun
+        return False
+
+
+def train_all(runs: Sequence[Run], out: Path, ends_s: float, at_once: int) -> bool:
+    """Run what is not finished, some at a time; stop what runs at the deadline. Return if done."""
+    waiting = iter([run for run in runs if not run.counts.exists()])
+    running: dict[Run, subprocess.Popen[bytes]] = {}
+    complete = True
+    while True:
+        while len(running) < at_once and time.time() < ends_s and (run := next(waiting, None)):
+            run.folder.parent.mkdir(parents=True, exist_ok=True)
+            with open(run.folder.with_suffix(".log"), "ab") as log:
+                words = command(run.flags, run.folder)
+                running[run] = subprocess.Popen(
+                    words, env=environment(1), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                )
+        if not running:
+            return complete and next(waiting, None) is None
+        if time.time() > ends_s:
+            for process in running.values():
+                process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
+        for run, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[run]
+            if process.returncode == 0:
+                evaluate(run, out)
+                print(f"{time.strftime('%H:%M:%S')} {run.name}, seed {run.seed}", flush=True)
+            else:
+                complete = False
+                if process.returncode != 85:
+                    print(f"{run.folder} ended with {process.returncode}", flush=True)
+
+
+class BySubwords:
+    """Groups of words for `masked_batch`: all, then by number of subwords."""
+
+    def groups(
+        self,
+        rows: NDArray[np.int64],
+        input_ids: NDArray[np.int64],
+        words: NDArray[np.int64],
+        touched: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Return (B, L, G) bool, the groups of each word by its number."""
+        sizes = np.zeros(words.shape, dtype=np.int64)
+        row = np.broadcast_to(np.arange(len(words))[:, None], words.shape)
+        np.add.at(sizes, (row[words >= 0], words[words >= 0]), 1)
+        by_size = [np.minimum(sizes, SIZES[-1]) == size for size in SIZES]
+        return np.stack([np.ones_like(touched), *by_size], axis=2)
+
+
+def evaluate(run: Run, out: Path) -> None:
+    """Count a student's correct predictions beside its teacher's, and store them."""
+    shards = ShardSet.open(str(out / "shards"), "validation")
+    config = parse(Config, "ablate", ["--config", str(run.folder / "config.yaml")])
+    models = models_of(run, out)
+    rows = choose_rows(shards.num_rows, ROWS)
+    classes = piece_classes(models["student"][1].convert_ids_to_tokens(range(4096)))
+    parts = []
+    for begin in range(0, len(rows), 64):
+        batch, slots = masked_batch(
+            shards,
+            rows[begin : begin + 64],
+            Vocabulary.of(models["student"][1]),
+            MaskConfig(),
+            0,
+            BySubwords(),  # type: ignore[arg-type]
+        )
+        predictors = {role: Bert(model) for role, (model, _) in models.items()}
+        with torch.no_grad():
+            scores = score(predictors, batch, teacher="teacher")
+        parts.append(count_rows(slots, scores["student"], classes))
+    counts = RowCounts.joined(parts)
+    cost = flops_of_step(config) * config.steps
+    np.savez(run.counts, rows=counts.rows, documents=counts.documents, sums=counts.sums, flops=cost)
+
+
+def models_of(run: Run, out: Path) -> dict[str, Any]:
+    """Load the last student of a run and the teacher, each with the tokenizer."""
+    from fitb.corpus.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(out / "shards" / "tokenizer")
+    sources = {"student": run.folder / "export", "teacher": out / "teacher" / "export"}
+    return {
+        role: (load_model(str(source), tokenizer=tokenizer).model, tokenizer)
+        for role, source in sources.items()
+    }
+
+
+def counts_of(run: Run) -> tuple[RowCounts, float]:
+    """Read what `evaluate` stored: counts and floating-point operations."""
+    stored = np.load(run.counts)
+    return RowCounts(stored["rows"], stored["documents"], stored["sums"]), float(stored["flops"])
+
+
+def table(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:
+    """Return one row per setting with finished runs, compared with the first setting."""
+    done = [run for run in runs if run.counts.exists()]
+    names = list(dict.fromkeys(run.name for run in done))
+    by_name = {name: {r.seed: counts_of(r) for r in done if r.name == name} for name in names}
+    first = by_name[names[0]]
+    return [{"setting": name, **row_of(by_name[name], first)} for name in names]
+
+
+def row_of(
+    mine: Mapping[int, tuple[RowCounts, float]], first: Mapping[int, tuple[RowCounts, float]]
+) -> dict[str, Any]:
+    """Return means over seeds, and differences of top-1 over the seeds that both have."""
+    metrics = [metrics_of(counts.totals()) for counts, _ in mine.values()]
+    row: dict[str, Any] = {"seeds": sorted(mine), "flops": next(iter(mine.values()))[1]}
+    for metric in ("top1", "loss", "span_em", "agreement"):
+        row[metric] = statistics.fmean(float(each[metric][0]) for each in metrics)
+    row["span_em_by_subwords"] = [
+        statistics.fmean(float(each["span_em"][group]) for each in metrics)
+        for group in range(1, len(SIZES) + 1)
+    ]
+    seeds = sorted(mine.keys() & first.keys())
+    pairs = [(mine[seed][0], first[seed][0]) for seed in seeds]
+    gaps = [top1_of(ours) - top1_of(theirs) for ours, theirs in pairs]
+    ours, theirs = (pooled([pair[side] for pair in pairs]) for side in (0, 1))
+    over_documents = differences(ours, theirs)[0]["top1"]
+    row["difference"] = statistics.fmean(gaps)
+    row["over_documents"] = [over_documents.low, over_documents.high]
+    if len(gaps) in _T:
+        half = _T[len(gaps)] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+        row["over_seeds"] = [row["difference"] - half, row["difference"] + half]
+    return row
+
+
+def top1_of(counts: RowCounts) -> float:
+    return float(metrics_of(counts.totals())["top1"][0])
+
+
+def pooled(counts: Sequence[RowCounts]) -> RowCounts:
+    """Add the counts of several seeds on the same rows."""
+    return RowCounts(counts[0].rows, counts[0].documents, sum(each.sums for each in counts))
+
+
+def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
+    """Return the table as Markdown; differences are of top-1, in points."""
+
+    def interval(found: Sequence[float] | None) -> str:
+        return "" if found is None else f"{100 * found[0]:+.1f} to {100 * found[1]:+.1f}"
+
+    head = ["setting", "top-1", "difference", "over documents", "over seeds", "loss"]
+    head += [f"words of {size}" for size in SIZES] + ["agreement", "TFLOP", "seeds"]
+    lines = [about, "", " | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [
+            row["setting"],
+            f"{row['top1']:.1%}",
+            f"{100 * row['difference']:+.1f}",
+            interval(row["over_documents"]),
+            interval(row.get("over_seeds")),
+            f"{row['loss']:.3f}",
+            *(f"{share:.1%}" for share in row["span_em_by_subwords"]),
+            f"{row['agreement']:.1%}",
+            f"{row['flops'] / 1e12:.1f}",
+            str(len(row["seeds"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def all_runs(args: argparse.Namespace) -> Iterator[Run]:
+    """Yield the runs of a grid, seed by seed, so that a part is a smaller table and no half one."""
+    shared = common_flags(args.out, STUDENTS[args.grid], args.steps)
+    for seed, (name, changed) in itertools.product(args.seeds, GRIDS[args.grid].items()):
+        if args.only and name not in args.only:
+            continue
+        flags = command({**shared, **changed, "seed": seed}, Path())[4:-2]
+        slug = "".join(c if c.isalnum() else "-" for c in name)
+        yield Run(name, seed, tuple(flags), args.out / args.grid / f"{slug}.{seed}.{args.steps}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--corpus", choices=("docstrings", "wordnet"), default="docstrings")
+    parser.add_argument("--grid", choices=tuple(GRIDS), default="default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--at_once", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=[])
+    args = parser.parse_args()
+    ends_s = time.time() + 60 * args.minutes
+    prepare_corpus(args.out, args.corpus)
+    runs = list(all_runs(args))
+    complete = train_all(runs, args.out, ends_s, args.at_once)
+    rows = table(runs, args.out)
+    about = f"{args.corpus}, {args.steps} steps, {machine()['cpu']}"
+    write_json(args.out / f"{args.grid}.json", {"rows": rows, "about": about})
+    text = rendered(rows, about)
+    write_atomic(args.out / f"{args.grid}.md", text.encode())
+    print(text)
+    return 0 if complete else 85
+
+
+if __name__ == "__main__":
+    sys.exit(main())
