@@ -100,7 +100,7 @@ def masked_batch(
     words = word_numbers(read.input_ids, read.word_starts, vocabulary)
     used = masked.labels != IGNORE_INDEX
     row = np.broadcast_to(np.arange(len(rows))[:, None], used.shape)[used]
-    parts, part = _parts(shards, rows, read.input_ids, (row, masked.slots[used]), vocabulary)
+    parts, part = parts_of(shards, rows, read.input_ids, (row, masked.slots[used]), vocabulary)
     slot_words = masked.slot_words[used]
     if categoriser is None:
         groups = np.ones((*words.shape, 1), dtype=bool)
@@ -113,7 +113,7 @@ def masked_batch(
     )
 
 
-def _parts(
+def parts_of(
     shards: ShardSet | CachedRows,
     rows: NDArray[np.int64],
     input_ids: NDArray[np.int64],

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from fitb.base.fsio import finite
 from fitb.evaluation.baselines import count_tokens, drift, untrained
+from fitb.evaluation.count import choose_rows
 from fitb.evaluation.data_parallel import Ranks, joined
 from fitb.evaluation.evaluate_config import ROLES, EvaluateConfig
 from fitb.evaluation.measure import Measured, device_of, load, measure, models_and_settings
-from fitb.evaluation.metrics import by_group, over_masks, summaries
+from fitb.evaluation.metrics import by_group, over_masks, summaries, text_metrics
+from fitb.evaluation.pseudo_perplexity import TextCounts, count_texts
 from fitb.evaluation.score import Bert, Predictor, Unigram
 from fitb.model.loaded import Loaded
 from fitb.shards.shard_set import ShardSet
@@ -43,8 +49,12 @@ def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, An
             predictors["unigram"] = Unigram(counts, device_of(ranks))
         ordered = {role: predictors[role] for role in ROLES if role in predictors}
         found = measure(config, each, ordered, ranks)
+        texts = {}
+        if config.pseudo_rows:
+            rows = choose_rows(each.shards.num_rows, config.pseudo_rows)
+            texts = count_texts(each, rows, ordered, ranks, config.batch)
         if ranks.world.is_main:
-            summaries_by_set[each.name] = _summary(config, found)
+            summaries_by_set[each.name] = _summary(config, found, texts)
     if not ranks.world.is_main:
         return {}
     before, after = loaded.get("frozen"), loaded["model"]
@@ -59,7 +69,9 @@ def evaluate(config: EvaluateConfig, ranks: Ranks | None = None) -> dict[str, An
     return dict(finite(result))
 
 
-def _summary(config: EvaluateConfig, found: Measured) -> dict[str, Any]:
+def _summary(
+    config: EvaluateConfig, found: Measured, texts: Mapping[str, TextCounts]
+) -> dict[str, Any]:
     """Return the description of a set with every model's metrics on it."""
     models = {}
     for role, counts in found.counts.items():
@@ -70,4 +82,17 @@ def _summary(config: EvaluateConfig, found: Measured) -> dict[str, Any]:
             "over_masks": over_masks(counts),
             "tokens_per_s": found.tokens_per_s[role],
         }
+        if role in texts:
+            models[role]["texts"] = _of_texts(config, texts[role])
     return {**found.about, "models": models}
+
+
+def _of_texts(config: EvaluateConfig, counts: TextCounts) -> dict[str, Any]:
+    """Return pseudo-perplexity and bits per byte, with what they were measured on."""
+    sums = np.stack([counts.nats, counts.tokens, counts.num_bytes], axis=1).astype(np.float64)
+    metrics = text_metrics(counts.documents, sums, config.seed, config.resamples)
+    return {
+        **{name: asdict(interval) for name, interval in metrics.items()},
+        "num_tokens": int(counts.tokens.sum()),
+        "num_bytes": int(counts.num_bytes.sum()),
+    }

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
 
 from fitb.base.errors import ConfigError
 from fitb.config import AlgorithmsConfig, MaskConfig
 from fitb.config.checks import check_range
+from fitb.rundir import names
+from fitb.rundir.checkpoints import checkpoint_of
 
 ROLES = ("model", "unigram", "untrained", "frozen", "control", "teacher")  # rows of the table
 
@@ -26,8 +31,8 @@ class MeasureConfig:
         masks: number of masks (seeds seed, seed + 1, ...) for the spread over masks; metrics,
             intervals and categories are those of the first.
         mask: masking of the rows.
-        mask_version: version of the choice of masked positions, as `algorithms.masks`; 2 keeps
-            figures comparable with earlier ones, 3 masks long words as often as short ones.
+        mask_version: version of the choice of masked positions, as `algorithms.masks`; null takes
+            that of the (first) model's run, or without a run the newest.
         teacher: model whose predictions the others are compared with.
         originals: with a lowercasing tokenizer, read the input of the shards again to recognise
             names; this takes as long as reading that input.
@@ -43,7 +48,7 @@ class MeasureConfig:
     seed: int = 0
     masks: int = 1
     mask: MaskConfig = field(default_factory=MaskConfig)
-    mask_version: int = 2
+    mask_version: int | None = None
     teacher: str | None = None
     originals: bool = True
     resamples: int = 1000
@@ -76,6 +81,8 @@ class EvaluateConfig(MeasureConfig):
         frozen: the model before training, to report gains, losses and the drift of embeddings.
         control: the same student trained without a teacher.
         baselines: also evaluate token frequencies and the model with random weights.
+        pseudo_rows: number of rows, spread evenly, of which pseudo-perplexity and bits per byte are
+            measured, at one forward pass per token; 0 measures none.
         unigram_rows: number of training rows whose tokens are counted for the frequencies, spread
             evenly; 0 means all.
     """
@@ -87,6 +94,7 @@ class EvaluateConfig(MeasureConfig):
     frozen: str | None = None
     control: str | None = None
     baselines: bool = True
+    pseudo_rows: int = 0
     unigram_rows: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -98,7 +106,7 @@ class EvaluateConfig(MeasureConfig):
             )
         if self.models and self.out is None:
             raise ConfigError(f"models={self.models} without out; name a folder with --out")
-        check_range("", self, "unigram_rows", low=0)
+        check_range("", self, "unigram_rows", "pseudo_rows", low=0)
 
     def sources(self) -> dict[str, str]:
         """Return folder or hub name of each model to load, by role."""
@@ -125,3 +133,14 @@ class CompareConfig(MeasureConfig):
         """Return folder or hub name of each model to load, by role."""
         roles = {"A": self.models[0], "B": self.models[1]}
         return roles | ({"teacher": self.teacher} if self.teacher else {})
+
+
+def masks_of(source: str) -> int:
+    """Return the version of the masks of a model's run, of the newest masks for other models."""
+    checkpoint = checkpoint_of(source)
+    run = checkpoint.parent.parent if checkpoint else Path(source).absolute().parent
+    try:
+        config = yaml.safe_load((run / names.CONFIG).read_text())
+        return int((config.get("algorithms") or {}).get("masks", 1))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return AlgorithmsConfig.masks

@@ -15,7 +15,7 @@ from typing import Any
 from fitb.base import fsio
 from fitb.base.errors import ConfigError
 from fitb.evaluation.data_parallel import joined
-from fitb.evaluation.evaluate_config import EvaluateConfig
+from fitb.evaluation.evaluate_config import EvaluateConfig, masks_of
 from fitb.model.positions import known_length
 from fitb.rundir.checkpoints import checkpoint_of
 from fitb.shards.shard_set import ShardSet
@@ -106,8 +106,7 @@ def share_of(share: str | None, env: Mapping[str, str]) -> tuple[int, int]:
 def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
     """Return the file name of each model's result, without suffix."""
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_PART}
-    if settings["mask_version"] == 2:
-        del settings["mask_version"]  # the only one there was, so that earlier results count
+    settings.pop("mask_version")
     opened = {
         name: ShardSet.open(where, config.split) for name, where in config.named_sets().items()
     }
@@ -121,6 +120,8 @@ def _names(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
         parts = [part for part in folder.absolute().parts[-3:] if part != "checkpoints"]
         label = re.sub(r"[^\w.-]+", "-", "-".join(parts[-2:] if folder.is_dir() else [model]))
         about = [_FORMAT, settings, sets, others, str(folder), _stamp(model)]
+        if (masks := config.mask_version or masks_of(model)) > 2:  # the only one that there was
+            about.append({"mask_version": masks})
         known = [known_length(source) for source in (model, *sources.values())]
         if any(length is not None and length < longest for length in known):
             about.append(known)  # earlier versions read such rows without windows

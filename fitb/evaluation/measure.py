@@ -18,7 +18,12 @@ from fitb.data.masking import Vocabulary
 from fitb.evaluation.categories import GROUPS
 from fitb.evaluation.count import choose_rows, masked_batch
 from fitb.evaluation.data_parallel import Ranks
-from fitb.evaluation.evaluate_config import CompareConfig, EvaluateConfig, MeasureConfig
+from fitb.evaluation.evaluate_config import (
+    CompareConfig,
+    EvaluateConfig,
+    MeasureConfig,
+    masks_of,
+)
 from fitb.evaluation.row_counts import COLUMNS, JUDGED, PLAIN, RowCounts, count_rows, piece_classes
 from fitb.evaluation.score import Predictor, score
 from fitb.evaluation.words import Categoriser
@@ -57,7 +62,7 @@ class EvaluationSet:
         return cls(name, where, shards, tokenizer, Vocabulary.of(tokenizer))
 
 
-_SETTINGS = ("mask_version", "seed", "masks", "resamples", "batch")
+_SETTINGS = ("seed", "masks", "resamples", "batch")
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ def measure(
     teacher = "teacher" if "teacher" in predictors else None
     seconds: dict[str, float] = {}
     counts: dict[str, list[RowCounts]] = {name: [] for name in predictors}
+    version = mask_version_of(config)
     for number in range(config.masks):
         found: dict[int, dict[str, RowCounts]] = {}
         for i in ranks.share(len(batches)):
@@ -178,7 +184,7 @@ def measure(
                 config.mask,
                 config.seed + number,
                 None if number else categoriser,
-                config.mask_version,
+                version,
             )
             with torch.no_grad():
                 scores = score(predictors, batch, teacher=teacher, seconds=seconds)
@@ -229,6 +235,12 @@ def _about(
     }
 
 
+def mask_version_of(config: MeasureConfig) -> int:
+    """Return the version of the masks that a configuration asks for."""
+    assert isinstance(config, (EvaluateConfig, CompareConfig))
+    return config.mask_version or masks_of(next(iter(config.sources().values())))
+
+
 def device_of(ranks: Ranks) -> torch.device:
     """Return the device of this rank."""
     if not torch.cuda.is_available():
@@ -250,6 +262,7 @@ def models_and_settings(
             for role, each in loaded.items()
         },
         "mask": asdict(config.mask),
+        "mask_version": mask_version_of(config),
         **{
             name: getattr(config, name)
             for name in ("mask_version", "seed", "masks", "resamples", "batch")

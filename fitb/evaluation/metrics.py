@@ -20,6 +20,7 @@ from fitb.base.errors import DataError
 from fitb.evaluation.categories import GROUPS
 from fitb.evaluation.row_counts import COLUMNS, JUDGED, PLAIN, RowCounts
 
+TEXT_METRICS = ("pppl", "bits_per_byte")
 METRICS = ("loss", "ppl", "top1", "top5", "span_em", "span_f1", "ece", "agreement", "kl")
 _RESAMPLE, _FLIP = 21, 22  # keys of the random streams
 _BLOCK = 2**20  # weights drawn at a time, 8 MB
@@ -208,6 +209,33 @@ def _sign(
 
 # P(Poisson(1) <= k) for k = 0 .. 17; the rest is below 1e-16, less than float64 resolves.
 _POISSON_CDF = np.cumsum([np.exp(-1.0) / math.factorial(k) for k in range(18)])
+
+
+def text_metrics(
+    documents: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    seed: int = 0,
+    num_resamples: int = 1000,
+) -> dict[str, Interval]:
+    """Return pseudo-perplexity and bits per byte of texts, with 95 % bootstrap intervals.
+
+    Args:
+        documents: (N,) int64, document of each part.
+        sums: (N, 3) float64: nats, tokens and bytes of each part.
+        seed: seed of the resamples.
+        num_resamples: number of resamples of documents.
+    Returns: pppl = exp(nats / tokens), bits_per_byte = nats / ln 2 / bytes.
+    """
+
+    def metrics(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        nats, tokens, num_bytes = np.moveaxis(totals, -1, 0)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            found = np.exp(nats / tokens), nats / np.log(2) / num_bytes
+        return dict(zip(TEXT_METRICS, found, strict=True))
+
+    values = metrics(sums.sum(axis=0))
+    resampled = metrics(_weighted(documents, sums, seed, num_resamples, _poisson))
+    return {name: _interval(name, float(values[name]), resampled[name]) for name in values}
 
 
 def over_masks(counts: Sequence[RowCounts]) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 from fitb.base.templates import render_template
 from fitb.evaluation.categories import GROUPS
 from fitb.evaluation.evaluate_config import ROLES
-from fitb.evaluation.metrics import METRICS
+from fitb.evaluation.metrics import METRICS, TEXT_METRICS
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
@@ -80,9 +80,10 @@ def interval_table(models: Mapping[str, Any], part: str = "metrics") -> str:
 
     Args:
         models: results by name.
-        part: metrics; or over_masks, means over masks with standard deviations below.
+        part: metrics, texts; or over_masks, means over masks with standard deviations below.
     """
-    metrics = [metric for metric in METRICS if metric in next(iter(models.values()))[part]]
+    known = (*METRICS, *TEXT_METRICS)
+    metrics = [metric for metric in known if metric in next(iter(models.values()))[part]]
     rows = [["", *metrics]]
     for name, model in models.items():
         found = [model[part][metric] for metric in metrics]
