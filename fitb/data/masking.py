@@ -224,14 +224,14 @@ def _choose(
     word = (words + np.arange(len(words))[:, None] * width).ravel()[tokens]  # flat in (B, W)
     sizes, first = _word_table(tokens, word, (len(words), width), length)
     key = rng.keyed(seed, _CHOICE, *row_key, first)
-    key[sizes == 0] = _NEVER
-    order = np.argsort(key, axis=1)  # keys of a row are distinct: hashing a position is bijective
+    key[sizes == 0] = _NEVER  # others of a row are distinct: hashing a position is bijective
     if config.strategy == "whole_word" and version > 2:
         taken = equal_shares(key, sizes, budget)
     elif config.strategy == "whole_word":
-        taken = _first_fit(order, sizes, budget)
+        taken = _first_fit(np.argsort(key, axis=1), sizes, budget)
     else:
         lengths_of = _span_lengths(seed, where, config, version)
+        order = np.argsort(key, axis=1)
         taken = _spans(order, sizes, budget, lengths_of, config.span_max_words)
     row, place = np.divmod(tokens[taken.ravel()[word]], length)
     return row, place

@@ -65,8 +65,9 @@ def _exchange(
     left = budget.copy()
     place, size, part = np.zeros_like(left), np.ones_like(left), np.zeros(len(left))
     share = np.minimum(share, 1.0)
-    drawn = rng.uniform(_EXCHANGE, key)
-    for new in range(int(np.count_nonzero(sizes > 1, axis=1).max(initial=0))):
+    most = int(np.count_nonzero(sizes > 1, axis=1).max(initial=0))
+    drawn = rng.uniform(_EXCHANGE, key[:, :most])
+    for new in range(most):
         new_size = sizes[:, new]
         met = new_size > 1
         # Tokens that may pass from the new word to the open one, and back, until one is decided.

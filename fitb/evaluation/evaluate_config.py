@@ -136,11 +136,13 @@ class CompareConfig(MeasureConfig):
 
 
 def masks_of(source: str) -> int:
-    """Return the version of the masks of a model's run, of the newest masks for other models."""
-    checkpoint = checkpoint_of(source)
-    run = checkpoint.parent.parent if checkpoint else Path(source).absolute().parent
+    """Return the version of the masks of a run, its checkpoint or its export; else the newest."""
+    checkpoint, folder = checkpoint_of(source), Path(source).absolute()
+    if checkpoint is None and folder.name != names.EXPORT:
+        return AlgorithmsConfig.masks
+    run = checkpoint.parent.parent if checkpoint else folder.parent
     try:
         config = yaml.safe_load((run / names.CONFIG).read_text())
         return int((config.get("algorithms") or {}).get("masks", 1))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
         return AlgorithmsConfig.masks

@@ -21,7 +21,6 @@ from fitb.evaluation.data_parallel import Ranks
 from fitb.evaluation.evaluate_config import (
     CompareConfig,
     EvaluateConfig,
-    MeasureConfig,
     masks_of,
 )
 from fitb.evaluation.row_counts import COLUMNS, JUDGED, PLAIN, RowCounts, count_rows, piece_classes
@@ -60,9 +59,6 @@ class EvaluationSet:
         shards = ShardSet.open(where, split)
         tokenizer = load_tokenizer(shards.tokenizer_folder)
         return cls(name, where, shards, tokenizer, Vocabulary.of(tokenizer))
-
-
-_SETTINGS = ("seed", "masks", "resamples", "batch")
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def load_models(
 
 
 def measure(
-    config: MeasureConfig,
+    config: EvaluateConfig | CompareConfig,
     where: EvaluationSet,
     predictors: Mapping[str, Predictor],
     ranks: Ranks,
@@ -235,9 +231,8 @@ def _about(
     }
 
 
-def mask_version_of(config: MeasureConfig) -> int:
+def mask_version_of(config: EvaluateConfig | CompareConfig) -> int:
     """Return the version of the masks that a configuration asks for."""
-    assert isinstance(config, (EvaluateConfig, CompareConfig))
     return config.mask_version or masks_of(next(iter(config.sources().values())))
 
 

@@ -109,7 +109,7 @@ def training_facts(config: Config, step: int | None) -> dict[str, Any]:
     teacher = config.model.teacher
     return {
         "teacher": "none: masked tokens alone" if teacher is None else _source(teacher),
-        "student began as": _source(config.model.student),
+        "student began as": _source(config.model.student, config.model.init),
         **({"token types": _PAIRS} if isinstance(config.model.student, Geometry) else {}),
         "objective": ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         if teacher is not None
@@ -180,10 +180,11 @@ def metrics_of_evaluation(result: Any, where: str) -> tuple[list[Metric], str]:
     return metrics, on
 
 
-def _source(source: Geometry | str) -> str:
+def _source(source: Geometry | str, init: str = "random") -> str:
     if isinstance(source, str):
         return Path(source).name if Path(source).is_absolute() else source
+    weights = "random weights" if init == "random" else "weights of the teacher"
     return (
-        f"random weights: {source.num_hidden_layers} layers of {source.hidden_size},"
+        f"{weights}: {source.num_hidden_layers} layers of {source.hidden_size},"
         f" {source.num_attention_heads} heads, inner size {source.intermediate_size}"
     )

@@ -21,6 +21,7 @@ from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.rundir import names, ownership
 from fitb.rundir.checkpoints import committed, last_saved, step_of
 from fitb.rundir.events import hang_reports, now, num_attempts
+from fitb.rundir.metrics import tail_records
 from fitb.rundir.ownership import Replaced
 
 logger = logging.getLogger(__name__)
@@ -180,22 +181,24 @@ def _begun(path: Path, config: Config) -> Config | None:
             f"{path} was begun under another configuration: {'; '.join(changed)}."
             " Restore the old values, or choose another --run_dir"
         )
-    _check_end(path, old["steps"], config)
+    _check_end(path, old.get("steps", Config.steps), config)
     return config
 
 
 def _check_end(path: Path, steps: int, config: Config) -> None:
     """Raise ConfigError if the end of a run is moved after its learning rate depended on it."""
     free = min(replace(config, steps=steps).decay_begins, config.decay_begins)
-    done = [step_of(each) for each in committed(path / names.CHECKPOINTS)]
-    if steps == config.steps or max(done, default=0) <= free:
+    saved = [step_of(each) for each in committed(path / names.CHECKPOINTS)]
+    logged = [record[names.STEP] for record in tail_records(path)[-1:]]  # and stays in the log
+    done = max([*saved, *logged], default=0)
+    if steps == config.steps or done <= free:
         return
-    before = max((step for step in done if step <= free), default=None)
+    before = max((step for step in saved if step <= free), default=None)
     where = names.checkpoint(path, before) if before is not None else config.branch_from
     branch = f", or branch from {where} into another --run_dir: --branch_from {where}"
     raise ConfigError(
         f"{path} was begun with steps={steps} and cannot end at steps={config.steps}: its learning"
-        f" rate depends on the end since step {free}, and step {max(done)} is done; restore"
+        f" rate depends on the end since step {free}, and step {done} is done; restore"
         f" --steps {steps}{branch if where else ', or begin another --run_dir'}"
     )
 

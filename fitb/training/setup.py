@@ -23,12 +23,10 @@ from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.cached_rows import CachedRows
 from fitb.data.masking import Vocabulary, num_slots
 from fitb.data.stream import RowStream
-from fitb.evaluation.count import choose_rows, masked_batch
+from fitb.evaluation.count import choose_rows
 from fitb.model.added_tokens import extended
 from fitb.model.contract import check_contract
 from fitb.model.flops import TokenFlops, work_per_token
-from fitb.model.from_teacher import take_weights
-from fitb.model.layer_map import resolve
 from fitb.model.load import load_model, num_parameters
 from fitb.model.loaded import Loaded
 from fitb.model.peaks import peak_tflops
@@ -43,10 +41,10 @@ from fitb.shards.shard_set import ShardSet
 from fitb.training import checkpoint
 from fitb.training.collectives import on_all, on_main
 from fitb.training.engine import Engine
+from fitb.training.first_weights import begin_from_teacher
 from fitb.training.zero import deepspeed_config
 
 logger = logging.getLogger(__name__)
-_FIRST_ROWS = 8  # on which the terms of a student that begins from its teacher are measured
 
 
 @dataclass
@@ -199,11 +197,12 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
     found = checkpoint.load(run.checkpoints, world)
     branched = found is None and config.branch_from is not None
     if branched:
-        found = checkpoint.load_from(_branching_point(config), world)
+        found = checkpoint.load_from(on_main(lambda: _branching_point(config), world), world)
     if found:
         _load_weights(found, shards.fingerprint, objective)
     elif config.model.init == "teacher":
-        _begin_from_teacher(read, config, run, world)
+        rows = read.held_out or shards
+        begin_from_teacher(objective, read.teacher, rows, tokenizer, config, run, world)
     teacher = read.teacher if objective.asks_teacher else None
     engine = Engine(objective, teacher, config, world, device, shards.length)
     progress = Progress()
@@ -261,31 +260,6 @@ def _branching_point(config: Config) -> Path:
             f" {decay} of which decay; expected a step before; use --steps {step + max(1, decay)}"
         )
     return found
-
-
-def _begin_from_teacher(read: _Read, config: Config, run: RunDir, world: World) -> None:
-    """Set the student's first weights; log them, what stays random, and what the terms start at."""
-    objective, teacher = read.objective, read.teacher
-    assert teacher is not None  # as the configuration has checked
-    student, depth = objective.student.model, teacher.model.config.num_hidden_layers
-    wanted = config.model.init_layers
-    layers = resolve(wanted, student.config.num_hidden_layers, depth, "model.init_layers")
-    basis, left = take_weights(student, teacher.model, layers)
-    if basis is not None:
-        objective.begin_projections(basis)
-    if not world.is_main:
-        return
-    shards = read.held_out or read.shards
-    rows = choose_rows(shards.num_rows, _FIRST_ROWS)
-    batch, _ = masked_batch(shards, rows, Vocabulary.of(read.tokenizer), config.mask, config.seed)
-    with torch.no_grad():
-        sums = objective(batch, teacher(batch) if objective.asks_teacher else None)
-    means = (sums / objective.counts(batch).clamp(min=1)).tolist()
-    terms = {name: round(mean, 6) for name, mean in zip(objective.names, means, strict=True)}
-    logger.info("student begins as teacher layers %s: %s", list(layers), terms)
-    for what in left:
-        logger.warning("not taken from the teacher: %s", what)
-    run.event("begin", layers=list(layers), left=left, terms=terms)
 
 
 def work_of(objective: Objective, teacher: Tap | None, config: Config, length: int) -> TokenFlops:

@@ -24,6 +24,7 @@ def test_it_resumes_bitwise_and_tells_where_it_began(quick_flags, tmp_path: Path
     (began,) = job.events(resumed, "begin")  # not again after the resume
     assert began["layers"] == [2, 4]
     assert bool(began["left"]) == (student == NARROW)
+    assert "| weights of the teacher: 2 layers" in (resumed / "export" / "README.md").read_text()
     assert (began["terms"]["distill/embedding"] < 1e-9) == (student == WIDE)
 
 

@@ -11,6 +11,7 @@ from transformers import BertForMaskedLM
 
 from fitb.base.errors import ConfigError, ContractError
 from fitb.base.world import World
+from fitb.config import AlgorithmsConfig
 from fitb.config.parser import parse
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
@@ -18,7 +19,7 @@ from fitb.evaluation.baselines import count_tokens, untrained
 from fitb.evaluation.count import choose_rows
 from fitb.evaluation.data_parallel import Ranks
 from fitb.evaluation.evaluate import evaluate
-from fitb.evaluation.evaluate_config import EvaluateConfig
+from fitb.evaluation.evaluate_config import EvaluateConfig, masks_of
 from fitb.evaluation.folder import check_array
 from fitb.evaluation.metrics import metrics_of
 from fitb.evaluation.printed import evaluation_text
@@ -173,3 +174,22 @@ def test_what_an_evaluation_needs_is_said_before_it_starts():
     for number in (0, 2):
         with pytest.raises(ConfigError, match=f"--array {number};"):
             check_array(EvaluateConfig(model="a"), number)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "version"),
+    [
+        ("run/export", "algorithms: {masks: 2}", 2),
+        ("run/export", "steps: 3", 1),
+        ("run/export", "[", AlgorithmsConfig.masks),
+        ("run/bert", "steps: 3", AlgorithmsConfig.masks),  # a folder beside some configuration
+        ("hub/name", "", AlgorithmsConfig.masks),
+    ],
+)
+def test_masks_are_those_of_the_run_of_which_the_model_is_the_export(
+    tmp_path, model, text, version
+):
+    (tmp_path / model).mkdir(parents=True)
+    if text:
+        (tmp_path / "run" / "config.yaml").write_text(text)
+    assert masks_of(str(tmp_path / model)) == version

@@ -51,6 +51,21 @@ def begin(config):
     fsio.append_line(run.metrics, {"train/step": 1})
 
 
+def test_the_end_moves_until_a_step_that_depends_on_it_is_logged(run_config):
+    """A logged step stays in metrics.jsonl, so it counts even before it is saved."""
+    wsd = OptimConfig(schedule="wsd", decay_steps=4, warmup_steps=1)
+    config = dataclasses.replace(run_config(steps=20), optim=wsd)
+    run, _ = open_run(config, ALONE)
+    fsio.append_line(run.metrics, {"train/step": 16})
+    longer = dataclasses.replace(config, steps=30)
+    assert open_run(longer, ALONE)[1].steps == 30
+    assert "steps: 30\n" in (run.path / "config.yaml").read_text()
+    assert open_run(config, ALONE)[1].steps == 20
+    fsio.append_line(run.metrics, {"train/step": 17})
+    with pytest.raises(ConfigError, match="step 17 is done; restore --steps 20"):
+        open_run(longer, ALONE)
+
+
 def test_once_a_step_is_logged_a_changed_configuration_is_refused_with_every_key(run_config):
     config = run_config(steps=100_000)
     open_run(config, ALONE)
