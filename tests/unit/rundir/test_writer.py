@@ -66,6 +66,13 @@ def test_the_end_moves_until_a_step_that_depends_on_it_is_logged(run_config):
         open_run(longer, ALONE)
 
 
+def test_a_linear_schedule_depends_on_its_end_so_the_end_cannot_be_moved(run_config):
+    config = dataclasses.replace(run_config(steps=8), optim=OptimConfig(warmup_steps=0))
+    begin(config)
+    with pytest.raises(ConfigError, match="step 1 is done; restore --steps 8"):
+        open_run(dataclasses.replace(config, steps=9), ALONE)
+
+
 def test_once_a_step_is_logged_a_changed_configuration_is_refused_with_every_key(run_config):
     config = run_config(steps=100_000)
     open_run(config, ALONE)
