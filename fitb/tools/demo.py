@@ -7,9 +7,12 @@ Finished parts are skipped, so an interrupted demo can be started again.
 from __future__ import annotations
 
 import logging
+import resource
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from fitb.base import fsio, signals
 from fitb.base.errors import FINISHED, RESUME, ConfigError, TrainingError
 from fitb.base.templates import render_template
 from fitb.cluster.local import LocalRun, forwarding, train_command
-from fitb.config import Config, MaskConfig, ObjectiveConfig
+from fitb.config import Config, MaskConfig
 from fitb.config.parser import parse
 from fitb.rundir import names
 from fitb.rundir.events import num_attempts
@@ -26,7 +29,7 @@ from fitb.rundir.metrics import tail_records
 
 logger = logging.getLogger(__name__)
 _SPEED = "perf/tokens_per_s"
-MODELS = ("teacher", "student", "control", "control_equal_compute", "untrained")
+_MLM_ALONE = [f"--objective.{term}=0" for term in ("embedding", "hidden", "attention", "logits")]
 TEXTS = (
     "Returns a [MASK] of strings.",
     "Raises a [MASK] if the file does not exist.",
@@ -44,8 +47,10 @@ class DemoConfig:
         max_mb: size of the corpus of docstrings, MB.
         vocab_size: vocabulary size of the tokenizer.
         length: tokens per row.
-        teacher_steps: optimiser steps of the teacher.
-        steps: optimiser steps of the student, and of its control trained without a teacher.
+        full: train for longer, with a second control, as long as the student's floating-point
+            operations allow: a quarter of an hour instead of five minutes.
+        teacher_steps: optimiser steps of the teacher; null: 600, or 2,000 with --full.
+        steps: optimiser steps of the student and of its control; null: 200, or 1,000 with --full.
         rows: validation rows to evaluate on; 0 means all.
     """
 
@@ -54,9 +59,10 @@ class DemoConfig:
     max_mb: float = 14.0
     vocab_size: int = 4096
     length: int = 64
-    teacher_steps: int = 2000
-    steps: int = 1000
-    rows: int = 0
+    full: bool = False
+    teacher_steps: int | None = None
+    steps: int | None = None
+    rows: int = 2000
 
 
 def demo(config: DemoConfig) -> int:
@@ -64,30 +70,39 @@ def demo(config: DemoConfig) -> int:
 
     Raises: ConfigError if summary.json exists and is not a demo's.
     """
-    began_s = time.monotonic()
-    out = Path(config.out)
+    teacher_steps = config.teacher_steps or (2000 if config.full else 600)
+    steps = config.steps or (1000 if config.full else 200)
+    out, stages = Path(config.out), dict[str, float]()
     _check_summary(out / "summary.json")
-    _prepare(config, out / "shards")
-    logger.info("== train a teacher")
-    _train(config, out / "teacher", ["--config", "demo-teacher"], config.teacher_steps)
-    logger.info("== distil a smaller student from it, interrupt it, and resume")
-    distil = ["--config", "demo", "--model.teacher", str(out / "teacher" / names.EXPORT)]
-    _train(config, out / "student", distil, config.steps, interrupt_at=config.steps * 2 // 5)
-    logger.info("== control: the same student without a teacher, for as many steps")
-    alone = ["--config", "demo", "--model.teacher", "null"]
-    _train(config, out / "control", alone, config.steps)
-    ratio = _compute_ratio(out / "student")
-    logger.info("== control: without a teacher, for the same compute (%.2f x the steps)", ratio)
-    _train(config, out / "control_equal_compute", alone, round(config.steps * ratio))
-    logger.info("== evaluate all of them on the same masked validation rows")
-    models, differences = _measure(config, out)
+    with _stage(stages, "shards", "prepare shards from the docstrings of this machine's packages"):
+        _prepare(config, out / "shards")
+    with _stage(stages, "teacher", "train a teacher"):
+        _train(config, out / "teacher", ["--config", "demo-teacher"], teacher_steps)
+    same = ["--config", "demo", "--model.teacher", str(out / "teacher" / names.EXPORT)]
+    same += ["--optim.warmup_steps", str(steps // 10)]
+    with _stage(stages, "student", "distil a smaller student, interrupt it, and resume"):
+        _train(config, out / "student", same, steps, interrupt_at=steps * 2 // 5)
+    alone = [*same, *_MLM_ALONE]
+    with _stage(stages, "control", "control: the same start, no teacher after it, as many steps"):
+        _train(config, out / "control", alone, steps)
+    ratio = _compute_ratio(out / "student", out / "control")
+    if config.full:
+        longer = round(steps * ratio)
+        title = f"control: the same start, no teacher after it, as much compute: {longer} steps"
+        with _stage(stages, "control_equal_compute", title):
+            _train(config, out / "control_equal_compute", alone, longer)
+    with _stage(stages, "evaluation", "evaluate all of them on the same masked validation rows"):
+        models, differences = _measure(config, out)
     speeds = fsio.read_lines(out / "student" / names.METRICS, _SPEED)
     summary = {
         "models": models,
         "differences": differences,
+        "retention": models["student"]["top1"] / models["teacher"]["top1"],
         "attempts": num_attempts(out / "student"),
         "compute_ratio": ratio,
-        "seconds": time.monotonic() - began_s,
+        "seconds": sum(stages.values()),
+        "stages": stages,
+        "peak_memory_gb": _peak_memory_gb(),
         "tokens_per_s": statistics.median_high(record[_SPEED] for record in speeds),
         "settings": asdict(config),
     }
@@ -96,6 +111,21 @@ def demo(config: DemoConfig) -> int:
     _fill(out / "student" / names.EXPORT)
     print(f"\nAll of it is in {out}; the numbers are in {out / 'summary.json'}.")
     return 0
+
+
+@contextmanager
+def _stage(stages: dict[str, float], name: str, title: str) -> Iterator[None]:
+    """Name a part of the demo in the log, and time it in seconds."""
+    logger.info("== %s", title)
+    began_s = time.monotonic()
+    yield
+    stages[name] = time.monotonic() - began_s
+
+
+def _peak_memory_gb() -> float:
+    """Return the most resident memory that one process of the demo had, in GB (1e9)."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(each).ru_maxrss for each in who) * 1024 / 1e9
 
 
 def _check_summary(summary: Path) -> None:
@@ -116,7 +146,6 @@ def _prepare(config: DemoConfig, shards: Path) -> None:
 
     if (shards / "manifest.json").exists():
         return
-    logger.info("== prepare shards from the docstrings of this machine's packages")
     prepare(
         PrepareConfig(
             out=str(shards),
@@ -191,12 +220,11 @@ def _last_step(run_dir: Path) -> int:
     return records[-1][names.STEP] if records else 0
 
 
-def _compute_ratio(run_dir: Path) -> float:
-    """Return the FLOPs of a distillation step divided by those of an MLM step."""
-    config = parse(Config, "fitb demo", ["--config", str(run_dir / names.CONFIG)])
-    alone = replace(config, model=replace(config.model, teacher=None, init="random"))
-    alone = replace(alone, objective=ObjectiveConfig())
-    return flops_of_step(config) / flops_of_step(alone)
+def _compute_ratio(student: Path, control: Path) -> float:
+    """Return the FLOPs of a distillation step divided by those of a step of the control."""
+    runs = (["--config", str(run / names.CONFIG)] for run in (student, control))
+    ours, alone = (flops_of_step(parse(Config, "fitb demo", flags)) for flags in runs)
+    return ours / alone
 
 
 def flops_of_step(config: Config) -> int:
@@ -236,6 +264,8 @@ def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, Any], dict[str, A
     from fitb.evaluation.count import choose_rows, count
     from fitb.evaluation.measure import EvaluationSet
     from fitb.evaluation.metrics import differences, summaries
+    from fitb.model.from_teacher import take_weights
+    from fitb.model.layer_map import resolve
     from fitb.model.load import load_model, num_parameters
 
     held_out = EvaluationSet.open("validation", str(out / "shards"), "validation")
@@ -245,10 +275,14 @@ def _measure(config: DemoConfig, out: Path) -> tuple[dict[str, Any], dict[str, A
     load = partial(
         load_model, tokenizer=held_out.tokenizer, length=shards.length, seed=student.seed
     )
+    trained = ["teacher", "student", "control", *(["control_equal_compute"] * config.full)]
+    loaded = {name: load(str(out / name / names.EXPORT)).model for name in trained}
+    loaded["untrained"] = untrained = load(student.model.student).model
+    if student.model.init == "teacher":
+        ours, theirs = (m.config.num_hidden_layers for m in (untrained, loaded["teacher"]))
+        take_weights(untrained, loaded["teacher"], resolve(student.model.init_layers, ours, theirs))
     counts, models = {}, {}
-    for name in MODELS:
-        source = student.model.student if name == "untrained" else str(out / name / names.EXPORT)
-        model = load(source).model
+    for name, model in loaded.items():
         began_s = time.monotonic()
         counts[name] = count(model, shards, rows, vocabulary=vocabulary, mask=MaskConfig())
         seconds = time.monotonic() - began_s

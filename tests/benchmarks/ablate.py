@@ -1,12 +1,12 @@
 """Ablation of the training recipe: settings x seeds on a fixed corpus, as one table.
 
-    python tests/benchmarks/ablate.py OUT [--corpus docstrings] [--grid default] [--seeds 0 1 2]
-                                      [--steps 300] [--minutes 60] [--only NAME ...]
+    python tests/benchmarks/ablate.py OUT [--corpus docstrings] [--vocab_size 4096] [--grid default]
+                                      [--seeds 0 1 2] [--steps 300] [--minutes 60] [--only NAME ...]
 
 The teacher is the demo's (4 x 192, MLM alone); students have 2 layers. Every run is `fitb train` in
 one process with one thread, two at a time. After `--minutes` runs are stopped, and the same command
 goes on with them: finished runs are not run again. OUT/GRID.json and OUT/GRID.md hold, for each
-setting, means over seeds, and differences from the first setting with 95 % intervals: paired over
+setting, means over seeds, and differences from the first of them with 95 % intervals: paired over
 documents (bootstrap), and over seeds (Student's t). All models see the same masks of the validation
 rows.
 """
@@ -38,6 +38,7 @@ from fitb.config import Config, MaskConfig
 from fitb.config.parser import parse
 from fitb.corpus.prepare import prepare
 from fitb.corpus.prepare_config import PrepareConfig
+from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.evaluation.count import choose_rows, masked_batch
 from fitb.evaluation.metrics import differences, metrics_of
@@ -59,6 +60,9 @@ def off(*terms: str) -> dict[str, Any]:
 
 STATES = ("embedding", "hidden", "attention")
 NEW = {"model.init": "teacher", "algorithms.masks": 3}  # what the settings after the first change
+ALONE = {"model.teacher": "null", "mask.fraction": 0.4, "optim.lr": 1e-3} | off(*STATES, "logits")
+LOWER = NEW | {"model.init_layers": "lower", "objective.layer_map": "lower"}
+MANY = {"mask.fraction": 0.4}
 OLD = {"model.init": "random", "algorithms.masks": 2}
 GRIDS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
@@ -67,8 +71,7 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         "random start": NEW | {"model.init": "random"},
         "old masks": NEW | {"algorithms.masks": 2},
         "lower layers copied": NEW | {"model.init_layers": "lower"},
-        "lower layers copied, learns from them": NEW
-        | {"model.init_layers": "lower", "objective.layer_map": "lower"},
+        "lower layers copied, learns from them": LOWER,
         "copied, learns from lower": NEW | {"objective.layer_map": "lower"},
         "copied, learns from 1 and 4": NEW | {"objective.layer_map": "[1, 4]"},
         "no embedding term": NEW | off("embedding"),
@@ -79,19 +82,27 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         "logits and mlm": NEW | off(*STATES),
         "logits alone": NEW | off(*STATES, "mlm"),
         "mlm alone": NEW | off(*STATES, "logits"),
+        "mlm alone, equal compute": NEW | off(*STATES, "logits") | {"times_steps": 1.83},
         "relations for attention": NEW | off("attention") | {"objective.relation": 1},
         "relations too": NEW | {"objective.relation": 1},
         "dropout 0.1": NEW | {"model.dropout": 0.1},
         "masks 25 %": NEW | {"mask.fraction": 0.25},
-        "masks 40 %": NEW | {"mask.fraction": 0.4},
+        "masks 40 %": NEW | MANY,
         "temperature 2": NEW | {"objective.temperature": 2},
         "temperature 4": NEW | {"objective.temperature": 4},
-        "batch 64": NEW | {"global_batch": 64},
-        "batch 16": NEW | {"global_batch": 16},
+        "batch 64, half the steps": NEW | {"global_batch": 64, "times_steps": 0.5},
+        "batch 16, twice the steps": NEW | {"global_batch": 16, "times_steps": 2},
         "lr 1e-3": NEW | {"optim.lr": 1e-3},
         "lr 4e-3": NEW | {"optim.lr": 4e-3},
         "betas 0.9, 0.98": NEW | {"optim.betas": "[0.9, 0.98]"},
         "wsd, decay 20 %": NEW | {"optim.schedule": "wsd", "optim.decay_steps": 60},
+        "lower, masks 40 %": LOWER | MANY,
+        "lower, masks 40 %, mlm alone": LOWER | MANY | off(*STATES, "logits"),
+        "lower, masks 40 %, mlm alone, equal compute": LOWER
+        | MANY
+        | off(*STATES, "logits")
+        | {"times_steps": 1.74},
+        "lower, masks 40 %, logits and mlm": LOWER | MANY | off(*STATES),
     },
     "narrow": {
         "random start": NEW | {"model.init": "random"},
@@ -99,10 +110,12 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         "random start, no states": NEW | {"model.init": "random"} | off(*STATES),
         "principal components, no states": NEW | off(*STATES),
     },
+    "masks": {"new masks": ALONE, "old masks": ALONE | {"algorithms.masks": 2}},
 }
-STUDENTS = {
-    "default": {"hidden_size": 192, "intermediate_size": 768},
-    "narrow": {"hidden_size": 96, "intermediate_size": 384},
+STUDENTS = {  # layers, width
+    "default": (2, 192),
+    "narrow": (2, 96),
+    "masks": (4, 192),
 }
 
 
@@ -124,14 +137,19 @@ class Run:
 
     @property
     def counts(self) -> Path:
-        return self.folder.with_suffix(".npz")
+        return Path(f"{self.folder}.npz")
 
 
-def common_flags(out: Path, student: Mapping[str, int], steps: int) -> dict[str, Any]:
-    """Return the settings that all runs share: the demo's student."""
-    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, **student}
+def common_flags(out: Path, student: tuple[int, int], steps: int) -> dict[str, Any]:
+    """Return the settings that all runs share, whatever the presets become."""
+    layers, width = student
+    shape = {"num_hidden_layers": layers, "num_attention_heads": 4}
+    shape |= {"hidden_size": width, "intermediate_size": 4 * width}
     return {
-        "config": "demo",
+        "global_batch": 32,
+        "micro_batch": 8,
+        "model.dropout": 0,
+        "optim.lr": 2e-3,
         "model.teacher": out / "teacher" / "export",
         "model.student": str(shape).replace("'", '"'),
         "data.shards": out / "shards",
@@ -158,11 +176,11 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def prepare_corpus(out: Path, name: str) -> None:
+def prepare_corpus(out: Path, name: str, vocab_size: int) -> None:
     """Prepare shards, and train the teacher on them, unless both are there."""
     if not (out / "shards" / "manifest.json").exists():
         text = str(corpus(out, name))
-        about = {"vocab_size": 4096, "length": 64, "validation_fraction": 0.1}
+        about = {"vocab_size": vocab_size, "length": 64, "validation_fraction": 0.1}
         prepare(PrepareConfig(out=str(out / "shards"), source="jsonl", files=[text], **about))
     flags = {
         "config": "demo-teacher",
@@ -192,7 +210,7 @@ def train_all(runs: Sequence[Run], out: Path, ends_s: float, at_once: int) -> bo
     while True:
         while len(running) < at_once and time.time() < ends_s and (run := next(waiting, None)):
             run.folder.parent.mkdir(parents=True, exist_ok=True)
-            with open(run.folder.with_suffix(".log"), "ab") as log:
+            with open(f"{run.folder}.log", "ab") as log:
                 words = command(run.flags, run.folder)
                 running[run] = subprocess.Popen(
                     words, env=environment(1), stdout=log, stderr=log, stdin=subprocess.DEVNULL
@@ -236,40 +254,31 @@ class BySubwords:
 
 def evaluate(run: Run, out: Path) -> None:
     """Count a student's correct predictions beside its teacher's, and store them."""
-    shards = ShardSet.open(str(out / "shards"), "validation")
     config = parse(Config, "ablate", ["--config", str(run.folder / "config.yaml")])
-    models = models_of(run, out)
-    rows = choose_rows(shards.num_rows, ROWS)
-    classes = piece_classes(models["student"][1].convert_ids_to_tokens(range(4096)))
-    parts = []
-    for begin in range(0, len(rows), 64):
-        batch, slots = masked_batch(
-            shards,
-            rows[begin : begin + 64],
-            Vocabulary.of(models["student"][1]),
-            MaskConfig(),
-            0,
-            BySubwords(),  # type: ignore[arg-type]
-        )
-        predictors = {role: Bert(model) for role, (model, _) in models.items()}
-        with torch.no_grad():
-            scores = score(predictors, batch, teacher="teacher")
-        parts.append(count_rows(slots, scores["student"], classes))
-    counts = RowCounts.joined(parts)
+    counts = counts_beside_teacher(run.folder / "export", out)
     cost = flops_of_step(config) * config.steps
     np.savez(run.counts, rows=counts.rows, documents=counts.documents, sums=counts.sums, flops=cost)
 
 
-def models_of(run: Run, out: Path) -> dict[str, Any]:
-    """Load the last student of a run and the teacher, each with the tokenizer."""
-    from fitb.corpus.tokenizer import load_tokenizer
-
+def counts_beside_teacher(model: Path, out: Path) -> RowCounts:
+    """Count a model's correct predictions on validation rows; `agreement` is with the teacher."""
+    shards = ShardSet.open(str(out / "shards"), "validation")
     tokenizer = load_tokenizer(out / "shards" / "tokenizer")
-    sources = {"student": run.folder / "export", "teacher": out / "teacher" / "export"}
-    return {
-        role: (load_model(str(source), tokenizer=tokenizer).model, tokenizer)
+    sources = {"model": model, "teacher": out / "teacher" / "export"}
+    predictors = {
+        role: Bert(load_model(str(source), tokenizer=tokenizer).model)
         for role, source in sources.items()
     }
+    rows, vocabulary = choose_rows(shards.num_rows, ROWS), Vocabulary.of(tokenizer)
+    classes = piece_classes(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    parts = []
+    for begin in range(0, len(rows), 64):
+        some = rows[begin : begin + 64]
+        batch, slots = masked_batch(shards, some, vocabulary, MaskConfig(), 0, BySubwords())
+        with torch.no_grad():
+            scores = score(predictors, batch, teacher="teacher")
+        parts.append(count_rows(slots, scores["model"], classes))
+    return RowCounts.joined(parts)
 
 
 def counts_of(run: Run) -> tuple[RowCounts, float]:
@@ -278,13 +287,23 @@ def counts_of(run: Run) -> tuple[RowCounts, float]:
     return RowCounts(stored["rows"], stored["documents"], stored["sums"]), float(stored["flops"])
 
 
-def table(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:
-    """Return one row per setting with finished runs, compared with the first setting."""
+def teacher_top1(out: Path) -> float:
+    """Return the teacher's top-1 on the same masks."""
+    return top1_of(counts_beside_teacher(out / "teacher" / "export", out))
+
+
+def table(runs: Sequence[Run], teacher: float) -> list[dict[str, Any]]:
+    """Return one row per setting with finished runs, compared with the first setting.
+
+    Args:
+        teacher: top-1 of the teacher.
+    """
     done = [run for run in runs if run.counts.exists()]
     names = list(dict.fromkeys(run.name for run in done))
     by_name = {name: {r.seed: counts_of(r) for r in done if r.name == name} for name in names}
     first = by_name[names[0]]
-    return [{"setting": name, **row_of(by_name[name], first)} for name in names]
+    rows = [{"setting": name, **row_of(by_name[name], first)} for name in names]
+    return [{**row, "retention": row["top1"] / teacher} for row in rows]
 
 
 def row_of(
@@ -327,13 +346,22 @@ def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
     def interval(found: Sequence[float] | None) -> str:
         return "" if found is None else f"{100 * found[0]:+.1f} to {100 * found[1]:+.1f}"
 
-    head = ["setting", "top-1", "difference", "over documents", "over seeds", "loss"]
+    head = [
+        "setting",
+        "top-1",
+        "of the teacher's",
+        "difference",
+        "over documents",
+        "over seeds",
+        "loss",
+    ]
     head += [f"words of {size}" for size in SIZES] + ["agreement", "TFLOP", "seeds"]
     lines = [about, "", " | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for row in rows:
         cells = [
             row["setting"],
             f"{row['top1']:.1%}",
+            f"{row['retention']:.0%}",
             f"{100 * row['difference']:+.1f}",
             interval(row["over_documents"]),
             interval(row.get("over_seeds")),
@@ -349,11 +377,13 @@ def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
 
 def all_runs(args: argparse.Namespace) -> Iterator[Run]:
     """Yield the runs of a grid, seed by seed, so that a part is a smaller table and no half one."""
-    shared = common_flags(args.out, STUDENTS[args.grid], args.steps)
     for seed, (name, changed) in itertools.product(args.seeds, GRIDS[args.grid].items()):
         if args.only and name not in args.only:
             continue
-        flags = command({**shared, **changed, "seed": seed}, Path())[4:-2]
+        steps = round(args.steps * changed.get("times_steps", 1))
+        shared = common_flags(args.out, STUDENTS[args.grid], steps)
+        shared |= {key: value for key, value in changed.items() if key != "times_steps"}
+        flags = command({**shared, "seed": seed}, Path())[4:-2]
         slug = "".join(c if c.isalnum() else "-" for c in name)
         yield Run(name, seed, tuple(flags), args.out / args.grid / f"{slug}.{seed}.{args.steps}")
 
@@ -362,6 +392,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpus", choices=("docstrings", "wordnet"), default="docstrings")
+    parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--grid", choices=tuple(GRIDS), default="default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
@@ -370,11 +401,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[])
     args = parser.parse_args()
     ends_s = time.time() + 60 * args.minutes
-    prepare_corpus(args.out, args.corpus)
+    prepare_corpus(args.out, args.corpus, args.vocab_size)
     runs = list(all_runs(args))
     complete = train_all(runs, args.out, ends_s, args.at_once)
-    rows = table(runs, args.out)
-    about = f"{args.corpus}, {args.steps} steps, {machine()['cpu']}"
+    teacher = teacher_top1(args.out)
+    rows = table(runs, teacher)
+    about = f"{args.corpus}, vocabulary {args.vocab_size}, {args.steps} steps"
+    about += f", teacher {teacher:.1%}, {machine()['cpu']}"
     write_json(args.out / f"{args.grid}.json", {"rows": rows, "about": about})
     text = rendered(rows, about)
     write_atomic(args.out / f"{args.grid}.md", text.encode())

@@ -48,7 +48,7 @@ def test_the_demo_in_miniature_walks_the_whole_road(tmp_path, capfd):
     """In this process, so that its ranks are forked."""
     out = tmp_path / "demo"
     words = ["demo", "--out", str(out), "--max_mb", "0.5", "--vocab_size", "600"]
-    code = cli.main([*words, "--teacher_steps", "6", "--steps", "12", "--rows", "64"])
+    code = cli.main([*words, "--teacher_steps", "6", "--steps", "12", "--rows", "64", "--full"])
     told = capfd.readouterr()
     assert code == 0, told.err
     summary = json.loads((out / "summary.json").read_text())
@@ -57,7 +57,11 @@ def test_the_demo_in_miniature_walks_the_whole_road(tmp_path, capfd):
     for model in summary["models"].values():
         assert {"params", "loss", "ppl", "top1", "top5", "span_em"} <= model.keys()
     assert summary["attempts"] == 2 and summary["seconds"] > 0 and summary["tokens_per_s"] > 0
-    assert summary["compute_ratio"] > 1
+    assert summary["compute_ratio"] > 1 and summary["peak_memory_gb"] > 0
+    stages = ["shards", "teacher", "student", "control", "control_equal_compute", "evaluation"]
+    assert list(summary["stages"]) == stages
+    top1 = {name: model["top1"] for name, model in summary["models"].items()}
+    assert summary["retention"] == top1["student"] / top1["teacher"]
     assert summary["models"]["control_equal_compute"]["steps"] > 12
     assert "control_equal_compute" in told.out and "[MASK]" not in told.out.split("==")[-1]
 
