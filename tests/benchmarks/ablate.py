@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import os
 import signal
@@ -140,18 +141,20 @@ class Run:
         return Path(f"{self.folder}.npz")
 
 
+def _shape(layers: int, width: int) -> str:
+    shape = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+    return json.dumps(shape | {"num_attention_heads": 4})
+
+
 def common_flags(out: Path, student: tuple[int, int], steps: int) -> dict[str, Any]:
     """Return the settings that all runs share, whatever the presets become."""
-    layers, width = student
-    shape = {"num_hidden_layers": layers, "num_attention_heads": 4}
-    shape |= {"hidden_size": width, "intermediate_size": 4 * width}
     return {
         "global_batch": 32,
         "micro_batch": 8,
         "model.dropout": 0,
         "optim.lr": 2e-3,
         "model.teacher": out / "teacher" / "export",
-        "model.student": str(shape).replace("'", '"'),
+        "model.student": _shape(*student),
         "data.shards": out / "shards",
         "steps": steps,
         "optim.warmup_steps": steps // 10,
@@ -183,9 +186,17 @@ def prepare_corpus(out: Path, name: str, vocab_size: int) -> None:
         about = {"vocab_size": vocab_size, "length": 64, "validation_fraction": 0.1}
         prepare(PrepareConfig(out=str(out / "shards"), source="jsonl", files=[text], **about))
     flags = {
-        "config": "demo-teacher",
+        "model.teacher": "null",
+        "model.student": _shape(4, 192),
+        "model.dropout": 0,
         "data.shards": out / "shards",
+        "algorithms.masks": 3,
+        "mask.fraction": 0.4,
         "steps": 2000,
+        "global_batch": 32,
+        "micro_batch": 16,
+        "optim.lr": 1e-3,
+        "optim.warmup_steps": 200,
         "precision": "fp32",
         "track.wandb": "disabled",
     }
