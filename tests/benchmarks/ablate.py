@@ -64,6 +64,7 @@ NEW = {"model.init": "teacher", "algorithms.masks": 3}  # what the settings afte
 ALONE = {"model.teacher": "null", "mask.fraction": 0.4, "optim.lr": 1e-3} | off(*STATES, "logits")
 LOWER = NEW | {"model.init_layers": "lower", "objective.layer_map": "lower"}
 MANY = {"mask.fraction": 0.4}
+BASE = LOWER | MANY
 OLD = {"model.init": "random", "algorithms.masks": 2}
 GRIDS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
@@ -97,13 +98,22 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         "lr 4e-3": NEW | {"optim.lr": 4e-3},
         "betas 0.9, 0.98": NEW | {"optim.betas": "[0.9, 0.98]"},
         "wsd, decay 20 %": NEW | {"optim.schedule": "wsd", "optim.decay_steps": 60},
-        "lower, masks 40 %": LOWER | MANY,
-        "lower, masks 40 %, mlm alone": LOWER | MANY | off(*STATES, "logits"),
-        "lower, masks 40 %, mlm alone, equal compute": LOWER
-        | MANY
-        | off(*STATES, "logits")
-        | {"times_steps": 1.74},
-        "lower, masks 40 %, logits and mlm": LOWER | MANY | off(*STATES),
+    },
+    "lower": {
+        "all terms": BASE,
+        "random start, old masks, 15 %": OLD,
+        "mlm alone": BASE | off(*STATES, "logits"),
+        "mlm alone, equal compute": BASE | off(*STATES, "logits") | {"times_steps": 1.74},
+        "logits and mlm": BASE | off(*STATES),
+        "states weigh 0.1": BASE | {f"objective.{term}": 0.1 for term in STATES},
+        "no embedding term": BASE | off("embedding"),
+        "no hidden term": BASE | off("hidden"),
+        "no attention term": BASE | off("attention"),
+        "no logits term": BASE | off("logits"),
+        "no mlm term": BASE | off("mlm"),
+        "lr 4e-3": BASE | {"optim.lr": 4e-3},
+        "logits and mlm, lr 4e-3": BASE | off(*STATES) | {"optim.lr": 4e-3},
+        "mlm alone, lr 4e-3": BASE | off(*STATES, "logits") | {"optim.lr": 4e-3},
     },
     "narrow": {
         "random start": NEW | {"model.init": "random"},
@@ -113,11 +123,7 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "masks": {"new masks": ALONE, "old masks": ALONE | {"algorithms.masks": 2}},
 }
-STUDENTS = {  # layers, width
-    "default": (2, 192),
-    "narrow": (2, 96),
-    "masks": (4, 192),
-}
+STUDENTS = {"narrow": (2, 96), "masks": (4, 192)}  # layers, width; others (2, 192)
 
 
 @dataclass(frozen=True)
@@ -392,7 +398,7 @@ def all_runs(args: argparse.Namespace) -> Iterator[Run]:
         if args.only and name not in args.only:
             continue
         steps = round(args.steps * changed.get("times_steps", 1))
-        shared = common_flags(args.out, STUDENTS[args.grid], steps)
+        shared = common_flags(args.out, STUDENTS.get(args.grid, (2, 192)), steps)
         shared |= {key: value for key, value in changed.items() if key != "times_steps"}
         flags = command({**shared, "seed": seed}, Path())[4:-2]
         slug = "".join(c if c.isalnum() else "-" for c in name)
