@@ -84,7 +84,7 @@ class Meter:
 
 
 def slowest_rank(waits: torch.Tensor, steps: int) -> dict[str, float]:
-    """Return the rank that the others wait for, and for how many seconds a step.
+    """Return the rank that the others wait for, and for how many milliseconds a step.
 
     Args:
         waits: (R,) seconds for which each rank has waited for the others; the slowest waits least.
@@ -92,7 +92,7 @@ def slowest_rank(waits: torch.Tensor, steps: int) -> dict[str, float]:
     """
     return {
         "perf/slowest_rank": int(waits.argmin()),
-        "perf/slowest_rank_s": float(waits.max() - waits.min()) / max(1, steps),
+        "perf/slowest_rank_ms": 1000 * float(waits.max() - waits.min()) / max(1, steps),
     }
 
 

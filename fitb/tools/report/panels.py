@@ -124,7 +124,9 @@ SECTIONS = (
             Panel("tflops", "TFLOP/s per device", r"perf/tflops", zero=True),
             Panel("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
             Panel("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
-            Panel("slowest", "waiting for the slowest rank, s", r"perf/slowest_rank_s", zero=True),
+            Panel(
+                "slowest", "waiting for the slowest rank, ms", r"perf/slowest_rank_ms", zero=True
+            ),
         ),
     ),
     Section(
