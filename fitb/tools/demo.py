@@ -49,7 +49,7 @@ class DemoConfig:
         length: tokens per row.
         full: train for longer, with a second control, as long as the student's floating-point
             operations allow: a quarter of an hour instead of five minutes.
-        teacher_steps: optimiser steps of the teacher; null: 600, or 2,000 with --full.
+        teacher_steps: optimiser steps of the teacher; null: 750, or 2,000 with --full.
         steps: optimiser steps of the student and of its control; null: 200, or 1,000 with --full.
         rows: validation rows to evaluate on; 0 means all.
     """
@@ -70,7 +70,7 @@ def demo(config: DemoConfig) -> int:
 
     Raises: ConfigError if summary.json exists and is not a demo's.
     """
-    teacher_steps = config.teacher_steps or (2000 if config.full else 600)
+    teacher_steps = config.teacher_steps or (2000 if config.full else 750)
     steps = config.steps or (1000 if config.full else 200)
     out, stages = Path(config.out), dict[str, float]()
     _check_summary(out / "summary.json")

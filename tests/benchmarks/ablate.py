@@ -372,7 +372,12 @@ def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
         "over seeds",
         "loss",
     ]
-    head += [f"words of {size}" for size in SIZES] + ["agreement", "TFLOP", "seeds"]
+    head += [
+        f"exact, words of {', '.join(map(str, SIZES))}+ subwords",
+        "agreement",
+        "TFLOP",
+        "seeds",
+    ]
     lines = [about, "", " | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for row in rows:
         cells = [
@@ -383,7 +388,7 @@ def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
             interval(row["over_documents"]),
             interval(row.get("over_seeds")),
             f"{row['loss']:.3f}",
-            *(f"{share:.1%}" for share in row["span_em_by_subwords"]),
+            ", ".join(f"{100 * share:.1f}" for share in row["span_em_by_subwords"]),
             f"{row['agreement']:.1%}",
             f"{row['flops'] / 1e12:.1f}",
             str(len(row["seeds"])),
