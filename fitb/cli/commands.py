@@ -118,7 +118,8 @@ _ROWS = (
         (
             'fitb rehearse --sbatch "--nodes=2 --partition=low" -- --config tinybert4'
             " --run_dir runs/tb4 --model.teacher models/bert",
-            "fitb rehearse --cluster local --processes 2 -- --config demo --run_dir runs/try",
+            "fitb rehearse --cluster local --processes 2 -- --config demo --run_dir runs/try"
+            " --model.teacher runs/demo/teacher/export --data.shards runs/demo/shards",
         ),
         hands_to="train",
         launcher="fitb.tools.rehearse.rehearsal:launcher_arguments",

@@ -74,7 +74,8 @@ class ModelConfig:
                 getattr(self, name) == "random"
                 or bool(self.teacher and isinstance(self.student, Geometry)),
                 f"model.{name}=teacher, with model.teacher={self.teacher} and model.student="
-                f"{self.student}; expected a teacher, and the student as a geometry; or use random",
+                f"{self.student}; expected a teacher, and the student as a geometry; or use"
+                f" --model.{name} random",
             )
 
 

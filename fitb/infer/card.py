@@ -183,7 +183,7 @@ def metrics_of_evaluation(result: Any, where: str) -> tuple[list[Metric], str]:
 def _source(source: Geometry | str, init: str = "random") -> str:
     if isinstance(source, str):
         return Path(source).name if Path(source).is_absolute() else source
-    weights = "random weights" if init == "random" else "weights of the teacher"
+    weights = "random weights" if init == "random" else "begun from the teacher"
     return (
         f"{weights}: {source.num_hidden_layers} layers of {source.hidden_size},"
         f" {source.num_attention_heads} heads, inner size {source.intermediate_size}"

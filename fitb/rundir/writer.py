@@ -179,7 +179,8 @@ def _begun(path: Path, config: Config) -> Config | None:
     if changed := changed_keys(old, config, "steps"):
         raise ConfigError(
             f"{path} was begun under another configuration: {'; '.join(changed)}."
-            " Restore the old values, or choose another --run_dir"
+            f" Restore the old values, as --config {saved} does if a preset has changed, or"
+            " choose another --run_dir"
         )
     _check_end(path, old.get("steps", Config.steps), config)
     return config

@@ -7,7 +7,9 @@ Finished parts are skipped, so an interrupted demo can be started again.
 from __future__ import annotations
 
 import logging
+import math
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,9 +24,11 @@ from fitb.base.errors import FINISHED, RESUME, ConfigError, TrainingError
 from fitb.base.templates import render_template
 from fitb.cluster.local import LocalRun, forwarding, train_command
 from fitb.config import Config, MaskConfig
+from fitb.config.checks import check_range
 from fitb.config.parser import parse
 from fitb.rundir import names
-from fitb.rundir.events import num_attempts
+from fitb.rundir.events import num_attempts, read_events
+from fitb.rundir.history import attempts_of
 from fitb.rundir.metrics import tail_records
 
 logger = logging.getLogger(__name__)
@@ -64,44 +68,49 @@ class DemoConfig:
     steps: int | None = None
     rows: int = 2000
 
+    def __post_init__(self) -> None:
+        check_range("", self, "processes", "teacher_steps", low=1)
+        check_range("", self, "steps", low=5)  # room for an interruption
+        check_range("", self, "rows", low=0)
+
 
 def demo(config: DemoConfig) -> int:
     """Run the demo, print its table and write summary.json; return an exit code.
 
-    Raises: ConfigError if summary.json exists and is not a demo's.
+    Raises: ConfigError if the folder holds something else, or a demo of other settings.
     """
-    teacher_steps = config.teacher_steps or (2000 if config.full else 750)
-    steps = config.steps or (1000 if config.full else 200)
-    out, stages = Path(config.out), dict[str, float]()
-    _check_summary(out / "summary.json")
-    with _stage(stages, "shards", "prepare shards from the docstrings of this machine's packages"):
+    out, steps = Path(config.out), config.steps or (1000 if config.full else 200)
+    done = _Done.of(out, config)
+    with done.stage("shards", "prepare shards from the docstrings of this machine's packages"):
         _prepare(config, out / "shards")
-    with _stage(stages, "teacher", "train a teacher"):
+    teacher_steps = config.teacher_steps or (2000 if config.full else 750)
+    with done.stage("teacher", "train a teacher"):
         _train(config, out / "teacher", ["--config", "demo-teacher"], teacher_steps)
     same = ["--config", "demo", "--model.teacher", str(out / "teacher" / names.EXPORT)]
     same += ["--optim.warmup_steps", str(steps // 10)]
-    with _stage(stages, "student", "distil a smaller student, interrupt it, and resume"):
+    with done.stage("student", "distil a smaller student, interrupt it, and resume"):
         _train(config, out / "student", same, steps, interrupt_at=steps * 2 // 5)
     alone = [*same, *_MLM_ALONE]
-    with _stage(stages, "control", "control: the same start, no teacher after it, as many steps"):
+    with done.stage("control", "control: the same start, then MLM alone, as many steps"):
         _train(config, out / "control", alone, steps)
     ratio = _compute_ratio(out / "student", out / "control")
     if config.full:
         longer = round(steps * ratio)
-        title = f"control: the same start, no teacher after it, as much compute: {longer} steps"
-        with _stage(stages, "control_equal_compute", title):
+        title = f"control: the same start, then MLM alone, as much compute: {longer} steps"
+        with done.stage("control_equal_compute", title):
             _train(config, out / "control_equal_compute", alone, longer)
-    with _stage(stages, "evaluation", "evaluate all of them on the same masked validation rows"):
+    with done.stage("evaluation", "evaluate all of them on the same masked validation rows"):
         models, differences = _measure(config, out)
     speeds = fsio.read_lines(out / "student" / names.METRICS, _SPEED)
+    of_teacher = models["teacher"]["top1"] or math.nan
     summary = {
         "models": models,
         "differences": differences,
-        "retention": models["student"]["top1"] / models["teacher"]["top1"],
+        "retention": models["student"]["top1"] / of_teacher,
         "attempts": num_attempts(out / "student"),
         "compute_ratio": ratio,
-        "seconds": sum(stages.values()),
-        "stages": stages,
+        "seconds": sum(done.seconds.values()),
+        "stages": done.seconds,
         "peak_memory_gb": _peak_memory_gb(),
         "tokens_per_s": statistics.median_high(record[_SPEED] for record in speeds),
         "settings": asdict(config),
@@ -113,31 +122,68 @@ def demo(config: DemoConfig) -> int:
     return 0
 
 
-@contextmanager
-def _stage(stages: dict[str, float], name: str, title: str) -> Iterator[None]:
-    """Name a part of the demo in the log, and time it in seconds."""
-    logger.info("== %s", title)
-    began_s = time.monotonic()
-    yield
-    stages[name] = time.monotonic() - began_s
+@dataclass(frozen=True)
+class _Done:
+    """What a demo has done so far, over all its starts: OUT/demo.json.
+
+    Args:
+        path: the file.
+        settings: settings that its runs depend on.
+        seconds: time of each stage, summed over the starts.
+        finished: stages that are not timed again.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+    finished: list[str]
+
+    @classmethod
+    def of(cls, out: Path, config: DemoConfig) -> _Done:
+        """Read what an earlier start has done, and refuse a folder of anything else."""
+        path, settings = out / "demo.json", asdict(config)
+        for name in ("out", "rows", "processes"):  # may change
+            del settings[name]
+        other = f"name a new folder: fitb demo --out {out}-2{' --full' * config.full}"
+        try:
+            found = fsio.read_json(path, "settings", "seconds", "finished")
+        except FileNotFoundError:
+            ours = ("shards", "teacher", "student", "control", "summary.json")
+            if there := [str(out / name) for name in ours if (out / name).exists()]:
+                raise ConfigError(
+                    f"{', '.join(there)} not of this demo, which has a demo.json; move it away, or"
+                    f" {other}"
+                ) from None
+            out.mkdir(parents=True, exist_ok=True)
+            return cls(path, settings, {}, [])
+        except ValueError as error:
+            raise ConfigError(f"{path} is not of a demo; move it away, or {other}") from error
+        theirs = found["settings"]
+        if changed := [f"{k}={theirs.get(k)}" for k, v in settings.items() if theirs.get(k) != v]:
+            raise ConfigError(f"{out} holds a demo with {', '.join(changed)}; {other}")
+        return cls(path, settings, found["seconds"], found["finished"])
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """Name a part of the demo in the log, time it, and remember that it is finished."""
+        logger.info("== %s", title)
+        began_s = time.monotonic()
+        if name in self.finished:
+            yield
+            return
+        try:
+            yield
+            self.finished.append(name)
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began_s
+            about = {"settings": self.settings, "seconds": self.seconds}
+            fsio.write_json(self.path, {**about, "finished": self.finished})
 
 
 def _peak_memory_gb() -> float:
     """Return the most resident memory that one process of the demo had, in GB (1e9)."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(each).ru_maxrss for each in who) * 1024 / 1e9
-
-
-def _check_summary(summary: Path) -> None:
-    """Refuse a summary.json that is not a demo's, because it would be replaced."""
-    try:
-        fsio.read_json(summary, "models", "compute_ratio")
-    except FileNotFoundError:
-        return
-    except ValueError as error:
-        raise ConfigError(
-            f"{summary} is not the summary of a demo; move it away, or name a new folder with --out"
-        ) from error
 
 
 def _prepare(config: DemoConfig, shards: Path) -> None:
@@ -198,12 +244,16 @@ def _train(
             code = run.wait()
         if code == FINISHED:
             return
-        if code == RESUME and interrupted:
+        if code == RESUME and interrupted and _last_reason(run_dir) == "SIGUSR1":
             logger.info("== saved; the same command again")
-        elif code == RESUME:
-            raise TrainingError(f"{run_dir} was stopped and is saved; `fitb demo` resumes it")
+        elif code in (RESUME, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise TrainingError(f"{run_dir} was stopped; start the same command again to go on")
         else:
             raise TrainingError(f"{run_dir} ended with exit code {code}; see its lines above")
+
+
+def _last_reason(run_dir: Path) -> str | None:
+    return attempts_of(read_events(run_dir))[-1].reason
 
 
 def _reaches_step(run: LocalRun, run_dir: Path, step: int) -> bool:

@@ -57,7 +57,9 @@ def begin_from_teacher(
         return {name: round(mean, 6) for name, mean in zip(objective.names, means, strict=True)}
 
     terms = on_main(first_terms, world)
-    logger.info("student begins as teacher layers %s: %s", list(layers), terms)
+    same = student.config.hidden_size == teacher.model.config.hidden_size
+    copied = list(layers) if same else []
+    logger.info("student begins from the teacher, with layers %s: %s", copied, terms)
     if left and world.is_main:
         logger.warning("not taken from the teacher: %s", "; ".join(left))
-    run.event("begin", layers=list(layers), left=left, terms=terms)
+    run.event("begin", layers=copied, left=left, terms=terms)

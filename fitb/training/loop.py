@@ -84,7 +84,7 @@ def _train(
         result = engine.train_step(step, batch, counts)
         progress.step = step + 1
         watch.moved(progress.step)
-        metrics = meter.read(progress.step, result, stop.waited_s)  # empty unless logged
+        metrics = meter.read(progress.step, result)  # empty unless this step is logged
         if due(progress.step, config.eval.every_steps, config):
             metrics |= evaluate(parts, run, config)
         if metrics:

@@ -24,30 +24,22 @@ class Meter:
         self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
         self._since_s = time.monotonic()
         self._since_step, self._since_wait_s = parts.progress.step, 0.0
-        self._since_agreed_s = 0.0
 
-    def read(self, step: int, result: StepResult, agreed_s: float = 0.0) -> dict[str, float]:
+    def read(self, step: int, result: StepResult) -> dict[str, float]:
         """Return the metrics of this step, on every rank; empty if the step is not logged.
 
         Args:
             step: optimiser updates done.
             result: result of the last one.
-            agreed_s: seconds for which this rank has waited for the others since its start.
         Raises: TrainingError if an update since the last check was not finite.
         """
         rows, tokens, slots, slots_squared = result.coverage.tolist()
         self._tokens += tokens
         if step % self._config.track.every_steps and step != self._config.steps:
             return {}
-        sums, pace = result.sums.double(), {}
+        sums = result.sums.double()
         if self._num_ranks > 1:
-            waits = sums.new_zeros(self._num_ranks)
-            waits[dist.get_rank()] = agreed_s - self._since_agreed_s
-            self._since_agreed_s = agreed_s
-            both = torch.cat([sums, waits])
-            dist.all_reduce(both)
-            sums, waits = both[: len(sums)], both[len(sums) :].cpu()
-            pace = slowest_rank(waits, step - self._since_step)
+            dist.all_reduce(sums)
         engine = self._parts.engine
         engine.check_finite(step)
         means = (sums.cpu() / result.counts.clamp(min=1)).tolist()
@@ -63,7 +55,7 @@ class Meter:
         }
         if result.grad_norm is not None:
             metrics["optim/grad_norm"] = float(result.grad_norm)
-        return metrics | pace | self._speed(step) | embedding_norms(self._parts)
+        return metrics | self._speed(step) | embedding_norms(self._parts)
 
     def _speed(self, step: int) -> dict[str, float]:
         now, waited_s = time.monotonic(), self._parts.stream.waited_s
@@ -81,19 +73,6 @@ class Meter:
         self._tokens, self._since_s, self._since_step = 0.0, now, step
         self._since_wait_s = waited_s
         return speed
-
-
-def slowest_rank(waits: torch.Tensor, steps: int) -> dict[str, float]:
-    """Return the rank that the others wait for, and for how many milliseconds a step.
-
-    Args:
-        waits: (R,) seconds for which each rank has waited for the others; the slowest waits least.
-        steps: number of steps in that time.
-    """
-    return {
-        "perf/slowest_rank": int(waits.argmin()),
-        "perf/slowest_rank_ms": 1000 * float(waits.max() - waits.min()) / max(1, steps),
-    }
 
 
 def embedding_norms(parts: Parts) -> dict[str, float]:

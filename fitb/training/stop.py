@@ -34,9 +34,6 @@ class StopFlag:
 
     Args:
         time_budget_min: minutes from now after which to stop; None is no limit.
-
-    Attributes:
-        waited_s: seconds for which this rank has waited for the others in `agree`.
     """
 
     def __init__(self, time_budget_min: float | None = None) -> None:
@@ -44,7 +41,6 @@ class StopFlag:
         self._deadline = None
         if time_budget_min is not None:
             self._deadline = time.monotonic() + 60 * time_budget_min
-        self.waited_s = 0.0
         self._group = None
         self._failure: FitbError | None = None
         self._failed = False  # as the ranks agreed
@@ -105,9 +101,7 @@ class StopFlag:
         if dist.is_initialized() and dist.get_world_size() > 1:
             if self._group is None and dist.get_backend() != "gloo":
                 self._group = dist.new_group(backend="gloo")  # no device synchronisation
-            began_s = time.monotonic()
             dist.all_reduce(both, group=self._group)
-            self.waited_s += time.monotonic() - began_s
         flags = both[: len(_REASONS)].tolist()
         ordered = (*_FAILURES, *_REASONS)  # a failure takes precedence over a requested shutdown
         reason = next((r for r in ordered if flags[_REASONS.index(r)]), None)

@@ -8,7 +8,7 @@ one process with one thread, two at a time. After `--minutes` runs are stopped, 
 goes on with them: finished runs are not run again. OUT/GRID.json and OUT/GRID.md hold, for each
 setting, means over seeds, and differences from the first of them with 95 % intervals: paired over
 documents (bootstrap), and over seeds (Student's t). All models see the same masks of the validation
-rows.
+rows; --only and --seeds choose what is run, and the table holds all that is finished.
 """
 
 from __future__ import annotations
@@ -319,7 +319,8 @@ def table(runs: Sequence[Run], teacher: float) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(run.name for run in done))
     by_name = {name: {r.seed: counts_of(r) for r in done if r.name == name} for name in names}
     first = by_name[names[0]]
-    rows = [{"setting": name, **row_of(by_name[name], first)} for name in names]
+    by_name = {name: found for name, found in by_name.items() if found.keys() & first.keys()}
+    rows = [{"setting": name, **row_of(by_name[name], first)} for name in by_name]
     return [{**row, "retention": row["top1"] / teacher} for row in rows]
 
 
@@ -327,15 +328,15 @@ def row_of(
     mine: Mapping[int, tuple[RowCounts, float]], first: Mapping[int, tuple[RowCounts, float]]
 ) -> dict[str, Any]:
     """Return means over seeds, and differences of top-1 over the seeds that both have."""
-    metrics = [metrics_of(counts.totals()) for counts, _ in mine.values()]
-    row: dict[str, Any] = {"seeds": sorted(mine), "flops": next(iter(mine.values()))[1]}
+    seeds = sorted(mine.keys() & first.keys())
+    metrics = [metrics_of(mine[seed][0].totals()) for seed in seeds]
+    row: dict[str, Any] = {"seeds": seeds, "flops": next(iter(mine.values()))[1]}
     for metric in ("top1", "loss", "span_em", "agreement"):
         row[metric] = statistics.fmean(float(each[metric][0]) for each in metrics)
     row["span_em_by_subwords"] = [
         statistics.fmean(float(each["span_em"][group]) for each in metrics)
         for group in range(1, len(SIZES) + 1)
     ]
-    seeds = sorted(mine.keys() & first.keys())
     pairs = [(mine[seed][0], first[seed][0]) for seed in seeds]
     gaps = [top1_of(ours) - top1_of(theirs) for ours, theirs in pairs]
     ours, theirs = (pooled([pair[side] for pair in pairs]) for side in (0, 1))
@@ -427,7 +428,8 @@ def main() -> int:
     runs = list(all_runs(args))
     complete = train_all(runs, args.out, ends_s, args.at_once)
     teacher = teacher_top1(args.out)
-    rows = table(runs, teacher)
+    everything = argparse.Namespace(**{**vars(args), "only": [], "seeds": range(max(_T))})
+    rows = table(list(all_runs(everything)), teacher)
     about = f"{args.corpus}, vocabulary {args.vocab_size}, {args.steps} steps"
     about += f", teacher {teacher:.1%}, {machine()['cpu']}"
     write_json(args.out / f"{args.grid}.json", {"rows": rows, "about": about})

@@ -117,16 +117,12 @@ SECTIONS = (
     Section(
         "Throughput",
         "Tokens per second over all ranks; model TFLOP/s per device, and their share of its"
-        " published peak (MFU) if that is known; the share of time spent waiting for rows; how"
-        " long a step the others wait for the slowest rank.",
+        " published peak (MFU) if that is known; the share of time spent waiting for rows.",
         (
             Panel("tokens-per-s", "tokens per second", r"perf/tokens_per_s", zero=True),
             Panel("tflops", "TFLOP/s per device", r"perf/tflops", zero=True),
             Panel("mfu", "model FLOPs utilisation", r"perf/mfu", percent=True, zero=True),
             Panel("data-wait", "waiting for rows", r"perf/data_wait_frac", percent=True, zero=True),
-            Panel(
-                "slowest", "waiting for the slowest rank, ms", r"perf/slowest_rank_ms", zero=True
-            ),
         ),
     ),
     Section(

@@ -7,7 +7,7 @@ import torch
 
 from fitb.config import TrackConfig
 from fitb.training.engine import StepResult
-from fitb.training.step_metrics import Meter, slowest_rank, terms
+from fitb.training.step_metrics import Meter, terms
 
 NAMES = (
     "distill/embedding",
@@ -90,11 +90,6 @@ def test_a_logged_step_gives_means_coverage_and_the_state_of_the_optimiser(make_
     }
     assert {name: metrics[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
     assert "optim/grad_norm" not in make_meter(1).read(1, result(norm=None))  # skipped
-
-
-def test_the_slowest_rank_is_the_one_that_waits_least():
-    waits = torch.tensor([3.0, 0.5, 2.5])  # in 5 steps
-    assert slowest_rank(waits, 5) == {"perf/slowest_rank": 1, "perf/slowest_rank_ms": 500}
 
 
 def test_speed_counts_the_steps_between_two_lines(make_meter, monkeypatch):
