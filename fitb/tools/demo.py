@@ -51,8 +51,7 @@ class DemoConfig:
         max_mb: size of the corpus of docstrings, MB.
         vocab_size: vocabulary size of the tokenizer.
         length: tokens per row.
-        full: train for longer, with a second control, as long as the student's floating-point
-            operations allow: a quarter of an hour instead of five minutes.
+        full: train for longer, with a second control of as many floating-point operations.
         teacher_steps: optimiser steps of the teacher; null: 750, or 2,000 with --full.
         steps: optimiser steps of the student and of its control; null: 200, or 1,000 with --full.
         rows: validation rows to evaluate on; 0 means all.
@@ -167,10 +166,10 @@ class _Done:
     def stage(self, name: str, title: str) -> Iterator[None]:
         """Name a part of the demo in the log, time it, and remember that it is finished."""
         logger.info("== %s", title)
-        began_s = time.monotonic()
         if name in self.finished:
             yield
             return
+        began_s = time.monotonic()
         try:
             yield
             self.finished.append(name)

@@ -32,6 +32,7 @@ def test_mlm_alone_from_the_teachers_layers_asks_no_teacher(quick_flags, tmp_pat
     flags = [*quick_flags, "--model.init", "teacher", "--model.student", WIDE, *off]
     assert job.run([*flags, "--steps", "8"], tmp_path / "run", 1) == 0
     (began,) = job.events(tmp_path / "run", "begin")
+    assert began["layers"] == [2, 4]
     assert not began["left"] and "distill/embedding" not in began["terms"]
     records = job.metrics(tmp_path / "run")
     assert not any(name.startswith("distill/") for record in records for name in record)

@@ -64,6 +64,8 @@ def test_the_demo_in_miniature_walks_the_whole_road(tmp_path, capfd):
     assert summary["retention"] == top1["student"] / top1["teacher"]
     assert summary["models"]["control_equal_compute"]["steps"] > 12
     assert "control_equal_compute" in told.out and "[MASK]" not in told.out.split("==")[-1]
+    assert cli.main([*words, "--full", "--steps", "13"]) == 2  # another demo
+    assert f"steps=12; name a new folder: fitb demo --out {out}-2 --full" in capfd.readouterr().err
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(shards):

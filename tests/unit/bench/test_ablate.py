@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ablate import GRIDS, OLD, all_runs, row_of
+from ablate import all_runs, row_of
+from ablate_grids import GRIDS, OLD
 
 from fitb.evaluation.row_counts import COLUMNS, RowCounts
 
