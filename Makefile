@@ -10,7 +10,7 @@
 # make wheelhouse PYTHON=3.12 TORCH=cpu   what nodes without a network install from, in wheelhouse/
 PYTHON ?= python3
 VENV ?= .venv
-# Workers take files in turn, those that take long first; two of four wait for clusters and clocks.
+# Workers take files in turn, those that take long first; three of five wait for clusters and clocks.
 ORDER := --no-loadscope-reorder --randomly-dont-reorganize
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 	fitb demo
 
 test: $(VENV)/ready slurm-packages browser
-	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 4 --durations=40 --dist loadfile $(ORDER) $(TESTS)
+	ulimit -n 65536 2>/dev/null; python -m pytest -rs -n 5 --durations=40 --dist loadfile $(ORDER) $(TESTS)
 
 soak: $(VENV)/ready slurm-packages
 	python tests/benchmarks/soak.py $(SOAK)

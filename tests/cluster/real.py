@@ -49,11 +49,16 @@ def standing_still(run: Run, words: tuple[str, ...] = RANK) -> Iterator[None]:
     pids = ranks(run, words)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    yield
-    wait_until(lambda: all(map(signalled, pids)), 90, "the signal")
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+        wait_until(lambda: all(map(signalled, pids)), 90, "the signal")
+    except TimeoutError as error:
+        reached = [pid for pid in pids if signalled(pid)]
+        raise TimeoutError(f"{error}; reached {reached} of {pids}\n{run.logs()}") from None
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def signalled(pid: int) -> bool:
