@@ -190,7 +190,7 @@ class OptimConfig:
         require(
             self.schedule == "wsd" or not self.decay_steps,
             f"optim.decay_steps={self.decay_steps} with optim.schedule={self.schedule}; only wsd"
-            " has decay_steps; leave it out, or use --optim.schedule wsd",
+            " has one; use --optim.decay_steps 0, or --optim.schedule wsd",
         )
 
 

@@ -197,7 +197,8 @@ class Config:
         check_range("", self, "steps", "global_batch", "micro_batch", low=1)
         require(
             self.optim.decay_steps <= self.steps,
-            f"optim.decay_steps={self.optim.decay_steps}, steps={self.steps}; at most as many",
+            f"optim.decay_steps={self.optim.decay_steps}, steps={self.steps}; at most as many:"
+            f" use --optim.decay_steps {self.steps // 10}, or 0 for no decay",
         )
 
     @property

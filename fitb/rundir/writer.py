@@ -196,11 +196,14 @@ def _check_end(path: Path, steps: int, config: Config) -> None:
         return
     before = max((step for step in saved if step <= free), default=None)
     where = names.checkpoint(path, before) if before is not None else config.branch_from
+    why = f"its learning rate depends on the end since step {free}, and"
+    if config.steps < done and free == config.steps:
+        why = "behind it"
     branch = f", or branch from {where} into another --run_dir: --branch_from {where}"
     raise ConfigError(
-        f"{path} was begun with steps={steps} and cannot end at steps={config.steps}: its learning"
-        f" rate depends on the end since step {free}, and step {done} is done; restore"
-        f" --steps {steps}{branch if where else ', or begin another --run_dir'}"
+        f"{path} was begun with steps={steps} and cannot end at steps={config.steps}: {why} step"
+        f" {done} is done; restore --steps {steps}"
+        f"{branch if where else ', or begin another --run_dir'}"
     )
 
 

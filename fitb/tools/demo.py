@@ -114,7 +114,7 @@ def demo(config: DemoConfig) -> int:
         "tokens_per_s": statistics.median_high(record[_SPEED] for record in speeds),
         "settings": asdict(config),
     }
-    fsio.write_json(out / "summary.json", summary)
+    fsio.write_json(out / "summary.json", fsio.finite(summary))
     print(render_template("tools/demo.txt.j2", **summary), end="\n\n")
     _fill(out / "student" / names.EXPORT)
     print(f"\nAll of it is in {out}; the numbers are in {out / 'summary.json'}.")

@@ -36,6 +36,7 @@ class PlanConfig:
         tokens: tokens of the whole run; 1e10 is ten billion.
         length: tokens per row.
         rows: rows per process and step: micro_batch times accumulation.
+        mask_fraction: share of tokens masked; the presets of TinyBERT have 0.3.
         precision: precision of gradients and weights on the network.
         vocabulary: vocabulary size.
         teacher: geometry of the teacher; default BERT-base.
@@ -62,6 +63,7 @@ class PlanConfig:
     tokens: float = 1e10
     length: int = 128
     rows: int = 256
+    mask_fraction: float = 0.3
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     vocabulary: int = VOCABULARY
     teacher: Geometry = field(default_factory=lambda: BERT_BASE)
@@ -256,12 +258,13 @@ def process_tokens_per_s(config: PlanConfig) -> float:
     """Return the speed of one process alone: as given, or mfu x peak / FLOPs per token."""
     if config.tokens_per_s is not None:
         return config.tokens_per_s
+    slots = num_slots(config.length, MaskConfig(fraction=config.mask_fraction))
     work = work_per_token(
         config.student,
         config.teacher,
         length=config.length,
         vocabulary=config.vocabulary,
-        slots_per_token=num_slots(config.length, MaskConfig()) / config.length,
+        slots_per_token=slots / config.length,
     )
     return config.mfu * config.peak_tflops * 1e12 / work.total
 

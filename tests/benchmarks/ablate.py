@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablate_grids import GRIDS, STUDENTS
+from ablate_grids import GRIDS, NO_FLAGS, STUDENTS
 from corpora import corpus
 from numpy.typing import NDArray
 
-from fitb.base.fsio import write_atomic, write_json
+from fitb.base.fsio import read_json, write_atomic, write_json
 from fitb.bench.timing import machine
 from fitb.config import Config, MaskConfig
 from fitb.config.parser import parse
@@ -64,16 +64,23 @@ class Run:
         seed: seed of weights, order, masks and dropout.
         flags: flags of `fitb train`.
         folder: run folder.
+        after: folder of the run whose student this one begins with, if any.
     """
 
     name: str
     seed: int
     flags: tuple[str, ...]
     folder: Path
+    after: Path | None = None
 
     @property
     def counts(self) -> Path:
         return Path(f"{self.folder}.npz")
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it begins with is there."""
+        return self.after is None or Path(f"{self.after}.npz").exists()
 
 
 def _shape(layers: int, width: int) -> str:
@@ -115,9 +122,19 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def prepare_corpus(out: Path, name: str, vocab_size: int) -> None:
-    """Prepare shards, and train the teacher on them, unless both are there."""
-    if not (out / "shards" / "manifest.json").exists():
-        text = str(corpus(out, name))
+    """Prepare shards, and train the teacher on them, unless both are there.
+
+    Raises: SystemExit if `out` holds those of another corpus or vocabulary.
+    """
+    text = str(corpus(out, name))
+    if (out / "shards" / "manifest.json").exists():
+        made = read_json(out / "shards" / "manifest.json", "settings")["settings"]
+        there = Path(made["files"][0]).name, made["vocab_size"]
+        if there != (Path(text).name, vocab_size):
+            sys.exit(
+                f"{out} holds {there}, not {(Path(text).name, vocab_size)}; choose another OUT"
+            )
+    else:
         about = {"vocab_size": vocab_size, "length": 64, "validation_fraction": 0.1}
         prepare(PrepareConfig(out=str(out / "shards"), source="jsonl", files=[text], **about))
     flags = {
@@ -150,11 +167,13 @@ def finished(folder: Path) -> bool:
 
 def train_all(runs: Sequence[Run], out: Path, ends_s: float, at_once: int) -> bool:
     """Run what is not finished, some at a time; stop what runs at the deadline. Return if done."""
-    waiting = iter([run for run in runs if not run.counts.exists()])
+    waiting = [run for run in runs if not run.counts.exists()]
     running: dict[Run, subprocess.Popen[bytes]] = {}
     complete = True
     while True:
-        while len(running) < at_once and time.time() < ends_s and (run := next(waiting, None)):
+        ready = [run for run in waiting if run.ready and time.time() < ends_s]
+        for run in ready[: at_once - len(running)]:
+            waiting.remove(run)
             run.folder.parent.mkdir(parents=True, exist_ok=True)
             with open(f"{run.folder}.log", "ab") as log:
                 words = command(run.flags, run.folder)
@@ -162,7 +181,7 @@ def train_all(runs: Sequence[Run], out: Path, ends_s: float, at_once: int) -> bo
                     words, env=environment(1), stdout=log, stderr=log, stdin=subprocess.DEVNULL
                 )
         if not running:
-            return complete and next(waiting, None) is None
+            return complete and not waiting
         if time.time() > ends_s:
             for process in running.values():
                 process.send_signal(signal.SIGUSR1)
@@ -203,6 +222,8 @@ def evaluate(run: Run, out: Path) -> None:
     config = parse(Config, "ablate", ["--config", str(run.folder / "config.yaml")])
     counts = counts_beside_teacher(run.folder / "export", out)
     cost = flops_of_step(config) * config.steps
+    if run.after:
+        cost += float(np.load(f"{run.after}.npz")["flops"])
     np.savez(run.counts, rows=counts.rows, documents=counts.documents, sums=counts.sums, flops=cost)
 
 
@@ -322,10 +343,21 @@ def all_runs(args: argparse.Namespace) -> Iterator[Run]:
             continue
         steps = round(args.steps * changed.get("times_steps", 1))
         shared = common_flags(args.out, STUDENTS.get(args.grid, (2, 192)), steps)
-        shared |= {key: value for key, value in changed.items() if key != "times_steps"}
-        flags = command({**shared, "seed": seed}, Path())[4:-2]
-        slug = "".join(c if c.isalnum() else "-" for c in name)
-        yield Run(name, seed, tuple(flags), args.out / args.grid / f"{slug}.{seed}.{args.steps}")
+        shared |= {"seed": seed} | {k: v for k, v in changed.items() if k not in NO_FLAGS}
+        if "decay_share" in changed:
+            shared["optim.decay_steps"] = round(steps * changed["decay_share"])
+        after = None
+        if "after" in changed:  # other rows than those that it has seen
+            after = folder_of(args, changed["after"], seed)
+            shared |= {"model.student": after / "export", "seed": seed + 1000}
+        flags = command(shared, Path())[4:-2]
+        yield Run(name, seed, tuple(flags), folder_of(args, name, seed), after)
+
+
+def folder_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Return the run folder of a setting and seed."""
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    return Path(args.out / args.grid / f"{slug}.{seed}.{args.steps}")
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Settings of the ablation: what each differs in from the flags that all runs share.
 
-`times_steps` is no flag: it multiplies the number of steps.
+Three keys are no flags: `times_steps` multiplies the number of steps, `decay_share` is the share of
+them that a decay takes, and `after` names the setting whose student this one begins with.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ def off(*terms: str) -> dict[str, Any]:
     return {f"objective.{term}": 0 for term in terms}
 
 
+NO_FLAGS = ("times_steps", "decay_share", "after")
 STATES = ("embedding", "hidden", "attention")
 NEW = {"model.init": "teacher", "algorithms.masks": 3}  # what the settings after the first change
 ALONE = {"model.teacher": "null", "mask.fraction": 0.4, "optim.lr": 1e-3} | off(*STATES, "logits")
 LOWER = NEW | {"model.init_layers": "lower", "objective.layer_map": "lower"}
+HALF = {"times_steps": 0.5}
 MANY = {"mask.fraction": 0.4}
 BASE = LOWER | MANY
 OLD = {"model.init": "random", "algorithms.masks": 2}
@@ -46,12 +49,16 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         "masks 40 %": NEW | MANY,
         "temperature 2": NEW | {"objective.temperature": 2},
         "temperature 4": NEW | {"objective.temperature": 4},
-        "batch 64, half the steps": NEW | {"global_batch": 64, "times_steps": 0.5},
+        "batch 64, half the steps": NEW | HALF | {"global_batch": 64},
         "batch 16, twice the steps": NEW | {"global_batch": 16, "times_steps": 2},
         "lr 1e-3": NEW | {"optim.lr": 1e-3},
         "lr 4e-3": NEW | {"optim.lr": 4e-3},
         "betas 0.9, 0.98": NEW | {"optim.betas": "[0.9, 0.98]"},
-        "wsd, decay 20 %": NEW | {"optim.schedule": "wsd", "optim.decay_steps": 60},
+        "wsd, decay 20 %": NEW | {"optim.schedule": "wsd", "decay_share": 0.2},
+        "states alone, half the steps": NEW | off("logits", "mlm") | HALF,
+        "states, then logits and mlm": off(*STATES)
+        | HALF
+        | {"after": "states alone, half the steps", "algorithms.masks": 3},
     },
     "lower": {
         "all terms": BASE,

@@ -62,8 +62,17 @@ def test_the_end_moves_until_a_step_that_depends_on_it_is_logged(run_config):
     assert "steps: 30\n" in (run.path / "config.yaml").read_text()
     assert open_run(config, ALONE)[1].steps == 20
     fsio.append_line(run.metrics, {"train/step": 17})
-    with pytest.raises(ConfigError, match="step 17 is done; restore --steps 20"):
+    with pytest.raises(ConfigError, match="depends on .* step 17 is done; restore --steps 20"):
         open_run(longer, ALONE)
+
+
+def test_the_end_does_not_move_before_what_is_done(run_config):
+    constant = OptimConfig(schedule="constant", warmup_steps=1)
+    config = dataclasses.replace(run_config(steps=20), optim=constant)
+    run, _ = open_run(config, ALONE)
+    fsio.append_line(run.metrics, {"train/step": 16})
+    with pytest.raises(ConfigError, match="at steps=15: behind it step 16 is done"):
+        open_run(dataclasses.replace(config, steps=15), ALONE)
 
 
 def test_a_linear_schedule_depends_on_its_end_so_the_end_cannot_be_moved(run_config):
