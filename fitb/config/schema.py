@@ -100,10 +100,12 @@ class CheckpointConfig:
 
     Args:
         every_steps: steps between two checkpoints; 0 saves only at stops and at the end.
+        background: write and commit while training goes on, from a copy in host memory.
         keep_last: newest checkpoints to keep; at least 2, so that a damaged one has a predecessor.
     """
 
     every_steps: int = 1000
+    background: bool = True
     keep_last: int = 2
 
     def __post_init__(self) -> None:

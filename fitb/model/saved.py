@@ -1,12 +1,14 @@
 """Loading the student of a checkpoint without the training code.
 
-A checkpoint has whole fp32 tensors named `param/student.model.NAME`; settings that no tensor's
-shape implies (heads, dropout) are in the run's config.yaml. torch is imported only to read weights.
+A checkpoint has fp32 tensors named `param/student.model.NAME`, whole or in fragments;
+settings that no shape implies (heads, dropout) are in the run's config.yaml. torch is imported only
+to read weights.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from fitb.base import fsio
 from fitb.base.errors import CheckpointError, DataError
 from fitb.config import Config, Geometry
 from fitb.config.parser import parse
+from fitb.model.fragments import joined
 from fitb.model.loaded import Loaded, check_finite, some, tokenizer_fingerprint_of
 from fitb.model.positions import settle
 from fitb.rundir import checkpoints, names
@@ -114,13 +117,17 @@ def set_dropout(config: BertConfig, dropout: float | None) -> None:
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the student's tensors in a checkpoint by parameter name, and its manifest."""
-    from safetensors import safe_open
-
     try:
         manifest = checkpoints.read_manifest(folder)
     except CheckpointError as error:
         raise DataError(f"{error}; name another checkpoint") from error
-    weights: dict[str, torch.Tensor] = {}
+    shapes = {k.removeprefix(_STUDENT): v for k, v in manifest.get("shapes", {}).items()}
+    return joined(_parts(folder, manifest), shapes), manifest
+
+
+def _parts(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.is_file() or fsio.sha256_file(file) != entry["sha256"]:
@@ -131,8 +138,7 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - it is no dict
                 if key.startswith(_STUDENT):
-                    weights[key.removeprefix(_STUDENT)] = tensors.get_tensor(key)
-    return weights, manifest
+                    yield key.removeprefix(_STUDENT), tensors.get_tensor(key)
 
 
 def _sizes(

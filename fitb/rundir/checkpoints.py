@@ -19,7 +19,7 @@ from fitb.rundir import names
 from fitb.rundir.events import as_written, num_attempts, read_events
 from fitb.rundir.ownership import write_fenced
 
-FORMAT = 1
+FORMAT = 2  # 1 had whole tensors, each in the file of one rank
 
 
 class NewerFormat(CheckpointError):

@@ -14,17 +14,19 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
 
 from fitb.base import fsio
 from fitb.base.errors import CheckpointError, FitbError, SystemFault
 from fitb.base.world import World
+from fitb.model.fragments import joined
 from fitb.rundir.checkpoints import (
     FORMAT,
     NewerFormat,
@@ -44,23 +46,26 @@ logger = logging.getLogger(__name__)
 
 def save(
     root: Path,
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Mapping[str, torch.Tensor],
     manifest: dict[str, Any],
     *,
     fence: Path,
     world: World,
     keep_last: int,
     keep_steps: Collection[int] = (),
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Write and commit a checkpoint. Collective: every rank calls this at the same step.
 
     Args:
         root: RUN/checkpoints.
-        tensors: (name, full tensor) pairs in the same order on every rank; iterating is collective.
-        manifest: further entries of the manifest; must hold `step`.
+        tensors: what this rank holds, on the CPU: fragments by key (model/fragments.py), or whole
+            tensors by name.
+        manifest: further entries of the manifest: `step`, and the `shapes` of fragments.
         fence: folder of this attempt, on the same filesystem; without it nothing can be committed.
         keep_last: number of newest checkpoints to keep.
         keep_steps: steps of further checkpoints to keep.
+        group: process group of the ranks; None is the default one.
     Returns: the committed folder; seconds spent on `write` and `commit`, on this rank.
     Raises:
         SystemFault: on every rank if any rank could not write; earlier checkpoints are untouched.
@@ -74,8 +79,7 @@ def save(
         scratch.mkdir()
 
     def write_share() -> tuple[str, str, int]:
-        mine = {name: t for i, (name, t) in enumerate(tensors) if i // 3 % world.size == world.rank}
-        data = safetensors.torch.save({name: t.contiguous() for name, t in mine.items()})
+        data = safetensors.torch.save({key: part.contiguous() for key, part in tensors.items()})
         path = scratch / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
         with fsio.naming_full_disk(path), open(path, "wb") as file:
             file.write(data)
@@ -85,15 +89,15 @@ def save(
 
     began = time.monotonic()
     try:
-        on_main(prepare, world)
-        written = on_all(write_share, world)
+        on_main(prepare, world, group)
+        written = on_all(write_share, world, group)
         wrote = time.monotonic()
         files = {name: {"sha256": digest, "bytes": size} for name, digest, size in written}
         whole = {"format": FORMAT, **manifest, "world_size": world.size, "files": files}
-        on_main(lambda: commit(scratch, final, whole), world)
-        on_main(lambda: prune(root, keep_last, keep_steps, fence), world)
+        on_main(lambda: commit(scratch, final, whole), world, group)
+        on_main(lambda: prune(root, keep_last, keep_steps, fence), world, group)
     except FitbError:
-        on_main(lambda: check_owned(fence), world)  # the error reached all ranks
+        on_main(lambda: check_owned(fence), world, group)  # the error reached all ranks
         if world.is_main:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -204,7 +208,9 @@ def read(path: Path) -> Checkpoint:
 
 def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Read every tensor, from the same bytes that were hashed."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, expected in manifest["files"].items():
-        tensors |= safetensors.torch.load(read_file(path / name, expected))
-    return tensors
+
+    def parts() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, expected in manifest["files"].items():
+            yield from safetensors.torch.load(read_file(path / name, expected)).items()
+
+    return joined(parts(), manifest.get("shapes", {}))

@@ -14,23 +14,25 @@ from fitb.base.world import World
 T = TypeVar("T")
 
 
-def on_main(action: Callable[[], T], world: World) -> T:
+def on_main(action: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
     """Run an action on rank 0; return its result, or raise its error, on every rank."""
     outcome: list[Any] = _outcome(action) if world.is_main else [None, None]
     if world.size > 1:
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     result: T = outcome[0]
     return result
 
 
-def on_all(action: Callable[[], T], world: World) -> list[T]:
+def on_all(
+    action: Callable[[], T], world: World, group: dist.ProcessGroup | None = None
+) -> list[T]:
     """Run an action on every rank; return all results, or raise the first rank's error, on each."""
     mine = _outcome(action)
     outcomes: list[Any] = [mine] * world.size
     if world.size > 1:
-        dist.all_gather_object(outcomes, mine)
+        dist.all_gather_object(outcomes, mine, group=group)
     for _, error in outcomes:
         if error is not None:
             raise error

@@ -146,6 +146,7 @@ class Engine:
         self._trained = [p for p in objective.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=filled)
         self.state = PortableState(self._engine, objective, world, device)
+        self.before_update: Callable[[], None] = lambda: None  # called before weights change
         self._checked_step, self._worst_norm = 0, torch.zeros((), device=device)
 
     def counts(self, batch: Batch | None) -> torch.Tensor:
@@ -185,6 +186,7 @@ class Engine:
                     sums = self._engine(rows, features)
                     self._engine.backward((sums * scale).sum(), scale_wrt_gas=False)
                     total += sums.detach()
+                    self.before_update()
                     after_backward()
             if self._ends_steps:
                 norm = self._clip()

@@ -37,13 +37,13 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     log.setup(world.rank)
     watchdog = Watchdog(config.stop.hang_s)
     stop = StopFlag(config.stop.time_budget_min).install()
-    run = watch = tracker = step = None
+    run = watch = tracker = parts = step = None
     code, reason = CRASH, "an unexpected exception; see the log"
     try:
         device = start_distributed(config, world)
         run, config = open_run(config, world)
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
-        parts = build(config, run, world, device)  # loads the newest checkpoint
+        parts = build(config, run, world, device, stop)  # loads the newest checkpoint
         tracker = Tracker(run, config, world)
         mend_export(parts, run, config)
         reason = _train(parts, config, run, tracker, watch, stop)
@@ -56,7 +56,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     finally:
         if run:
             run.event("stop", reason=reason, exit_code=code, step=step)
-        for part in (watch, tracker, run, watchdog):
+        for part in (parts and parts.saver, watch, tracker, run, watchdog):
             if part:
                 part.close(code)
     if code in (FINISHED, RESUME):
@@ -69,7 +69,6 @@ def _train(
 ) -> str:
     """Train until the run is finished or must stop, checkpoint, and return the reason."""
     engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
-    saved_step = progress.step
     if out_of_patience(progress, config):  # a run that stopped early was started again
         return "early stopping"
     reason = "all steps done"
@@ -90,11 +89,12 @@ def _train(
         if metrics:
             tracker.log(progress.step, metrics)
         if due(progress.step, config.checkpoint.every_steps, config):
-            saved_step = save(parts, run, config, tracker.wandb_id)
+            save(parts, run, config, tracker.wandb_id)
         if out_of_patience(progress, config):
             reason = "early stopping"
             break
-    if saved_step != progress.step:
+    if parts.saver.step != progress.step:
         save(parts, run, config, tracker.wandb_id)
+    parts.saver.wait()
     stop.raise_failure()
     return reason

@@ -34,7 +34,6 @@ from fitb.rundir.checkpoints import step_of
 from fitb.rundir.names import STEP
 from fitb.rundir.provenance import describe_code
 from fitb.rundir.writer import RunDir
-from fitb.training import checkpoint
 from fitb.training.collectives import on_main
 from fitb.training.setup import Parts, Progress
 
@@ -198,8 +197,8 @@ def _model_card(
     return model_card(card)
 
 
-def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
-    """Commit a checkpoint and return its step; without validation also export the last step.
+def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
+    """Begin to save a checkpoint; without validation also export the last step.
 
     Raises: TrainingError if an update since the last check was not finite.
     """
@@ -219,15 +218,4 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> int:
     }
     if not config.eval.every_steps and progress.step == config.steps:
         export(parts, run, config, {})  # first: the last checkpoint makes the run finished
-    folder, seconds = checkpoint.save(
-        run.checkpoints,
-        parts.engine.state.full_tensors(),
-        manifest,
-        fence=run.fence,
-        world=parts.engine.world,
-        keep_last=config.checkpoint.keep_last,
-        keep_steps={progress.best_step or 0, before_decay(config)},
-    )
-    rounded = {part: round(value, 3) for part, value in seconds.items()}
-    run.event("save", step=progress.step, checkpoint=folder.name, seconds=rounded)
-    return progress.step
+    parts.saver.save(manifest, keep_steps={progress.best_step or 0, before_decay(config)})

@@ -42,6 +42,8 @@ from fitb.training import checkpoint
 from fitb.training.collectives import on_all, on_main
 from fitb.training.engine import Engine
 from fitb.training.first_weights import begin_from_teacher
+from fitb.training.saver import Saver
+from fitb.training.stop import StopFlag
 from fitb.training.zero import deepspeed_config
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class Parts:
 
     Args:
         engine: student, teacher and optimiser.
+        saver: writes checkpoints.
         stream: batches of this rank.
         validation: validation rows of this rank; None if the run does not validate.
         vocabulary: token ids that masking needs.
@@ -108,6 +111,7 @@ class Parts:
     """
 
     engine: Engine
+    saver: Saver
     stream: RowStream
     validation: Validation | None
     vocabulary: Vocabulary
@@ -185,7 +189,7 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     return run, config
 
 
-def build(config: Config, run: RunDir, world: World, device: torch.device) -> Parts:
+def build(config: Config, run: RunDir, world: World, device: torch.device, stop: StopFlag) -> Parts:
     """Load shards and models, check the contract, and resume from the newest checkpoint, if any.
 
     Raises: ConfigError, DataError, ContractError, CheckpointError; SystemFault if the ranks have
@@ -233,6 +237,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device) -> Pa
     )
     return Parts(
         engine,
+        Saver(run, engine, config.checkpoint, progress.step, stop.fail),
         stream,
         validation,
         vocabulary,

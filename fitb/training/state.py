@@ -5,12 +5,13 @@ It is portable: it depends neither on the ZeRO stage nor on the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from fitb.base.world import World
+from fitb.model.fragments import key_of
 from fitb.objective.objective import Objective
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,6 +51,25 @@ class PortableState:
                 full = safe_get_full_optimizer_state(parameter, moment)
                 yield f"{moment}/{name}", full.cpu()
 
+    def fragments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield key and flat fp32 fragment of all that this rank holds, on its device.
+
+        They are views: the next update changes them. Nothing is communicated.
+        """
+        for name, parameter in self._parameters():
+            for kind in ("param", *MOMENTS):
+                begin, part = self._held(parameter, None if kind == "param" else kind)
+                if part is not None and part.numel():
+                    yield key_of(f"{kind}/{name}", begin), part
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Return the shape of every full tensor that `fragments` are of, on any rank."""
+        return {
+            f"{kind}/{name}": list(getattr(parameter, "ds_shape", parameter.shape))
+            for name, parameter in self._parameters()
+            for kind in ("param", *MOMENTS)
+        }
+
     def load_full_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore what `full_tensors` yielded into this rank's partition."""
         for name, parameter in self._parameters():
@@ -76,6 +96,25 @@ class PortableState:
         if precision == "fp16":
             for key, value in scalars["loss_scaler"].items():
                 setattr(zero.loss_scaler, key, value)
+
+    def _held(
+        self, parameter: torch.nn.Parameter, moment: str | None
+    ) -> tuple[int, torch.Tensor | None]:
+        """Return where in a flattened parameter this rank's fragment begins, and the fragment."""
+        from deepspeed import utils
+
+        if not hasattr(parameter, "ds_id"):
+            held = parameter._hp_mapping  # type: ignore[attr-defined]
+            if held is None:
+                return 0, None
+            return held.lp_fragment_address.start, held.get_hp_fragment(moment)
+        if moment is None:  # ZeRO 3: partitions are padded to equal size
+            local = utils.safe_get_local_fp32_param(parameter)
+        else:
+            local = utils.safe_get_local_optimizer_state(parameter, moment)
+        begin = self._world.rank * local.numel()
+        full: int = parameter.ds_numel  # type: ignore[attr-defined]
+        return begin, local.flatten()[: max(0, full - begin)]
 
     def _set(self, parameter: torch.nn.Parameter, moment: str | None, full: torch.Tensor) -> None:
         from deepspeed import utils

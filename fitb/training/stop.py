@@ -44,6 +44,7 @@ class StopFlag:
         self._group = None
         self._failure: FitbError | None = None
         self._failed = False  # as the ranks agreed
+        self._on_every_rank = False
 
     def install(self) -> StopFlag:
         """Install the signal handlers; forked children get the default ones back."""
@@ -70,13 +71,16 @@ class StopFlag:
             for step, batch in steps:
                 yield step, batch
         except (FitbError, OSError) as error:
-            fault = fault_of(error, "a shard") if isinstance(error, OSError) else error
-            self._failure = fault
-            self._flags[_REASONS.index(_FAILURES[fault.restart_helps])] = 1
+            self.fail(fault_of(error, "a shard") if isinstance(error, OSError) else error, False)
             yield step + 1, None
 
+    def fail(self, error: FitbError, on_every_rank: bool = True) -> None:
+        """Stop all ranks at the same step because of an error, which every rank has or one."""
+        self._failure, self._on_every_rank = error, on_every_rank
+        self._flags[_REASONS.index(_FAILURES[error.restart_helps])] = 1
+
     def raise_failure(self) -> None:
-        """Raise on every rank the read error that stopped the run, if one did."""
+        """Raise on every rank the error that stopped the run, if one did."""
         if self._failed and dist.is_initialized() and dist.get_world_size() > 1:
             world = World(dist.get_rank(), dist.get_world_size())
             on_all(lambda: self._raise_as(f"rank {world.rank} on {socket.gethostname()}"), world)
@@ -85,7 +89,8 @@ class StopFlag:
 
     def _raise_as(self, who: str) -> None:
         if self._failure is not None:
-            raise type(self._failure)(f"{who}: {self._failure}") from self._failure
+            said = f"{'' if self._on_every_rank else f'{who}: '}{self._failure}"
+            raise type(self._failure)(said) from self._failure
 
     def agree(self, counts: torch.Tensor) -> tuple[str | None, torch.Tensor]:
         """All-reduce flags and counts; every rank gets the same answer.

@@ -15,5 +15,6 @@ from fitb.base.fsio import to_json
 def print_json(bench: Callable[..., dict[str, Any]]) -> None:
     """Run it and print its row alone: libraries talk on standard error."""
     with contextlib.redirect_stdout(sys.stderr):
-        row = auto_cli(bench, as_positional=False)
+        words = [word for word in sys.argv[1:] if word != "--json"]  # there is no other output
+        row = auto_cli(bench, as_positional=False, args=words)
     print(to_json(row))

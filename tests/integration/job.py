@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from traced import newest
 
 from fitb.base.fsio import read_lines
 from fitb.cluster.local import LocalRun
+from fitb.training.checkpoint import read
 
 TIMEOUT_S = 240.0
 FITB = ("-m", "fitb")
@@ -88,10 +88,7 @@ def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
 
 def state(run_dir: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in newest(run_dir).glob("*.safetensors"):
-        tensors |= load_file(path)
-    return tensors
+    return read(newest(run_dir)).tensors
 
 
 def differing(first: Path, second: Path) -> list[str]:

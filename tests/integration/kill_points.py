@@ -1,4 +1,4 @@
-"""Two ranks save a checkpoint, and one is killed after the n-th action of the commit protocol.
+"""Two ranks save beside training, and one is killed after the n-th action of the save.
 
     python kill_points.py FOLDER
 
@@ -20,9 +20,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,10 +34,13 @@ from fitb.base import fsio
 from fitb.base.errors import FitbError
 from fitb.base.world import World
 from fitb.cluster.local import hold_port
+from fitb.config import CheckpointConfig
 from fitb.model import exported
+from fitb.model.fragments import key_of
 from fitb.rundir import ownership
 from fitb.rundir.writer import RunDir
 from fitb.training import checkpoint, collectives
+from fitb.training.saver import Saver
 
 ACTIONS = [
     *((os, name) for name in ("mkdir", "rename", "replace", "fsync", "open", "rmdir", "unlink")),
@@ -46,21 +51,30 @@ ACTIONS = [
 ]
 
 
-def tensors(step: int) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in ("weight", "bias"):
-        for kind in ("param", "exp_avg", "exp_avg_sq"):
-            yield f"{kind}/{name}", torch.full((8,), float(step))
+@dataclass
+class State:
+    """What a rank holds: half of each tensor, all values the step."""
+
+    step: int
+    rank: int
+
+    def fragments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in self.shapes():
+            yield key_of(name, 4 * self.rank), torch.full((4,), float(self.step))
+
+    def shapes(self) -> dict[str, list[int]]:
+        kinds = ("param", "exp_avg", "exp_avg_sq")
+        return {f"{kind}/{name}": [2, 4] for name in ("weight", "bias") for kind in kinds}
 
 
 def save(run: RunDir, step: int, world: World) -> None:
-    checkpoint.save(
-        run.checkpoints,
-        tensors(step),
-        {"step": step},
-        fence=run.fence,
-        world=world,
-        keep_last=2,
-    )
+    engine = SimpleNamespace(state=State(step, world.rank), world=world, device=torch.device("cpu"))
+    failures: list[FitbError] = []
+    saver = Saver(run, engine, CheckpointConfig(), 0, failures.append)  # type: ignore[arg-type]
+    saver.save({"step": step}, ())
+    saver.wait()
+    if failures:
+        raise failures[0]
 
 
 def after_each(action: Callable[[str], None]) -> None:

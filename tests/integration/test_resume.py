@@ -41,7 +41,8 @@ def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_checkpoint(
     run = tmp_path / "run"
     assert job.run_and_signal(quick_flags, run, signal.SIGKILL, at_step=13, rank=1) not in (0, 85)
     assert job.run(quick_flags, run) == 0
-    assert job.events(run, "resume")[0]["step"] == 10
+    saved = [event["step"] for event in job.events(run, "save")]
+    assert job.events(run, "resume")[0]["step"] in saved[:2]  # the second may be in flight
     assert job.differing(straight, run) == []
     assert job.steps(run) == list(range(1, 25))  # replayed steps are not logged twice
 

@@ -35,7 +35,7 @@ def commit(run, objective, step):
     fence = root / ".0001"
     fence.mkdir(parents=True, exist_ok=True)
     return checkpoint.save(
-        root, tensors(), {"step": step}, fence=fence, world=World(), keep_last=9
+        root, dict(tensors()), {"step": step}, fence=fence, world=World(), keep_last=9
     )[0]
 
 
@@ -197,9 +197,9 @@ def edit(path, old, new):
         (Path.unlink, "checkpoints/step-0000002/*.safetensors", "is missing"),
         (lambda path: path.write_text("{"), "checkpoints/*2/manifest.json", "cannot be read"),
         (
-            lambda path: write_json(path, read_json(path) | {"format": 2}),
+            lambda path: write_json(path, read_json(path) | {"format": 3}),
             "checkpoints/*2/manifest.json",
-            "has checkpoint format 2",
+            "has checkpoint format 3",
         ),
         (
             lambda path: edit(path, "num_hidden_layers: 2", "num_hidden_layers: 3"),

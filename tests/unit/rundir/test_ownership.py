@@ -127,7 +127,7 @@ def test_an_attempt_elsewhere_that_is_silent_is_replaced_and_one_that_beats_is_n
 def committing(run, number, step):
     root = run / "checkpoints"
     fence = RunDir(run, number, ALONE).fence
-    return save(root, tensors(step), {"step": step}, fence=fence, world=ALONE, keep_last=2)
+    return save(root, dict(tensors(step)), {"step": step}, fence=fence, world=ALONE, keep_last=2)
 
 
 def contents(folder):
@@ -235,14 +235,14 @@ def test_all_ranks_hear_from_the_first_whether_the_run_is_lost(run, monkeypatch)
     fence = RunDir(run, 1, ALONE).fence
     asked = []
 
-    def on_main(action, world):
+    def on_main(action, world, group):
         asked.append(action)
         raise SystemFault("a disk is full") if len(asked) == 1 else Replaced("said rank 0")
 
     monkeypatch.setattr("fitb.training.checkpoint.on_main", on_main)
     failing(monkeypatch, "stat", errno.ENOENT, fence)
     with pytest.raises(Replaced, match="said rank 0"):
-        save(fence.parent, [], {"step": 1}, fence=fence, world=World(1, 2), keep_last=2)
+        save(fence.parent, {}, {"step": 1}, fence=fence, world=World(1, 2), keep_last=2)
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ENOSPC])

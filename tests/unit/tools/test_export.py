@@ -43,9 +43,7 @@ def make_run(tmp_path, shard_set):
         fingerprint = read_manifest(shard_set)["fingerprint"]
         for step in (1, 2):
             model = load_model(SMALL, tokenizer=tokenizer, seed=step).model
-            tensors = [
-                (f"param/student.model.{n}", p.detach()) for n, p in model.named_parameters()
-            ]
+            tensors = {f"param/student.model.{n}": p.detach() for n, p in model.named_parameters()}
             about = {"step": step, "fingerprint": fingerprint}
             checkpoint.save(root, tensors, about, fence=fence, world=World(), keep_last=9)
         config = Config(

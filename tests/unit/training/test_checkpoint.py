@@ -37,7 +37,7 @@ def commit(root, step, keep_last=10, keep_steps=(), **details):
         fence.mkdir()
     folder, _ = save(
         root,
-        tensors(step),
+        dict(tensors(step)),
         {"step": step, "rows_consumed": 8 * step, **details},
         fence=fence,
         world=ALONE,
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_a_newer_fitb_is_left_where_it_is(root):
     """It is good; only this program is old."""
     path = root / "step-0000002" / MANIFEST
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"format": 2}))
+    path.write_text(json.dumps(manifest | {"format": 3}))
     with pytest.raises(CheckpointError, match="format 2"):
         chosen(root)
     assert (root / "step-0000002").exists()

@@ -43,7 +43,7 @@ class Mending:
         )
         for step in (8, 16):
             names = student(step).named_parameters()
-            tensors = [(f"param/student.model.{name}", p.detach()) for name, p in names]
+            tensors = {f"param/student.model.{name}": p.detach() for name, p in names}
             where = {"fence": self.run.fence, "world": World(), "keep_last": 9}
             checkpoint.save(self.run.checkpoints, tensors, {"step": step}, **where)
             fsio.append_line(self.run.metrics, {"train/step": step, "val/loss_mlm": 4 + step / 16})

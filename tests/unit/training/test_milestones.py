@@ -14,24 +14,21 @@ def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished
     """A kill between the two left a finished run without a model, and nobody made one any more."""
     done, manifests = [], []
     monkeypatch.setattr(milestones, "export", lambda *args: done.append("export"))
-    monkeypatch.setattr(
-        milestones.checkpoint,
-        "save",
-        lambda root, tensors, manifest, **kwargs: (
-            done.append("commit") or manifests.append(manifest) or (SimpleNamespace(name="s"), {})
-        ),
-    )
+
+    def begin(manifest, keep_steps):
+        done.append("commit")
+        manifests.append(manifest)
+
     student = SimpleNamespace(config=SimpleNamespace(trained_length=64))
     engine = SimpleNamespace(
         world=World(),
         check_finite=lambda step: None,
-        state=SimpleNamespace(scalars=dict, full_tensors=list),
+        state=SimpleNamespace(scalars=dict),
         objective=SimpleNamespace(student=SimpleNamespace(model=student)),
     )
-    parts = SimpleNamespace(engine=engine, progress=Progress(step=9), fingerprint="f")
-    run = SimpleNamespace(
-        checkpoints=None, fence=None, attempt=1, event=lambda *args, **kwargs: None
-    )
+    saver = SimpleNamespace(save=begin)
+    parts = SimpleNamespace(engine=engine, saver=saver, progress=Progress(step=9), fingerprint="f")
+    run = SimpleNamespace(attempt=1)
     config = run_config(steps=10, eval=EvalConfig(every_steps=0))
     milestones.save(parts, run, config, "")
     assert done == ["commit"]

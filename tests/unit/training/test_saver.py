@@ -1,0 +1,130 @@
+"""A save beside training: what it holds, when it waits, and what its failure does."""
+
+import errno
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fitb.base.errors import CheckpointError, SystemFault
+from fitb.base.world import World
+from fitb.config import CheckpointConfig
+from fitb.model.fragments import joined, key_of
+from fitb.rundir.checkpoints import commit
+from fitb.rundir.names import checkpoint_name
+from fitb.training.checkpoint import read
+from fitb.training.saver import Saver
+from fitb.training.setup import open_run
+from fitb.training.stop import StopFlag
+
+
+class State:
+    """One parameter of six elements, held in two fragments."""
+
+    def __init__(self):
+        self.whole = torch.zeros(6)
+
+    def fragments(self):
+        yield key_of("param/w", 0), self.whole[:4]
+        yield key_of("param/w", 4), self.whole[4:]
+
+    def shapes(self):
+        return {"param/w": [2, 3]}
+
+
+@pytest.fixture
+def make_saver(run_config):
+    def make(background=True):
+        run, _ = open_run(run_config(), World())
+        engine = SimpleNamespace(state=State(), world=World(), device=torch.device("cpu"))
+        stop = StopFlag()
+        saver = Saver(run, engine, CheckpointConfig(background=background), 0, stop.fail)
+        return saver, engine.state.whole, run, stop
+
+    return make
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Commits that begin and then wait until the event is set."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*args):
+        begun.set()
+        assert go_on.wait(30)
+        commit(*args)
+
+    monkeypatch.setattr("fitb.training.checkpoint.commit", slow)
+    return begun, go_on
+
+
+def saved(run, step):
+    return read(run.checkpoints / checkpoint_name(step)).tensors["param/w"]
+
+
+def test_a_checkpoint_holds_the_step_that_it_was_begun_at_whatever_training_does_meanwhile(
+    make_saver, held
+):
+    (saver, weights, run, stop), (begun, go_on) = make_saver(), held
+    weights.fill_(1)
+    saver.save({"step": 1}, ())
+    assert begun.wait(30) and saver.step == 1
+    weights.fill_(2)
+    assert not list(run.checkpoints.glob("step-*"))
+    go_on.set()
+    saver.wait()
+    assert torch.equal(saved(run, 1), torch.ones(2, 3))
+    saver.save({"step": 2}, ())
+    saver.wait()
+    assert torch.equal(saved(run, 2), torch.full((2, 3), 2.0))
+    assert not stop.requested()
+
+
+def test_a_save_waits_for_the_one_before(make_saver, held):
+    (saver, weights, run, _), (begun, go_on) = make_saver(), held
+    saver.save({"step": 1}, ())
+    assert begun.wait(30)
+    weights.fill_(2)
+    threading.Timer(0.2, go_on.set).start()
+    saver.save({"step": 2}, ())
+    assert torch.equal(saved(run, 1), torch.zeros(2, 3))
+    saver.wait()
+    assert torch.equal(saved(run, 2), torch.full((2, 3), 2.0))
+
+
+def test_without_background_a_save_has_ended_when_training_goes_on(make_saver):
+    saver, _, run, _ = make_saver(background=False)
+    saver.save({"step": 1}, ())
+    assert saved(run, 1).shape == (2, 3)
+
+
+def test_the_failure_of_a_save_stops_the_run_at_a_step_and_is_raised_there(make_saver, monkeypatch):
+    saver, _, run, stop = make_saver()
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        saver.save({"step": 1}, ())
+        saver.wait()
+    assert stop.agree(torch.zeros(1))[0] == "machine failure"
+    saver.save({"step": 3}, ())  # as every stop does
+    saver.wait()
+    assert torch.equal(saved(run, 3), torch.zeros(2, 3))
+    with pytest.raises(SystemFault, match="no space left while writing .*step-0000001"):
+        stop.raise_failure()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (12,), (2, 2, 3)])
+@pytest.mark.parametrize("ends", [[12], [5, 12], [1, 2, 11, 12]])
+def test_fragments_in_any_order_are_the_tensor(shape, ends):
+    whole = torch.randn(shape)
+    cuts = list(zip([0, *ends], ends, strict=False))
+    parts = [(key_of("w", begin), whole.flatten()[begin:end]) for begin, end in cuts]
+    assert torch.equal(joined(reversed(parts), {"w": shape})["w"], whole)
+    assert torch.equal(joined([("w", whole)], {})["w"], whole)  # of format 1
+    if len(parts) > 1:
+        with pytest.raises(CheckpointError, match="w has 12 elements"):
+            joined(parts[1:], {"w": shape})
