@@ -229,7 +229,7 @@ class Variant:
         assert batch is not None  # nobody gives up
         counts = self.engine.counts(batch)
         with part("communication"):
-            _, counts = self._stop.agree(counts)
+            _, counts, _ = self._stop.agree(counts)
         return self.engine.train_step(step, batch, counts)
 
     def parts(self, steps: int) -> dict[str, float]:

@@ -48,6 +48,7 @@ class PlanConfig:
         gpu_link_gb_per_s: bandwidth between two GPUs of a node, each way.
         latency_us: latency of an all-reduce of one number, as `fitb bench comm` prints.
         checkpoint_every: steps between two checkpoints.
+        background: whether training goes on while one is written.
         keep_last: number of checkpoints kept beside the best one.
         disk_gb_per_s: speed at which one process writes a checkpoint.
         preemptions_per_day: preemptions per day of running, each after a signal.
@@ -75,6 +76,7 @@ class PlanConfig:
     gpu_link_gb_per_s: float = 400.0
     latency_us: float = 30.0
     checkpoint_every: int = 1000
+    background: bool = True
     keep_last: int = 2
     disk_gb_per_s: float = 1.0
     preemptions_per_day: float = 1.0
@@ -178,9 +180,11 @@ def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
 def plan(config: PlanConfig) -> RunPlan:
     """Estimate a run.
 
-    A preemption costs a save and a start, a failure half a checkpoint interval and a start; both
-    wait in the queue. The best interval is Young's, CACM 17 (9), 1974: the square root of twice the
-    duration of a save divided by the failure rate.
+    A preemption costs a save and a start, a failure half a checkpoint interval, the save in flight
+    and a start; both wait in the queue. Saves in the background stop training only where one takes
+    longer than the interval, so the best interval is the shortest that does not. For saves that
+    stop training it is Young's, CACM 17 (9), 1974: the square root of twice the duration of a save
+    divided by the failure rate.
 
     Raises: ConfigError if faults are too frequent for any progress.
     """
@@ -197,7 +201,8 @@ def plan(config: PlanConfig) -> RunPlan:
     checkpoint_mb = checkpoint_bytes(parameters) / 1e6
     checkpoints = math.ceil(steps / config.checkpoint_every)
     save_s = checkpoint_mb / 1e3 / config.disk_gb_per_s
-    work_s = steps * step_s + checkpoints * save_s
+    stall_s = max(0.0, save_s - config.checkpoint_every * step_s) if config.background else save_s
+    work_s = steps * step_s + checkpoints * stall_s
     return RunPlan(
         config=config,
         processes=processes,
@@ -233,7 +238,7 @@ def _with_stops(
     """Return the fields of RunPlan from `preemptions` on."""
     preempted = config.preemptions_per_day / 86_400
     failed = config.node_failures_per_day * config.nodes / 86_400
-    again_s, start_s = interval * step_s / 2, 60 * config.start_min
+    again_s, start_s = interval * step_s / 2 + config.background * save_s, 60 * config.start_min
     lost = preempted * (save_s + start_s) + failed * (again_s + start_s)
     if lost >= 1:
         raise ConfigError(
@@ -243,14 +248,16 @@ def _with_stops(
         )
     held_s = work_s / (1 - lost)
     queue_s = held_s * (preempted + failed) * 60 * config.queue_min
-    best = math.sqrt(2 * save_s / failed) / step_s if failed else None
+    best_s = save_s
+    if failed and not config.background:
+        best_s = math.sqrt(2 * save_s / failed)
     return {
         "preemptions": held_s * preempted,
         "failures": held_s * failed,
         "steps_lost": held_s * failed * again_s / step_s,
         "hours_expected": (held_s + queue_s) / 3600,
         "gpu_hours_expected": held_s / 3600 * config.nodes * config.gpus,
-        "best_checkpoint_every": best and max(1, round(best)),
+        "best_checkpoint_every": max(1, round(best_s / step_s)) if failed else None,
     }
 
 

@@ -18,7 +18,7 @@ from fitb.config import Config
 from fitb.rundir.writer import RunDir
 from fitb.training.liveness import Watch, Watchdog
 from fitb.training.metric_log import Tracker
-from fitb.training.milestones import due, evaluate, mend_export, out_of_patience, save
+from fitb.training.milestones import due, evaluate, mend_export, out_of_patience, save, save_due
 from fitb.training.setup import Parts, build, open_run
 from fitb.training.step_metrics import Meter
 from fitb.training.stop import StopFlag
@@ -74,8 +74,8 @@ def _train(
     reason = "all steps done"
     batches = parts.stream.iter_from(progress.step, config.steps, stop.requested)
     for step, batch in stop.guard(batches):
-        # One all-reduce sums the loss denominators and the stop flags: all ranks stop here.
-        stopped, counts = stop.agree(engine.counts(batch))
+        # One all-reduce sums loss denominators, stop flags and whether it is time to save.
+        stopped, counts, saving = stop.agree(engine.counts(batch), parts.saver.overdue())
         if stopped:
             reason = stopped
             break
@@ -88,7 +88,7 @@ def _train(
             metrics |= evaluate(parts, run, config)
         if metrics:
             tracker.log(progress.step, metrics)
-        if due(progress.step, config.checkpoint.every_steps, config):
+        if saving or save_due(progress.step, config):
             save(parts, run, config, tracker.wandb_id)
         if out_of_patience(progress, config):
             reason = "early stopping"

@@ -46,6 +46,14 @@ def due(step: int, every: int, config: Config) -> bool:
     return every > 0 and (step % every == 0 or step in (before_decay(config), config.steps))
 
 
+def save_due(step: int, config: Config) -> bool:
+    """Return whether a checkpoint is due at a step, whatever the time since the last."""
+    every = config.checkpoint.every_steps
+    if every is None:
+        return step in (before_decay(config), config.steps)
+    return due(step, every, config)
+
+
 def before_decay(config: Config) -> int:
     """Return the last step before a decay, whose checkpoint is kept to branch from; 0 for none."""
     return config.decay_begins if config.optim.decay_steps else 0

@@ -7,6 +7,8 @@ most one save is in flight.
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -16,12 +18,14 @@ import torch
 import torch.distributed as dist
 
 from fitb.base.errors import FitbError, SystemFault
-from fitb.config import CheckpointConfig
+from fitb.config import CheckpointConfig, Config
 from fitb.rundir.writer import RunDir
 from fitb.training import checkpoint
 from fitb.training.collectives import on_all
 from fitb.training.engine import Engine
 
+logger = logging.getLogger(__name__)
+_FIRST_S = 60.0  # before the first save, whose seconds are not known yet
 _LEAVING_S = 20.0  # for a save in flight when training has failed
 
 
@@ -34,7 +38,7 @@ class Saver:
     Args:
         run: where checkpoints go.
         engine: what they are of.
-        config: whether training goes on meanwhile, and how many are kept.
+        config: how often, how many are kept, and whether training goes on meanwhile.
         step: of the checkpoint that training went on from.
         fail: called, in another thread, with the error of a save, which every rank gets.
     """
@@ -43,11 +47,13 @@ class Saver:
         self,
         run: RunDir,
         engine: Engine,
-        config: CheckpointConfig,
+        config: Config,
         step: int,
         fail: Callable[[FitbError], None],
     ) -> None:
-        self._run, self._engine, self._config, self._fail = run, engine, config, fail
+        self._run, self._engine, self._config, self._fail = run, engine, config.checkpoint, fail
+        self._time_budget_min = config.stop.time_budget_min
+        self._interval_s, self._begun_s = first_interval_s(config.checkpoint), time.monotonic()
         self.step = step  # of the last checkpoint that was begun
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -63,7 +69,8 @@ class Saver:
             manifest: what the checkpoint's manifest holds beside its files.
             keep_steps: steps whose checkpoints stay.
         """
-        began, self.step = time.monotonic(), manifest["step"]
+        began = self._begun_s = time.monotonic()
+        self.step = manifest["step"]
         self.wait()
         waited = time.monotonic()
         self._copy()
@@ -75,6 +82,11 @@ class Saver:
         self._thread.start()
         if not self._config.background:
             self.wait()
+
+    def overdue(self) -> bool:
+        """Return whether it is time to save by the clock of this rank; rank 0's counts."""
+        main, interval_s = self._engine.world.is_main, self._interval_s
+        return main and interval_s is not None and time.monotonic() - self._begun_s >= interval_s
 
     def wait(self) -> None:
         """Wait until no save is in flight."""
@@ -124,7 +136,47 @@ class Saver:
             each = on_all(lambda: {**seconds, **took}, self._engine.world, self._group)
             longest = {part: round(max(rank[part] for rank in each), 3) for part in each[0]}
             self._run.event("save", step=manifest["step"], checkpoint=folder.name, seconds=longest)
+            if self._engine.world.is_main:
+                self._learn(sum(longest.values()))
         except FitbError as error:
             self._fail(error)
         except BaseException as error:  # of gloo, if another rank has ended
             self._fail(SystemFault(f"the save of step {manifest['step']} failed: {error!r}"))
+
+    def _learn(self, save_s: float) -> None:
+        """Choose the interval from the seconds of a save, and warn where a stop is too short."""
+        budget_min, config = self._time_budget_min, self._config
+        if budget_min is not None and 60 * budget_min < save_s:
+            logger.warning(
+                "a save took %.1f s, longer than stop.time_budget_min=%g: an attempt saves"
+                " longer than it trains; use --stop.time_budget_min %d",
+                save_s,
+                budget_min,
+                1 + 10 * save_s // 60,
+            )
+        if config.every_steps is None and config.every_min is None:
+            before, self._interval_s = self._interval_s, best_interval_s(save_s, config)
+            if before == _FIRST_S and self._interval_s:
+                logger.info(
+                    "a save took %.1f s: one every %.1f min from now, for %g failures a day",
+                    save_s,
+                    self._interval_s / 60,
+                    config.failures_per_day,
+                )
+
+
+def first_interval_s(config: CheckpointConfig) -> float | None:
+    """Return seconds before the first save; None to save at steps alone."""
+    if config.every_min is not None:
+        return 60 * config.every_min
+    return None if config.every_steps is not None else _FIRST_S
+
+
+def best_interval_s(save_s: float, config: CheckpointConfig) -> float | None:
+    """Return Young's interval: sqrt(2 x cost of a save x time between failures); None for never.
+
+    The cost is all seconds of a save, though training goes on during most of them: an upper bound.
+    """
+    if not config.failures_per_day:
+        return None
+    return math.sqrt(2 * save_s * 86_400 / config.failures_per_day)

@@ -237,7 +237,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
     )
     return Parts(
         engine,
-        Saver(run, engine, config.checkpoint, progress.step, stop.fail),
+        Saver(run, engine, config, progress.step, stop.fail),
         stream,
         validation,
         vocabulary,

@@ -92,26 +92,30 @@ class StopFlag:
             said = f"{'' if self._on_every_rank else f'{who}: '}{self._failure}"
             raise type(self._failure)(said) from self._failure
 
-    def agree(self, counts: torch.Tensor) -> tuple[str | None, torch.Tensor]:
+    def agree(
+        self, counts: torch.Tensor, save_due: bool = False
+    ) -> tuple[str | None, torch.Tensor, bool]:
         """All-reduce flags and counts; every rank gets the same answer.
 
         Args:
             counts: (n,) float64 on the CPU, this rank's counts.
+            save_due: whether this rank asks for a checkpoint.
         Returns: the reason to stop (the first one that any rank has flagged) or None; the counts
-            summed over all ranks.
+            summed over all ranks; whether a rank asked for a checkpoint.
         """
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._flags[_REASONS.index("time budget")] = 1
-        both = torch.cat([torch.tensor(self._flags, dtype=torch.float64), counts])
+        flags = torch.tensor([*self._flags, save_due], dtype=torch.float64)
+        both = torch.cat([flags, counts])
         if dist.is_initialized() and dist.get_world_size() > 1:
             if self._group is None and dist.get_backend() != "gloo":
                 self._group = dist.new_group(backend="gloo")  # no device synchronisation
             dist.all_reduce(both, group=self._group)
-        flags = both[: len(_REASONS)].tolist()
+        *asked, saves = both[: len(flags)].tolist()
         ordered = (*_FAILURES, *_REASONS)  # a failure takes precedence over a requested shutdown
-        reason = next((r for r in ordered if flags[_REASONS.index(r)]), None)
+        reason = next((r for r in ordered if asked[_REASONS.index(r)]), None)
         self._failed = reason in _FAILURES
-        return reason, both[len(_REASONS) :]
+        return reason, both[len(flags) :], saves > 0
 
 
 def _restore() -> None:

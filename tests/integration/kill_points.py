@@ -34,7 +34,7 @@ from fitb.base import fsio
 from fitb.base.errors import FitbError
 from fitb.base.world import World
 from fitb.cluster.local import hold_port
-from fitb.config import CheckpointConfig
+from fitb.config import Config
 from fitb.model import exported
 from fitb.model.fragments import key_of
 from fitb.rundir import ownership
@@ -70,7 +70,7 @@ class State:
 def save(run: RunDir, step: int, world: World) -> None:
     engine = SimpleNamespace(state=State(step, world.rank), world=world, device=torch.device("cpu"))
     failures: list[FitbError] = []
-    saver = Saver(run, engine, CheckpointConfig(), 0, failures.append)  # type: ignore[arg-type]
+    saver = Saver(run, engine, Config(""), 0, failures.append)  # type: ignore[arg-type]
     saver.save({"step": step}, ())
     saver.wait()
     if failures:

@@ -98,17 +98,20 @@ def days_by_chance(config, found, rng):
         waited_s += 60 * config.queue_min
         done_s = until_stop_s
         if rng.random() < failed / (preempted + failed):
-            done_s -= min(done_s, rng.uniform(0, interval_s))
+            in_flight_s = config.background * save_s
+            done_s -= min(done_s, in_flight_s + rng.uniform(0, interval_s))
         else:
             done_s -= save_s
         left_s -= done_s - 60 * config.start_min
 
 
-def test_expected_hours_are_those_of_many_runs_by_chance():
+@pytest.mark.parametrize("background", [False, True])
+def test_expected_hours_are_those_of_many_runs_by_chance(background):
     """The means of 400 runs agree to 2 %."""
-    found = plan(DAYS)
+    config = replace(DAYS, background=background)
+    found = plan(config)
     rng = random.Random(7)
-    runs = [days_by_chance(DAYS, found, rng) for _ in range(400)]
+    runs = [days_by_chance(config, found, rng) for _ in range(400)]
     held_h = sum(held for held, _ in runs) / len(runs) / 3600
     total_h = held_h + sum(waited for _, waited in runs) / len(runs) / 3600
     assert found.gpu_hours_expected / found.processes == pytest.approx(held_h, rel=0.02)
@@ -118,14 +121,24 @@ def test_expected_hours_are_those_of_many_runs_by_chance():
 
 def test_no_other_interval_of_checkpoints_loses_less_than_the_best():
     """To 0.2 %: Young's formula is a first-order approximation."""
-    best = plan(DAYS).best_checkpoint_every
+    blocking = replace(DAYS, background=False)
+    best = plan(blocking).best_checkpoint_every
     hours = {
-        every: plan(replace(DAYS, checkpoint_every=every)).hours_expected
+        every: plan(replace(blocking, checkpoint_every=every)).hours_expected
         for every in {best, *range(5, 4 * best, 5)}
     }
     assert hours[best] <= 1.002 * min(hours.values())
     assert max(hours.values()) > 1.02 * hours[best]
     assert plan(replace(DAYS, node_failures_per_day=0.0)).best_checkpoint_every is None
+
+
+def test_the_best_interval_of_saves_in_the_background_is_the_shortest_without_a_stall():
+    best = plan(DAYS).best_checkpoint_every
+    hours = {
+        every: plan(replace(DAYS, checkpoint_every=every)) for every in (best // 2, best, 2 * best)
+    }
+    assert hours[best].hours_expected == min(each.hours_expected for each in hours.values())
+    assert hours[best // 2].hours > 1.01 * hours[best].hours
 
 
 def test_a_job_that_stops_faster_than_it_goes_on_is_refused():

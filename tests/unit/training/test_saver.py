@@ -1,7 +1,9 @@
 """A save beside training: what it holds, when it waits, and what its failure does."""
 
 import errno
+import math
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from fitb.model.fragments import joined, key_of
 from fitb.rundir.checkpoints import commit
 from fitb.rundir.names import checkpoint_name
 from fitb.training.checkpoint import read
-from fitb.training.saver import Saver
+from fitb.training.saver import Saver, best_interval_s
 from fitb.training.setup import open_run
 from fitb.training.stop import StopFlag
 
@@ -35,11 +37,12 @@ class State:
 
 @pytest.fixture
 def make_saver(run_config):
-    def make(background=True):
-        run, _ = open_run(run_config(), World())
+    def make(**changes):
+        config = run_config(checkpoint=CheckpointConfig(**changes))
+        run, _ = open_run(config, World())
         engine = SimpleNamespace(state=State(), world=World(), device=torch.device("cpu"))
         stop = StopFlag()
-        saver = Saver(run, engine, CheckpointConfig(background=background), 0, stop.fail)
+        saver = Saver(run, engine, config, 0, stop.fail)
         return saver, engine.state.whole, run, stop
 
     return make
@@ -115,6 +118,44 @@ def test_the_failure_of_a_save_stops_the_run_at_a_step_and_is_raised_there(make_
     assert torch.equal(saved(run, 3), torch.zeros(2, 3))
     with pytest.raises(SystemFault, match="no space left while writing .*step-0000001"):
         stop.raise_failure()
+
+
+def test_young_balances_what_saves_cost_and_what_failures_lose():
+    config = CheckpointConfig(failures_per_day=2)
+    best = best_interval_s(3.0, config)
+    lost = {each: 3.0 / each + 2 / 86_400 * each / 2 for each in (best / 1.1, best, best * 1.1)}
+    assert min(lost, key=lost.get) == best
+    assert best_interval_s(3.0, CheckpointConfig(failures_per_day=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "first_s"),
+    [({}, 60), ({"every_min": 2}, 120), ({"every_steps": 7, "every_min": 2}, 120)],
+)
+def test_a_save_is_overdue_by_the_clock_and_the_next_one_by_what_it_took(
+    make_saver, monkeypatch, changes, first_s
+):
+    saver, *_ = make_saver(**changes)
+    now = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("fitb.training.saver.time", clock)
+    assert not saver.overdue()
+    now += first_s
+    assert saver.overdue()
+    saver.save({"step": 1}, ())
+    saver.wait()
+    assert not saver.overdue()
+    now += first_s - 1
+    assert saver.overdue() == (not changes and saver._interval_s < 59)
+    now += 3600
+    assert saver.overdue()
+
+
+def test_with_steps_alone_no_save_is_overdue(make_saver, monkeypatch):
+    saver, *_ = make_saver(every_steps=7)
+    late = SimpleNamespace(monotonic=lambda: math.inf)
+    monkeypatch.setattr("fitb.training.saver.time", late)
+    assert not saver.overdue()
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (12,), (2, 2, 3)])

@@ -28,12 +28,12 @@ COUNTS = torch.tensor([1.0, 2.5], dtype=torch.float64)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_sets_the_flag_and_interrupts_nothing(number):
     flag = StopFlag().install()
-    reason, counts = flag.agree(COUNTS)
+    reason, counts, _ = flag.agree(COUNTS)
     assert reason is None and torch.equal(counts, COUNTS)
     flag.raise_failure()
     os.kill(os.getpid(), number)
     for _ in range(2):
-        reason, counts = flag.agree(COUNTS)
+        reason, counts, _ = flag.agree(COUNTS)
         assert reason == number.name and torch.equal(counts, COUNTS)
 
 
@@ -72,7 +72,7 @@ def test_the_time_budget_stops_after_its_minutes_and_without_one_time_does_not(m
 def agree(monkeypatch):
     """Let a flag agree with what others handed in; return its answer and what it handed in."""
 
-    def agree(flag, *others):
+    def agree(flag, *others, save_due=False):
         handed_in = []
 
         def all_reduce(tensor, group=None):
@@ -84,7 +84,7 @@ def agree(monkeypatch):
         ranks.get_world_size, ranks.get_rank = lambda: 2, lambda: 0
         ranks.get_backend = lambda: "gloo"
         monkeypatch.setattr(stopping, "dist", ranks)
-        return *flag.agree(COUNTS), handed_in[0]
+        return *flag.agree(COUNTS, save_due), handed_in[0]
 
     return agree
 
@@ -92,10 +92,16 @@ def agree(monkeypatch):
 def test_one_rank_that_caught_a_signal_stops_every_rank(agree):
     signalled = StopFlag()
     signalled._on_signal(signal.SIGUSR1, None)
-    theirs = agree(signalled)[2]
-    reason, counts, _ = agree(StopFlag(), theirs, theirs)
-    assert reason == "SIGUSR1"
+    theirs = agree(signalled)[-1]
+    reason, counts, saving, _ = agree(StopFlag(), theirs, theirs)
+    assert reason == "SIGUSR1" and not saving
     assert torch.equal(counts, 3 * COUNTS)
+
+
+def test_one_rank_that_asks_for_a_checkpoint_gets_it_from_every_rank(agree):
+    theirs = agree(StopFlag(), save_due=True)[-1]
+    reason, counts, saving, _ = agree(StopFlag(), theirs)
+    assert reason is None and torch.equal(counts, 2 * COUNTS) and saving
 
 
 def read(error, good):
@@ -123,7 +129,7 @@ def test_guard_leaves_other_errors_alone():
 def test_a_failure_of_one_rank_is_the_error_of_every_rank_and_names_it(monkeypatch, agree, error):
     failing, other = StopFlag(), StopFlag()
     list(failing.guard(read(error, good=0)))
-    theirs = agree(failing)[2]
+    theirs = agree(failing)[-1]
     raisers = []
     monkeypatch.setattr(stopping, "on_all", lambda action, world: raisers.append(action))
     for flag, others in ((failing, 0 * theirs), (other, theirs)):
