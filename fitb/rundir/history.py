@@ -117,6 +117,9 @@ def _note(event: Event) -> str | None:
     if name == "bad_host":
         checks = ", ".join(event.get("checks", [])) or "unknown"
         return f"host {host or '?'} failed its checks: {checks}"
+    if name == "slow_host":
+        rank, percent = event.get("rank", "?"), event.get("percent", "?")
+        return f"host {host or '?'} (rank {rank}) was {percent} % slower than the others"
     step = event.get("step")
     if name == "exported":
         return f"the export was rewritten at step {step or '?'}: {event.get('reason', '')}"

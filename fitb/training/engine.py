@@ -7,6 +7,7 @@ device until they are logged. (In fp16 DeepSpeed synchronises once a step to che
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=filled)
         self.state = PortableState(self._engine, objective, world, device)
         self.before_update: Callable[[], None] = lambda: None  # called before weights change
+        self._work_s, self._work_events = 0.0, list[tuple[Any, Any]]()
         self._checked_step, self._worst_norm = 0, torch.zeros((), device=device)
 
     def counts(self, batch: Batch | None) -> torch.Tensor:
@@ -180,6 +182,7 @@ class Engine:
         scale = scale.to(self.device, non_blocking=True)
         total = torch.zeros(len(scale), device=self.device)
         skipped_before, norm = self._engine.skipped_steps, None
+        began = self._now()
         try:
             with self._accumulation() as after_backward:
                 for rows, features in self._micro_batches(batch.to(self.device)):
@@ -188,6 +191,7 @@ class Engine:
                     total += sums.detach()
                     self.before_update()
                     after_backward()
+                self._worked_since(began)
             if self._ends_steps:
                 norm = self._clip()
                 self._engine.step()
@@ -209,6 +213,33 @@ class Engine:
                 yield add
         else:
             yield self._engine.step
+
+    def _now(self) -> Any:
+        """Return this moment of the device's work: seconds on a CPU, an event on a GPU."""
+        if self.device.type != "cuda":
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _worked_since(self, began: Any) -> None:
+        if self.device.type == "cuda":
+            self._work_events.append((began, self._now()))
+        else:
+            self._work_s += self._now() - began
+
+    def take_work_s(self) -> float:
+        """Return seconds of this rank's passes since the last call, without gradient reduction.
+
+        Synchronises with the device. Under ZeRO 3, and where DeepSpeed reduces each micro-batch,
+        they contain waits for other ranks.
+        """
+        for began, ended in self._work_events:
+            ended.synchronize()
+            self._work_s += began.elapsed_time(ended) / 1e3
+        work_s, self._work_s = self._work_s, 0.0
+        self._work_events.clear()
+        return work_s
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, Any]]:
         """Yield micro-batches, each with the teacher's features of its rows."""

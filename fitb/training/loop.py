@@ -68,7 +68,7 @@ def _train(
     parts: Parts, config: Config, run: RunDir, tracker: Tracker, watch: Watch, stop: StopFlag
 ) -> str:
     """Train until the run is finished or must stop, checkpoint, and return the reason."""
-    engine, progress, meter = parts.engine, parts.progress, Meter(parts, config)
+    engine, progress, meter = parts.engine, parts.progress, Meter(parts, run, config)
     if out_of_patience(progress, config):  # a run that stopped early was started again
         return "early stopping"
     reason = "all steps done"

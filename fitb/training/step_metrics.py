@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from fitb.config import Config
+from fitb.rundir.writer import RunDir
 from fitb.training.engine import StepResult
 from fitb.training.setup import Parts
+from fitb.training.slowest import Slowest
 
 
 class Meter:
@@ -18,10 +21,11 @@ class Meter:
     Between two logged steps it counts tokens and moves no data off the device.
     """
 
-    def __init__(self, parts: Parts, config: Config) -> None:
+    def __init__(self, parts: Parts, run: RunDir, config: Config) -> None:
         self._parts, self._config = parts, config
         self._tokens = 0.0
-        self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self._num_ranks = parts.engine.world.size
+        self._slowest = Slowest(run, parts.engine.world)
         self._since_s = time.monotonic()
         self._since_step, self._since_wait_s = parts.progress.step, 0.0
 
@@ -37,10 +41,14 @@ class Meter:
         self._tokens += tokens
         if step % self._config.track.every_steps and step != self._config.steps:
             return {}
-        sums = result.sums.double()
-        if self._num_ranks > 1:
-            dist.all_reduce(sums)
         engine = self._parts.engine
+        work_s = engine.take_work_s() + self._parts.stream.waited_s - self._since_wait_s
+        each = torch.zeros(self._num_ranks, dtype=torch.float64, device=engine.device)
+        each[engine.world.rank] = work_s
+        both = torch.cat([result.sums.double(), each])
+        if self._num_ranks > 1:
+            dist.all_reduce(both)
+        sums, each = both[: len(result.sums)], both[len(result.sums) :]
         engine.check_finite(step)
         means = (sums.cpu() / result.counts.clamp(min=1)).tolist()
         metrics = terms(engine.objective.names, engine.objective.weights, means)
@@ -55,11 +63,12 @@ class Meter:
         }
         if result.grad_norm is not None:
             metrics["optim/grad_norm"] = float(result.grad_norm)
-        return metrics | self._speed(step) | embedding_norms(self._parts)
+        return metrics | self._speed(step, each.tolist()) | embedding_norms(self._parts)
 
-    def _speed(self, step: int) -> dict[str, float]:
+    def _speed(self, step: int, work_s: Sequence[float]) -> dict[str, float]:
         now, waited_s = time.monotonic(), self._parts.stream.waited_s
         seconds = max(now - self._since_s, 1e-9)
+        slowest = self._slowest.compare(work_s, step - self._since_step, seconds)
         tokens_per_s = self._tokens / seconds
         tflops = tokens_per_s / self._num_ranks * self._parts.token_flops / 1e12
         speed = {
@@ -72,7 +81,7 @@ class Meter:
             speed["perf/mfu"] = tflops / self._parts.peak_tflops
         self._tokens, self._since_s, self._since_step = 0.0, now, step
         self._since_wait_s = waited_s
-        return speed
+        return speed | slowest
 
 
 def embedding_norms(parts: Parts) -> dict[str, float]:

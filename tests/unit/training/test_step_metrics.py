@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fitb.base.world import World
 from fitb.config import TrackConfig
 from fitb.training.engine import StepResult
 from fitb.training.step_metrics import Meter, terms
@@ -45,6 +46,8 @@ def make_meter(run_config):
         objective = SimpleNamespace(names=NAMES, weights=WEIGHTS)
         engine = SimpleNamespace(objective=objective, loss_scale=8.0, skipped_steps=1)
         engine.check_finite = lambda step: None
+        engine.world, engine.device = World(), torch.device("cpu")
+        engine.take_work_s = lambda: 0.5
         parts = SimpleNamespace(
             engine=engine,
             stream=SimpleNamespace(waited_s=0.0),
@@ -54,7 +57,7 @@ def make_meter(run_config):
             peak_tflops=0.5,
         )
         config = run_config(steps=10, track=TrackConfig(every_steps=every_steps))
-        return Meter(parts, config)
+        return Meter(parts, SimpleNamespace(), config)
 
     return make
 

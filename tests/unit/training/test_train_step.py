@@ -74,7 +74,7 @@ def make_engine(run_config):
         """With gradients fitb ends the step itself: it clips them, and takes their norm."""
         optim = OptimConfig(**{"lr": 1.0, "warmup_steps": 4, **optim})
         engine = Engine.__new__(Engine)
-        engine.before_update = lambda: None
+        engine.before_update, engine._work_s = lambda: None, 0.0
         changes = {"optim": optim, "seed": 7, "algorithms": AlgorithmsConfig(norm=norm)}
         engine.config = run_config(steps=20, micro_batch=1, **changes)
         engine.world, engine.device = World(rank, size), torch.device("cpu")
