@@ -158,7 +158,9 @@ def main() -> int:
     nothing_lost = result["bitwise_equal"] and not any(
         result[key] for key in result if key.startswith(("rows_", "steps_missing", "steps_twice"))
     )
-    kept = result["steps_lost_graceful"] == 0 and result["steps_lost_hard_max"] <= INTERVAL
+    in_flight = INTERVAL // 2  # at most, of the save that a kill interrupts
+    kept = result["steps_lost_graceful"] == 0
+    kept = kept and result["steps_lost_hard_max"] <= INTERVAL + in_flight
     wandb = not (result["wandb_steps_missing"] or result["wandb_steps_twice"])
     return 0 if nothing_lost and kept and wandb and not result["keys_in_files"] else 1
 

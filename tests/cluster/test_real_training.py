@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from machine import wait_until
 from real import SUBMITIT_RANK, TIMEOUT_S, assert_ended_as, ranks, standing_still, wait_for_step
 
 pytestmark = pytest.mark.cluster
@@ -55,7 +56,8 @@ def test_run_begun_by_sbatch_and_preempted_and_killed_under_submitit_ends_bitwis
         cluster.preempt()
     cluster.wait_restart(second)
     left = run.saved()
-    wait_for_step(run, second, left + 15)  # behind another save
+    wait_for_step(run, second, left + 15)
+    wait_until(lambda: run.saved() > left, TIMEOUT_S, "another save")
     first, last = ranks(run, SUBMITIT_RANK)
     os.kill(first, signal.SIGSTOP)
     os.kill(last, signal.SIGKILL)
