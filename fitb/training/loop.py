@@ -18,7 +18,7 @@ from fitb.config import Config
 from fitb.rundir.writer import RunDir
 from fitb.training.liveness import Watch, Watchdog
 from fitb.training.metric_log import Tracker
-from fitb.training.milestones import due, evaluate, mend_export, out_of_patience, save, save_due
+from fitb.training.milestones import catch_up, due, evaluate, out_of_patience, save, save_due
 from fitb.training.setup import Parts, build, open_run
 from fitb.training.step_metrics import Meter
 from fitb.training.stop import StopFlag
@@ -45,7 +45,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device, stop)  # loads the newest checkpoint
         tracker = Tracker(run, config, world)
-        mend_export(parts, run, config)
+        catch_up(parts, run, config, stop, tracker.log)
         reason = _train(parts, config, run, tracker, watch, stop)
         code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
         step = parts.progress.step
@@ -85,9 +85,8 @@ def _train(
         watch.moved(progress.step)
         metrics = meter.read(progress.step, result)  # empty unless this step is logged
         if due(progress.step, config.eval.every_steps, config):
-            metrics |= evaluate(parts, run, config)
-        if metrics:
-            tracker.log(progress.step, metrics)
+            metrics = evaluate(parts, run, config, stop, metrics)
+        tracker.log(progress.step, metrics)
         if saving or save_due(progress.step, config):
             save(parts, run, config, tracker.wandb_id)
         if out_of_patience(progress, config):
@@ -96,5 +95,6 @@ def _train(
     if parts.saver.step != progress.step:
         save(parts, run, config, tracker.wandb_id)
     parts.saver.wait()
+    reason = reason if progress.pending is None else stop.reason  # a validation was left
     stop.raise_failure()
     return reason

@@ -113,14 +113,14 @@ class Tracker:
                 self._mirror = Mirror(run.metrics, target, mode, run.path, self._logged_until)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log the metrics of a step; a step that an earlier attempt has logged is skipped.
+        """Log the metrics of a step, if any; a step that an earlier attempt has logged is skipped.
 
         Args:
             step: optimiser updates done.
             metrics: name -> value, named as in docs/design.md.
         Raises: Replaced if another attempt has taken over the run.
         """
-        if not self._world.is_main:
+        if not (metrics and self._world.is_main):
             return
         self._show(step, metrics)
         if step <= self._logged_until:

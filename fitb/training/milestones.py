@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from fitb.base.errors import DataError
 from fitb.config import Config
 from fitb.evaluation.count import count
 from fitb.evaluation.metrics import metrics_of
+from fitb.evaluation.row_counts import RowCounts
 from fitb.infer.card import (
     Card,
     Metric,
@@ -36,6 +37,7 @@ from fitb.rundir.provenance import describe_code
 from fitb.rundir.writer import RunDir
 from fitb.training.collectives import on_main
 from fitb.training.setup import Parts, Progress
+from fitb.training.stop import StopFlag
 
 logger = logging.getLogger(__name__)
 _EVAL_BATCH = 64
@@ -61,42 +63,59 @@ def before_decay(config: Config) -> int:
 
 def out_of_patience(progress: Progress, config: Config) -> bool:
     """Return whether the last `eval.patience` validations have not improved the best loss."""
-    if not config.eval.patience or progress.best_step is None:
+    if not config.eval.patience or progress.best_step is None or progress.pending is not None:
         return False
     return progress.step - progress.best_step >= config.eval.patience * config.eval.every_steps
 
 
-def evaluate(parts: Parts, run: RunDir, config: Config) -> dict[str, float]:
+def evaluate(
+    parts: Parts, run: RunDir, config: Config, stop: StopFlag, metrics: dict[str, float]
+) -> dict[str, float]:
     """Validate with fixed masks and export the student if it is the best so far.
 
-    Collective: each rank evaluates its share of the rows.
+    Collective: each rank evaluates its share of the rows. A stop is noticed after each batch; then
+    the metrics are kept in the checkpoint, and the validation begins again after the resume.
 
-    Returns: `val/...` metrics, the same on every rank.
+    Args:
+        metrics: metrics of the step's training.
+    Returns: those and `val/...`, the same on every rank; empty if it was left.
     Raises: TrainingError if an update since the last check was not finite.
     """
-    parts.engine.check_finite(parts.progress.step)
+    progress = parts.progress
+    parts.engine.check_finite(progress.step)
     assert parts.validation is not None
     validation, world = parts.validation, parts.engine.world
-    counts = count(
-        parts.engine.objective.student.model,
-        validation.cached,
-        validation.rows,  # equally many on every rank: each ZeRO-3 forward is collective
-        vocabulary=parts.vocabulary,
-        mask=config.mask,
-        batch_rows=_EVAL_BATCH,
-        mask_version=config.algorithms.masks,
-    )
+    rows, found = validation.rows, []  # as many on every rank: a forward of ZeRO 3 is collective
+    for begin in range(0, len(rows), _EVAL_BATCH):
+        if stop.leaving():
+            logger.info(
+                "%s at row %d of %d of a validation: it begins again after the resume",
+                *(stop.reason, begin, len(rows)),
+            )
+            progress.pending = metrics
+            return {}
+        found.append(
+            count(
+                parts.engine.objective.student.model,
+                validation.cached,
+                rows[begin : begin + _EVAL_BATCH],
+                vocabulary=parts.vocabulary,
+                mask=config.mask,
+                batch_rows=_EVAL_BATCH,
+                mask_version=config.algorithms.masks,
+            )
+        )
+    progress.pending, counts = None, RowCounts.joined(found)
     totals = torch.from_numpy(counts.sums[: validation.num_own, 0].sum(axis=0))
     if world.size > 1:
         totals = totals.to(parts.engine.device)
         dist.all_reduce(totals)
     values = {k: float(v) for k, v in metrics_of(totals.cpu().numpy()).items()}
-    metrics = {f"val/{'loss_mlm' if k == 'loss' else k}": v for k, v in values.items()}
-    progress = parts.progress
+    validated = {f"val/{'loss_mlm' if k == 'loss' else k}": v for k, v in values.items()}
     if progress.best_loss is None or values["loss"] < progress.best_loss:
         progress.best_loss, progress.best_step = values["loss"], progress.step
-        export(parts, run, config, metrics)
-    return metrics
+        export(parts, run, config, validated)
+    return metrics | validated
 
 
 def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> None:
@@ -136,12 +155,18 @@ def _write_export(
         exported.keep_others(run.export, folder)
 
 
-def mend_export(parts: Parts, run: RunDir, config: Config) -> None:
-    """Rewrite the export if it is damaged or older than the best step. Collective, at start.
+def catch_up(
+    parts: Parts, run: RunDir, config: Config, stop: StopFlag, log: Callable[..., None]
+) -> None:
+    """Finish what an earlier attempt has left: an export, a validation. Collective, at start.
 
+    Args:
+        log: called with step and metrics of the validation.
     Raises: SystemFault if the filesystem fails.
     """
     on_main(lambda: _mend_export(parts, run, config), parts.engine.world)
+    if parts.progress.pending is not None:
+        log(parts.progress.step, evaluate(parts, run, config, stop, parts.progress.pending))
 
 
 def _mend_export(parts: Parts, run: RunDir, config: Config) -> None:
@@ -217,6 +242,7 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
         "rows_consumed": progress.step * config.global_batch,
         "best_loss": progress.best_loss,
         "best_step": progress.best_step,
+        "pending": progress.pending,
         "optimizer": parts.engine.state.scalars(),
         "fingerprint": parts.fingerprint,
         KEY: trained_length(parts.engine.objective.student.model.config),

@@ -57,11 +57,13 @@ class Progress:
         step: optimiser updates done.
         best_loss: lowest validation loss so far; None before the first validation.
         best_step: step of that loss.
+        pending: metrics of this step, whose validation is still to be done; None if it is not.
     """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int | None = None
+    pending: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
             progress = Progress(manifest["step"])
             run.event("branch", step=progress.step, checkpoint=str(found.path.absolute()))
         else:
-            progress = Progress(manifest["step"], manifest["best_loss"], manifest["best_step"])
+            known: dict[str, Any] = {key.name: manifest.get(key.name) for key in fields(Progress)}
+            progress = Progress(**known)
             run.event("resume", step=progress.step, checkpoint=found.path.name)
         logger.info("resumed at step %d from %s", progress.step, found.path)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -45,6 +45,7 @@ class StopFlag:
         self._failure: FitbError | None = None
         self._failed = False  # as the ranks agreed
         self._on_every_rank = False
+        self.reason = ""  # as the ranks agreed
 
     def install(self) -> StopFlag:
         """Install the signal handlers; forked children get the default ones back."""
@@ -57,6 +58,10 @@ class StopFlag:
         self._flags[_REASONS.index(signal.Signals(number).name)] = 1
         if number == signal.SIGINT:  # a second Ctrl-C interrupts at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def leaving(self) -> bool:
+        """Return whether a rank has a reason to stop; the same on every rank. Collective."""
+        return self.agree(torch.zeros(0, dtype=torch.float64))[0] is not None
 
     def requested(self) -> bool:
         """Return whether this rank has a reason to stop, agreed on or not."""
@@ -114,7 +119,7 @@ class StopFlag:
         *asked, saves = both[: len(flags)].tolist()
         ordered = (*_FAILURES, *_REASONS)  # a failure takes precedence over a requested shutdown
         reason = next((r for r in ordered if asked[_REASONS.index(r)]), None)
-        self._failed = reason in _FAILURES
+        self._failed, self.reason = reason in _FAILURES, reason or ""
         return reason, both[len(flags) :], saves > 0
 
 

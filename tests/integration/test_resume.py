@@ -35,6 +35,44 @@ def test_two_resumes_in_one_epoch_end_bitwise_where_an_uninterrupted_run_ends(
     assert [event["step"] for event in job.events(run, "resume")] == stops[:2]
 
 
+SLOW_VALIDATION = """
+import os, sys, time
+from pathlib import Path
+from fitb.training import milestones
+count, milestones._EVAL_BATCH = milestones.count, 8
+def slow(*args, **kwargs):
+    Path(os.environ["BATCHES"]).open("a").write("batch\\n")
+    time.sleep(0.2)
+    return count(*args, **kwargs)
+milestones.count = slow
+from fitb.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("validation", [1, 3], ids=["first", "at the last step"])
+def test_a_validation_is_left_at_a_batchs_end_and_begun_again_with_the_same_result(
+    straight, quick_flags, tmp_path, validation
+):
+    run, batches = tmp_path / "run", tmp_path / "batches"
+    program = ("-c", SLOW_VALIDATION)
+    with job.LocalRun(
+        job.command(quick_flags, run, program), 2, env={"BATCHES": str(batches)}
+    ) as ranks:
+        per_validation = 2 * 64 // 2 // 8
+        begun = per_validation * (validation - 1) + 2  # a batch of each rank
+        while not batches.exists() or len(batches.read_text().split()) < begun:
+            assert ranks.running()
+        ranks.signal(signal.SIGUSR1, 1)
+        assert ranks.wait(job.TIMEOUT_S) == 85
+    assert len(batches.read_text().split()) < per_validation * validation
+    step = 8 * validation
+    assert job.events(run, "stop")[-1]["step"] == step and step not in job.steps(run)
+    assert job.run(quick_flags, run) == 0
+    job.assert_same(straight, run)
+    assert job.steps(run) == list(range(1, 25))
+
+
 def test_saves_by_the_clock_change_nothing(straight, quick_flags, tmp_path):
     flags = [*quick_flags, "--checkpoint.every_steps", "null", "--checkpoint.every_min", "0.005"]
     assert job.run(flags, tmp_path / "run") == 0

@@ -15,7 +15,7 @@ from fitb.base.world import World
 from fitb.config import EvalConfig
 from fitb.model import exported
 from fitb.training import checkpoint, milestones
-from fitb.training.milestones import mend_export
+from fitb.training.milestones import catch_up
 from fitb.training.setup import Progress, open_run
 
 SIZES = BertConfig(
@@ -55,7 +55,7 @@ class Mending:
 
     def mend(self):
         """Begin; return step and reason of what was made again."""
-        mend_export(self.parts, self.run, self.config)
+        catch_up(self.parts, self.run, self.config, None, None)
         events = fsio.read_lines(self.run.path / "events.jsonl", "event")
         return [(e["step"], e["reason"]) for e in events if e["event"] == "exported"]
 
