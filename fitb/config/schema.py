@@ -103,7 +103,8 @@ class CheckpointConfig:
 
     Args:
         every_steps: steps between two checkpoints; 0 saves only at stops and at the end.
-        every_min: minutes between two checkpoints.
+        every_min: minutes between two checkpoints; without `every_steps` the step with the best
+            validation loss has one too.
         failures_per_day: kills and crashes expected in a day of training, warned stops not counted.
         background: write and commit while training goes on, from a copy in host memory.
         keep_last: newest checkpoints to keep; at least 2, so that a damaged one has a predecessor.
@@ -119,6 +120,8 @@ class CheckpointConfig:
         check_range("checkpoint.", self, "every_steps", "every_min", "failures_per_day", low=0)
         zero = "checkpoint.every_min=0; use --checkpoint.every_steps 0 to save at stops alone"
         require(self.every_min != 0, zero)
+        both = f"checkpoint.every_steps=0 with every_min={self.every_min}; leave one of them out"
+        require(self.every_min is None or self.every_steps != 0, both)
         require(
             self.keep_last >= 2,
             f"checkpoint.keep_last={self.keep_last}; at least 2, so that a damaged one has a"

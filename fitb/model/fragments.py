@@ -6,7 +6,8 @@ they are; a key without `@` is a whole tensor, as in format 1.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,28 @@ def key_of(name: str, begin: int) -> str:
     return f"{name}@{begin}"
 
 
-def name_of(key: str) -> str:
-    """Return the name of the tensor that a key belongs to."""
-    return key.partition("@")[0]
+def check_coverage(parts: Iterable[tuple[str, int]], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that fragments cover tensors, every element once.
+
+    Args:
+        parts: key and number of elements of each fragment, in any order.
+        shapes: shape of each tensor.
+    Raises: CheckpointError naming the first tensor with a hole, an overlap, or no fragment.
+    """
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for key, number in parts:
+        name, fragment, begin = key.partition("@")
+        if fragment:
+            found[name].append((int(begin), number))
+    for name, shape in shapes.items():
+        end, cuts = 0, sorted(found[name])
+        for first, number in cuts:
+            end = end + number if first == end else -1
+        if end != math.prod(shape):
+            raise CheckpointError(
+                f"{name} has {math.prod(shape)} elements, and its fragments (begin, elements) are"
+                f" {cuts[:9]}; expected each element once"
+            )
 
 
 def joined(
@@ -38,7 +58,7 @@ def joined(
     Raises: CheckpointError if a tensor is not covered by its fragments.
     """
     whole: dict[str, torch.Tensor] = {}
-    found: Counter[str] = Counter()
+    sizes: list[tuple[str, int]] = []
     for key, part in parts:
         name, fragment, begin = key.partition("@")
         if not fragment:
@@ -47,10 +67,6 @@ def joined(
         if name not in whole:
             whole[name] = part.new_empty(list(shapes[name]))
         whole[name].view(-1)[int(begin) : int(begin) + part.numel()] = part
-        found[name] += part.numel()
-    for name, number in found.items():
-        if number != whole[name].numel():
-            raise CheckpointError(
-                f"{name} has {whole[name].numel()} elements, and fragments of it hold {number}"
-            )
+        sizes.append((key, part.numel()))
+    check_coverage(sizes, shapes)
     return whole

@@ -121,7 +121,8 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         manifest = checkpoints.read_manifest(folder)
     except CheckpointError as error:
         raise DataError(f"{error}; name another checkpoint") from error
-    shapes = {k.removeprefix(_STUDENT): v for k, v in manifest.get("shapes", {}).items()}
+    shapes = manifest.get("shapes", {}).items()
+    shapes = {k.removeprefix(_STUDENT): v for k, v in shapes if k.startswith(_STUDENT)}
     return joined(_parts(folder, manifest), shapes), manifest
 
 

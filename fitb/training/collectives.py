@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from fitb.base.errors import FitbError
+from fitb.base.errors import FitbError, SystemFault
 from fitb.base.modes import fault_of
 from fitb.base.world import World
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def on_main(action: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
@@ -46,3 +48,6 @@ def _outcome(action: Callable[[], T]) -> list[Any]:
         return [None, error]
     except OSError as error:
         return [None, fault_of(error, "a file of the run")]
+    except Exception as error:  # of any type: the other ranks must not wait
+        logger.exception("unexpected")
+        return [None, SystemFault(f"{type(error).__name__}: {error}")]

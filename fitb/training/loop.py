@@ -87,7 +87,7 @@ def _train(
         if due(progress.step, config.eval.every_steps, config):
             metrics = evaluate(parts, run, config, stop, metrics)
         tracker.log(progress.step, metrics)
-        if saving or save_due(progress.step, config):
+        if saving or save_due(progress, config):
             save(parts, run, config, tracker.wandb_id)
         if out_of_patience(progress, config):
             reason = "early stopping"

@@ -48,11 +48,14 @@ def due(step: int, every: int, config: Config) -> bool:
     return every > 0 and (step % every == 0 or step in (before_decay(config), config.steps))
 
 
-def save_due(step: int, config: Config) -> bool:
-    """Return whether a checkpoint is due at a step, whatever the time since the last."""
-    every = config.checkpoint.every_steps
+def save_due(progress: Progress, config: Config) -> bool:
+    """Return whether a checkpoint is due, whatever the time since the last.
+
+    Where saves follow the clock, the best step has one too.
+    """
+    step, every = progress.step, config.checkpoint.every_steps
     if every is None:
-        return step in (before_decay(config), config.steps)
+        return step in (before_decay(config), config.steps, progress.best_step)
     return due(step, every, config)
 
 

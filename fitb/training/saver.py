@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -23,44 +23,44 @@ from fitb.rundir.writer import RunDir
 from fitb.training import checkpoint
 from fitb.training.collectives import on_all
 from fitb.training.engine import Engine
+from fitb.training.stop import StopFlag
+from fitb.training.zero import COLLECTIVE_LIMIT
 
 logger = logging.getLogger(__name__)
 _FIRST_S = 60.0  # before the first save, whose seconds are not known yet
-_LEAVING_S = 20.0  # for a save in flight when training has failed
+_LEAVING_S = 5.0  # for a save in flight when training has failed
 
 
 class Saver:
     """Saves checkpoints of an engine; collective, as every rank makes and calls it alike.
 
-    Host memory: 12 bytes for each trained parameter, divided by the number of ranks, for the copy
-    (pinned beside a GPU), which is kept, and as much again while it is written.
+    Host memory: 12 bytes for each trained parameter, divided by the number of ranks, in one buffer
+    (pinned beside a GPU), which is kept; and on rank 0 one file at a time while it is verified.
 
     Args:
         run: where checkpoints go.
         engine: what they are of.
         config: how often, how many are kept, and whether training goes on meanwhile.
         step: of the checkpoint that training went on from.
-        fail: called, in another thread, with the error of a save, which every rank gets.
+        stop: what a failed save sets, on every rank.
     """
 
     def __init__(
-        self,
-        run: RunDir,
-        engine: Engine,
-        config: Config,
-        step: int,
-        fail: Callable[[FitbError], None],
+        self, run: RunDir, engine: Engine, config: Config, step: int, stop: StopFlag
     ) -> None:
-        self._run, self._engine, self._config, self._fail = run, engine, config.checkpoint, fail
-        self._time_budget_min = config.stop.time_budget_min
+        self._run, self._engine, self._stop = run, engine, stop
+        self._config, self._limits, self._steps = config.checkpoint, config.stop, config.steps
         self._interval_s, self._begun_s = first_interval_s(config.checkpoint), time.monotonic()
         self.step = step  # of the last checkpoint that was begun
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
+        self._failure: FitbError | None = None  # of the last save
         self._stream: Any = None
         if engine.device.type == "cuda":
             self._stream = torch.cuda.Stream(engine.device)  # type: ignore[no-untyped-call]
-        self._group = dist.new_group(backend="gloo") if engine.world.size > 1 else None
+        self._group = None
+        if engine.world.size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_LIMIT)
 
     def save(self, manifest: dict[str, Any], keep_steps: Collection[int]) -> None:
         """Copy the state and begin to write it, after an earlier save has ended.
@@ -69,12 +69,11 @@ class Saver:
             manifest: what the checkpoint's manifest holds beside its files.
             keep_steps: steps whose checkpoints stay.
         """
-        began = self._begun_s = time.monotonic()
-        self.step = manifest["step"]
+        began = time.monotonic()
         self.wait()
-        waited = time.monotonic()
+        self.step, self._begun_s = manifest["step"], time.monotonic()
         self._copy()
-        seconds = {"wait": waited - began, "copy": time.monotonic() - waited}
+        seconds = {"wait": self._begun_s - began, "copy": time.monotonic() - self._begun_s}
         manifest = {**manifest, "shapes": self._engine.state.shapes()}
         self._thread = threading.Thread(
             target=self._write, args=(manifest, keep_steps, seconds), name="save", daemon=True
@@ -84,9 +83,19 @@ class Saver:
             self.wait()
 
     def overdue(self) -> bool:
-        """Return whether it is time to save by the clock of this rank; rank 0's counts."""
-        main, interval_s = self._engine.world.is_main, self._interval_s
-        return main and interval_s is not None and time.monotonic() - self._begun_s >= interval_s
+        """Return whether it is time to save by the clock of this rank; rank 0's counts.
+
+        A save in flight for longer than `stop.hang_s` is waited for, so that the watch ends the job
+        if it hangs.
+        """
+        if not self._engine.world.is_main:
+            return False
+        since_s = time.monotonic() - self._begun_s
+        if self._thread and self._thread.is_alive():
+            if self._limits.hang_s is not None and since_s > self._limits.hang_s:
+                self.wait()
+            return False
+        return self._interval_s is not None and since_s >= self._interval_s
 
     def wait(self) -> None:
         """Wait until no save is in flight."""
@@ -99,27 +108,28 @@ class Saver:
         if self._thread:
             self._thread.join(_LEAVING_S)
 
+    @torch.no_grad()
     def _copy(self) -> None:
+        parts = dict(self._engine.state.fragments())
+        if not self._copies:
+            sizes = [part.numel() for part in parts.values()]
+            pinned = self._stream is not None
+            buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pinned)
+            self._copies = dict(zip(parts, buffer.split(sizes), strict=True))  # type: ignore[no-untyped-call]
         if self._stream is None:
-            for key, part in self._engine.state.fragments():
-                self._copy_of(key, part).copy_(part)
+            for key, part in parts.items():
+                self._copies[key].copy_(part)
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for key, part in self._engine.state.fragments():
-                self._copy_of(key, part).copy_(part, non_blocking=True)
+            for key, part in parts.items():
+                self._copies[key].copy_(part, non_blocking=True)
         self._engine.before_update = self._stream.record_event().wait
-
-    def _copy_of(self, key: str, part: torch.Tensor) -> torch.Tensor:
-        if key not in self._copies:
-            self._copies[key] = torch.empty_like(
-                part, device="cpu", pin_memory=self._stream is not None
-            )
-        return self._copies[key]
 
     def _write(
         self, manifest: dict[str, Any], keep_steps: Collection[int], seconds: dict[str, float]
     ) -> None:
+        world = self._engine.world
         try:
             if self._stream is not None:
                 self._stream.synchronize()
@@ -128,40 +138,45 @@ class Saver:
                 self._copies,
                 manifest,
                 fence=self._run.fence,
-                world=self._engine.world,
+                world=world,
                 keep_last=self._config.keep_last,
                 keep_steps=keep_steps,
                 group=self._group,
             )
-            each = on_all(lambda: {**seconds, **took}, self._engine.world, self._group)
+            each = on_all(lambda: {**seconds, **took}, world, self._group)
             longest = {part: round(max(rank[part] for rank in each), 3) for part in each[0]}
             self._run.event("save", step=manifest["step"], checkpoint=folder.name, seconds=longest)
-            if self._engine.world.is_main:
-                self._learn(sum(longest.values()))
+            if world.is_main:
+                self._learn(manifest["step"], sum(longest.values()) - longest["wait"])
+            if self._failure:  # another save has failed, and nothing is lost
+                self._stop.forget(self._failure)
+            self._failure = None
         except FitbError as error:
-            self._fail(error)
+            self._failed(error)
         except BaseException as error:  # of gloo, if another rank has ended
-            self._fail(SystemFault(f"the save of step {manifest['step']} failed: {error!r}"))
+            said = f"the save of step {manifest['step']} failed: {type(error).__name__}: {error}"
+            self._failed(SystemFault(said))
 
-    def _learn(self, save_s: float) -> None:
+    def _failed(self, error: FitbError) -> None:
+        logger.error("%s", error)
+        self._failure = error
+        self._stop.fail(error)
+
+    def _learn(self, step: int, save_s: float) -> None:
         """Choose the interval from the seconds of a save, and warn where a stop is too short."""
-        budget_min, config = self._time_budget_min, self._config
+        budget_min, config = self._limits.time_budget_min, self._config
         if budget_min is not None and 60 * budget_min < save_s:
             logger.warning(
-                "a save took %.1f s, longer than stop.time_budget_min=%g: an attempt saves"
-                " longer than it trains; use --stop.time_budget_min %d",
-                save_s,
-                budget_min,
-                1 + 10 * save_s // 60,
+                "a save took %.1f s, longer than stop.time_budget_min=%g; use"
+                " --stop.time_budget_min %d",
+                *(save_s, budget_min, 1 + 10 * save_s // 60),
             )
         if config.every_steps is None and config.every_min is None:
             before, self._interval_s = self._interval_s, best_interval_s(save_s, config)
-            if before == _FIRST_S and self._interval_s:
+            if before == _FIRST_S and self._interval_s and step < self._steps:
                 logger.info(
                     "a save took %.1f s: one every %.1f min from now, for %g failures a day",
-                    save_s,
-                    self._interval_s / 60,
-                    config.failures_per_day,
+                    *(save_s, self._interval_s / 60, config.failures_per_day),
                 )
 
 

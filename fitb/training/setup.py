@@ -240,7 +240,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
     )
     return Parts(
         engine,
-        Saver(run, engine, config, progress.step, stop.fail),
+        Saver(run, engine, config, progress.step, stop),
         stream,
         validation,
         vocabulary,

@@ -107,14 +107,14 @@ class PortableState:
             held = parameter._hp_mapping  # type: ignore[attr-defined]
             if held is None:
                 return 0, None
-            return held.lp_fragment_address.start, held.get_hp_fragment(moment)
+            return held.lp_fragment_address.start, held.get_hp_fragment(moment).detach()
         if moment is None:  # ZeRO 3: partitions are padded to equal size
             local = utils.safe_get_local_fp32_param(parameter)
         else:
             local = utils.safe_get_local_optimizer_state(parameter, moment)
         begin = self._world.rank * local.numel()
         full: int = parameter.ds_numel  # type: ignore[attr-defined]
-        return begin, local.flatten()[: max(0, full - begin)]
+        return begin, local.detach().flatten()[: max(0, full - begin)]
 
     def _set(self, parameter: torch.nn.Parameter, moment: str | None, full: torch.Tensor) -> None:
         from deepspeed import utils

@@ -23,6 +23,7 @@ from fitb.base.modes import fault_of
 from fitb.base.world import World
 from fitb.data.batch import Batch
 from fitb.training.collectives import on_all
+from fitb.training.zero import COLLECTIVE_LIMIT
 
 SIGNALS = signals.SHUTDOWN
 _FAILURES = ("failure", "machine failure")  # only the second is worth another start
@@ -80,9 +81,20 @@ class StopFlag:
             yield step + 1, None
 
     def fail(self, error: FitbError, on_every_rank: bool = True) -> None:
-        """Stop all ranks at the same step because of an error, which every rank has or one."""
-        self._failure, self._on_every_rank = error, on_every_rank
+        """Stop all ranks at the same step because of an error, which every rank has or one.
+
+        Of several the first is raised, but one that no restart mends outweighs the others.
+        """
+        first = self._failure
+        if first is None or (first.restart_helps and not error.restart_helps):
+            self._failure, self._on_every_rank = error, on_every_rank
         self._flags[_REASONS.index(_FAILURES[error.restart_helps])] = 1
+
+    def forget(self, error: FitbError) -> None:
+        """Take an error back, unless the ranks have agreed to stop for one."""
+        if self._failure is error and not self._failed:
+            self._failure = None
+            self._flags[_REASONS.index(_FAILURES[error.restart_helps])] = 0
 
     def raise_failure(self) -> None:
         """Raise on every rank the error that stopped the run, if one did."""
@@ -114,7 +126,8 @@ class StopFlag:
         both = torch.cat([flags, counts])
         if dist.is_initialized() and dist.get_world_size() > 1:
             if self._group is None and dist.get_backend() != "gloo":
-                self._group = dist.new_group(backend="gloo")  # no device synchronisation
+                # no device synchronisation
+                self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_LIMIT)
             dist.all_reduce(both, group=self._group)
         *asked, saves = both[: len(flags)].tolist()
         ordered = (*_FAILURES, *_REASONS)  # a failure takes precedence over a requested shutdown

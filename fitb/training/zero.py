@@ -26,7 +26,7 @@ from fitb.config.ds_config import read_ds_config
 _SETTLE_S = 0.1
 # Hangs are ended by the watch. A timeout here would also end a job that was suspended for longer
 # inside a collective. In milliseconds this one still fits into 31 bits.
-_COLLECTIVE_LIMIT = timedelta(days=24)
+COLLECTIVE_LIMIT = timedelta(days=24)
 
 
 def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def start_distributed(config: Config, world: World) -> torch.device:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one socket per other rank
     if not dist.is_initialized():
         backend = accelerator.communication_backend_name()
-        join(world, backend, _COLLECTIVE_LIMIT)
+        join(world, backend, COLLECTIVE_LIMIT)
         comm.init_distributed(dist_backend=backend, verbose=False)  # adopts the existing group
     return torch.device(accelerator.current_device_name())
 

@@ -41,6 +41,7 @@ from fitb.rundir import ownership
 from fitb.rundir.writer import RunDir
 from fitb.training import checkpoint, collectives
 from fitb.training.saver import Saver
+from fitb.training.stop import StopFlag
 
 ACTIONS = [
     *((os, name) for name in ("mkdir", "rename", "replace", "fsync", "open", "rmdir", "unlink")),
@@ -69,12 +70,11 @@ class State:
 
 def save(run: RunDir, step: int, world: World) -> None:
     engine = SimpleNamespace(state=State(step, world.rank), world=world, device=torch.device("cpu"))
-    failures: list[FitbError] = []
-    saver = Saver(run, engine, Config(""), 0, failures.append)  # type: ignore[arg-type]
+    stop = StopFlag()
+    saver = Saver(run, engine, Config(""), 0, stop)  # type: ignore[arg-type]
     saver.save({"step": step}, ())
     saver.wait()
-    if failures:
-        raise failures[0]
+    stop.raise_failure()
 
 
 def after_each(action: Callable[[str], None]) -> None:

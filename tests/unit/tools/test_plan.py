@@ -132,15 +132,6 @@ def test_no_other_interval_of_checkpoints_loses_less_than_the_best():
     assert plan(replace(DAYS, node_failures_per_day=0.0)).best_checkpoint_every is None
 
 
-def test_the_best_interval_of_saves_in_the_background_is_the_shortest_without_a_stall():
-    best = plan(DAYS).best_checkpoint_every
-    hours = {
-        every: plan(replace(DAYS, checkpoint_every=every)) for every in (best // 2, best, 2 * best)
-    }
-    assert hours[best].hours_expected == min(each.hours_expected for each in hours.values())
-    assert hours[best // 2].hours > 1.01 * hours[best].hours
-
-
 def test_a_job_that_stops_faster_than_it_goes_on_is_refused():
     with pytest.raises(ConfigError, match=r"never end; lower checkpoint_every or start_min"):
         plan(replace(DAYS, preemptions_per_day=300.0))

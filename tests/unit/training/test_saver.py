@@ -42,7 +42,7 @@ def make_saver(run_config):
         run, _ = open_run(config, World())
         engine = SimpleNamespace(state=State(), world=World(), device=torch.device("cpu"))
         stop = StopFlag()
-        saver = Saver(run, engine, config, 0, stop.fail)
+        saver = Saver(run, engine, config, 0, stop)
         return saver, engine.state.whole, run, stop
 
     return make
@@ -120,6 +120,61 @@ def test_the_failure_of_a_save_stops_the_run_at_a_step_and_is_raised_there(make_
         stop.raise_failure()
 
 
+def test_a_failure_that_nobody_has_noticed_is_forgotten_once_a_later_save_is_committed(
+    make_saver, monkeypatch
+):
+    """The last save of a finished run was fine, and the run ended as a crash."""
+    saver, _, run, stop = make_saver()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "bad")))
+        saver.save({"step": 1}, ())
+        saver.wait()
+    saver.save({"step": 2}, ())
+    saver.wait()
+    stop.raise_failure()
+    assert not stop.requested() and saved(run, 2).shape == (2, 3)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ZeroDivisionError()])
+def test_an_error_of_any_type_is_the_failure_of_the_save(make_saver, monkeypatch, error):
+    """The other ranks waited for this one until the watch ended the job."""
+    saver, *_, stop = make_saver()
+
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr("fitb.training.checkpoint.write_tensors", fail)
+    saver.save({"step": 1}, ())
+    saver.wait()
+    with pytest.raises(SystemFault, match=type(error).__name__):
+        stop.raise_failure()
+
+
+def test_copies_are_plain_tensors_that_remember_no_graph(make_saver):
+    saver, weights, *_ = make_saver()
+    weights.requires_grad_()
+    for step in (1, 2):
+        saver.save({"step": step}, ())
+    saver.wait()
+    assert not any(part.requires_grad for part in saver._copies.values())
+
+
+def test_no_save_is_overdue_while_one_is_in_flight_unless_it_hangs(make_saver, held, monkeypatch):
+    """An interval shorter than a save left one step for each."""
+    (saver, *_), (begun, go_on) = make_saver(every_min=1e-4), held
+    saver.save({"step": 1}, ())
+    assert begun.wait(30)
+    time.sleep(0.05)
+    assert not saver.overdue()
+    saver._begun_s -= saver._limits.hang_s  # it hangs: training waits, and the watch ends the job
+    threading.Timer(0.2, go_on.set).start()
+    began = time.monotonic()
+    assert not saver.overdue()
+    assert time.monotonic() - began > 0.1 and saver._thread is None
+    time.sleep(0.05)
+    assert saver.overdue()
+
+
 def test_young_balances_what_saves_cost_and_what_failures_lose():
     config = CheckpointConfig(failures_per_day=2)
     best = best_interval_s(3.0, config)
@@ -167,5 +222,6 @@ def test_fragments_in_any_order_are_the_tensor(shape, ends):
     assert torch.equal(joined(reversed(parts), {"w": shape})["w"], whole)
     assert torch.equal(joined([("w", whole)], {})["w"], whole)  # of format 1
     if len(parts) > 1:
-        with pytest.raises(CheckpointError, match="w has 12 elements"):
-            joined(parts[1:], {"w": shape})
+        for wrong in (parts[1:], parts[:-1], [*parts, parts[0]], [parts[0], *parts[:-1]], []):
+            with pytest.raises(CheckpointError, match="w has 12 elements"):
+                joined(wrong, {"w": shape})

@@ -120,6 +120,16 @@ def test_a_failure_to_read_becomes_one_last_step_and_outweighs_a_signal():
         flag.raise_failure()
 
 
+def test_of_several_failures_the_first_is_raised_unless_another_rules_a_restart_out():
+    flag, first, last = StopFlag(), SystemFault("first"), DataError("torn shard")
+    for error in (first, SystemFault("second"), last, SystemFault("third")):
+        flag.fail(error)
+    assert flag.agree(COUNTS)[0] == "failure"
+    flag.forget(last)  # agreed on
+    with pytest.raises(DataError, match="torn shard"):
+        flag.raise_failure()
+
+
 def test_guard_leaves_other_errors_alone():
     with pytest.raises(ZeroDivisionError):
         list(StopFlag().guard(read(ZeroDivisionError(), good=1)))
