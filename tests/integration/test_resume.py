@@ -50,24 +50,22 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("validation", [1, 3], ids=["first", "at the last step"])
 def test_a_validation_is_left_at_a_batchs_end_and_begun_again_with_the_same_result(
-    straight, quick_flags, tmp_path, validation
+    straight, quick_flags, tmp_path
 ):
+    """The first one, and that of the last step, after which a run would be finished."""
     run, batches = tmp_path / "run", tmp_path / "batches"
-    program = ("-c", SLOW_VALIDATION)
-    with job.LocalRun(
-        job.command(quick_flags, run, program), 2, env={"BATCHES": str(batches)}
-    ) as ranks:
-        per_validation = 2 * 64 // 2 // 8
-        begun = per_validation * (validation - 1) + 2  # a batch of each rank
-        while not batches.exists() or len(batches.read_text().split()) < begun:
-            assert ranks.running()
-        ranks.signal(signal.SIGUSR1, 1)
-        assert ranks.wait(job.TIMEOUT_S) == 85
-    assert len(batches.read_text().split()) < per_validation * validation
-    step = 8 * validation
-    assert job.events(run, "stop")[-1]["step"] == step and step not in job.steps(run)
+    command = job.command(quick_flags, run, ("-c", SLOW_VALIDATION))
+    of_one = 64 // 8  # batches of both ranks
+    for step, begun in ((8, 2), (24, 2 + 2 * of_one)):
+        batches.write_text("")
+        with job.LocalRun(command, 2, env={"BATCHES": str(batches)}) as ranks:
+            while len(batches.read_text().split()) < begun:
+                assert ranks.running()
+            ranks.signal(signal.SIGUSR1, 1)
+            assert ranks.wait(job.TIMEOUT_S) == 85
+        assert len(batches.read_text().split()) < begun - 2 + of_one
+        assert job.events(run, "stop")[-1]["step"] == step and step not in job.steps(run)
     assert job.run(quick_flags, run) == 0
     job.assert_same(straight, run)
     assert job.steps(run) == list(range(1, 25))
