@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -241,11 +242,8 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
     progress = parts.progress
     parts.engine.check_finite(progress.step)
     manifest = {
-        "step": progress.step,
+        **asdict(progress),
         "rows_consumed": progress.step * config.global_batch,
-        "best_loss": progress.best_loss,
-        "best_step": progress.best_step,
-        "pending": progress.pending,
         "optimizer": parts.engine.state.scalars(),
         "fingerprint": parts.fingerprint,
         KEY: trained_length(parts.engine.objective.student.model.config),

@@ -65,6 +65,12 @@ class Progress:
     best_step: int | None = None
     pending: dict[str, float] | None = None
 
+    @classmethod
+    def of(cls, manifest: dict[str, Any]) -> Progress:
+        """Read it from a manifest; of an earlier version it lacks what was always None there."""
+        known: dict[str, Any] = {field.name: manifest.get(field.name) for field in fields(cls)}
+        return cls(**known)
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -220,8 +226,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
             progress = Progress(manifest["step"])
             run.event("branch", step=progress.step, checkpoint=str(found.path.absolute()))
         else:
-            known: dict[str, Any] = {key.name: manifest.get(key.name) for key in fields(Progress)}
-            progress = Progress(**known)
+            progress = Progress.of(manifest)
             run.event("resume", step=progress.step, checkpoint=found.path.name)
         logger.info("resumed at step %d from %s", progress.step, found.path)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
