@@ -16,7 +16,7 @@ from fitb.bench.timing import machine, ratios, seconds, spread
 from fitb.objective.attention import attention_loss
 from fitb.training.execution import DTYPES
 
-_TEACHER_HEAD, _STUDENT_HEAD, _HEADS = 64, 26, 12  # of BERT-base and TinyBERT-4
+_TEACHER_HEAD, _HEADS = 64, 12  # of BERT-base and TinyBERT-4
 
 
 def bench(
@@ -24,6 +24,7 @@ def bench(
     rows: int = 2,
     precision: str = "bf16",
     repeats: int = 5,
+    student_head: int = 26,
 ) -> dict[str, Any]:
     """Measure both forms at each length, turn by turn, and how memory grows between them.
 
@@ -32,13 +33,15 @@ def bench(
         rows: of a batch, the same at every length.
         precision: of queries and keys; sums are in fp32.
         repeats: runs of each form.
+        student_head: width of a student's head; at 64, the teacher's, the term takes the form of
+            differences.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, Any] = {"bench": "attention", **machine(), "rows": rows}
-    found["precision"] = precision
+    found |= {"precision": precision, "student_head": student_head}
     memory: dict[str, list[float]] = {"fitb": [], "plain": []}
     for length in lengths:
-        leaves, teacher = _inputs(rows, length, DTYPES[precision], device)
+        leaves, teacher = _inputs(rows, length, DTYPES[precision], device, student_head)
         forms = {"fitb": attention_loss, "plain": plain_attention_loss}
         work = {name: _step(form, leaves, teacher) for name, form in forms.items()}
         times: dict[str, list[float]] = {name: [] for name in forms}
@@ -96,7 +99,7 @@ def peak_tensor_mb(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def _inputs(
-    rows: int, length: int, dtype: torch.dtype, device: torch.device
+    rows: int, length: int, dtype: torch.dtype, device: torch.device, student_head: int
 ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Queries and keys as projections leave them: of a student, with gradients, of a teacher."""
     draw = torch.Generator().manual_seed(length)
@@ -105,7 +108,7 @@ def _inputs(
         drawn = torch.randn(rows, length, _HEADS, size, generator=draw)
         return drawn.to(device, dtype).transpose(1, 2)
 
-    leaves = [states(_STUDENT_HEAD).requires_grad_() for _ in range(2)]
+    leaves = [states(student_head).requires_grad_() for _ in range(2)]
     return leaves, (states(_TEACHER_HEAD), states(_TEACHER_HEAD))
 
 
