@@ -23,6 +23,7 @@ from ablate import counts_beside_teacher, prepare_corpus, teacher_top1, top1_of
 
 from fitb.bench.timing import machine
 from fitb.cluster.local import LocalRun, train_command
+from fitb.corpus.tokenizer import load_tokenizer
 from fitb.model.load import load_model, num_parameters
 
 MAX_PARAMETERS = 1_816_768
@@ -49,7 +50,8 @@ def train(out: Path, flags: list[str], seed: int) -> tuple[float, float]:
     seconds = time.monotonic() - began_s
     if code != 0:
         sys.exit(f"{folder} ended with {code}")
-    parameters = num_parameters(load_model(str(folder / "export")).model)
+    tokenizer = load_tokenizer(out / "shards" / "tokenizer")
+    parameters = num_parameters(load_model(str(folder / "export"), tokenizer=tokenizer).model)
     if parameters > MAX_PARAMETERS:
         sys.exit(f"the student has {parameters} parameters; at most {MAX_PARAMETERS} are allowed")
     return seconds, top1_of(counts_beside_teacher(folder / "export", out))

@@ -90,7 +90,7 @@ def train(config: Config, on_end: object = None) -> int:
         if step == int(os.environ.get("STAND_IN_STOP_AT", "-1")):
             return STOP
         time.sleep(step_s)
-        if (step + 1) % config.checkpoint.every_steps == 0:
+        if (step + 1) % (config.checkpoint.every_steps or 1000) == 0:
             commit(step + 1)
     commit(step)
     event("stop", step, exit_code=code)
