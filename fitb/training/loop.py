@@ -16,9 +16,9 @@ from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.base.world import World
 from fitb.config import Config
 from fitb.rundir.writer import RunDir
+from fitb.training import milestones
 from fitb.training.liveness import Watch, Watchdog
 from fitb.training.metric_log import Tracker
-from fitb.training.milestones import catch_up, due, evaluate, out_of_patience, save, save_due
 from fitb.training.setup import Parts, build, open_run
 from fitb.training.step_metrics import Meter
 from fitb.training.stop import StopFlag
@@ -45,7 +45,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device, stop)  # loads the newest checkpoint
         tracker = Tracker(run, config, world)
-        catch_up(parts, run, config, stop, tracker.log)
+        milestones.catch_up(parts, run, config, stop, tracker.log)
         reason = _train(parts, config, run, tracker, watch, stop)
         code = FINISHED if reason in ("all steps done", "early stopping") else RESUME
         step = parts.progress.step
@@ -69,7 +69,7 @@ def _train(
 ) -> str:
     """Train until the run is finished or must stop, checkpoint, and return the reason."""
     engine, progress, meter = parts.engine, parts.progress, Meter(parts, run, config)
-    if out_of_patience(progress, config):  # a run that stopped early was started again
+    if milestones.out_of_patience(progress, config):  # a run that stopped early was started again
         return "early stopping"
     reason = "all steps done"
     batches = parts.stream.iter_from(progress.step, config.steps, stop.requested)
@@ -84,17 +84,15 @@ def _train(
         progress.step = step + 1
         watch.moved(progress.step)
         metrics = meter.read(progress.step, result)  # empty unless this step is logged
-        if due(progress.step, config.eval.every_steps, config):
-            metrics = evaluate(parts, run, config, stop, metrics)
+        if milestones.due(progress.step, config.eval.every_steps, config):
+            metrics = milestones.evaluate(parts, run, config, stop, metrics)
         tracker.log(progress.step, metrics)
-        if saving or save_due(progress, config):
-            save(parts, run, config, tracker.wandb_id)
-        if out_of_patience(progress, config):
+        if saving or milestones.save_due(progress, config):
+            milestones.save(parts, run, config, tracker.wandb_id)
+        if milestones.out_of_patience(progress, config):
             reason = "early stopping"
             break
-    if parts.saver.step != progress.step:
-        save(parts, run, config, tracker.wandb_id)
-    parts.saver.wait()
+    milestones.save_last(parts, run, config, tracker.wandb_id)
     reason = reason if progress.pending is None else stop.reason  # a validation was left
     stop.raise_failure()
     return reason

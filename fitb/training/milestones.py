@@ -234,6 +234,17 @@ def _model_card(
     return model_card(card)
 
 
+def save_last(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
+    """Save unless this step has been, and wait until it is committed or has failed.
+
+    Raises: what `save` raises.
+    """
+    parts.saver.wait()  # all ranks know whether it has failed
+    if parts.saver.step != parts.progress.step:
+        save(parts, run, config, wandb_id)
+    parts.saver.wait()
+
+
 def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
     """Begin to save a checkpoint; without validation also export the last step.
 

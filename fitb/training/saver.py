@@ -51,7 +51,7 @@ class Saver:
         self._run, self._engine, self._stop = run, engine, stop
         self._config, self._limits, self._steps = config.checkpoint, config.stop, config.steps
         self._interval_s, self._begun_s = first_interval_s(config.checkpoint), time.monotonic()
-        self.step = step  # of the last checkpoint that was begun
+        self.step = step  # of the last checkpoint that was begun; -1 if that has failed
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: FitbError | None = None  # of the last save
@@ -159,7 +159,7 @@ class Saver:
 
     def _failed(self, error: FitbError) -> None:
         logger.error("%s", error)
-        self._failure = error
+        self._failure, self.step = error, -1
         self._stop.fail(error)
 
     def _learn(self, step: int, save_s: float) -> None:

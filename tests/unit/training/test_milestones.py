@@ -36,3 +36,24 @@ def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished
     milestones.save(parts, run, config, "")
     assert done == ["commit", "export", "commit"]
     assert [manifest["trained_length"] for manifest in manifests] == [64, 64]
+
+
+def test_a_stop_saves_again_what_has_failed_and_only_that(monkeypatch):
+    saved = []
+    saver = SimpleNamespace(step=7, failing=False)
+    saver.wait = lambda: setattr(saver, "step", -1) if saver.failing else None
+    parts = SimpleNamespace(saver=saver, progress=Progress(step=7))
+
+    def save(*_args):
+        saved.append(parts.progress.step)
+        saver.step, saver.failing = parts.progress.step, False
+
+    monkeypatch.setattr(milestones, "save", save)
+    milestones.save_last(parts, None, None, "")
+    assert saved == []
+    saver.failing = True  # found out while it is waited for
+    milestones.save_last(parts, None, None, "")
+    assert saved == [7]
+    parts.progress.step = 9
+    milestones.save_last(parts, None, None, "")
+    assert saved == [7, 9]

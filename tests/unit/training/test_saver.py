@@ -112,7 +112,7 @@ def test_the_failure_of_a_save_stops_the_run_at_a_step_and_is_raised_there(make_
         patch.setattr("os.fsync", full)
         saver.save({"step": 1}, ())
         saver.wait()
-    assert stop.agree(torch.zeros(1))[0] == "machine failure"
+    assert stop.agree(torch.zeros(1))[0] == "machine failure" and saver.step == -1
     saver.save({"step": 3}, ())  # as every stop does
     saver.wait()
     assert torch.equal(saved(run, 3), torch.zeros(2, 3))
