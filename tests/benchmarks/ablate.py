@@ -270,8 +270,12 @@ def table(runs: Sequence[Run], teacher: float) -> list[dict[str, Any]]:
     by_name = {name: {r.seed: counts_of(r) for r in done if r.name == name} for name in names}
     first = by_name[names[0]]
     by_name = {name: found for name, found in by_name.items() if found.keys() & first.keys()}
+    steps = {run.folder: int(run.flags[run.flags.index("--steps") + 1]) for run in done}
+    total = {run.name: steps[run.folder] + steps.get(run.after, 0) for run in done}
     rows = [{"setting": name, **row_of(by_name[name], first)} for name in by_name]
-    return [{**row, "retention": row["top1"] / teacher} for row in rows]
+    return [
+        {**row, "retention": row["top1"] / teacher, "steps": total[row["setting"]]} for row in rows
+    ]
 
 
 def row_of(
@@ -316,7 +320,7 @@ def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
 
     exact = f"exact, words of {', '.join(map(str, SIZES))}+ subwords"
     head = ["setting", "top-1", "of the teacher's", "difference", "over documents", "over seeds"]
-    head += ["loss", exact, "agreement", "TFLOP", "seeds"]
+    head += ["loss", exact, "agreement", "steps", "TFLOP", "seeds"]
     lines = [about, "", " | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for row in rows:
         cells = [
@@ -329,6 +333,7 @@ def rendered(rows: Sequence[Mapping[str, Any]], about: str) -> str:
             f"{row['loss']:.3f}",
             ", ".join(f"{100 * share:.1f}" for share in row["span_em_by_subwords"]),
             f"{row['agreement']:.1%}",
+            str(row["steps"]),
             f"{row['flops'] / 1e12:.1f}",
             str(len(row["seeds"])),
         ]
