@@ -45,20 +45,8 @@ def bench(
     """
     found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in _MODES}
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
-        shards = shards_of_docstrings(Path(name), length, _VOCABULARY)
-        flags = {
-            "steps": steps,
-            "data.shards": shards,
-            "model.teacher": "null",
-            "precision": "fp32",
-            "micro_batch": micro_batch,
-            "global_batch": micro_batch * processes,
-            "optim.warmup_steps": steps // 10,
-            "eval.every_steps": 0,
-            "track.wandb": "disabled",
-            "track.every_steps": every,
-        }
-        flags |= {f"objective.{term}": 0 for term in ("embedding", "hidden", "attention", "logits")}
+        flags = _flags(steps, every, micro_batch, processes)
+        flags["data.shards"] = shards_of_docstrings(Path(name), length, _VOCABULARY)
         for turn, mode in itertools.product(range(turns), _MODES):
             own = {
                 "checkpoint.every_steps": every if mode != "none" else 0,
@@ -89,6 +77,23 @@ def bench(
             for part in ("wait", "copy", "write", "commit")
         }
     return row
+
+
+def _flags(steps: int, every: int, micro_batch: int, processes: int) -> dict[str, Any]:
+    """Return flags of MLM alone."""
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "model.teacher": "null",
+        "precision": "fp32",
+        "micro_batch": micro_batch,
+        "global_batch": micro_batch * processes,
+        "optim.warmup_steps": steps // 10,
+        "eval.every_steps": 0,
+        "track.wandb": "disabled",
+        "track.every_steps": every,
+    }
+    flags |= {f"objective.{term}": 0 for term in ("embedding", "hidden", "attention", "logits")}
+    return flags
 
 
 def _run(flags: dict[str, Any], processes: int) -> dict[str, Any]:
