@@ -77,7 +77,8 @@ class StopFlag:
             for step, batch in steps:
                 yield step, batch
         except (FitbError, OSError) as error:
-            self.fail(fault_of(error, "a shard") if isinstance(error, OSError) else error, False)
+            fault = fault_of(error, "a shard") if isinstance(error, OSError) else error
+            self.fail(fault, on_every_rank=False)
             yield step + 1, None
 
     def fail(self, error: FitbError, on_every_rank: bool = True) -> None:

@@ -45,7 +45,7 @@ def bench(
     """
     found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in _MODES}
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
-        flags = _flags(steps, every, micro_batch, processes)
+        flags = mlm_flags(steps, every, micro_batch, processes)
         flags["data.shards"] = shards_of_docstrings(Path(name), length, _VOCABULARY)
         for turn, mode in itertools.product(range(turns), _MODES):
             own = {
@@ -79,8 +79,8 @@ def bench(
     return row
 
 
-def _flags(steps: int, every: int, micro_batch: int, processes: int) -> dict[str, Any]:
-    """Return flags of MLM alone."""
+def mlm_flags(steps: int, every: int, micro_batch: int, processes: int) -> dict[str, Any]:
+    """Return flags of MLM alone, logged every so many steps; data and folder are the caller's."""
     flags: dict[str, Any] = {
         "steps": steps,
         "model.teacher": "null",

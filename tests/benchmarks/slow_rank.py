@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from saves import mlm_flags
+
 from fitb.base.fsio import read_records
 from fitb.bench.text import shards_of_docstrings
 from fitb.bench.timing import machine
@@ -56,18 +58,7 @@ def bench(
     row: dict[str, Any] = {"bench": "slow_rank", **machine(), "slower": slower}
     with tempfile.TemporaryDirectory(prefix="fitb-bench-") as name:
         shards = shards_of_docstrings(Path(name), length, 30_522)
-        flags = {
-            "steps": 10**6,
-            "data.shards": shards,
-            "model.teacher": "null",
-            "precision": "fp32",
-            "micro_batch": micro_batch,
-            "global_batch": 2 * micro_batch,
-            "eval.every_steps": 0,
-            "track.wandb": "disabled",
-            "track.every_steps": 30,
-        }
-        flags |= {f"objective.{term}": 0 for term in ("embedding", "hidden", "attention", "logits")}
+        flags = mlm_flags(10**6, 30, micro_batch, 2) | {"data.shards": shards}
         for kind, share, seconds in (("slowed", slower, slow_s), ("idle", 0.0, 60 * idle_min)):
             run = Path(name) / kind
             words = [w for k, v in {**flags, "run_dir": run}.items() for w in (f"--{k}", str(v))]
