@@ -118,7 +118,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check_range("checkpoint.", self, "every_steps", "every_min", "failures_per_day", low=0)
-        zero = "checkpoint.every_min=0; to save at stops alone use null and --checkpoint.every_steps 0"
+        zero = "checkpoint.every_min=0; use null, and --checkpoint.every_steps 0 to save at stops"
         require(self.every_min != 0, zero)
         both = f"checkpoint.every_steps=0 with every_min={self.every_min}; leave one of them out"
         require(self.every_min is None or self.every_steps != 0, both)
