@@ -10,6 +10,8 @@
 #   bash slurm/distill.sh --dry-run [flags]      prints the script, the effective options and the
 #                                                configuration; submits and writes nothing
 # FITB_PREFLIGHT=1 checks every host before the tasks start, and requeues without the bad ones.
+# After a crash the tasks start again at once in the same job, if all hosts answer and there is time
+# (--stop.restarts). A warning other than SBATCH_SIGNAL or the line below: FITB_LEAD_S=SECONDS.
 # FITB_LAUNCHER=torchrun starts one task on each host, in which torchrun starts one rank per GPU, or
 # on CPUs as many ranks as srun would; FITB_PROCESSES_PER_NODE overrides the number.
 #
@@ -32,9 +34,9 @@
 #   repeated. No exit code proves success: a run is finished when its attempt has written so (see
 #   fitb/rundir/restart.py); srun exits with 0 where it has started nothing.
 # - srun does not kill on a bad exit: 85 is one, and the first rank to exit would replace the codes
-#   of the others and cut off their final messages to W&B. A rank that hangs after another crashed
-#   has 60 seconds.
-# - fitb.rundir.restart alone decides about a requeue. A job that Slurm is ending (scancel) or has
+#   of the others and cut off their final messages to W&B. A rank that hangs after another ended
+#   has 10 seconds; in good order rank 0 ends first.
+# - fitb.rundir.restart alone decides whether tasks start again, here or by a requeue. A job that Slurm is ending (scancel) or has
 #   already requeued is left alone; scancel is final. In a chain nothing is requeued: after 85 the
 #   next job continues, and after a 0 or a 93 RUN_DIR/done.json keeps later jobs from starting
 #   tasks.
@@ -53,10 +55,10 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-srun_pid='' signalled=0
+srun_pid='' signalled=0 told=0
 # shellcheck disable=SC2317 # the trap calls it
 pass_on() {
-  signalled=1
+  signalled=1 told=1
   echo "fitb: stop signal received; forwarding it to the tasks"
   [[ -z $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null
 }
@@ -107,14 +109,14 @@ for try in 1 2 3; do # filesystem errors may pass; a mistyped flag or a missing 
   ((try == 3)) && exit 1
   sleep 20
 done
-{ IFS= read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT && read -r seen; } \
+{ IFS= read -r run_dir && read -r MASTER_ADDR && read -ra ports && read -r seen; } \
   <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
 # An array task's own job id may mean the whole array to Slurm's commands.
 export FITB_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 FITB_JOB=${FITB_JOB:-$SLURM_JOB_ID}
-export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
+export MASTER_ADDR PYTHONUNBUFFERED=1
 unset RANK LOCAL_RANK WORLD_SIZE # inherited; the tasks take Slurm's
 # Each task opens its own log, since --output is a pattern and must not contain a user's path. A
 # host that cannot is named in the job's log and ends the step: no other task can begin without it.
@@ -125,7 +127,7 @@ echo "fitb: $SLURMD_NODENAME cannot write $log: ${why##*: }" >&2
 sleep 1 # for the messages of other hosts
 scancel --signal=KILL "$FITB_JOB.$SLURM_STEP_ID"
 exit 1'
-tasks=(--kill-on-bad-exit=0 --wait=60 bash -c "$in_log" "$run_dir/logs")
+tasks=(--kill-on-bad-exit=0 --wait=10 bash -c "$in_log" "$run_dir/logs")
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
   cpus=$((cpus_per_host > FITB_PROCESSES_PER_NODE ? cpus_per_host / FITB_PROCESSES_PER_NODE : 1))
   tasks=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host" "${tasks[@]}")
@@ -142,45 +144,72 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun 22.05 to 23.02 ignores SLURM_CPUS_PER_TASK
 fi
 
-echo "fitb: job $FITB_JOB restart ${SLURM_RESTART_COUNT:-0} in $run_dir, rank 0 at $MASTER_ADDR:$MASTER_PORT"
-code=0
-if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
-  echo "fitb: FITB_PREFLIGHT starts Slurm steps, which FITB_APPTAINER prevents; unset one of them"
-  exit 93
-elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # at most 270 s, less than the 300 s warning
-  "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
-  code=$?
-  ((code == 85 || code == 93)) && exit "$code" # it has already decided, and requeued the job
-fi
-if ((signalled)); then
-  code=85
-elif ((code == 0)); then
-  srun "${tasks[@]}" "$@" --run_dir "$run_dir" &
-  srun_pid=$!
-  signalled=1
-  while ((signalled)); do
-    signalled=0
-    wait "$srun_pid"
-    code=$?
-  done
-  srun_pid=''
-fi
-echo "fitb: tasks ended with $code"
+lead=${SBATCH_SIGNAL:-$(grep --max-count=1 '^#SBATCH --signal=' "$0")}
+[[ $lead == *@* ]] || lead=@60 # what Slurm takes
+export FITB_LEAD_S=${FITB_LEAD_S:-${lead##*@}}
 
 ending() { # whether Slurm is ending this job; if so, it is left alone
   for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
-    state=$(scontrol show job --oneliner "$FITB_JOB" |
-      grep --only-matching 'JobState=[A-Z_]*') && break
+    record=$(scontrol show job --oneliner "$FITB_JOB") && break
     sleep 5
   done
+  state=$(grep --only-matching 'JobState=[A-Z_]*' <<<"$record")
   [[ -n $state && $state != JobState=RUNNING ]] || return
   echo "fitb: no requeue from here: Slurm reports $state for this job"
 }
-if ((code)) && ending; then
-  exit "$code"
-fi
-"${python[@]}" -m fitb.rundir.restart "$run_dir" "$code" "$seen"
-verdict=$?
+look_for_room() { # room=: seconds before the stop signal, 0 if the tasks cannot start again here
+  room=0
+  ((code != 0 && code != 85 && code != 93 && !told && FITB_START + 1 < ${#ports[@]})) || return
+  if ! timeout --signal=KILL 20 srun --ntasks="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 \
+    --overlap true; then
+    echo "fitb: not all hosts answer; Slurm chooses others"
+    return
+  fi
+  end=$(grep --only-matching --perl-regexp 'EndTime=\K\S+' <<<"$record")
+  end=$(date --date="$end" +%s 2>/dev/null) || end=$(($(date +%s) + 1000000)) # no time limit
+  room=$((end - $(date +%s) - FITB_LEAD_S))
+  ((room > 0)) || room=0
+}
+
+for FITB_START in "${!ports[@]}"; do
+  export FITB_START MASTER_PORT=${ports[FITB_START]}
+  echo "fitb: job $FITB_JOB restart ${SLURM_RESTART_COUNT:-0} start $FITB_START in $run_dir, rank 0" \
+    "at $MASTER_ADDR:$MASTER_PORT"
+  code=0
+  if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
+    echo "fitb: FITB_PREFLIGHT starts Slurm steps, which FITB_APPTAINER prevents; unset one of them"
+    exit 93
+  elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # at most 270 s, less than the 300 s warning
+    "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
+    code=$?
+    ((code == 85 || code == 93)) && exit "$code" # it has already decided, and requeued the job
+  fi
+  if ((signalled)); then
+    code=85
+  elif ((code == 0)); then
+    srun "${tasks[@]}" "$@" --run_dir "$run_dir" &
+    srun_pid=$!
+    signalled=1
+    while ((signalled)); do
+      signalled=0
+      wait "$srun_pid"
+      code=$?
+    done
+    srun_pid=''
+  fi
+  echo "fitb: tasks ended with $code"
+
+  if ((code)) && ending; then
+    exit "$code"
+  fi
+  look_for_room
+  "${python[@]}" -m fitb.rundir.restart "$run_dir" "$code" "$seen" "$room"
+  verdict=$?
+  ((verdict == 11)) || break
+  seen=$("${python[@]}" -m fitb.rundir.restart "$run_dir")
+  sleep "$((FITB_START < 6 ? 10 * FITB_START : 60))" & # the first time at once
+  wait $!
+done
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"
 elif ((verdict == 85)) && { ((code)) || ! ending; }; then

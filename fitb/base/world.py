@@ -22,6 +22,19 @@ def job_id(env: Mapping[str, str]) -> str:
     return env.get("SLURM_JOB_ID", "")
 
 
+def starts_of(env: Mapping[str, str]) -> tuple[int, int]:
+    """Return how often Slurm has requeued this job, and how often its script has started the tasks
+    again since. Of two starts of a job the later one compares as greater.
+    """
+    return int(env.get("SLURM_RESTART_COUNT", "0")), int(env.get("FITB_START", "0"))
+
+
+def lead_s_of(env: Mapping[str, str]) -> float | None:
+    """Return the seconds between Slurm's warning and the end of the job, FITB_LEAD_S, if known."""
+    lead = env.get("FITB_LEAD_S", "")
+    return float(lead) if lead.isdigit() else None
+
+
 def address_of(host: str, env: Mapping[str, str]) -> str:
     """Return the name by which other hosts reach a host: with FITB_HOST_SUFFIX appended.
 

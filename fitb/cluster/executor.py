@@ -38,21 +38,39 @@ AMBIENT = (
 )
 # Job id as Slurm's commands and submitit write it; in an array SLURM_JOB_ID may mean all tasks.
 JOB = "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}"
-# Task 0 always writes a result, unless srun has not started it.
-STARTED = (
+# Task 0 always writes a result, unless srun has not started it, or the script is to decide.
+ENDED = (
     "code=$?",
-    'if [ "$code" = 0 ] && [ ! -e "$logs/${job}_0_result.pkl" ]; then',
-    '  echo "fitb: srun ended with 0, but there is no ${job}_0_result.pkl in $logs"',
-    "  decide 0",
+    'if [ "$code" != 85 ] && [ ! -e "$logs/${job}_0_result.pkl" ]; then',
+    '  echo "fitb: srun ended with $code, and there is no ${job}_0_result.pkl in $logs"',
+    '  decide "$code"',
     "  code=$?",
     "fi",
-    '(exit "$code")',
 )
 # On a host that cannot open its logs srun starts nothing, and the other hosts wait for it.
 WRITABLE = (
-    'srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c'
-    """ '[ -w "$0" ] || { echo "fitb: $SLURMD_NODENAME cannot write $0" >&2; exit 1; }' "$logs" """
-    "|| {"
+    'timeout --signal=KILL 60 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap'
+    """ bash -c '[ -w "$0" ] || { echo "fitb: $SLURMD_NODENAME cannot write $0" >&2; exit 1; }'"""
+    """ "$logs" || {"""
+)
+# Seconds before the signal, in which the tasks may be started again; see slurm/distill.sh.
+LOOK_FOR_ROOM = """\
+look_for_room() {{
+  room=0
+  record=$(scontrol show job --oneliner "$job") || return
+  end=$(grep --only-matching --perl-regexp 'EndTime=\\K\\S+' <<<"$record")
+  end=$(date --date="$end" +%s 2>/dev/null) || end=$(($(date +%s) + 1000000))
+  room=$((end - $(date +%s) - FITB_LEAD_S))
+  grep --quiet JobState=RUNNING <<<"$record" || exit "$1"
+  ((room > 0 && FITB_START < {restarts})) || room=0
+}}"""
+STARTS = "for ((FITB_START = 0; ; FITB_START++)); do export FITB_START"
+# The first time at once.
+AGAIN = (
+    '[ "$code" = 11 ] || break',
+    'sleep "$((FITB_START < 6 ? 10 * FITB_START : 60))"',
+    "done",
+    '(exit "$code")',
 )
 # The script requeues, as a container may have no scontrol; but never a cancelled job.
 REQUEUE = (
@@ -114,19 +132,22 @@ def make_executor(
     *,
     setup: Sequence[str] = (),
     chain: str = "",
-    decide: str = "false",
+    decide: str = '(exit "$(($1 ? $1 : 1))")',
     after: str = "",
+    restarts: int = 0,
 ) -> submitit.Executor:
     """Make the executor of a job.
 
     Args:
         where: flags of the submission.
         folder: folder of the job's logs.
-        setup: lines of the batch script before the tasks.
+        setup: lines of the batch script before each start of the tasks.
         chain: name of the job and of its chain, whose jobs run one after another; empty for none.
-        decide: command that the batch script runs if no task has started; gets the exit code as $1,
-            and its own exit code becomes the job's.
+        decide: command that the batch script runs if task 0 has left no result; gets the exit code
+            as $1 and, as $room, the seconds in which the tasks may be started again, and exits with
+            11 to start them, or with the exit code of the job.
         after: id of a job that must succeed first; if it fails, this one is cancelled.
+        restarts: most times that `decide` may start the tasks again.
     Raises: SystemFault if the cluster is missing or cannot run such a job; ConfigError for an
         unreadable site file, or a folder whose name contains a pattern.
     """
@@ -151,8 +172,9 @@ def make_executor(
                 where.torchrun = os.environ.get("FITB_LAUNCHER") == "torchrun"
             if site.container and where.preflight:
                 raise ConfigError(NO_PREFLIGHT)
-            setup = [*setup, f"decide() {{ {decide}; }}"]
-            return _slurm_executor(where, folder, setup, chain, after, site)
+            room = LOOK_FOR_ROOM.format(restarts=restarts)
+            functions = [room, f'decide() {{ look_for_room "$1"; {decide}; }}']
+            return _slurm_executor(where, folder, functions, setup, chain, after, site)
         if where.chain or where.preflight:
             raise ValueError("--chain and --preflight need Slurm; leave them out")
         return _local_executor(where, folder)
@@ -163,6 +185,7 @@ def make_executor(
 def _slurm_executor(
     where: argparse.Namespace,
     folder: Path,
+    functions: Sequence[str],
     setup: Sequence[str],
     chain: str,
     after: str,
@@ -192,7 +215,7 @@ def _slurm_executor(
         array_parallelism=where.max_running or ALL_AT_ONCE,
         mem_per_cpu=f"{where.mem_per_cpu_gb}G" if where.mem_per_cpu_gb else None,
         # See slurm/distill.sh for why a bad exit does not kill.
-        srun_args=["--kill-on-bad-exit=0", "--wait=60", "--open-mode=append"],
+        srun_args=["--kill-on-bad-exit=0", "--wait=10", "--open-mode=append"],
         setup=[
             *AMBIENT,
             *site.setup,
@@ -205,11 +228,14 @@ def _slurm_executor(
             ),
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+            f"export FITB_LEAD_S={where.signal_delay_s}",
             f"logs={shlex.quote(str(folder))}",
+            *functions,
+            STARTS,
             *setup,
             *((WRITABLE, 'decide "$?"', *end, "}") if where.nodes > 1 else ()),
         ],
-        teardown=[*STARTED, *end],
+        teardown=[*ENDED, *AGAIN, *end],
     )
     return executor
 

@@ -2,8 +2,9 @@
 
 `python -m fitb.cluster.preflight [flags of fitb train]` runs in the batch shell. One job step per
 host, so that an unreachable host affects no other, runs fitb.training.host_check, which writes
-RUN/preflight/JOB.RESTART/HOST.json on the shared filesystem; a host without a file has failed. Each
-bad host is an event, the job is requeued without it, and the attempt counts as a graceful shutdown.
+RUN/preflight/JOB.RESTART.START/HOST.json on the shared filesystem; a host without a file has
+failed. Each bad host is an event, the job is requeued without it, and the attempt counts as a
+graceful shutdown.
 Exit codes: 0 train, 85 the job comes back without the bad hosts, 93 it cannot.
 """
 
@@ -227,7 +228,7 @@ def preflight(config: Config, env: Mapping[str, str]) -> int:
         return FINISHED  # the tasks notice it as well, and exit at once
     seen = num_attempts(run_dir)
     hosts = slurm.expand_nodelist(env["SLURM_JOB_NODELIST"])
-    folder = run_dir / names.PREFLIGHT / f"{source.job}.{source.restart}"
+    folder = run_dir / names.PREFLIGHT / f"{source.job}.{source.restart}.{source.start}"
     folder.mkdir(parents=True, exist_ok=True)
     interrupted = ask_hosts(hosts, folder, config, env)
     records: dict[str, Record] = {}

@@ -1,9 +1,10 @@
 """Slurm's commands, host lists and job states, and the plan of a job for its batch script.
 
 `python -m fitb.cluster.slurm [flags of fitb train]` prints four lines for slurm/distill.sh: run
-folder, MASTER_ADDR, MASTER_PORT, and number of attempts so far. It validates the flags first, so a
-typo costs one process and no GPU. It exits with NOTHING_LEFT if the run is finished, and with 93 if
-the chain of this job was stopped.
+folder, MASTER_ADDR, a MASTER_PORT for each start of the tasks that the run allows in one
+allocation, and number of attempts so far. It validates the flags first, so a typo costs one process
+and no GPU. It exits with NOTHING_LEFT if the run is finished, and with 93 if the chain of this job
+was stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from fitb.base.errors import FINISHED, ConfigError, FitbError, SystemFault
 from fitb.base.job_states import ENDED, FORGOTTEN
-from fitb.base.world import address_of
+from fitb.base.world import address_of, starts_of
 from fitb.cluster.process import output_of
 from fitb.config import Config
 from fitb.rundir import restart
@@ -29,7 +30,7 @@ NUM_PORTS = 12_000  # all below 32768, where Linux's ephemeral ports begin
 COMMANDS = ("sbatch", "srun", "scontrol", "sinfo")
 LAUNCHERS = ("srun", "torchrun")  # the first is the default
 NOTHING_LEFT = 10  # exit code of this module
-RESTART_STRIDE = 3_571  # coprime to NUM_PORTS: each restart gets another port
+RESTART_STRIDE, START_STRIDE = 3_571, 1_009  # coprime to NUM_PORTS: each start gets another port
 
 
 def absent() -> tuple[str, ...]:
@@ -73,9 +74,15 @@ def tell(*words: str) -> None:
             time.sleep(1)
 
 
-def master_port(job_id: int, restart_count: int) -> int:
-    """Return the port of rank 0, different for each job and each restart of a job."""
-    return FIRST_PORT + (job_id + restart_count * RESTART_STRIDE) % NUM_PORTS
+def master_port(job_id: int, restart: int, start: int = 0) -> int:
+    """Return the port of rank 0, different for each job and each start of its tasks.
+
+    Args:
+        job_id: Slurm's number of the job.
+        restart: how often Slurm has requeued it.
+        start: how often the tasks have been started again since.
+    """
+    return FIRST_PORT + (job_id + restart * RESTART_STRIDE + start * START_STRIDE) % NUM_PORTS
 
 
 def expand_nodelist(expression: str) -> list[str]:
@@ -215,8 +222,8 @@ def num_ranks(env: Mapping[str, str]) -> int:
     return int(env.get("SLURM_JOB_NUM_NODES", "1")) * int(each)
 
 
-def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[Config, str, int]:
-    """Return configuration, address of rank 0 and its port for a Slurm job.
+def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[Config, str, list[int]]:
+    """Return configuration, address of rank 0 and its port at each start, for a Slurm job.
 
     Args:
         flags: flags of `fitb train`.
@@ -237,13 +244,14 @@ def plan(flags: Sequence[str], env: Mapping[str, str]) -> tuple[Config, str, int
     config.grad_accum(num_ranks(env))
     if "\n" in config.run_dir:
         raise ConfigError(f"run_dir={config.run_dir!r} is more than one line; choose another one")
-    port = master_port(job_id, int(env.get("SLURM_RESTART_COUNT", "0")))
-    return config, address_of(first_host(nodelist), env), port
+    restart, _ = starts_of(env)
+    ports = [master_port(job_id, restart, start) for start in range(1 + config.stop.restarts)]
+    return config, address_of(first_host(nodelist), env), ports
 
 
 def main(args: Sequence[str]) -> int:
     try:
-        config, address, port = plan(args, os.environ)
+        config, address, ports = plan(args, os.environ)
         run_dir = Path(config.run_dir)
         source = restart.Source.from_env(os.environ)
         over = restart.already_over(run_dir, source=source, steps=config.steps)
@@ -255,7 +263,7 @@ def main(args: Sequence[str]) -> int:
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    print(config.run_dir, address, port, seen, sep="\n")
+    print(config.run_dir, address, " ".join(map(str, ports)), seen, sep="\n")
     return 0
 
 

@@ -33,7 +33,7 @@ from fitb.base import log, signals
 from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, ConfigError, FitbError, SystemFault
 from fitb.base.fsio import write_atomic
 from fitb.base.job_states import ENDED
-from fitb.base.world import World, address_of
+from fitb.base.world import World, address_of, starts_of
 from fitb.cluster import slurm
 from fitb.cluster.arrays import JobStopped, submit_tasks
 from fitb.cluster.executor import make_executor, script_of
@@ -68,7 +68,7 @@ class DistillJob:
     processes: int = 0
 
     def __call__(self) -> int:
-        """Train, and requeue the job if that helps.
+        """Train, and requeue the job if that helps; after a crash the batch script decides.
 
         Returns: FINISHED.
         Raises: JobStopped on rank 0 if starting again would not help; SystemExit on other ranks.
@@ -88,6 +88,8 @@ class DistillJob:
             seen = num_attempts(run_dir)
 
         def follow_up(code: int) -> int:
+            if job.cluster == "slurm" and code not in (FINISHED, RESUME, STOP):
+                sys.exit(code)
             decision = restart.decide(run_dir, code, source=source, seen=seen)
             if decision.exit_code != RESUME:
                 return _end(decision, world, run_dir)
@@ -117,9 +119,9 @@ class DistillJob:
         raise AssertionError("submitit's handler ends the process")
 
     def _source(self, job: Any) -> restart.Source:
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
+        restarts, start = starts_of({"SLURM_RESTART_COUNT": str(self.restarts), **os.environ})
         hosts = os.environ.get("SLURM_JOB_NODELIST", "")
-        return restart.Source(job.job_id, restarts, self.chain, hosts)
+        return restart.Source(job.job_id, restarts, self.chain, hosts, start)
 
     def checkpoint(self) -> Any:
         """Return the callable of the requeued job; submitit's hook."""
@@ -133,7 +135,8 @@ class DistillJob:
         """Run the entry point with its environment; return its exit code, or that of its error."""
         local = job.cluster == "local"
         number = int(os.environ.get("SLURM_JOB_ID", job.job_id))
-        port = slurm.master_port(number, self._source(job).restart)
+        source = self._source(job)
+        port = slurm.master_port(number, source.restart, source.start)
         address = "127.0.0.1" if local else address_of(job.hostnames[0], os.environ)
         if self.processes:
             return self._under_torchrun(world, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
@@ -253,8 +256,11 @@ def plan_distill(
     if where.preflight:
         words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
         setup.append(f"{shlex.join(words)} || exit $?")
-    decide = f'{progress_of} "$1" "$seen"'
-    executor = make_executor(where, logs, setup=setup, chain=chain, decide=decide)
+    decide = f'{progress_of} "$1" "$seen" "$room"'
+    restarts = config.stop.restarts
+    executor = make_executor(
+        where, logs, setup=setup, chain=chain, decide=decide, restarts=restarts
+    )
     processes = where.tasks_per_node if where.torchrun else 0
     task = DistillJob(("--config", str(path)), entry, chain=chain, processes=processes)
     return Submission(config, path, executor, task, where.chain or 1)

@@ -160,14 +160,18 @@ class StopConfig:
             be started again; null never does.
         hang_s: seconds without a step, start-up and saving included, after which every rank logs
             its stacks and the job fails; null never does.
+        restarts: most times that the tasks are started again in the same allocation after a crash,
+            if Slurm finds the hosts well; 0 requeues the job after each.
     """
 
     time_budget_min: float | None = None
     hang_s: float | None = 900.0
+    restarts: int = 10
 
     def __post_init__(self) -> None:
         check_range("stop.", self, "time_budget_min", low=0)
         check_range("stop.", self, "hang_s", low=1)
+        check_range("stop.", self, "restarts", low=0)
 
 
 @dataclass(frozen=True)

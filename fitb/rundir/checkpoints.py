@@ -182,7 +182,7 @@ def last_saved(run: Path) -> int:
             f"{run / names.DONE} cannot be read ({error}); it records what {run} has saved:"
             " restore or remove it"
         ) from error
-    known = ("save", "resume", "requeue", "stop", None)  # None: done.json
+    known = ("save", "resume", "restart", "requeue", "stop", None)  # None: done.json
     records = [*read_events(run), done]
     steps: list[int] = [r.get("step", 0) for r in records if r.get("event") in known]
     return max(steps)

@@ -19,7 +19,7 @@ from fitb.rundir import names
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 _LARGEST = 2**53  # largest range of integers that float64 represents exactly
-_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "stalled", "rank")
+_WHOLE = ("attempt", "step", "exit_code", "world_size", "restart", "start", "stalled", "rank")
 _TEXTS = ("time", "event", "reason", "job", "chain", "host", "checkpoint")
 _LONGEST_REASON = 1000  # characters
 

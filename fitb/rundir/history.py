@@ -26,7 +26,7 @@ class Attempt:
         start_s: seconds from process start to first step, by phase.
         exit_code: exit code that the trainer recorded, or else the one that the decision saw.
         reason: why it ended, as the trainer recorded it.
-        decision: restart decision (restart.py): requeue, stop or None.
+        decision: restart decision (restart.py): restart, requeue, stop or None.
         decided: reason of the decision.
         decided_at: time of the decision.
         saves: its save events.

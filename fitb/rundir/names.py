@@ -7,7 +7,7 @@ from pathlib import Path
 CONFIG = "config.yaml"  # resolved configuration of the first attempt, or as the end was moved
 PROVENANCE = "provenance.json"  # a list: code, packages and hosts of each attempt
 METRICS = "metrics.jsonl"  # one line per logged step, each step once
-EVENTS = "events.jsonl"  # one line per attempt, resume, save, requeue, stop, ...
+EVENTS = "events.jsonl"  # one line per attempt, resume, save, restart, stop, ...
 DONE = "done.json"  # how the run ended
 WANDB_ID = "wandb_id"
 CHECKPOINTS = "checkpoints"  # step-NNNNNNN/, `latest`, and the fence of the owning attempt
@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"  # in a checkpoint, written last
 ATTEMPTS = "attempts"  # NNNN/ of each attempt: owner, heartbeats, `ended`
 EXPORT = "export"  # the best student, as a Hugging Face folder
 LOGS = "logs"
-PREFLIGHT = "preflight"  # JOB.RESTART/HOST.json: results of the preflight
+PREFLIGHT = "preflight"  # JOB.RESTART.START/HOST.json: results of the preflight
 
 STEP = "train/step"  # key of every line of METRICS: optimiser updates done
 BEST_BY = "val/loss_mlm"  # key of METRICS whose lowest value marks the best step

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fitb.base import fsio
 from fitb.base.errors import ConfigError, FitbError, SystemFault, TrainingError
-from fitb.base.world import job_id
+from fitb.base.world import job_id, starts_of
 from fitb.rundir import names
 
 HEARTBEAT_S = 10.0
@@ -64,6 +64,7 @@ class Owner:
         started: start time of that process, in clock ticks since boot.
         cluster: name of the Slurm cluster; several may share a filesystem.
         nonce: distinguishes two claims of the same number; empty in older runs.
+        start: how often the batch script has started the tasks again since that requeue.
     """
 
     attempt: int
@@ -75,20 +76,28 @@ class Owner:
     started: float
     cluster: str
     nonce: str = ""
+    start: int = 0
 
     @classmethod
     def me(cls, attempt: int, env: Mapping[str, str]) -> Owner:
+        restart, start = starts_of(env)
         return cls(
             attempt,
             job_id(env),
-            int(env.get("SLURM_RESTART_COUNT", "0")),
+            restart,
             socket.gethostname(),
             _machine(),
             os.getpid(),
             _started(os.getpid()),
             env.get("SLURM_CLUSTER_NAME", ""),
             secrets.token_hex(8),
+            start,
         )
+
+    @property
+    def starts(self) -> tuple[int, int]:
+        """Return what world.starts_of returns for this owner."""
+        return self.restart, self.start
 
 
 def take(
@@ -221,7 +230,7 @@ def _why_alive(folder: Path, env: Mapping[str, str], is_over: Callable[[str], bo
     owner = _owner_of(folder)
     me = Owner.me(0, env)
     known = bool(owner and owner.job and owner.cluster == me.cluster)
-    if owner and known and owner.job == me.job and owner.restart < me.restart:
+    if owner and known and owner.job == me.job and owner.starts < me.starts:
         return None
     if owner and owner.machine and (owner.machine, owner.host) == (me.machine, me.host):
         alive = owner.pid != me.pid and _runs(owner)

@@ -17,13 +17,19 @@ crash is given up, after MAX_STALLED_LEAVES a graceful shutdown (being preempted
 starting is not the job's fault). A new submission starts a new count; all jobs of a chain
 (FITB_CHAIN) are one submission. Each decision is a line of events.jsonl, the only memory.
 
+A crash is followed by another start in the same allocation if there is room: the batch script has
+found all hosts well, and before the stop signal there is more time than the last start took. Not so
+the second crash in a row without progress, or one before an attempt began: the job is requeued,
+since other hosts or a later time may help.
+
 A run that is over has done.json. A finished run is not started again; a stopped one ends its chain,
 while another submission, which may have fixed the cause, starts afresh. An attempt that has lost
 its run, to a later attempt or to another job, decides nothing.
 
-`python -m fitb.rundir.restart RUN_DIR EXIT_CODE [SEEN]` decides for a batch script: it prints the
-reason and exits with 0 (done), 85 (start again) or 93 (do not). SEEN is the number of attempts when
-the script began; without EXIT_CODE that number is printed.
+`python -m fitb.rundir.restart RUN_DIR EXIT_CODE [SEEN [ROOM_S]]` decides for a batch script: it
+prints the reason and exits with 0 (done), 11 (start the tasks again here), 85 (requeue the job) or
+93 (stop). SEEN is the number of attempts before this start; without EXIT_CODE it is printed. ROOM_S
+is the time in seconds before the stop signal, 0 if the tasks cannot be started again here.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ from pathlib import Path
 from fitb.base import signals
 from fitb.base.errors import CRASH, FINISHED, RESUME, STOP, FitbError
 from fitb.base.fsio import append_line, mend_tail, read_json, write_json
-from fitb.base.world import job_id
+from fitb.base.world import job_id, starts_of
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.events import Event, as_written, now, num_attempts, read_events
@@ -48,6 +54,10 @@ from fitb.rundir.ownership import current_owner
 logger = logging.getLogger(__name__)
 MAX_STALLED_CRASHES = 3
 MAX_STALLED_LEAVES = 10
+AGAIN = 11  # exit code of this module: start the tasks again in this allocation
+RECORDED_AS = {AGAIN: "restart", RESUME: "requeue", STOP: "stop"}  # event of a decision
+STARTS_AGAIN = ("restart", "requeue")
+START_S = 60.0  # assumed until a first step has been timed
 # Exit codes of a process that one of our signals killed before its handler was installed.
 ENDED_BY_OUR_SIGNAL = tuple(128 + number for number in signals.BY_SCHEDULER)
 
@@ -61,21 +71,20 @@ class Source:
         restart: how often Slurm has restarted that job.
         chain: name of the job's chain; empty if it is in none.
         hosts: node list of the job in Slurm's notation; empty if unknown.
+        start: how often the batch script has started the tasks again since.
     """
 
     job: str = ""
     restart: int = 0
     chain: str = ""
     hosts: str = ""
+    start: int = 0
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Source:
-        return cls(
-            job_id(env),
-            int(env.get("SLURM_RESTART_COUNT", "0")),
-            env.get("FITB_CHAIN", ""),
-            env.get("SLURM_JOB_NODELIST", ""),
-        )
+        restart, start = starts_of(env)
+        chain, hosts = env.get("FITB_CHAIN", ""), env.get("SLURM_JOB_NODELIST", "")
+        return cls(job_id(env), restart, chain, hosts, start)
 
     def record(self) -> Event:
         """Return the fields of events.jsonl that identify the submission."""
@@ -88,12 +97,11 @@ class Source:
         return bool(record.get("job") == self.job)
 
     def lost_to(self, record: Event) -> bool:
-        """Return whether a record is of another job or a later restart; False if it has no job."""
+        """Return whether a record is of another job or a later start; False if it has no job."""
         if not (self.job and record.get("job")):
             return False
-        return bool(
-            str(record["job"]) != self.job or int(record.get("restart") or 0) > self.restart
-        )
+        theirs = int(record.get("restart") or 0), int(record.get("start") or 0)
+        return str(record["job"]) != self.job or theirs > (self.restart, self.start)
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Decision:
     """What follows an attempt.
 
     Args:
-        exit_code: FINISHED, RESUME (start again) or STOP.
+        exit_code: FINISHED, AGAIN (start the tasks here), RESUME (requeue) or STOP.
         reason: one line for users.
         step: last committed step; 0 for none.
         stalled: consecutive attempts without progress, including this one.
@@ -114,7 +122,13 @@ class Decision:
 
 
 def decide_from(
-    events: Sequence[Event], *, exit_code: int, step: int, source: Source, why: str = ""
+    events: Sequence[Event],
+    *,
+    exit_code: int,
+    step: int,
+    source: Source,
+    why: str = "",
+    room_s: float = 0.0,
 ) -> Decision:
     """Decide what follows an attempt; a pure function.
 
@@ -124,6 +138,8 @@ def decide_from(
         step: last committed step.
         source: submission of the attempt; attempts of others are not counted.
         why: reason of the end, if known better than by its exit code.
+        room_s: seconds before the stop signal in which an attempt can be started in the same
+            allocation; 0 if it cannot.
     """
     if exit_code == FINISHED:
         return Decision(FINISHED, "finished", step)
@@ -131,7 +147,7 @@ def decide_from(
         return Decision(STOP, why or "the job said that starting it again would not help", step)
     before = next((e for e in reversed(events) if e.keys() >= {"stalled", "step"}), None)
     gained = step - (before["step"] if before else 0)
-    counts = before is not None and before["event"] == "requeue" and source.submitted(before)
+    counts = before is not None and before["event"] in STARTS_AGAIN and source.submitted(before)
     stalled = 0 if gained > 0 else 1 + (before["stalled"] if before and counts else 0)
 
     if exit_code == RESUME:
@@ -140,10 +156,18 @@ def decide_from(
         what, limit = f"was signalled before it was ready ({exit_code})", MAX_STALLED_LEAVES
     else:
         what, limit = why or f"crashed with exit code {exit_code}", MAX_STALLED_CRASHES
+    here = limit == MAX_STALLED_CRASHES and stalled <= 1 and room_s > last_start_s(events)
+    again = AGAIN if here else RESUME
     if not stalled:
-        return Decision(RESUME, f"{what} at step {step}, {gained} steps further than before", step)
+        return Decision(again, f"{what} at step {step}, {gained} steps further than before", step)
     count = f"{stalled} of {limit} attempts in a row without a step after {step}"
-    return Decision(STOP if stalled >= limit else RESUME, f"{what}; {count}", step, stalled)
+    return Decision(STOP if stalled >= limit else again, f"{what}; {count}", step, stalled)
+
+
+def last_start_s(events: Sequence[Event]) -> float:
+    """Return the seconds from the newest start that made a step to that step, or START_S."""
+    first = [event for event in events if event["event"] == "first_step"]
+    return float(first[-1].get("age_s", START_S)) if first else START_S
 
 
 def newest_attempt(events: Sequence[Event], seen: int = 0) -> list[Event]:
@@ -219,6 +243,7 @@ def decide(
     seen: int = 0,
     why: str = "",
     findings: Sequence[Event] = (),
+    room_s: float = 0.0,
 ) -> Decision:
     """Decide what follows the attempt that just ended, and record the decision.
 
@@ -229,6 +254,7 @@ def decide(
         seen: number of attempts before it began.
         why: as for `decide_from`.
         findings: events to record before the decision.
+        room_s: as for `decide_from`; an end before an attempt began leaves none.
     Returns: the decision; STOP, with nothing recorded, if this attempt has lost the run.
     Raises: SystemFault if the disk is full.
     """
@@ -240,8 +266,16 @@ def decide(
     holder = as_written(asdict(owner)) if owner else None
     if taken := lost(events, holder, exit_code, source, seen):
         return Decision(STOP, f"{taken}; this one does not touch it", step)
-    exit_code, found = believed(exit_code, newest_attempt(events, seen), source)
-    decision = decide_from(events, exit_code=exit_code, step=step, source=source, why=why or found)
+    ended = newest_attempt(events, seen)
+    exit_code, known = believed(exit_code, ended, source)
+    decision = decide_from(
+        events,
+        exit_code=exit_code,
+        step=step,
+        source=source,
+        why=why or known,
+        room_s=room_s if ended else 0.0,
+    )
     run_dir.mkdir(parents=True, exist_ok=True)
     mend_tail(path)
     for finding in findings:
@@ -249,7 +283,7 @@ def decide(
     if decision.exit_code != FINISHED:
         line = {
             "time": now(),
-            "event": "requeue" if decision.exit_code == RESUME else "stop",
+            "event": RECORDED_AS[decision.exit_code],
             "step": step,
             "exit_code": exit_code,
             "stalled": decision.stalled,
@@ -257,7 +291,7 @@ def decide(
             "reason": decision.reason,
         }
         append_line(path, line)
-    if decision.exit_code != RESUME:
+    if decision.exit_code in (FINISHED, STOP):
         done = {
             "exit_code": decision.exit_code,
             "reason": decision.reason,
@@ -313,16 +347,17 @@ def begin_afresh(run_dir: Path) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    if len(args) not in (1, 2, 3) or not all(word.isdigit() for word in args[1:]):
-        print("usage: python -m fitb.rundir.restart RUN_DIR [EXIT_CODE [SEEN]]", file=sys.stderr)
+    if not 1 <= len(args) <= 4 or not all(word.isdigit() for word in args[1:]):
+        usage = "python -m fitb.rundir.restart RUN_DIR [EXIT_CODE [SEEN [ROOM_S]]]"
+        print(f"usage: {usage}", file=sys.stderr)
         return 2
     run_dir, source = Path(args[0]), Source.from_env(os.environ)
-    exit_code, seen = (*map(int, args[1:]), 0, 0)[:2]
+    exit_code, seen, room_s = (*map(int, args[1:]), 0, 0, 0)[:3]
     try:
         if len(args) == 1:
             print(num_attempts(run_dir))
             return 0
-        decision = decide(run_dir, exit_code, source=source, seen=seen)
+        decision = decide(run_dir, exit_code, source=source, seen=seen, room_s=room_s)
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code

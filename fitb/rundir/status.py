@@ -26,6 +26,7 @@ from fitb.rundir.history import Attempt, attempts_of
 from fitb.rundir.metrics import best_validation, rate, tail_records
 from fitb.rundir.ownership import has_ended
 from fitb.rundir.provenance import newest_code
+from fitb.rundir.restart import STARTS_AGAIN
 
 logger = logging.getLogger(__name__)
 State = Literal["not started", "running", "waiting", "finished", "stopped", "lost"]
@@ -196,7 +197,7 @@ def state_of(
     pending = slurm in WAITING
     if last.decision == "stop" or last.exit_code == STOP:
         return "stopped", why
-    if last.decision == "requeue":
+    if last.decision in STARTS_AGAIN:
         if slurm in ENDED:
             return "stopped", f"{why}; but Slurm reports {slurm}: submit the same command again"
         return "waiting", why

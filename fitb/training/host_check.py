@@ -31,7 +31,7 @@ from fitb.base import log, signals
 from fitb.base.errors import RESUME, FitbError, SystemFault
 from fitb.base.fsio import write_json
 from fitb.base.rendezvous import unreachable
-from fitb.base.world import address_of
+from fitb.base.world import address_of, starts_of
 from fitb.cluster.preflight import ALL_OWN_S, START_S, link_deadline_s, pair_rounds
 from fitb.cluster.slurm import master_port
 
@@ -213,10 +213,10 @@ def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, 
     if why := unreachable(env):
         return {"reduced": False, "pairs": {}, "clock_s": None, "unreachable": why}
     rank, size, link_s = hosts.index(me), len(hosts), link_deadline_s(env)
-    job, restart = int(env["SLURM_JOB_ID"]), int(env.get("SLURM_RESTART_COUNT", "0"))
+    job, (restart, start) = int(env["SLURM_JOB_ID"]), starts_of(env)
 
     def port(number: int) -> int:
-        return master_port(job, FIRST_RESTART + 16 * restart + number)
+        return master_port(job, FIRST_RESTART + 16 * restart + number, start)
 
     first = address_of(hosts[0], env)
     met = meet(rank, size, first, port(0), START_S)

@@ -12,6 +12,7 @@ short one.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -95,7 +96,21 @@ class Watch:
         self._watchdog.close(code)
         self._send(code)
         self._listened.close()
+
+    def outlive_main(self) -> None:
+        """Wait until rank 0 has ended, which may still be closing W&B, for at most a minute.
+
+        Slurm kills the other tasks 10 s after the first one has ended.
+        """
+        ends_s = time.monotonic() + _CONNECT_S
         for peer in self._peers:
+            if self._world.is_main:
+                peer.detach()  # open as long as this process lives
+                continue
+            peer.settimeout(_CONNECT_S)
+            with contextlib.suppress(OSError):
+                while peer.recv(4096) and time.monotonic() < ends_s:
+                    continue
             peer.close()
 
     def _write_heartbeats(self) -> None:

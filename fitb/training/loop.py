@@ -61,6 +61,8 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
                 part.close(code)
     if code in (FINISHED, RESUME):
         leave_distributed()
+    if watch:
+        watch.outlive_main()
     return code
 
 

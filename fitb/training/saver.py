@@ -43,14 +43,22 @@ class Saver:
         config: how often, how many are kept, and whether training goes on meanwhile.
         step: of the checkpoint that training went on from.
         stop: what a failed save sets, on every rank.
+        lead_s: seconds between Slurm's warning and the end of the job; None if unknown.
     """
 
     def __init__(
-        self, run: RunDir, engine: Engine, config: Config, step: int, stop: StopFlag
+        self,
+        run: RunDir,
+        engine: Engine,
+        config: Config,
+        step: int,
+        stop: StopFlag,
+        lead_s: float | None = None,
     ) -> None:
         self._run, self._engine, self._stop = run, engine, stop
         self._config, self._limits, self._steps = config.checkpoint, config.stop, config.steps
         self._interval_s, self._begun_s = first_interval_s(config.checkpoint), time.monotonic()
+        self._lead_s = lead_s
         self.step = step  # of the last checkpoint that was begun; -1 if that has failed
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -170,6 +178,12 @@ class Saver:
                 "a save took %.1f s, longer than stop.time_budget_min=%g; use"
                 " --stop.time_budget_min %d",
                 *(save_s, budget_min, 1 + 10 * save_s // 60),
+            )
+        if self._lead_s is not None and self._lead_s < save_s:
+            logger.warning(
+                "a save took %.1f s, and Slurm warns the job only %g s before its end; use sbatch"
+                " --signal=B:USR1@%d or, with submitit, --signal_delay_s %d",
+                *(save_s, self._lead_s, *[60 + round(2 * save_s)] * 2),
             )
         if config.every_steps is None and config.every_min is None:
             before, self._interval_s = self._interval_s, best_interval_s(save_s, config)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fitb.base import fsio
 from fitb.base.errors import CheckpointError, ConfigError, DataError, SystemFault
-from fitb.base.world import World, job_id
+from fitb.base.world import World, job_id, lead_s_of, starts_of
 from fitb.cluster.slurm import is_over
 from fitb.config import Config, Geometry, ObjectiveConfig
 from fitb.corpus.tokenizer import load_tokenizer
@@ -185,12 +185,14 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     number, config = on_main(lambda: enter(config, os.environ, is_over), world)
     run = RunDir(Path(config.run_dir), number, world)
     hosts = on_all(socket.gethostname, world)
+    restart, start = starts_of(os.environ)
     run.event(
         "attempt",
         world_size=world.size,
         hosts=sorted(set(hosts)),
         job=job_id(os.environ),
-        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        restart=restart,
+        start=start,
     )
     entry = {"attempt": number, "hosts": hosts, "seed": config.seed}
     on_main(lambda: add_provenance(run.path, entry | describe_code()), world)
@@ -245,7 +247,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
     )
     return Parts(
         engine,
-        Saver(run, engine, config, progress.step, stop),
+        Saver(run, engine, config, progress.step, stop, lead_s_of(os.environ)),
         stream,
         validation,
         vocabulary,

@@ -8,7 +8,15 @@ import signal
 
 import pytest
 from machine import wait_until
-from real import SUBMITIT_RANK, TIMEOUT_S, assert_ended_as, ranks, standing_still, wait_for_step
+from real import (
+    RANK,
+    SUBMITIT_RANK,
+    TIMEOUT_S,
+    assert_ended_as,
+    ranks,
+    standing_still,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -40,12 +48,18 @@ def test_sbatch_job_preempted_and_then_at_its_time_limit_ends_bitwise_as_if_unin
     assert_ended_as(run, straight)
 
 
-def test_run_begun_by_sbatch_and_preempted_and_killed_under_submitit_ends_bitwise_the_same(
+def test_run_killed_under_sbatch_and_preempted_and_killed_under_submitit_ends_bitwise_the_same(
     straight, real_run, monkeypatch
 ):
     run, cluster = real_run, real_run.cluster
     job = run.sbatch()
-    wait_for_step(run, job, 5)
+    wait_until(lambda: run.saved() > 0, TIMEOUT_S, "a save")
+    hanging, killed = ranks(run, RANK)
+    os.kill(hanging, signal.SIGSTOP)  # Slurm ends it after 10 s
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: run.events("restart"), 60, "another start of the tasks")
+    wait_for_step(run, job, run.saved() + 5)
+    assert (cluster.state(job), cluster.show(job)["Restarts"]) == ("RUNNING", "0")
     with standing_still(run):
         cluster("scancel", job)
     cluster.wait_state(job, "CANCELLED")
@@ -62,10 +76,11 @@ def test_run_begun_by_sbatch_and_preempted_and_killed_under_submitit_ends_bitwis
     os.kill(first, signal.SIGSTOP)
     os.kill(last, signal.SIGKILL)
     os.kill(first, signal.SIGCONT)
-    cluster.wait_restart(second, 2)
     assert cluster.wait_end(second, TIMEOUT_S) == "COMPLETED", run.logs()
-    cancelled, preempted, killed = (event["step"] for event in run.events("resume"))
-    assert [event["step"] for event in run.events("requeue")] == [preempted, killed]
+    assert cluster.show(second)["Restarts"] == "1"
+    hung, cancelled, preempted, died = (event["step"] for event in run.events("resume"))
+    assert [event["step"] for event in run.events("restart")] == [hung, died]
+    assert [event["step"] for event in run.events("requeue")] == [preempted]
     assert [event["step"] for event in run.events("stop")][:2] == [cancelled, preempted]
     assert 5 <= cancelled < preempted == left < killed < run.payload.steps
     assert_ended_as(run, straight)

@@ -49,23 +49,31 @@ def test_cancelled_job_saves_and_is_not_requeued(run):
 
 
 @pytest.mark.parametrize(
-    ("env", "flags", "stalled", "saved", "said"),
+    ("env", "flags", "decided", "saved", "said"),
     [
-        ({"STAND_IN_CRASH_AT": "15"}, [], [0, 1, 2, 3], 10, "3 of 3 attempts"),
-        ({"STAND_IN_STOP_AT": "3"}, [], [0], 0, "93"),
-        ({}, ["--stepz", "3"], [], 0, "'stepz' (nearest: steps)"),
+        (
+            {"STAND_IN_CRASH_AT": "15"},
+            [],
+            {"restart": [0, 1], "requeue": [2], "stop": [3]},
+            10,
+            "3 of 3 attempts",
+        ),
+        ({"STAND_IN_STOP_AT": "3"}, [], {"stop": [0]}, 0, "93"),
+        ({}, ["--stepz", "3"], {}, 0, "'stepz' (nearest: steps)"),
     ],
 )
-def test_crash_is_requeued_while_it_makes_progress_and_a_stop_and_a_typing_error_are_not(
-    run, env, flags, stalled, saved, said
+def test_crash_starts_the_tasks_again_and_is_requeued_and_a_stop_and_a_typing_error_are_not(
+    run, env, flags, decided, saved, said
 ):
     job = run.sbatch(env=env, flags=flags)
     assert run.cluster.wait_end(job) == "FAILED"
     assert run.cluster.show(job)["ExitCode"] == "93:0", run.logs()
-    ends = [*run.events("requeue"), *run.events("stop")]
-    assert [event["stalled"] for event in ends if "stalled" in event] == stalled
-    assert len(run.events("attempt")) == len(stalled)
-    assert run.folder.exists() == bool(stalled) and run.saved() == saved
+    assert run.cluster.show(job)["Restarts"] == str(len(decided.get("requeue", [])))
+    ends = {name: run.events(name) for name in ("restart", "requeue", "stop")}
+    stalled = {n: [e["stalled"] for e in found if "stalled" in e] for n, found in ends.items()}
+    assert {name: found for name, found in stalled.items() if found} == decided
+    assert len(run.events("attempt")) == sum(map(len, decided.values()))
+    assert run.folder.exists() == bool(decided) and run.saved() == saved
     assert said in run.batch_log.read_text()
 
 
@@ -73,7 +81,7 @@ def test_submitit_job_that_crashes_again_and_again_fails_visibly(run, monkeypatc
     monkeypatch.setenv("STAND_IN_CRASH_AT", "3")
     (job,) = run.submitit(monkeypatch, "--time_min", "30")
     assert run.cluster.wait_end(job.job_id) == "FAILED", run.logs()
-    assert len(run.events("attempt")) == 3
+    assert [len(run.events(name)) for name in ("attempt", "restart", "requeue")] == [3, 1, 1]
     assert wait_for(job, run.folder) == 93
 
 

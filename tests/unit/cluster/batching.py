@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TIMEOUT_S = 60
 
-# Notes its arguments and environment, then does what $FAKE_SRUN says.
+# Notes its arguments and environment, then does what $FAKE_SRUN says; `srun true` asks the hosts.
 SRUN = """\
+[[ ${@: -1} != true ]] || exit "${FAKE_HOSTS:-0}"
+echo "$MASTER_PORT" >>"$FAKE/srun.ports"
 printf '%s\\n' "$@" >"$FAKE/srun.arguments"
 env >"$FAKE/srun.env"
 trap 'echo USR1 >>"$FAKE/srun.signals"' USR1
@@ -24,7 +26,7 @@ eval "$FAKE_SRUN"
 """
 SCONTROL = """\
 if [[ $1 == show ]]; then
-  echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} Reason=None"
+  echo "JobId=7 JobState=${FAKE_STATE:-RUNNING} Reason=None EndTime=${FAKE_END:-Unknown}"
 else
   echo "$*" >>"$FAKE/scontrol.calls"
   exit "${FAKE_REQUEUE:-0}"
@@ -33,6 +35,9 @@ fi
 # What a task leaves in the run folder, its last argument, when all steps are done.
 FINISH = """printf '%s\\n' '{"event": "attempt"}' '{"event": "stop", "exit_code": 0}' \\
   >>"${@: -1}/events.jsonl"; exit 0"""
+# What an attempt leaves that crashes, and one that has saved a step more than the one before.
+CRASH = """echo '{"event": "attempt"}' >>"${@: -1}/events.jsonl"; exit 1"""
+SAVE = 'mkdir -p "${@: -1}/checkpoints/step-000000$((FITB_START + 1))"; '
 UNTIL_SIGNAL = "until [[ -s $FAKE/srun.signals ]]; do sleep 0.02; done; sleep 0.2; exit 85"
 
 
@@ -94,6 +99,10 @@ class Batch:
         lines = calls.read_text().splitlines() if calls.exists() else []
         assert set(lines) <= {"requeue 7"}
         return len(lines)
+
+    def ports(self) -> list[int]:
+        """Return the port of each start of the tasks."""
+        return [int(line) for line in (self.folder / "srun.ports").read_text().splitlines()]
 
     def srun_arguments(self) -> list[str]:
         return (self.folder / "srun.arguments").read_text().splitlines()

@@ -13,8 +13,11 @@ from fitb.base.errors import ConfigError
 from fitb.base.fsio import read_json
 from fitb.cluster import preflight
 from fitb.cluster.executor import (
+    AGAIN,
+    ENDED,
     JOB,
-    STARTED,
+    LOOK_FOR_ROOM,
+    STARTS,
     WRITABLE,
     make_executor,
     resource_parser,
@@ -65,7 +68,13 @@ def test_log_of_a_task_lies_under_a_run_folder_of_any_name(trained, absolute):
 
 @pytest.mark.parametrize(
     ("code", "result", "given", "ended"),
-    [(0, True, None, 0), (0, False, "0", 85), (1, False, None, 1), (255, True, None, 255)],
+    [
+        (0, True, None, 0),
+        (0, False, "0", 85),
+        (1, False, "1", 85),
+        (85, False, None, 85),
+        (255, True, None, 255),
+    ],
 )
 def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
     tmp_path, code, result, given, ended
@@ -73,7 +82,7 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
     if result:
         (tmp_path / "7_3_0_result.pkl").touch()
     decide = f"decide() {{ echo $1 >'{tmp_path}/given'; return 85; }}"
-    lines = [JOB, decide, f"logs='{tmp_path}'", f"(exit {code})", *STARTED]
+    lines = [JOB, decide, f"logs='{tmp_path}'", f"(exit {code})", *ENDED, '(exit "$code")']
     env = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     ran("bash", "-c", "\n".join(lines), env=env, code=ended)
     found = tmp_path / "given"
@@ -81,12 +90,43 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
 
 
 def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_path):
-    executable(tmp_path / "srun", 'shift 2\nSLURMD_NODENAME=h3 "$@"')
+    executable(tmp_path / "srun", 'shift 3\nSLURMD_NODENAME=h3 "$@"')
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NUM_NODES": "2"}
     for logs, code in ((f"{tmp_path}", 0), (f"{tmp_path}/none 'x'", 7)):
         lines = ['logs="$1"', WRITABLE, "exit 7", "}"]
         done = ran("bash", "-c", "\n".join(lines), "bash", logs, env=env, code=code)
         assert done.stderr == (f"fitb: h3 cannot write {logs}\n" if code else "")
+
+
+@pytest.mark.parametrize(
+    ("state", "end", "restarts", "starts", "room"),
+    [
+        ("RUNNING", "Unknown", 2, 3, ["999700", "999700", "0"]),
+        ("RUNNING", "Unknown", 0, 1, ["0"]),
+        ("RUNNING", "2026-01-01T00:00:00", 2, 1, ["0"]),
+        ("CANCELLED", "Unknown", 2, 1, []),
+    ],
+)
+def test_submitit_script_starts_the_tasks_again_while_there_is_room(
+    tmp_path, state, end, restarts, starts, room
+):
+    executable(tmp_path / "scontrol", f"echo JobId=7 JobState={state} EndTime={end}")
+    executable(tmp_path / "sleep", 'echo "$1" >>"${0%/*}/slept"')
+    decide = 'look_for_room "$1"; echo $room >>"$logs/room"; ((room == 0)) && return 85; return 11'
+    lines = ["job=7 FITB_LEAD_S=300", f"logs='{tmp_path}'", f"decide() {{ {decide}; }}"]
+    lines += [LOOK_FOR_ROOM.format(restarts=restarts), STARTS]
+    lines += ['echo "$FITB_START" >>"$logs/starts"; (exit 3)', *ENDED, *AGAIN]
+    code = 85 if state == "RUNNING" else 3
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ran("bash", "-c", "\n".join(lines), env=env, code=code)
+    assert lines_of(tmp_path / "starts") == [str(start) for start in range(starts)]
+    found = lines_of(tmp_path / "room")
+    assert [abs(int(a) - int(b)) <= 60 for a, b in zip(found, room, strict=True)].count(False) == 0
+    assert lines_of(tmp_path / "slept") == ["0", "10"][: starts - 1]
+
+
+def lines_of(path):
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.mark.parametrize(

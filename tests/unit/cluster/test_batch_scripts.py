@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-from batching import FINISH, ROOT, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, site
+from batching import CRASH, FINISH, ROOT, SAVE, SCRIPTS, TIMEOUT_S, UNTIL_SIGNAL, site
 from executable import executable, ran
 
+from fitb.base.fsio import read_lines
 from fitb.base.signals import PREEMPTION, TIME_LIMIT, slurm_name
 from fitb.cluster.local import MALLOC_KEEPS
 
@@ -52,6 +54,50 @@ def test_job_ends_and_is_requeued_by_the_exit_code_of_its_tasks(
     assert (run_dir / "done.json").exists() == (code != 85)
     if said in ("CANCELLED", "COMPLETING"):  # what Slurm ends is left alone
         assert not (run_dir / "events.jsonl").exists()
+
+
+SOON = (datetime.datetime.now() + datetime.timedelta(minutes=6)).isoformat(timespec="seconds")
+
+
+@pytest.mark.parametrize(
+    ("srun", "flags", "env", "ports", "ended"),
+    [
+        pytest.param(CRASH, [], {}, 2, 85, id="no progress: here once, then by the queue"),
+        pytest.param(SAVE + CRASH, ["--stop.restarts", "1"], {}, 2, 85, id="as often as allowed"),
+        pytest.param(
+            f"((FITB_START)) || {{ {SAVE + CRASH}; }}; {FINISH}", [], {}, 2, 0, id="and ends well"
+        ),
+        pytest.param(SAVE + CRASH, ["--stop.restarts", "0"], {}, 1, 85, id="never"),
+        pytest.param(SAVE + CRASH, [], {"FAKE_HOSTS": "1"}, 1, 85, id="a host does not answer"),
+        pytest.param(SAVE + CRASH, [], {"FAKE_END": SOON}, 1, 85, id="too late for a start"),
+        pytest.param(
+            SAVE + CRASH,
+            ["--stop.restarts", "1"],
+            {"FAKE_END": SOON, "FITB_LEAD_S": "30"},
+            2,
+            85,
+            id="time enough before a shorter warning",
+        ),
+    ],
+)
+def test_crash_starts_the_tasks_again_in_the_same_job_if_its_hosts_are_well_and_time_is_left(
+    batch, srun, flags, env, ports, ended
+):
+    code, output = batch.run(srun, *flags, **env)
+    assert (code, batch.requeues()) == (ended, int(ended == 85)), output
+    assert len(batch.ports()) == len(set(batch.ports())) == ports
+    events = list(read_lines(batch.folder / "runs" / "mine" / "events.jsonl"))
+    decided = [event["event"] for event in events if "stalled" in event]
+    assert decided == ["restart"] * (ports - 1) + ["requeue"] * (ended == 85)
+
+
+def test_crash_after_a_stop_signal_is_left_to_the_queue(batch):
+    crash = UNTIL_SIGNAL.replace("exit 85", SAVE + CRASH)
+    with batch.start(crash) as process:
+        batch.wait_for("srun.ready", process)
+        process.send_signal(TIME_LIMIT)
+        output = process.communicate(timeout=TIMEOUT_S)[0]
+    assert (process.returncode, batch.requeues(), len(batch.ports())) == (85, 1, 1), output
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from executable import executable
 
@@ -38,12 +40,14 @@ def test_broken_nodelist_is_an_error_that_shows_it(expression):
         expand_nodelist(expression)
 
 
-def test_ports_lie_below_the_ephemeral_range_and_differ_at_each_restart():
+def test_ports_lie_below_the_ephemeral_range_and_differ_at_each_start():
     for job in (0, 1, 11_999, 12_000, 67_043_328, 2**32):
         ports = [master_port(job, restart) for restart in range(100)]
         assert len(set(ports)) == 100
         assert all(20_000 <= port < 32_000 for port in ports)
     assert len({master_port(job, 0) for job in range(500, 600)}) == 100
+    starts = [master_port(7, *both) for both in itertools.product(range(10), range(11))]
+    assert len(set(starts)) == 110
 
 
 ENV = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[3-4]", "SLURM_JOB_NAME": "mine"}
@@ -52,8 +56,9 @@ ENV = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[3-4]", "SLURM_JOB_NAME": "m
 def test_plan_takes_the_run_directory_from_flag_or_file_or_job_name(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("run_dir: from/file\n")
-    assert plan([], ENV)[1:] == ("h3", 20_007)
-    assert plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2] != 20_007
+    assert plan(["--stop.restarts", "0"], ENV)[1:] == ("h3", [20_007])
+    ports = [*plan([], ENV)[2], *plan([], ENV | {"SLURM_RESTART_COUNT": "1"})[2]]
+    assert ports[0] == 20_007 and len(set(ports)) == 22
     file_flags = ["--config", str(file)]
     for flags, run_dir in (
         ([], "runs/mine"),

@@ -89,15 +89,15 @@ def test_a_second_job_on_a_run_that_lives_is_refused_and_changes_nothing(run, st
     assert fences(run) == [".0001"]
 
 
-@pytest.mark.parametrize("requeued", [False, True])
-def test_a_dead_process_and_what_slurm_has_requeued_are_replaced_without_watching(
-    run, stranger, monkeypatch, requeued
+@pytest.mark.parametrize("later", [{}, {"SLURM_RESTART_COUNT": "1"}, {"FITB_START": "1"}])
+def test_a_dead_process_and_an_earlier_start_of_a_job_are_replaced_without_watching(
+    run, stranger, monkeypatch, later
 ):
     take(run, JOB)
-    started = ownership._started(stranger.pid) if requeued else 1.0  # its number was given again
+    started = ownership._started(stranger.pid) if later else 1.0  # its number was given again
     belongs_to(run, 1, pid=stranger.pid, started=started)
     monkeypatch.setattr(ownership, "_heartbeats", None)
-    assert take(run, JOB | {"SLURM_RESTART_COUNT": "1"} if requeued else {}) == 2
+    assert take(run, JOB | later if later else {}) == 2
     assert owned(run) == {1: True, 2: False}
 
 

@@ -12,6 +12,7 @@ from fitb.base.fsio import append_line, read_json, write_json
 from fitb.rundir.events import num_attempts
 from fitb.rundir.ownership import Owner, current_owner
 from fitb.rundir.restart import (
+    AGAIN,
     MAX_STALLED_CRASHES,
     MAX_STALLED_LEAVES,
     Source,
@@ -84,6 +85,46 @@ def test_decision(events, exit_code, step, verdict, stalled):
     decision = decide_from(events, exit_code=exit_code, step=step, source=Source("7"))
     assert (decision.exit_code, decision.stalled) == (verdict, stalled), decision.reason
     assert "\n" not in decision.reason
+
+
+FIRST_STEP = {"event": "first_step", "age_s": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("events", "exit_code", "step", "room_s", "verdict"),
+    [
+        pytest.param([FIRST_STEP], 1, 10, 31, AGAIN, id="a crash that got further"),
+        pytest.param([FIRST_STEP], 1, 10, 30, RESUME, id="no time for another start"),
+        pytest.param([], 1, 10, 59, RESUME, id="no time for a start that was never timed"),
+        pytest.param([], 137, 10, 61, AGAIN, id="a rank that was killed"),
+        pytest.param([], 85, 10, 9999, RESUME, id="a shutdown was asked for"),
+        pytest.param([], 143, 10, 9999, RESUME, id="a signal of Slurm"),
+        pytest.param([], 93, 10, 9999, STOP, id="a stop"),
+        pytest.param([], 0, 10, 9999, FINISHED, id="the end"),
+        pytest.param([before(10, 0)], 1, 10, 9999, AGAIN, id="the first one without progress"),
+        pytest.param([before(10, 1, event="restart")], 1, 10, 9999, RESUME, id="the second"),
+        pytest.param([before(10, 2)], 1, 10, 9999, STOP, id="the third"),
+        pytest.param([before(10, 2, event="restart")], 1, 11, 9999, AGAIN, id="progress again"),
+    ],
+)
+def test_crash_starts_the_tasks_again_in_the_allocation(events, exit_code, step, room_s, verdict):
+    source = Source("7")
+    decision = decide_from(events, exit_code=exit_code, step=step, source=source, room_s=room_s)
+    assert decision.exit_code == verdict, decision.reason
+
+
+def test_start_again_in_the_allocation_is_recorded_and_needs_an_attempt_that_began(tmp_path):
+    assert decide(tmp_path, 1, source=Source("7"), room_s=9999).exit_code == RESUME
+    append_line(tmp_path / "events.jsonl", attempt(1, job="7", restart=0, start=0))
+    committed(tmp_path, 10)
+    assert decide(tmp_path, 1, source=Source("7"), room_s=9999).exit_code == AGAIN
+    lines = [json.loads(line) for line in events_of(tmp_path).splitlines()]
+    assert [line["event"] for line in lines] == ["requeue", "attempt", "restart"]
+    assert not (tmp_path / "done.json").exists()
+    # The decision of an earlier start comes late: a later start has the run.
+    append_line(tmp_path / "events.jsonl", attempt(2, job="7", restart=0, start=1))
+    assert decide(tmp_path, 1, source=Source("7", 0), room_s=9999).exit_code == STOP
+    assert decide(tmp_path, 1, source=Source("7", 0, start=1), seen=1).exit_code == RESUME
 
 
 def committed(run_dir, step):
@@ -166,6 +207,9 @@ def test_command_exits_with_its_verdict(tmp_path, capsys, monkeypatch):
     assert main([str(tmp_path), "0", "2"]) == 85  # attempts before a start are no evidence for it
     assert read_json(tmp_path / "done.json")["exit_code"] == 93
     assert main([str(tmp_path), "0", "1"]) == 0
+    ended(tmp_path, 1)
+    committed(tmp_path, 91)
+    assert main([str(tmp_path), "1", "2", "9999"]) == AGAIN
     assert main([]) == 2
     assert main([str(tmp_path), "-1"]) == 2
 

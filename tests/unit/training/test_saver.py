@@ -37,12 +37,12 @@ class State:
 
 @pytest.fixture
 def make_saver(run_config):
-    def make(**changes):
+    def make(lead_s=None, **changes):
         config = run_config(checkpoint=CheckpointConfig(**changes))
         run, _ = open_run(config, World())
         engine = SimpleNamespace(state=State(), world=World(), device=torch.device("cpu"))
         stop = StopFlag()
-        saver = Saver(run, engine, config, 0, stop)
+        saver = Saver(run, engine, config, 0, stop, lead_s)
         return saver, engine.state.whole, run, stop
 
     return make
@@ -94,6 +94,17 @@ def test_a_save_waits_for_the_one_before(make_saver, held):
     assert torch.equal(saved(run, 1), torch.zeros(2, 3))
     saver.wait()
     assert torch.equal(saved(run, 2), torch.full((2, 3), 2.0))
+
+
+@pytest.mark.parametrize(("lead_s", "warned"), [(0.0, True), (300.0, False), (None, False)])
+def test_warning_of_slurm_that_is_shorter_than_a_save_is_warned_of(
+    make_saver, caplog, lead_s, warned
+):
+    saver, *_ = make_saver(lead_s)
+    saver.save({"step": 1}, ())
+    saver.wait()
+    remedies = ("--signal=B:USR1@60", "--signal_delay_s 60")
+    assert [remedy in caplog.text for remedy in remedies] == [warned] * 2
 
 
 def test_without_background_a_save_has_ended_when_training_goes_on(make_saver):
