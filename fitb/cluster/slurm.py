@@ -9,6 +9,7 @@ was stopped.
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ FIRST_PORT = 20_000
 NUM_PORTS = 12_000  # all below 32768, where Linux's ephemeral ports begin
 COMMANDS = ("sbatch", "srun", "scontrol", "sinfo")
 LAUNCHERS = ("srun", "torchrun")  # the first is the default
+_QUICK_S = 5.0  # deadline of a question that can go unanswered
 NOTHING_LEFT = 10  # exit code of this module
 RESTART_STRIDE, START_STRIDE = 3_571, 1_009  # coprime to NUM_PORTS: each start gets another port
 
@@ -153,7 +155,7 @@ def job_state(job_id: str) -> str:
     return job_record(job_id).get("JobState", FORGOTTEN)
 
 
-def reported_state(job_id: str, timeout_s: float = 5.0) -> str | None:
+def reported_state(job_id: str, timeout_s: float = _QUICK_S) -> str | None:
     """Return Slurm's state of a job; None if Slurm is missing or does not answer in time."""
     if not re.fullmatch(r"\d+(_\d+)?", job_id) or not is_here():
         return None
@@ -173,6 +175,25 @@ def is_over(job_id: str) -> bool:
     except SystemFault:
         return False
     return state == "PENDING" or (state in ENDED and state != FORGOTTEN)
+
+
+def times_of(job_id: str) -> dict[str, float]:
+    """Return when a running job was submitted (or requeued), became eligible and was started.
+
+    Returns: `submitted`, `eligible` and `began`, Unix time in seconds; empty if Slurm is missing or
+        does not answer in time.
+    """
+    if not job_id or not is_here():
+        return {}
+    try:
+        record = job_record(job_id, _QUICK_S)
+        names = {"submitted": "SubmitTime", "eligible": "EligibleTime", "began": "StartTime"}
+        return {
+            key: datetime.datetime.fromisoformat(record[name]).timestamp()
+            for key, name in names.items()
+        }
+    except (SystemFault, KeyError, ValueError):
+        return {}
 
 
 def excluded_hosts(job_id: str) -> list[str]:

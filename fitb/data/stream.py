@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,7 @@ class RowStream:
         seed: int,
         pin: bool = False,
         mask_version: int = AlgorithmsConfig.masks,
+        waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         if shards.cache is not None:
             _check_cache(shards.cache, shards.shard_bytes, window_shards)
@@ -174,6 +176,7 @@ class RowStream:
         }
         self._global_batch, self._pin, self._seed = global_batch, pin, seed
         self._prefetch_steps, self._mask_version = prefetch_steps, mask_version
+        self._waiting = waiting
         self.waited_s = 0.0  # seconds that iter_from waited for rows
 
     def batch(self, step: int) -> Batch:
@@ -215,16 +218,23 @@ class RowStream:
                             break
                         ahead.append((step, pool.submit(read, step)))
                     step, future = ahead.popleft()
-                    asked_s = time.monotonic()
-                    while not wait([future], _LATE_S).done:
-                        if given_up():
-                            yield step, None
-                            return
-                    self.waited_s += time.monotonic() - asked_s
+                    if not self._await(future, given_up):
+                        yield step, None
+                        return
                     yield step, future.result()
             finally:
                 for _, future in ahead:
                     future.cancel()
+
+    def _await(self, future: Future[Batch], given_up: Callable[[], bool]) -> bool:
+        """Wait for rows; return whether they have come."""
+        asked_s = time.monotonic()
+        with self._waiting():
+            while not wait([future], _LATE_S).done:
+                if given_up():
+                    return False
+        self.waited_s += time.monotonic() - asked_s
+        return True
 
     @contextlib.contextmanager
     def _fetching(

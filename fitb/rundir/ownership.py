@@ -216,11 +216,24 @@ def write_fenced(fence: Path, path: Path, content: str | bytes) -> None:
     fsio.fsync_dir(path.parent)
 
 
-def heartbeat(folder: Path, rank: int, step: int) -> None:
-    """Write the heartbeat of a rank into the folder of its attempt; ignore failures."""
+def heartbeat(
+    folder: Path, rank: int, step: int, seconds: Mapping[str, float] | None = None
+) -> None:
+    """Write the heartbeat of a rank into the folder of its attempt; ignore failures.
+
+    Args:
+        folder: folder of the attempt.
+        rank: rank of this process.
+        step: last step that it has done; 0 before the first.
+        seconds: what the seconds of this process went to.
+    """
     record = {"time": time.time(), "step": step, "host": socket.gethostname(), "pid": os.getpid()}
+    record["seconds"] = {kind: round(spent, 3) for kind, spent in (seconds or {}).items()}
+    path = folder / names.heartbeat(rank)
+    part = path.with_suffix(".part")
     try:
-        (folder / names.heartbeat(rank)).write_text(json.dumps(record) + "\n")
+        part.write_text(json.dumps(record) + "\n")
+        part.replace(path)  # the next attempt reads the last one
     except OSError:
         return
 

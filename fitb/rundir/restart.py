@@ -38,6 +38,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from fitb.base.world import job_id, starts_of
 from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step
 from fitb.rundir.events import Event, as_written, now, num_attempts, read_events
+from fitb.rundir.ledger import ledger
 from fitb.rundir.ownership import current_owner
 
 logger = logging.getLogger(__name__)
@@ -300,6 +302,8 @@ def decide(
             "chain": source.chain,
             "time": now(),
         }
+        if found := ledger(run_dir, time.time()):
+            done["ledger"] = found.record()
         write_json(run_dir / names.DONE, done)
     return decision
 

@@ -23,6 +23,7 @@ from fitb.rundir import names
 from fitb.rundir.checkpoints import last_committed_step, recorded_best
 from fitb.rundir.events import read_events, save_seconds, when
 from fitb.rundir.history import Attempt, attempts_of
+from fitb.rundir.ledger import Ledger, ledger
 from fitb.rundir.metrics import best_validation, rate, tail_records
 from fitb.rundir.ownership import has_ended
 from fitb.rundir.provenance import newest_code
@@ -77,6 +78,7 @@ class Status:
         logs: newest log file of rank 0, or the folder of the logs.
         export: folder of the best student; None if there is none.
         commit: git commit of the newest attempt's code; None if unknown.
+        ledger: what its time went to, until now if it is running; None if unknown.
     """
 
     run: str
@@ -97,6 +99,7 @@ class Status:
     logs: str
     export: str | None
     commit: str | None
+    ledger: Ledger | None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def status(
         logs=_log(run, last),
         export=str(export) if export.is_dir() else None,
         commit=_commit(newest_code(run) or {}),
+        ledger=ledger(run, now_s if state == "running" else None),
     )
 
 

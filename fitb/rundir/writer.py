@@ -20,6 +20,7 @@ from fitb.config import Config
 from fitb.config.yaml import changed_keys, to_yaml, with_algorithms_of
 from fitb.rundir import names, ownership
 from fitb.rundir.checkpoints import committed, last_saved, step_of
+from fitb.rundir.clock import Clock
 from fitb.rundir.events import hang_reports, now, num_attempts
 from fitb.rundir.metrics import tail_records
 from fitb.rundir.ownership import Replaced
@@ -37,10 +38,12 @@ class RunDir:
         path: run folder.
         attempt: number of the attempt, from 1.
         world: rank and world size of this process; only rank 0 writes.
+        done: steps that earlier attempts have done, saved or not.
     """
 
-    def __init__(self, path: Path, attempt: int, world: World) -> None:
+    def __init__(self, path: Path, attempt: int, world: World, done: int = 0) -> None:
         self.path, self.attempt, self._world = path, attempt, world
+        self.clock = Clock(_age_s(), done)
         self.name = path.resolve().name
         self.checkpoints = path / names.CHECKPOINTS
         self.fence = names.fence(path, attempt)

@@ -16,7 +16,9 @@ from typing import Any
 from fitb.base.errors import ConfigError
 from fitb.base.fsio import to_json
 from fitb.cluster.slurm import reported_state
+from fitb.rundir.clock import TRAINING
 from fitb.rundir.history import Attempt
+from fitb.rundir.ledger import Ledger
 from fitb.rundir.status import OVER, Save, Status, duration, status
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ def as_json(found: Status) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(asdict(found), default=iso))
     for attempt in plain["attempts"]:
         attempt["saves"] = len(attempt["saves"])
+    plain["ledger"] = found.ledger and found.ledger.record()
     return plain
 
 
@@ -123,6 +126,8 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     if found.best_loss is not None:
         step = f" at step {found.best_step:,}" if found.best_step is not None else ""
         yield "best", f"validation loss {found.best_loss:.4f}{step}"
+    if found.ledger:
+        yield "goodput", in_words(found.ledger)
     if found.heard_s is not None and found.state in ("running", "lost"):
         yield "heard", f"{duration(found.heard_s)} ago"
     if found.silent:
@@ -134,6 +139,16 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         yield "export", found.export
     if found.commit:
         yield "code", found.commit
+
+
+def in_words(ledger: Ledger) -> str:
+    """Describe goodput, ETTR, and where the rest of the time went, the largest share first."""
+    shares = sorted(ledger.shares().items(), key=lambda item: -abs(item[1]))
+    lost = [f"{kind.replace('_', ' ')} {share:.1%}" for kind, share in shares if kind != TRAINING]
+    return (
+        f"{ledger.goodput:.1%} of {ledger.allocated_s / 3600:.3g} rank hours; since the submission"
+        f" {ledger.ettr:.1%} (ETTR), {', '.join(lost[:4])}"
+    )
 
 
 def _save(found: Status, save: Save) -> str:

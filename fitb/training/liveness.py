@@ -80,7 +80,10 @@ class Watch:
         self._thread = threading.Thread(target=self._keep, name="fitb-watch", daemon=True)
         self._thread.start()
         # A separate thread: a filesystem that hangs must not stop the pings.
-        threading.Thread(target=self._write_heartbeats, name="fitb-heartbeat", daemon=True).start()
+        self._beating = threading.Thread(
+            target=self._write_heartbeats, name="fitb-heartbeat", daemon=True
+        )
+        self._beating.start()
 
     def moved(self, step: int) -> None:
         """Record a finished step; the first one of an attempt is an event."""
@@ -88,11 +91,13 @@ class Watch:
             self._run.event("first_step", step=step)
         self._step = step
         self._moves += 1
+        self._run.clock.step_done(step)
 
     def close(self, code: int) -> None:
         """Stop watching, and send the other ranks the exit code of this one."""
         self._closed.set()
         self._thread.join()
+        self._beating.join(_REPLY_S)
         self._watchdog.close(code)
         self._send(code)
         self._listened.close()
@@ -114,9 +119,12 @@ class Watch:
             peer.close()
 
     def _write_heartbeats(self) -> None:
-        while not self._closed.is_set():
-            ownership.heartbeat(self._run.heartbeats, self._world.rank, self._step)
-            self._closed.wait(ownership.HEARTBEAT_S)
+        last = False
+        while not last:
+            last = self._closed.is_set()
+            seconds = self._run.clock.seconds()
+            ownership.heartbeat(self._run.heartbeats, self._world.rank, self._step, seconds)
+            self._closed.wait(0.0 if last else ownership.HEARTBEAT_S)
 
     def _keep(self) -> None:
         fed_s = pinged_s = -1e9

@@ -17,6 +17,8 @@ from fitb.base.log import ProgressLine
 from fitb.base.wandb_login import login_of
 from fitb.base.world import World
 from fitb.config import Config
+from fitb.rundir.clock import TRAINING
+from fitb.rundir.ledger import Beat, Ledger, ledger
 from fitb.rundir.names import STEP
 from fitb.rundir.wandb_id import make_id
 from fitb.rundir.writer import RunDir
@@ -102,7 +104,10 @@ class Tracker:
         self._validation: dict[str, float] = {}  # metrics of the last one
         self.wandb_id = ""
         self._logged_until = -1
+        self._begun = Beat(time.time(), run.clock.seconds())
+        self._ledger: Ledger | None = None  # at that moment
         if world.is_main:
+            self._ledger = ledger(run.path, self._begun.time_s, self._begun)
             self._handle = run.open_metrics()
             steps = (record[STEP] for record in fsio.read_records(run.metrics, STEP))
             self._logged_until = max((s for s in steps if type(s) is int), default=-1)
@@ -127,9 +132,21 @@ class Tracker:
             return
         self._run.check_owned()
         self._logged_until = step
-        fsio.append_to(self._handle, self._run.metrics, {STEP: step, **metrics})
+        record = {STEP: step, **metrics, **self._goodput()}
+        fsio.append_to(self._handle, self._run.metrics, record)
         if self._mirror:
             self._mirror.grown()
+
+    def _goodput(self) -> dict[str, float]:
+        """Return goodput, ETTR, and the shares of all other kinds of time, until now."""
+        if not self._ledger:
+            return {}
+        now, before = Beat(time.time(), self._run.clock.seconds()), self._begun.seconds
+        spent = {kind: seconds - before[kind] for kind, seconds in now.seconds.items()}
+        grown = self._ledger.grown(self._world.size, spent, now.time_s - self._begun.time_s)
+        shares = {kind: share for kind, share in grown.shares().items() if kind != TRAINING}
+        own = {"goodput": grown.goodput, "ettr": grown.ettr, **shares}
+        return {f"goodput/{name}": value for name, value in own.items()}
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         now_s = time.time()

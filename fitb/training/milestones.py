@@ -33,6 +33,7 @@ from fitb.model.positions import KEY, trained_length
 from fitb.model.saved import weights_of
 from fitb.rundir import names
 from fitb.rundir.checkpoints import step_of
+from fitb.rundir.clock import EXPORT, SAVE, VALIDATION
 from fitb.rundir.names import STEP
 from fitb.rundir.provenance import describe_code
 from fitb.rundir.writer import RunDir
@@ -85,6 +86,17 @@ def evaluate(
     Returns: those and `val/...`, the same on every rank; empty if it was left.
     Raises: TrainingError if an update since the last check was not finite.
     """
+    with run.clock.during(VALIDATION):
+        validated = _validate(parts, config, stop, metrics)
+    if validated and parts.progress.best_step == parts.progress.step:
+        export(parts, run, config, validated)
+    return metrics | validated if validated else {}
+
+
+def _validate(
+    parts: Parts, config: Config, stop: StopFlag, metrics: dict[str, float]
+) -> dict[str, float]:
+    """Return `val/...` over all rows, and note the best step; empty if it was left."""
     progress = parts.progress
     parts.engine.check_finite(progress.step)
     assert parts.validation is not None
@@ -118,20 +130,20 @@ def evaluate(
     validated = {f"val/{'loss_mlm' if k == 'loss' else k}": v for k, v in values.items()}
     if progress.best_loss is None or values["loss"] < progress.best_loss:
         progress.best_loss, progress.best_step = values["loss"], progress.step
-        export(parts, run, config, validated)
-    return metrics | validated
+    return validated
 
 
 def export(parts: Parts, run: RunDir, config: Config, metrics: dict[str, float]) -> None:
     """Write the student in fp32 as a Hugging Face folder. Collective; rank 0 writes."""
     prefix = "param/student.model."
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in parts.engine.state.full_tensors(moments=False)
-        if name.startswith(prefix)
-    }
-    if parts.engine.world.is_main:
-        _write_export(weights, parts.progress.step, parts, run, config, metrics)
+    with run.clock.during(EXPORT):
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in parts.engine.state.full_tensors(moments=False)
+            if name.startswith(prefix)
+        }
+        if parts.engine.world.is_main:
+            _write_export(weights, parts.progress.step, parts, run, config, metrics)
 
 
 def _write_export(
@@ -239,10 +251,11 @@ def save_last(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
 
     Raises: what `save` raises.
     """
-    parts.saver.wait()  # all ranks know whether it has failed
-    if parts.saver.step != parts.progress.step:
-        save(parts, run, config, wandb_id)
-    parts.saver.wait()
+    with run.clock.during(SAVE):
+        parts.saver.wait()  # all ranks know whether it has failed
+        if parts.saver.step != parts.progress.step:
+            save(parts, run, config, wandb_id)
+        parts.saver.wait()
 
 
 def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
@@ -264,4 +277,5 @@ def save(parts: Parts, run: RunDir, config: Config, wandb_id: str) -> None:
     }
     if not config.eval.every_steps and progress.step == config.steps:
         export(parts, run, config, {})  # first: the last checkpoint makes the run finished
-    parts.saver.save(manifest, keep_steps={progress.best_step or 0, before_decay(config)})
+    with run.clock.during(SAVE):
+        parts.saver.save(manifest, keep_steps={progress.best_step or 0, before_decay(config)})

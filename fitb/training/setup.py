@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fitb.base import fsio
 from fitb.base.errors import CheckpointError, ConfigError, DataError, SystemFault
 from fitb.base.world import World, job_id, lead_s_of, starts_of
-from fitb.cluster.slurm import is_over
+from fitb.cluster.slurm import is_over, times_of
 from fitb.config import Config, Geometry, ObjectiveConfig
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.cached_rows import CachedRows
@@ -34,6 +34,8 @@ from fitb.model.positions import take_positions, trained_length
 from fitb.model.rank_agreement import digest_of_model, digest_of_tokenizer, load_alike
 from fitb.objective.objective import Objective, Tap
 from fitb.rundir.checkpoints import checkpoint_of, step_of
+from fitb.rundir.clock import DATA_WAIT
+from fitb.rundir.ledger import steps_done
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter
 from fitb.shards.cache import CacheSettings
@@ -182,18 +184,17 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     Returns: the run folder, and the configuration with the algorithm versions of the run's start.
     Raises: what `rundir.writer.enter` raises, on every rank.
     """
-    number, config = on_main(lambda: enter(config, os.environ, is_over), world)
-    run = RunDir(Path(config.run_dir), number, world)
-    hosts = on_all(socket.gethostname, world)
-    restart, start = starts_of(os.environ)
-    run.event(
-        "attempt",
-        world_size=world.size,
-        hosts=sorted(set(hosts)),
-        job=job_id(os.environ),
-        restart=restart,
-        start=start,
+    path = Path(config.run_dir)
+    number, config, done = on_main(
+        lambda: (*enter(config, os.environ, is_over), steps_done(path)), world
     )
+    run = RunDir(path, number, world, done)
+    hosts = on_all(socket.gethostname, world)
+    if world.is_main:
+        job, (restart, start) = job_id(os.environ), starts_of(os.environ)
+        times = times_of(job)
+        about = {"job": job, "restart": restart, "start": start, **times}
+        run.event("attempt", world_size=world.size, hosts=sorted(set(hosts)), **about)
     entry = {"attempt": number, "hosts": hosts, "seed": config.seed}
     on_main(lambda: add_provenance(run.path, entry | describe_code()), world)
     return run, config
@@ -244,6 +245,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
         seed=config.seed,
         pin=device.type == "cuda",
         mask_version=config.algorithms.masks,
+        waiting=lambda: run.clock.during(DATA_WAIT),
     )
     return Parts(
         engine,

@@ -18,6 +18,8 @@ from real import (
     wait_for_step,
 )
 
+from fitb.rundir.ledger import ledger
+
 pytestmark = pytest.mark.cluster
 
 
@@ -82,5 +84,10 @@ def test_run_killed_under_sbatch_and_preempted_and_killed_under_submitit_ends_bi
     assert [event["step"] for event in run.events("restart")] == [hung, died]
     assert [event["step"] for event in run.events("requeue")] == [preempted]
     assert [event["step"] for event in run.events("stop")][:2] == [cancelled, preempted]
-    assert 5 <= cancelled < preempted == left < killed < run.payload.steps
+    assert 0 < hung < cancelled < preempted == left < died < run.payload.steps
+    starts = [(e["job"], e["restart"], e["start"]) for e in run.events("attempt")]
+    assert starts == [(job, 0, 0), (job, 0, 1), (second, 0, 0), (second, 1, 0), (second, 1, 1)]
+    found = ledger(run.folder)
+    assert found is not None and found.seconds["repeated"] > 0
+    assert abs(found.unaccounted_s) < 0.01 * found.wall_s
     assert_ended_as(run, straight)

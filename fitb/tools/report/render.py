@@ -19,7 +19,7 @@ from fitb.tools.report.evaluations import SHARES, Value
 from fitb.tools.report.gather import RunData, differing, printable, without_secrets
 from fitb.tools.report.panels import STUDENT, number
 from fitb.tools.report.timeline import end_of
-from fitb.tools.status import state_in_words
+from fitb.tools.status import in_words, state_in_words
 
 METRIC_NAMES = {
     "loss": "loss",
@@ -93,6 +93,8 @@ def key_figures(run: RunData) -> Iterator[tuple[str, str, str]]:
     if began and ended and ended >= began:
         took = f"{duration((ended - began).total_seconds())} from first to last"
     yield "attempts", str(len(numbered)), took
+    if ledger := run.status and run.status.ledger:
+        yield "goodput", number(ledger.goodput, percent=True), in_words(ledger)
 
 
 def attempt_row(attempt: Attempt) -> dict[str, str]:

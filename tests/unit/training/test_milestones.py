@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from fitb.base.world import World
 from fitb.config import EvalConfig
+from fitb.rundir.clock import Clock
 from fitb.training import milestones
 from fitb.training.setup import Progress
 
@@ -28,7 +29,7 @@ def test_the_student_is_exported_before_the_checkpoint_that_makes_a_run_finished
     )
     saver = SimpleNamespace(save=begin)
     parts = SimpleNamespace(engine=engine, saver=saver, progress=Progress(step=9), fingerprint="f")
-    run = SimpleNamespace(attempt=1)
+    run = SimpleNamespace(attempt=1, clock=Clock(0.0))
     config = run_config(steps=10, eval=EvalConfig(every_steps=0))
     milestones.save(parts, run, config, "")
     assert done == ["commit"]
@@ -49,11 +50,12 @@ def test_a_stop_saves_again_what_has_failed_and_only_that(monkeypatch):
         saver.step, saver.failing = parts.progress.step, False
 
     monkeypatch.setattr(milestones, "save", save)
-    milestones.save_last(parts, None, None, "")
+    run = SimpleNamespace(clock=Clock(0.0))
+    milestones.save_last(parts, run, None, "")
     assert saved == []
     saver.failing = True  # found out while it is waited for
-    milestones.save_last(parts, None, None, "")
+    milestones.save_last(parts, run, None, "")
     assert saved == [7]
     parts.progress.step = 9
-    milestones.save_last(parts, None, None, "")
+    milestones.save_last(parts, run, None, "")
     assert saved == [7, 9]
