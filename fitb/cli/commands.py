@@ -162,6 +162,15 @@ _ROWS = (
         render="fitb.evaluation.printed:comparison_text",
     ),
     Command(
+        "sweep",
+        "evaluate the runs of a sweep as one table, with 95 % intervals",
+        ("fitb sweep runs/sweep --shards data/shards",),
+        config="fitb.tools.sweep_table:SweepConfig",
+        positional="folder",
+        run="fitb.tools.sweep_table:sweep_table",
+        render="fitb.tools.sweep_table:render",
+    ),
+    Command(
         "fill",
         "fill the blanks of sentences: ___ is a word, [MASK] a subword, [SPAN] any number",
         (
@@ -284,6 +293,21 @@ _ROWS = (
         hands_to="train",
         launcher="fitb.cli.launchers:distill_arguments",
         run="fitb.cli.launchers:distill",
+    ),
+    Command(
+        "launch.sweep",
+        "submit a run for each combination of settings; --wait prints their table",
+        (
+            "python -m launch.sweep --grid.optim.lr '[1e-4, 3e-4]' --grid.objective.hidden '[0, 1]'"
+            " --nodes 2 --tasks_per_node 4 --gpus_per_node 4 --config tinybert4"
+            " --run_dir runs/sweep --model.teacher models/bert",
+            "python -m launch.sweep --random 8 --grid.optim.lr '{low: 1e-5, high: 1e-3, log: true}'"
+            " --cluster local --wait --config demo --run_dir runs/sweep"
+            " --model.teacher runs/demo/teacher/export --data.shards runs/demo/shards",
+        ),
+        hands_to="train",
+        launcher="fitb.cli.launchers:sweep_arguments",
+        run="fitb.cli.launchers:sweep",
     ),
     Command(
         "launch.evaluate",

@@ -11,11 +11,13 @@ from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import make_executor, resource_parser, script_of
 from fitb.cluster.slurm import default_run_dir
 from fitb.cluster.submit import plan_distill, submit_distill, wait_for
+from fitb.cluster.sweep import plan_sweep
 from fitb.config.launcher import LauncherArguments
 from fitb.config.parser import parse
 from fitb.config.yaml import to_yaml
 from fitb.evaluation.evaluate_config import EvaluateConfig
 from fitb.evaluation.folder import check_array
+from fitb.rundir.restart import Source, already_over
 
 
 def distill_arguments() -> LauncherArguments:
@@ -50,6 +52,40 @@ def distill(where: argparse.Namespace, flags: Sequence[str]) -> int:
     for job in jobs:
         print(f"job {job.job_id} in {run_dir}, log of rank 0: {job.paths.stderr}", flush=True)
     return wait_for(jobs[-1], run_dir) if where.wait else FINISHED
+
+
+def sweep_arguments() -> LauncherArguments:
+    """Build the parser of the launcher arguments of a sweep."""
+    parser = distill_arguments()
+    parser.set_defaults(job_name="fitb-sweep")
+    return parser
+
+
+def sweep(where: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Submit a job for each run of a sweep that is not finished; with `wait`, print the table."""
+    planned = plan_sweep(flags, where.job_name)
+    members = range(len(planned.members))
+    checked = [plan_distill(planned.words(index), where) for index in members]
+    if where.dry_run:
+        print(checked[0].render(), end="")
+        print(f"# -- and {len(members) - 1} more: {', '.join(planned.names()[1:])}")
+        return FINISHED
+    planned.record()
+    submitted = []
+    for index, member in enumerate(checked):
+        run_dir = Path(member.config.run_dir)
+        over = already_over(run_dir, source=Source(), steps=member.config.steps)
+        if over and over.exit_code == FINISHED:
+            print(f"{run_dir} is finished", flush=True)
+            continue
+        jobs, _ = submit_distill(planned.words(index), where)
+        print(f"job {', '.join(job.job_id for job in jobs)} in {run_dir}", flush=True)
+        submitted.append((jobs[-1], run_dir))
+    if not where.wait:
+        return FINISHED
+    worst = max([wait_for(job, run_dir) for job, run_dir in submitted], default=FINISHED)
+    shards = checked[0].config.data.shards
+    return worst or CommandJob(("sweep", str(planned.folder), "--shards", shards))()
 
 
 def evaluate_arguments() -> LauncherArguments:

@@ -139,6 +139,7 @@ class TrackConfig:
         project: W&B project.
         entity: W&B team or user.
         name: name of the W&B run; null takes the name of the run folder.
+        group: W&B group, as of the runs of a sweep; null is none.
     """
 
     every_steps: int = 10
@@ -146,6 +147,7 @@ class TrackConfig:
     project: str = "fitb"
     entity: str | None = None
     name: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         check_range("track.", self, "every_steps", low=1)

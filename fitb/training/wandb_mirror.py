@@ -44,6 +44,7 @@ class WandbRun:
         entity: W&B user or team; None is the default one.
         name: display name.
         config: dotted key -> value.
+        group: group of the run; None is none.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class WandbRun:
     entity: str | None
     name: str
     config: dict[str, Any]
+    group: str | None = None
 
 
 def target_of(run_id: str, name: str, config: Any) -> WandbRun:
@@ -58,7 +60,8 @@ def target_of(run_id: str, name: str, config: Any) -> WandbRun:
     flat = flatten(config)
     shown = {k: redacted(v) if isinstance(v, str) else v for k, v in flat.items()}
     project, entity = flat["track.project"], flat["track.entity"]
-    return WandbRun(run_id, project, entity, flat["track.name"] or name, shown)
+    name, group = flat["track.name"] or name, flat.get("track.group")
+    return WandbRun(run_id, project, entity, name, shown, group)
 
 
 def start(target: WandbRun, mode: str, folder: Path, limit_s: float, **settings: Any) -> Any:
@@ -83,6 +86,7 @@ def start(target: WandbRun, mode: str, folder: Path, limit_s: float, **settings:
         project=target.project,
         entity=target.entity,
         name=target.name,
+        group=target.group,
         config=target.config,
         allow_val_change=True,  # another attempt may have another micro_batch
         settings=wandb.Settings(

@@ -35,6 +35,7 @@ THEIRS = {
 SCRIPT_OF = {
     "slurm/distill.sh": "fitb train",
     "slurm/prepare.sh": "python -m launch.prepare",
+    "slurm/sweep.sh": "python -m launch.sweep",
     "slurm/evaluate.sh": "fitb evaluate",
 }
 # Fences of these hold what was printed, or code that is tested elsewhere.

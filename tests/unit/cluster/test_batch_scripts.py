@@ -21,7 +21,7 @@ from fitb.cluster.local import MALLOC_KEEPS
 def test_script_is_executable_bash_that_shellcheck_accepts(script):
     assert os.access(script, os.X_OK)
     told = f"#SBATCH --signal=B:{slurm_name(TIME_LIMIT)}@300\n"
-    assert (told in script.read_text()) == (script.name == "distill.sh")
+    assert (told in script.read_text()) == (script.name in ("distill.sh", "sweep.sh"))
     checks = [["bash", "-n", str(script)]]
     if shutil.which("shellcheck"):
         checks.append(["shellcheck", str(script)])

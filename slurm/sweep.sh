@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# A run for each combination of settings, as tasks of a job array:
+#   sbatch --array=0-3 slurm/sweep.sh --grid.optim.lr '[1e-4, 3e-4]' --grid.objective.hidden '[0, 1]' \
+#       --run_dir runs/sweep [flags of `fitb train`]
+# --random N draws N of them, also from ranges: --grid.optim.lr '{low: 1e-5, high: 1e-3, log: true}'.
+# Each task is slurm/distill.sh, with all that its head says: it is preempted, requeued and resumed as
+# itself, in RUN_DIR/INDEX-SETTINGS, and is a W&B run of one group. The same command again starts
+# what has failed and leaves what is finished. `fitb sweep RUN_DIR` prints the table.
+#
+#SBATCH --job-name=fitb-sweep
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=4
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+
+signalled=0
+trap 'signalled=1' USR1 TERM
+site=${FITB_SITE:-${SLURM_SUBMIT_DIR:-.}/slurm/site.env}
+read_site() { # a function, since some `activate` scripts read the caller's arguments
+  # shellcheck source=/dev/null
+  if [[ -r $site ]]; then . "$site"; fi
+}
+read_site
+python=("${FITB_PYTHON:-python}")
+if [[ -n ${FITB_APPTAINER:-} ]]; then
+  read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
+  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
+fi
+if [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  echo "fitb: not a task of a job array; submit with sbatch --array=0-N slurm/sweep.sh ..." >&2
+  exit 93
+fi
+member=$("${python[@]}" -m fitb.cluster.sweep "$SLURM_ARRAY_TASK_ID" "$@") || exit 93
+eval "member=($member)"
+((!signalled)) || { sleep 2 && kill -USR1 $$; } & # once the script below catches it
+exec bash "${member[@]}"
