@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run for each combination of settings, as tasks of a job array:
-#   sbatch --array=0-3 slurm/sweep.sh --grid.optim.lr '[1e-4, 3e-4]' --grid.objective.hidden '[0, 1]' \
-#       --run_dir runs/sweep [flags of `fitb train`]
+#   sbatch --array=0-3 slurm/sweep.sh --grid.optim.lr '[1e-4, 3e-4]' --grid.seed '[0, 1]' [flags]
+# Flags are those of `fitb train`; each --grid.KEY is a list of values of one of them.
 # --random N draws N of them, also from ranges: --grid.optim.lr '{low: 1e-5, high: 1e-3, log: true}'.
 # Each task is slurm/distill.sh, with all that its head says: it is preempted, requeued and resumed as
 # itself, in RUN_DIR/INDEX-SETTINGS, and is a W&B run of one group. The same command again starts

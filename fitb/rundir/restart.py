@@ -294,18 +294,22 @@ def decide(
         }
         append_line(path, line)
     if decision.exit_code in (FINISHED, STOP):
-        done = {
-            "exit_code": decision.exit_code,
-            "reason": decision.reason,
-            "step": step,
-            "job": source.job,
-            "chain": source.chain,
-            "time": now(),
-        }
-        if found := ledger(run_dir, time.time()):
-            done["ledger"] = found.record()
-        write_json(run_dir / names.DONE, done)
+        _write_done(run_dir, decision, source)
     return decision
+
+
+def _write_done(run_dir: Path, decision: Decision, source: Source) -> None:
+    done = {
+        "exit_code": decision.exit_code,
+        "reason": decision.reason,
+        "step": decision.step,
+        "job": source.job,
+        "chain": source.chain,
+        "time": now(),
+    }
+    if found := ledger(run_dir, time.time()):
+        done["ledger"] = found.record()
+    write_json(run_dir / names.DONE, done)
 
 
 def already_over(run_dir: Path, *, source: Source, steps: int) -> Decision | None:

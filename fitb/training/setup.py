@@ -222,14 +222,13 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
     engine = Engine(objective, teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
-        manifest = found.manifest
         engine.state.load_full_tensors(found.tensors)
-        engine.state.load_scalars(manifest["optimizer"], config.precision)
+        engine.state.load_scalars(found.manifest["optimizer"], config.precision)
         if branched:
-            progress = Progress(manifest["step"])
+            progress = Progress(found.manifest["step"])
             run.event("branch", step=progress.step, checkpoint=str(found.path.absolute()))
         else:
-            progress = Progress.of(manifest)
+            progress = Progress.of(found.manifest)
             run.event("resume", step=progress.step, checkpoint=found.path.name)
         logger.info("resumed at step %d from %s", progress.step, found.path)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

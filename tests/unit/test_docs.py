@@ -15,6 +15,7 @@ from fitb.base.errors import ConfigError
 from fitb.cli import help
 from fitb.cli.commands import COMMANDS as TABLE
 from fitb.cli.execute import launcher_of, load
+from fitb.cluster.sweep import plan_sweep
 from fitb.config import Config
 from fitb.config.parser import parse
 
@@ -72,6 +73,8 @@ def check(name, words):
     row = ROWS[name]
     if row.launcher:
         _, words = launcher_of(row).split(words)
+    if name == "python -m launch.sweep":
+        words = plan_sweep([word for word in words if word != "..."], "x").words(0)
     kind = load(row.config)
     sketch = [word for word in words if word != "..."]
     missing = {"fitb evaluate": "model", "python -m launch.prepare": "out"}
