@@ -74,6 +74,9 @@ def completed(command: list[str], env: dict[str, str]) -> subprocess.CompletedPr
     )
 
 
+OF_TIME = ("perf/", "goodput/")  # metrics
+
+
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return list(read_lines(run_dir / "metrics.jsonl"))
 
@@ -99,11 +102,11 @@ def differing(first: Path, second: Path) -> list[str]:
 
 
 def unlike(first: Path, second: Path) -> list[str]:
-    """Metrics that differ between two runs at any step, speed apart."""
+    """Metrics that differ between two runs at any step, but for those of time."""
     found = set()
     for a, b in zip(metrics(first), metrics(second), strict=True):
         found |= {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
-    return sorted(name for name in found if not name.startswith("perf/"))
+    return sorted(name for name in found if not name.startswith(OF_TIME))
 
 
 def assert_same(first: Path, second: Path) -> None:

@@ -123,7 +123,7 @@ def agree(reference, run, rel):
         of_ranks = {"perf/slowest_rank", "perf/slowest_rank_ms"}  # one rank has none
         assert ours.keys() - of_ranks == theirs.keys() - of_ranks
         for key, value in ours.items():
-            if not key.startswith(("perf/", "val/top", "val/span")):
+            if not key.startswith((*job.OF_TIME, "val/top", "val/span")):
                 assert theirs[key] == pytest.approx(value, rel=rel, abs=1e-7), key
 
 
