@@ -59,7 +59,7 @@ def test_hosts_with_a_full_disk_or_no_network_are_found_and_excluded_from_the_re
     assert record["NodeList"] == f"{cluster.prefix}h[3-5]"
     assert record["Restarts"] == "1"
     assert len(run.events("attempt")) == 1
-    (passed,) = (run.folder / "preflight").glob(f"{job}.1/{good[0]}.json")
+    (passed,) = (run.folder / "preflight").glob(f"{job}.1.0/{good[0]}.json")
     assert json.loads(passed.read_text())["reduced"]
     assert run.saved() == 20
     said = run.batch_log.read_text()
