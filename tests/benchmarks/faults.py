@@ -65,6 +65,7 @@ class Soak:
         flags: of the training.
         wandb_port: where the server of W&B listens, on the bridge.
         random: of every moment and choice.
+        wall_s: of its jobs that are over, from submission to end, in seconds.
     """
 
     cluster: Cluster
@@ -73,7 +74,9 @@ class Soak:
     wandb_port: int
     random: random.Random
     job: str = ""
+    wall_s: float = 0.0
     faults: list[Fault] = field(default_factory=list)
+    _submitted_s: float = 0.0
     _wandb: subprocess.Popen[bytes] | None = None
 
     @property
@@ -94,6 +97,7 @@ class Soak:
         options += ["--time=60", "--signal=B:USR1@55", f"--output={self.folder / 'batch.out'}"]
         script = str(ROOT / "slurm" / "distill.sh")
         flags = [*self.flags, "--run_dir", str(self.run_dir), "--track.wandb", "online"]
+        self._submitted_s = time.time()
         self.job = self.cluster.sbatch(*options, script, *flags, env=env, cwd=ROOT)
 
     def keep_going(self) -> bool:
@@ -105,12 +109,21 @@ class Soak:
                 self.cluster("scontrol", "release", self.job, check=False)  # its launch failed
             self.cluster.hurry(self.job)
         elif state == "COMPLETED":
+            self._over()
             return True
         elif state not in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"):
             if self.faults:
                 self.faults[-1].resubmitted = True
+            self._over()
             self.submit()
         return False
+
+    def _over(self) -> None:
+        """Add the time of a job that has ended, once."""
+        if self._submitted_s:
+            ended = datetime.datetime.fromisoformat(self.cluster.show(self.job)["EndTime"])
+            self.wall_s += ended.timestamp() - self._submitted_s
+        self._submitted_s = 0.0
 
     def resume_hosts(self) -> None:
         """What an administrator does with a host that Slurm has drained.

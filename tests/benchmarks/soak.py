@@ -1,6 +1,7 @@
 """One training run under many faults on a real Slurm of three hosts, and what it cost.
 
     make soak        or        python tests/benchmarks/soak.py --faults 42 --seed 7 --out soak.json
+    ... --without      saves block training, and each crash goes through the queue
 
 A run of some hundred steps on two of three hosts, one rank each, is interrupted at random moments
 of a printed seed: while it starts, while it trains, while it saves. Every fault waits until the run
@@ -30,9 +31,11 @@ from wandb_server import KEY, WandbServer
 
 from fitb.base.fsio import read_json, read_lines
 from fitb.cluster.local import LocalRun, hold_port, train_command
+from fitb.rundir.ledger import ledger
 
 INTERVAL = 10  # steps between two checkpoints
 DISK_MB = 96
+RANKS = 2
 
 # Each step of a training records its rows, and takes 0.2 s longer.
 SITE = """
@@ -75,13 +78,18 @@ def straight_weights(folder: Path, flags: list[str]) -> dict[str, str]:
     return weights(folder)
 
 
-def soak(num_faults: int, seed: int, steps: int, kinds: list[str], folder: Path) -> dict[str, Any]:
-    """Run it and return what soak.json holds."""
+WITHOUT = ["--checkpoint.background", "false", "--stop.restarts", "0"]
+
+
+def soak(
+    num_faults: int, seed: int, steps: int, kinds: list[str], more: list[str], folder: Path
+) -> dict[str, Any]:
+    """Run it, with more flags of the training, and return what soak.json holds."""
     shards = make_shards(folder)
     flags = quick(
         shards, make_teacher(folder, shards), steps=steps, checkpoint_every=INTERVAL, eval_every=0
     )
-    flags += ["--stop.hang_s", "120"]
+    flags += ["--stop.hang_s", "120", *more]
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(SITE)
     straight = straight_weights(folder / "straight", flags)
@@ -122,6 +130,9 @@ def judge(
     rows = sum(s["rows"] for s in manifest["shards"] if s["split"] == "train")
     lost, repeated = count_rows(it.run_dir, rows, steps)
     logged = [record["train/step"] for record in read_lines(it.run_dir / "metrics.jsonl")]
+    found = ledger(it.run_dir)
+    assert found is not None
+    wall_s = RANKS * it.wall_s
     losses = {
         graceful: [fault.steps_lost for fault in it.faults if fault.graceful is graceful]
         for graceful in (True, False)
@@ -137,6 +148,10 @@ def judge(
         "steps_twice_in_metrics": len(logged) - len(set(logged)),
         "steps_lost_graceful": max(losses[True], default=0),
         "steps_lost_hard_max": max(losses[False], default=0),
+        "goodput": round(found.goodput, 4),
+        "ettr": round(found.ettr, 4),
+        "ledger_error": round(abs(sum(found.seconds.values()) - wall_s) / wall_s, 5),
+        "ledger": found.record()["rank_seconds"],
         "table": [asdict(fault) for fault in it.faults],
     }
 
@@ -147,11 +162,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--kinds", nargs="*", default=list(FAULTS), choices=list(FAULTS))
+    parser.add_argument("--without", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="fitb-soak-") as folder:
-        result = soak(options.faults, options.seed, options.steps, options.kinds, Path(folder))
+        more = WITHOUT if options.without else []
+        kinds = options.kinds
+        result = soak(options.faults, options.seed, options.steps, kinds, more, Path(folder))
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     shown = {key: value for key, value in result.items() if key != "table"}
     print(json.dumps(shown))
@@ -162,7 +180,9 @@ def main() -> int:
     kept = result["steps_lost_graceful"] == 0
     kept = kept and result["steps_lost_hard_max"] <= INTERVAL + in_flight
     wandb = not (result["wandb_steps_missing"] or result["wandb_steps_twice"])
-    return 0 if nothing_lost and kept and wandb and not result["keys_in_files"] else 1
+    accounted = result["ledger_error"] < 0.01
+    well = nothing_lost and kept and wandb and accounted
+    return 0 if well and not result["keys_in_files"] else 1
 
 
 if __name__ == "__main__":
