@@ -207,8 +207,6 @@ for FITB_START in "${!ports[@]}"; do
   verdict=$?
   ((verdict == 11)) || break
   seen=$("${python[@]}" -m fitb.rundir.restart "$run_dir")
-  sleep "$((FITB_START < 6 ? 10 * FITB_START : 60))" & # the first time at once
-  wait $!
 done
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"

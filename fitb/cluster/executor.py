@@ -65,13 +65,7 @@ look_for_room() {{
   ((room > 0 && FITB_START < {restarts})) || room=0
 }}"""
 STARTS = "for ((FITB_START = 0; ; FITB_START++)); do export FITB_START"
-# The first time at once.
-AGAIN = (
-    '[ "$code" = 11 ] || break',
-    'sleep "$((FITB_START < 6 ? 10 * FITB_START : 60))"',
-    "done",
-    '(exit "$code")',
-)
+AGAIN = ('[ "$code" = 11 ] || break', "done", '(exit "$code")')
 # The script requeues, as a container may have no scontrol; but never a cancelled job.
 REQUEUE = (
     "code=$?",

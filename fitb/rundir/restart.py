@@ -18,9 +18,10 @@ starting is not the job's fault). A new submission starts a new count; all jobs 
 (FITB_CHAIN) are one submission. Each decision is a line of events.jsonl, the only memory.
 
 A crash is followed by another start in the same allocation if there is room: the batch script has
-found all hosts well, and before the stop signal there is more time than the last start took. Not so
-the second crash in a row without progress, or one before an attempt began: the job is requeued,
-since other hosts or a later time may help.
+found all hosts well, and before the stop signal there is more time than the last start took. It is
+at once after an attempt with progress, and else after BACK_OFF_S. Not so the second crash in a row
+without progress, or one before an attempt began: the job is requeued, since other hosts or a later
+time may help.
 
 A run that is over has done.json. A finished run is not started again; a stopped one ends its chain,
 while another submission, which may have fixed the cause, starts afresh. An attempt that has lost
@@ -60,6 +61,7 @@ AGAIN = 11  # exit code of this module: start the tasks again in this allocation
 RECORDED_AS = {AGAIN: "restart", RESUME: "requeue", STOP: "stop"}  # event of a decision
 STARTS_AGAIN = ("restart", "requeue")
 START_S = 60.0  # assumed until a first step has been timed
+BACK_OFF_S = 10.0  # before a start in the same allocation after an attempt without progress
 # Exit codes of a process that one of our signals killed before its handler was installed.
 ENDED_BY_OUR_SIGNAL = tuple(128 + number for number in signals.BY_SCHEDULER)
 
@@ -369,7 +371,9 @@ def main(args: Sequence[str]) -> int:
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"fitb: {decision.reason}")
+    print(f"fitb: {decision.reason}", flush=True)
+    if decision.exit_code == AGAIN and decision.stalled:
+        time.sleep(BACK_OFF_S)
     return decision.exit_code
 
 

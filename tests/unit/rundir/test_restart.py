@@ -209,7 +209,11 @@ def test_command_exits_with_its_verdict(tmp_path, capsys, monkeypatch):
     assert main([str(tmp_path), "0", "1"]) == 0
     ended(tmp_path, 1)
     committed(tmp_path, 91)
-    assert main([str(tmp_path), "1", "2", "9999"]) == AGAIN
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    assert main([str(tmp_path), "1", "2", "9999"]) == AGAIN and waited == []
+    assert main([str(tmp_path), "1", "2", "9999"]) == AGAIN and waited == [10.0]
+    assert main([str(tmp_path), "1", "2", "9999"]) == RESUME and waited == [10.0]
     assert main([]) == 2
     assert main([str(tmp_path), "-1"]) == 2
 
