@@ -109,8 +109,10 @@ for try in 1 2 3; do # filesystem errors may pass; a mistyped flag or a missing 
   ((try == 3)) && exit 1
   sleep 20
 done
-{ IFS= read -r run_dir && read -r MASTER_ADDR && read -ra ports && read -r seen; } \
-  <<<"$job_plan" || exit 93
+{
+  IFS= read -r run_dir && read -r MASTER_ADDR && read -r MASTER_PORT && read -r seen &&
+    read -ra ports
+} <<<"$job_plan" || exit 93
 mkdir -p -- "$run_dir/logs" || exit 93
 
 # An array task's own job id may mean the whole array to Slurm's commands.
@@ -127,10 +129,10 @@ echo "fitb: $SLURMD_NODENAME cannot write $log: ${why##*: }" >&2
 sleep 1 # for the messages of other hosts
 scancel --signal=KILL "$FITB_JOB.$SLURM_STEP_ID"
 exit 1'
-tasks=(--kill-on-bad-exit=0 --wait=10 bash -c "$in_log" "$run_dir/logs")
+tasks=(--kill-on-bad-exit=0 --wait=10 bash -c "$in_log" "$run_dir/logs") shape=()
 if [[ ${FITB_LAUNCHER:-srun} == torchrun ]]; then
   cpus=$((cpus_per_host > FITB_PROCESSES_PER_NODE ? cpus_per_host / FITB_PROCESSES_PER_NODE : 1))
-  tasks=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host" "${tasks[@]}")
+  shape=("--ntasks=$hosts" --ntasks-per-node=1 "--cpus-per-task=$cpus_per_host")
   tasks+=("${python[@]}" -m fitb.training.torchrun)
 else
   tasks+=("${python[@]}" -m fitb train)
@@ -146,7 +148,12 @@ fi
 
 lead=${SBATCH_SIGNAL:-$(grep --max-count=1 '^#SBATCH --signal=' "$0")}
 [[ $lead == *@* ]] || lead=@60 # what Slurm takes
-export FITB_LEAD_S=${FITB_LEAD_S:-${lead##*@}}
+lead=${lead##*@} lead=${FITB_LEAD_S:-${lead%%[^0-9]*}}
+if [[ ! $lead =~ ^[0-9]+$ ]]; then
+  echo "fitb: FITB_LEAD_S=$lead; expected the seconds of sbatch --signal, such as 300" >&2
+  exit 93
+fi
+export FITB_LEAD_S=$lead
 
 ending() { # whether Slurm is ending this job; if so, it is left alone
   for _ in {1..6}; do # a busy controller answers later; none at all does not end the chain
@@ -160,12 +167,12 @@ ending() { # whether Slurm is ending this job; if so, it is left alone
 look_for_room() { # room=: seconds before the stop signal, 0 if the tasks cannot start again here
   room=0
   ((code != 0 && code != 85 && code != 93 && !told && FITB_START + 1 < ${#ports[@]})) || return
-  if ! timeout --signal=KILL 20 srun --ntasks="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 \
-    --overlap true; then
-    echo "fitb: not all hosts answer; Slurm chooses others"
+  if ! timeout --signal=KILL 30 srun "${shape[@]}" true; then # where tasks cannot be killed it waits
+    echo "fitb: not all hosts answer, or some are still busy: no start here"
     return
   fi
   end=$(grep --only-matching --perl-regexp 'EndTime=\K\S+' <<<"$record")
+  [[ -n $end ]] || return # Slurm does not answer
   end=$(date --date="$end" +%s 2>/dev/null) || end=$(($(date +%s) + 1000000)) # no time limit
   room=$((end - $(date +%s) - FITB_LEAD_S))
   ((room > 0)) || room=0
@@ -187,8 +194,9 @@ for FITB_START in "${!ports[@]}"; do
   if ((signalled)); then
     code=85
   elif ((code == 0)); then
-    srun "${tasks[@]}" "$@" --run_dir "$run_dir" &
+    srun "${shape[@]}" "${tasks[@]}" "$@" --run_dir "$run_dir" &
     srun_pid=$!
+    ((!told)) || kill -USR1 "$srun_pid" 2>/dev/null # it came before the process id was known
     signalled=1
     while ((signalled)); do
       signalled=0
@@ -206,7 +214,7 @@ for FITB_START in "${!ports[@]}"; do
   "${python[@]}" -m fitb.rundir.restart "$run_dir" "$code" "$seen" "$room"
   verdict=$?
   ((verdict == 11)) || break
-  seen=$("${python[@]}" -m fitb.rundir.restart "$run_dir")
+  seen=$((seen + 1)) # only an attempt is followed by another one here
 done
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"

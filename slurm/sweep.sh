@@ -24,17 +24,32 @@ read_site() { # a function, since some `activate` scripts read the caller's argu
   # shellcheck source=/dev/null
   if [[ -r $site ]]; then . "$site"; fi
 }
-read_site
-python=("${FITB_PYTHON:-python}")
-if [[ -n ${FITB_APPTAINER:-} ]]; then
-  read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
-  python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
-fi
+fitb() { # in a shell of its own, as distill.sh is to read the settings itself
+  (
+    read_site
+    python=("${FITB_PYTHON:-python}")
+    if [[ -n ${FITB_APPTAINER:-} ]]; then
+      read -ra options <<<"${FITB_APPTAINER_OPTIONS---nv}"
+      python=(apptainer exec "${options[@]}" "$FITB_APPTAINER" "${FITB_APPTAINER_PYTHON:-python}")
+    fi
+    "${python[@]}" "$@"
+  )
+}
 if [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then
   echo "fitb: not a task of a job array; submit with sbatch --array=0-N slurm/sweep.sh ..." >&2
   exit 93
 fi
-member=$("${python[@]}" -m fitb.cluster.sweep "$SLURM_ARRAY_TASK_ID" "$@") || exit 93
-eval "member=($member)"
+for try in 1 2 3; do # filesystem errors may pass; a mistyped flag or a missing python does not
+  flags=$(fitb -m fitb.cluster.sweep "$SLURM_ARRAY_TASK_ID" "$@")
+  case $? in 0) break ;; 2 | 93 | 126 | 127) exit 93 ;; esac
+  ((try == 3)) && exit 1
+  sleep 20
+done
+# The script beside this one as it was submitted, or where the job was, or that of the package.
+submitted=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep --only-matching --perl-regexp 'Command=\K\S+')
+for folder in "${submitted%/*}" "${SLURM_SUBMIT_DIR:-.}/slurm" "$(fitb -m fitb scripts)"; do
+  [[ ! -r $folder/distill.sh ]] || break
+done
+eval "flags=($flags)"
 ((!signalled)) || { sleep 2 && kill -USR1 $$; } & # once the script below catches it
-exec bash "${member[@]}"
+exec bash "$folder/distill.sh" "${flags[@]}"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fitb.base.errors import FINISHED
+from fitb.base.job_states import ENDED
 from fitb.cluster.arrays import CommandJob, submit_tasks
 from fitb.cluster.executor import make_executor, resource_parser, script_of
-from fitb.cluster.slurm import default_run_dir
+from fitb.cluster.slurm import default_run_dir, reported_state
 from fitb.cluster.submit import plan_distill, submit_distill, wait_for
 from fitb.cluster.sweep import plan_sweep
 from fitb.config.launcher import LauncherArguments
@@ -17,6 +18,7 @@ from fitb.config.parser import parse
 from fitb.config.yaml import to_yaml
 from fitb.evaluation.evaluate_config import EvaluateConfig
 from fitb.evaluation.folder import check_array
+from fitb.rundir.names import LOGS
 from fitb.rundir.restart import Source, already_over
 
 
@@ -78,6 +80,9 @@ def sweep(where: argparse.Namespace, flags: Sequence[str]) -> int:
         if over and over.exit_code == FINISHED:
             print(f"{run_dir} is finished", flush=True)
             continue
+        if active := jobs_of(run_dir):
+            print(f"{run_dir} has job {', '.join(active)}", flush=True)
+            continue
         jobs, _ = submit_distill(planned.words(index), where)
         print(f"job {', '.join(job.job_id for job in jobs)} in {run_dir}", flush=True)
         submitted.append((jobs[-1], run_dir))
@@ -86,6 +91,17 @@ def sweep(where: argparse.Namespace, flags: Sequence[str]) -> int:
     worst = max([wait_for(job, run_dir) for job, run_dir in submitted], default=FINISHED)
     shards = checked[0].config.data.shards
     return worst or CommandJob(("sweep", str(planned.folder), "--shards", shards))()
+
+
+def jobs_of(run_dir: Path) -> list[str]:
+    """Return id and state of the submitit jobs of a run that Slurm has not ended."""
+    found = []
+    for path in sorted((run_dir / LOGS).glob("*_submission.sh")):
+        job = path.name.removesuffix("_submission.sh")
+        state = reported_state(job)
+        if state and state not in ENDED:
+            found.append(f"{job} ({state})")
+    return found
 
 
 def evaluate_arguments() -> LauncherArguments:

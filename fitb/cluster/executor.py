@@ -49,28 +49,36 @@ ENDED = (
 )
 # On a host that cannot open its logs srun starts nothing, and the other hosts wait for it.
 WRITABLE = (
-    'timeout --signal=KILL 60 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap'
+    'timeout --signal=KILL 60 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1'
     """ bash -c '[ -w "$0" ] || { echo "fitb: $SLURMD_NODENAME cannot write $0" >&2; exit 1; }'"""
     """ "$logs" || {"""
 )
+# A busy controller answers later; a job that no controller knows of counts as running.
+SHOW_JOB = """\
+show_job() {
+  for _ in {1..6}; do
+    record=$(scontrol show job --oneliner "$job") && return
+    sleep 5
+  done
+  record=JobState=RUNNING
+}"""
 # Seconds before the signal, in which the tasks may be started again; see slurm/distill.sh.
 LOOK_FOR_ROOM = """\
 look_for_room() {{
   room=0
-  record=$(scontrol show job --oneliner "$job") || return
+  show_job
   end=$(grep --only-matching --perl-regexp 'EndTime=\\K\\S+' <<<"$record")
   end=$(date --date="$end" +%s 2>/dev/null) || end=$(($(date +%s) + 1000000))
   room=$((end - $(date +%s) - FITB_LEAD_S))
   grep --quiet JobState=RUNNING <<<"$record" || exit "$1"
-  ((room > 0 && FITB_START < {restarts})) || room=0
+  ((room > 0 && FITB_START < {restarts})) || room=0 # without an answer it is midnight
 }}"""
 STARTS = "for ((FITB_START = 0; ; FITB_START++)); do export FITB_START"
-AGAIN = ('[ "$code" = 11 ] || break', "done", '(exit "$code")')
+AGAIN = ('[ "$code" = 11 ] || break', "seen=$((seen + 1))", "done", '(exit "$code")')
 # The script requeues, as a container may have no scontrol; but never a cancelled job.
 REQUEUE = (
     "code=$?",
-    'if [ "$code" = 85 ] && scontrol show job --oneliner "$job" |'
-    " grep --quiet JobState=RUNNING; then",
+    'if [ "$code" = 85 ] && show_job && grep --quiet JobState=RUNNING <<<"$record"; then',
     '  scontrol requeue "$job"',
     "fi",
     'exit "$code"',
@@ -125,6 +133,7 @@ def make_executor(
     folder: Path,
     *,
     setup: Sequence[str] = (),
+    checks: Sequence[str] = (),
     chain: str = "",
     decide: str = '(exit "$(($1 ? $1 : 1))")',
     after: str = "",
@@ -135,7 +144,8 @@ def make_executor(
     Args:
         where: flags of the submission.
         folder: folder of the job's logs.
-        setup: lines of the batch script before each start of the tasks.
+        setup: lines of the batch script before the tasks.
+        checks: lines before each start of the tasks.
         chain: name of the job and of its chain, whose jobs run one after another; empty for none.
         decide: command that the batch script runs if task 0 has left no result; gets the exit code
             as $1 and, as $room, the seconds in which the tasks may be started again, and exits with
@@ -167,8 +177,9 @@ def make_executor(
             if site.container and where.preflight:
                 raise ConfigError(NO_PREFLIGHT)
             room = LOOK_FOR_ROOM.format(restarts=restarts)
-            functions = [room, f'decide() {{ look_for_room "$1"; {decide}; }}']
-            return _slurm_executor(where, folder, functions, setup, chain, after, site)
+            decides = f'decide() {{ look_for_room "$1"; {decide}; }}'
+            setup = [SHOW_JOB, room, decides, *setup, STARTS, *checks]
+            return _slurm_executor(where, folder, setup, chain, after, site)
         if where.chain or where.preflight:
             raise ValueError("--chain and --preflight need Slurm; leave them out")
         return _local_executor(where, folder)
@@ -179,7 +190,6 @@ def make_executor(
 def _slurm_executor(
     where: argparse.Namespace,
     folder: Path,
-    functions: Sequence[str],
     setup: Sequence[str],
     chain: str,
     after: str,
@@ -224,8 +234,6 @@ def _slurm_executor(
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
             f"export FITB_LEAD_S={where.signal_delay_s}",
             f"logs={shlex.quote(str(folder))}",
-            *functions,
-            STARTS,
             *setup,
             *((WRITABLE, 'decide "$?"', *end, "}") if where.nodes > 1 else ()),
         ],

@@ -1,10 +1,10 @@
 """Slurm's commands, host lists and job states, and the plan of a job for its batch script.
 
-`python -m fitb.cluster.slurm [flags of fitb train]` prints four lines for slurm/distill.sh: run
-folder, MASTER_ADDR, a MASTER_PORT for each start of the tasks that the run allows in one
-allocation, and number of attempts so far. It validates the flags first, so a typo costs one process
-and no GPU. It exits with NOTHING_LEFT if the run is finished, and with 93 if the chain of this job
-was stopped.
+`python -m fitb.cluster.slurm [flags of fitb train]` prints five lines for slurm/distill.sh: run
+folder, MASTER_ADDR, MASTER_PORT, number of attempts so far, and the port of each start of the tasks
+that the run allows in one allocation. (Scripts of earlier versions, still in the queue, read four.)
+It validates the flags first, so a typo costs one process and no GPU. It exits with NOTHING_LEFT if
+the run is finished, and with 93 if the chain of this job was stopped.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def main(args: Sequence[str]) -> int:
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    print(config.run_dir, address, " ".join(map(str, ports)), seen, sep="\n")
+    print(config.run_dir, address, ports[0], seen, " ".join(map(str, ports)), sep="\n")
     return 0
 
 

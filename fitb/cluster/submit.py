@@ -88,8 +88,9 @@ class DistillJob:
             seen = num_attempts(run_dir)
 
         def follow_up(code: int) -> int:
-            if job.cluster == "slurm" and code not in (FINISHED, RESUME, STOP):
-                sys.exit(code)
+            crashed = code not in (FINISHED, RESUME, STOP)
+            if crashed and job.cluster == "slurm" and "FITB_START" in os.environ:
+                sys.exit(code)  # the script decides; those of earlier versions do not
             decision = restart.decide(run_dir, code, source=source, seen=seen)
             if decision.exit_code != RESUME:
                 return _end(decision, world, run_dir)
@@ -252,14 +253,20 @@ def plan_distill(
     chain = f"{where.job_name}-{secrets.token_hex(4)}" if where.chain else ""
     progress_of = shlex.join([sys.executable, "-m", "fitb.rundir.restart", config.run_dir])
     setup = [f"export FITB_CHAIN={shlex.quote(chain)}"] if chain else []
-    setup.append(f"seen=$({progress_of})")
+    setup.append(f"for _ in 1 2 3; do seen=$({progress_of}) && break; sleep 20; done")
+    checks = []
     if where.preflight:
         words = [sys.executable, "-m", "fitb.cluster.preflight", "--config", str(path)]
-        setup.append(f"{shlex.join(words)} || exit $?")
-    decide = f'{progress_of} "$1" "$seen" "$room"'
-    restarts = config.stop.restarts
+        checks = [f"{shlex.join(words)} || exit $?"]
+    decide = f'{progress_of} "$1" "${{seen:-0}}" "$room"'
     executor = make_executor(
-        where, logs, setup=setup, chain=chain, decide=decide, restarts=restarts
+        where,
+        logs,
+        setup=setup,
+        checks=checks,
+        chain=chain,
+        decide=decide,
+        restarts=config.stop.restarts,
     )
     processes = where.tasks_per_node if where.torchrun else 0
     task = DistillJob(("--config", str(path)), entry, chain=chain, processes=processes)

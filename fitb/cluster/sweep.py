@@ -3,8 +3,8 @@
     --grid.optim.lr '[1e-4, 3e-4]' --grid.objective.hidden '[0, 1]'      all four
     --random 8 --grid.optim.lr '{low: 1e-5, high: 1e-3, log: true}'      eight drawn at random
 
-`python -m fitb.cluster.sweep INDEX [flags]` prints, quoted for a shell, the path of
-slurm/distill.sh and the flags of `fitb train` of the member of this index.
+`python -m fitb.cluster.sweep INDEX [flags]` prints the flags of `fitb train` of the member of this
+index, quoted for a shell.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import yaml
 
 from fitb.base.errors import ConfigError, FitbError
 from fitb.base.fsio import read_json, write_json
-from fitb.cluster.scripts import find_script
 from fitb.cluster.slurm import default_run_dir
 
 GRID = "--grid."
@@ -148,6 +147,8 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             continue
         if not equals and not rest:
             raise ConfigError(f"{word} has no value; expected one after it")
+        if name in given or name == "grid.run_dir":
+            raise ConfigError(f"--{name} is given twice, or is what each run has for itself")
         given[name] = value if equals else rest.pop(0)
     return given, others
 
@@ -192,16 +193,16 @@ def _drawn(grid: Mapping[str, Any], seed: int, index: int) -> dict[str, Any]:
 
 def _as_words(member: Mapping[str, Any]) -> dict[str, str]:
     """Return each value as a word of the command line."""
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in member.items()}
+    try:
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in member.items()}
+    except TypeError as error:
+        raise ConfigError(f"{member}: {error}; put the value into quotes") from None
 
 
 def main(args: Sequence[str]) -> int:
     try:
         sweep = plan_sweep(args[1:], os.environ.get("SLURM_JOB_NAME", "fitb-sweep"))
         words = sweep.words(int(args[0]))
-        script = find_script()
-        if script is None:
-            raise ConfigError("slurm/distill.sh is neither here nor in the package; reinstall fitb")
         sweep.record()
     except (IndexError, ValueError) as error:
         print(f"usage: python -m fitb.cluster.sweep INDEX [flags] ({error})", file=sys.stderr)
@@ -209,7 +210,7 @@ def main(args: Sequence[str]) -> int:
     except FitbError as error:
         print(f"fitb: {error}", file=sys.stderr)
         return error.exit_code
-    print(shlex.join([str(script), *words]))
+    print(shlex.join(words))
     return 0
 
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 
 TRAINING, REPEATED, SAVE = "training", "repeated", "save"
-VALIDATION, EXPORT, DATA_WAIT, START = "validation", "export", "data_wait", "start"
-KINDS = (TRAINING, REPEATED, SAVE, VALIDATION, EXPORT, DATA_WAIT, START)
+VALIDATION, EXPORT, DATA_WAIT = "validation", "export", "data_wait"
+START, IDLE = "start", "idle"
+KINDS = (TRAINING, REPEATED, SAVE, VALIDATION, EXPORT, DATA_WAIT, START, IDLE)
 
 
 class Clock:
@@ -42,6 +43,12 @@ class Clock:
             yield
         finally:
             self._enter(before)
+
+    def suspended(self, seconds: float) -> None:
+        """Take seconds in which the process did not run from what it is at, as IDLE."""
+        with self._lock:
+            self._seconds[self._kind] -= seconds
+            self._seconds[IDLE] += seconds
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each kind until now."""

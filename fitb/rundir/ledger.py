@@ -8,15 +8,17 @@
     save         of it, what training waits for
     validation, export, data_wait      by the clock of each rank (clock.py)
     idle         in an allocation without a live attempt: from the last sign of life of one (each
-                 rank leaves one every 10 s, and when it ends) to the next, or to the end
+                 rank leaves one every 10 s, and when it ends) to the next, or to the end; and while
+                 the job is suspended
 
-Each second of a rank is of one kind. Clocks of hosts and of Slurm may differ: what is left of the
-time from submission to the end is `unaccounted`, and not spread over the kinds. Time between a job
-that has ended and another one that was submitted later is none of the run's.
+Each second of a rank is of one kind. What the kinds do not cover is `unaccounted`, and not spread
+over them: ranks that have left nothing (as those of earlier versions), waits and starts of a job in
+which no attempt began, and clocks of hosts and Slurm that differ, which may make it negative. Time
+between a job that has ended and another one that was submitted later is none of the run's.
 
 Goodput is the share of `training` in the time of the allocations; ETTR, the effective training time
 ratio, its share in all time that the job was waiting or allocated (arXiv 2410.21680; the hold of a
-requeue included).
+requeue included). Ranks that have left nothing count in neither.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from typing import Any
 
 from fitb.base.fsio import read_json
 from fitb.rundir import names
+from fitb.rundir.clock import IDLE, START, TRAINING
 from fitb.rundir.clock import KINDS as OF_A_RANK
-from fitb.rundir.clock import START, TRAINING
 from fitb.rundir.events import Event, read_events, when
 from fitb.rundir.metrics import tail_records
 
-QUEUE, HOLD, IDLE = "queue", "hold", "idle"
-KINDS = (*OF_A_RANK, QUEUE, HOLD, IDLE)
+QUEUE, HOLD = "queue", "hold"
+KINDS = (*OF_A_RANK, QUEUE, HOLD)
 WAITING = (QUEUE, HOLD)
 
 
@@ -65,10 +67,12 @@ class Ledger:
     Args:
         seconds: kind -> rank-seconds.
         wall_s: rank-seconds from submission to the end, or to the last sign of life.
+        unknown_s: those of them of ranks that have left nothing.
     """
 
     seconds: dict[str, float]
     wall_s: float
+    unknown_s: float = 0.0
 
     @property
     def unaccounted_s(self) -> float:
@@ -76,8 +80,8 @@ class Ledger:
 
     @property
     def allocated_s(self) -> float:
-        """Return the rank-seconds of the allocations."""
-        return self.wall_s - sum(self.seconds[kind] for kind in WAITING)
+        """Return the rank-seconds of the allocations, as far as known."""
+        return self.wall_s - self.unknown_s - sum(self.seconds[kind] for kind in WAITING)
 
     @property
     def goodput(self) -> float:
@@ -87,7 +91,8 @@ class Ledger:
     @property
     def ettr(self) -> float:
         """Return training by the time from submission to the end."""
-        return self.seconds[TRAINING] / self.wall_s if self.wall_s > 0 else 0.0
+        known_s = self.wall_s - self.unknown_s
+        return self.seconds[TRAINING] / known_s if known_s > 0 else 0.0
 
     def grown(self, ranks: int, seconds: Mapping[str, float], wall_s: float) -> Ledger:
         """Return the ledger after every rank has spent more.
@@ -98,7 +103,7 @@ class Ledger:
             wall_s: seconds since.
         """
         more = {kind: spent + ranks * seconds.get(kind, 0) for kind, spent in self.seconds.items()}
-        return Ledger(more, self.wall_s + ranks * wall_s)
+        return Ledger(more, self.wall_s + ranks * wall_s, self.unknown_s)
 
     def shares(self) -> dict[str, float]:
         """Return each kind's share of the time since the submission, and the unaccounted one."""
@@ -133,20 +138,21 @@ def ledger(run: Path, end_s: float | None = None, live: Beat | None = None) -> L
         beats[last["attempt"]] = dict.fromkeys(range(last.get("world_size", 1)), live)
     if not any(beats.values()):
         return None
-    seconds, wall_s, before_s = dict.fromkeys(KINDS, 0.0), 0.0, 0.0
+    seconds, wall_s, unknown_s, before_s = dict.fromkeys(KINDS, 0.0), 0.0, 0.0, 0.0
     jobs = [list(group) for _, group in groupby(attempts, key=_allocation)]
     for place, group in enumerate(jobs):
-        following = jobs[place + 1][0] if place + 1 < len(jobs) else None
-        ended_s = _ended_s(events, group, following, beats, end_s)
-        begun_s = _wait(seconds, group[0], before_s, beats)
-        ranks = group[0].get("world_size", 1)
-        submitted_s = max(before_s, group[0].get("submitted", begun_s))
-        known = [beats[event["attempt"]] for event in group]
-        for rank in range(ranks) if any(known) else ():  # else all of it is unaccounted
-            _spend(seconds, [found.get(rank) for found in known], begun_s, ended_s)
-        wall_s += ranks * (ended_s - submitted_s)
+        first, following = group[0], jobs[place + 1][0] if place + 1 < len(jobs) else None
+        same_job = place > 0 and first.get("job") and first["job"] == jobs[place - 1][0].get("job")
+        begun_s, ranks = _began_s(first, beats), first.get("world_size", 1)
+        ended_s = max(begun_s, _ended_s(events, group, following, beats, end_s))
+        submitted_s = min(max(before_s, first.get("submitted", begun_s)), begun_s)
+        _wait(seconds, first, submitted_s, begun_s)
+        wall_s += ranks * (ended_s - (min(before_s, begun_s) if same_job else submitted_s))
+        for rank in range(ranks):
+            found = [beats[event["attempt"]].get(rank) for event in group]
+            unknown_s += _spend(seconds, found, begun_s, ended_s)
         before_s = ended_s
-    return Ledger(seconds, wall_s)
+    return Ledger(seconds, wall_s, unknown_s)
 
 
 def _allocation(attempt: Event) -> tuple[Any, ...]:
@@ -164,17 +170,27 @@ def _ended_s(
     end_s: float | None,
 ) -> float:
     """Return when an allocation ended: requeued, decided about, or after its last sign of life."""
-    if following and following.get("job") == group[0].get("job") and following.get("submitted"):
+    if following and _is_next(group[0], following) and following.get("submitted"):
         return float(following["submitted"])
     if following is None and end_s is not None:
         return end_s
     last = group[-1]
     begin = events.index(last)
     until = events.index(following) if following else len(events)
-    decided = [when(event) for event in events[begin:until] if "stalled" in event]
+    decided = [
+        when(event)
+        for event in events[begin:until]
+        if "stalled" in event and event.get("job", "") == last.get("job", "")
+    ]
     signs = [beat.time_s for beat in beats[last["attempt"]].values()]
     signs += [moment.timestamp() for moment in decided if moment]
     return max(signs, default=_began_s(last, beats))
+
+
+def _is_next(first: Event, following: Event) -> bool:
+    """Return whether an allocation is the next one of the same job."""
+    next_of = first.get("job"), (first.get("restart") or 0) + 1
+    return bool(first.get("job")) and next_of == (following.get("job"), following.get("restart"))
 
 
 def _began_s(attempt: Event, beats: dict[int, dict[int, Beat]]) -> float:
@@ -186,34 +202,35 @@ def _began_s(attempt: Event, beats: dict[int, dict[int, Beat]]) -> float:
     return min(found, default=moment.timestamp() if moment else 0.0)
 
 
-def _wait(
-    seconds: dict[str, float], first: Event, before_s: float, beats: dict[int, dict[int, Beat]]
-) -> float:
-    """Add the time before an allocation began, and return when it did."""
-    begun_s, ranks = _began_s(first, beats), first.get("world_size", 1)
-    if "submitted" in first:
-        submitted_s = max(before_s, first["submitted"])
-        eligible_s = min(max(submitted_s, first["eligible"]), begun_s)
-        held = HOLD if first.get("restart") else QUEUE
-        seconds[held] += ranks * (eligible_s - submitted_s)
-        seconds[QUEUE] += ranks * (begun_s - eligible_s)
-    return begun_s
+def _wait(seconds: dict[str, float], first: Event, submitted_s: float, begun_s: float) -> None:
+    """Add the time from the submission, or the end of a job before, to the allocation."""
+    ranks = first.get("world_size", 1)
+    eligible_s = min(max(submitted_s, first.get("eligible", submitted_s)), begun_s)
+    seconds[HOLD if first.get("restart") else QUEUE] += ranks * (eligible_s - submitted_s)
+    seconds[QUEUE] += ranks * (begun_s - eligible_s)
 
 
 def _spend(
     seconds: dict[str, float], beats: Sequence[Beat | None], begun_s: float, ended_s: float
-) -> None:
-    """Add the seconds of one rank in an allocation, from the last beats of its attempts."""
-    at_s, gap = begun_s, START
-    for beat in beats:
-        if beat is None:  # its time is idle, as nothing is known of it
-            gap = IDLE
+) -> float:
+    """Add the seconds of a rank in an allocation, from the last beats of its attempts.
+
+    Returns: seconds of which nothing is known, as an attempt has left no beat.
+    """
+    at_s, gap, unknown_s = begun_s, START, 0.0
+    for beat in (*beats, Beat(ended_s, {})):
+        if beat is None:
+            gap = ""
             continue
-        seconds[gap] += beat.began_s - at_s
+        between_s = max(0.0, beat.began_s - at_s)
+        if gap:
+            seconds[gap] += between_s
+        else:
+            unknown_s += between_s
         for kind, spent in beat.seconds.items():
             seconds[kind] += spent
         at_s, gap = beat.time_s, IDLE
-    seconds[IDLE] += ended_s - at_s
+    return unknown_s
 
 
 def _beats(run: Path, number: int) -> dict[int, Beat]:
@@ -222,11 +239,11 @@ def _beats(run: Path, number: int) -> dict[int, Beat]:
     for path in names.attempt(run, number).glob("rank-*.json"):
         try:
             record = read_json(path, "time", "seconds")
-            spent = {kind: float(record["seconds"][kind]) for kind in OF_A_RANK}
+            spent = {kind: float(record["seconds"].get(kind, 0)) for kind in OF_A_RANK}
             beat = Beat(float(record["time"]), spent)
             if math.isfinite(beat.began_s):
                 found[int(path.stem.removeprefix("rank-"))] = beat
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, AttributeError):
             continue
     return found
 

@@ -18,10 +18,10 @@ starting is not the job's fault). A new submission starts a new count; all jobs 
 (FITB_CHAIN) are one submission. Each decision is a line of events.jsonl, the only memory.
 
 A crash is followed by another start in the same allocation if there is room: the batch script has
-found all hosts well, and before the stop signal there is more time than the last start took. It is
-at once after an attempt with progress, and else after BACK_OFF_S. Not so the second crash in a row
-without progress, or one before an attempt began: the job is requeued, since other hosts or a later
-time may help.
+found all hosts well, and before the stop signal there is MARGIN_S more time than the last start
+took. It is at once after an attempt with progress, and else after BACK_OFF_S. Not so the second
+crash in a row without progress, or one before an attempt began: the job is requeued, since other
+hosts or a later time may help.
 
 A run that is over has done.json. A finished run is not started again; a stopped one ends its chain,
 while another submission, which may have fixed the cause, starts afresh. An attempt that has lost
@@ -61,6 +61,7 @@ AGAIN = 11  # exit code of this module: start the tasks again in this allocation
 RECORDED_AS = {AGAIN: "restart", RESUME: "requeue", STOP: "stop"}  # event of a decision
 STARTS_AGAIN = ("restart", "requeue")
 START_S = 60.0  # assumed until a first step has been timed
+MARGIN_S = 60.0  # for the decision, the wait and the checks before a start
 BACK_OFF_S = 10.0  # before a start in the same allocation after an attempt without progress
 # Exit codes of a process that one of our signals killed before its handler was installed.
 ENDED_BY_OUR_SIGNAL = tuple(128 + number for number in signals.BY_SCHEDULER)
@@ -99,6 +100,11 @@ class Source:
         if self.chain:
             return bool(record.get("chain", "") == self.chain)
         return bool(record.get("job") == self.job)
+
+    def began(self, attempt: Event) -> bool:
+        """Return whether an attempt is of this job and restart."""
+        theirs = str(attempt.get("job") or ""), int(attempt.get("restart") or 0)
+        return theirs == (self.job, self.restart)
 
     def lost_to(self, record: Event) -> bool:
         """Return whether a record is of another job or a later start; False if it has no job."""
@@ -160,7 +166,9 @@ def decide_from(
         what, limit = f"was signalled before it was ready ({exit_code})", MAX_STALLED_LEAVES
     else:
         what, limit = why or f"crashed with exit code {exit_code}", MAX_STALLED_CRASHES
-    here = limit == MAX_STALLED_CRASHES and stalled <= 1 and room_s > last_start_s(events)
+    here = (
+        limit == MAX_STALLED_CRASHES and stalled <= 1 and room_s > last_start_s(events) + MARGIN_S
+    )
     again = AGAIN if here else RESUME
     if not stalled:
         return Decision(again, f"{what} at step {step}, {gained} steps further than before", step)
@@ -309,7 +317,9 @@ def _write_done(run_dir: Path, decision: Decision, source: Source) -> None:
         "chain": source.chain,
         "time": now(),
     }
-    if found := ledger(run_dir, time.time()):
+    attempts = [event for event in read_events(run_dir) if event["event"] == "attempt"]
+    own = bool(attempts) and source.began(attempts[-1])
+    if found := ledger(run_dir, time.time() if own else None):
         done["ledger"] = found.record()
     write_json(run_dir / names.DONE, done)
 

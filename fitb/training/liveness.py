@@ -147,6 +147,7 @@ class Watch:
         """Add the time since the previous round to the counters, without time suspended."""
         if seconds > _SUSPENDED_S:  # this process could not have heard the others
             self._silent_s = dict.fromkeys(self._silent_s, 0.0)
+            self._run.clock.suspended(seconds)
         counted_s = min(seconds, _LONG_S)
         for peer in self._silent_s:
             self._silent_s[peer] += counted_s

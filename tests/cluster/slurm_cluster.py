@@ -172,7 +172,7 @@ class Cluster:
     def on(self, host: str, *command: str) -> str:
         """Run a command with the files and the network that the jobs of a host see."""
         pid = str(self._daemons[1 + self.hosts.index(host)].pid)
-        return run("nsenter", "--target", pid, "--mount", "--net", *command)
+        return run("nsenter", "--target", pid, "--mount", "--root", "--net", *command)
 
     def processes(self, host: str, *words: str) -> list[int]:
         """Process ids of a host whose interpreter was started with these words."""

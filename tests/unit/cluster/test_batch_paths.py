@@ -17,6 +17,7 @@ from fitb.cluster.executor import (
     ENDED,
     JOB,
     LOOK_FOR_ROOM,
+    SHOW_JOB,
     STARTS,
     WRITABLE,
     make_executor,
@@ -90,7 +91,7 @@ def test_submitit_job_whose_first_task_left_no_result_is_decided_by_its_script(
 
 
 def test_submitit_tasks_do_not_start_where_a_host_cannot_write_their_logs(tmp_path):
-    executable(tmp_path / "srun", 'shift 3\nSLURMD_NODENAME=h3 "$@"')
+    executable(tmp_path / "srun", 'shift 2\nSLURMD_NODENAME=h3 "$@"')
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NUM_NODES": "2"}
     for logs, code in ((f"{tmp_path}", 0), (f"{tmp_path}/none 'x'", 7)):
         lines = ['logs="$1"', WRITABLE, "exit 7", "}"]
@@ -113,7 +114,7 @@ def test_submitit_script_starts_the_tasks_again_while_there_is_room(
     executable(tmp_path / "scontrol", f"echo JobId=7 JobState={state} EndTime={end}")
     decide = 'look_for_room "$1"; echo $room >>"$logs/room"; ((room == 0)) && return 85; return 11'
     lines = ["job=7 FITB_LEAD_S=300", f"logs='{tmp_path}'", f"decide() {{ {decide}; }}"]
-    lines += [LOOK_FOR_ROOM.format(restarts=restarts), STARTS]
+    lines += ["seen=0", SHOW_JOB, LOOK_FOR_ROOM.format(restarts=restarts), STARTS]
     lines += ['echo "$FITB_START" >>"$logs/starts"; (exit 3)', *ENDED, *AGAIN]
     code = 85 if state == "RUNNING" else 3
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}

@@ -56,7 +56,7 @@ def test_job_ends_and_is_requeued_by_the_exit_code_of_its_tasks(
         assert not (run_dir / "events.jsonl").exists()
 
 
-SOON = (datetime.datetime.now() + datetime.timedelta(minutes=6)).isoformat(timespec="seconds")
+SOON = (datetime.datetime.now() + datetime.timedelta(minutes=7)).isoformat(timespec="seconds")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,34 @@ def test_crash_starts_the_tasks_again_in_the_same_job_if_its_hosts_are_well_and_
     assert decided == ["restart"] * (ports - 1) + ["requeue"] * (ended == 85)
 
 
+def test_plan_of_a_job_begins_with_the_four_lines_that_earlier_scripts_read(batch):
+    """Slurm keeps the script of a queued job, whatever version runs when it starts."""
+    command = [sys.executable, "-m", "fitb.cluster.slurm", "--steps", "3"]
+    lines = ran(*command, env=batch.env, cwd=batch.folder).stdout.splitlines()
+    assert lines[:2] == ["runs/mine", "h3"] and lines[3] == "0"
+    assert lines[2] == lines[4].split()[0] == "20007"
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_task_of_a_sweep_becomes_the_script_beside_the_one_that_was_submitted(batch, beside):
+    folder = batch.folder / ("kept" if beside else "slurm")
+    folder.mkdir()
+    executable(folder / "distill.sh", 'printf "%s\\n" "$@" >"$FAKE/flags"; exit 7')
+    executable(batch.folder / "scontrol", f"echo JobId=7 Command={batch.folder}/kept/sweep.sh")
+    spool = batch.folder / "slurm_script"
+    shutil.copy(ROOT / "slurm" / "sweep.sh", spool)
+    words = ["--grid.track.name", "['a b', c]", "--run_dir", "s", "--steps", "3"]
+    env = batch.env | {"SLURM_ARRAY_TASK_ID": "0", "SLURM_SUBMIT_DIR": str(batch.folder)}
+    done = ran("bash", str(spool), *words, env=env, cwd=batch.folder, code=7)
+    flags = (batch.folder / "flags").read_text().splitlines()
+    assert flags == ["--run_dir", "s/000-name=a_b", "--track.group", "s", *words[4:]] + [
+        "--track.name",
+        "a b",
+    ], done.stderr
+    for missing in ({"SLURM_ARRAY_TASK_ID": "2"}, {"SLURM_ARRAY_TASK_ID": ""}):
+        ran("bash", str(spool), *words, env=env | missing, cwd=batch.folder, code=93)
+
+
 def test_crash_after_a_stop_signal_is_left_to_the_queue(batch):
     crash = UNTIL_SIGNAL.replace("exit 85", SAVE + CRASH)
     with batch.start(crash) as process:
@@ -108,6 +136,7 @@ def test_crash_after_a_stop_signal_is_left_to_the_queue(batch):
         ([], {"FITB_PYTHON": "no-such-python"}, "no-such-python"),
         ([], {"FITB_LAUNCHER": "torchran"}, "expected srun or torchrun"),
         (["--stepz", "3"], {"FITB_SITE": "gone"}, "FITB_SITE=gone cannot"),
+        ([], {"FITB_LEAD_S": "5m"}, "FITB_LEAD_S=5m; expected the seconds"),
     ],
 )
 def test_what_cannot_run_ends_with_93_before_any_task(batch, flags, env, said):

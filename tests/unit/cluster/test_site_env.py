@@ -10,7 +10,7 @@ from batching import site
 from executable import executable, ran
 
 from fitb.base.errors import ConfigError
-from fitb.cluster.executor import JOB, REQUEUE, make_executor, resource_parser, script_of
+from fitb.cluster.executor import JOB, REQUEUE, SHOW_JOB, make_executor, resource_parser, script_of
 from fitb.cluster.local import MALLOC_KEEPS
 from fitb.cluster.site_env import enter, read_site, site_file
 from fitb.cluster.submit import plan_distill, submit_distill
@@ -152,7 +152,7 @@ def test_batch_script_of_a_container_requeues_a_job_that_left_and_runs(
         tmp_path / "scontrol",
         f'[[ $1 == show ]] && echo "JobId=7 JobState={state} X=1" || echo "$*" >>"{log}"',
     )
-    lines = [JOB, f"(exit {code})", "", "# teardown", *REQUEUE]
+    lines = [JOB, SHOW_JOB, f"(exit {code})", "", "# teardown", *REQUEUE]
     env = {"PATH": f"{tmp_path}:{PATH}", "SLURM_JOB_ID": "7"}
     ran("bash", "-c", "\n".join(lines), env=env, code=code)
     assert log.read_text().splitlines() == calls

@@ -64,6 +64,9 @@ def test_random_draws_depend_on_seed_and_index_alone_and_lie_within_their_ranges
         (["--random", "2", "--grid.optim.lr", "{low: a, high: 1}"], "expected a list"),
         (["--random", "0", *GRID], "at least 1"),
         (["--random", "x", *GRID], "at least 1"),
+        ([*GRID, *GRID], "given twice"),
+        (["--grid.run_dir", "[a, b]"], "each run has for itself"),
+        (["--grid.track.name", "[2024-01-01]"], "quotes"),
     ],
 )
 def test_what_is_no_sweep_is_refused_with_what_was_expected(words, said):
@@ -76,8 +79,7 @@ def test_task_of_an_array_is_told_its_run_and_another_sweep_in_the_folder_is_ref
 ):
     words = [*GRID, "--run_dir", str(tmp_path / "my s"), "--track.name", "two $words"]
     assert main(["2", *words]) == 0
-    script, *flags = shlex.split(capsys.readouterr().out)
-    assert script.endswith("slurm/distill.sh") and flags == plan_sweep(words, "").words(2)
+    assert shlex.split(capsys.readouterr().out) == plan_sweep(words, "").words(2)
     record = (tmp_path / "my s" / "sweep.json").read_bytes()
     assert main(["3", *words]) == 0
     assert main(["4", *words]) == 2 and "--array=0-3" in capsys.readouterr().err

@@ -153,6 +153,56 @@ def test_what_is_not_known_is_unaccounted_and_not_spread(tmp_path):
     assert found.unaccounted_s == pytest.approx(60 - 4) and found.wall_s == pytest.approx(130)
 
 
+def test_starts_of_a_job_in_which_no_attempt_began_are_unaccounted(tmp_path):
+    """Ten hours in the queue counted as an allocation in which nothing lived."""
+    story = Story(tmp_path, ranks=1)
+    story.attempt(5, slurm=(0, 0, 4))
+    story.beats(50, start=10, training=35)
+    story.event(50, "requeue", stalled=0, job="7")
+    story.event(36_000, "requeue", stalled=1, job="7")  # of another start, by the preflight
+    story.attempt(36_210, restart=2, slurm=(36_100, 36_101, 36_200))
+    story.beats(36_300, start=10, training=80)
+    found = ledger(tmp_path)
+    assert found is not None
+    assert found.wall_s == pytest.approx(36_300)
+    assert found.unaccounted_s == pytest.approx(36_100 - 36_000)  # after the last decision
+    later = tmp_path / "later"
+    later.mkdir()
+    story = Story(later, ranks=1)
+    story.attempt(5, slurm=(0, 0, 0))
+    story.beats(100, start=10, training=90)
+    story.event(101, "requeue", stalled=0, job="7")
+    assert decide(later, 93, source=Source("8"), seen=1).exit_code == 93  # years later
+    told = json.loads((later / "done.json").read_text())["ledger"]
+    assert told["rank_hours"] == pytest.approx(101 / 3600, abs=1e-3)
+
+
+def test_clocks_that_differ_make_no_kind_negative(tmp_path):
+    story = Story(tmp_path, ranks=1)
+    story.attempt(5, slurm=(0, 0, 4))
+    story.beat(0, 350, start=10, training=40)  # the clock of the host is 300 s ahead
+    story.event(52, "requeue", stalled=0, job="7")
+    story.attempt(20, job="8", slurm=(10, 10, 15))  # took over while the other was alive
+    story.beats(100, start=10, training=70)
+    found = ledger(tmp_path)
+    assert found is not None
+    assert min(found.seconds.values()) >= 0 and found.seconds["training"] == 110
+    assert 0 <= found.ettr <= 1
+
+
+def test_rank_that_has_left_nothing_is_unknown_and_not_idle(tmp_path):
+    story = Story(tmp_path)
+    story.attempt(5, slurm=(0, 0, 5))
+    story.beat(0, 105, start=10, training=90)
+    story.attempt(107, start=1)
+    story.beats(205, start=10, training=88)
+    story.event(205, "stop", stalled=0, exit_code=0, job="7")
+    found = ledger(tmp_path)
+    assert found is not None
+    assert found.unknown_s == pytest.approx(102) == pytest.approx(found.unaccounted_s)
+    assert found.goodput == pytest.approx((90 + 2 * 88) / (2 * 200 - 102))
+
+
 def test_run_without_a_scheduler_begins_with_its_process(tmp_path):
     story = Story(tmp_path)
     story.attempt(7, job="")
@@ -198,8 +248,10 @@ def test_clock_counts_every_moment_once_and_steps_of_earlier_attempts_as_repeate
             now += 8
     with clock.during("data_wait"):
         now += 9
+        now += 100
+        clock.suspended(100)
     expected = {"start": 8, "repeated": 5, "training": 6, "save": 7, "export": 8, "data_wait": 9}
-    assert clock.seconds() == {"validation": 0, **expected}
+    assert clock.seconds() == {"validation": 0, "idle": 100, **expected}
     assert sum(clock.seconds().values()) == 3 + now
 
 

@@ -93,10 +93,10 @@ FIRST_STEP = {"event": "first_step", "age_s": 30.0}
 @pytest.mark.parametrize(
     ("events", "exit_code", "step", "room_s", "verdict"),
     [
-        pytest.param([FIRST_STEP], 1, 10, 31, AGAIN, id="a crash that got further"),
-        pytest.param([FIRST_STEP], 1, 10, 30, RESUME, id="no time for another start"),
-        pytest.param([], 1, 10, 59, RESUME, id="no time for a start that was never timed"),
-        pytest.param([], 137, 10, 61, AGAIN, id="a rank that was killed"),
+        pytest.param([FIRST_STEP], 1, 10, 91, AGAIN, id="a crash that got further"),
+        pytest.param([FIRST_STEP], 1, 10, 90, RESUME, id="no time for another start"),
+        pytest.param([], 1, 10, 119, RESUME, id="no time for a start that was never timed"),
+        pytest.param([], 137, 10, 121, AGAIN, id="a rank that was killed"),
         pytest.param([], 85, 10, 9999, RESUME, id="a shutdown was asked for"),
         pytest.param([], 143, 10, 9999, RESUME, id="a signal of Slurm"),
         pytest.param([], 93, 10, 9999, STOP, id="a stop"),
