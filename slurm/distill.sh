@@ -10,6 +10,7 @@
 #   bash slurm/distill.sh --dry-run [flags]      prints the script, the effective options and the
 #                                                configuration; submits and writes nothing
 # FITB_PREFLIGHT=1 checks every host before the tasks start, and requeues without the bad ones.
+# FITB_EXCLUDE_SLOW=1 requeues without the hosts that training has found slow.
 # After a crash the tasks start again at once in the same job, if all hosts answer and there is time
 # (--stop.restarts). A warning other than SBATCH_SIGNAL or the line below: FITB_LEAD_S=SECONDS.
 # FITB_LAUNCHER=torchrun starts one task on each host, in which torchrun starts one rank per GPU, or
@@ -219,8 +220,12 @@ done
 if ((verdict == 85)) && [[ -n ${FITB_CHAIN:-} ]]; then
   echo "fitb: the next link of chain $FITB_CHAIN goes on"
 elif ((verdict == 85)) && { ((code)) || ! ending; }; then
+  trap '' TERM # Slurm ends this script some seconds after the requeue
   scontrol requeue "$FITB_JOB" ||
     echo "fitb: the requeue was refused; submit the same command again, or a chain (see the head" \
       "of slurm/distill.sh)"
+fi
+if ((verdict == 85)) && [[ -n ${FITB_EXCLUDE_SLOW:-} && -z ${FITB_APPTAINER:-} ]]; then
+  "${python[@]}" -m fitb.cluster.exclusion "$run_dir"
 fi
 exit "$verdict"

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from typing import Any
 from fitb.base import log, signals
 from fitb.base.errors import FINISHED, RESUME, STOP, FitbError, SystemFault
 from fitb.base.fsio import read_json
-from fitb.cluster import slurm
+from fitb.cluster import exclusion, slurm
 from fitb.config import Config
 from fitb.config.parser import parse
 from fitb.rundir import names, restart
-from fitb.rundir.events import Event, num_attempts, read_events
+from fitb.rundir.events import num_attempts
 
 logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has another name
 
@@ -126,12 +126,6 @@ def _network(records: Mapping[str, Record]) -> dict[str, str]:
     return {host: f"no reduction with {', '.join(others)}" for host, others in failed.items()}
 
 
-def barred(events: Iterable[Event], source: restart.Source) -> list[str]:
-    """Return the hosts that this submission has found bad before."""
-    own = (e for e in events if e["event"] == "bad_host" and source.submitted(e))
-    return list(dict.fromkeys(str(event["host"]) for event in own))
-
-
 def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[str, str]) -> bool:
     """Run the checks on each host until all have ended or are late.
 
@@ -185,19 +179,12 @@ def come_back(
     """
     findings = [{"event": "bad_host", "host": h, "checks": why} for h, why in verdict.bad.items()]
     unfit = f"unfit hosts: {', '.join(verdict.bad)}" if verdict.bad else verdict.failure
-    code, why, barring = RESUME if verdict.transient else STOP, f"preflight: {unfit}", []
+    code, why, excluded = RESUME if verdict.transient else STOP, f"preflight: {unfit}", ""
     if verdict.bad:
-        earlier = barred(read_events(run_dir), source)
-        known = [*slurm.excluded_hosts(source.job), *earlier, *verdict.bad]
-        barring = list(dict.fromkeys(known))
-        partition, needed = env["SLURM_JOB_PARTITION"], int(env["SLURM_JOB_NUM_NODES"])
-        left = set(slurm.hosts_of_partition(partition)) - set(barring)
-        if len(left) < needed:
-            code = STOP
-            why += (
-                f"; without {', '.join(barring)} partition {partition} has {len(left)} hosts and"
-                f" the job needs {needed}: repair them, or ask for fewer (--nodes)"
-            )
+        try:
+            excluded = exclusion.exclude_too(list(verdict.bad), run_dir, source, env)
+        except ValueError as error:
+            code, why = STOP, f"{why}; {error}"
     decision = restart.decide(run_dir, code, source=source, seen=seen, why=why, findings=findings)
     logger.info("%s", decision.reason)
     if decision.exit_code != RESUME:
@@ -205,13 +192,10 @@ def come_back(
     # Slurm terminates this process some seconds after the requeue, and accepts the exclusion only
     # after the requeue.
     signal.signal(signals.PREEMPTION, signal.SIG_IGN)
-    if source.chain:
-        jobs = slurm.waiting_links(env["SLURM_JOB_NAME"])
-    else:
-        jobs = [source.job]
+    if not source.chain:
         slurm.tell("scontrol", "requeue", source.job)
-    for job in jobs if barring else ():
-        slurm.tell("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(barring)}")
+    if excluded:
+        exclusion.update(excluded, source, env)
     return RESUME
 
 

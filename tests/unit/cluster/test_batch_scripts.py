@@ -198,6 +198,16 @@ def test_preflight_that_decided_starts_no_tasks_and_one_that_crashed_is_a_crash(
     assert "crashed with exit code 1" in output
 
 
+@pytest.mark.parametrize("asked", [{}, {"FITB_EXCLUDE_SLOW": "1"}])
+def test_slow_hosts_are_excluded_after_the_requeue_if_asked(batch, asked):
+    noted = 'cp "$FAKE/scontrol.calls" "$FAKE/excluding"'
+    exclusion = f"[[ $2 != fitb.cluster.exclusion ]] || {{ {noted}; exit 0; }}"
+    python = executable(batch.folder / "python", f'{exclusion}\nexec {sys.executable} "$@"')
+    assert batch.run("exit 85", FITB_PYTHON=str(python), **asked)[0] == 85
+    found = batch.folder / "excluding"
+    assert (found.read_text() if found.exists() else "") == ("requeue 7\n" if asked else "")
+
+
 @pytest.mark.parametrize("number", [TIME_LIMIT, PREEMPTION], ids=lambda n: n.name)
 def test_signal_goes_to_srun_as_usr1_and_the_exit_code_is_not_lost(batch, number):
     with batch.start(UNTIL_SIGNAL) as process:

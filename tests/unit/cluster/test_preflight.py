@@ -7,7 +7,7 @@ from executable import executable
 
 from fitb.base.fsio import append_line, read_json, read_lines
 from fitb.cluster import preflight
-from fitb.cluster.preflight import Verdict, barred, come_back, judge, pair_rounds
+from fitb.cluster.preflight import Verdict, come_back, judge, pair_rounds
 from fitb.rundir.restart import Source
 
 NO_ONE = "the all-reduce over all hosts failed, and no single host is at fault"
@@ -98,23 +98,6 @@ def test_no_host_is_to_blame_for_what_its_own_name_leads_to():
         assert judge("ab", {"a": misled, "b": other}) == Verdict({}, why, transient=False)
     full = {**misled, "failures": ["disk /tmp: full"]}
     assert judge("ab", {"a": misled, "b": full}).bad == {"b": ["disk /tmp: full"]}
-
-
-def test_hosts_found_bad_stay_so_for_their_submission_alone():
-    def found(host, **source):
-        return {"event": "bad_host", "host": host, "checks": [], **source}
-
-    events = [
-        found("a", job="7"),
-        found("b", job="8"),
-        found("c", job="7"),
-        found("a", job="7"),
-        found("d", job="9", chain="mine"),
-        found("e", job="10", chain="mine"),
-    ]
-    assert barred(events, Source("7", 3)) == ["a", "c"]
-    assert barred(events, Source("11", chain="mine")) == ["d", "e"]
-    assert barred(events, Source("12")) == []
 
 
 SLURM = """\
