@@ -23,6 +23,7 @@ requeue included). Ranks that have left nothing count in neither.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fitb.base.fsio import read_json
+from fitb.base.errors import SystemFault
+from fitb.base.fsio import read_json, write_json
 from fitb.rundir import names
 from fitb.rundir.clock import IDLE, START, TRAINING
 from fitb.rundir.clock import KINDS as OF_A_RANK
@@ -236,24 +238,44 @@ def _spend(
 def _beats(run: Path, number: int) -> dict[int, Beat]:
     """Return rank -> its last sign of life in an attempt; damaged ones are left out."""
     found = {}
-    for path in names.attempt(run, number).glob("rank-*.json"):
+    for rank, record in _records(names.attempt(run, number)).items():
         try:
-            record = read_json(path, "time", "seconds")
             spent = {kind: float(record["seconds"].get(kind, 0)) for kind in OF_A_RANK}
             beat = Beat(float(record["time"]), spent)
             if math.isfinite(beat.began_s):
-                found[int(path.stem.removeprefix("rank-"))] = beat
-        except (OSError, ValueError, TypeError, AttributeError):
+                found[rank] = beat
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return found
+
+
+def _records(attempt: Path) -> dict[int, dict[str, Any]]:
+    """Return rank -> its last heartbeat; of an attempt that a later one has replaced, one file."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        together = read_json(attempt / names.HEARTBEATS)
+        return {int(rank): record for rank, record in together.items() if type(record) is dict}
+    found = {}
+    for path in attempt.glob("rank-*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            found[int(path.stem.removeprefix("rank-"))] = read_json(path, "step")
+    return found
+
+
+def put_together(run: Path, attempt: int) -> None:
+    """Write the last heartbeats of each attempt before this one into one file, as the run's owner.
+
+    Hundreds of attempts of hundreds of ranks are many files to read. Failures are ignored.
+    """
+    for number in range(1, attempt):
+        folder = names.attempt(run, number)
+        if folder.is_dir() and not (folder / names.HEARTBEATS).exists():
+            with contextlib.suppress(OSError, SystemFault):
+                write_json(folder / names.HEARTBEATS, _records(folder))
 
 
 def steps_done(run: Path) -> int:
     """Return the last step that an attempt of a run has done, saved or not; 0 for none."""
     done = [record[names.STEP] for record in tail_records(run)[-1:]]
-    for path in (run / names.ATTEMPTS).glob("*/rank-*.json"):
-        try:
-            done.append(read_json(path, "step")["step"])
-        except (OSError, ValueError):
-            continue
+    for folder in (run / names.ATTEMPTS).glob("*"):
+        done += [record.get("step") for record in _records(folder).values()]
     return max((step for step in done if type(step) is int), default=0)

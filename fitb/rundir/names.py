@@ -14,6 +14,7 @@ CHECKPOINTS = "checkpoints"  # step-NNNNNNN/, `latest`, and the fence of the own
 LATEST = "latest"  # in CHECKPOINTS: name of the newest checkpoint
 MANIFEST = "manifest.json"  # in a checkpoint, written last
 ATTEMPTS = "attempts"  # NNNN/ of each attempt: owner, heartbeats, `ended`
+HEARTBEATS = "heartbeats.json"  # in an attempt's folder: the last ones of all its ranks, by rank
 EXPORT = "export"  # the best student, as a Hugging Face folder
 LOGS = "logs"
 PREFLIGHT = "preflight"  # JOB.RESTART.START/HOST.json: results of the preflight

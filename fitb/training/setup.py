@@ -35,7 +35,7 @@ from fitb.model.rank_agreement import digest_of_model, digest_of_tokenizer, load
 from fitb.objective.objective import Objective, Tap
 from fitb.rundir.checkpoints import checkpoint_of, step_of
 from fitb.rundir.clock import DATA_WAIT
-from fitb.rundir.ledger import steps_done
+from fitb.rundir.ledger import put_together, steps_done
 from fitb.rundir.provenance import add_provenance, describe_code
 from fitb.rundir.writer import RunDir, enter
 from fitb.shards.cache import CacheSettings
@@ -185,9 +185,13 @@ def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
     Raises: what `rundir.writer.enter` raises, on every rank.
     """
     path = Path(config.run_dir)
-    number, config, done = on_main(
-        lambda: (*enter(config, os.environ, is_over), steps_done(path)), world
-    )
+
+    def begin() -> tuple[int, Config, int]:
+        number, begun = enter(config, os.environ, is_over)
+        put_together(path, number)
+        return number, begun, steps_done(path)
+
+    number, config, done = on_main(begin, world)
     run = RunDir(path, number, world, done)
     hosts = on_all(socket.gethostname, world)
     if world.is_main:

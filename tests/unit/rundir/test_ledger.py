@@ -12,7 +12,7 @@ import pytest
 from fitb.base.fsio import append_line
 from fitb.rundir.clock import KINDS as OF_A_RANK
 from fitb.rundir.clock import Clock
-from fitb.rundir.ledger import KINDS, Beat, ledger, steps_done
+from fitb.rundir.ledger import KINDS, Beat, ledger, put_together, steps_done
 from fitb.rundir.names import STEP
 from fitb.rundir.restart import Source, decide
 
@@ -253,6 +253,27 @@ def test_clock_counts_every_moment_once_and_steps_of_earlier_attempts_as_repeate
     expected = {"start": 8, "repeated": 5, "training": 6, "save": 7, "export": 8, "data_wait": 9}
     assert clock.seconds() == {"validation": 0, "idle": 100, **expected}
     assert sum(clock.seconds().values()) == 3 + now
+
+
+def test_heartbeats_of_earlier_attempts_are_put_together_and_tell_the_same(tmp_path):
+    story = Story(tmp_path)
+    story.attempt(1015, slurm=(1000, 1000, 1010))
+    story.beats(1050, start=10, training=30)
+    story.attempt(1063, start=1)
+    story.beats(1100, start=10, training=20)
+    before = ledger(tmp_path), steps_done(tmp_path)
+    put_together(tmp_path, 2)
+    together = tmp_path / "attempts" / "0001" / "heartbeats.json"
+    assert together.exists() and not (tmp_path / "attempts" / "0002" / together.name).exists()
+    for path in together.parent.glob("rank-*.json"):
+        path.unlink()
+    assert (ledger(tmp_path), steps_done(tmp_path)) == before
+    written = together.read_bytes()
+    put_together(tmp_path, 2)
+    assert together.read_bytes() == written
+    for damage in ("[", "[0]", '{"0": 3, "x": {}}'):
+        together.write_text(damage)
+        assert steps_done(tmp_path) == 3 and ledger(tmp_path)  # of the other attempt
 
 
 def test_steps_done_are_those_logged_and_those_of_the_last_heartbeats(tmp_path):
