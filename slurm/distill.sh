@@ -150,7 +150,7 @@ fi
 lead=${SBATCH_SIGNAL:-$(grep --max-count=1 '^#SBATCH --signal=' "$0")}
 [[ $lead == *@* ]] || lead=@60 # what Slurm takes
 lead=${lead##*@} lead=${FITB_LEAD_S:-${lead%%[^0-9]*}}
-if [[ ! $lead =~ ^[0-9]+$ ]]; then
+if [[ ! $lead =~ ^(0|[1-9][0-9]*)$ ]]; then
   echo "fitb: FITB_LEAD_S=$lead; expected the seconds of sbatch --signal, such as 300" >&2
   exit 93
 fi
