@@ -187,12 +187,14 @@ def test_a_failure_to_fetch_ahead_surfaces_at_the_step_that_needs_the_rows(
 
 
 def test_leaving_does_not_wait_for_a_server_that_is_away(make_stream, open_remote, server):
-    shards = open_remote(deadline_s=300.0)
+    shards, others = open_remote(deadline_s=300.0), set(threading.enumerate())
     stream = make_stream(shards=shards, prefetch_steps=2).iter_from(0, 50)
     next(stream)
     server.stop()
     stream.close()
-    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("fitb-")])
+    own = (thread for thread in set(threading.enumerate()) - others)
+    started = [thread for thread in own if thread.name.startswith("fitb-")]
+    wait_for(lambda: not any(thread.is_alive() for thread in started))
     server.start()
     assert len(shards.read(np.arange(24)).input_ids) == 24  # it may be read again
 
