@@ -56,6 +56,8 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
+export FITB_BEGAN
+FITB_BEGAN=$(date +%s)
 srun_pid='' signalled=0 told=0
 # shellcheck disable=SC2317 # the trap calls it
 pass_on() {

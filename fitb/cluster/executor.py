@@ -232,7 +232,7 @@ def _slurm_executor(
             ),
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then'
             " export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
-            f"export FITB_LEAD_S={where.signal_delay_s}",
+            f"export FITB_LEAD_S={where.signal_delay_s} FITB_BEGAN=$(date +%s)",
             f"logs={shlex.quote(str(folder))}",
             *setup,
             *((WRITABLE, 'decide "$?"', *end, "}") if where.nodes > 1 else ()),

@@ -1,19 +1,21 @@
 """Ledger of a run: what every second of every rank went to, from submission to the end.
 
     queue        eligible to start, and not started
-    hold         between a requeue and the moment at which Slurm may start the job again
+    hold         between a requeue and the moment at which Slurm may start the job again; up to its
+                 start, where Slurm has not told that moment
     start        from the allocation to the first step of an attempt, that step included
     training     steps that no earlier attempt has done
     repeated     steps that an earlier attempt has done, and not saved
     save         of it, what training waits for
     validation, export, data_wait      by the clock of each rank (clock.py)
-    idle         in an allocation without a live attempt: from the last sign of life of one (each
+    idle         in an allocation without a live attempt: all of one in which none began; from the
+                 last sign of life of one (each
                  rank leaves one every 10 s, and when it ends) to the next, or to the end; and while
                  the job is suspended
 
 Each second of a rank is of one kind. What the kinds do not cover is `unaccounted`, and not spread
-over them: ranks that have left nothing (as those of earlier versions), waits and starts of a job in
-which no attempt began, and clocks of hosts and Slurm that differ, which may make it negative. Time
+over them: ranks that have left nothing (as those of earlier versions), and clocks of hosts and
+Slurm that differ, which may make it negative. Time
 between a job that has ended and another one that was submitted later is none of the run's.
 
 Goodput is the share of `training` in the time of the allocations; ETTR, the effective training time
@@ -141,20 +143,38 @@ def ledger(run: Path, end_s: float | None = None, live: Beat | None = None) -> L
     if not any(beats.values()):
         return None
     seconds, wall_s, unknown_s, before_s = dict.fromkeys(KINDS, 0.0), 0.0, 0.0, 0.0
-    jobs = [list(group) for _, group in groupby(attempts, key=_allocation)]
+    jobs = [list(group) for _, group in groupby(_begins(events, attempts), key=_allocation)]
+    ranks = 1
     for place, group in enumerate(jobs):
         first, following = group[0], jobs[place + 1][0] if place + 1 < len(jobs) else None
         same_job = place > 0 and first.get("job") and first["job"] == jobs[place - 1][0].get("job")
-        begun_s, ranks = _began_s(first, beats), first.get("world_size", 1)
+        begun_s, ranks = _began_s(first, beats), int(first.get("world_size", ranks))
         ended_s = max(begun_s, _ended_s(events, group, following, beats, end_s))
-        submitted_s = min(max(before_s, first.get("submitted", begun_s)), begun_s)
-        _wait(seconds, first, submitted_s, begun_s)
+        submitted_s = first.get("submitted", before_s if same_job else begun_s)
+        submitted_s = min(max(before_s, submitted_s), begun_s)
+        eligible_s = first.get("eligible", begun_s)  # unknown: the queue counts as hold
+        eligible_s = min(max(submitted_s, eligible_s), begun_s)
+        seconds[HOLD if first.get("restart") else QUEUE] += ranks * (eligible_s - submitted_s)
+        seconds[QUEUE] += ranks * (begun_s - eligible_s)
         wall_s += ranks * (ended_s - (min(before_s, begun_s) if same_job else submitted_s))
-        for rank in range(ranks):
+        if "attempt" not in first:
+            seconds[IDLE] += ranks * (ended_s - begun_s)
+        for rank in range(ranks) if "attempt" in first else ():
             found = [beats[event["attempt"]].get(rank) for event in group]
             unknown_s += _spend(seconds, found, begun_s, ended_s)
         before_s = ended_s
     return Ledger(seconds, wall_s, unknown_s)
+
+
+def _begins(events: Sequence[Event], attempts: Sequence[Event]) -> list[Event]:
+    """Return the attempts, and the decisions about allocations in which none began."""
+    begun = {_allocation(event) for event in attempts}
+
+    def orphan(event: Event) -> bool:
+        known = "stalled" in event and {"began", "job", "restart"} <= event.keys()
+        return known and _allocation(event) not in begun
+
+    return [e for e in events if (e["event"] == "attempt" and "attempt" in e) or orphan(e)]
 
 
 def _allocation(attempt: Event) -> tuple[Any, ...]:
@@ -168,7 +188,7 @@ def _ended_s(
     events: Sequence[Event],
     group: Sequence[Event],
     following: Event | None,
-    beats: dict[int, dict[int, Beat]],
+    beats: Mapping[Any, dict[int, Beat]],
     end_s: float | None,
 ) -> float:
     """Return when an allocation ended: requeued, decided about, or after its last sign of life."""
@@ -184,7 +204,7 @@ def _ended_s(
         for event in events[begin:until]
         if "stalled" in event and event.get("job", "") == last.get("job", "")
     ]
-    signs = [beat.time_s for beat in beats[last["attempt"]].values()]
+    signs = [beat.time_s for beat in beats.get(last.get("attempt"), {}).values()]
     signs += [moment.timestamp() for moment in decided if moment]
     return max(signs, default=_began_s(last, beats))
 
@@ -195,21 +215,13 @@ def _is_next(first: Event, following: Event) -> bool:
     return bool(first.get("job")) and next_of == (following.get("job"), following.get("restart"))
 
 
-def _began_s(attempt: Event, beats: dict[int, dict[int, Beat]]) -> float:
+def _began_s(attempt: Event, beats: Mapping[Any, dict[int, Beat]]) -> float:
     """Return when an allocation began, or else the first process of its first attempt."""
     if "began" in attempt:
         return float(attempt["began"])
     moment = when(attempt)
-    found = [beat.began_s for beat in beats[attempt["attempt"]].values()]
+    found = [beat.began_s for beat in beats.get(attempt.get("attempt"), {}).values()]
     return min(found, default=moment.timestamp() if moment else 0.0)
-
-
-def _wait(seconds: dict[str, float], first: Event, submitted_s: float, begun_s: float) -> None:
-    """Add the time from the submission, or the end of a job before, to the allocation."""
-    ranks = first.get("world_size", 1)
-    eligible_s = min(max(submitted_s, first.get("eligible", submitted_s)), begun_s)
-    seconds[HOLD if first.get("restart") else QUEUE] += ranks * (eligible_s - submitted_s)
-    seconds[QUEUE] += ranks * (begun_s - eligible_s)
 
 
 def _spend(

@@ -77,6 +77,7 @@ class Source:
         chain: name of the job's chain; empty if it is in none.
         hosts: node list of the job in Slurm's notation; empty if unknown.
         start: how often the batch script has started the tasks again since.
+        began: when the batch script began, Unix time in seconds; None if unknown.
     """
 
     job: str = ""
@@ -84,16 +85,21 @@ class Source:
     chain: str = ""
     hosts: str = ""
     start: int = 0
+    began: int | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Source:
         restart, start = starts_of(env)
         chain, hosts = env.get("FITB_CHAIN", ""), env.get("SLURM_JOB_NODELIST", "")
-        return cls(job_id(env), restart, chain, hosts, start)
+        began = env.get("FITB_BEGAN", "")
+        return cls(
+            job_id(env), restart, chain, hosts, start, int(began) if began.isdigit() else None
+        )
 
     def record(self) -> Event:
-        """Return the fields of events.jsonl that identify the submission."""
-        return {"job": self.job} | ({"chain": self.chain} if self.chain else {})
+        """Return the fields of events.jsonl that identify the submission, and its start."""
+        begun = {} if self.began is None else {"restart": self.restart, "began": self.began}
+        return {"job": self.job} | ({"chain": self.chain} if self.chain else {}) | begun
 
     def submitted(self, record: Event) -> bool:
         """Return whether a record is of this submission (the same chain, or else the same job)."""
@@ -101,7 +107,7 @@ class Source:
             return bool(record.get("chain", "") == self.chain)
         return bool(record.get("job") == self.job)
 
-    def began(self, attempt: Event) -> bool:
+    def has_begun(self, attempt: Event) -> bool:
         """Return whether an attempt is of this job and restart."""
         theirs = str(attempt.get("job") or ""), int(attempt.get("restart") or 0)
         return theirs == (self.job, self.restart)
@@ -318,7 +324,7 @@ def _write_done(run_dir: Path, decision: Decision, source: Source) -> None:
         "time": now(),
     }
     attempts = [event for event in read_events(run_dir) if event["event"] == "attempt"]
-    own = bool(attempts) and source.began(attempts[-1])
+    own = bool(attempts) and source.has_begun(attempts[-1])
     if found := ledger(run_dir, time.time() if own else None):
         done["ledger"] = found.record()
     write_json(run_dir / names.DONE, done)

@@ -25,6 +25,7 @@ import psutil
 from machine import ClusterUnavailable, open_lock, run, start_munge, wait_until, why_not
 
 SLOTS = 8
+PROCTRACK = os.environ.get("FITB_PROCTRACK", "linuxproc")  # or cgroup, where cgroup v1 is there
 HOSTS_OF = Path("/etc/netns")  # `ip netns exec` mounts the files found there over those in /etc
 
 CONF = """\
@@ -36,7 +37,7 @@ SlurmctldPidFile={folder}/controller.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/controller.log
 SlurmdLogFile={folder}/%n.log
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -144,10 +145,15 @@ class Cluster:
                 hosts=hosts,
                 addresses=f"{self.subnet}.[11-{10 + len(self.hosts)}]",
                 grace_s=self.grace_s,
+                proctrack=PROCTRACK,
             )
         )
-        # Without a plugin named here slurmd fails where cgroup v2 is not mounted.
-        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        # Without a plugin named here slurmd fails where cgroup v2 is not mounted. A host sees no
+        # /sys/fs/cgroup of the machine; what is mounted here ends with its mount namespace.
+        cgroup = f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={self.folder}/cgroup\n"
+        cgroup += f"CgroupAutomount={'yes' if PROCTRACK == 'cgroup' else 'no'}\n"
+        (self.folder / "cgroup").mkdir()
+        (self.folder / "cgroup.conf").write_text(cgroup)
         for number in range(8):  # a GPU is a file to Slurm, and any file will do
             (self.folder / f"gpu{number}").touch()
         gpus = f"NodeName={hosts} Name=gpu File={self.folder}/gpu[0-7]\n"

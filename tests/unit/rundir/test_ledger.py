@@ -153,19 +153,22 @@ def test_what_is_not_known_is_unaccounted_and_not_spread(tmp_path):
     assert found.unaccounted_s == pytest.approx(60 - 4) and found.wall_s == pytest.approx(130)
 
 
-def test_starts_of_a_job_in_which_no_attempt_began_are_unaccounted(tmp_path):
+def test_starts_of_a_job_in_which_no_attempt_began_are_idle_and_their_wait_is_a_hold(tmp_path):
     """Ten hours in the queue counted as an allocation in which nothing lived."""
     story = Story(tmp_path, ranks=1)
     story.attempt(5, slurm=(0, 0, 4))
     story.beats(50, start=10, training=35)
     story.event(50, "requeue", stalled=0, job="7")
-    story.event(36_000, "requeue", stalled=1, job="7")  # of another start, by the preflight
-    story.attempt(36_210, restart=2, slurm=(36_100, 36_101, 36_200))
+    about = {"job": "7", "restart": 1, "began": T0 + 35_900}
+    story.event(36_000, "requeue", stalled=1, **about)  # of another start, by the preflight
+    story.attempt(36_210, restart=2, slurm=(36_002, 36_122, 36_200))
     story.beats(36_300, start=10, training=80)
     found = ledger(tmp_path)
     assert found is not None
-    assert found.wall_s == pytest.approx(36_300)
-    assert found.unaccounted_s == pytest.approx(36_100 - 36_000)  # after the last decision
+    assert found.wall_s == pytest.approx(36_300) and found.unaccounted_s == pytest.approx(0)
+    assert found.seconds["hold"] == pytest.approx(35_900 - 50 + 120)
+    assert found.seconds["idle"] == pytest.approx(36_002 - 35_900)
+    assert found.goodput == pytest.approx(115 / (50 - 4 + 102 + 100), rel=1e-3)
     later = tmp_path / "later"
     later.mkdir()
     story = Story(later, ranks=1)
