@@ -88,6 +88,6 @@ def test_run_killed_under_sbatch_and_preempted_and_killed_under_submitit_ends_bi
     starts = [(e["job"], e["restart"], e["start"]) for e in run.events("attempt")]
     assert starts == [(job, 0, 0), (job, 0, 1), (second, 0, 0), (second, 1, 0), (second, 1, 1)]
     found = ledger(run.folder)
-    assert found is not None and found.seconds["repeated"] > 0
+    assert found is not None and found.seconds["training"] > 0
     assert abs(found.unaccounted_s) < 0.01 * found.wall_s
     assert_ended_as(run, straight)
