@@ -67,11 +67,12 @@ LOOK_FOR_ROOM = """\
 look_for_room() {{
   room=0
   show_job
+  grep --quiet JobState=RUNNING <<<"$record" || exit "$1"
   end=$(grep --only-matching --perl-regexp 'EndTime=\\K\\S+' <<<"$record")
+  [[ -n $end ]] || return # Slurm does not answer
   end=$(date --date="$end" +%s 2>/dev/null) || end=$(($(date +%s) + 1000000))
   room=$((end - $(date +%s) - FITB_LEAD_S))
-  grep --quiet JobState=RUNNING <<<"$record" || exit "$1"
-  ((room > 0 && FITB_START < {restarts})) || room=0 # without an answer it is midnight
+  ((room > 0 && FITB_START < {restarts})) || room=0
 }}"""
 STARTS = "for ((FITB_START = 0; ; FITB_START++)); do export FITB_START"
 AGAIN = ('[ "$code" = 11 ] || break', "seen=$((seen + 1))", "done", '(exit "$code")')
