@@ -54,6 +54,12 @@ class SystemFault(FitbError):
     restart_helps = True
 
 
+class UnfitMachine(SystemFault):
+    """A fault of the machine or of how the job was placed on it, which would come again."""
+
+    restart_helps = False
+
+
 class TrainingError(FitbError):
     exit_code = 5
 

@@ -36,13 +36,19 @@ logger = logging.getLogger("fitb.cluster.preflight")  # run as a script it has a
 
 CLOCK_S = 5.0  # largest allowed offset of a clock from the median
 START_S = 60.0  # until every host has started
-LINK_S = 20.0  # deadline of a reduction over the network; FITB_PREFLIGHT_LINK_S overrides it
-ALL_OWN_S = 60.0  # deadline of all checks that need no other host
+LINK_S = 60.0  # deadline of a reduction over the network; FITB_PREFLIGHT_LINK_S overrides it
+ALL_OWN_S = 60.0  # deadline of all checks that need no other host, without GPUs
+GPU_S = 10.0  # more for each GPU: its context, and libraries that a cold filesystem loads slowly
 Record = dict[str, Any]  # HOST.json: host, failures, reduced, pairs, clock_s
 
 
 def link_deadline_s(env: Mapping[str, str]) -> float:
     return float(env.get("FITB_PREFLIGHT_LINK_S", LINK_S))
+
+
+def num_gpus(env: Mapping[str, str]) -> int:
+    """Return how many GPUs Slurm gave of this host."""
+    return int(env.get("SLURM_GPUS_ON_NODE", "0"))
 
 
 def pair_rounds(num_hosts: int) -> list[list[tuple[int, int]]]:
@@ -137,17 +143,23 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     Returns: whether the checks were interrupted by a shutdown signal, as on preemption.
     """
     link_s = link_deadline_s(env)
-    deadline_s = 30 + ALL_OWN_S + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
+    own_s = ALL_OWN_S + GPU_S * num_gpus(env)
+    deadline_s = 30 + own_s + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
     task = [sys.executable, "-m", "fitb.training.host_check", str(folder), ",".join(hosts)]
     task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]
     steps = []
+    all_gpus = {**os.environ, "SLURM_GPU_BIND": "none"}  # one task checks every GPU of its host
     for host in hosts:
         where = ["srun", "--nodes=1", f"--nodelist={host}", "--ntasks=1", "--ntasks-per-node=1"]
         command = [*where, "--overlap", *task]
         with open(folder / f"{host}.out", "ab") as out:  # srun --output expands patterns
             steps.append(
                 subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=all_gpus,
                 )
             )
     deadline = time.monotonic() + deadline_s

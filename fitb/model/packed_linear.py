@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BertForMaskedLM
 
-from fitb.base.errors import ConfigError, SystemFault
+from fitb.base.errors import ConfigError, UnfitMachine
 from fitb.model.load import encoder
 
 _E4M3_MAX = 448.0  # largest number of torch.float8_e4m3fn
@@ -111,16 +111,14 @@ def to_float8(model: BertForMaskedLM, device: torch.device) -> None:
     The MLM head keeps its precision: its logits are the student's target.
 
     Raises:
-        SystemFault: the GPU has no 8-bit matmuls.
+        UnfitMachine: the GPU has no 8-bit matmuls.
         ConfigError: a matrix size is not a multiple of 16, as 8-bit matmuls require.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
-        error = SystemFault(
+        raise UnfitMachine(
             f"model.teacher_precision=fp8 needs a GPU of compute capability 8.9 or more; this is"
             f" {torch.cuda.get_device_name(device)}; leave it at `same`"
         )
-        error.restart_helps = False
-        raise error
     sizes = model.config.hidden_size, model.config.intermediate_size
     if any(size % _FP8_MULTIPLE for size in sizes):
         raise ConfigError(

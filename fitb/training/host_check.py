@@ -32,12 +32,13 @@ from fitb.base.errors import RESUME, FitbError, SystemFault
 from fitb.base.fsio import write_json
 from fitb.base.rendezvous import unreachable
 from fitb.base.world import address_of, starts_of
-from fitb.cluster.preflight import ALL_OWN_S, START_S, link_deadline_s, pair_rounds
+from fitb.cluster.preflight import ALL_OWN_S, GPU_S, START_S, link_deadline_s, num_gpus, pair_rounds
 from fitb.cluster.slurm import master_port
+from fitb.training.devices import num_promised
 
 logger = logging.getLogger("fitb.training.host_check")  # run as a script it has another name
 
-OWN_S = 30.0  # deadline of each check that needs no other host
+OWN_S = 30.0  # deadline of each check that needs no other host; more with GPUs
 MIN_DISK_GB = 1.0
 MIN_MEMORY_GB = 1.0
 PROBE_MB = 1
@@ -88,10 +89,10 @@ def check_devices(env: Mapping[str, str]) -> None:
 
     Raises: SystemFault if a device is missing or its result is wrong.
     """
-    wanted = int(env.get("SLURM_GPUS_ON_NODE", "0"))
+    wanted = num_promised(env)
     seen = torch.cuda.device_count()
     if seen < wanted:
-        raise SystemFault(f"{seen} GPUs are visible; Slurm gave {wanted} of this host")
+        raise SystemFault(f"{seen} GPUs are visible; Slurm shows {wanted} of this host")
     numbers = torch.arange(64 * 64, dtype=torch.float32).reshape(64, 64) % 7
     exact = (numbers.long() @ numbers.long()).float()
     for name in [f"cuda:{i}" for i in range(seen)] or ["cpu"]:
@@ -133,10 +134,11 @@ def own_failures(run_dir: str, cache_dir: str | None, env: Mapping[str, str]) ->
         **{f"disk {f}": (check_disk, f) for f in dict.fromkeys(filter(None, folders))},
     }
     failures = []
-    deadline = time.monotonic() + ALL_OWN_S
+    more_s = GPU_S * num_gpus(env)
+    deadline = time.monotonic() + ALL_OWN_S + more_s
     for name, check in checks.items():
         try:
-            within(min(OWN_S, max(0.0, deadline - time.monotonic())), *check)
+            within(min(OWN_S + more_s, max(0.0, deadline - time.monotonic())), *check)
         except SystemFault as error:
             failures.append(f"{name}: {error}")
     return failures

@@ -226,6 +226,7 @@ class Watchdog:
 
     def __init__(self, deadline_s: float | None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        faulthandler.enable(_STDERR, all_threads=True)  # an abort by NCCL leaves stacks, too
         if deadline_s is None:
             return
         limit_s = deadline_s + 2 * ownership.HEARTBEAT_S

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitb.base.errors import ConfigError, SystemFault
+from fitb.base.errors import ConfigError, UnfitMachine
 from fitb.base.rendezvous import join
 from fitb.base.world import World
 from fitb.config import Config
 from fitb.config.ds_config import read_ds_config
+from fitb.training import devices
 
 _SETTLE_S = 0.1
 # Hangs are ended by the watch. A timeout here would also end a job that was suspended for longer
@@ -65,8 +66,9 @@ def ends_steps(filled: dict[str, Any]) -> bool:
 def start_distributed(config: Config, world: World) -> torch.device:
     """Join the process group of the environment and return this rank's device. Collective.
 
-    Raises: ConfigError, SystemFault; before any rank waits for another.
+    Raises: ConfigError, UnfitMachine; before any rank waits for another, unless two share a GPU.
     """
+    devices.prepare_environment(os.environ)
     config.grad_accum(world.size)
     deepspeed_config(config, world)
     if not torch.accelerator.is_available():
@@ -94,15 +96,16 @@ def start_distributed(config: Config, world: World) -> torch.device:
     for name, value in world.env("127.0.0.1", port).items():
         os.environ.setdefault(name, value)
     accelerator = get_accelerator()
-    if accelerator.device_name() != "cpu":
-        accelerator.set_device(world.local_rank)
+    devices.bind(world, accelerator, os.environ)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one socket per other rank
     if not dist.is_initialized():
         backend = accelerator.communication_backend_name()
         join(world, backend, COLLECTIVE_LIMIT)
         comm.init_distributed(dist_backend=backend, verbose=False)  # adopts the existing group
-    return torch.device(accelerator.current_device_name())
+    device = torch.device(accelerator.current_device_name())
+    devices.check_not_shared(world, device)
+    return device
 
 
 def _check_with_deepspeed(config: Config, world: World) -> None:
@@ -128,16 +131,14 @@ def leave_distributed() -> None:
 
 
 def check_precision(precision: str) -> None:
-    """Raise SystemFault if this machine does not support `precision`."""
+    """Raise UnfitMachine if this machine does not support `precision`."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
     supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
     if precision in supported and not supported[precision]():
         others = "--precision bf16 or " if precision == "fp16" else ""
-        error = SystemFault(
+        raise UnfitMachine(
             f"precision={precision} is not supported by this machine's {accelerator.device_name()}"
             f" device; use {others}--precision fp32"
         )
-        error.restart_helps = False
-        raise error

@@ -164,11 +164,12 @@ def test_words_of_srun_about_a_host_of_the_preflight_lie_under_a_run_folder_of_a
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    executable(tmp_path / "srun", "printf '%s\\n' \"$@\"\nexit 85")
+    executable(tmp_path / "srun", "printf '%s\\n' \"$@\" $SLURM_GPU_BIND\nexit 85")
     folder = tmp_path / ODD
     folder.mkdir()
     assert preflight.ask_hosts(["h1", "h2"], folder, Config(run_dir="r"), {})
     for host in ("h1", "h2"):
         words = (folder / f"{host}.out").read_text().splitlines()
+        assert words.pop() == "none"  # one task checks all GPUs of its host
         assert f"--nodelist={host}" in words and str(folder) in words
         assert not [word for word in words if word.startswith("--output")]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fitb.base.errors import SystemFault
+from fitb.cluster.preflight import link_deadline_s
 from fitb.training import host_check
 from fitb.training.host_check import check_devices, check_disk, meet, own_failures, reduce, within
 
@@ -48,8 +49,30 @@ def test_devices_that_multiply_rightly_pass_and_a_missing_one_does_not(monkeypat
     assert (torch.ones(512, 512) @ torch.ones(512, 512)).sum() > 0  # threads that a fork loses
     within(20, check_devices, {"SLURM_GPUS_ON_NODE": str(torch.cuda.device_count())})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(SystemFault, match="3 GPUs are visible; Slurm gave 4"):
+    with pytest.raises(SystemFault, match="3 GPUs are visible; Slurm shows 4"):
         check_devices({"SLURM_GPUS_ON_NODE": "4"})
+
+
+def test_a_host_whose_gpus_are_given_to_one_task_each_is_not_condemned(monkeypatch):
+    """With --gpus-per-task=1 this check sees one GPU of the eight that the job has here."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
+    check_devices({"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "5"})
+
+
+@pytest.mark.parametrize(("gpus", "each_s", "all_s"), [(0, 30, 60), (1, 40, 70), (8, 110, 140)])
+def test_deadlines_leave_time_for_every_gpu_of_a_host(monkeypatch, tmp_path, gpus, each_s, all_s):
+    given, now = [], [0.0]
+
+    def within(deadline_s, check, *args):
+        given.append(deadline_s)
+        now[0] += deadline_s - 1
+
+    monkeypatch.setattr(host_check, "within", within)
+    monkeypatch.setattr(host_check.time, "monotonic", lambda: now[0])
+    own_failures(str(tmp_path), None, {"SLURM_GPUS_ON_NODE": str(gpus)})
+    assert given[0] == each_s and sum(given) - len(given) + 1 == pytest.approx(all_s, abs=3)
+    assert link_deadline_s({}) >= 60 and link_deadline_s({"FITB_PREFLIGHT_LINK_S": "4"}) == 4
 
 
 def free_port():
