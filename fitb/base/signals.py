@@ -32,9 +32,12 @@ def handled(
 
 
 @contextlib.contextmanager
-def held_back(number: signal.Signals) -> Iterator[None]:
-    """Deliver a signal to this thread, and to processes started here, after the context only."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+def held_back(*numbers: signal.Signals) -> Iterator[None]:
+    """Deliver signals to this thread after the context only, and to processes started here never.
+
+    Other threads still receive them, and Python then runs the handler in the main thread.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

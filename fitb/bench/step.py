@@ -194,7 +194,7 @@ class Variant:
         tap: Any = objective.teacher_tap(teacher.model)
         if unfused:
             objective, tap = UnfusedObjective(objective), UnfusedTeacher(teacher.model)
-        self.engine = Engine(objective, tap, run, world, device, shards.length)
+        self.engine = Engine(objective, tap, run, world, device, shards.length, shards.packed)
         self._stream = RowStream(
             shards,
             vocabulary=Vocabulary.of(tokenizer),

@@ -6,9 +6,9 @@ module; the teacher stays outside and provides plain tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from fitb.objective.losses import hidden_loss, slot_losses
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM
 
+T = TypeVar("T")
 _OF_LAYERS = ("embedding", "hidden", "attention", "relation")  # terms that compare states
 
 
@@ -92,9 +93,31 @@ class Tap(nn.Module):
             logits,
         )
 
-    def compile(self) -> None:
-        """Compile the forward pass: static shapes, one graph, or an error that says why not."""
-        self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+    def compile(self, packed: bool) -> None:
+        """Compile the forward pass, as `compiled` does."""
+        self.forward = compiled(self.forward, packed)  # type: ignore[method-assign]
+
+
+def compiled(forward: Callable[..., T], packed: bool) -> Callable[..., T]:
+    """Compile a function of a batch: static shapes, one graph, or an error that says why not.
+
+    A second graph, with a mask of the padding or without, would stall every rank for minutes at a
+    step that nobody foresees. So rows of single documents, most of which end in padding, always
+    have the mask. In a packed set one row of each shard ends in padding; the batch that meets it is
+    not compiled.
+
+    Args:
+        forward: function whose first argument is a Batch.
+        packed: whether rows are packed.
+    """
+    graph = torch.compile(forward, fullgraph=True, dynamic=False)
+
+    def call(batch: Batch, *others: Any) -> T:
+        if not packed:
+            return graph(replace(batch, padded=True), *others)
+        return (forward if batch.padded else graph)(batch, *others)
+
+    return call
 
 
 class Objective(nn.Module):
@@ -218,14 +241,14 @@ class Objective(nn.Module):
             teacher: features of the teacher for the batch; None without a teacher.
         Returns: sums of the terms, (terms,) fp32 with a graph.
         """
-        return self._terms(self.student(batch), batch, teacher)
+        return self._terms(batch, self.student(batch), teacher)
 
-    def compile(self) -> None:
-        """Compile the student and the losses into one graph each."""
-        self.student.compile()
-        self._terms = torch.compile(self._terms, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+    def compile(self, packed: bool) -> None:
+        """Compile the student and the losses into one graph each, as `compiled` does."""
+        self.student.compile(packed)
+        self._terms = compiled(self._terms, packed)  # type: ignore[method-assign]
 
-    def _terms(self, student: Features, batch: Batch, teacher: Features | None) -> torch.Tensor:
+    def _terms(self, batch: Batch, student: Features, teacher: Features | None) -> torch.Tensor:
         real = batch.attention_mask if batch.padded else None
         reference = self.config.form == "tinybert_reference"
         tokens = None if reference else real

@@ -153,6 +153,11 @@ class ShardSet:
         return int(self._ends[-1])
 
     @property
+    def packed(self) -> bool:
+        """Whether rows are filled with several documents, so that one of each shard is padded."""
+        return bool(self.manifest["settings"].get("rows", "packed") == "packed")
+
+    @property
     def shard_bytes(self) -> tuple[int, ...]:
         return tuple(entry["bytes"] for entry in self._entries)
 

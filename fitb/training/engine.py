@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitb.base import rng
+from fitb.base import rng, signals
 from fitb.base.errors import TrainingError
 from fitb.base.world import World
 from fitb.config import Config, OptimConfig
@@ -114,6 +114,7 @@ class Engine:
         world: rank and world size of this process.
         device: device of this process.
         length: tokens per row.
+        packed: whether rows are packed, so that few end in padding.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Engine:
         world: World,
         device: torch.device,
         length: int,
+        packed: bool = True,
     ) -> None:
         import deepspeed
 
@@ -131,7 +133,7 @@ class Engine:
         self.teacher = teacher
         filled = deepspeed_config(config, world)
         stage = filled["zero_optimization"]["stage"]
-        execution = Execution.of(config, world, device, length, stage)
+        execution = Execution.of(config, world, device, length, stage, packed)
         execution.prepare(objective, teacher, device)
         self._grad_accum = config.grad_accum(world.size)
         self._asked_at_once = execution.teacher_rows // config.micro_batch
@@ -184,7 +186,8 @@ class Engine:
         skipped_before, norm = self._engine.skipped_steps, None
         began = self._now()
         try:
-            with self._accumulation() as after_backward:
+            # A compiler that Slurm's signal killed would fail the step, or never answer.
+            with signals.held_back(*signals.SHUTDOWN), self._accumulation() as after_backward:
                 for rows, features in self._micro_batches(batch.to(self.device)):
                     sums = self._engine(rows, features)
                     self._engine.backward((sums * scale).sum(), scale_wrt_gas=False)

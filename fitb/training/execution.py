@@ -15,6 +15,7 @@ from fitb.model.packed_linear import can_pack, pack, to_float8
 from fitb.objective.objective import Objective, Tap
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GRAPHS = 64  # of one function; torch.compile fails beyond its own limit of 8
 _TEACHER_TOKENS = 32_768  # per teacher forward on a GPU: saturates it, with 1 GB of features
 
 
@@ -29,6 +30,7 @@ class Execution:
         pack_teacher: whether the teacher's matmuls use packed oneDNN weights.
         fp8_teacher: whether the teacher's matrices are quantised to fp8.
         teacher_rows: rows per teacher forward.
+        packed: whether rows are packed, so that few end in padding.
     """
 
     dtype: torch.dtype
@@ -37,10 +39,17 @@ class Execution:
     pack_teacher: bool
     fp8_teacher: bool
     teacher_rows: int
+    packed: bool = True
 
     @classmethod
     def of(
-        cls, config: Config, world: World, device: torch.device, length: int, zero_stage: int
+        cls,
+        config: Config,
+        world: World,
+        device: torch.device,
+        length: int,
+        zero_stage: int,
+        packed: bool = True,
     ) -> Execution:
         """Resolve the settings of a run.
 
@@ -51,6 +60,7 @@ class Execution:
             length: tokens per row.
             zero_stage: ZeRO stage. Stage 3 gathers weights inside the forward pass, which breaks
                 the graph of a compiled module and leaves no whole weights to pad.
+            packed: whether rows are packed.
         Raises: ConfigError for settings that exclude each other.
         """
         speed, dtype = config.speed, DTYPES[config.precision]
@@ -68,6 +78,7 @@ class Execution:
             pack_teacher=speed.pack_teacher and not pad and can_pack(device, dtype),
             fp8_teacher=config.model.teacher_precision == "fp8",
             teacher_rows=_teacher_rows(config, world, device, length),
+            packed=packed,
         )
 
     def prepare(self, objective: Objective, teacher: Tap | None, device: torch.device) -> None:
@@ -77,7 +88,9 @@ class Execution:
         """
         objective.student.kernels = self.kernels
         if self.compile:
-            objective.compile()
+            # One code object serves teacher and student, and each size of batch is a graph.
+            torch._dynamo.config.recompile_limit = _GRAPHS
+            objective.compile(self.packed)
         if teacher is None:
             return
         teacher.to(device=device, dtype=self.dtype)
@@ -87,7 +100,7 @@ class Execution:
         if self.pack_teacher:  # torch.compile does not support packed weights, and gains little
             pack(teacher.model)
         elif self.compile:
-            teacher.compile()
+            teacher.compile(self.packed)
 
 
 def _teacher_rows(config: Config, world: World, device: torch.device, length: int) -> int:

@@ -223,7 +223,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
         rows = read.held_out or shards
         begin_from_teacher(objective, read.teacher, rows, tokenizer, config, run, world)
     teacher = read.teacher if objective.asks_teacher else None
-    engine = Engine(objective, teacher, config, world, device, shards.length)
+    engine = Engine(objective, teacher, config, world, device, shards.length, shards.packed)
     progress = Progress()
     if found:
         engine.state.load_full_tensors(found.tensors)

@@ -1,16 +1,19 @@
 """What `speed` comes to on a device, and that it changes how a step is computed, not what."""
 
 import copy
+import itertools
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fitb.base.errors import ConfigError, SystemFault
+from fitb.base.errors import ConfigError, UnfitMachine
 from fitb.base.world import World
 from fitb.config import ModelConfig, ObjectiveConfig, SpeedConfig
 from fitb.model.packed_linear import to_float8
+from fitb.objective.losses import slot_losses
 from fitb.objective.objective import Objective
 from fitb.training.execution import Execution
 from tests.unit.objective.conftest import padded_batch, tiny_bert
@@ -82,15 +85,14 @@ def losses_and_gradients(execution, padded):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    "speed",
+    ("padded", "speed"),
     [
-        {"attention": "eager"},
-        {"pad": True},
-        {"pack_teacher": False},
-        {"compile": True},
-        {"compile": True, "pad": True},
+        *itertools.product(
+            [False, True], [{"attention": "eager"}, {"pad": True}, {"pack_teacher": False}]
+        ),
+        (False, {"compile": True}),
+        (True, {"compile": True, "pad": True}),
     ],
     ids=str,
 )
@@ -102,7 +104,8 @@ def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded):
     plain = losses_and_gradients(
         decide(precision="fp32", attention="sdpa", pack_teacher=False), padded
     )
-    sums, gradients = losses_and_gradients(decide(precision="fp32", **speed), padded)
+    execution = replace(decide(precision="fp32", **speed), packed=not padded)
+    sums, gradients = losses_and_gradients(execution, padded)
     assert sums.tolist() == pytest.approx(plain[0].tolist(), rel=1e-5)
     for ours, theirs in zip(gradients, plain[1], strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6
@@ -115,6 +118,68 @@ def test_eight_bits_are_asked_for_in_the_model_section_and_refused_where_a_gpu_h
     assert Execution.of(config, WORLD, CPU, 16, 2).fp8_teacher
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A100")
-    with pytest.raises(SystemFault, match="8.9 or more; this is A100") as raised:
+    with pytest.raises(UnfitMachine, match="8.9 or more; this is A100") as raised:
         to_float8(SimpleNamespace(), GPU)
     assert not raised.value.restart_helps
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile with dynamo's graphs run as they are; collects the number of rows of each graph."""
+    made, compile_with = [], torch.compile
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(compile_with, backend=backend))
+    torch._dynamo.reset()
+    yield made
+    torch._dynamo.reset()
+
+
+def terms_of(decide, batches, packed=True, compile=True):
+    """The sums of a batch after another, with student and teacher compiled."""
+    execution = replace(
+        decide(precision="fp32", compile=compile, pack_teacher=False), packed=packed
+    )
+    student, teacher = tiny_bert(2, 20, 4, 1), tiny_bert(4, 32, 4, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        objective = Objective(student, teacher, ObjectiveConfig())
+    tap = objective.teacher_tap(copy.deepcopy(teacher))
+    execution.prepare(objective, tap, CPU)
+    with torch.no_grad():
+        return [objective(batch, tap(batch)) for batch in batches]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_batch_with_padding_makes_no_second_graph(decide, graphs):
+    """Of packed rows it is not compiled; of documents every batch has the mask."""
+    expected = terms_of(decide, [WHOLE, ROWS], compile=False)
+    for packed in (True, False):
+        graphs.clear()
+        found = terms_of(decide, [WHOLE, ROWS, WHOLE], packed=packed)
+        assert len(graphs) == 3  # teacher, student, losses
+        for ours, theirs in zip(found, expected, strict=False):
+            assert torch.allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_more_sizes_of_batches_than_dynamos_limit_compile(decide, graphs):
+    """It counts graphs of one function, which teacher and student share: 8."""
+    rows = padded_batch(5)
+    sizes = [rows.part(0, size) for size in range(1, 6)]
+    terms_of(decide, sizes, packed=False)
+    assert len(graphs) == 3 * 5
+
+
+def test_a_gpu_without_fusion_works_on_blocks_of_logits(monkeypatch):
+    """The hard and soft losses are those of all rows at once."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 37, 50).double()
+    labels = torch.randint(0, 50, (37,))
+    whole = slot_losses(student, teacher, labels, 2.0)
+    monkeypatch.setattr("fitb.objective.losses._BLOCK", 400)
+    for ours, theirs in zip(slot_losses(student, teacher, labels, 2.0), whole, strict=True):
+        assert torch.allclose(ours, theirs)

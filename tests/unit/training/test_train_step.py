@@ -1,6 +1,10 @@
 """What a training step hands to DeepSpeed, with a stand-in for DeepSpeed."""
 
 import math
+import os
+import signal
+import subprocess
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -8,6 +12,7 @@ import pytest
 import torch
 
 from fitb.base.errors import TrainingError
+from fitb.base.signals import SHUTDOWN, handled
 from fitb.base.world import World
 from fitb.config import AlgorithmsConfig, OptimConfig
 from fitb.training.engine import Engine, learning_rate
@@ -241,3 +246,27 @@ def test_a_run_of_before_keeps_the_norm_it_began_with(make_engine):
     (before,) = torch._foreach_norm([gradient], dtype=torch.float32)
     engine = make_engine(gradients=[gradient], norm=1, clip_norm=1.0)
     assert engine.train_step(0, BATCH, COUNTS).grad_norm.item() == before.square().sqrt().item()
+
+
+def test_a_compiler_that_a_step_starts_outlives_the_signals_that_slurm_sends_to_all(make_engine):
+    """This process hears them still: another thread does, and the handler runs in the main one."""
+    engine, compilers, heard = make_engine(), [], threading.Event()
+    threading.Thread(target=heard.wait, daemon=True).start()
+
+    def compile():
+        if compilers:
+            return
+        compilers.append(subprocess.Popen(["sleep", "60"]))
+        for number in SHUTDOWN:
+            compilers[0].send_signal(number)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    engine.before_update = compile
+    with handled(SHUTDOWN, lambda *_: heard.set()):
+        engine.train_step(2, BATCH, COUNTS)
+        assert heard.wait(5)
+    (compiler,) = compilers
+    with pytest.raises(subprocess.TimeoutExpired):
+        compiler.wait(0.2)
+    compiler.kill()
+    assert compiler.wait(5) == -signal.SIGKILL
