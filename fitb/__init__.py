@@ -1,3 +1,3 @@
-"""fitb: distil BERT into TinyBERT on cluster schedulers, preempted and resumed to the bit."""
+"""fitb distils BERT into TinyBERT on cluster schedulers, and resumes jobs that were preempted."""
 
 __version__ = "0.1.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PAIRS = 24
+PAIRS = 12
 # The parent has imported torch; each pair of children talks, leaves and ends as a training does:
 # the group still referenced, as DeepSpeed keeps it, and an interpreter that takes long to end.
 CODE = f"""
