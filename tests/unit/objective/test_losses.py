@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from fitb.data.masking import IGNORE_INDEX
-from fitb.objective import losses
+from fitb.objective import attention, losses
 from fitb.objective.attention import attention_loss, relation_loss
 from fitb.objective.losses import hidden_loss, slot_losses
 
@@ -191,6 +191,34 @@ def test_the_attention_loss_of_old_runs_survives_a_student_near_its_teacher():
     expected.backward()
     error = (query.grad - double.grad).norm() / double.grad.norm()
     assert error < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("size", "distance"), [(26, 1), (64, 1), (64, 1e-2), (64, 1e-4), (64, 0)])
+def test_the_attention_loss_on_tensor_cores_is_that_of_float64(monkeypatch, dtype, size, distance):
+    """Products of 16-bit numbers are exact, their sums in fp32; value and gradients to 1e-2."""
+    monkeypatch.setattr(attention, "_for_tensor_cores", lambda states: states.dtype == dtype)
+    teacher = [randn(2, 3, 64, 64, seed=i).to(dtype) for i in range(2)]
+    student = [randn(2, 3, 64, size, seed=9 + i) for i in range(2)]
+    if distance < 1:
+        student = [near + distance * far for near, far in zip(teacher, student, strict=True)]
+    student = [each.to(dtype) for each in student]
+    mask = torch.arange(64) < torch.tensor([[64], [40]])
+    ours, found = with_gradients(
+        lambda *qk: attention_loss(qk, tuple(teacher), mask, mask), student
+    )
+    rows = mask[:, None, :, None] * mask[:, None, None, :]
+
+    def naive(query, key):
+        query_t, key_t = (each.double() for each in teacher)
+        scores = query @ key.mT / size**0.5
+        return ((query_t @ key_t.mT / 8 - scores).square() * rows).sum()
+
+    expected, wanted = with_gradients(naive, [each.double() for each in student])
+    assert 0 <= ours.item() == pytest.approx(expected.item(), rel=1e-2)
+    for gradient, double in zip(found, wanted, strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient.double() - double).norm() <= 1e-2 * double.norm()
 
 
 def test_attention_loss_is_computed_in_fp32_under_autocast():
