@@ -24,6 +24,7 @@ from fitb.config import Config, OptimConfig
 from fitb.data.batch import Batch
 from fitb.objective.objective import Objective, Tap
 from fitb.training.execution import Execution
+from fitb.training.gradients import GradientSum
 from fitb.training.state import PortableState
 from fitb.training.zero import deepspeed_config, ends_steps
 
@@ -58,29 +59,6 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-@contextmanager
-def summed_in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], None]]:
-    """Accumulate gradients in fp32 over micro-batches, and round each sum once at the end.
-
-    A 16-bit sum would lose small gradients beside large ones.
-
-    Yields: a function to call after each backward pass; on exit `grad` holds the sum.
-    """
-    sums: dict[int, torch.Tensor] = {}
-
-    def add() -> None:
-        for index, parameter in enumerate(parameters):
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None and index in sums:
-                sums[index] = sums[index].float() + gradient
-            elif gradient is not None:
-                sums[index] = gradient
-
-    yield add
-    for index, total in sums.items():
-        parameters[index].grad = total.to(parameters[index].dtype)
 
 
 @dataclass(frozen=True)
@@ -136,7 +114,7 @@ class Engine:
         execution = Execution.of(config, world, device, length, stage, packed)
         execution.prepare(objective, teacher, device)
         self._grad_accum = config.grad_accum(world.size)
-        self._asked_at_once = execution.teacher_rows // config.micro_batch
+        self._asked_at_once = execution.teacher_rows // config.rows_per_pass
         self.weights = torch.tensor(objective.weights, dtype=torch.float64)
         optimizer = torch.optim.AdamW(
             parameter_groups(objective, config.optim.weight_decay),
@@ -146,7 +124,7 @@ class Engine:
             fused=config.speed.fused_optimizer,
         )
         self._ends_steps = ends_steps(filled)
-        self._trained = [p for p in objective.parameters() if p.requires_grad]
+        self._gradients = GradientSum([p for p in objective.parameters() if p.requires_grad])
         self._engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=filled)
         self.state = PortableState(self._engine, objective, world, device)
         self.before_update: Callable[[], None] = lambda: None  # called before weights change
@@ -212,7 +190,7 @@ class Engine:
     def _accumulation(self) -> Iterator[Callable[[], Any]]:
         """Yield the function to call after the backward pass of each micro-batch."""
         if self._ends_steps:
-            with self._engine.coalesce_grad_reduction(), summed_in_fp32(self._trained) as add:
+            with self._engine.coalesce_grad_reduction(), self._gradients.of_micro_batches() as add:
                 yield add
         else:
             yield self._engine.step

@@ -10,7 +10,8 @@ from fitb.base.errors import ConfigError
 from fitb.base.world import World
 from fitb.config import OptimConfig
 from fitb.config.ds_config import OWNED
-from fitb.training.engine import learning_rate, parameter_groups, summed_in_fp32
+from fitb.training.engine import learning_rate, parameter_groups
+from fitb.training.gradients import GradientSum
 from fitb.training.zero import _check_with_deepspeed, deepspeed_config
 
 FILES = {"zero1": 1, "zero2": 2, "zero2_offload": 2, "zero3": 3}
@@ -108,11 +109,37 @@ def test_matrices_decay_and_biases_and_norms_do_not():
 def test_a_sum_keeps_what_many_micro_batches_add_to_a_large_one(dtype):
     """256 gradients of 1/512 after one of 1: in bf16 not one of them would move the sum."""
     used, unused = (torch.nn.Parameter(torch.ones(2, dtype=dtype)) for _ in range(2))
-    with summed_in_fp32([used, unused]) as add:
+    gradients = GradientSum([used, unused])
+    for step in range(2):
+        sum_up(gradients, used, first=1.0 + step)
+        assert used.grad.dtype == dtype
+        assert used.grad.tolist() == [1.5 + step, 1.5 + step]
+        assert unused.grad is None
+
+
+def sum_up(gradients, used, first):
+    with gradients.of_micro_batches() as add:
         for micro_batch in range(257):
-            used.grad = torch.full_like(used, 1.0 if micro_batch == 0 else 1 / 512)
+            used.grad = torch.full_like(used, first if micro_batch == 0 else 1 / 512)
             add()
             assert used.grad is None
-    assert used.grad.dtype == dtype
-    assert used.grad.tolist() == [1.5, 1.5]
-    assert unused.grad is None
+
+
+def test_one_micro_batch_keeps_its_gradients_and_more_are_added_in_buffers_made_once():
+    parameters = [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
+    gradients, made = GradientSum(parameters), None
+    alone = torch.full_like(parameters[0], 7)
+    with gradients.of_micro_batches() as add:
+        parameters[0].grad = alone
+        add()
+    assert parameters[0].grad is alone and parameters[1].grad is None
+    for values in ([1, 2], [3, 4, 5]):
+        with gradients.of_micro_batches() as add:
+            for value in values:
+                parameters[0].grad = torch.full_like(parameters[0], value)
+                add()
+        assert parameters[0].grad.tolist() == [sum(values)] * 3
+        buffers = [*gradients._sums, *gradients._addends]
+        assert [buffer.dtype for buffer in buffers] == [torch.float32] * 2
+        assert made is None or all(a is b for a, b in zip(buffers, made, strict=True))
+        made = buffers

@@ -16,6 +16,7 @@ from fitb.base.signals import SHUTDOWN, handled
 from fitb.base.world import World
 from fitb.config import AlgorithmsConfig, OptimConfig
 from fitb.training.engine import Engine, learning_rate
+from fitb.training.gradients import GradientSum
 
 WEIGHTS = (2.0, 0.5, 0.0)
 
@@ -85,7 +86,7 @@ def make_engine(run_config):
         engine.world, engine.device = World(rank, size), torch.device("cpu")
         engine.teacher, engine._ends_steps = None, bool(gradients)
         engine._grad_accum, engine._asked_at_once = 2, 1
-        engine._trained = []
+        engine._gradients = GradientSum([])
         engine.objective = SimpleNamespace(weights=WEIGHTS)
         engine.weights = torch.tensor(WEIGHTS, dtype=torch.float64)
         engine._worst_norm, engine._checked_step = torch.zeros(()), 0
