@@ -21,7 +21,8 @@ from fitb.data.batch import Batch
 from fitb.data.masking import IGNORE_INDEX
 from fitb.evaluation.row_counts import Scores
 from fitb.infer.windows import Window, windows_of
-from fitb.model.load import encoder, mlm_head
+from fitb.model.encoder import encode
+from fitb.model.load import mlm_head
 from fitb.model.positions import trained_length
 
 if TYPE_CHECKING:
@@ -52,11 +53,9 @@ class Bert:
         batch = cut_rows(batch, trained_length(self.model.config))
         batch = batch.to(next(self.model.parameters()).device)
         used = batch.labels != IGNORE_INDEX
-        states = encoder(self.model)(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        )[0]
+        states = encode(self.model, batch.input_ids, batch.real()).last
         row = torch.arange(len(used), device=used.device)[:, None].expand_as(used)[used]
-        return states[row, batch.slots[used]]  # type: ignore[no-any-return]
+        return states[row, batch.slots[used]]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return mlm_head(self.model)(hidden).float()  # type: ignore[no-any-return]

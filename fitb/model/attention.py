@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+HEAD_MULTIPLE = 8  # of head sizes that fused kernels on GPUs take together with a mask
 _UNFUSED_TOKENS = 2048  # largest L at which unfused attention in bf16 on a CPU is worth its memory
 
 
@@ -50,9 +51,14 @@ def attend(
     Returns: (B, H, L, d).
     """
     if how == "sdpa":
-        return F.scaled_dot_product_attention(
+        size = query.shape[-1]
+        if query.is_cuda and size % HEAD_MULTIPLE:  # else torch would store L x L scores
+            further = -size % HEAD_MULTIPLE
+            query, key, value = (F.pad(heads, (0, further)) for heads in (query, key, value))
+        context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
         )
+        return context.narrow(-1, 0, size)
     scores = (query * scale) @ key.mT
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

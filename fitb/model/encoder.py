@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertForMaskedLM
 
-from fitb.model.attention import attend
+from fitb.model.attention import HEAD_MULTIPLE, attend
 from fitb.model.load import encoder, mlm_head
 
-_HEAD_MULTIPLE = 8  # of head sizes that fused attention on GPUs need not pad
 _VOCABULARY_MULTIPLE = 64  # of vocabulary sizes that tensor cores' kernels are fast at
 _NEVER = torch.finfo(torch.float16).min  # a logit of probability 0 in every precision
 
@@ -135,7 +134,7 @@ def _self_attention(
     this = module.self
     size = this.attention_head_size
     pads = kernels.pad and isinstance(this.query, nn.Linear)  # not 8-bit or packed maps
-    width = size + -size % _HEAD_MULTIPLE if pads else size
+    width = size + -size % HEAD_MULTIPLE if pads else size
     query, key, value = (
         _heads(projection, of, this.num_attention_heads, width)
         for projection, of in ((this.query, queried), (this.key, state), (this.value, state))

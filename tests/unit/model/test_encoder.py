@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 from fitb.model.attention import attend, choose
@@ -106,3 +108,21 @@ def test_unfused_attention_is_chosen_for_bf16_on_a_cpu_alone(
     wanted, device, dtype, length, expected
 ):
     assert choose(wanted, torch.device(device), dtype, length) == expected
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_of_any_size_go_to_a_fused_kernel_on_a_gpu(monkeypatch, masked):
+    """With a mask, torch stores L x L scores for heads that are no multiple of 8."""
+    given, fused = [], F.scaled_dot_product_attention
+
+    def remembering(query, key, value, **settings):
+        given.append([query.shape[-1], key.shape[-1], value.shape[-1], settings["scale"]])
+        return fused(query, key, value, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", remembering)
+    with FakeTensorMode():
+        heads = torch.empty(2, 12, 16, 26, device="cuda", dtype=torch.float16)
+        mask = torch.empty(2, 1, 1, 16, device="cuda", dtype=torch.bool) if masked else None
+        context = attend(heads, heads, heads, mask, 26**-0.5, 0.0, "sdpa")
+    assert context.shape == heads.shape
+    assert given == [[32, 32, 32, 26**-0.5]]
