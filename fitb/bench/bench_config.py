@@ -15,10 +15,13 @@ from fitb.model.flops import BERT_BASE
 class StepBenchConfig:
     """Tokens per second of a training step, its parts, and MFU against the measured peak.
 
+    Precision, micro-batch and dropout are those that a run of the presets has on this machine.
+
     Args:
-        precision: arithmetic of the student and of the teacher.
+        precision: arithmetic of the student and of the teacher, as in training.
         length: tokens per row.
-        micro_batch: rows per forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
+        micro_batch: rows per forward pass, as in training.
+        dropout: dropout probability of the student.
         grad_accum: micro-batches per step.
         baseline: also run the unfused baseline, in turn.
         baseline_precision: arithmetic of the unfused baseline; null takes `precision`.
@@ -35,9 +38,10 @@ class StepBenchConfig:
         json: print one JSON object.
     """
 
-    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     length: int = 128
     micro_batch: int | None = None
+    dropout: float = 0.0
     grad_accum: int = 1
     baseline: bool = False
     baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
@@ -56,6 +60,7 @@ class StepBenchConfig:
     def __post_init__(self) -> None:
         counts = ("length", "micro_batch", "grad_accum", "repeats", "steps", "processes")
         check_range("", self, *counts, low=1)
+        check_range("", self, "dropout", low=0, high=1)
         terms = self.objective
         ordinary = all(
             (weight > 0) == (term != "relation") for term, weight in terms.weights.items()

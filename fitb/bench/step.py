@@ -35,13 +35,13 @@ from fitb.model.attention import choose
 from fitb.model.flops import VOCABULARY
 from fitb.objective.objective import Objective
 from fitb.shards.shard_set import ShardSet
+from fitb.training.defaults import resolved
 from fitb.training.engine import Engine
 from fitb.training.execution import DTYPES
 from fitb.training.setup import load_models, work_of
 from fitb.training.stop import StopFlag
 from fitb.training.zero import leave_distributed, start_distributed
 
-_TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of a micro-batch
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
 
@@ -154,21 +154,22 @@ def _efficiency(variant: Variant, world: World, tokens_per_s: float) -> dict[str
 
 def start(config: StepBenchConfig, world: World) -> tuple[torch.device, Config]:
     """Initialise torch.distributed; return this rank's device and the run's configuration."""
-    probe = "cuda" if torch.cuda.is_available() else "cpu"
-    micro_batch = config.micro_batch or max(1, _TOKENS[probe] // config.length)
     run = Config(
         run_dir="",
         precision=config.precision,
-        micro_batch=micro_batch,
-        global_batch=micro_batch * config.grad_accum * world.size,
+        micro_batch=config.micro_batch,
+        global_batch=world.size,
         ds_config=config.ds_config,
         data=DataConfig(shards=config.shards or ""),
-        model=ModelConfig(teacher=config.teacher, student=config.student, dropout=0.0),
+        model=ModelConfig(teacher=config.teacher, student=config.student, dropout=config.dropout),
         objective=config.objective,
         eval=EvalConfig(every_steps=0),
         speed=config.speed,
     )
-    return start_distributed(run, world), run
+    device = start_distributed(run, world)
+    run = resolved(run, device)
+    rows = run.rows_per_pass * config.grad_accum * world.size
+    return device, replace(run, global_batch=rows)
 
 
 class Variant:
@@ -253,18 +254,18 @@ def _variants(
             teacher_rows=run.micro_batch,
             pack_teacher=False,
         )
-        precision = config.baseline_precision or config.precision
+        precision = config.baseline_precision or run.precision
         variants["plain"] = (replace(run, precision=precision, speed=unoptimised), True)
-    for name, changes in _switches(config, device) if config.switches else ():
+    for name, changes in _switches(config, run, device) if config.switches else ():
         variants[name] = (replace(run, speed=replace(run.speed, **changes)), False)
     return variants
 
 
 def _switches(
-    config: StepBenchConfig, device: torch.device
+    config: StepBenchConfig, run: Config, device: torch.device
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each switch of `speed`, and its inverted value."""
-    dtype = DTYPES[config.precision]
+    dtype = DTYPES[run.precision]
     chosen = choose(config.speed.attention, device, dtype, config.length)
     yield "attention", {"attention": "sdpa" if chosen == "eager" else "eager"}
     on_gpu = device.type == "cuda"
@@ -273,8 +274,7 @@ def _switches(
         yield name, {name: not (on_gpu if now is None else now)}
     yield "fused_optimizer", {"fused_optimizer": not config.speed.fused_optimizer}
     if config.grad_accum > 1 and config.speed.teacher_rows is None:
-        micro_batch = config.micro_batch or max(1, _TOKENS[device.type] // config.length)
-        rows = micro_batch if on_gpu else micro_batch * config.grad_accum
+        rows = run.rows_per_pass * (1 if on_gpu else config.grad_accum)
         yield "teacher_rows", {"teacher_rows": rows}
     if not on_gpu:
         yield "pack_teacher", {"pack_teacher": not config.speed.pack_teacher}

@@ -170,14 +170,22 @@ def _holds(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _begun(path: Path, config: Config) -> Config | None:
-    """Return the configuration with the run's algorithm versions; None before a first step."""
+def recorded(path: Path) -> dict[str, Any] | None:
+    """Return the configuration that a run has recorded; None before its first step.
+
+    Raises: ConfigError if it is damaged.
+    """
     saved, logged = path / names.CONFIG, path / names.METRICS
     begun = logged.exists() and logged.stat().st_size > 0
     begun = begun or any((path / names.CHECKPOINTS).glob("step-*")) or last_saved(path) > 0
-    if not (begun and saved.exists()):
+    return _read_config(saved) if begun and saved.exists() else None
+
+
+def _begun(path: Path, config: Config) -> Config | None:
+    """Return the configuration with the run's algorithm versions; None before a first step."""
+    saved, old = path / names.CONFIG, recorded(path)
+    if old is None:
         return None
-    old = _read_config(saved)
     config = with_algorithms_of(old, config)
     if changed := changed_keys(old, config, "steps"):
         raise ConfigError(

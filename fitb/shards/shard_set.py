@@ -54,6 +54,15 @@ class Offsets:
     offset_end: NDArray[np.int32]
 
 
+def length_of(where: Path | str) -> int:
+    """Return the tokens per row of a shard set; raise as `ShardSet.open`."""
+    if is_remote(where):
+        manifest = remote_manifest(Remote(str(where), CacheSettings().deadline_s))
+    else:
+        manifest = read_manifest(local_folder(where))
+    return int(manifest["length"])
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """The rows of one split of a shard set.

@@ -203,20 +203,6 @@ def _prepare(config: DemoConfig, shards: Path) -> None:
     )
 
 
-def precision() -> str:
-    """Return bf16 if this machine is faster with it, else fp32.
-
-    On Intel's avx512_bf16 without AMX, MKL's fp32 is faster (docs/experiments.md).
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16"
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fast = "amx_bf16" in cpu or ("avx512_bf16" in cpu and "AuthenticAMD" in cpu)
-    return "bf16" if fast else "fp32"
-
-
 def _train(
     config: DemoConfig, run_dir: Path, flags: list[str], steps: int, interrupt_at: int = 0
 ) -> None:
@@ -228,7 +214,7 @@ def _train(
     flags = [
         *flags,
         *("--run_dir", str(run_dir), "--data.shards", f"{config.out}/shards"),
-        *("--steps", str(steps), "--precision", precision()),
+        *("--steps", str(steps)),
     ]
     while True:
         interrupted = False
@@ -288,7 +274,7 @@ def flops_of_step(config: Config) -> int:
     from fitb.objective.objective import Objective
 
     train = EvaluationSet.open("train", config.data.shards, "train")
-    rows = np.arange(min(config.micro_batch, train.shards.num_rows))
+    rows = np.arange(min(config.rows_per_pass, train.shards.num_rows))
     batch, _ = masked_batch(train.shards, rows, train.vocabulary, config.mask, seed=0)
     load = partial(load_model, tokenizer=train.tokenizer)
 

@@ -105,7 +105,7 @@ class Execution:
 
 def _teacher_rows(config: Config, world: World, device: torch.device, length: int) -> int:
     """Return the rows per teacher forward: a divisor of the micro-batches of a step, times rows."""
-    size, grad_accum = config.micro_batch, config.grad_accum(world.size)
+    size, grad_accum = config.rows_per_pass, config.grad_accum(world.size)
     most = config.speed.teacher_rows
     if most is None:
         most = _TEACHER_TOKENS // length if device.type == "cuda" else size

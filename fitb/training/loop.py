@@ -41,7 +41,7 @@ def train(config: Config, on_end: Callable[[int], None] | None = None) -> int:
     code, reason = CRASH, "an unexpected exception; see the log"
     try:
         device = start_distributed(config, world)
-        run, config = open_run(config, world)
+        run, config = open_run(config, world, device)
         watch = Watch(run, world, config.stop.hang_s, watchdog, on_end)
         parts = build(config, run, world, device, stop)  # loads the newest checkpoint
         tracker = Tracker(run, config, world)

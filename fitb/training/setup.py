@@ -42,11 +42,12 @@ from fitb.shards.cache import CacheSettings
 from fitb.shards.shard_set import ShardSet
 from fitb.training import checkpoint
 from fitb.training.collectives import on_all, on_main
+from fitb.training.defaults import resolved
 from fitb.training.engine import Engine
 from fitb.training.first_weights import begin_from_teacher
 from fitb.training.saver import Saver
 from fitb.training.stop import StopFlag
-from fitb.training.zero import deepspeed_config
+from fitb.training.zero import check_precision, deepspeed_config
 
 logger = logging.getLogger(__name__)
 
@@ -178,20 +179,22 @@ class _Read:
         return found
 
 
-def open_run(config: Config, world: World) -> tuple[RunDir, Config]:
+def open_run(config: Config, world: World, device: torch.device) -> tuple[RunDir, Config]:
     """Create or re-enter the run folder as its owner. Collective.
 
-    Returns: the run folder, and the configuration with the algorithm versions of the run's start.
-    Raises: what `rundir.writer.enter` raises, on every rank.
+    Returns: the run folder, and the configuration with the algorithm versions of the run's start,
+        and with what was left to the machine.
+    Raises: what `rundir.writer.enter` and `check_precision` raise, on every rank.
     """
     path = Path(config.run_dir)
 
     def begin() -> tuple[int, Config, int]:
-        number, begun = enter(config, os.environ, is_over)
+        number, begun = enter(resolved(config, device), os.environ, is_over)
         put_together(path, number)
         return number, begun, steps_done(path)
 
     number, config, done = on_main(begin, world)
+    on_all(lambda: check_precision(config.precision), world)
     run = RunDir(path, number, world, done)
     hosts = on_all(socket.gethostname, world)
     if world.is_main:

@@ -37,7 +37,7 @@ def deepspeed_config(config: Config, world: World) -> dict[str, Any]:
     """
     filled = read_ds_config(config.ds_config)
     zero = filled["zero_optimization"]
-    filled["train_micro_batch_size_per_gpu"] = config.micro_batch
+    filled["train_micro_batch_size_per_gpu"] = config.micro_batch or 1  # decided later
     filled["gradient_accumulation_steps"] = config.grad_accum(world.size)
     filled["gradient_clipping"] = config.optim.clip_norm
     filled["fp16"] = {**filled.get("fp16", {}), "enabled": config.precision == "fp16"}

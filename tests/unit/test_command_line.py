@@ -260,7 +260,7 @@ def complete(path, line):
         ("fitb train --optim.w", ["--optim.warmup_steps", "--optim.weight_decay"]),
         ("fitb train --config ", preset_names()),
         ("fitb train --config=tinybert4", ["tinybert4", "tinybert4-gpu"]),
-        ("fitb train --precision=", ["fp16", "bf16", "fp32"]),
+        ("fitb train --precision=", ["auto", "fp16", "bf16", "fp32"]),
         ("fitb train --ds_config zero2", ["zero2", "zero2_offload"]),
         ("fitb train --steps ", []),
         ("fitb inspect data/shards --mask.strategy s", ["span"]),

@@ -30,6 +30,7 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
 
     from fitb.base.world import World
     from fitb.config.parser import parse
+    from fitb.training.defaults import resolved
     from fitb.training.zero import deepspeed_config, start_distributed
 
     config = parse(Config, "fitb train", ["--run_dir", RUN_DIR, *flags])
@@ -38,6 +39,7 @@ def look(flags: Sequence[str]) -> Iterator[Check]:
         config = dataclasses.replace(config, precision="fp32")
     os.environ |= World().env("127.0.0.1", 0)
     device = start_distributed(config, World())
+    config = resolved(config, device)
     filled = deepspeed_config(config, World())
     module = torch.nn.Linear(8, 8)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
