@@ -272,6 +272,8 @@ def _switches(
     for name in ("compile", "pad"):
         now = getattr(config.speed, name)
         yield name, {name: not (on_gpu if now is None else now)}
+    if on_gpu and config.speed.compile is not False and run.ds_config != "zero3":
+        yield "cuda_graphs", {"cuda_graphs": not config.speed.cuda_graphs}
     yield "fused_optimizer", {"fused_optimizer": not config.speed.fused_optimizer}
     if config.grad_accum > 1 and config.speed.teacher_rows is None:
         rows = run.rows_per_pass * (1 if on_gpu else config.grad_accum)

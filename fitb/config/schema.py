@@ -66,6 +66,8 @@ class SpeedConfig:
             takes 32,768 tokens on a GPU, micro_batch rows on a CPU.
         pack_teacher: on a CPU without `pad`, use oneDNN matmuls with packed teacher weights.
         fused_optimizer: update all weights in one kernel.
+        cuda_graphs: on a GPU, with compile, replay the launches of each model as one CUDA graph.
+        deterministic: on a GPU, only kernels whose results do not vary between runs; slower.
     """
 
     attention: Literal["auto", "sdpa", "eager"] = "auto"
@@ -74,6 +76,8 @@ class SpeedConfig:
     teacher_rows: int | None = None
     pack_teacher: bool = True
     fused_optimizer: bool = True
+    cuda_graphs: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check_range("speed.", self, "teacher_rows", low=1)

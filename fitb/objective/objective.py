@@ -93,12 +93,14 @@ class Tap(nn.Module):
             logits,
         )
 
-    def compile(self, packed: bool) -> None:
+    def compile(self, packed: bool, cuda_graphs: bool = False) -> None:
         """Compile the forward pass, as `compiled` does."""
-        self.forward = compiled(self.forward, packed)  # type: ignore[method-assign]
+        self.forward = compiled(self.forward, packed, cuda_graphs)  # type: ignore[method-assign]
 
 
-def compiled(forward: Callable[..., T], packed: bool) -> Callable[..., T]:
+def compiled(
+    forward: Callable[..., T], packed: bool, cuda_graphs: bool = False
+) -> Callable[..., T]:
     """Compile a function of a batch: static shapes, one graph, or an error that says why not.
 
     A second graph, with a mask of the padding or without, would stall every rank for minutes at a
@@ -109,8 +111,10 @@ def compiled(forward: Callable[..., T], packed: bool) -> Callable[..., T]:
     Args:
         forward: function whose first argument is a Batch.
         packed: whether rows are packed.
+        cuda_graphs: whether to replay its launches as a CUDA graph.
     """
-    graph = torch.compile(forward, fullgraph=True, dynamic=False)
+    mode = "reduce-overhead" if cuda_graphs else None
+    graph = torch.compile(forward, fullgraph=True, dynamic=False, mode=mode)
 
     def call(batch: Batch, *others: Any) -> T:
         if not packed:
@@ -243,9 +247,9 @@ class Objective(nn.Module):
         """
         return self._terms(batch, self.student(batch), teacher)
 
-    def compile(self, packed: bool) -> None:
+    def compile(self, packed: bool, cuda_graphs: bool = False) -> None:
         """Compile the student and the losses into one graph each, as `compiled` does."""
-        self.student.compile(packed)
+        self.student.compile(packed, cuda_graphs)
         self._terms = compiled(self._terms, packed)  # type: ignore[method-assign]
 
     def _terms(self, batch: Batch, student: Features, teacher: Features | None) -> torch.Tensor:

@@ -18,17 +18,24 @@ from fitb.training.collectives import on_all
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def prepare_environment(env: MutableMapping[str, str]) -> None:
+def prepare_environment(env: MutableMapping[str, str], deterministic: bool = False) -> None:
     """Set what libraries read when they are imported, unless a user has set it.
 
     Hangs are ended by the watch, which leaves stacks, so NCCL's monitor, which aborts the process
     after 8 minutes, is off. torch.compile starts up to 32 workers on each rank, and 8 ranks of one
     host would exceed its memory: each gets as many as it has cores.
+
+    Args:
+        env: environment of this process.
+        deterministic: `speed.deterministic`.
     """
     env.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
     cores = len(os.sched_getaffinity(0)) // _num_local(env)
     if "SLURM_CPUS_PER_TASK" in env:
         cores = int(env["SLURM_CPUS_PER_TASK"])
+    if deterministic:
+        env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        env.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # chooses no kernel by its time
     env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(32, max(1, cores))))
 
 

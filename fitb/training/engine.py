@@ -232,6 +232,7 @@ class Engine:
             rows = batch.part(ends[0], ends[-1])
             features = None
             if self.teacher is not None:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 with torch.no_grad():
                     features = self.teacher(rows)
             for begin, end in pairwise(end - ends[0] for end in ends):

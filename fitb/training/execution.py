@@ -31,6 +31,8 @@ class Execution:
         fp8_teacher: whether the teacher's matrices are quantised to fp8.
         teacher_rows: rows per teacher forward.
         packed: whether rows are packed, so that few end in padding.
+        cuda_graphs: whether compiled models replay their launches as CUDA graphs.
+        deterministic: whether only kernels are used whose results do not vary between runs.
     """
 
     dtype: torch.dtype
@@ -40,6 +42,8 @@ class Execution:
     fp8_teacher: bool
     teacher_rows: int
     packed: bool = True
+    cuda_graphs: bool = False
+    deterministic: bool = False
 
     @classmethod
     def of(
@@ -70,6 +74,12 @@ class Execution:
                 " --ds_config zero2"
             )
         whole_on_gpu = device.type == "cuda" and zero_stage != 3
+        if speed.cuda_graphs and (not whole_on_gpu or speed.compile is False):
+            raise ConfigError(
+                f"speed.cuda_graphs on a {device.type} device, with ZeRO {zero_stage} and"
+                f" speed.compile={speed.compile}; expected a GPU, ZeRO 1 or 2 and compiled models;"
+                " leave it out"
+            )
         pad = whole_on_gpu if speed.pad is None else speed.pad
         return cls(
             dtype=dtype,
@@ -79,6 +89,8 @@ class Execution:
             fp8_teacher=config.model.teacher_precision == "fp8",
             teacher_rows=_teacher_rows(config, world, device, length),
             packed=packed,
+            cuda_graphs=speed.cuda_graphs,
+            deterministic=speed.deterministic,
         )
 
     def prepare(self, objective: Objective, teacher: Tap | None, device: torch.device) -> None:
@@ -86,11 +98,13 @@ class Execution:
 
         Raises: SystemFault if fp8 was requested and the device has no fp8 matmuls.
         """
+        if self.deterministic:
+            torch.use_deterministic_algorithms(True)
         objective.student.kernels = self.kernels
         if self.compile:
             # One code object serves teacher and student, and each size of batch is a graph.
             torch._dynamo.config.recompile_limit = _GRAPHS
-            objective.compile(self.packed)
+            objective.compile(self.packed, self.cuda_graphs)
         if teacher is None:
             return
         teacher.to(device=device, dtype=self.dtype)
@@ -100,7 +114,7 @@ class Execution:
         if self.pack_teacher:  # torch.compile does not support packed weights, and gains little
             pack(teacher.model)
         elif self.compile:
-            teacher.compile(self.packed)
+            teacher.compile(self.packed, self.cuda_graphs)
 
 
 def _teacher_rows(config: Config, world: World, device: torch.device, length: int) -> int:

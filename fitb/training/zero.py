@@ -68,7 +68,7 @@ def start_distributed(config: Config, world: World) -> torch.device:
 
     Raises: ConfigError, UnfitMachine; before any rank waits for another, unless two share a GPU.
     """
-    devices.prepare_environment(os.environ)
+    devices.prepare_environment(os.environ, config.speed.deterministic)
     config.grad_accum(world.size)
     deepspeed_config(config, world)
     if not torch.accelerator.is_available():

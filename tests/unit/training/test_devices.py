@@ -136,3 +136,11 @@ def test_hangs_are_left_to_the_watch_unless_a_user_wants_nccls_own_monitor():
     assert (
         env["TORCH_NCCL_ENABLE_MONITORING"] == "0" and asked["TORCH_NCCL_ENABLE_MONITORING"] == "1"
     )
+
+
+def test_cublas_and_the_compiler_are_told_of_deterministic_runs_only():
+    env = {}
+    prepare_environment(env)
+    assert not env.keys() & {"CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"}
+    prepare_environment(env, deterministic=True)
+    assert env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and env["TORCHINDUCTOR_DETERMINISTIC"] == "1"

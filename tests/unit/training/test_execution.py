@@ -114,7 +114,7 @@ def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded):
 def test_eight_bits_are_asked_for_in_the_model_section_and_refused_where_a_gpu_has_none(
     run_config, monkeypatch
 ):
-    config = run_config(model=ModelConfig(teacher_precision="fp8"))
+    config = run_config(precision="fp32", model=ModelConfig(teacher_precision="fp8"))
     assert Execution.of(config, WORLD, CPU, 16, 2).fp8_teacher
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A100")
@@ -138,11 +138,10 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-def terms_of(decide, batches, packed=True, compile=True):
+def terms_of(decide, batches, packed=True, **changes):
     """The sums of a batch after another, with student and teacher compiled."""
-    execution = replace(
-        decide(precision="fp32", compile=compile, pack_teacher=False), packed=packed
-    )
+    execution = decide(precision="fp32", pack_teacher=False)
+    execution = replace(execution, packed=packed, **{"compile": True, **changes})
     student, teacher = tiny_bert(2, 20, 4, 1), tiny_bert(4, 32, 4, 2)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -183,3 +182,40 @@ def test_a_gpu_without_fusion_works_on_blocks_of_logits(monkeypatch):
     monkeypatch.setattr("fitb.objective.losses._BLOCK", 400)
     for ours, theirs in zip(slot_losses(student, teacher, labels, 2.0), whole, strict=True):
         assert torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("device", "zero_stage", "compile", "taken"),
+    [(GPU, 2, None, True), (GPU, 2, False, False), (GPU, 3, None, False), (CPU, 2, True, False)],
+)
+def test_cuda_graphs_need_a_gpu_and_compiled_models(decide, device, zero_stage, compile, taken):
+    if taken:
+        assert decide(device, zero_stage=zero_stage, compile=compile, cuda_graphs=True).cuda_graphs
+        assert not decide(device, zero_stage=zero_stage, compile=compile).cuda_graphs
+        return
+    with pytest.raises(ConfigError, match="speed.cuda_graphs .* leave it out"):
+        decide(device, zero_stage=zero_stage, compile=compile, cuda_graphs=True)
+
+
+def test_both_models_are_compiled_in_the_mode_of_cuda_graphs_and_the_losses_are_not(
+    decide, monkeypatch
+):
+    modes = []
+
+    def compile(function, mode, **settings):
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    terms_of(decide, [WHOLE], cuda_graphs=True)
+    assert modes == ["reduce-overhead", None, "reduce-overhead"]
+
+
+def test_deterministic_kernels_are_asked_for_before_a_run_computes_and_only_if_wanted(decide):
+    try:
+        terms_of(decide, [WHOLE], compile=False)
+        assert not torch.are_deterministic_algorithms_enabled()
+        terms_of(decide, [WHOLE], compile=False, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
