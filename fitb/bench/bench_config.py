@@ -26,6 +26,8 @@ class StepBenchConfig:
         baseline: also run the unfused baseline, in turn.
         baseline_precision: arithmetic of the unfused baseline; null takes `precision`.
         switches: also run with each switch of `speed` inverted, in turn.
+        kernels: also count launches and waits of a step, name its slowest kernels, and time what
+            the host spends on a micro-batch and on a step, with models that are 2 wide per head.
         repeats: timed turns of each variant.
         steps: training steps per turn; null takes 2 on a CPU, 20 on a GPU.
         processes: local processes to start, unless srun or torchrun started this one.
@@ -46,6 +48,7 @@ class StepBenchConfig:
     baseline: bool = False
     baseline_precision: Literal["fp16", "bf16", "fp32"] | None = None
     switches: bool = False
+    kernels: bool = False
     repeats: int = 3
     steps: int | None = None
     processes: int = 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,11 @@ from fitb.base.world import World
 from fitb.cluster.local import LocalRun
 from fitb.config.yaml import to_yaml
 
+logger = logging.getLogger(__name__)
+
 _TIMEOUT_S = 3600.0
+_POLL_S = 0.5
+SAYS = "bench: "  # before what a benchmark says of itself
 
 
 def in_ranks(
@@ -44,7 +51,7 @@ def in_ranks(
         path.write_text(to_yaml(replace(config, json=True)))
         command = [sys.executable, "-m", "fitb", "bench", name, "--config", str(path)]
         with open(Path(folder) / "output", "w+b") as output:
-            with LocalRun(command, processes, output=output) as run:
+            with LocalRun(command, processes, output=output) as run, _log_shown(output.name):
                 code = run.wait(_TIMEOUT_S)
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines()
@@ -57,3 +64,32 @@ def in_ranks(
         raise kinds.get(code, SystemFault)(message)
     found: dict[str, Any] = json.loads(rows[-1])
     return found
+
+
+@contextlib.contextmanager
+def _log_shown(path: str) -> Iterator[None]:
+    """Log what a benchmark in another process says of itself, as it says it."""
+    done = threading.Event()
+
+    def follow() -> None:
+        with open(path, errors="replace") as output:
+            while True:
+                last = done.wait(_POLL_S)
+                for line in output:
+                    if SAYS in line:
+                        logger.info("%s", line.partition(SAYS)[2].strip())
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def say(message: str) -> None:
+    """Log on rank 0 what a benchmark does; the process that started it shows the line."""
+    logger.info("%s%s", SAYS, message)

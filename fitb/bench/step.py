@@ -8,6 +8,7 @@ so does a run with each switch of `speed` inverted.
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import tempfile
 import time
@@ -22,12 +23,13 @@ from fitb.base.errors import ConfigError
 from fitb.base.world import World
 from fitb.bench.bench_config import StepBenchConfig
 from fitb.bench.ceiling import copy_gb_per_s, matmul_tflops
+from fitb.bench.kernels import host_ms, kernels_of
 from fitb.bench.parts import Timeline, watched
-from fitb.bench.processes import in_ranks
+from fitb.bench.processes import in_ranks, say
 from fitb.bench.text import shards_of_docstrings
 from fitb.bench.timing import machine, peak_rss_gb, ratios, reset_peak_rss, spread
 from fitb.bench.unfused import UnfusedObjective, UnfusedTeacher
-from fitb.config import Config, DataConfig, EvalConfig, ModelConfig, SpeedConfig
+from fitb.config import Config, DataConfig, EvalConfig, Geometry, ModelConfig, SpeedConfig
 from fitb.corpus.tokenizer import load_tokenizer
 from fitb.data.masking import Vocabulary
 from fitb.data.stream import RowStream
@@ -42,6 +44,7 @@ from fitb.training.setup import load_models, work_of
 from fitb.training.stop import StopFlag
 from fitb.training.zero import leave_distributed, start_distributed
 
+_HOST_STEPS = 9
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
 
 
@@ -65,9 +68,18 @@ def _measure(config: StepBenchConfig, world: World) -> dict[str, Any]:
     tokens = run.global_batch * config.length
     variants: dict[str, Variant] = {}
     peak_gb = 0.0
-    for name, (changed, unfused) in _variants(config, run, device).items():
+    settings = _variants(config, run, device)
+    say(
+        f"{', '.join(settings)}: {config.repeats} x {steps} steps each, {run.precision},"
+        f" {run.rows_per_pass} rows of {config.length} tokens per micro-batch"
+    )
+    for name, (changed, unfused) in settings.items():
         variants[name] = Variant(changed, unfused, world, device)
         variants[name].seconds(2)  # compiles, fills pools
+        if name == "fitb":
+            num_steps = 3 * len(settings) + config.repeats * (len(settings) + 2) * (2 + steps)
+            minutes = math.ceil(num_steps * variants[name].seconds(1) / 60)
+            say(f"about {minutes} min, after compiling")
         reset_peak_rss(device)
         variants[name].seconds(1)
         peak_gb = peak_gb or peak_rss_gb(device)  # of fitb alone: the first variant
@@ -85,9 +97,28 @@ def _measure(config: StepBenchConfig, world: World) -> dict[str, Any]:
     row |= _figures(times, tokens) | _parts(parts, unwatched)
     row |= _efficiency(variants["fitb"], world, row["tokens_per_s"]["median"])
     row["peak_memory_gb"] = peak_gb
+    if config.kernels:
+        say("kernels, and the work of the host")
+        row["kernels"] = kernels_of(lambda: variants["fitb"].seconds(1), device)
+        row["host_ms"] = host_ms(lambda number: _host_s(run, number, world, device), (1, 4))
     row["loss"] = {name: variant.losses[0] for name, variant in variants.items()}
     leave_distributed()
     return row
+
+
+def _host_s(run: Config, micro_batches: int, world: World, device: torch.device) -> float:
+    """Seconds of a step of models so narrow, one row each, that the host's work is all there is."""
+    teacher, student = _narrow(run.model.teacher), _narrow(run.model.student)
+    model = replace(run.model, teacher=teacher, student=student)
+    run = replace(run, model=model, micro_batch=1, global_batch=micro_batches * world.size)
+    variant = Variant(run, False, world, device)
+    variant.seconds(3)
+    return statistics.median(variant.seconds(1) for _ in range(_HOST_STEPS))
+
+
+def _narrow(geometry: Any) -> Geometry:
+    width = 2 * geometry.num_attention_heads
+    return Geometry(geometry.num_hidden_layers, width, width, geometry.num_attention_heads)
 
 
 def _setting(

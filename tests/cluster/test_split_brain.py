@@ -44,7 +44,7 @@ def test_an_attempt_on_a_host_that_was_cut_off_cannot_write_into_the_run_it_has_
         assert cluster.processes(cut, *RANK), "the old attempt lives on"
         saved = job.saved()
         cluster.hurry(number)
-        wait_until(lambda: len(job.events("attempt")) == 2, 60, "the next attempt")
+        wait_until(lambda: len(job.events("attempt")) == 2, 180, "the next attempt")
         wait_until(lambda: not cluster.processes(cut, *RANK), 60, "the end of the old attempt")
         assert cluster.wait_end(number) == "COMPLETED", job.logs()
     finally:

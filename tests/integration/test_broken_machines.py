@@ -118,9 +118,14 @@ class Machine:
         )
 
     def checks(self, *words):
-        done = self.doctor("--json", *words)
-        assert done.stderr == ""
-        return json.loads(done.stdout), done.returncode
+        """The checks; a busy machine, on which one was late, is asked again."""
+        for _ in range(3):
+            done = self.doctor("--json", *words)
+            assert done.stderr == ""
+            checks = json.loads(done.stdout)
+            if not any("something hangs" in check["found"] for check in checks):
+                break
+        return checks, done.returncode
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ for name in ("cpu", "tolist", "numpy"):
     setattr(torch.Tensor, name, waited)
 
 found = {}
-KINDS = "zero2 fp32, zero2 bf16, zero2 fp16, zero1 bf16, zero1 fp16, zero3 bf16, zero3 fp16"
+KINDS = "zero2 fp32, zero2 bf16, zero2 fp16, zero1 bf16, zero3 bf16"
 for kind in KINDS.split(", "):
     stage, precision = kind.split()
     config = StepBenchConfig(precision, 64, micro_batch=2, grad_accum=8, shards=sys.argv[1],
@@ -189,5 +189,4 @@ def test_a_step_of_eight_micro_batches_waits_for_the_device_at_most_once(shards)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert [found[f"zero2 {precision}"] for precision in ("fp32", "bf16", "fp16")] == [0, 0, 1]
-    assert [found[f"zero1 {precision}"] for precision in ("bf16", "fp16")] == [2, 1]
-    assert [found[f"zero3 {precision}"] for precision in ("bf16", "fp16")] == [8 + 2, 8 + 3]
+    assert (found["zero1 bf16"], found["zero3 bf16"]) == (2, 8 + 2)

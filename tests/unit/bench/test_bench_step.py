@@ -62,10 +62,10 @@ def test_every_switch_is_turned_alone_and_the_unfused_baseline_has_them_all_off(
     baseline, is_unfused = variants["plain"]
     assert is_unfused and baseline.speed.attention == "eager"
     assert not any((baseline.speed.compile, baseline.speed.pad, baseline.speed.pack_teacher))
-    switches = dict(_switches(config, CPU))
-    assert set(switches) == {
-        *("attention", "compile", "pad", "fused_optimizer", "teacher_rows", "pack_teacher")
-    }
+    switches = dict(_switches(config, run, CPU))
+    everywhere = {"attention", "compile", "pad", "fused_optimizer", "teacher_rows"}
+    assert set(switches) == everywhere | {"pack_teacher"}
+    assert set(dict(_switches(config, run, torch.device("cuda")))) == everywhere | {"cuda_graphs"}
     for name, changes in switches.items():
         assert list(changes) == [name]
         assert variants[name][0].speed != run.speed

@@ -91,7 +91,6 @@ def losses_and_gradients(execution, padded):
         *itertools.product(
             [False, True], [{"attention": "eager"}, {"pad": True}, {"pack_teacher": False}]
         ),
-        (False, {"compile": True}),
         (True, {"compile": True, "pad": True}),
     ],
     ids=str,
