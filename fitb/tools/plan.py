@@ -1,13 +1,15 @@
 """`fitb plan`: cost model of a run: time, network traffic, checkpoints, losses to faults.
 
-A step is arithmetic at a given rate, then communication without overlap, as ds_configs/zero2.json
-sets it. tests/benchmarks/plan.py compares it with real steps.
+A step is the longer of its arithmetic at a given rate and the host's work that launches it, then
+communication without overlap, as ds_configs/zero2.json sets it. Where no rate was measured the
+estimate is a range. tests/benchmarks/plan.py compares it with real steps.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fitb.base.errors import ConfigError
@@ -23,7 +25,10 @@ from fitb.model.flops import (
 
 _COLLECTIVES = 5  # per step: agreement, gradients, their norm, weights of two parameter groups
 _OVERFLOW = 1  # per step in fp16: whether a gradient overflowed
-_ZERO_OK = ("latency_us", "node_failures_per_day", "preemptions_per_day", "queue_min", "start_min")
+_MICRO_BATCH_TOKENS = 32_768  # as training takes on a GPU
+_SLOWEST_MFU, _FASTEST_MFU = 0.05, 0.4  # where nothing was measured
+_ZERO_OK = ("host_ms_per_micro_batch", "host_ms_per_step", "latency_us", "node_failures_per_day",
+            "preemptions_per_day", "queue_min", "start_min")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,17 @@ class PlanConfig:
         tokens: tokens of the whole run; 1e10 is ten billion.
         length: tokens per row.
         rows: rows per process and step: micro_batch times accumulation.
+        micro_batch: rows per forward pass; null takes 32,768 tokens, as training does on a GPU.
         mask_fraction: share of tokens masked; the presets of TinyBERT have 0.3.
         precision: precision of gradients and weights on the network.
         vocabulary: vocabulary size.
         teacher: geometry of the teacher; default BERT-base.
         student: geometry of the student; default TinyBERT-4.
         tokens_per_s: speed of one process alone, as `fitb bench step` prints; null for mfu x peak.
-        mfu: share of peak_tflops that a step reaches; an assumption until you measure it.
+        mfu: share of peak_tflops that a step reaches; null estimates with 5 % and with 40 %.
+        host_ms_per_micro_batch: the host's work on a micro-batch, as `fitb bench step --kernels`
+            prints; a step is no faster than its host.
+        host_ms_per_step: the host's other work on a step.
         peak_tflops: peak of one GPU in this precision; 989 is an H100's in 16 bits.
         node_link_gb_per_s: network bandwidth of a node, each way; 50 is 400 Gbit/s.
         gpu_link_gb_per_s: bandwidth between two GPUs of a node, each way.
@@ -64,13 +73,16 @@ class PlanConfig:
     tokens: float = 1e10
     length: int = 128
     rows: int = 256
+    micro_batch: int | None = None
     mask_fraction: float = 0.3
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     vocabulary: int = VOCABULARY
     teacher: Geometry = field(default_factory=lambda: BERT_BASE)
     student: Geometry = field(default_factory=Geometry)
     tokens_per_s: float | None = None
-    mfu: float = 0.4
+    mfu: float | None = None
+    host_ms_per_micro_batch: float = 0.0
+    host_ms_per_step: float = 0.0
     peak_tflops: float = 989.0
     node_link_gb_per_s: float = 50.0
     gpu_link_gb_per_s: float = 400.0
@@ -126,7 +138,8 @@ class RunPlan:
         parameters: trained parameters.
         steps: optimiser steps of the run.
         step_tokens: tokens of the global batch.
-        compute_ms: arithmetic of a step.
+        compute_ms: arithmetic of a step, or the host's work, if that takes longer.
+        host_ms: the host's work on a step.
         communication_ms: communication of a step.
         tokens_per_s: speed of the job.
         hours: duration, checkpoints included.
@@ -142,6 +155,8 @@ class RunPlan:
         hours_expected: duration with faults and time in the queue.
         gpu_hours_expected: GPU hours with faults.
         best_checkpoint_every: checkpoint interval in steps that loses least; None without failures.
+        fastest: the estimate at the highest MFU, if neither a rate nor an MFU is given, and this is
+            the one at the lowest.
     """
 
     config: PlanConfig
@@ -150,6 +165,7 @@ class RunPlan:
     steps: int
     step_tokens: int
     compute_ms: float
+    host_ms: float
     communication_ms: float
     tokens_per_s: float
     hours: float
@@ -165,6 +181,7 @@ class RunPlan:
     hours_expected: float
     gpu_hours_expected: float
     best_checkpoint_every: int | None
+    fastest: RunPlan | None = None
 
 
 def traffic(parameters: int, precision: str, nodes: int, gpus: int) -> Traffic:
@@ -188,12 +205,16 @@ def plan(config: PlanConfig) -> RunPlan:
 
     Raises: ConfigError if faults are too frequent for any progress.
     """
+    if config.tokens_per_s is None and config.mfu is None:
+        slowest, fastest = (plan(replace(config, mfu=mfu)) for mfu in (_SLOWEST_MFU, _FASTEST_MFU))
+        return replace(slowest, config=config, fastest=fastest)
     processes = config.nodes * config.gpus
     parameters = trained_parameters(
         config.student, config.teacher, vocabulary=config.vocabulary, length=config.length
     )
     sends = traffic(parameters, config.precision, config.nodes, config.gpus)
-    compute_s = config.rows * config.length / process_tokens_per_s(config)
+    host_s = _host_s(config)
+    compute_s = max(host_s, config.rows * config.length / process_tokens_per_s(config))
     communication_s = _communication_s(config, sends)
     step_s = compute_s + communication_s
     step_tokens = config.rows * config.length * processes
@@ -210,6 +231,7 @@ def plan(config: PlanConfig) -> RunPlan:
         steps=steps,
         step_tokens=step_tokens,
         compute_ms=1e3 * compute_s,
+        host_ms=1e3 * host_s,
         communication_ms=1e3 * communication_s,
         tokens_per_s=step_tokens / step_s,
         hours=work_s / 3600,
@@ -221,6 +243,12 @@ def plan(config: PlanConfig) -> RunPlan:
         kept_gb=checkpoint_mb * min(checkpoints, config.keep_last + 1) / 1e3,
         **_with_stops(config, work_s, step_s, save_s, min(config.checkpoint_every, steps)),
     )
+
+
+def _host_s(config: PlanConfig) -> float:
+    micro_batch = config.micro_batch or max(1, _MICRO_BATCH_TOKENS // config.length)
+    passes = math.ceil(config.rows / micro_batch)
+    return (passes * config.host_ms_per_micro_batch + config.host_ms_per_step) / 1e3
 
 
 def _communication_s(config: PlanConfig, sends: Traffic) -> float:
@@ -271,42 +299,61 @@ def process_tokens_per_s(config: PlanConfig) -> float:
         vocabulary=config.vocabulary,
         slots_per_token=slots / config.length,
     )
+    assert config.mfu is not None
     return config.mfu * config.peak_tflops * 1e12 / work.total
 
 
 def as_json(found: RunPlan) -> dict[str, Any]:
-    return {key: value for key, value in asdict(found).items() if key != "config"}
+    """Return the estimate; if it is a range, `fastest` is its other end."""
+    plain = {key: value for key, value in asdict(found).items() if key not in ("config", "fastest")}
+    return plain | ({"fastest": as_json(found.fastest)} if found.fastest else {})
 
 
 def render(found: RunPlan) -> str:
-    """Render the estimate for people."""
-    config = found.config
-    step_ms = found.compute_ms + found.communication_ms
-    share = found.communication_ms / step_ms
-    traffic = found.traffic
-    best = found.best_checkpoint_every
+    """Render the estimate for people, from the fastest to the slowest if it is a range."""
+    config, traffic = found.config, found.traffic
+    ends = [found.fastest, found] if found.fastest else [found]
+
+    def span(show: Callable[[RunPlan], str]) -> str:
+        return " to ".join(dict.fromkeys(show(end) for end in ends))
+
+    host = f", {found.host_ms:.1f} of the host's work beside it" if found.host_ms else ""
+    step_ms = span(lambda end: f"{end.compute_ms + end.communication_ms:.1f}")
     lines = {
         "processes": f"{found.processes} ({config.nodes} x {config.gpus})",
         "steps": f"{found.steps:,} of {found.step_tokens:,} tokens",
-        "a step": f"{step_ms:.1f} ms: {found.compute_ms:.1f} of arithmetic,"
-        f" {found.communication_ms:.2f} of communication ({share:.1%})",
-        "speed": f"{found.tokens_per_s:,.0f} tokens/s",
-        "time": f"{found.hours:.1f} h, {found.gpu_hours:,.1f} GPU hours, without faults",
+        "a step": f"{step_ms} ms: {span(lambda end: f'{end.compute_ms:.1f}')} of arithmetic{host},"
+        f" {found.communication_ms:.2f} of communication ({span(_communication_share)})",
+        "speed": f"{span(lambda end: f'{end.tokens_per_s:,.0f}')} tokens/s",
+        "time": f"{span(lambda end: _duration(end.hours))},"
+        f" {span(lambda end: f'{end.gpu_hours:,.1f}')} GPU hours, without faults",
         "traffic of a step": f"{traffic.sent_mb:.1f} MB sent by each process,"
         f" {traffic.node_link_mb:.1f} MB out of each node",
         "checkpoints": f"{found.checkpoints:,} of {found.checkpoint_mb:.0f} MB, every"
         f" {config.checkpoint_every:,} steps: {found.checkpoints_gb:.1f} GB written,"
         f" {found.kept_gb:.2f} GB kept",
-        "expected stops": f"{found.preemptions:.2f} preemptions, {found.failures:.3f} failures,"
-        f" {found.steps_lost:.0f} steps done twice",
-        "expected time": f"{found.hours_expected:.1f} h with time in the queue,"
-        f" {found.gpu_hours_expected:,.1f} GPU hours",
+        "expected stops": f"{span(lambda end: f'{end.preemptions:.2f}')} preemptions,"
+        f" {span(lambda end: f'{end.failures:.3f}')} failures,"
+        f" {span(lambda end: f'{end.steps_lost:.0f}')} steps done twice",
+        "expected time": f"{span(lambda end: _duration(end.hours_expected))} with time in the"
+        f" queue, {span(lambda end: f'{end.gpu_hours_expected:,.1f}')} GPU hours",
     }
-    if best is not None:
-        lines["best interval"] = f"a checkpoint every {best:,} steps loses least to failures"
+    if found.best_checkpoint_every is not None:
+        best = span(lambda end: f"{end.best_checkpoint_every:,}")
+        lines["best interval"] = f"a checkpoint every {best} steps loses least to failures"
     if config.tokens_per_s is None:
+        mfu = f"{config.mfu:.0%}" if config.mfu else f"{_FASTEST_MFU:.0%} to {_SLOWEST_MFU:.0%}"
         lines["assumed"] = (
-            f"MFU {config.mfu:.0%} of {config.peak_tflops:g} TFLOP/s; measure your speed with"
+            f"MFU {mfu} of {config.peak_tflops:g} TFLOP/s; measure your speed with"
             " `fitb bench step` and give it as --tokens_per_s"
         )
     return "\n".join(f"{name:18} {line}" for name, line in lines.items())
+
+
+def _communication_share(end: RunPlan) -> str:
+    return f"{end.communication_ms / (end.compute_ms + end.communication_ms):.1%}"
+
+
+def _duration(hours: float) -> str:
+    """Return a duration in hours, or in minutes below two hours."""
+    return f"{hours:.1f} h" if hours >= 2 else f"{60 * hours:.0f} min"

@@ -29,7 +29,7 @@ def bench(
     Args:
         precision: as in training.
         length: tokens in a row.
-        micro_batch: rows of a forward pass; null takes 4,096 tokens on a CPU, 32,768 on a GPU.
+        micro_batch: rows of a forward pass; null takes as many as training.
         processes: numbers of processes; the first must be 1, which tells the model its speed.
         repeats: runs of each.
     """

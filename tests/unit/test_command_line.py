@@ -139,7 +139,7 @@ sys.exit(main({words}) > 2)
         ("fitb train --see 3", "unknown key 'see'"),
         ("fitb train --optim '{lrr: 3}'", "(nearest: optim.lr)"),
         ("fitb train --optim 3", "optim=3; expected its keys, such as --optim.lr"),
-        ("fitb train --precision fp61", "precision=fp61; expected auto | fp16 | bf16 | fp32 (nearest"),
+        ("fitb train --precision fp61", "precision=fp61; expected auto | fp16 | bf16 | fp32"),
         ("fitb train --steps abc", "steps=abc; expected int"),
         ("fitb train --seed 3.5", "seed=3.5; expected int"),
         ("fitb train --steps", "--steps has no value; expected int"),

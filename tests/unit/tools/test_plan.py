@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from fitb.base.errors import ConfigError
 from fitb.cli import main
 from fitb.config import Geometry, ObjectiveConfig
 from fitb.model.flops import trained_parameters
-from fitb.tools.plan import PlanConfig, plan, traffic
+from fitb.tools.plan import PlanConfig, plan, render, traffic
 
 SMALL = Geometry(2, 24, 40, 4), Geometry(4, 48, 96, 4)
 DAYS = PlanConfig(  # 35 hours of work, a stop every 2.4 hours
@@ -154,6 +155,27 @@ def test_the_command_prints_one_object_or_a_page(capsys):
     assert main(["plan", *flags]) == 0
     page = capsys.readouterr().out
     assert f"{found['steps']:,} of {found['step_tokens']:,} tokens" in page
-    assert "assumed" in page  # mfu is no measurement
+    assert "MFU 40% to 5%" in page  # neither is a measurement
+    assert found["fastest"]["tokens_per_s"] > 5 * found["tokens_per_s"]
+    fast, slow = (f"{end['tokens_per_s']:,.0f}" for end in (found["fastest"], found))
+    assert f"{fast} to {slow} tokens/s" in page
+    assert main(["plan", *flags, "--mfu", "0.2"]) == 0
+    assert "MFU 20% of" in capsys.readouterr().out
     assert main(["plan", *flags, "--tokens_per_s", "1e6"]) == 0
-    assert "assumed" not in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert "assumed" not in page and " to " not in page.replace("to failures", "")
+
+
+def test_a_run_of_minutes_is_told_in_minutes():
+    short = PlanConfig(gpus=1, tokens=6e7, tokens_per_s=1e5, preemptions_per_day=0.0)
+    assert re.search(r"^time +10 min, ", render(plan(short)), re.MULTILINE)
+    assert re.search(r"^time +5\.0 h, ", render(plan(replace(short, tokens=1.8e9))), re.MULTILINE)
+
+
+def test_a_step_is_no_faster_than_the_host_that_launches_it():
+    """Eight micro-batches of 32 rows, 5 ms each, and 2 ms beside them."""
+    fast = PlanConfig(gpus=1, tokens_per_s=2e6, rows=256, micro_batch=32)
+    host = replace(fast, host_ms_per_micro_batch=5.0, host_ms_per_step=2.0)
+    assert plan(fast).compute_ms == pytest.approx(16.384) and plan(fast).host_ms == 0
+    assert plan(host).compute_ms == plan(host).host_ms == pytest.approx(42.0)
+    assert plan(replace(host, micro_batch=None)).compute_ms == pytest.approx(16.384)
