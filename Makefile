@@ -4,6 +4,8 @@
 # make soak   one run under 42 faults, a quarter of an hour: SOAK="--seed 7 --out soak.json"
 # make bench  the benchmarks of docs/benchmarks.md, half an hour: BENCH="attention duplicates"
 # make record seconds to 95 % of a teacher's top-1 on a fixed corpus: RECORD="--steps 150"
+# make gpu    all that one GPU can tell, within 8 minutes: DRY=1 on a CPU, BREAK=speed to see it fail;
+#             make gpu-kit PYTHON=3.12 collects what a machine without a network needs, KIT=gpu-kit there
 # make slurm  a Slurm of two hosts on this machine, until Ctrl-C (as root on Debian)
 # make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out
 # make sizes  how long modules and functions are, held against the limits
@@ -33,6 +35,16 @@ bench: $(VENV)/ready
 
 record: $(VENV)/ready
 	python tests/benchmarks/record.py $(RECORD)
+
+# Results in build/gpu/gpu.json and gpu.md.
+gpu: $(if $(KIT),,$(VENV)/ready)
+	$(if $(KIT),$(PYTHON) -m pip install --quiet --no-index --no-deps $(KIT)/wheels/*.whl)
+	$(PYTHON) tests/gpu/kit.py $(or $(KIT),build/gpu)
+	$(PYTHON) tests/gpu/runner.py --shards $(or $(KIT),build/gpu)/shards --out build/gpu \
+	  $(if $(DRY),--dry) $(if $(BREAK),--broken $(BREAK)) $(if $(ONLY),--only $(ONLY))
+
+gpu-kit: $(VENV)/ready
+	python tests/gpu/kit.py gpu-kit --python $(PYTHON)
 
 slurm: $(VENV)/ready slurm-packages
 	python tests/cluster/slurm_cluster.py
@@ -100,4 +112,4 @@ browser:
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; fi
 
-.PHONY: demo test quick soak bench record slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser
+.PHONY: demo test quick soak bench record gpu gpu-kit slurm check fmt dist coverage sizes wheelhouse install slurm-packages browser

@@ -22,7 +22,7 @@ def kernels_of(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
     Args:
         work: what to run, such as one training step; on a CPU it is run twice.
         device: where it runs. On a CPU an operator that is no view and no allocation stands for a
-            kernel, and what a GPU would be waited for stands for a wait.
+            kernel, without compilation, and what a GPU would be waited for stands for a wait.
     Returns: `launches`, `waits`, and `slowest`, the kernels with the longest total time, each as
         `name`, `calls` and `ms`.
     """
@@ -49,7 +49,7 @@ def kernels_of(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
         launches = sum(event.name.startswith(_LAUNCHES) for event in events)
         waits = sum(event.name.startswith(_WAITS) for event in events) - 1  # the one above
     else:
-        with _Operators() as operators:
+        with torch.compiler.set_stance("force_eager"), _Operators() as operators:
             work()
         launches, waits = operators.launches, operators.waits
     return {"launches": launches, "waits": waits, "slowest": slowest}
