@@ -4,7 +4,7 @@
 # make soak   one run under 42 faults, a quarter of an hour: SOAK="--seed 7 --out soak.json"
 # make bench  the benchmarks of docs/benchmarks.md, half an hour: BENCH="attention duplicates"
 # make record seconds to 95 % of a teacher's top-1 on a fixed corpus: RECORD="--steps 150"
-# make gpu    all that one GPU can tell, within 8 minutes: DRY=1 on a CPU, BREAK=speed to see it fail;
+# make gpu    what one GPU can tell, within 8 minutes: DRY=1 on a CPU, BREAK=speed to see it fail;
 #             make gpu-kit PYTHON=3.12 collects what a machine without a network needs, KIT=gpu-kit there
 # make slurm  a Slurm of two hosts on this machine, until Ctrl-C (as root on Debian)
 # make dist   wheel and source, in dist/            make coverage   all tests, and what they leave out

@@ -22,8 +22,8 @@
 #   for i in 1 2 3; do sbatch -J $FITB_CHAIN --no-requeue -d singleton slurm/distill.sh [flags]; done
 #
 # Invariants
-# - One task per GPU, or per process on CPUs. A task sees all GPUs of its host; LOCAL_RANK picks
-#   one. torchrun's ranks have the same numbers as srun's, and shut down and exit with the same
+# - One task per GPU, or per process on CPUs. A task that sees all GPUs of its host takes that of its
+#   number, one that sees a single GPU takes that. torchrun's ranks have the same numbers as srun's, and shut down and exit with the same
 #   codes.
 # - The job keeps its id and its run directory for all its attempts; without --run_dir that is
 #   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself. The jobs
@@ -189,9 +189,11 @@ for FITB_START in "${!ports[@]}"; do
   if [[ -n ${FITB_PREFLIGHT:-} && -n ${FITB_APPTAINER:-} ]]; then
     echo "fitb: FITB_PREFLIGHT starts Slurm steps, which FITB_APPTAINER prevents; unset one of them"
     exit 93
-  elif [[ -n ${FITB_PREFLIGHT:-} ]]; then # at most 270 s, less than the 300 s warning
-    "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir"
+  elif [[ -n ${FITB_PREFLIGHT:-} ]]; then
+    "${python[@]}" -m fitb.cluster.preflight "$@" --run_dir "$run_dir" &
+    wait "$!"
     code=$?
+    ((!signalled)) || kill "$!" 2>/dev/null # it may take longer than the warning leaves
     ((code == 85 || code == 93)) && exit "$code" # it has already decided, and requeued the job
   fi
   if ((signalled)); then

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE, TESTS = ("fitb", "launch"), ("tests",)
 BENCHMARKS = "tests/benchmarks/"  # what only proves our own claims is not counted
 LONGEST_MODULE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 60, 9
-MOST_CODE, MOST_TESTS = 37_000, 29_500
+MOST_CODE, MOST_TESTS = 37_500, 31_000
 
 
 Sizes = list[tuple[int, str]]  # lines, blank ones and comments included, and name; sorted

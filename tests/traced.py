@@ -23,8 +23,8 @@ def record_rows() -> None:
     enter, take_step = loop.open_run, Engine.train_step
     files: list[IO[bytes]] = []
 
-    def open_run(config: Any, world: Any) -> Any:
-        run, config = enter(config, world)
+    def open_run(config: Any, world: Any, device: Any) -> Any:
+        run, config = enter(config, world, device)
         folder = run.path / "rows"
         folder.mkdir(exist_ok=True)
         name = f"{run.attempt:04d}-rank-{world.rank:05d}.jsonl"

@@ -73,13 +73,15 @@ def _log_shown(path: str) -> Iterator[None]:
 
     def follow() -> None:
         with open(path, errors="replace") as output:
-            while True:
+            line, last = "", False
+            while not last:
                 last = done.wait(_POLL_S)
-                for line in output:
-                    if SAYS in line:
-                        logger.info("%s", line.partition(SAYS)[2].strip())
-                if last:
-                    return
+                while part := output.readline():
+                    line += part
+                    if line.endswith("\n"):
+                        if SAYS in line:
+                            logger.info("%s", line.partition(SAYS)[2].strip())
+                        line = ""
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -12,7 +12,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,13 @@ from fitb.model.attention import choose
 from fitb.model.flops import VOCABULARY
 from fitb.objective.objective import Objective
 from fitb.shards.shard_set import ShardSet
+from fitb.training.collectives import on_main
 from fitb.training.defaults import resolved
 from fitb.training.engine import Engine
 from fitb.training.execution import DTYPES
 from fitb.training.setup import load_models, work_of
 from fitb.training.stop import StopFlag
-from fitb.training.zero import leave_distributed, start_distributed
+from fitb.training.zero import check_precision, leave_distributed, start_distributed
 
 _HOST_STEPS = 9
 _STEPS = {"cpu": 2, "cuda": 20}  # of a run
@@ -99,7 +100,7 @@ def _measure(config: StepBenchConfig, world: World) -> dict[str, Any]:
     row["peak_memory_gb"] = peak_gb
     if config.kernels:
         say("kernels, and the work of the host")
-        row["kernels"] = kernels_of(lambda: variants["fitb"].seconds(1), device)
+        row["kernels"] = kernels_of(variants["fitb"].next_update(), device)
         row["host_ms"] = host_ms(lambda number: _host_s(run, number, world, device), (1, 4))
     row["loss"] = {name: variant.losses[0] for name, variant in variants.items()}
     leave_distributed()
@@ -198,7 +199,8 @@ def start(config: StepBenchConfig, world: World) -> tuple[torch.device, Config]:
         speed=config.speed,
     )
     device = start_distributed(run, world)
-    run = resolved(run, device)
+    run = on_main(lambda: resolved(run, device), world)
+    check_precision(run.precision)
     rows = run.rows_per_pass * config.grad_accum * world.size
     return device, replace(run, global_batch=rows)
 
@@ -226,7 +228,7 @@ class Variant:
         tap: Any = objective.teacher_tap(teacher.model)
         if unfused:
             objective, tap = UnfusedObjective(objective), UnfusedTeacher(teacher.model)
-        self.engine = Engine(objective, tap, run, world, device, shards.length, shards.packed)
+        self.engine = Engine(objective, tap, run, world, device, shards.length)
         self._stream = RowStream(
             shards,
             vocabulary=Vocabulary.of(tokenizer),
@@ -263,6 +265,13 @@ class Variant:
         with part("communication"):
             _, counts, _ = self._stop.agree(counts)
         return self.engine.train_step(step, batch, counts)
+
+    def next_update(self) -> Callable[[], Any]:
+        """Return a function that makes the next update, again at each call, and nothing else."""
+        step, batch = next(self.rows)
+        assert batch is not None
+        counts = self.engine.counts(batch)
+        return lambda: self.engine.train_step(step, batch, counts)
 
     def parts(self, steps: int) -> dict[str, float]:
         """Run `steps` training steps; return the mean seconds per step of each part."""

@@ -143,8 +143,8 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     Returns: whether the checks were interrupted by a shutdown signal, as on preemption.
     """
     link_s = link_deadline_s(env)
-    own_s = ALL_OWN_S + GPU_S * num_gpus(env)
-    deadline_s = 30 + own_s + START_S + (3 + len(pair_rounds(len(hosts)))) * link_s
+    gpus_s = GPU_S * num_gpus(env)  # of a host's own checks, and of those that wait for it
+    deadline_s = 30 + ALL_OWN_S + START_S + 2 * gpus_s + (3 + len(pair_rounds(len(hosts)))) * link_s
     task = [sys.executable, "-m", "fitb.training.host_check", str(folder), ",".join(hosts)]
     task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]
     steps = []

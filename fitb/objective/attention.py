@@ -101,6 +101,7 @@ def _squared_norm(x: Pair, y: Pair, scales: tuple[float, float]) -> torch.Tensor
     Args:
         x, y: (B, H, L, d0) and (B, H, L, d1) each, of one dtype.
     """
+    y = y[0].view_as(y[0]), y[1].view_as(y[1])  # torch.compile takes no argument twice
     norm: torch.Tensor = _SquaredNorm.apply(*x, *y, scales)  # type: ignore[no-untyped-call]
     return norm
 
@@ -156,8 +157,15 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _scaled_product(states: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """Return states @ slope in fp32; the slope in the dtype of the states, scaled to its range."""
+    """Return states @ slope in fp32.
+
+    16-bit states multiply the slope, scaled to their range, as a sum of two 16-bit numbers: one
+    alone would lose the gradient where terms of both models cancel.
+    """
     if states.dtype == torch.float32:
         return states @ slope
     highest = slope.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return _product(states, (slope / highest).to(states.dtype)) * highest
+    slope = slope / highest
+    coarse = slope.to(states.dtype)
+    fine = (slope - coarse.float()).to(states.dtype)
+    return (_product(states, coarse) + _product(states, fine)) * highest

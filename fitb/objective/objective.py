@@ -93,33 +93,26 @@ class Tap(nn.Module):
             logits,
         )
 
-    def compile(self, packed: bool, cuda_graphs: bool = False) -> None:
+    def compile(self, cuda_graphs: bool = False) -> None:
         """Compile the forward pass, as `compiled` does."""
-        self.forward = compiled(self.forward, packed, cuda_graphs)  # type: ignore[method-assign]
+        self.forward = compiled(self.forward, cuda_graphs)  # type: ignore[method-assign]
 
 
-def compiled(
-    forward: Callable[..., T], packed: bool, cuda_graphs: bool = False
-) -> Callable[..., T]:
+def compiled(forward: Callable[..., T], cuda_graphs: bool = False) -> Callable[..., T]:
     """Compile a function of a batch: static shapes, one graph, or an error that says why not.
 
-    A second graph, with a mask of the padding or without, would stall every rank for minutes at a
-    step that nobody foresees. So rows of single documents, most of which end in padding, always
-    have the mask. In a packed set one row of each shard ends in padding; the batch that meets it is
-    not compiled.
+    It always has the mask of padding: a second graph, without, would stop every rank for minutes
+    at a step that nobody foresees.
 
     Args:
         forward: function whose first argument is a Batch.
-        packed: whether rows are packed.
         cuda_graphs: whether to replay its launches as a CUDA graph.
     """
     mode = "reduce-overhead" if cuda_graphs else None
     graph = torch.compile(forward, fullgraph=True, dynamic=False, mode=mode)
 
     def call(batch: Batch, *others: Any) -> T:
-        if not packed:
-            return graph(replace(batch, padded=True), *others)
-        return (forward if batch.padded else graph)(batch, *others)
+        return graph(replace(batch, padded=True), *others)
 
     return call
 
@@ -247,10 +240,10 @@ class Objective(nn.Module):
         """
         return self._terms(batch, self.student(batch), teacher)
 
-    def compile(self, packed: bool, cuda_graphs: bool = False) -> None:
+    def compile(self, cuda_graphs: bool = False) -> None:
         """Compile the student and the losses into one graph each, as `compiled` does."""
-        self.student.compile(packed, cuda_graphs)
-        self._terms = compiled(self._terms, packed)  # type: ignore[method-assign]
+        self.student.compile(cuda_graphs)
+        self._terms = compiled(self._terms)  # type: ignore[method-assign]
 
     def _terms(self, batch: Batch, student: Features, teacher: Features | None) -> torch.Tensor:
         real = batch.attention_mask if batch.padded else None

@@ -54,10 +54,13 @@ class Offsets:
     offset_end: NDArray[np.int32]
 
 
-def length_of(where: Path | str) -> int:
-    """Return the tokens per row of a shard set; raise as `ShardSet.open`."""
+def length_of(where: Path | str, deadline_s: float) -> int:
+    """Return the tokens per row of a shard set, a remote one within `fetch_deadline_s`.
+
+    Raises: what `ShardSet.open` raises.
+    """
     if is_remote(where):
-        manifest = remote_manifest(Remote(str(where), CacheSettings().deadline_s))
+        manifest = remote_manifest(Remote(str(where), deadline_s))
     else:
         manifest = read_manifest(local_folder(where))
     return int(manifest["length"])
@@ -160,11 +163,6 @@ class ShardSet:
     @property
     def num_rows(self) -> int:
         return int(self._ends[-1])
-
-    @property
-    def packed(self) -> bool:
-        """Whether rows are filled with several documents, so that one of each shard is padded."""
-        return bool(self.manifest["settings"].get("rows", "packed") == "packed")
 
     @property
     def shard_bytes(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fitb.config import Config
+from fitb.config import Config, DataConfig
 from fitb.config.schema import CPU_ROWS
 from fitb.rundir.writer import recorded
 from fitb.shards.shard_set import length_of
@@ -39,7 +39,7 @@ def resolved(config: Config, device: torch.device) -> Config:
         precision = fastest_precision(device)
     micro_batch = config.micro_batch or known.get("micro_batch")
     if micro_batch is None:
-        micro_batch = rows_at_once(device, config.data.shards)
+        micro_batch = rows_at_once(device, config.data)
     return replace(config, precision=precision, micro_batch=micro_batch)
 
 
@@ -59,9 +59,10 @@ def fastest_precision(device: torch.device) -> Any:
     return "bf16" if fast else "fp32"
 
 
-def rows_at_once(device: torch.device, shards: str) -> int:
+def rows_at_once(device: torch.device, data: DataConfig) -> int:
     """Return the rows of a micro-batch that a device is busy with; a number of tokens on a GPU."""
     if device.type != "cuda":
         return CPU_ROWS
     large = torch.cuda.get_device_properties(device).total_memory >= _LARGE_GPU_BYTES
-    return max(1, (GPU_TOKENS if large else SMALL_GPU_TOKENS) // length_of(shards))
+    length = length_of(data.shards, data.fetch_deadline_s)
+    return max(1, (GPU_TOKENS if large else SMALL_GPU_TOKENS) // length)

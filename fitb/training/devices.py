@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -16,34 +17,34 @@ from fitb.base.world import World
 from fitb.training.collectives import on_all
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_GPU_NAME = re.compile(r"\d+$|GPU-|MIG-")
 
 
 def prepare_environment(env: MutableMapping[str, str], deterministic: bool = False) -> None:
-    """Set what libraries read when they are imported, unless a user has set it.
+    """Set what NCCL and cuBLAS read at their first call, unless a user has set it.
 
     Hangs are ended by the watch, which leaves stacks, so NCCL's monitor, which aborts the process
-    after 8 minutes, is off. torch.compile starts up to 32 workers on each rank, and 8 ranks of one
-    host would exceed its memory: each gets as many as it has cores.
+    after 8 minutes, is off.
 
     Args:
         env: environment of this process.
         deterministic: `speed.deterministic`.
     """
     env.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
-    cores = len(os.sched_getaffinity(0)) // _num_local(env)
-    if "SLURM_CPUS_PER_TASK" in env:
-        cores = int(env["SLURM_CPUS_PER_TASK"])
     if deterministic:
         env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-        env.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # chooses no kernel by its time
-    env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(32, max(1, cores))))
 
 
-def _num_local(env: Mapping[str, str]) -> int:
-    """Return the number of ranks on this host, of torchrun or Slurm's `4(x2),3`; 1 if unknown."""
-    tasks = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE", "")
-    first = re.match(r"\d+", tasks)
-    return int(first[0]) if first else 1
+def compile_threads(env: Mapping[str, str]) -> int:
+    """Return how many workers torch.compile may start on this rank: as many as it has cores.
+
+    By default it starts up to 32 on each rank, and those of 8 ranks exceed the memory of a host.
+    """
+    cores, here = len(os.sched_getaffinity(0)), env.get("LOCAL_WORLD_SIZE")
+    if here is None and "SLURM_CPUS_PER_TASK" in env:
+        return min(32, int(env["SLURM_CPUS_PER_TASK"]))
+    first = re.match(r"\d+", here or env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # as in 4(x2),3
+    return min(32, max(1, cores // int(first[0] if first else 1)))
 
 
 def device_index(world: World, num_visible: int) -> int:
@@ -120,8 +121,9 @@ def num_promised(env: Mapping[str, str]) -> int:
 
     Of several MIG slices CUDA shows one.
     """
-    visible = [name for name in env.get(_VISIBLE, "").split(",") if name.strip()]
-    if not visible:
+    if _VISIBLE not in env:
         return int(env.get("SLURM_GPUS_ON_NODE", "0"))
-    slices = sum(name.strip().startswith("MIG-") for name in visible)
+    names = [name.strip() for name in env[_VISIBLE].split(",")]
+    visible = list(itertools.takewhile(_GPU_NAME.match, names))  # others, as NoDevFiles, end it
+    slices = sum(name.startswith("MIG-") for name in visible)
     return len(visible) - max(0, slices - 1)

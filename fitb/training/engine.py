@@ -92,7 +92,6 @@ class Engine:
         world: rank and world size of this process.
         device: device of this process.
         length: tokens per row.
-        packed: whether rows are packed, so that few end in padding.
     """
 
     def __init__(
@@ -103,7 +102,6 @@ class Engine:
         world: World,
         device: torch.device,
         length: int,
-        packed: bool = True,
     ) -> None:
         import deepspeed
 
@@ -111,7 +109,7 @@ class Engine:
         self.teacher = teacher
         filled = deepspeed_config(config, world)
         stage = filled["zero_optimization"]["stage"]
-        execution = Execution.of(config, world, device, length, stage, packed)
+        execution = Execution.of(config, world, device, length, stage)
         execution.prepare(objective, teacher, device)
         self._grad_accum = config.grad_accum(world.size)
         self._asked_at_once = execution.teacher_rows // config.rows_per_pass
@@ -163,6 +161,8 @@ class Engine:
         total = torch.zeros(len(scale), device=self.device)
         skipped_before, norm = self._engine.skipped_steps, None
         began = self._now()
+        if self.config.speed.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             # A compiler that Slurm's signal killed would fail the step, or never answer.
             with signals.held_back(*signals.SHUTDOWN), self._accumulation() as after_backward:
@@ -190,7 +190,10 @@ class Engine:
     def _accumulation(self) -> Iterator[Callable[[], Any]]:
         """Yield the function to call after the backward pass of each micro-batch."""
         if self._ends_steps:
-            with self._engine.coalesce_grad_reduction(), self._gradients.of_micro_batches() as add:
+            with (
+                self._engine.coalesce_grad_reduction(),
+                self._gradients.of_micro_batches(self._grad_accum) as add,
+            ):
                 yield add
         else:
             yield self._engine.step
@@ -232,7 +235,6 @@ class Engine:
             rows = batch.part(ends[0], ends[-1])
             features = None
             if self.teacher is not None:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 with torch.no_grad():
                     features = self.teacher(rows)
             for begin, end in pairwise(end - ends[0] for end in ends):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from fitb.model.attention import choose
 from fitb.model.encoder import Kernels
 from fitb.model.packed_linear import can_pack, pack, to_float8
 from fitb.objective.objective import Objective, Tap
+from fitb.training.devices import compile_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS = 64  # of one function; torch.compile fails beyond its own limit of 8
@@ -30,7 +32,6 @@ class Execution:
         pack_teacher: whether the teacher's matmuls use packed oneDNN weights.
         fp8_teacher: whether the teacher's matrices are quantised to fp8.
         teacher_rows: rows per teacher forward.
-        packed: whether rows are packed, so that few end in padding.
         cuda_graphs: whether compiled models replay their launches as CUDA graphs.
         deterministic: whether only kernels are used whose results do not vary between runs.
     """
@@ -41,7 +42,6 @@ class Execution:
     pack_teacher: bool
     fp8_teacher: bool
     teacher_rows: int
-    packed: bool = True
     cuda_graphs: bool = False
     deterministic: bool = False
 
@@ -53,7 +53,6 @@ class Execution:
         device: torch.device,
         length: int,
         zero_stage: int,
-        packed: bool = True,
     ) -> Execution:
         """Resolve the settings of a run.
 
@@ -64,7 +63,6 @@ class Execution:
             length: tokens per row.
             zero_stage: ZeRO stage. Stage 3 gathers weights inside the forward pass, which breaks
                 the graph of a compiled module and leaves no whole weights to pad.
-            packed: whether rows are packed.
         Raises: ConfigError for settings that exclude each other.
         """
         speed, dtype = config.speed, DTYPES[config.precision]
@@ -88,7 +86,6 @@ class Execution:
             pack_teacher=speed.pack_teacher and not pad and can_pack(device, dtype),
             fp8_teacher=config.model.teacher_precision == "fp8",
             teacher_rows=_teacher_rows(config, world, device, length),
-            packed=packed,
             cuda_graphs=speed.cuda_graphs,
             deterministic=speed.deterministic,
         )
@@ -98,13 +95,18 @@ class Execution:
 
         Raises: SystemFault if fp8 was requested and the device has no fp8 matmuls.
         """
+        from torch._inductor import config as inductor
+
         if self.deterministic:
             torch.use_deterministic_algorithms(True)
+            inductor.deterministic = True  # chooses no kernel by its time
         objective.student.kernels = self.kernels
         if self.compile:
             # One code object serves teacher and student, and each size of batch is a graph.
             torch._dynamo.config.recompile_limit = _GRAPHS
-            objective.compile(self.packed, self.cuda_graphs)
+            if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+                inductor.compile_threads = compile_threads(os.environ)
+            objective.compile(self.cuda_graphs)
         if teacher is None:
             return
         teacher.to(device=device, dtype=self.dtype)
@@ -114,7 +116,7 @@ class Execution:
         if self.pack_teacher:  # torch.compile does not support packed weights, and gains little
             pack(teacher.model)
         elif self.compile:
-            teacher.compile(self.packed, self.cuda_graphs)
+            teacher.compile(self.cuda_graphs)
 
 
 def _teacher_rows(config: Config, world: World, device: torch.device, length: int) -> int:

@@ -24,8 +24,13 @@ class GradientSum:
         self._addends: list[torch.Tensor] = []  # 16-bit gradients in fp32
 
     @contextmanager
-    def of_micro_batches(self) -> Iterator[Callable[[], None]]:
-        """Yield a function to call after each backward pass; on exit `grad` holds the sum."""
+    def of_micro_batches(self, number: int) -> Iterator[Callable[[], None]]:
+        """Yield a function to call after each backward pass; on exit `grad` holds the sum.
+
+        Args:
+            number: micro-batches of the step. Gradients of one alone are not copied; of several
+                none is kept, as the memory of CUDA graphs is used again.
+        """
         used = list[torch.nn.Parameter]()
         latest = list[torch.Tensor]()
         num_added = 0
@@ -33,18 +38,20 @@ class GradientSum:
         def add() -> None:
             nonlocal used, latest, num_added
             used = [parameter for parameter in self._parameters if parameter.grad is not None]
-            before, latest = latest, [p.grad for p in used if p.grad is not None]
+            latest = [p.grad for p in used if p.grad is not None]
             for parameter in used:
                 parameter.grad = None
             num_added += 1
-            if num_added == 2 and latest:
-                self._sums = self._sums or _in_fp32(before)
-                torch._foreach_copy_(self._sums, before)
-            if num_added > 1 and latest:
+            if number == 1 or not latest:
+                return
+            self._sums = self._sums or _in_fp32(latest)
+            if num_added == 1:
+                torch._foreach_copy_(self._sums, latest)
+            else:
                 torch._foreach_add_(self._sums, self._widened(latest))
 
         yield add
-        if num_added > 1 and latest:
+        if number > 1 and latest:
             torch._foreach_copy_(latest, self._sums)
         for parameter, gradient in zip(used, latest, strict=True):
             parameter.grad = gradient

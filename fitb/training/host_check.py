@@ -221,7 +221,7 @@ def network(hosts: Sequence[str], me: str, env: Mapping[str, str]) -> dict[str, 
         return master_port(job, FIRST_RESTART + 16 * restart + number, start)
 
     first = address_of(hosts[0], env)
-    met = meet(rank, size, first, port(0), START_S)
+    met = meet(rank, size, first, port(0), START_S + GPU_S * num_gpus(env))
     try:
         clock_s = within(link_s, reduce, rank, size, first, port(1), link_s)
         return {"reduced": True, "pairs": {}, "clock_s": clock_s}

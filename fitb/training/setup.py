@@ -50,6 +50,7 @@ from fitb.training.stop import StopFlag
 from fitb.training.zero import check_precision, deepspeed_config
 
 logger = logging.getLogger(__name__)
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -179,17 +180,18 @@ class _Read:
         return found
 
 
-def open_run(config: Config, world: World, device: torch.device) -> tuple[RunDir, Config]:
+def open_run(config: Config, world: World, device: torch.device = _CPU) -> tuple[RunDir, Config]:
     """Create or re-enter the run folder as its owner. Collective.
 
-    Returns: the run folder, and the configuration with the algorithm versions of the run's start,
-        and with what was left to the machine.
+    Returns: the run folder, and the configuration, with algorithm versions and all, as it has it.
     Raises: what `rundir.writer.enter` and `check_precision` raise, on every rank.
     """
     path = Path(config.run_dir)
 
     def begin() -> tuple[int, Config, int]:
-        number, begun = enter(resolved(config, device), os.environ, is_over)
+        chosen = resolved(config, device)
+        check_precision(chosen.precision)  # before the run is taken
+        number, begun = enter(chosen, os.environ, is_over)
         put_together(path, number)
         return number, begun, steps_done(path)
 
@@ -226,7 +228,7 @@ def build(config: Config, run: RunDir, world: World, device: torch.device, stop:
         rows = read.held_out or shards
         begin_from_teacher(objective, read.teacher, rows, tokenizer, config, run, world)
     teacher = read.teacher if objective.asks_teacher else None
-    engine = Engine(objective, teacher, config, world, device, shards.length, shards.packed)
+    engine = Engine(objective, teacher, config, world, device, shards.length)
     progress = Progress()
     if found:
         engine.state.load_full_tensors(found.tensors)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fitb.bench.step import Variant, start
 from fitb.config import Geometry, SpeedConfig
 from fitb.model.flops import BERT_BASE
 
+HALVES = ("bf16", "fp16")
 SMALL = Geometry(4, 64, 128, 4), Geometry(2, 32, 64, 4)  # teacher, student
 
 
@@ -44,8 +47,8 @@ class Setting:
         return torch.device("cpu" if self.dry else "cuda")
 
     def rows(self, number: int) -> int:
-        """Return a number of rows, at most 4 where every row takes its time."""
-        return min(number, 4) if self.dry else number
+        """Return a number of rows, at most 2 where every row takes its time."""
+        return min(number, 2) if self.dry else number
 
     def sizes(self) -> tuple[Geometry, Geometry]:
         """Return teacher and student: BERT-base and TinyBERT-4, or small ones."""
@@ -97,6 +100,16 @@ class Setting:
             raise Wrong(f"{what}: {apart:.3g} apart, at most {rel:g} allowed")
         return apart
 
+    def apart(self) -> dict[str, Any]:
+        """Settings of a process outside this one's group, and of any source tree."""
+        ours = World().env("", 0)
+        return {"env": {k: v for k, v in os.environ.items() if k not in ours}, "cwd": self.out}
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was asked."""
+        if not self.dry:
+            torch.cuda.synchronize()
+
     def require(self, what: str, holds: bool) -> None:
         """Raise Wrong unless something holds."""
         if not self.measured(bool(holds)):
@@ -129,3 +142,14 @@ def terms_on_cpu(variant: Variant) -> list[float]:
 def _before(first: Any, rest: Any) -> Any:
     yield first
     yield from rest
+
+
+def milliseconds(work: Callable[[], Any], at: Setting, times: int = 10) -> float:
+    for _ in range(2):
+        work()
+    at.wait()
+    began_s = time.perf_counter()
+    for _ in range(times):
+        work()
+    at.wait()
+    return round(1e3 * (time.perf_counter() - began_s) / times, 3)

@@ -23,20 +23,20 @@ def kit(tmp_path_factory):
 def checked(kit, out, *flags):
     """The exit code, and the results that the runner left."""
     command = [sys.executable, str(GPU / "runner.py"), "--shards", str(kit / "shards")]
-    done = subprocess.run([*command, "--out", str(out), "--dry", *flags], timeout=job.TIMEOUT_S)
+    done = subprocess.run([*command, "--out", str(out), "--dry", *flags], timeout=500)
     return done.returncode, json.loads((out / "gpu.json").read_text())
 
 
 def test_every_check_of_a_gpu_passes_on_a_cpu_and_is_in_the_table(kit, tmp_path):
     code, results = checked(kit, tmp_path)
-    assert code == 0 and len(results) == 15, results
+    assert code == 0 and len(results) == 14, results
     table = (tmp_path / "gpu.md").read_text()
     assert all(result["ok"] and f"| {name} | yes |" in table for name, result in results.items())
     assert results["waits"]["zero2 bf16"] == 0 and results["signalled"]["exit_code"] == 85
 
 
 def test_a_wrong_number_fails_and_the_checks_after_it_still_run(kit, tmp_path):
-    names = ("--only", "device", "attention_term", "collectives", "--broken", "attention_term")
+    names = ("--only", "device", "attention_term", "fp8", "--broken", "attention_term")
     code, results = checked(kit, tmp_path, *names)
     assert code == 1
     assert [result["ok"] for result in results.values()] == [True, False, True]
@@ -49,9 +49,7 @@ def test_a_check_that_kills_its_process_or_is_late_has_failed_and_the_rest_goes_
     copy = tmp_path / "gpu"
     copy.mkdir()
     for file in ("runner.py", "setting.py"):
-        (copy / file).write_text(
-            (GPU / file).read_text().replace("START_S = 60.0", "START_S = 20.0")
-        )
+        (copy / file).write_text((GPU / file).read_text())
     (copy / "checks.py").write_text(CHECKS)
     done = subprocess.run(
         [sys.executable, str(copy / "runner.py"), "--shards", str(kit), "--out", str(tmp_path)],

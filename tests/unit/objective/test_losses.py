@@ -221,6 +221,29 @@ def test_the_attention_loss_on_tensor_cores_is_that_of_float64(monkeypatch, dtyp
         assert (gradient.double() - double).norm() <= 1e-2 * double.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("distance", [0.3, 0.03])
+def test_its_gradient_survives_on_tensor_cores_where_the_terms_cancel(monkeypatch, dtype, distance):
+    """As in the form for heads of unequal sizes, and for runs of before; to 1e-2."""
+    monkeypatch.setattr(attention, "_for_tensor_cores", lambda states: states.dtype == dtype)
+    teacher = [randn(2, 3, 64, 64, seed=i).to(dtype) for i in range(2)]
+    student = [
+        (each + distance * randn(2, 3, 64, 64, seed=9 + i)).to(dtype)
+        for i, each in enumerate(teacher)
+    ]
+    _, found = with_gradients(
+        lambda *qk: attention_loss(qk, tuple(teacher), None, None, version=1), student
+    )
+
+    def naive(query, key):
+        query_t, key_t = (each.double() for each in teacher)
+        return (query_t @ key_t.mT / 8 - query @ key.mT / 8).square().sum()
+
+    _, wanted = with_gradients(naive, [each.double() for each in student])
+    for gradient, double in zip(found, wanted, strict=True):
+        assert (gradient.double() - double).norm() <= 1e-2 * double.norm()
+
+
 def test_attention_loss_is_computed_in_fp32_under_autocast():
     inputs = [randn(2, 2, 5, 4, seed=i).bfloat16() for i in range(4)]
     mask = torch.ones(2, 5)

@@ -29,7 +29,7 @@ def events(config):
 
 
 def test_a_run_begins_with_its_configuration_and_provenance(run_config):
-    config = run_config(seed=5)
+    config = run_config(seed=5, precision="fp32", micro_batch=4)
     run, _ = open_run(config, ALONE)
     assert run.attempt == 1
     path = Path(config.run_dir)

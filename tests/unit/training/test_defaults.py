@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fitb.config import DataConfig
 from fitb.config.yaml import to_yaml
 from fitb.training import defaults
 from fitb.training.defaults import fastest_precision, resolved, rows_at_once
@@ -54,10 +55,11 @@ def test_a_cpu_takes_bf16_only_where_that_was_measured_to_be_faster(
 
 def test_a_gpu_is_given_many_tokens_at_once_and_a_small_one_fewer(gpu, shards):
     length = 64  # of these shards
-    assert rows_at_once(GPU, str(shards)) == 32_768 // length
+    data = DataConfig(shards=str(shards))
+    assert rows_at_once(GPU, data) == 32_768 // length
     gpu(gigabytes=16)
-    assert rows_at_once(GPU, str(shards)) == 8_192 // length
-    assert rows_at_once(CPU, "no shards are needed") == 32
+    assert rows_at_once(GPU, data) == 8_192 // length
+    assert rows_at_once(CPU, DataConfig(shards="none")) == 32
 
 
 def test_what_is_asked_for_is_taken_and_a_run_that_goes_on_keeps_its_own(gpu, run_config, tmp_path):

@@ -12,6 +12,7 @@ from fitb.training import devices
 from fitb.training.devices import (
     bind,
     check_not_shared,
+    compile_threads,
     device_index,
     first_shared,
     num_promised,
@@ -106,6 +107,9 @@ def test_two_ranks_on_one_gpu_are_refused_on_every_rank(monkeypatch):
         ({"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "3"}, 1),  # --gpus-per-task=1
         ({"SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, 1),
         ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, 2),
+        ({"SLURM_GPUS_ON_NODE": "0", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0, 1,-1,2"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
     ],
 )
 def test_the_gpus_that_a_task_should_see_are_those_that_slurm_shows_it(env, promised):
@@ -120,13 +124,12 @@ def test_the_gpus_that_a_task_should_see_are_those_that_slurm_shows_it(env, prom
         ({"SLURM_STEP_TASKS_PER_NODE": "8(x4),3"}, 16),
         ({"LOCAL_WORLD_SIZE": "4"}, 32),
         ({"LOCAL_WORLD_SIZE": "500"}, 1),
-        ({"TORCHINDUCTOR_COMPILE_THREADS": "5"}, 5),
+        ({"LOCAL_WORLD_SIZE": "8", "SLURM_CPUS_PER_TASK": "128"}, 16),  # torchrun is the task
     ],
 )
 def test_the_compilers_of_all_ranks_of_a_host_share_its_cores(monkeypatch, env, threads):
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: range(128))
-    prepare_environment(env)
-    assert env["TORCHINDUCTOR_COMPILE_THREADS"] == str(threads)
+    assert compile_threads(env) == threads
 
 
 def test_hangs_are_left_to_the_watch_unless_a_user_wants_nccls_own_monitor():
@@ -138,9 +141,9 @@ def test_hangs_are_left_to_the_watch_unless_a_user_wants_nccls_own_monitor():
     )
 
 
-def test_cublas_and_the_compiler_are_told_of_deterministic_runs_only():
+def test_cublas_is_told_of_deterministic_runs_only():
     env = {}
     prepare_environment(env)
-    assert not env.keys() & {"CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"}
+    assert "CUBLAS_WORKSPACE_CONFIG" not in env
     prepare_environment(env, deterministic=True)
-    assert env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and env["TORCHINDUCTOR_DETERMINISTIC"] == "1"
+    assert env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -118,7 +118,7 @@ def test_a_sum_keeps_what_many_micro_batches_add_to_a_large_one(dtype):
 
 
 def sum_up(gradients, used, first):
-    with gradients.of_micro_batches() as add:
+    with gradients.of_micro_batches(257) as add:
         for micro_batch in range(257):
             used.grad = torch.full_like(used, first if micro_batch == 0 else 1 / 512)
             add()
@@ -129,15 +129,16 @@ def test_one_micro_batch_keeps_its_gradients_and_more_are_added_in_buffers_made_
     parameters = [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
     gradients, made = GradientSum(parameters), None
     alone = torch.full_like(parameters[0], 7)
-    with gradients.of_micro_batches() as add:
+    with gradients.of_micro_batches(1) as add:
         parameters[0].grad = alone
         add()
     assert parameters[0].grad is alone and parameters[1].grad is None
     for values in ([1, 2], [3, 4, 5]):
-        with gradients.of_micro_batches() as add:
+        with gradients.of_micro_batches(len(values)) as add:
             for value in values:
-                parameters[0].grad = torch.full_like(parameters[0], value)
+                parameters[0].grad = gradient = torch.full_like(parameters[0], value)
                 add()
+                gradient.fill_(torch.nan)  # its memory is used again
         assert parameters[0].grad.tolist() == [sum(values)] * 3
         buffers = [*gradients._sums, *gradients._addends]
         assert [buffer.dtype for buffer in buffers] == [torch.float32] * 2

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from fitb.base.errors import ConfigError, UnfitMachine
 from fitb.base.world import World
 from fitb.config import ModelConfig, ObjectiveConfig, SpeedConfig
 from fitb.model.packed_linear import to_float8
-from fitb.objective.losses import slot_losses
+from fitb.objective.losses import _blocks
 from fitb.objective.objective import Objective
 from fitb.training.execution import Execution
 from tests.unit.objective.conftest import padded_batch, tiny_bert
@@ -103,8 +104,7 @@ def test_no_switch_changes_a_loss_or_a_gradient(decide, speed, padded):
     plain = losses_and_gradients(
         decide(precision="fp32", attention="sdpa", pack_teacher=False), padded
     )
-    execution = replace(decide(precision="fp32", **speed), packed=not padded)
-    sums, gradients = losses_and_gradients(execution, padded)
+    sums, gradients = losses_and_gradients(decide(precision="fp32", **speed), padded)
     assert sums.tolist() == pytest.approx(plain[0].tolist(), rel=1e-5)
     for ours, theirs in zip(gradients, plain[1], strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6
@@ -137,14 +137,14 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-def terms_of(decide, batches, packed=True, **changes):
+def terms_of(decide, batches, terms=(), **changes):
     """The sums of a batch after another, with student and teacher compiled."""
     execution = decide(precision="fp32", pack_teacher=False)
-    execution = replace(execution, packed=packed, **{"compile": True, **changes})
+    execution = replace(execution, **{"compile": True, **changes})
     student, teacher = tiny_bert(2, 20, 4, 1), tiny_bert(4, 32, 4, 2)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        objective = Objective(student, teacher, ObjectiveConfig())
+        objective = Objective(student, teacher, ObjectiveConfig(**dict(terms)))
     tap = objective.teacher_tap(copy.deepcopy(teacher))
     execution.prepare(objective, tap, CPU)
     with torch.no_grad():
@@ -152,15 +152,13 @@ def terms_of(decide, batches, packed=True, **changes):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
-def test_a_batch_with_padding_makes_no_second_graph(decide, graphs):
-    """Of packed rows it is not compiled; of documents every batch has the mask."""
-    expected = terms_of(decide, [WHOLE, ROWS], compile=False)
-    for packed in (True, False):
-        graphs.clear()
-        found = terms_of(decide, [WHOLE, ROWS, WHOLE], packed=packed)
-        assert len(graphs) == 3  # teacher, student, losses
-        for ours, theirs in zip(found, expected, strict=False):
-            assert torch.allclose(ours, theirs, rtol=1e-5)
+@pytest.mark.parametrize("terms", [{}, {"relation": 1.0}], ids=str)
+def test_a_batch_with_padding_makes_no_second_graph(decide, graphs, terms):
+    expected = terms_of(decide, [WHOLE, ROWS], terms, compile=False)
+    found = terms_of(decide, [WHOLE, ROWS, WHOLE], terms)
+    assert len(graphs) == 3  # teacher, student, losses
+    for ours, theirs in zip(found, expected, strict=False):
+        assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -168,19 +166,20 @@ def test_more_sizes_of_batches_than_dynamos_limit_compile(decide, graphs):
     """It counts graphs of one function, which teacher and student share: 8."""
     rows = padded_batch(5)
     sizes = [rows.part(0, size) for size in range(1, 6)]
-    terms_of(decide, sizes, packed=False)
+    terms_of(decide, sizes)
     assert len(graphs) == 3 * 5
 
 
-def test_a_gpu_without_fusion_works_on_blocks_of_logits(monkeypatch):
-    """The hard and soft losses are those of all rows at once."""
-    torch.manual_seed(0)
-    student, teacher = torch.randn(2, 37, 50).double()
-    labels = torch.randint(0, 50, (37,))
-    whole = slot_losses(student, teacher, labels, 2.0)
-    monkeypatch.setattr("fitb.objective.losses._BLOCK", 400)
-    for ours, theirs in zip(slot_losses(student, teacher, labels, 2.0), whole, strict=True):
-        assert torch.allclose(ours, theirs)
+def test_logits_are_worked_on_in_blocks_unless_a_gpus_kernels_are_fused(monkeypatch):
+    logits = {
+        kind: SimpleNamespace(shape=(9000, 30_522), device=torch.device(kind))
+        for kind in ("cpu", "cuda")
+    }
+    sizes = {kind: {b.stop - b.start for b in _blocks(logits[kind])} for kind in logits}
+    assert sizes == {"cpu": {2**20 // 30_522}, "cuda": {2**26 // 30_522}}
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert _blocks(logits["cuda"]) == [slice(0, 9000)]
+    assert len(_blocks(logits["cpu"])) > 1
 
 
 @pytest.mark.parametrize(
@@ -215,6 +214,23 @@ def test_deterministic_kernels_are_asked_for_before_a_run_computes_and_only_if_w
         terms_of(decide, [WHOLE], compile=False)
         assert not torch.are_deterministic_algorithms_enabled()
         terms_of(decide, [WHOLE], compile=False, deterministic=True)
-        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() and inductor.deterministic
     finally:
         torch.use_deterministic_algorithms(False)
+        inductor.deterministic = False
+
+
+def test_a_rank_compiles_with_its_share_of_a_hosts_cores_unless_a_user_says_otherwise(
+    decide, monkeypatch
+):
+    monkeypatch.setattr(inductor, "compile_threads", 32)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    for named, threads in (("5", 32), (None, 3)):
+        if named:
+            monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", named)
+        else:
+            monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+        terms_of(decide, [WHOLE])
+        assert inductor.compile_threads == threads and not inductor.deterministic
