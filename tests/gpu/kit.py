@@ -32,7 +32,7 @@ def shards(out: Path) -> None:
     from fitb.model.flops import VOCABULARY
 
     for length in (128, 512):
-        about = {"vocab_size": VOCABULARY, "max_mb": 2.0, "validation_fraction": 0.02}
+        about = {"vocab_size": VOCABULARY, "max_mb": 1.5, "validation_fraction": 0.02}
         prepare(
             PrepareConfig(out=str(out / str(length)), source="docstrings", length=length, **about)
         )

@@ -24,7 +24,6 @@ from typing import Any
 LIMIT_S = 480.0  # of all checks together
 START_S = 60.0  # of a process, beside the deadline of its first check
 DRY_TIMES = 4  # longer deadlines where a CPU does it
-SPOILT = 3  # exit code of a process in which an error may spoil the checks that follow
 
 
 def main() -> int:
@@ -67,6 +66,7 @@ def run_apart(
     command = [sys.executable, __file__, *sys.argv[1:], "--here", "--only", *deadlines]
     process = subprocess.Popen(command, start_new_session=True)
     found: dict[str, Any] = {}
+    spoilt = False  # whether an error may spoil what the process does next
     names, now_s = iter(deadlines), time.monotonic()
     name = next(names)
     late_s = min(ends_s, now_s + START_S + deadlines[name])
@@ -74,16 +74,17 @@ def run_apart(
         while True:
             for line in log.read_text().splitlines()[len(found) :] if log.exists() else ():
                 result = json.loads(line)
+                spoilt = result.pop("spoilt", False)
                 found[result.pop("name")] = result
                 write(given.out, before | found)
                 name = next(names, "")
                 late_s = min(ends_s, time.monotonic() + deadlines.get(name, 30.0))
             ended = process.poll() is not None
-            if not name or ended or time.monotonic() > late_s:
+            if not name or ended or spoilt or time.monotonic() > late_s:
                 break
             time.sleep(0.1)
         code = process.poll()
-        if name and code != SPOILT:
+        if name and not spoilt:
             why = f"its process ended with {code}" if code is not None else "it was late"
             found[name] = {"ok": False, "error": why, "seconds": round(deadlines[name])}
         if time.monotonic() > ends_s:
@@ -101,13 +102,13 @@ def run_apart(
 
 def run_here(given: argparse.Namespace) -> int:
     """Run checks in this process, and append the result of each to OUT/results.jsonl."""
-    from functools import partial
-
-    import torch
     from checks import CHECKS
     from setting import Setting, Wrong
 
     if given.dry:
+        from functools import partial
+
+        import torch
         from deepspeed.accelerator import get_accelerator
 
         type(get_accelerator()).is_fp16_supported = lambda self: True  # in software
@@ -115,17 +116,18 @@ def run_here(given: argparse.Namespace) -> int:
     runs = Path(tempfile.mkdtemp(prefix="runs-", dir=given.out))
     for name in given.only:
         at = Setting(given.shards, given.dry, name == given.broken, runs)
-        began_s, spoilt = time.monotonic(), False
+        began_s = time.monotonic()
         try:
             result: dict[str, Any] = {"ok": True, **CHECKS[name].run(at)}
         except Exception as error:
             result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
-            spoilt = not isinstance(error, Wrong)
+            # Such as an illegal memory access, after which CUDA answers nothing else.
+            result["spoilt"] = not isinstance(error, Wrong)
         result |= {"name": name, "seconds": round(time.monotonic() - began_s, 1)}
         with open(given.out / "results.jsonl", "a") as log:
             log.write(json.dumps(result) + "\n")
-        if spoilt:  # such as an illegal memory access, after which CUDA answers nothing else
-            return SPOILT
+        if result.get("spoilt"):
+            return 1
     return 0
 
 
