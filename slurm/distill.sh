@@ -23,8 +23,8 @@
 #
 # Invariants
 # - One task per GPU, or per process on CPUs. A task that sees all GPUs of its host takes that of its
-#   number, one that sees a single GPU takes that. torchrun's ranks have the same numbers as srun's, and shut down and exit with the same
-#   codes.
+#   number, one that sees a single GPU takes that. torchrun's ranks have the same numbers as srun's,
+#   and shut down and exit with the same codes.
 # - The job keeps its id and its run directory for all its attempts; without --run_dir that is
 #   runs/JOB_NAME. Every attempt runs the same command, and `fitb train` resumes by itself. The jobs
 #   of a chain have different ids and one name: singleton makes them run one after another.

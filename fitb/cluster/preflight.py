@@ -46,11 +46,6 @@ def link_deadline_s(env: Mapping[str, str]) -> float:
     return float(env.get("FITB_PREFLIGHT_LINK_S", LINK_S))
 
 
-def num_gpus(env: Mapping[str, str]) -> int:
-    """Return how many GPUs Slurm gave of this host."""
-    return int(env.get("SLURM_GPUS_ON_NODE", "0"))
-
-
 def pair_rounds(num_hosts: int) -> list[list[tuple[int, int]]]:
     """Return rounds of neighbour pairs on a ring, with each host in at most one pair per round.
 
@@ -143,7 +138,7 @@ def ask_hosts(hosts: Sequence[str], folder: Path, config: Config, env: Mapping[s
     Returns: whether the checks were interrupted by a shutdown signal, as on preemption.
     """
     link_s = link_deadline_s(env)
-    gpus_s = GPU_S * num_gpus(env)  # of a host's own checks, and of those that wait for it
+    gpus_s = GPU_S * slurm.num_gpus(env)  # of a host's own checks, and of those that wait for it
     deadline_s = 30 + ALL_OWN_S + START_S + 2 * gpus_s + (3 + len(pair_rounds(len(hosts)))) * link_s
     task = [sys.executable, "-m", "fitb.training.host_check", str(folder), ",".join(hosts)]
     task += [config.run_dir, *([config.data.cache_dir] if config.data.cache_dir else [])]

@@ -76,6 +76,11 @@ def tell(*words: str) -> None:
             time.sleep(1)
 
 
+def num_gpus(env: Mapping[str, str]) -> int:
+    """Return how many GPUs Slurm gave of this host."""
+    return int(env.get("SLURM_GPUS_ON_NODE", "0"))
+
+
 def master_port(job_id: int, restart: int, start: int = 0) -> int:
     """Return the port of rank 0, different for each job and each start of its tasks.
 

@@ -51,6 +51,7 @@ class DataConfig:
 
 
 CPU_ROWS = 32  # of a micro-batch that is left to the machine, on a CPU
+GPU_TOKENS = 32_768  # of a pass on a GPU: saturates it
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fitb.base.errors import ConfigError
 from fitb.config import Geometry, MaskConfig
+from fitb.config.schema import GPU_TOKENS
 from fitb.data.masking import num_slots
 from fitb.model.flops import (
     BERT_BASE,
@@ -25,7 +26,6 @@ from fitb.model.flops import (
 
 _COLLECTIVES = 5  # per step: agreement, gradients, their norm, weights of two parameter groups
 _OVERFLOW = 1  # per step in fp16: whether a gradient overflowed
-_MICRO_BATCH_TOKENS = 32_768  # as training takes on a GPU
 _SLOWEST_MFU, _FASTEST_MFU = 0.05, 0.4  # where nothing was measured
 _ZERO_OK = ("host_ms_per_micro_batch", "host_ms_per_step", "latency_us", "node_failures_per_day",
             "preemptions_per_day", "queue_min", "start_min")  # fmt: skip
@@ -246,7 +246,7 @@ def plan(config: PlanConfig) -> RunPlan:
 
 
 def _host_s(config: PlanConfig) -> float:
-    micro_batch = config.micro_batch or max(1, _MICRO_BATCH_TOKENS // config.length)
+    micro_batch = config.micro_batch or max(1, GPU_TOKENS // config.length)
     passes = math.ceil(config.rows / micro_batch)
     return (passes * config.host_ms_per_micro_batch + config.host_ms_per_step) / 1e3
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from fitb.config import Config, DataConfig
-from fitb.config.schema import CPU_ROWS
+from fitb.config.schema import CPU_ROWS, GPU_TOKENS
 from fitb.rundir.writer import recorded
 from fitb.shards.shard_set import length_of
 
 CPUINFO = Path("/proc/cpuinfo")
-GPU_TOKENS, SMALL_GPU_TOKENS = 32_768, 8_192  # of a micro-batch: fewer wait for launches
+SMALL_GPU_TOKENS = 8_192  # of a micro-batch
 _LARGE_GPU_BYTES = 30e9
 _BF16_CAPABILITY = (8, 0)  # Ampere; earlier GPUs emulate it
 _FP16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores

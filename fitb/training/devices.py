@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from fitb.base.errors import UnfitMachine
 from fitb.base.world import World
+from fitb.cluster.slurm import num_gpus
 from fitb.training.collectives import on_all
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -122,7 +123,7 @@ def num_promised(env: Mapping[str, str]) -> int:
     Of several MIG slices CUDA shows one.
     """
     if _VISIBLE not in env:
-        return int(env.get("SLURM_GPUS_ON_NODE", "0"))
+        return num_gpus(env)
     names = [name.strip() for name in env[_VISIBLE].split(",")]
     visible = list(itertools.takewhile(_GPU_NAME.match, names))  # others, as NoDevFiles, end it
     slices = sum(name.startswith("MIG-") for name in visible)

@@ -10,6 +10,7 @@ import torch
 from fitb.base.errors import ConfigError
 from fitb.base.world import World
 from fitb.config import Config
+from fitb.config.schema import GPU_TOKENS
 from fitb.model.attention import choose
 from fitb.model.encoder import Kernels
 from fitb.model.packed_linear import can_pack, pack, to_float8
@@ -18,7 +19,6 @@ from fitb.training.devices import compile_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS = 64  # of one function; torch.compile fails beyond its own limit of 8
-_TEACHER_TOKENS = 32_768  # per teacher forward on a GPU: saturates it, with 1 GB of features
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,6 @@ def _teacher_rows(config: Config, world: World, device: torch.device, length: in
     size, grad_accum = config.rows_per_pass, config.grad_accum(world.size)
     most = config.speed.teacher_rows
     if most is None:
-        most = _TEACHER_TOKENS // length if device.type == "cuda" else size
+        most = GPU_TOKENS // length if device.type == "cuda" else size
     fits = [size * n for n in range(1, grad_accum + 1) if grad_accum % n == 0]
     return max(rows for rows in fits if rows <= max(most, size))

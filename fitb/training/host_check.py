@@ -32,8 +32,8 @@ from fitb.base.errors import RESUME, FitbError, SystemFault
 from fitb.base.fsio import write_json
 from fitb.base.rendezvous import unreachable
 from fitb.base.world import address_of, starts_of
-from fitb.cluster.preflight import ALL_OWN_S, GPU_S, START_S, link_deadline_s, num_gpus, pair_rounds
-from fitb.cluster.slurm import master_port
+from fitb.cluster.preflight import ALL_OWN_S, GPU_S, START_S, link_deadline_s, pair_rounds
+from fitb.cluster.slurm import master_port, num_gpus
 from fitb.training.devices import num_promised
 
 logger = logging.getLogger("fitb.training.host_check")  # run as a script it has another name

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ THERE = {
 
 
 def shards(out: Path) -> None:
-    """Prepare sets of docstrings with rows of 128 and of 512 tokens, 4 MB in all."""
+    """Prepare sets of docstrings with rows of 128 and of 512 tokens, below 4 MB in all."""
     from fitb.corpus.prepare import prepare
     from fitb.corpus.prepare_config import PrepareConfig
     from fitb.model.flops import VOCABULARY
@@ -40,14 +41,15 @@ def shards(out: Path) -> None:
 
 def wheels(out: Path, python: str) -> None:
     """Collect wheels for a Python, without those that are there."""
-    scratch = out.with_name("all-wheels")
     command = [sys.executable, str(ROOT / "container" / "wheelhouse.py"), "--python", python]
-    subprocess.run([*command, "--torch", "none", "--extras", "", "--out", str(scratch)], check=True)
+    command += ["--torch", "none", "--extras", ""]
     out.mkdir(exist_ok=True)
-    for wheel in scratch.glob("*.whl"):
-        name = re.sub(r"[-_.]+", "_", wheel.name.partition("-")[0]).lower()
-        if name not in THERE and not name.startswith("nvidia"):
-            shutil.copy(wheel, out)
+    with tempfile.TemporaryDirectory() as scratch:  # of 150 MB, most of which are there
+        subprocess.run([*command, "--out", scratch], check=True)
+        for wheel in Path(scratch).glob("*.whl"):
+            name = re.sub(r"[-_.]+", "_", wheel.name.partition("-")[0]).lower()
+            if name not in THERE and not name.startswith("nvidia"):
+                shutil.copy(wheel, out)
     size = sum(wheel.stat().st_size for wheel in out.glob("*.whl"))
     if size > MOST_BYTES:
         sys.exit(
